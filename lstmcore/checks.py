@@ -1,0 +1,146 @@
+"""The checks of arguments that all backends share. Each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.config import LSTMConfig
+from lstmcore.precision import Precision
+
+if TYPE_CHECKING:
+    from lstmcore.backend import Masks, State, Tangents
+
+Lengths = npt.NDArray[np.int64]
+
+
+def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
+    """Raise unless `array` has that shape (None matches any size) and dtype.
+
+    Raises
+    ------
+    TypeError
+        Not an array, or another dtype.
+    ValueError
+        Another shape.
+    """
+    found = getattr(array, "shape", None)
+    kind = getattr(array, "dtype", None)
+    if found is None or kind is None:
+        raise TypeError(f"{name}: expected an array of {dtype}; got {type(array).__name__}")
+    if str(kind) != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}; got {kind}: convert it with {name}.astype({dtype!r})")
+    if len(found) != len(shape) or any(want not in (None, size) for want, size in zip(shape, found, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        meaning = f" = {letters}" if letters else ""
+        raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(found)}")
+
+
+def check_state(name: str, state: State | None, config: LSTMConfig, batch: int, precision: Precision) -> None:
+    """Raise unless `state` is None or a pair (h, c) of (N, P) and (N, H)."""
+    if state is None:
+        return
+    h, c = check_pair(name, state)
+    check_array(f"{name}.h", h, (batch, config.output_size), precision.storage, letters="(N, P)")
+    check_array(f"{name}.c", c, (batch, config.hidden_size), precision.compute, letters="(N, H)")
+
+
+def check_pair(name: str, state: Any) -> tuple[Any, Any]:
+    """Raise unless `state` is a tuple or list (h, c); return the two."""
+    if not isinstance(state, tuple | list) or len(state) != 2:
+        raise TypeError(f"{name}: expected a pair (h, c); got {type(state).__name__}")
+    return state[0], state[1]
+
+
+def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
+    """Check `lengths` against (N,) and 0 to T; return them as int64, or None where every row has all T steps."""
+    if lengths is None:
+        return None
+    array = np.asarray(lengths)
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(lengths, np.ndarray):
+        array = array.astype(np.int64)  # an empty list has no dtype of its own
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected whole numbers; got dtype {array.dtype}")
+    if array.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},) = (N,); got {array.shape}")
+    wrong = np.flatnonzero((array < 0) | (array > steps))
+    if wrong.size:
+        row = int(wrong[0])
+        raise ValueError(f"lengths[{row}]: expected 0 to T={steps}; got {array[row]}")
+    return None if bool((array == steps).all()) else array.astype(np.int64)
+
+
+def check_masks(masks: Masks | None, steps: int, batch: int, config: LSTMConfig, precision: Precision) -> None:
+    """Raise unless every mask that is given has its shape and belongs to a rate > 0."""
+    if masks is None:
+        return
+    for name, value, rate, shape in (
+        ("recurrent", masks.recurrent, config.recurrent_dropout, (batch, config.recurrent_size)),
+        ("zoneout_hidden", masks.zoneout_hidden, config.zoneout_hidden, (steps, batch, config.output_size)),
+        ("zoneout_cell", masks.zoneout_cell, config.zoneout_cell, (steps, batch, config.hidden_size)),
+    ):
+        if value is None:
+            continue
+        if rate == 0.0:
+            raise ValueError(f"masks.{name}: expected None, since the configuration's rate is 0; got an array")
+        check_array(f"masks.{name}", value, shape, precision.compute)
+
+
+def check_call(
+    config: LSTMConfig, precision: Precision, x: Any, state: State | None, lengths: Any, masks: Masks | None
+) -> Lengths | None:
+    """Check the arguments of a forward pass of one layer and return the lengths as `check_lengths` does."""
+    check_array("x", x, (None, None, config.input_size), precision.storage, letters="(T, N, I)")
+    steps, batch = x.shape[:2]
+    check_state("state", state, config, batch, precision)
+    check_masks(masks, steps, batch, config, precision)
+    return check_lengths(lengths, steps, batch)
+
+
+def check_out(out: Any, shape: tuple[int, ...], precision: Precision, inputs: Iterable[Any]) -> None:
+    """Raise unless `out` is None or a writable array of that shape that shares no memory with `inputs`."""
+    if out is None:
+        return
+    check_array("out", out, shape, precision.storage, letters="(T, N, P)")
+    if not isinstance(out, np.ndarray):
+        return
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writable array; got a read-only one")
+    for array in _flat(inputs):
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+            raise ValueError("out: expected memory of its own; it overlaps an input, which must not be written to")
+
+
+def _flat(items: Iterable[Any]) -> Iterable[Any]:
+    for item in items:
+        if isinstance(item, tuple | list):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def check_parameters(
+    name: str, parameters: Any, shapes: Mapping[str, tuple[int, ...]], precision: Precision, *, partial: bool = False
+) -> None:
+    """Raise unless `parameters` maps the names of `shapes` (some of them, where `partial`) to fitting arrays."""
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"{name}: expected a mapping of name to array; got {type(parameters).__name__}")
+    if unknown := sorted(set(map(str, parameters)) - set(shapes)):
+        raise ValueError(f"{name}: unknown {', '.join(unknown)}; expected {', '.join(shapes)}")
+    missing = [key for key in shapes if key not in parameters]
+    if missing and not partial:
+        raise ValueError(f"{name}: {', '.join(missing)} missing; expected {', '.join(shapes)}")
+    for key, value in parameters.items():
+        check_array(f"{name}[{key!r}]", value, shapes[key], precision.storage)
+
+
+def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfig, precision: Precision) -> None:
+    """Raise unless every tangent that is given is like what it is a tangent of."""
+    if tangents.x is not None:
+        check_array("tangents.x", tangents.x, shape, precision.storage, letters="(T, N, I)")
+    check_state("tangents.state", tangents.state, config, shape[1], precision)
+    if tangents.parameters is not None:
+        check_parameters("tangents.parameters", tangents.parameters, config.parameter_shapes, precision, partial=True)

@@ -1,0 +1,147 @@
+"""Random masks from a counter-based generator: the same ``(seed, stream, step)`` gives the same bits everywhere.
+
+The generator is Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011, doi:10.1145/2063384.2063405. SPEC.md says how masks are made from it, for other languages too.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.backend import Masks, StackMasks
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.precision import Precision
+
+Words = npt.NDArray[np.uint32]
+
+_MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL: Final = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
+_ROUNDS: Final = 10
+_LOW: Final = np.uint64(0xFFFFFFFF)
+
+
+class Kind(IntEnum):
+    """What a mask is for; with the index of the layer and direction it makes the stream."""
+
+    DROPOUT = 0
+    RECURRENT = 1
+    ZONEOUT_HIDDEN = 2
+    ZONEOUT_CELL = 3
+
+
+def stream(index: int, kind: Kind) -> int:
+    """The stream of mask `kind` for entry `index` of `StackConfig.configs` (DROPOUT: of the layers)."""
+    return 4 * index + int(kind)
+
+
+def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+    """Philox4x32-10.
+
+    Parameters
+    ----------
+    counter
+        (..., 4) words.
+    key
+        Two words.
+
+    Returns
+    -------
+    ndarray
+        (..., 4) random words, one block for each counter.
+    """
+    c0, c1, c2, c3 = (counter[..., lane].astype(np.uint64) for lane in range(4))
+    k0, k1 = np.uint32(key[0]), np.uint32(key[1])
+    shift = np.uint64(32)
+    with np.errstate(over="ignore"):  # the key schedule wraps around by design
+        for _ in range(_ROUNDS):
+            product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+            c0, c1, c2, c3 = (
+                (product1 >> shift) ^ c1 ^ np.uint64(k0),
+                product1 & _LOW,
+                (product0 >> shift) ^ c3 ^ np.uint64(k1),
+                product0 & _LOW,
+            )
+            k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def random_words(seed: int, stream: int, step: int, count: int) -> Words:
+    """`count` random 32-bit words: word ``4 b + l`` is lane ``l`` of the block with counter ``(b, 0, step, stream)``.
+
+    The key is ``(seed mod 2**32, seed // 2**32)``.
+
+    Raises
+    ------
+    ValueError
+        `seed` outside 0 to 2**64 - 1, `stream` or `step` outside 0 to 2**32 - 1.
+    """
+    for name, value, bits in (("seed", seed, 64), ("stream", stream, 32), ("step", step, 32)):
+        if not 0 <= value < 2**bits:
+            raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {value}")
+    blocks = -(-count // 4)
+    counter = np.zeros((blocks, 4), np.uint32)
+    counter[:, 0] = np.arange(blocks, dtype=np.uint32)
+    counter[:, 2] = step
+    counter[:, 3] = stream
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:count]
+
+
+def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> npt.NDArray[np.bool_]:
+    """True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``."""
+    words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64)))
+    return (words < np.uint64(rate * 2.0**32)).reshape(shape)
+
+
+def dropout_mask(
+    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str
+) -> npt.NDArray[np.floating]:
+    """0 with probability `rate`, else ``1 / (1 - rate)``."""
+    dropped = bernoulli(seed, stream, step, shape, rate)
+    return np.where(dropped, 0.0, 1.0 / (1.0 - rate)).astype(dtype)
+
+
+def layer_masks(
+    config: LSTMConfig, precision: Precision, steps: int, batch: int, *, seed: int, index: int, step: int
+) -> Masks:
+    """The masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0."""
+    dtype = precision.compute
+
+    def zoneout(kind: Kind, rate: float, width: int) -> npt.NDArray[np.floating] | None:
+        if rate == 0.0:
+            return None
+        return bernoulli(seed, stream(index, kind), step, (steps, batch, width), rate).astype(dtype)
+
+    recurrent = None
+    if config.recurrent_dropout:
+        shape = (batch, config.recurrent_size)
+        recurrent = dropout_mask(seed, stream(index, Kind.RECURRENT), step, shape, config.recurrent_dropout, dtype)
+    return Masks(
+        recurrent,
+        zoneout(Kind.ZONEOUT_HIDDEN, config.zoneout_hidden, config.output_size),
+        zoneout(Kind.ZONEOUT_CELL, config.zoneout_cell, config.hidden_size),
+    )
+
+
+def stack_masks(
+    stack: StackConfig, precision: Precision, steps: int, batch: int, *, seed: int, step: int
+) -> StackMasks | None:
+    """All masks of a stack for recorded call number `step`, or None where every rate is 0."""
+    configs = stack.configs
+    dropout = stack.dropout if stack.num_layers > 1 else 0.0
+    if not dropout and not any(c.recurrent_dropout or c.zoneout_hidden or c.zoneout_cell for c in configs):
+        return None
+    shape = (steps, batch, stack.num_directions * stack.output_size)
+    return StackMasks(
+        tuple(
+            layer_masks(config, precision, steps, batch, seed=seed, index=index, step=step)
+            for index, config in enumerate(configs)
+        ),
+        tuple(
+            dropout_mask(seed, stream(layer, Kind.DROPOUT), step, shape, dropout, precision.compute)
+            for layer in range(stack.num_layers - 1 if dropout else 0)
+        ),
+    )

@@ -1,0 +1,58 @@
+"""Named precision policies: what is stored, what is computed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A policy for the numbers of a kernel.
+
+    Attributes
+    ----------
+    name
+        The policy's name.
+    storage
+        Name of the dtype of x, y, h, the parameters and their gradients.
+    compute
+        Name of the dtype of the cell state c, of the masks and (at least) of every sum.
+    epsilon
+        The unit in which errors are stated: the distance from 1 to the next number of the coarsest format that
+        a product may round its operands to.
+    """
+
+    name: str
+    storage: str
+    compute: str
+    epsilon: float
+
+
+PRECISIONS: Final[Mapping[str, Precision]] = {
+    precision.name: precision
+    for precision in (
+        Precision("float64", "float64", "float64", 2.0**-52),
+        Precision("float32", "float32", "float32", 2.0**-23),
+        Precision("tf32", "float32", "float32", 2.0**-10),
+        Precision("bfloat16", "bfloat16", "float32", 2.0**-7),
+        Precision("float16", "float16", "float32", 2.0**-10),
+    )
+}
+
+
+def get_precision(name: object) -> Precision:
+    """The policy of a name or of a dtype such as ``numpy.float32``.
+
+    Raises
+    ------
+    ValueError
+        No policy has that name.
+    """
+    if isinstance(name, Precision):
+        return name
+    text = name if isinstance(name, str) else getattr(name, "__name__", None) or str(name)
+    if text not in PRECISIONS:
+        raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)}; got {name!r}")
+    return PRECISIONS[text]
