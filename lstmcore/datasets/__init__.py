@@ -1,0 +1,13 @@
+"""Data to train on: two real data sets that ship with the package, and series from a CSV file of one's own.
+
+``data/SOURCES.md`` gives the sources and licences of what ships.
+"""
+
+from __future__ import annotations
+
+from lstmcore.datasets.csvfile import Fill, Series, read_csv
+from lstmcore.datasets.registry import load, names
+from lstmcore.datasets.sequences import Classification, Sequences
+from lstmcore.datasets.windows import Windows
+
+__all__ = ["Classification", "Fill", "Sequences", "Series", "Windows", "load", "names", "read_csv"]

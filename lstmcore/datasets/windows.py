@@ -1,0 +1,127 @@
+"""A series cut into windows for forecasting, and the naive forecasts that a model must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.datasets.csvfile import Series
+from lstmcore.datasets.sequences import Sequences
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """All windows of a filled series that have `horizon` values after them.
+
+    A window is seen relative to its last value: ``inputs = window - last``, ``targets = following values - last``.
+    That takes the trend out without a look at the future; `absolute` puts the last value back.
+
+    Attributes
+    ----------
+    origins
+        (count,) the row of the last value of each window.
+    last
+        (count, 1) that value.
+    inputs
+        (count, window, 1).
+    targets
+        (count, horizon).
+    """
+
+    series: Series
+    window: int
+    horizon: int
+    origins: npt.NDArray[np.intp]
+
+    @classmethod
+    def cut(cls, series: Series, window: int, horizon: int, *, start: int = 0, stop: int | None = None) -> Windows:
+        """The windows whose targets lie in rows `start` to `stop`; their inputs may begin before `start`.
+
+        A window is left out where its last value or a target was a gap: a filled value is no measurement to be
+        judged by, and a linear fill at the origin would have seen the future.
+
+        Raises
+        ------
+        ValueError
+            A window or horizon below 1, unfilled gaps, or no window at all.
+        """
+        for name, value in (("window", window), ("horizon", horizon)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1; got {value}")
+        if np.isnan(series.values).any():
+            raise ValueError(f"{series.name}: expected a series without gaps; fill it first")
+        stop = len(series) if stop is None else stop
+        first = max(window - 1, start - 1)
+        origins = np.arange(first, max(first, stop - horizon), dtype=np.intp)
+        steps = origins[:, None] + np.arange(horizon + 1)
+        origins = origins[~series.gaps[steps].any(axis=1)]
+        if not origins.size:
+            raise ValueError(
+                f"{series.name}: expected at least {max(window, start) + horizon} measured rows for window={window}, "
+                f"horizon={horizon} and targets from row {start}; got {stop}"
+            )
+        return cls(series, window, horizon, origins)
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @property
+    def last(self) -> Floats:
+        return self.series.values[self.origins][:, None]
+
+    @property
+    def inputs(self) -> Floats:
+        rows = self.origins[:, None] + np.arange(1 - self.window, 1)
+        return (self.series.values[rows] - self.last)[..., None]
+
+    @property
+    def actual(self) -> Floats:
+        """(count, horizon) the values that follow each window."""
+        return self.series.values[self.origins[:, None] + np.arange(1, self.horizon + 1)]
+
+    @property
+    def targets(self) -> Floats:
+        return self.actual - self.last
+
+    def absolute(self, relative: Floats) -> Floats:
+        """Forecasts relative to the last value as values of the series."""
+        return relative + self.last
+
+    def sequences(self, dtype: str) -> Sequences:
+        """The windows as what a trainer takes."""
+        return Sequences(tuple(self.inputs.astype(dtype)), self.targets.astype(dtype))
+
+    def last_value_forecast(self) -> Floats:
+        """(count, horizon): the last value stays."""
+        return np.repeat(self.last, self.horizon, axis=1)
+
+    def seasonal_naive_forecast(self, season: int) -> Floats:
+        """(count, horizon): each value as one season ago (or as many whole seasons ago as the horizon needs).
+
+        Raises
+        ------
+        ValueError
+            `season` below 1, or longer than the history before the first window's targets.
+        """
+        if season < 1:
+            raise ValueError(f"season: expected at least 1; got {season}")
+        ahead = np.arange(1, self.horizon + 1)
+        back = -(-ahead // season) * season
+        rows = self.origins[:, None] + ahead - back
+        if rows.min() < 0:
+            raise ValueError(f"season: expected at most {int(self.origins[0]) + 1} rows of history; got {season}")
+        return self.series.values[rows]
+
+
+def root_mean_square(error: Floats) -> float:
+    """RMSE over all entries."""
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+def mean_absolute(error: Floats) -> float:
+    """MAE over all entries."""
+    return float(np.mean(np.abs(error)))

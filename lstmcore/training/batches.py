@@ -1,0 +1,84 @@
+"""Batches of sequences of about the same length, in an order that follows from the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.intp]
+
+#: Batches whose sequences are sorted by length together: more pad less, fewer mix more.
+_POOL: Final = 4
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    """Shuffle, sort pools of a few batches by length, cut them into batches and shuffle the batches.
+
+    Every index is in exactly one batch. The same arguments give the same batches.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
+    random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
+    order = random.permutation(len(lengths))
+    sizes = np.asarray(lengths, np.int64)
+    batches: list[Indices] = []
+    for start in range(0, len(order), _POOL * batch_size):
+        pool = order[start : start + _POOL * batch_size]
+        pool = pool[np.argsort(sizes[pool], kind="stable")]
+        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+def pad(sequences: Sequence[Array]) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Stack sequences (T, I) to (max T, N, I), zeros past their ends, and their lengths (N,)."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    first = sequences[0]
+    stacked = np.zeros((int(lengths.max()), len(sequences), *first.shape[1:]), first.dtype)
+    for row, sequence in enumerate(sequences):
+        stacked[: len(sequence), row] = sequence
+    return stacked, lengths
+
+
+def split(
+    count: int, fraction: float, *, seed: int, classes: Array | None = None, chronological: bool = False
+) -> tuple[Indices, Indices]:
+    """Numbers of the training and of the validation sequences, ascending.
+
+    Parameters
+    ----------
+    fraction
+        Share of the validation set, in [0, 1).
+    classes
+        (count,) class numbers: every class then gives its share (stratified).
+    chronological
+        Take the last ones, for windows of a series, which overlap their neighbours.
+
+    Raises
+    ------
+    ValueError
+        `fraction` outside [0, 1), or too few sequences for both sets.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation: expected a fraction in [0, 1); got {fraction!r}")
+    everything = np.arange(count, dtype=np.intp)
+    if fraction == 0:
+        return everything, everything[:0]
+    if chronological:
+        chosen = everything[count - max(1, round(fraction * count)) :]
+    else:
+        random = np.random.default_rng(np.random.SeedSequence((seed, 0x5EED)))
+        groups = [everything] if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        chosen = np.concatenate([random.permutation(group)[: round(fraction * len(group))] for group in groups])
+    rest = np.setdiff1d(everything, chosen)
+    if not chosen.size or not rest.size:
+        raise ValueError(f"validation: expected a fraction of {count} sequences that leaves some on both sides; got {fraction}")
+    return rest, np.sort(chosen)

@@ -1,0 +1,155 @@
+"""Optimizers as PyTorch defines them, and gradient clipping. They map arrays by name to new arrays by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+class Optimizer(ABC):
+    """A rule that moves parameters against their gradients; keeps its moments by parameter name."""
+
+    name: ClassVar[str]
+    moments: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, lr: float, **settings: float) -> None:
+        self.settings = {"lr": lr, **settings}
+        for key, value in self.settings.items():
+            if not math.isfinite(value) or value < 0 or (key == "lr" and value == 0):
+                raise ValueError(f"{self.name} {key}: expected a finite number {'> 0' if key == 'lr' else '>= 0'}; got {value!r}")
+            if key in ("momentum", "beta1", "beta2") and value >= 1:
+                raise ValueError(f"{self.name} {key}: expected a number in [0, 1); got {value!r}")
+        self.steps = 0
+        self._state: dict[str, Arrays] = {moment: {} for moment in self.moments}
+
+    def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> Arrays:
+        """The parameters after one step, as fresh arrays of the same dtypes.
+
+        Raises
+        ------
+        ValueError
+            `gradients` lacks a parameter or has another shape for it.
+        """
+        for name, value in parameters.items():
+            found = gradients[name].shape if name in gradients else "none"
+            if found != value.shape:
+                raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {found}")
+        self.steps += 1
+        return {name: self._update(name, value, gradients[name]).astype(value.dtype) for name, value in parameters.items()}
+
+    def state(self) -> Arrays:
+        """The moments, ``"moment.parameter"`` -> array; with `steps` all that a resumed run needs."""
+        return {f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()}
+
+    def load_state(self, steps: int, arrays: Mapping[str, Array]) -> None:
+        """The inverse of `state`."""
+        state: dict[str, Arrays] = {moment: {} for moment in self.moments}
+        for key, value in arrays.items():
+            moment, _, name = key.partition(".")
+            if moment not in state:
+                raise ValueError(f"optimizer state: expected {', '.join(self.moments) or 'none'} for {self.name}; got {key!r}")
+            state[moment][name] = np.array(value)
+        self.steps, self._state = steps, state
+
+    @abstractmethod
+    def _update(self, name: str, value: Array, gradient: Array) -> Array:
+        """The new value of one parameter; `steps` counts this step already."""
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` (dampening 0).
+
+    ``g += weight_decay * p;  m = momentum * m + g  (m = g at first);  p -= lr * m``, with `nesterov`
+    ``p -= lr * (g + momentum * m)``.
+    """
+
+    name = "sgd"
+    moments = ("momentum",)
+
+    def __init__(self, lr: float = 0.01, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> None:
+        if nesterov and momentum == 0:
+            raise ValueError("sgd nesterov: expected momentum > 0; got 0")
+        super().__init__(lr, momentum=momentum, weight_decay=weight_decay, nesterov=float(nesterov))
+
+    def _update(self, name: str, value: Array, gradient: Array) -> Array:
+        lr, momentum, decay = (self.settings[key] for key in ("lr", "momentum", "weight_decay"))
+        if decay:
+            gradient = gradient + decay * value
+        if momentum:
+            moments = self._state["momentum"]
+            moments[name] = momentum * moments[name] + gradient if name in moments else gradient.copy()
+            gradient = gradient + momentum * moments[name] if self.settings["nesterov"] else moments[name]
+        return value - lr * gradient
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2014, arXiv:1412.6980) as ``torch.optim.Adam``; `weight_decay` is added to the gradient."""
+
+    name = "adam"
+    moments = ("first", "second")
+    _decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self, lr: float = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, name: str, value: Array, gradient: Array) -> Array:
+        lr, beta1, beta2, eps, decay = (self.settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+        if self._decoupled:
+            value = value * (1 - lr * decay)
+        elif decay:
+            gradient = gradient + decay * value
+        first, second = self._state["first"], self._state["second"]
+        if name not in first:
+            first[name], second[name] = np.zeros_like(gradient), np.zeros_like(gradient)
+        m = first[name] = beta1 * first[name] + (1 - beta1) * gradient
+        v = second[name] = beta2 * second[name] + (1 - beta2) * gradient * gradient
+        scale = math.sqrt(1 - beta2**self.steps)
+        return value - (lr / (1 - beta1**self.steps)) * m / (np.sqrt(v) / scale + eps)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) as ``torch.optim.AdamW``."""
+
+    name = "adamw"
+    _decoupled = True
+
+    def __init__(
+        self, lr: float = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+
+
+OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for rule in (SGD, Adam, AdamW)}
+
+
+def global_norm(gradients: Mapping[str, Array]) -> float:
+    """The L2 norm of all gradients together, summed in float64."""
+    return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
+
+
+def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
+    """Scale all gradients by ``bound / norm`` where their global norm is above `bound`.
+
+    Returns the gradients and the norm that they had.
+
+    Raises
+    ------
+    ValueError
+        `bound` is not > 0.
+    """
+    if not bound > 0:
+        raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
+    norm = global_norm(gradients)
+    if norm <= bound or not math.isfinite(norm):
+        return dict(gradients), norm
+    return {name: (value * (bound / norm)).astype(value.dtype) for name, value in gradients.items()}, norm

@@ -1,0 +1,174 @@
+"""The readout layer ``y = g(W [h, x] + b)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore import checks
+from lstmcore.precision import get_precision
+
+Array = npt.NDArray[Any]
+ReadoutActivation = Literal["none", "tanh", "sigmoid", "relu", "softmax"]
+Steps = Literal["last", "every"]
+
+DTYPES: Final = ("float32", "float64")
+
+
+class ReadoutTape(NamedTuple):
+    """What `Readout.record` keeps for `Readout.backward`."""
+
+    features: Array
+    linear: Array
+    output: Array
+
+
+class ReadoutGradients(NamedTuple):
+    """Gradients of h, of x (None without the x part) and of the parameters by name."""
+
+    h: Array
+    x: Array | None
+    parameters: dict[str, Array]
+
+
+class Readout:
+    """A dense layer on the outputs of an LSTM, ``y = g(W [h, x] + b)``.
+
+    Parameters
+    ----------
+    hidden_size
+        Width of h: ``D * P`` of the LSTM.
+    output_size
+        K: width of y.
+    activation
+        g. ``"softmax"`` gives probabilities over the K outputs.
+    x_size
+        Width of the input x that is read next to h; 0 for none.
+    steps
+        ``"every"``: y has one entry a step. ``"last"``: one a sequence, made from the final state of the last layer.
+        Forward that is h at the row's last valid step; for the reversed direction h at step 0, where it ends. So
+        both directions have read the whole sequence. The x part is x at the row's last valid step.
+    dtype
+        ``"float32"`` or ``"float64"``; that of the LSTM.
+    seed
+        Seed of the initial weights, uniform in ``+-1/sqrt(width)`` as in ``torch.nn.Linear``.
+
+    Raises
+    ------
+    ValueError
+        A size, an activation, a dtype or `steps` outside its domain.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        output_size: int,
+        *,
+        activation: ReadoutActivation = "none",
+        x_size: int = 0,
+        steps: Steps = "last",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        for name, value, least in (("hidden_size", hidden_size, 1), ("output_size", output_size, 1), ("x_size", x_size, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"readout {name}: expected a whole number of at least {least}; got {value!r}")
+        for name, text, choices in (
+            ("activation", activation, get_args(ReadoutActivation)),
+            ("steps", steps, get_args(Steps)),
+            ("dtype", dtype, DTYPES),
+        ):
+            if text not in choices:
+                raise ValueError(f"readout {name}: expected one of {', '.join(choices)}; got {text!r}")
+        self.hidden_size, self.output_size, self.x_size = hidden_size, output_size, x_size
+        self.activation, self.steps, self.dtype = activation, steps, dtype
+        width = hidden_size + x_size
+        self.parameter_shapes = {"weight": (output_size, width), "bias": (output_size,)}
+        random, bound = np.random.default_rng(seed), width**-0.5
+        self.load_parameters(
+            {name: random.uniform(-bound, bound, shape).astype(dtype) for name, shape in self.parameter_shapes.items()}
+        )
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """``weight`` (K, hidden_size + x_size) and ``bias`` (K,), read-only."""
+        return dict(self._parameters)
+
+    def load_parameters(self, parameters: Mapping[str, Array]) -> None:
+        """Set the parameters (copied).
+
+        Raises
+        ------
+        TypeError, ValueError
+            A missing or unknown name, a wrong shape or dtype, a value that is not finite.
+        """
+        checks.check_parameters("readout parameters", parameters, self.parameter_shapes, get_precision(self.dtype))
+        copies = {name: np.array(parameters[name]) for name in self.parameter_shapes}
+        for name, value in copies.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"readout parameters[{name!r}]: expected finite numbers; got NaN or infinity")
+            value.flags.writeable = False
+        self._parameters = copies
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that make this layer, for JSON."""
+        names = ("hidden_size", "output_size", "activation", "x_size", "steps", "dtype")
+        return {name: getattr(self, name) for name in names}
+
+    def __call__(self, h: Array, x: Array | None = None) -> Array:
+        """`record` without the tape."""
+        return self.record(h, x)[0]
+
+    def record(self, h: Array, x: Array | None = None) -> tuple[Array, ReadoutTape]:
+        """Compute y (..., K) from h (..., hidden_size) and x (..., x_size), and keep what `backward` needs."""
+        checks.check_array("h", h, (*h.shape[:-1], self.hidden_size), self.dtype)
+        if (x is None) != (self.x_size == 0):
+            raise ValueError(f"x: expected {'an array' if self.x_size else 'None'} with x_size={self.x_size}")
+        if x is not None:
+            checks.check_array("x", x, (*h.shape[:-1], self.x_size), self.dtype)
+        features = h if x is None else np.concatenate((h, x), axis=-1)
+        linear = features @ self._parameters["weight"].T + self._parameters["bias"]
+        output = _activate(self.activation, linear)
+        return output, ReadoutTape(features, linear, output)
+
+    def backward(self, tape: ReadoutTape, dy: Array, *, of_linear: bool = False) -> ReadoutGradients:
+        """Gradients of ``sum(dy * y)``; with `of_linear` of ``sum(dy * (W [h, x] + b))``, for a fused loss."""
+        checks.check_array("dy", dy, tape.output.shape, self.dtype)
+        dz = dy if of_linear else _derivative(self.activation, tape, dy)
+        flat = dz.reshape(-1, self.output_size)
+        dfeatures = dz @ self._parameters["weight"]
+        return ReadoutGradients(
+            dfeatures[..., : self.hidden_size],
+            dfeatures[..., self.hidden_size :] if self.x_size else None,
+            {"weight": flat.T @ tape.features.reshape(len(flat), -1), "bias": flat.sum(axis=0)},
+        )
+
+
+def softmax(z: Array) -> Array:
+    """Softmax over the last axis, shifted by the maximum so that nothing overflows."""
+    e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+def _activate(name: str, z: Array) -> Array:
+    if name == "tanh":
+        return np.tanh(z)
+    if name == "sigmoid":
+        return 0.5 * (1.0 + np.tanh(0.5 * z))
+    if name == "relu":
+        return np.maximum(z, 0)
+    return softmax(z) if name == "softmax" else z
+
+
+def _derivative(name: str, tape: ReadoutTape, dy: Array) -> Array:
+    y = tape.output
+    if name == "tanh":
+        return dy * (1 - y * y)
+    if name == "sigmoid":
+        return dy * y * (1 - y)
+    if name == "relu":
+        return np.where(tape.linear > 0, dy, 0).astype(dy.dtype)
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True)) if name == "softmax" else dy
