@@ -1,0 +1,40 @@
+"""From sequences to a saved, evaluated model: readout, losses, optimizers, trainer, model files."""
+
+from __future__ import annotations
+
+from lstmcore.training.batches import batches_by_length, pad, split
+from lstmcore.training.files import load_model, save_model
+from lstmcore.training.history import Epoch, History
+from lstmcore.training.losses import CrossEntropy, Loss, MeanSquaredError
+from lstmcore.training.model import Evaluation, SequenceModel
+from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.plots import plot_history
+from lstmcore.training.readout import Readout
+from lstmcore.training.scaling import Standardizer
+from lstmcore.training.trainer import DivergedError, Trainer
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CrossEntropy",
+    "DivergedError",
+    "Epoch",
+    "Evaluation",
+    "History",
+    "Loss",
+    "MeanSquaredError",
+    "Optimizer",
+    "Readout",
+    "SequenceModel",
+    "Standardizer",
+    "Trainer",
+    "batches_by_length",
+    "clip_by_global_norm",
+    "global_norm",
+    "load_model",
+    "pad",
+    "plot_history",
+    "save_model",
+    "split",
+]

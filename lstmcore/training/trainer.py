@@ -1,0 +1,280 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lstmcore.training import checkpoint as checkpoints
+from lstmcore.training.batches import batches_by_length, split
+from lstmcore.training.history import Epoch, History
+from lstmcore.training.losses import LOSSES, Loss
+from lstmcore.training.model import Evaluation, SequenceModel, Targets
+from lstmcore.training.optimizers import Adam, Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.scaling import Standardizer
+
+Array = npt.NDArray[Any]
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is no longer finite."""
+
+
+class Trainer:
+    """Trains a `SequenceModel`.
+
+    The same seed, data and settings on the same machine give the same run again, bit for bit, also where the run
+    was cut and resumed from a checkpoint.
+
+    Parameters
+    ----------
+    model
+        Its weights are what training starts from.
+    loss
+        ``"cross-entropy"`` (class numbers; the readout's activation is softmax or none) or ``"mean-squared-error"``.
+    optimizer
+        Adam with its defaults where None. Its moments go with one run: make a new one for another.
+    epochs, batch_size
+        At least 1.
+    clip_norm
+        Bound of the global norm of the gradients; None for none.
+    validation
+        Share of the data that is held out to watch the run, in [0, 1). By class where the targets are classes.
+    chronological
+        Hold out the last sequences instead of random ones: for windows of a series, which overlap.
+    patience
+        Stop after that many epochs without a lower validation loss; None never does.
+    drift_threshold
+        Stop after an epoch whose state drift (`Epoch.drift`) is above it; None never does. Such an epoch is never
+        the best one.
+    input_noise
+        Standard deviation of Gaussian noise on the standardised inputs while learning (a regulariser).
+    standardize
+        Fit ``model.input_scaling`` on the training part where the model has none.
+    seed
+        Order of the batches, validation split and input noise. (Weights and dropout follow from the LSTM's seed.)
+    checkpoint
+        File to write after every epoch; None for none.
+    quiet
+        No progress bar.
+
+    Raises
+    ------
+    ValueError
+        A setting outside its domain.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        *,
+        loss: str | Loss = "cross-entropy",
+        optimizer: Optimizer | None = None,
+        epochs: int = 60,
+        batch_size: int = 32,
+        clip_norm: float | None = 1.0,
+        validation: float = 0.1,
+        chronological: bool = False,
+        patience: int | None = None,
+        drift_threshold: float | None = None,
+        input_noise: float = 0.0,
+        standardize: bool = True,
+        seed: int = 0,
+        checkpoint: str | Path | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
+        self.loss: Loss = LOSSES[loss]() if isinstance(loss, str) else loss
+        if self.loss.of_linear and model.readout.activation not in ("softmax", "none"):
+            raise ValueError(
+                f"loss: {self.loss.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
+            )
+        for name, whole in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+            if whole is not None and whole < 1:
+                raise ValueError(f"{name}: expected at least 1; got {whole!r}")
+        for name, value in (("clip_norm", clip_norm), ("drift_threshold", drift_threshold)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: expected a finite number > 0, or None for none; got {value!r}")
+        if not (input_noise >= 0 and math.isfinite(input_noise)):
+            raise ValueError(f"input_noise: expected a finite number >= 0; got {input_noise!r}")
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation: expected a fraction in [0, 1); got {validation!r}")
+        if patience is not None and validation == 0:
+            raise ValueError("patience: needs a validation set; got validation=0")
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0; got {seed}")
+        self.model = model
+        self.optimizer = optimizer or Adam()
+        self.epochs, self.batch_size, self.clip_norm = epochs, batch_size, clip_norm
+        self.validation, self.chronological, self.patience = validation, chronological, patience
+        self.drift_threshold, self.input_noise, self.standardize = drift_threshold, input_noise, standardize
+        self.seed, self.checkpoint, self.quiet = seed, checkpoint, quiet
+
+    def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
+        """Train, then put the best epoch's weights (lowest validation loss) into the model.
+
+        Without a validation set the last epoch's weights stay.
+
+        Parameters
+        ----------
+        inputs
+            One finite array (T, I) a sequence; T may differ.
+        targets
+            One a sequence: class numbers, or values (K,) in the units of the model's `predict`. With a readout at
+            every step one array (T,) or (T, K) a sequence.
+        resume
+            A checkpoint of the same model, settings and data to go on from; only `epochs` may differ.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Data that do not fit the model, or a checkpoint of another run.
+        DivergedError
+            The loss is no longer finite.
+        """
+        model = self.model
+        model.check_inputs(inputs)
+        if len(targets) != len(inputs):
+            raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
+        classes = np.asarray(targets) if self.loss.of_linear and model.readout.steps == "last" else None
+        fit_rows, check_rows = split(
+            len(inputs), self.validation, seed=self.seed, classes=classes, chronological=self.chronological
+        )
+        progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
+        settings = self._settings(inputs, targets)
+        if resume is not None:
+            progress = checkpoints.load_checkpoint(resume, model, self.optimizer, settings)
+        elif self.standardize and model.input_scaling is None:
+            model.input_scaling = Standardizer.fit(inputs[row] for row in fit_rows)
+        scaled, wanted = model.scaled(inputs), self._scaled_targets(targets)
+        history = progress.history
+        with self._bar() as bar:
+            task = bar.add_task("training", total=self.epochs, completed=len(history.epochs), numbers="")
+            while len(history.epochs) < self.epochs and history.stopped is None:
+                self._epoch(progress, scaled, wanted, fit_rows, check_rows)
+                if self.checkpoint is not None:
+                    checkpoints.save_checkpoint(self.checkpoint, model, self.optimizer, progress, settings)
+                bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
+        if progress.best is not None:
+            model.load_parameters(progress.best)
+        return history
+
+    def _epoch(
+        self,
+        progress: checkpoints.Progress,
+        inputs: list[Array],
+        targets: Targets,
+        fit_rows: npt.NDArray[np.intp],
+        check_rows: npt.NDArray[np.intp],
+    ) -> None:
+        history = progress.history
+        number = len(history.epochs) + 1
+        loss, accuracy, norm = self._learn(number, inputs, targets, fit_rows)
+        rows = check_rows if check_rows.size else fit_rows
+        seen = self.model.evaluate([inputs[row] for row in rows], [targets[row] for row in rows], self.loss)
+        if not math.isfinite(seen.loss):
+            raise _diverged(number, "loss", seen.loss)
+        checked = seen if check_rows.size else Evaluation(0.0, None, 0.0)
+        history.epochs.append(
+            Epoch(
+                number,
+                loss,
+                accuracy,
+                checked.loss if check_rows.size else None,
+                checked.accuracy,
+                seen.drift,
+                norm,
+            )
+        )
+        within = self.drift_threshold is None or seen.drift <= self.drift_threshold
+        if not within:
+            history.stopped = f"state drift {seen.drift:.4g} above the threshold {self.drift_threshold:.4g}"
+        if check_rows.size and within:
+            best = history.epochs[history.best - 1].validation_loss if history.best else None
+            if best is None or seen.loss < best:
+                history.best, progress.best = number, self.model.parameters
+            elif self.patience is not None and number - (history.best or 0) >= self.patience:
+                history.stopped = f"no lower validation loss for {self.patience} epochs"
+
+    def _learn(
+        self, number: int, inputs: list[Array], targets: Targets, rows: npt.NDArray[np.intp]
+    ) -> tuple[float, float | None, float]:
+        noise = np.random.default_rng(np.random.SeedSequence((self.seed, number, 1)))
+        total, right, entries, norms = 0.0, 0, 0, 0.0
+        known = True
+        batches = batches_by_length([len(inputs[row]) for row in rows], self.batch_size, seed=self.seed, epoch=number)
+        for batch in batches:
+            chosen = rows[batch]
+            x = [inputs[row] for row in chosen]
+            if self.input_noise:
+                x = [s + (self.input_noise * noise.standard_normal(s.shape)).astype(s.dtype) for s in x]
+            learned = self.model.learn(x, [targets[row] for row in chosen], self.loss)
+            gradients, norm = learned.gradients, global_norm(learned.gradients)
+            if not (math.isfinite(learned.loss) and math.isfinite(norm)):
+                raise _diverged(number, "loss and gradient norm", (learned.loss, norm))
+            if self.clip_norm is not None:
+                gradients, _ = clip_by_global_norm(gradients, self.clip_norm)
+            self.model.load_parameters(self.optimizer.step(self.model.parameters, gradients))
+            known = known and learned.right is not None
+            total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
+            entries, norms = entries + learned.entries, norms + norm
+        entries = max(entries, 1)
+        return total / entries, right / entries if known else None, norms / len(batches)
+
+    def _scaled_targets(self, targets: Targets) -> Targets:
+        if self.loss.of_linear:
+            return targets
+        dtype, scaling = self.model.readout.dtype, self.model.target_scaling
+        return [
+            np.asarray(target).astype(dtype) if scaling is None else scaling.apply(np.asarray(target), dtype)
+            for target in targets
+        ]
+
+    def _settings(self, inputs: Sequence[Array], targets: Targets) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        digest = hashlib.sha256()
+        for array in (*inputs, *(np.asarray(target) for target in targets)):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        names = ("batch_size", "clip_norm", "validation", "chronological", "patience", "drift_threshold")
+        names += ("input_noise", "standardize", "seed")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "loss": self.loss.name,
+            "optimizer": self.optimizer.name,
+            "optimizer_settings": self.optimizer.settings,
+            "lstm_seed": self.model.lstm.seed,
+            "data_sha256": digest.hexdigest(),
+        }
+
+    def _bar(self) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        return Progress(*columns, console=Console(stderr=True), disable=self.quiet)
+
+
+def _diverged(epoch: int, what: str, value: object) -> DivergedError:
+    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}; lower the learning rate or clip_norm")
+
+
+def _numbers(epoch: Epoch) -> str:
+    text = f"loss {epoch.loss:.4f}"
+    if epoch.validation_loss is not None:
+        text += f"  validation {epoch.validation_loss:.4f}"
+    if epoch.validation_accuracy is not None:
+        text += f"  accuracy {epoch.validation_accuracy:.1%}"
+    return text + f"  drift {epoch.drift:.2f}"
