@@ -46,6 +46,13 @@ class Series:
     def __len__(self) -> int:
         return len(self.values)
 
+    def head(self, rows: int) -> Series:
+        """The first `rows` rows."""
+        cut = slice(0, rows)
+        return replace(
+            self, values=self.values[cut], lines=self.lines[cut], gaps=self.gaps[cut], labels=self.labels[cut]
+        )
+
     def filled(self, method: Fill) -> Series:
         """The series without NaN.
 
@@ -63,7 +70,7 @@ class Series:
         if method not in get_args(Fill):
             raise ValueError(f"fill: expected one of {', '.join(get_args(Fill))}; got {method!r}")
         rows = np.flatnonzero(self.gaps)
-        if not rows.size:
+        if not rows.size or not np.isnan(self.values).any():
             return self
         known = np.flatnonzero(~self.gaps)
         first = f"{self.name}, line {self.lines[rows[0]]}, column {self.column!r}"

@@ -1,0 +1,79 @@
+"""``lstmcore predict``: what a model says about data, as CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import click
+
+from lstmcore.cli._data import check_folder
+from lstmcore.cli.evaluate import load_for
+from lstmcore.datasets import Classification, Series, Windows
+from lstmcore.training.files import write_atomically
+from lstmcore.training.forecast import ForecastTask, forecasts
+from lstmcore.training.model import SequenceModel
+
+
+@click.command("predict")
+@click.argument("model")
+@click.argument("data")
+@click.option("--out", help="File to write  [default: print].")
+@click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
+@click.option("--backend", help="Backend that computes  [default: the fastest].")
+@click.option("--json", "as_json", is_flag=True, help="JSON in place of CSV.")
+def predict(model: str, data: str, out: str | None, fill: Any, backend: str | None, as_json: bool) -> None:
+    """Write what MODEL says about DATA.
+
+    A classifier gives the class and its probability for each test sequence. A forecast gives, for the last row of
+    DATA and the window before it, the values of the rows that come next.
+
+    \b
+    Examples:
+      lstmcore predict model.safetensors japanese-vowels --out answers.csv
+      lstmcore predict forecast.safetensors my.csv --json
+    """
+    check_folder("--out", out)
+    loaded = SequenceModel.load(model, backend=backend)
+    found = load_for(loaded, model, data)
+    if isinstance(found, Classification):
+        if fill is not None:
+            raise ValueError("--fill: only for forecasting; this data set has no gaps")
+        rows = _answers(loaded, found)
+    else:
+        rows = _next_rows(loaded, found, fill)
+    text = json.dumps(rows) + "\n" if as_json else _csv(rows)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(out, text.encode())
+
+
+def _answers(model: SequenceModel, data: Classification) -> list[dict[str, Any]]:
+    return [
+        {
+            "sequence": number,
+            "class": data.classes[int(output.argmax())],
+            "probability": float(output.max()),
+            "actual": data.classes[int(target)],
+        }
+        for number, (output, target) in enumerate(zip(model.predict(data.test.inputs), data.test.targets, strict=True))
+    ]
+
+
+def _next_rows(model: SequenceModel, series: Series, fill: Any) -> list[dict[str, Any]]:
+    task = ForecastTask.from_dict(model.task)
+    windows = Windows.last(series.filled(fill or task.fill), task.window)
+    values = forecasts(model, windows)[0]
+    after = series.labels[-1]
+    return [{"after": after, "step": step, task.target: float(value)} for step, value in enumerate(values, 1)]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

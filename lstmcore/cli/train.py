@@ -1,0 +1,243 @@
+"""``lstmcore train``: from data to a model file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final, TypeVar
+
+import click
+import numpy as np
+from rich.console import Console
+
+from lstmcore.cli._data import check_folder, open_data
+from lstmcore.config import Coupling, Recurrence
+from lstmcore.datasets import Classification, Series
+from lstmcore.lstm import LSTM
+from lstmcore.training.forecast import ForecastTask, scores
+from lstmcore.training.model import SequenceModel
+from lstmcore.training.optimizers import OPTIMIZERS, Optimizer
+from lstmcore.training.plots import plot_history, require_matplotlib
+from lstmcore.training.readout import DTYPES, Readout
+from lstmcore.training.scaling import Standardizer
+from lstmcore.training.trainer import Trainer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What an option is where it is not given, by kind of task. Chosen by validation inside the training sets.
+CLASSIFY: Final[dict[str, Any]] = {
+    "hidden_size": 100,
+    "bidirectional": True,
+    "epochs": 60,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 0.003,
+    "weight_decay": 0.1,
+    "input_noise": 0.6,
+    "patience": None,
+}
+FORECAST: Final[dict[str, Any]] = {
+    "hidden_size": 32,
+    "bidirectional": False,
+    "epochs": 40,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 0.003,
+    "weight_decay": 0.01,
+    "input_noise": 0.0,
+    "patience": 10,
+}
+#: Rows held out of a series that ships with the package: the last two years.
+_TEST_ROWS: Final = {"co2": 104}
+
+
+def _both(text: str, name: str) -> str:
+    return f"{text}  [default: {CLASSIFY[name]} to classify, {FORECAST[name]} to forecast]"
+
+
+def _switches(command: F) -> F:
+    """The options that are arguments of `LSTM`."""
+    rate, clip = click.FloatRange(0, 1), click.FloatRange(0, min_open=True)
+    for option in (
+        click.option("--num-layers", type=click.IntRange(1), default=1, show_default=True, help="Layers."),
+        click.option("--proj-size", type=click.IntRange(0), default=0, help="Width of the projected output; 0 for none."),
+        click.option("--dropout", type=rate, default=0.0, help="Rate between layers."),
+        click.option("--bias/--no-bias", default=True, help="Gates with a bias."),
+        click.option("--peephole", is_flag=True, help="Peephole connections."),
+        click.option("--coupling", type=click.Choice(Coupling.__args__), default="none", help="Coupled gates."),
+        click.option("--recurrence", type=click.Choice(Recurrence.__args__), default="hidden", help="What the gates read."),
+        click.option("--layer-norm", is_flag=True, help="Layer normalisation."),
+        click.option("--gate-clip", type=clip, help="Bound of the pre-activations."),
+        click.option("--cell-clip", type=clip, help="Bound of the cell."),
+        click.option("--proj-clip", type=clip, help="Bound of the projected output."),
+        click.option("--gate-activation", default="sigmoid", help="For example 'hard_sigmoid(alpha=0.2)'."),
+        click.option("--cell-activation", default="tanh", help="Of the candidate."),
+        click.option("--hidden-activation", default="tanh", help="Of the cell on its way out."),
+        click.option("--zoneout-hidden", type=rate, default=0.0, help="Rate on h."),
+        click.option("--zoneout-cell", type=rate, default=0.0, help="Rate on c."),
+        click.option("--recurrent-dropout", type=rate, default=0.0, help="Rate of one mask a sequence."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("train")
+@click.argument("data")
+@click.option("--out", help="The model file (safetensors) to write.")
+@click.option("--target", help="Forecasting: the column of the CSV file.")
+@click.option("--window", type=click.IntRange(1), default=52, show_default=True, help="Forecasting: rows that are read.")
+@click.option("--horizon", type=click.IntRange(1), default=1, show_default=True, help="Forecasting: rows that follow.")
+@click.option("--season", type=click.IntRange(1), help="Forecasting: rows of a season  [default: the window].")
+@click.option("--test-rows", type=click.IntRange(1), help="Forecasting: last rows to hold out  [default: 104 for co2].")
+@click.option("--test-fraction", type=click.FloatRange(0, 1, True, True), help="The same as a share  [default: 0.2].")
+@click.option("--fill", type=click.Choice(("error", "linear", "previous")), default="error", show_default=True,
+              help="Forecasting: what to do about gaps.")  # fmt: skip
+@click.option("--hidden-size", type=click.IntRange(1), help=_both("Width of the cell.", "hidden_size"))
+@click.option("--bidirectional/--unidirectional", default=None, help=_both("Both directions.", "bidirectional"))
+@_switches
+@click.option("--epochs", type=click.IntRange(1), help=_both("Rounds over the data.", "epochs"))
+@click.option("--batch-size", type=click.IntRange(1), help=_both("Sequences a step.", "batch_size"))
+@click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), help=_both("Rule.", "optimizer"))
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help=_both("Learning rate.", "lr"))
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="For sgd  [default: 0.9].")
+@click.option("--weight-decay", type=click.FloatRange(0), help=_both("Weight decay.", "weight_decay"))
+@click.option("--input-noise", type=click.FloatRange(0), help=_both("Noise on the inputs.", "input_noise"))
+@click.option("--clip-norm", type=click.FloatRange(0), default=1.0, show_default=True, help="Gradient norm; 0 for none.")
+@click.option("--validation", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
+              help="Share of the training set that watches the run.")  # fmt: skip
+@click.option("--patience", type=click.IntRange(0), help=_both("Epochs without a better one; 0 for no end.", "patience"))
+@click.option("--drift-threshold", type=click.FloatRange(0, min_open=True), help="Stop above this state drift.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--backend", help="Backend that computes  [default: the fastest].")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
+@click.option("--plot", help="Picture of the learning curve to write (png, svg, pdf).")
+@click.option("--checkpoint", help="File to write after every epoch.")
+@click.option("--resume", help="Checkpoint to go on from.")
+@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def train(data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **given: Any) -> None:
+    """Train an LSTM on DATA: japanese-vowels, co2, or a CSV file of your own.
+
+    A CSV file has a header row; --target names the column to forecast from its own past.
+
+    \b
+    Examples:
+      lstmcore train japanese-vowels --out model.safetensors
+      lstmcore train my.csv --target column --window 52 --horizon 1 --out forecast.safetensors
+      lstmcore train co2 --fill linear --out co2.safetensors
+    """
+    for option, path in (("--out", out), ("--plot", plot), ("--checkpoint", given["checkpoint"])):
+        check_folder(option, path)
+    if plot is not None:
+        require_matplotlib()
+    found = open_data(data, given["target"])
+    settings = {**(CLASSIFY if isinstance(found, Classification) else FORECAST)}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    task: ForecastTask | None = None
+    if isinstance(found, Classification):
+        _refuse_forecasting(given)
+        inputs: Any = found.train.inputs
+        targets: Any = found.train.targets
+        about: dict[str, Any] = {"kind": "classify", "data": found.name, "classes": list(found.classes)}
+        model = _model(found.input_size, len(found.classes), "softmax", settings, about)
+    else:
+        task = _forecast_task(data, found, settings)
+        windows = task.training(found)
+        inputs, targets = tuple(windows.inputs), windows.targets
+        model = _model(1, task.horizon, "none", settings, task.to_dict())
+        model.target_scaling = Standardizer.fit([targets])
+    trainer = Trainer(
+        model,
+        loss="mean-squared-error" if task else "cross-entropy",
+        optimizer=_optimizer(settings),
+        chronological=task is not None,
+        clip_norm=settings["clip_norm"] or None,
+        patience=(settings["patience"] or None) if settings["validation"] else None,
+        drift_threshold=settings.get("drift_threshold"),
+        checkpoint=settings.get("checkpoint"),
+        quiet=quiet or as_json,
+        **{name: settings[name] for name in ("epochs", "batch_size", "validation", "input_noise", "seed")},
+    )
+    start = time.perf_counter()
+    history = trainer.fit(inputs, targets, resume=resume)
+    seconds = time.perf_counter() - start
+    if out is not None:
+        model.save(out)
+    if plot is not None:
+        plot_history(history, plot, title=f"{data}: {model.lstm.stack.hidden_size} hidden units")
+    report: dict[str, Any] = {"data": data, "model": out, "seconds": round(seconds, 3), "history": history.to_dict()}
+    if task is not None and isinstance(found, Series):
+        report["held_out"] = [asdict(score) for score in scores(model, task.held_out(found), task.season)]
+    if as_json:
+        click.echo(json.dumps(report))
+    elif not quiet:
+        _summary(report, Console())
+
+
+def _refuse_forecasting(given: dict[str, Any]) -> None:
+    for name in ("season", "test_rows", "test_fraction"):
+        if given[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: only for forecasting; this data set has a test set of its own")
+    if given["fill"] != "error":
+        raise ValueError("--fill: only for forecasting; this data set has no gaps")
+
+
+def _forecast_task(data: str, series: Series, settings: dict[str, Any]) -> ForecastTask:
+    if settings.get("test_rows") is not None and settings.get("test_fraction") is not None:
+        raise ValueError("--test-rows, --test-fraction: expected one of the two; got both")
+    if settings.get("test_fraction") is not None:
+        rows = max(1, round(settings["test_fraction"] * len(series)))
+    else:
+        rows = settings.get("test_rows") or _TEST_ROWS.get(data) or max(1, round(0.2 * len(series)))
+    window = settings["window"]
+    return ForecastTask(
+        target=series.column,
+        window=window,
+        horizon=settings["horizon"],
+        season=settings.get("season") or window,
+        test_rows=rows,
+        fill=settings["fill"],
+    )
+
+
+def _model(width: int, outputs: int, activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:
+    names = ("num_layers", "bidirectional", "proj_size", "dropout", "bias", "peephole", "coupling", "recurrence")
+    names += ("layer_norm", "gate_activation", "cell_activation", "hidden_activation", "zoneout_hidden", "zoneout_cell")
+    names += ("recurrent_dropout", "dtype", "seed")
+    arguments = {name: settings[name] for name in names}
+    arguments |= {name: settings.get(name) for name in ("gate_clip", "cell_clip", "proj_clip", "backend")}
+    lstm = LSTM(width, settings["hidden_size"], **arguments)
+    features = lstm.stack.num_directions * lstm.stack.output_size
+    seed = int(np.random.SeedSequence((settings["seed"], 2)).generate_state(1)[0])
+    readout = Readout(features, outputs, activation=activation, dtype=settings["dtype"], seed=seed)
+    return SequenceModel(lstm, readout, task=task)
+
+
+def _optimizer(settings: dict[str, Any]) -> Optimizer:
+    rule = OPTIMIZERS[settings["optimizer"]]
+    arguments = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
+    if rule.name == "sgd":
+        arguments["momentum"] = settings.get("momentum", 0.9)
+    elif settings.get("momentum") is not None:
+        raise ValueError(f"--momentum: only for sgd; got --optimizer {rule.name}")
+    return rule(**arguments)
+
+
+def _summary(report: dict[str, Any], console: Console) -> None:
+    history = report["history"]
+    epochs, best = history["epochs"], history["best"]
+    kept = epochs[(best or len(epochs)) - 1]
+    text = f"{len(epochs)} epochs in {report['seconds']:.1f} s, kept epoch {kept['number']}: loss {kept['loss']:.4f}"
+    if kept["validation_loss"] is not None:
+        text += f", validation loss {kept['validation_loss']:.4f}"
+    if kept["validation_accuracy"] is not None:
+        text += f", validation accuracy {kept['validation_accuracy']:.1%}"
+    console.print(f"{text}, state drift {kept['drift']:.3g}", soft_wrap=True, highlight=False)
+    if history["stopped"]:
+        console.print(f"stopped early: {history['stopped']}", soft_wrap=True, highlight=False)
+    for score in report.get("held_out", ()):
+        console.print(f"held out, {score['name']}: RMSE {score['rmse']:.4g}, MAE {score['mae']:.4g}", highlight=False)
+    if report["model"]:
+        console.print(f"wrote {report['model']}", soft_wrap=True, highlight=False)

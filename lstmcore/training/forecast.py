@@ -1,0 +1,94 @@
+"""Forecasting a series: how it is cut into training and held-out rows, and how forecasts are judged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.datasets.csvfile import Fill, Series
+from lstmcore.datasets.windows import Windows, mean_absolute, root_mean_square
+from lstmcore.training.model import SequenceModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastTask:
+    """What is forecast from what; kept in the model's file.
+
+    Attributes
+    ----------
+    target
+        The column.
+    window, horizon
+        The last `window` values give the next `horizon` ones.
+    season
+        Rows of a season, for the seasonal-naive forecast.
+    test_rows
+        The last rows, held out from training.
+    fill
+        The treatment of gaps.
+    """
+
+    target: str
+    window: int
+    horizon: int
+    season: int
+    test_rows: int
+    fill: Fill
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task in JSON types."""
+        return {"kind": "forecast", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ForecastTask:
+        """The inverse of `to_dict`."""
+        return cls(**{name: value for name, value in values.items() if name != "kind"})
+
+    def training(self, series: Series) -> Windows:
+        """The windows whose targets lie before the held-out rows; nothing in them is filled from held-out values.
+
+        Raises
+        ------
+        ValueError
+            Fewer than one row held out, or too few rows before them.
+        """
+        stop = self._first_test_row(series)
+        return Windows.cut(series.head(stop).filled(self.fill), self.window, self.horizon)
+
+    def held_out(self, series: Series) -> Windows:
+        """The windows whose targets lie in the held-out rows; each sees the real values before its targets."""
+        return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self._first_test_row(series))
+
+    def _first_test_row(self, series: Series) -> int:
+        if not 0 < self.test_rows < len(series):
+            raise ValueError(f"{series.name}: expected 1 to {len(series) - 1} test rows of {len(series)}; got {self.test_rows}")
+        return len(series) - self.test_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Errors of one way to forecast, in units of the series, over all held-out windows and steps."""
+
+    name: str
+    rmse: float
+    mae: float
+
+
+def forecasts(model: SequenceModel, windows: Windows) -> npt.NDArray[np.float64]:
+    """(count, horizon) the model's forecasts in units of the series."""
+    return windows.absolute(np.stack(model.predict(tuple(windows.inputs))))
+
+
+def scores(model: SequenceModel, windows: Windows, season: int) -> list[Score]:
+    """The model, the seasonal-naive forecast (left out where the history is too short) and the last value."""
+    ways = {"model": forecasts(model, windows)}
+    if int(windows.origins[0]) + 1 >= season:
+        ways[f"seasonal naive ({season} rows ago)"] = windows.seasonal_naive_forecast(season)
+    ways["last value"] = windows.last_value_forecast()
+    return [
+        Score(name, root_mean_square(values - windows.actual), mean_absolute(values - windows.actual))
+        for name, values in ways.items()
+    ]
