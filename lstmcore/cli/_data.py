@@ -24,7 +24,9 @@ def open_data(data: str, target: str | None) -> Classification | Series:
         return found
     path = Path(data)
     if not path.exists():
-        raise ValueError(f"data: expected one of {', '.join(datasets.names())} or a CSV file; got {data!r}, which is not there")
+        raise ValueError(
+            f"data: expected one of {', '.join(datasets.names())} or a CSV file; got {data!r}, which is not there"
+        )
     if target is None:
         raise ValueError(f"{data}: expected --target with the column to forecast; got none")
     return datasets.read_csv(path, target)

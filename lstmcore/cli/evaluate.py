@@ -21,7 +21,9 @@ from lstmcore.training.model import SequenceModel
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--test-rows", type=click.IntRange(1), help="Forecasting: the last rows to judge  [default: those held out].")
+@click.option(
+    "--test-rows", type=click.IntRange(1), help="Forecasting: the last rows to judge  [default: those held out]."
+)
 @click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

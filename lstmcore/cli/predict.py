@@ -65,7 +65,7 @@ def _answers(model: SequenceModel, data: Classification) -> list[dict[str, Any]]
 
 def _next_rows(model: SequenceModel, series: Series, fill: Any) -> list[dict[str, Any]]:
     task = ForecastTask.from_dict(model.task)
-    windows = Windows.last(series.filled(fill or task.fill), task.window)
+    windows = Windows.at_end(series.filled(fill or task.fill), task.window)
     values = forecasts(model, windows)[0]
     after = series.labels[-1]
     return [{"after": after, "step": step, task.target: float(value)} for step, value in enumerate(values, 1)]

@@ -6,16 +6,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import click
 import numpy as np
+from lstmcore.lstm import LSTM
 from rich.console import Console
 
 from lstmcore.cli._data import check_folder, open_data
 from lstmcore.config import Coupling, Recurrence
 from lstmcore.datasets import Classification, Series
-from lstmcore.lstm import LSTM
 from lstmcore.training.forecast import ForecastTask, scores
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import OPTIMIZERS, Optimizer
@@ -62,12 +62,16 @@ def _switches(command: F) -> F:
     rate, clip = click.FloatRange(0, 1), click.FloatRange(0, min_open=True)
     for option in (
         click.option("--num-layers", type=click.IntRange(1), default=1, show_default=True, help="Layers."),
-        click.option("--proj-size", type=click.IntRange(0), default=0, help="Width of the projected output; 0 for none."),
+        click.option(
+            "--proj-size", type=click.IntRange(0), default=0, help="Width of the projected output; 0 for none."
+        ),
         click.option("--dropout", type=rate, default=0.0, help="Rate between layers."),
         click.option("--bias/--no-bias", default=True, help="Gates with a bias."),
         click.option("--peephole", is_flag=True, help="Peephole connections."),
-        click.option("--coupling", type=click.Choice(Coupling.__args__), default="none", help="Coupled gates."),
-        click.option("--recurrence", type=click.Choice(Recurrence.__args__), default="hidden", help="What the gates read."),
+        click.option("--coupling", type=click.Choice(get_args(Coupling)), default="none", help="Coupled gates."),
+        click.option(
+            "--recurrence", type=click.Choice(get_args(Recurrence)), default="hidden", help="What the gates read."
+        ),
         click.option("--layer-norm", is_flag=True, help="Layer normalisation."),
         click.option("--gate-clip", type=clip, help="Bound of the pre-activations."),
         click.option("--cell-clip", type=clip, help="Bound of the cell."),
@@ -87,7 +91,9 @@ def _switches(command: F) -> F:
 @click.argument("data")
 @click.option("--out", help="The model file (safetensors) to write.")
 @click.option("--target", help="Forecasting: the column of the CSV file.")
-@click.option("--window", type=click.IntRange(1), default=52, show_default=True, help="Forecasting: rows that are read.")
+@click.option(
+    "--window", type=click.IntRange(1), default=52, show_default=True, help="Forecasting: rows that are read."
+)
 @click.option("--horizon", type=click.IntRange(1), default=1, show_default=True, help="Forecasting: rows that follow.")
 @click.option("--season", type=click.IntRange(1), help="Forecasting: rows of a season  [default: the window].")
 @click.option("--test-rows", type=click.IntRange(1), help="Forecasting: last rows to hold out  [default: 104 for co2].")
@@ -104,10 +110,14 @@ def _switches(command: F) -> F:
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="For sgd  [default: 0.9].")
 @click.option("--weight-decay", type=click.FloatRange(0), help=_both("Weight decay.", "weight_decay"))
 @click.option("--input-noise", type=click.FloatRange(0), help=_both("Noise on the inputs.", "input_noise"))
-@click.option("--clip-norm", type=click.FloatRange(0), default=1.0, show_default=True, help="Gradient norm; 0 for none.")
+@click.option(
+    "--clip-norm", type=click.FloatRange(0), default=1.0, show_default=True, help="Gradient norm; 0 for none."
+)
 @click.option("--validation", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
               help="Share of the training set that watches the run.")  # fmt: skip
-@click.option("--patience", type=click.IntRange(0), help=_both("Epochs without a better one; 0 for no end.", "patience"))
+@click.option(
+    "--patience", type=click.IntRange(0), help=_both("Epochs without a better one; 0 for no end.", "patience")
+)
 @click.option("--drift-threshold", type=click.FloatRange(0, min_open=True), help="Stop above this state drift.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
@@ -117,7 +127,9 @@ def _switches(command: F) -> F:
 @click.option("--resume", help="Checkpoint to go on from.")
 @click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def train(data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **given: Any) -> None:
+def train(
+    data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **given: Any
+) -> None:
     """Train an LSTM on DATA: japanese-vowels, co2, or a CSV file of your own.
 
     A CSV file has a header row; --target names the column to forecast from its own past.
@@ -131,7 +143,10 @@ def train(data: str, out: str | None, as_json: bool, quiet: bool, plot: str | No
     for option, path in (("--out", out), ("--plot", plot), ("--checkpoint", given["checkpoint"])):
         check_folder(option, path)
     if plot is not None:
-        require_matplotlib()
+        try:
+            require_matplotlib()
+        except ImportError as error:
+            raise ValueError(f"--{error}") from None
     found = open_data(data, given["target"])
     settings = {**(CLASSIFY if isinstance(found, Classification) else FORECAST)}
     settings |= {name: value for name, value in given.items() if value is not None}
@@ -179,7 +194,9 @@ def train(data: str, out: str | None, as_json: bool, quiet: bool, plot: str | No
 def _refuse_forecasting(given: dict[str, Any]) -> None:
     for name in ("season", "test_rows", "test_fraction"):
         if given[name] is not None:
-            raise ValueError(f"--{name.replace('_', '-')}: only for forecasting; this data set has a test set of its own")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: only for forecasting; this data set has a test set of its own"
+            )
     if given["fill"] != "error":
         raise ValueError("--fill: only for forecasting; this data set has no gaps")
 
@@ -203,9 +220,9 @@ def _forecast_task(data: str, series: Series, settings: dict[str, Any]) -> Forec
 
 
 def _model(width: int, outputs: int, activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:
-    names = ("num_layers", "bidirectional", "proj_size", "dropout", "bias", "peephole", "coupling", "recurrence")
-    names += ("layer_norm", "gate_activation", "cell_activation", "hidden_activation", "zoneout_hidden", "zoneout_cell")
-    names += ("recurrent_dropout", "dtype", "seed")
+    names = ["num_layers", "bidirectional", "proj_size", "dropout", "bias", "peephole", "coupling", "recurrence"]
+    names += ["layer_norm", "gate_activation", "cell_activation", "hidden_activation"]
+    names += ["zoneout_hidden", "zoneout_cell", "recurrent_dropout", "dtype", "seed"]
     arguments = {name: settings[name] for name in names}
     arguments |= {name: settings.get(name) for name in ("gate_clip", "cell_clip", "proj_clip", "backend")}
     lstm = LSTM(width, settings["hidden_size"], **arguments)

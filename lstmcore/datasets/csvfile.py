@@ -122,7 +122,9 @@ def read_csv(path: str | Path, target: str, *, name: str | None = None) -> Serie
                     continue
                 line = reader.line_num
                 if len(row) != len(header):
-                    raise ValueError(f"{name}, line {line}: expected {len(header)} cells as in the header; got {len(row)}")
+                    raise ValueError(
+                        f"{name}, line {line}: expected {len(header)} cells as in the header; got {len(row)}"
+                    )
                 values.append(_number(f"{name}, line {line}, column {target!r}", row[index]))
                 lines.append(line)
                 labels.append(str(len(labels)) if label is None else row[label].strip())

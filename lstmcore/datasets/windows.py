@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.datasets.csvfile import Series
-from lstmcore.datasets.sequences import Sequences
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,12 +23,6 @@ class Windows:
     ----------
     origins
         (count,) the row of the last value of each window.
-    last
-        (count, 1) that value.
-    inputs
-        (count, window, 1).
-    targets
-        (count, horizon).
     """
 
     series: Series
@@ -66,34 +59,46 @@ class Windows:
             )
         return cls(series, window, horizon, origins)
 
+    @classmethod
+    def at_end(cls, series: Series, window: int) -> Windows:
+        """The one window that ends the series, with nothing after it to be compared with (horizon 0).
+
+        Raises
+        ------
+        ValueError
+            Fewer rows than the window.
+        """
+        if len(series) < window:
+            raise ValueError(f"{series.name}: expected at least {window} rows for window={window}; got {len(series)}")
+        return cls(series, window, 0, np.array([len(series) - 1], np.intp))
+
     def __len__(self) -> int:
         return len(self.origins)
 
     @property
     def last(self) -> Floats:
-        return self.series.values[self.origins][:, None]
+        """(count, 1) the last value of each window."""
+        return np.asarray(self.series.values[self.origins][:, None])
 
     @property
     def inputs(self) -> Floats:
+        """(count, window, 1) the windows relative to their last values."""
         rows = self.origins[:, None] + np.arange(1 - self.window, 1)
-        return (self.series.values[rows] - self.last)[..., None]
+        return np.asarray((self.series.values[rows] - self.last)[..., None])
 
     @property
     def actual(self) -> Floats:
         """(count, horizon) the values that follow each window."""
-        return self.series.values[self.origins[:, None] + np.arange(1, self.horizon + 1)]
+        return np.asarray(self.series.values[self.origins[:, None] + np.arange(1, self.horizon + 1)])
 
     @property
     def targets(self) -> Floats:
-        return self.actual - self.last
+        """(count, horizon) the values that follow, relative to the last values."""
+        return np.asarray(self.actual - self.last)
 
     def absolute(self, relative: Floats) -> Floats:
         """Forecasts relative to the last value as values of the series."""
-        return relative + self.last
-
-    def sequences(self, dtype: str) -> Sequences:
-        """The windows as what a trainer takes."""
-        return Sequences(tuple(self.inputs.astype(dtype)), self.targets.astype(dtype))
+        return np.asarray(relative + self.last)
 
     def last_value_forecast(self) -> Floats:
         """(count, horizon): the last value stays."""
@@ -114,7 +119,7 @@ class Windows:
         rows = self.origins[:, None] + ahead - back
         if rows.min() < 0:
             raise ValueError(f"season: expected at most {int(self.origins[0]) + 1} rows of history; got {season}")
-        return self.series.values[rows]
+        return np.asarray(self.series.values[rows])
 
 
 def root_mean_square(error: Floats) -> float:

@@ -80,5 +80,7 @@ def split(
         chosen = np.concatenate([random.permutation(group)[: round(fraction * len(group))] for group in groups])
     rest = np.setdiff1d(everything, chosen)
     if not chosen.size or not rest.size:
-        raise ValueError(f"validation: expected a fraction of {count} sequences that leaves some on both sides; got {fraction}")
+        raise ValueError(
+            f"validation: expected a fraction of {count} sequences that leaves some on both sides; got {fraction}"
+        )
     return rest, np.sort(chosen)

@@ -64,7 +64,9 @@ class ForecastTask:
 
     def _first_test_row(self, series: Series) -> int:
         if not 0 < self.test_rows < len(series):
-            raise ValueError(f"{series.name}: expected 1 to {len(series) - 1} test rows of {len(series)}; got {self.test_rows}")
+            raise ValueError(
+                f"{series.name}: expected 1 to {len(series) - 1} test rows of {len(series)}; got {self.test_rows}"
+            )
         return len(series) - self.test_rows
 
 

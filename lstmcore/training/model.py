@@ -70,11 +70,15 @@ class SequenceModel:
         if lstm.batch_first:
             raise ValueError("lstm: expected batch_first=False; got True")
         if readout.hidden_size != width:
-            raise ValueError(f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}")
+            raise ValueError(
+                f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
+            )
         if readout.x_size not in (0, stack.input_size):
             raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
         if readout.dtype != lstm.precision.storage:
-            raise ValueError(f"readout dtype: expected {lstm.precision.storage} as the LSTM stores; got {readout.dtype}")
+            raise ValueError(
+                f"readout dtype: expected {lstm.precision.storage} as the LSTM stores; got {readout.dtype}"
+            )
         for name, scaling, columns in (
             ("input_scaling", input_scaling, stack.input_size),
             ("target_scaling", target_scaling, readout.output_size),
@@ -218,7 +222,7 @@ class SequenceModel:
         for row, (target, length) in enumerate(zip(targets, lengths, strict=True)):
             if len(target) != length:
                 raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
-        padded, _ = pad(targets)
+        padded, _ = pad(list(targets))
         return padded, np.arange(steps)[:, None] < lengths
 
 

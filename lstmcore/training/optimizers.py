@@ -24,7 +24,9 @@ class Optimizer(ABC):
         self.settings = {"lr": lr, **settings}
         for key, value in self.settings.items():
             if not math.isfinite(value) or value < 0 or (key == "lr" and value == 0):
-                raise ValueError(f"{self.name} {key}: expected a finite number {'> 0' if key == 'lr' else '>= 0'}; got {value!r}")
+                raise ValueError(
+                    f"{self.name} {key}: expected a finite number {'> 0' if key == 'lr' else '>= 0'}; got {value!r}"
+                )
             if key in ("momentum", "beta1", "beta2") and value >= 1:
                 raise ValueError(f"{self.name} {key}: expected a number in [0, 1); got {value!r}")
         self.steps = 0
@@ -43,11 +45,15 @@ class Optimizer(ABC):
             if found != value.shape:
                 raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {found}")
         self.steps += 1
-        return {name: self._update(name, value, gradients[name]).astype(value.dtype) for name, value in parameters.items()}
+        return {
+            name: self._update(name, value, gradients[name]).astype(value.dtype) for name, value in parameters.items()
+        }
 
     def state(self) -> Arrays:
         """The moments, ``"moment.parameter"`` -> array; with `steps` all that a resumed run needs."""
-        return {f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()}
+        return {
+            f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()
+        }
 
     def load_state(self, steps: int, arrays: Mapping[str, Array]) -> None:
         """The inverse of `state`."""
@@ -55,7 +61,9 @@ class Optimizer(ABC):
         for key, value in arrays.items():
             moment, _, name = key.partition(".")
             if moment not in state:
-                raise ValueError(f"optimizer state: expected {', '.join(self.moments) or 'none'} for {self.name}; got {key!r}")
+                raise ValueError(
+                    f"optimizer state: expected {', '.join(self.moments) or 'none'} for {self.name}; got {key!r}"
+                )
             state[moment][name] = np.array(value)
         self.steps, self._state = steps, state
 
@@ -74,7 +82,9 @@ class SGD(Optimizer):
     name = "sgd"
     moments = ("momentum",)
 
-    def __init__(self, lr: float = 0.01, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> None:
+    def __init__(
+        self, lr: float = 0.01, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+    ) -> None:
         if nesterov and momentum == 0:
             raise ValueError("sgd nesterov: expected momentum > 0; got 0")
         super().__init__(lr, momentum=momentum, weight_decay=weight_decay, nesterov=float(nesterov))
@@ -98,7 +108,13 @@ class Adam(Optimizer):
     _decoupled: ClassVar[bool] = False
 
     def __init__(
-        self, lr: float = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+        self,
+        lr: float = 0.001,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
@@ -124,7 +140,13 @@ class AdamW(Adam):
     _decoupled = True
 
     def __init__(
-        self, lr: float = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01
+        self,
+        lr: float = 0.001,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 

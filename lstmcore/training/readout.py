@@ -73,7 +73,8 @@ class Readout:
         dtype: str = "float32",
         seed: int | None = None,
     ) -> None:
-        for name, value, least in (("hidden_size", hidden_size, 1), ("output_size", output_size, 1), ("x_size", x_size, 0)):
+        sizes = (("hidden_size", hidden_size, 1), ("output_size", output_size, 1), ("x_size", x_size, 0))
+        for name, value, least in sizes:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"readout {name}: expected a whole number of at least {least}; got {value!r}")
         for name, text, choices in (
@@ -166,9 +167,9 @@ def _activate(name: str, z: Array) -> Array:
 def _derivative(name: str, tape: ReadoutTape, dy: Array) -> Array:
     y = tape.output
     if name == "tanh":
-        return dy * (1 - y * y)
+        return np.asarray(dy * (1 - y * y))
     if name == "sigmoid":
-        return dy * y * (1 - y)
+        return np.asarray(dy * y * (1 - y))
     if name == "relu":
         return np.where(tape.linear > 0, dy, 0).astype(dy.dtype)
-    return y * (dy - (dy * y).sum(axis=-1, keepdims=True)) if name == "softmax" else dy
+    return np.asarray(y * (dy - (dy * y).sum(axis=-1, keepdims=True))) if name == "softmax" else dy

@@ -96,7 +96,8 @@ class Trainer:
         self.loss: Loss = LOSSES[loss]() if isinstance(loss, str) else loss
         if self.loss.of_linear and model.readout.activation not in ("softmax", "none"):
             raise ValueError(
-                f"loss: {self.loss.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
+                f"loss: {self.loss.name} needs a readout with activation softmax or none; "
+                f"got {model.readout.activation!r}"
             )
         for name, whole in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
             if whole is not None and whole < 1:
@@ -245,8 +246,8 @@ class Trainer:
         for array in (*inputs, *(np.asarray(target) for target in targets)):
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-        names = ("batch_size", "clip_norm", "validation", "chronological", "patience", "drift_threshold")
-        names += ("input_noise", "standardize", "seed")
+        names = ["batch_size", "clip_norm", "validation", "chronological", "patience", "drift_threshold"]
+        names += ["input_noise", "standardize", "seed"]
         return {
             **{name: getattr(self, name) for name in names},
             "loss": self.loss.name,
