@@ -59,7 +59,9 @@ def plot_history(history: History, path: str | Path, *, title: str = "") -> None
 
     line(axes[0], "loss", "training", _TRAIN)
     line(axes[0], "validation_loss", "validation", _CHECK)
-    axes[0].set(title="Loss", yscale="log")
+    losses = [value for epoch in epochs for value in (epoch.loss, epoch.validation_loss) if value is not None]
+    wide = 0 < 10 * min(losses) < max(losses)
+    axes[0].set(title="Loss", yscale="log" if wide else "linear")
     if accuracies:
         line(axes[1], "accuracy", "training", _TRAIN)
         line(axes[1], "validation_accuracy", "validation", _CHECK)
@@ -73,7 +75,7 @@ def plot_history(history: History, path: str | Path, *, title: str = "") -> None
     for panel in axes:
         if history.best is not None:
             panel.axvline(history.best, color=_MARK, linestyle=":", linewidth=1.2, label=f"best epoch ({history.best})")
-        panel.set_xlabel("epoch")
+        panel.set(xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
