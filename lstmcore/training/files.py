@@ -23,6 +23,8 @@ Array = npt.NDArray[Any]
 
 FORMAT_VERSION: Final = 1
 MODEL_FORMAT: Final = "lstmcore-model"
+#: The one key of the metadata: safetensors writes several in no fixed order, and the same model gives the same bytes.
+_KEY: Final = "lstmcore"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -41,9 +43,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Write tensors with `header` as JSON under a format name and the version of the format."""
-    text = json.dumps({"version": FORMAT_VERSION, **header}, allow_nan=False)
+    text = json.dumps({"format": kind, "version": FORMAT_VERSION, **header}, allow_nan=False)
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    write_atomically(path, save(contiguous, metadata={"format": kind, "header": text}))
+    write_atomically(path, save(contiguous, metadata={_KEY: text}))
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -60,13 +62,12 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
         pass  # safetensors reports a missing or unreadable file in words of its own
     try:
         with safe_open(path, framework="numpy") as stream:
-            metadata = stream.metadata() or {}
-            found = metadata.get("format")
-            if found != kind:
-                raise ValueError(f"{path}: expected a file of format {kind!r}; got {found!r}")
-            header = json.loads(metadata.get("header", ""))
+            text = (stream.metadata() or {}).get(_KEY)
+            header = json.loads("{}" if text is None else text)
             if not isinstance(header, dict):
                 raise ValueError(f"{path}: expected a JSON object as header; got {type(header).__name__}")
+            if (found := header.pop("format", None)) != kind:
+                raise ValueError(f"{path}: expected a file of format {kind!r}; got {found!r}")
             check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
             return {name: stream.get_tensor(name) for name in stream.keys()}, header  # noqa: SIM118 - not a mapping
     except SafetensorError as error:

@@ -56,6 +56,7 @@ class ForecastTask:
             Fewer than one row held out, or too few rows before them.
         """
         stop = self._first_test_row(series)
+        series.filled(self.fill)  # a gap that cannot be filled, also a held-out one, is an error before any work
         return Windows.cut(series.head(stop).filled(self.fill), self.window, self.horizon)
 
     def held_out(self, series: Series) -> Windows:
