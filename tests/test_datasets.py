@@ -129,7 +129,7 @@ def test_filled_values_are_neither_targets_nor_origins(tmp_path: Path) -> None:
 
 
 def test_too_short_a_series(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected at least 4 measured rows for window=3, horizon=1.*got 1"):
+    with pytest.raises(ValueError, match=r"expected at least 4 measured rows for window=3, horizon=1.*got 1"):
         Windows.cut(series_of(tmp_path, ["1"]), 3, 1)
     with pytest.raises(ValueError, match="window: expected at least 1; got 0"):
         Windows.cut(series_of(tmp_path, ["1", "2"]), 0, 1)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lstmcore.lstm import LSTM
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lstmcore.lstm import LSTM
 from lstmcore.training import (
     SGD,
     AdamW,
@@ -46,7 +46,7 @@ def data(count: int = 24, seed: int = 0) -> tuple[list[Any], Any]:
     """Three classes of noisy sequences of different lengths."""
     random = np.random.default_rng(seed)
     targets = np.arange(count) % 3
-    inputs = [random.standard_normal((int(random.integers(3, 8)), 2)) + [2.0 * t, -t] for t in targets]
+    inputs = [random.standard_normal((int(random.integers(3, 8)), 2)) + np.array([2.0 * t, -t]) for t in targets]
     return inputs, targets
 
 
@@ -146,6 +146,20 @@ def test_best_weights_are_restored() -> None:
     trainer(again, epochs=history.best, optimizer=AdamW(0.05)).fit(inputs, targets)
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(value, again.parameters[name])
+
+
+def test_input_noise_is_fresh_in_every_epoch_and_of_the_size_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    inputs = [np.zeros((50, 2))] * 30
+    seen: list[Any] = []
+    learn = model.learn
+    monkeypatch.setattr(model, "learn", lambda x, *rest: (seen.append(np.stack(x)), learn(x, *rest))[1])
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 30, "validation": 0.0, "input_noise": 0.5}
+    trainer(model, **settings).fit(inputs, np.zeros(30, np.int64))
+    assert len(seen) == 2
+    for values in seen:
+        assert values.std() == pytest.approx(0.5, rel=0.1)  # 3000 draws: 0.1 is 7 standard errors
+    assert abs(np.corrcoef(seen[0].ravel(), seen[1].ravel())[0, 1]) < 0.1  # 5 standard errors
 
 
 NOISY: dict[str, Any] = {"num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2, "zoneout_cell": 0.1}
