@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.config import LSTMConfig
+from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import Precision
 
 if TYPE_CHECKING:
-    from lstmcore.backend import Masks, State, Tangents
+    from lstmcore.backend import Masks, StackMasks, State, Tangents
 
 Lengths = npt.NDArray[np.int64]
 
@@ -29,9 +29,11 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     """
     found = getattr(array, "shape", None)
     kind = getattr(array, "dtype", None)
+    if kind == dtype and found == shape:  # most calls end here: it saves microseconds of the rest
+        return
     if found is None or kind is None:
         raise TypeError(f"{name}: expected an array of {dtype}; got {type(array).__name__}")
-    if str(kind) != dtype:
+    if kind != dtype and str(kind) != dtype:  # the comparison is a thirtieth of the time of str
         raise TypeError(f"{name}: expected dtype {dtype}; got {kind}: convert it with {name}.astype({dtype!r})")
     if len(found) != len(shape) or any(want not in (None, size) for want, size in zip(shape, found, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -73,11 +75,17 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
     return None if bool((array == steps).all()) else array.astype(np.int64)
 
 
-def check_masks(masks: Masks | None, steps: int, batch: int, config: LSTMConfig, precision: Precision) -> None:
+def check_masks(
+    masks: Masks | None, steps: int, batch: int, config: LSTMConfig, precision: Precision, *, name: str = "masks"
+) -> None:
     """Raise unless every mask that is given has its shape and belongs to a rate > 0."""
     if masks is None:
         return
-    for name, value, rate, shape in (
+    from lstmcore.backend import Masks  # backend.py is built on this module
+
+    if not isinstance(masks, Masks):
+        raise TypeError(f"{name}: expected lstmcore.backend.Masks; got {type(masks).__name__}")
+    for kind, value, rate, shape in (
         ("recurrent", masks.recurrent, config.recurrent_dropout, (batch, config.recurrent_size)),
         ("zoneout_hidden", masks.zoneout_hidden, config.zoneout_hidden, (steps, batch, config.output_size)),
         ("zoneout_cell", masks.zoneout_cell, config.zoneout_cell, (steps, batch, config.hidden_size)),
@@ -85,8 +93,8 @@ def check_masks(masks: Masks | None, steps: int, batch: int, config: LSTMConfig,
         if value is None:
             continue
         if rate == 0.0:
-            raise ValueError(f"masks.{name}: expected None, since the configuration's rate is 0; got an array")
-        check_array(f"masks.{name}", value, shape, precision.compute)
+            raise ValueError(f"{name}.{kind}: expected None, since the configuration's rate is 0; got an array")
+        check_array(f"{name}.{kind}", value, shape, precision.compute)
 
 
 def check_call(
@@ -100,11 +108,13 @@ def check_call(
     return check_lengths(lengths, steps, batch)
 
 
-def check_out(out: Any, shape: tuple[int, ...], precision: Precision, inputs: Iterable[Any]) -> None:
+def check_out(
+    out: Any, shape: tuple[int, ...], precision: Precision, inputs: Iterable[Any], *, letters: str = "(T, N, P)"
+) -> None:
     """Raise unless `out` is None or a writable array of that shape that shares no memory with `inputs`."""
     if out is None:
         return
-    check_array("out", out, shape, precision.storage, letters="(T, N, P)")
+    check_array("out", out, shape, precision.storage, letters=letters)
     if not isinstance(out, np.ndarray):
         return
     if not out.flags.writeable:
@@ -144,3 +154,71 @@ def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfi
     check_state("tangents.state", tangents.state, config, shape[1], precision)
     if tangents.parameters is not None:
         check_parameters("tangents.parameters", tangents.parameters, config.parameter_shapes, precision, partial=True)
+
+
+# Stacks: what `lstmcore.LSTM` checks once for all layers and directions ---------------------------------------------
+
+
+def check_stack_state(
+    name: str, state: Any, stack: StackConfig, rows: tuple[int, ...], precision: Precision
+) -> tuple[Any, Any] | None:
+    """Raise unless `state` is None or a pair (h, c) of (L * D, N, P) and (L * D, N, H); return the pair.
+
+    `rows` is ``(N,)``, or empty for one sequence without a batch axis.
+    """
+    if state is None:
+        return None
+    h, c = check_pair(name, state)
+    directions = stack.layers[0]
+    config, entries, axis = directions[0], len(stack.layers) * len(directions), ", N" if rows else ""
+    check_numpy(f"{name}.h", h, (entries, *rows, config.output_size), precision.storage, letters=f"(L * D{axis}, P)")
+    check_numpy(f"{name}.c", c, (entries, *rows, config.hidden_size), precision.compute, letters=f"(L * D{axis}, H)")
+    return h, c
+
+
+def check_stack_masks(
+    masks: StackMasks | None, steps: int, batch: int, stack: StackConfig, precision: Precision
+) -> None:
+    """Raise unless `masks` has one `Masks` for each of `StackConfig.configs`, and dropout masks for a rate > 0."""
+    if masks is None:
+        return
+    from lstmcore.backend import StackMasks  # backend.py is built on this module
+
+    if not isinstance(masks, StackMasks):
+        raise TypeError(f"masks: expected lstmcore.backend.StackMasks; got {type(masks).__name__}")
+    layers, dropout = masks
+    if not isinstance(layers, tuple | list) or not isinstance(dropout, tuple | list):
+        raise TypeError("masks: expected StackMasks of two tuples, layers and dropout; got something else in it")
+    if len(layers) != len(stack.configs):
+        raise ValueError(
+            f"masks.layers: expected {len(stack.configs)}, one for each layer and direction; got {len(layers)}"
+        )
+    for index, (config, one) in enumerate(zip(stack.configs, layers, strict=True)):
+        if one is None:
+            raise TypeError(
+                f"masks.layers[{index}]: expected lstmcore.backend.Masks; got None: use Masks() for no mask"
+            )
+        check_masks(one, steps, batch, config, precision, name=f"masks.layers[{index}]")
+    between = stack.num_layers - 1 if stack.dropout else 0
+    if dropout and len(dropout) != between:
+        raise ValueError(f"masks.dropout: expected {between}, one between each two layers, or none; got {len(dropout)}")
+    shape = (steps, batch, stack.num_directions * stack.output_size)
+    for index, mask in enumerate(dropout):
+        check_array(f"masks.dropout[{index}]", mask, shape, precision.compute, letters="(T, N, D * P)")
+
+
+def check_finite_parameters(name: str, parameters: Mapping[str, Any]) -> None:
+    """Raise unless every number of `parameters` is finite."""
+    for key, value in parameters.items():
+        finite = np.isfinite(value)
+        if not finite.all():
+            where = tuple(int(axis[0]) for axis in np.nonzero(~finite))
+            raise ValueError(f"{name}[{key!r}]: expected finite numbers; got {value[where]} at {list(where)}")
+
+
+def check_numpy(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
+    """As `check_array`, of NumPy arrays only."""
+    if not isinstance(array, np.ndarray):
+        kind = type(array)
+        raise TypeError(f"{name}: expected a NumPy array of {dtype}; got {kind.__module__}.{kind.__qualname__}")
+    check_array(name, array, shape, dtype, letters=letters)

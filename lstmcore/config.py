@@ -427,6 +427,26 @@ def rate(name: str, value: object, *, one_allowed: bool = False) -> float:
 def _integer(name: str, value: object, minimum: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected a whole number; got {value!r}")
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON: the version of the form, every layer and direction, the dropout."""
+        layers = [[config.to_dict() for config in directions] for directions in self.layers]
+        return {"version": CONFIG_VERSION, "layers": layers, "dropout": self.dropout}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StackConfig:
+        """The inverse of `to_dict`. A newer version, an unknown or a missing entry is a ValueError."""
+        rest = dict(values)
+        check_version("stack", rest.pop("version", None), CONFIG_VERSION)
+        if unknown := sorted(set(rest) - {"layers", "dropout"}):
+            raise ValueError(f"stack: unknown {', '.join(unknown)}; known are layers, dropout")
+        if "layers" not in rest:
+            raise ValueError("stack: layers missing")
+        layers = rest["layers"]
+        if not isinstance(layers, list) or not all(isinstance(directions, list) for directions in layers):
+            raise ValueError(f"stack layers: expected a list of lists of layer configurations; got {layers!r}")
+        made = tuple(tuple(LSTMConfig.from_dict(config) for config in directions) for directions in layers)
+        return cls(made, rest.get("dropout", 0.0))
+
     number = int(value.__index__())
     if number < minimum:
         raise ValueError(f"{name}: expected at least {minimum}; got {number}")

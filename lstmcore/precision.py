@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,20 @@ def get_precision(name: object) -> Precision:
     if text not in PRECISIONS:
         raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)}; got {name!r}")
     return PRECISIONS[text]
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of a `Precision.storage` or `Precision.compute`.
+
+    Raises
+    ------
+    ImportError
+        bfloat16, which the package ml_dtypes defines, without that package.
+    """
+    if name == "bfloat16":
+        try:
+            import ml_dtypes  # type: ignore[import-not-found,unused-ignore]  # optional, not in the base installation
+        except ImportError:
+            raise ImportError("dtype bfloat16: needs the package ml_dtypes: 'pip install ml_dtypes'") from None
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

@@ -1,0 +1,612 @@
+"""`LSTM`: layers and directions on NumPy arrays, computed by a backend."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore import checks
+from lstmcore.backend import (
+    Backend,
+    Gradients,
+    Receipt,
+    StackKernel,
+    StackMasks,
+    State,
+    Tangents,
+    UnsupportedError,
+    Weights,
+)
+from lstmcore.config import SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
+from lstmcore.initialization import initial_parameters
+from lstmcore.masks import stack_masks
+from lstmcore.precision import Precision, get_precision
+from lstmcore.stack import HostStack
+
+Array: TypeAlias = npt.NDArray[Any]
+StateLike: TypeAlias = tuple[Array, Array] | State
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """A recorded call, for `LSTM.backward`. May be used more than once, also after `LSTM.load_parameters`.
+
+    Attributes
+    ----------
+    masks
+        The random masks of the call, None where no rate is above 0. ``lstm.record(..., masks=tape.masks)`` runs it
+        again.
+    lengths
+        The lengths of the call, None where every row had all steps.
+    """
+
+    masks: StackMasks | None = field(repr=False)
+    lengths: Array | None = field(repr=False)
+    _owner: LSTM = field(repr=False)
+    _weights: Weights = field(repr=False)
+    _saved: Any = field(repr=False)
+    _call: _Call = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What runs and why; its text is made for reading."""
+
+    backend: str
+    device: str
+    precision: str
+    selection: str
+    receipts: tuple[tuple[str, Receipt], ...]
+
+    def __str__(self) -> str:
+        lines = [f"backend {self.backend} on {self.device}, {self.precision}: {self.selection}"]
+        for suffix, receipt in self.receipts:
+            lines.append(f"  {suffix.removeprefix('_')}: {receipt.path}: {receipt.reason}")
+            if receipt.fallback is not None:
+                lines.append(f"    not the fastest path: {receipt.fallback}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class LSTM:
+    """A stack of LSTM layers in one or both directions. SPEC.md gives the equations.
+
+    Shapes use ``T`` steps, ``N`` rows, ``I = input_size``, ``H = hidden_size``, ``P = proj_size or H``,
+    ``L = num_layers``, ``D`` directions. x is (T, N, I), or (N, T, I) with `batch_first`, or (T, I) for one sequence
+    without a batch axis (then y, the states and `out` have none either). A state is a pair of h (L * D, N, P) and
+    c (L * D, N, H); entry ``D * layer + direction``, as in PyTorch.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        As in ``torch.nn.LSTM``; `dropout` acts between layers, while recording.
+    peephole, coupling, gate_clip, cell_clip, proj_clip, gate_activation, cell_activation, hidden_activation, \
+recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_dropout
+        The switches of `LSTMConfig`; zoneout and recurrent dropout draw masks while recording.
+    dtype
+        Name of a precision (``"float64"``, ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"float16"``) or a NumPy dtype.
+        x, y, h and the parameters have its storage dtype; c has its compute dtype, which is float32 where storage
+        is narrower.
+    backend
+        Name of a backend, or a `Backend`. None takes ``LSTMCORE_BACKEND`` from the environment, else ``"auto"``.
+    strict
+        Raise where the backend would not take its fastest path, or where ``"auto"`` would pass over a faster
+        backend that is installed.
+    seed
+        Whole number from 0 to 2**64 - 1. The same seed gives the same initial parameters and the same masks, on
+        every backend. None draws one from the operating system; `LSTM.seed` tells which.
+    init, forget_bias
+        Initial parameters; see `initial_parameters`.
+
+    Attributes
+    ----------
+    stack : StackConfig
+    precision : Precision
+    backend : Backend
+    batch_first, strict : bool
+    seed : int
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument outside its domain; `UnsupportedError` where the backend does not declare this LSTM.
+
+    Notes
+    -----
+    Streaming: hand the state on, ``y, state = lstm(x[:, None], state)`` or with any number of steps a call. It is
+    the same computation as one call for all steps; parameters are packed when they are loaded, never in a call.
+
+    Calls may run in several threads at once; `load_parameters` takes effect for the calls that start after it.
+
+    Examples
+    --------
+    >>> lstm = LSTM(3, 5, bidirectional=True, seed=0)
+    >>> x = np.zeros((7, 2, 3), np.float32)
+    >>> y, (h_n, c_n) = lstm(x)
+    >>> y.shape, h_n.shape
+    ((7, 2, 10), (2, 2, 5))
+    >>> y, state, tape = lstm.record(x)
+    >>> lstm.backward(tape, np.ones_like(y)).parameters["bias_l0"].shape
+    (20,)
+    """
+
+    stack: StackConfig
+    precision: Precision
+    backend: Backend
+    batch_first: bool
+    strict: bool
+    seed: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        peephole: bool = False,
+        coupling: Coupling = "none",
+        gate_clip: float | None = None,
+        cell_clip: float | None = None,
+        proj_clip: float | None = None,
+        gate_activation: Activation | str = SIGMOID,
+        cell_activation: Activation | str = TANH,
+        hidden_activation: Activation | str = TANH,
+        recurrence: Recurrence = "hidden",
+        layer_norm: bool = False,
+        layer_norm_eps: float = 1e-5,
+        zoneout_hidden: float = 0.0,
+        zoneout_cell: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        dtype: str | npt.DTypeLike | Precision = "float32",
+        backend: str | Backend | None = None,
+        strict: bool = False,
+        seed: int | None = None,
+        init: str = "uniform",
+        forget_bias: float | None = None,
+    ) -> None:
+        config = LSTMConfig(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            bias=bias,
+            proj_size=proj_size,
+            peephole=peephole,
+            coupling=coupling,
+            gate_clip=gate_clip,
+            cell_clip=cell_clip,
+            proj_clip=proj_clip,
+            gate_activation=Activation.parse(gate_activation),
+            cell_activation=Activation.parse(cell_activation),
+            hidden_activation=Activation.parse(hidden_activation),
+            recurrence=recurrence,
+            layer_norm=layer_norm,
+            layer_norm_eps=layer_norm_eps,
+            zoneout_hidden=zoneout_hidden,
+            zoneout_cell=zoneout_cell,
+            recurrent_dropout=recurrent_dropout,
+        )
+        stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
+        self._build(stack, None, batch_first, dtype, backend, strict, seed, init, forget_bias)
+
+    @classmethod
+    def from_config(
+        cls,
+        stack: StackConfig,
+        parameters: Mapping[str, Array] | None = None,
+        *,
+        batch_first: bool = False,
+        dtype: str | npt.DTypeLike | Precision = "float32",
+        backend: str | Backend | None = None,
+        strict: bool = False,
+        seed: int | None = None,
+        init: str = "uniform",
+        forget_bias: float | None = None,
+    ) -> Self:
+        """An LSTM of a `StackConfig`, with `parameters` where they are given, else with initial ones.
+
+        The other arguments are those of the constructor.
+        """
+        if not isinstance(stack, StackConfig):
+            raise TypeError(f"stack: expected a StackConfig; got {type(stack).__name__}")
+        lstm = cls.__new__(cls)
+        lstm._build(stack, parameters, batch_first, dtype, backend, strict, seed, init, forget_bias)
+        return lstm
+
+    def _build(
+        self,
+        stack: StackConfig,
+        parameters: Mapping[str, Array] | None,
+        batch_first: bool,
+        dtype: Any,
+        backend: str | Backend | None,
+        strict: bool,
+        seed: int | None,
+        init: str,
+        forget_bias: float | None,
+    ) -> None:
+        for name, value in (("batch_first", batch_first), ("strict", strict)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: expected True or False; got {value!r}")
+        self.stack, self.batch_first, self.strict = stack, batch_first, strict
+        self.precision = get_precision(dtype)
+        # 53 bits, so that any JSON reader keeps every digit
+        self.seed = secrets.randbits(53) if seed is None else _whole("seed", seed, 64)
+        self._step, self._step_lock = 0, threading.Lock()
+        self.backend, self._selection, passed_over = _choose(backend, stack, self.precision)
+        if strict and passed_over is not None:
+            raise UnsupportedError(f"strict: {passed_over}")
+        self._declared = self.backend.capabilities()
+        kernel = self.backend.compile_stack(stack, self.precision)
+        self._kernel: StackKernel = kernel if self._declared.device == "cpu" else HostStack(kernel)
+        self._strict_shapes: set[tuple[int, int]] = set()
+        if strict:
+            self._check_strict(None, None)
+        self._input_size = stack.input_size
+        self._y_width = stack.num_directions * stack.output_size
+        if parameters is None:
+            parameters = initial_parameters(stack, self.precision, self.seed, init, forget_bias)
+        self.load_parameters(parameters)
+
+    # Parameters -------------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """Full parameter name -> array (`StackConfig.parameter_shapes`).
+
+        The arrays are read-only, since the backend has packed them into a form of its own: change a copy and
+        `load_parameters` it. An array that was taken from here keeps its values when others are loaded.
+        """
+        return dict(self._parameters)
+
+    def load_parameters(self, parameters: Mapping[str, Array]) -> None:
+        """Set all parameters.
+
+        Parameters
+        ----------
+        parameters
+            Every name of `StackConfig.parameter_shapes` with an array of the storage dtype; they are copied.
+
+        Raises
+        ------
+        ValueError
+            A missing or unknown name, a wrong shape, a number that is not finite; nothing is changed then.
+        TypeError
+            Not a mapping, a value that is not an array of the storage dtype.
+        """
+        shapes = self.stack.parameter_shapes
+        checks.check_parameters("parameters", parameters, shapes, self.precision)
+        loaded = {name: np.array(parameters[name], order="C") for name in shapes}
+        checks.check_finite_parameters("parameters", loaded)
+        for array in loaded.values():
+            array.flags.writeable = False
+        weights = self._kernel.pack(loaded)
+        self._parameters, self._weights = loaded, weights
+
+    # Calls ------------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, x: Array, state: StateLike | None = None, lengths: Any = None, *, out: Array | None = None
+    ) -> tuple[Array, State]:
+        """Run all steps, without random masks.
+
+        Parameters
+        ----------
+        x
+            (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype.
+        state
+            Initial (h, c); zeros where None.
+        lengths
+            (N,) whole numbers from 0 to T, None for T everywhere. Past a row's end its state holds and y is 0; the
+            reversed direction starts at the row's own end. Not for x without a batch axis.
+        out
+            An array for y, which must not overlap an input.
+
+        Returns
+        -------
+        y
+            (T, N, D * P), (N, T, D * P) with `batch_first`, or (T, D * P): the forward direction's outputs, then the
+            reversed one's. It is `out`, or fresh.
+        state
+            The final (h, c) of each row.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, dtype, shape or range.
+        UnsupportedError
+            Lengths that the backend does not declare; with `strict`, a call that would not take the fastest path.
+        """
+        call = self._enter(x, state, lengths)
+        y, last, _ = self._kernel.forward(
+            self._weights, call.x, call.state, lengths=call.lengths, out=None if out is None else self._out(out, call)
+        )
+        return self._leave(y, last, call, out)
+
+    def record(
+        self, x: Array, state: StateLike | None = None, lengths: Any = None, *, masks: StackMasks | None = None
+    ) -> tuple[Array, State, Tape]:
+        """As a call, with random masks, and kept for `backward`.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As in a call. Do not write to these arrays while the tape is in use: it may refer to them.
+        masks
+            The masks to use (time-major; of one row for x without a batch axis). None draws them with `seed` for the
+            current `step`; ``StackMasks((Masks(),) * (L * D))`` uses none.
+
+        Returns
+        -------
+        y
+            As from a call, but read-only, since the tape may refer to it.
+        state
+            As from a call.
+        tape
+            For `backward`.
+
+        Notes
+        -----
+        Every recorded call adds 1 to `step`, with or without masks.
+        """
+        self._require("backward")
+        call = self._enter(x, state, lengths)
+        steps, batch = call.steps, call.batch
+        if masks is not None:
+            checks.check_stack_masks(masks, steps, batch, self.stack, self.precision)
+            self._require("masks")
+        with self._step_lock:
+            step = self._step
+            self._step = step + 1
+        if masks is None:
+            masks = stack_masks(self.stack, self.precision, steps, batch, seed=self.seed, step=step)
+            if masks is not None:
+                self._require("masks")
+        weights = self._weights
+        y, last, saved = self._kernel.forward(
+            weights, call.x, call.state, lengths=call.lengths, masks=masks, record=True
+        )
+        y.flags.writeable = False
+        y, last = self._leave(y, last, call, None)
+        return y, last, Tape(masks, call.lengths, self, weights, saved, call)
+
+    def backward(self, tape: Tape, dy: Array | None = None, dstate: StateLike | None = None) -> Gradients:
+        """Gradients of ``sum(dy * y) + sum(dstate * final state)`` for a recorded call.
+
+        Parameters
+        ----------
+        tape
+            From `record` of this LSTM. The parameters and masks of that call are used, whatever was loaded since.
+        dy
+            Like y; zeros where None. What it holds past a row's end is ignored.
+        dstate
+            Like the final state; zeros where None.
+
+        Returns
+        -------
+        Gradients
+            ``x`` like x, ``state`` like the state, ``parameters`` by full name.
+        """
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape: expected what record() returned last; got {type(tape).__name__}")
+        if tape._owner is not self:
+            raise ValueError("tape: expected one that record() of this LSTM returned; got one of another LSTM")
+        call = tape._call
+        if dy is not None:
+            checks.check_numpy(
+                "dy", dy, self._y_shape(call), self.precision.storage, letters=self._letters(call, "D * P")
+            )
+            dy = self._time_major(dy, call)
+        incoming = self._state("dstate", dstate, call)
+        dx, dstate0, parameters = self._kernel.backward(tape._weights, tape._saved, dy, incoming)
+        return Gradients(*self._leave(dx, dstate0, call, None), parameters)
+
+    def jvp(
+        self,
+        x: Array,
+        tx: Array | None,
+        state: StateLike | None = None,
+        tstate: StateLike | None = None,
+        tparameters: Mapping[str, Array] | None = None,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Array, State]:
+        """The derivative of y and the final state along given directions (forward mode).
+
+        Parameters
+        ----------
+        x, state, lengths
+            As in a call.
+        tx, tstate
+            Directions like x and like the state; zeros where None.
+        tparameters
+            Full parameter name -> direction; what is left out is zero.
+        masks
+            Random masks as in `record`; None is the behaviour of a call.
+
+        Returns
+        -------
+        ty, tstate
+            Like y and the final state.
+        """
+        self._require("jvp")
+        call = self._enter(x, state, lengths)
+        if tx is not None:
+            checks.check_numpy("tx", tx, x.shape, self.precision.storage, letters=self._letters(call, "I"))
+            tx = self._time_major(tx, call)
+        if tparameters is not None:
+            shapes = self.stack.parameter_shapes
+            checks.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
+        if masks is not None:
+            checks.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
+            self._require("masks")
+        tangents = Tangents(tx, self._state("tstate", tstate, call), tparameters)
+        _, (ty, tlast, _) = self._kernel.jvp(
+            self._weights, call.x, call.state, tangents, lengths=call.lengths, masks=masks
+        )
+        return self._leave(ty, tlast, call, None)
+
+    # Randomness and receipts ------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Number of the next recorded call: with `seed` it fixes the masks. Set it to resume."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        step = _whole("step", value, 32)
+        with self._step_lock:
+            self._step = step
+
+    def explain(self, steps: int | None = None, batch: int | None = None) -> Explanation:
+        """Which backend runs, why it was selected, and which path each layer takes and why.
+
+        Parameters
+        ----------
+        steps, batch
+            T and N of a call to explain; None for most calls.
+        """
+        return Explanation(
+            self.backend.name,
+            self._declared.device,
+            self.precision.name,
+            self._selection,
+            tuple(zip(self.stack.suffixes, self._kernel.receipts(steps, batch), strict=True)),
+        )
+
+    def __repr__(self) -> str:
+        config = self.stack.layers[0][0]
+        shown = {
+            "num_layers": (self.stack.num_layers, 1),
+            "bidirectional": (self.stack.num_directions == 2, False),
+            "proj_size": (config.proj_size, 0),
+            "batch_first": (self.batch_first, False),
+        }
+        changed = "".join(f", {name}={value!r}" for name, (value, default) in shown.items() if value != default)
+        return (
+            f"LSTM({config.input_size}, {config.hidden_size}{changed}, "
+            f"dtype={self.precision.name!r}, backend={self.backend.name!r})"
+        )
+
+    # The way in and out: arguments are checked here, once, and brought to (T, N, ...) as views ------------------------
+
+    def _enter(self, x: Array, state: StateLike | None, lengths: Any) -> _Call:
+        letters = "(N, T, I)" if self.batch_first else "(T, N, I)"
+        if isinstance(x, np.ndarray) and x.ndim == 2:
+            checks.check_array("x", x, (None, self._input_size), self.precision.storage, letters="(T, I)")
+            if lengths is not None:
+                raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
+            call = _Call(x[:, None], x.shape[0], 1, False)
+        else:
+            checks.check_numpy("x", x, (None, None, self._input_size), self.precision.storage, letters=letters)
+            if self.batch_first:
+                x = x.swapaxes(0, 1)
+            call = _Call(x, x.shape[0], x.shape[1], True)
+        if state is not None:
+            call.state = self._state("state", state, call)
+        if lengths is not None:
+            self._require("lengths")
+            call.lengths = checks.check_lengths(lengths, call.steps, call.batch)
+        if self.strict and (call.steps, call.batch) not in self._strict_shapes:
+            self._check_strict(call.steps, call.batch)
+        return call
+
+    def _state(self, name: str, state: StateLike | None, call: _Call) -> State | None:
+        pair = checks.check_stack_state(name, state, self.stack, (call.batch,) if call.batched else (), self.precision)
+        if pair is None:
+            return None
+        return State(*pair) if call.batched else State(pair[0][:, None], pair[1][:, None])
+
+    def _out(self, out: Array, call: _Call) -> Array:
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
+        inputs = (call.x, call.state)
+        checks.check_out(out, self._y_shape(call), self.precision, inputs, letters=self._letters(call, "D * P"))
+        return self._time_major(out, call)
+
+    def _leave(self, y: Array, last: State, call: _Call, out: Array | None) -> tuple[Array, State]:
+        if not call.batched:
+            y, last = y[:, 0], State(last[0][:, 0], last[1][:, 0])
+        elif self.batch_first:
+            y = y.swapaxes(0, 1)
+        return (y if out is None else out), last
+
+    def _time_major(self, array: Array, call: _Call) -> Array:
+        if not call.batched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def _y_shape(self, call: _Call) -> tuple[int, ...]:
+        if not call.batched:
+            return call.steps, self._y_width
+        return (*((call.batch, call.steps) if self.batch_first else (call.steps, call.batch)), self._y_width)
+
+    def _letters(self, call: _Call, last: str) -> str:
+        rows = "T" if not call.batched else "N, T" if self.batch_first else "T, N"
+        return f"({rows}, {last})"
+
+    def _require(self, what: str) -> None:
+        if what not in self._declared.features and what not in self._declared.derivatives:
+            raise UnsupportedError(f"backend {self.backend.name!r} has no {self._declared.missing(what)}")
+
+    def _check_strict(self, steps: int | None, batch: int | None) -> None:
+        for suffix, receipt in zip(self.stack.suffixes, self._kernel.receipts(steps, batch), strict=True):
+            if receipt.fallback is not None:
+                raise UnsupportedError(
+                    f"strict: backend {receipt.backend!r} would run {suffix.removeprefix('_')} on its path "
+                    f"{receipt.path!r}, not on its fastest: {receipt.fallback}"
+                )
+        if steps is not None and batch is not None:
+            self._strict_shapes.add((steps, batch))
+
+
+class _Call:
+    """The checked arguments of a call as (T, N, ...). `batched` is False where x had no batch axis."""
+
+    __slots__ = ("batch", "batched", "lengths", "state", "steps", "x")
+
+    def __init__(self, x: Array, steps: int, batch: int, batched: bool) -> None:
+        self.x = x
+        self.steps = steps
+        self.batch = batch
+        self.batched = batched
+        self.state: State | None = None
+        self.lengths: Array | None = None
+
+
+def _whole(name: str, value: object, bits: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # the check is this call
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number; got {value!r}")
+    if not 0 <= number < 2**bits:
+        raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {number}")
+    return number
+
+
+def _choose(backend: str | Backend | None, stack: StackConfig, precision: Precision) -> tuple[Backend, str, str | None]:
+    """The backend, why it was chosen, and why a faster one was passed over or None."""
+    if isinstance(backend, Backend):
+        return backend, "given as an object", None
+    name = backend or os.environ.get("LSTMCORE_BACKEND") or "auto"
+    module = importlib.import_module(f"lstmcore_{'numpy' if name == 'auto' else name}.kernel")
+    found = next(
+        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Backend) and v is not Backend
+    )
+    return found(), f"selected as {name!r}", None  # until registry.py is there

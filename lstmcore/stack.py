@@ -1,0 +1,275 @@
+"""Stacks of kernels: layers and directions composed from `Kernel`s, and the way to a device and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from lstmcore.backend import (
+    Array,
+    Backend,
+    Forward,
+    Gradients,
+    Masks,
+    Receipt,
+    StackKernel,
+    StackMasks,
+    State,
+    Tangents,
+    Weights,
+)
+from lstmcore.config import StackConfig
+from lstmcore.precision import Precision
+
+
+class StackTape(NamedTuple):
+    """What each kernel saved, in the order of `StackConfig.configs`, and the dropout masks between the layers."""
+
+    saved: tuple[Any, ...]
+    dropout: tuple[Array, ...]
+
+
+class ComposedStack(StackKernel):
+    """A stack made of one `Kernel` for each layer and direction: what a backend gets without work of its own.
+
+    Both directions of a layer write into the halves of one array, so nothing is concatenated. Arrays that are not
+    NumPy's need ``__array_namespace__`` (the array API standard) and assignment to slices; a backend whose arrays have
+    neither overrides `Backend._compile_stack`.
+    """
+
+    def __init__(self, backend: Backend, stack: StackConfig, precision: Precision) -> None:
+        super().__init__(backend, stack, precision)
+        compiled = {config: backend.compile(config, precision) for config in dict.fromkeys(stack.configs)}
+        self.kernels = tuple(compiled[config] for config in stack.configs)
+        self._names = tuple(
+            tuple((name, name + suffix) for name in config.parameter_shapes)
+            for config, suffix in zip(stack.configs, stack.suffixes, strict=True)
+        )
+        self._layers, self._directions, self._width = (stack.num_layers, stack.num_directions, stack.output_size)
+
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        return tuple(
+            kernel._pack({name: parameters[full] for name, full in names})
+            for kernel, names in zip(self.kernels, self._names, strict=True)
+        )
+
+    def forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        finals: list[State] = []
+        saved: list[Any] = []
+        dropout = masks.dropout if masks is not None else ()
+        y = x
+        for layer in range(self._layers):
+            source = _times(y, dropout[layer - 1]) if layer and dropout else y
+            target = out if layer == self._layers - 1 else None
+            halves = (target,)
+            if self._directions == 2:
+                if target is None:
+                    shape = (*x.shape[:2], 2 * self._width)
+                    target = _namespace(x).empty(shape, dtype=x.dtype)
+                halves = (target[:, :, : self._width], target[:, :, self._width :])
+            for half in halves:
+                index = len(finals)
+                y, last, kept = self.kernels[index]._forward(
+                    weights[index],
+                    source,
+                    _entry(state, index),
+                    lengths,
+                    None if masks is None else masks.layers[index],
+                    record=record,
+                    out=half,
+                )
+                finals.append(last)
+                saved.append(kept)
+            if self._directions == 2:
+                y = target
+        tape = StackTape(tuple(saved), dropout) if record else None
+        return Forward(y, _stacked(finals, copy=record), tape)
+
+    def backward(self, weights: Weights, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
+        states: list[State] = []
+        parameters: list[dict[str, Array]] = []
+        for layer in reversed(range(self._layers)):
+            dx = None
+            for direction in reversed(range(self._directions)):
+                index = layer * self._directions + direction
+                half = dy
+                if dy is not None and self._directions == 2:
+                    half = dy[:, :, direction * self._width : (direction + 1) * self._width]
+                found = self.kernels[index]._backward(weights[index], tape.saved[index], half, _entry(dstate, index))
+                states.append(found.state)
+                parameters.append({full: found.parameters[name] for name, full in self._names[index]})
+                if dx is None:
+                    dx = found.x
+                else:
+                    dx += found.x  # a fresh array of the kernel's
+            dy = _times(dx, tape.dropout[layer - 1]) if layer and tape.dropout else dx
+        merged = {name: value for group in reversed(parameters) for name, value in group.items()}
+        return Gradients(dy, _stacked(states[::-1], copy=False), merged)
+
+    def jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Forward, Forward]:
+        given = tangents.parameters or {}
+        finals: list[State] = []
+        tfinals: list[State] = []
+        dropout = masks.dropout if masks is not None else ()
+        y, ty = x, tangents.x
+        for layer in range(self._layers):
+            if layer and dropout:
+                y, ty = _times(y, dropout[layer - 1]), _times(ty, dropout[layer - 1])
+            outputs = []
+            for _ in range(self._directions):
+                index = len(finals)
+                primal, tangent = self.kernels[index]._jvp(
+                    weights[index],
+                    y,
+                    _entry(state, index),
+                    Tangents(
+                        ty,
+                        _entry(tangents.state, index),
+                        {name: given[full] for name, full in self._names[index] if full in given},
+                    ),
+                    lengths,
+                    None if masks is None else masks.layers[index],
+                )
+                finals.append(primal.state)
+                tfinals.append(tangent.state)
+                outputs.append((primal.y, tangent.y))
+            y, ty = outputs[0] if self._directions == 1 else map(self._beside, *outputs)
+        return Forward(y, _stacked(finals, copy=False)), Forward(ty, _stacked(tfinals, copy=False))
+
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        return tuple(kernel.receipt(steps, batch) for kernel in self.kernels)
+
+    def _beside(self, forward: Array, reverse: Array) -> Array:
+        both = _namespace(forward).empty((*forward.shape[:2], 2 * self._width), dtype=forward.dtype)
+        both[:, :, : self._width] = forward
+        both[:, :, self._width :] = reverse
+        return both
+
+
+class HostStack(StackKernel):
+    """NumPy arrays in, NumPy arrays out, around the stack of a backend that computes on a device of its own."""
+
+    def __init__(self, inner: StackKernel) -> None:
+        super().__init__(inner.backend, inner.stack, inner.precision)
+        self.inner = inner
+
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        return self.inner.pack({name: self._in(value) for name, value in parameters.items()})
+
+    def forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        y, last, tape = self.inner.forward(
+            weights, self._in(x), self._state_in(state), lengths=lengths, masks=self._masks_in(masks), record=record
+        )
+        y = self._out(y)
+        if out is not None:
+            out[...] = y
+            y = out
+        return Forward(y, self._state_out(last), tape)
+
+    def backward(self, weights: Weights, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
+        found = self.inner.backward(weights, tape, self._in(dy), self._state_in(dstate))
+        parameters = {name: self._out(value) for name, value in found.parameters.items()}
+        return Gradients(self._out(found.x), self._state_out(found.state), parameters)
+
+    def jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Forward, Forward]:
+        along = Tangents(
+            self._in(tangents.x),
+            self._state_in(tangents.state),
+            {name: self._in(value) for name, value in (tangents.parameters or {}).items()},
+        )
+        primal, tangent = self.inner.jvp(
+            weights, self._in(x), self._state_in(state), along, lengths=lengths, masks=self._masks_in(masks)
+        )
+        return (
+            Forward(self._out(primal.y), self._state_out(primal.state)),
+            Forward(self._out(tangent.y), self._state_out(tangent.state)),
+        )
+
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        return self.inner.receipts(steps, batch)
+
+    def _in(self, array: Array | None) -> Array | None:
+        return None if array is None else self.backend.to_device(array)
+
+    def _out(self, array: Array) -> Array:
+        return self.backend.to_host(array)
+
+    def _state_in(self, state: State | None) -> State | None:
+        return None if state is None else State(self._in(state[0]), self._in(state[1]))
+
+    def _state_out(self, state: State) -> State:
+        return State(self._out(state.h), self._out(state.c))
+
+    def _masks_in(self, masks: StackMasks | None) -> StackMasks | None:
+        if masks is None:
+            return None
+        layers = tuple(Masks(*(self._in(mask) for mask in layer)) for layer in masks.layers)
+        return StackMasks(layers, tuple(self._in(mask) for mask in masks.dropout))
+
+
+def _namespace(array: Array) -> Any:
+    """The functions for arrays of that library."""
+    return np if isinstance(array, np.ndarray) else array.__array_namespace__()
+
+
+def _entry(state: State | None, index: int) -> State | None:
+    """The state of one layer in one direction, as views."""
+    return None if state is None else State(state[0][index], state[1][index])
+
+
+def _stacked(states: list[State], *, copy: bool) -> State:
+    """States as (L * D, N, ...); one alone is a view of what the kernel returned unless `copy`."""
+    if len(states) == 1 and not copy:
+        h, c = states[0]
+        return State(h[None], c[None])
+    stack = _namespace(states[0].h).stack
+    return State(stack([state.h for state in states]), stack([state.c for state in states]))
+
+
+def _times(array: Array, mask: Array) -> Array:
+    """`array` times a dropout mask, in the dtype of `array`; what a mask holds in padding may be infinite."""
+    with np.errstate(invalid="ignore"):
+        product = array * mask
+    if product.dtype != array.dtype:
+        product = product.astype(array.dtype)
+    return cast(Array, product)
