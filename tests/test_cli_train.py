@@ -71,6 +71,7 @@ def test_vowels_from_training_to_predictions(vowels: Path, tmp_path: Path) -> No
 
 def test_another_backend_gives_the_same(vowels: Path) -> None:
     one, two = (report("evaluate", vowels, "japanese-vowels", "--backend", name) for name in ("numpy", "reference"))
+    assert (one["backend"], one["dtype"], two["backend"], two["dtype"]) == ("numpy", "float32", "reference", "float64")
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     assert abs(one["accuracy"] - two["accuracy"]) <= 1 / 370
 

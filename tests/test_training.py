@@ -317,6 +317,17 @@ def test_models_come_back_whole_and_on_any_backend(tmp_path: Path, switches: dic
             np.testing.assert_allclose(left, right, rtol=1e-12)
 
 
+def test_a_float32_model_runs_on_the_float64_reference(tmp_path: Path) -> None:
+    model, path = saved(tmp_path, dtype="float32")
+    inputs, _ = data(5)
+    loaded = SequenceModel.load(path, backend="reference")
+    assert (model.readout.dtype, loaded.readout.dtype) == ("float32", "float64")
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, loaded.parameters[name])
+    for left, right in zip(model.predict(inputs), loaded.predict(inputs), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
 def rewrite(path: Path, *, drop: str | None = None, version: int = 1, kind: str = "lstmcore-model", **new: Any) -> None:
     tensors = load_file(path)
     with safe_open(path, framework="numpy") as stream:

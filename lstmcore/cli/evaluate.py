@@ -16,6 +16,7 @@ from lstmcore.datasets import Classification, Series
 from lstmcore.training.forecast import ForecastTask, scores
 from lstmcore.training.losses import CrossEntropy
 from lstmcore.training.model import SequenceModel
+from lstmcore.training.readout import DTYPES
 
 
 @click.command("evaluate")
@@ -26,8 +27,11 @@ from lstmcore.training.model import SequenceModel
 )
 @click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Precision  [default: as trained, or float64 if refused].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def evaluate(model: str, data: str, test_rows: int | None, fill: Any, backend: str | None, as_json: bool) -> None:
+def evaluate(
+    model: str, data: str, test_rows: int | None, fill: Any, backend: str | None, dtype: str | None, as_json: bool
+) -> None:
     """Judge MODEL on the test part of DATA.
 
     A classifier gets its accuracy, loss and state drift. A forecast gets RMSE and MAE next to the seasonal-naive
@@ -38,7 +42,7 @@ def evaluate(model: str, data: str, test_rows: int | None, fill: Any, backend: s
       lstmcore evaluate model.safetensors japanese-vowels
       lstmcore evaluate model.safetensors japanese-vowels --backend reference --json
     """
-    loaded = SequenceModel.load(model, backend=backend)
+    loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     found = load_for(loaded, model, data)
     if isinstance(found, Classification):
         if test_rows is not None or fill is not None:
@@ -46,7 +50,8 @@ def evaluate(model: str, data: str, test_rows: int | None, fill: Any, backend: s
         report = classified(loaded, found)
     else:
         report = forecast(loaded, found, test_rows, fill)
-    report = {"model": model, "data": data, **report}
+    ran = {"backend": loaded.lstm.backend.name, "dtype": loaded.readout.dtype}
+    report = {"model": model, "data": data, **ran, **report}
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -114,7 +119,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         console.print(table)
         console.print(
             f"accuracy {report['accuracy']:.2%} of {report['sequences']} test sequences, loss {report['loss']:.4f}, "
-            f"state drift {report['drift']:.3g}",
+            f"state drift {report['drift']:.3g}; backend {report['backend']}, {report['dtype']}",
             soft_wrap=True,
             highlight=False,
         )
@@ -126,3 +131,4 @@ def _show(report: dict[str, Any], console: Console) -> None:
     for score in report["scores"]:
         table.add_row(score["name"], f"{score['rmse']:.4f}", f"{score['mae']:.4f}")
     console.print(table)
+    console.print(f"backend {report['backend']}, {report['dtype']}", highlight=False)

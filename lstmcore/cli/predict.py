@@ -15,6 +15,7 @@ from lstmcore.datasets import Classification, Series, Windows
 from lstmcore.training.files import write_atomically
 from lstmcore.training.forecast import ForecastTask, forecasts
 from lstmcore.training.model import SequenceModel
+from lstmcore.training.readout import DTYPES
 
 
 @click.command("predict")
@@ -23,8 +24,11 @@ from lstmcore.training.model import SequenceModel
 @click.option("--out", help="File to write  [default: print].")
 @click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Precision  [default: as trained, or float64 if refused].")
 @click.option("--json", "as_json", is_flag=True, help="JSON in place of CSV.")
-def predict(model: str, data: str, out: str | None, fill: Any, backend: str | None, as_json: bool) -> None:
+def predict(
+    model: str, data: str, out: str | None, fill: Any, backend: str | None, dtype: str | None, as_json: bool
+) -> None:
     """Write what MODEL says about DATA.
 
     A classifier gives the class and its probability for each test sequence. A forecast gives, for the last row of
@@ -36,7 +40,7 @@ def predict(model: str, data: str, out: str | None, fill: Any, backend: str | No
       lstmcore predict forecast.safetensors my.csv --json
     """
     check_folder("--out", out)
-    loaded = SequenceModel.load(model, backend=backend)
+    loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     found = load_for(loaded, model, data)
     if isinstance(found, Classification):
         if fill is not None:

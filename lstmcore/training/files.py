@@ -13,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lstmcore.backend import UnsupportedError
 from lstmcore.config import LSTMConfig, check_version
 from lstmcore.lstm import LSTM
 from lstmcore.training.model import SequenceModel
@@ -107,13 +108,16 @@ def save_model(model: SequenceModel, path: str | Path) -> None:
     write_tensors(path, MODEL_FORMAT, model.parameters | scaling_tensors(model), model_header(model))
 
 
-def load_model(path: str | Path, *, backend: str | None = None) -> SequenceModel:
+def load_model(path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
     """Read a model that `save_model` wrote.
 
     Parameters
     ----------
     backend
         The backend that runs it; None selects one as `LSTM` does.
+    dtype
+        Precision to run it in. None takes the file's, or float64 where the backend refuses a float32 model, as the
+        reference does: that changes no weight. ``model.readout.dtype`` tells which.
 
     Raises
     ------
@@ -125,19 +129,29 @@ def load_model(path: str | Path, *, backend: str | None = None) -> SequenceModel
     """
     tensors, header = read_tensors(path, MODEL_FORMAT)
     try:
-        return build_model(tensors, header, backend)
+        if dtype is not None:
+            return build_model(tensors, header, backend, dtype)
+        try:
+            return build_model(tensors, header, backend, header["readout"]["dtype"])
+        except UnsupportedError:
+            if header["readout"]["dtype"] != "float32":
+                raise
+            return build_model(tensors, header, backend, "float64")
     except (KeyError, TypeError, ValueError) as error:
         text = f"{error} missing in the header" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: {text}") from error
 
 
-def build_model(tensors: Mapping[str, Array], header: Mapping[str, Any], backend: str | None) -> SequenceModel:
-    """A model from its tensors and its header."""
+def build_model(
+    tensors: Mapping[str, Array], header: Mapping[str, Any], backend: str | None, dtype: str
+) -> SequenceModel:
+    """A model in `dtype` from the tensors and the header of a file in a dtype of its own."""
     spec = header["lstm"]
     config = LSTMConfig.from_dict(spec["config"])
     switches = {name: value for name, value in config.to_dict().items() if name not in ("version", "reverse")}
-    sizes = {name: spec[name] for name in ("num_layers", "bidirectional", "dropout", "dtype")}
-    lstm = LSTM(**switches, **sizes, backend=backend, seed=0)
+    sizes = {name: spec[name] for name in ("num_layers", "bidirectional", "dropout")}
+    stored = header["readout"]["dtype"]
+    lstm = LSTM(**switches, **sizes, dtype=spec["dtype"] if dtype == stored else dtype, backend=backend, seed=0)
     scalings: dict[str, Standardizer | None] = {}
     rest = dict(tensors)
     for name in ("input_scaling", "target_scaling"):
@@ -148,9 +162,14 @@ def build_model(tensors: Mapping[str, Array], header: Mapping[str, Any], backend
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise ValueError(f"tensor {name!r}: expected finite numbers; got NaN or infinity")
-    model = SequenceModel(lstm, Readout(**header["readout"], seed=0), task=header["task"], **scalings)
+    model = SequenceModel(
+        lstm, Readout(**(header["readout"] | {"dtype": dtype}), seed=0), task=header["task"], **scalings
+    )
     expected = {name: value.shape for name, value in model.parameters.items()}
     if missing := sorted(set(expected) - set(rest)):
         raise ValueError(f"tensor {missing[0]!r}: expected shape {expected[missing[0]]}; got none")
-    model.load_parameters(rest)
+    for name, value in rest.items():
+        if str(value.dtype) != stored:
+            raise TypeError(f"tensor {name!r}: expected dtype {stored}; got {value.dtype}")
+    model.load_parameters({name: value.astype(dtype) for name, value in rest.items()})
     return model

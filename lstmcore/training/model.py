@@ -198,11 +198,11 @@ class SequenceModel:
         save_model(self, path)
 
     @classmethod
-    def load(cls, path: str | Path, *, backend: str | None = None) -> SequenceModel:
+    def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
         from lstmcore.training.files import load_model  # files.py is built on this module
 
-        return load_model(path, backend=backend)
+        return load_model(path, backend=backend, dtype=dtype)
 
     def _read(self, x: Array, lengths: Array, h: Array, h_n: Array) -> tuple[Array, ReadoutTape]:
         if self.readout.steps == "every":
