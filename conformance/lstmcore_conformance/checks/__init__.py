@@ -1,0 +1,17 @@
+"""The checks, a module for each group of them; importing this package registers them all."""
+
+from __future__ import annotations
+
+from lstmcore_conformance.checks import (
+    contract,
+    derivatives,
+    errors,
+    honesty,
+    lengths,
+    masks,
+    sequences,
+    stacks,
+    values,
+)
+
+__all__ = ["contract", "derivatives", "errors", "honesty", "lengths", "masks", "sequences", "stacks", "values"]

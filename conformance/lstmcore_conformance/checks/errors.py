@@ -1,0 +1,291 @@
+"""Mistakes of the caller: each is a TypeError or a ValueError that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lstmcore.backend import Masks, State, Tangents
+from lstmcore_conformance.cases import Array, Case
+from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.subject import Failure, Subject, compare
+from lstmcore_conformance import budgets
+from lstmcore_conformance.switches import SWITCHES, config_of
+
+#: What is done wrong -> the call, the error, and the word that its message must have.
+Mistake = tuple[str, Callable[[], object], type[Exception], str]
+
+
+def error_cases(scope: Scope) -> Iterator[Case]:
+    """One model in every precision."""
+    for precision in scope.precisions:
+        yield Case(name="mistakes", model=config_of({}), precision=precision)
+
+
+def mask_cases(scope: Scope) -> Iterator[Case]:
+    """A model with every kind of mask."""
+    for precision in scope.precisions:
+        yield Case(name="mistakes,masks", model=config_of(SWITCHES["everything"]), precision=precision, masks=True)
+
+
+def judge(mistakes: Iterator[Mistake]) -> None:
+    """Make every mistake.
+
+    Raises
+    ------
+    Failure
+        One passed, or raised another error or one that does not name the argument. Tells all of them.
+    """
+    wrong = []
+    for what, call, kind, word in mistakes:
+        try:
+            call()
+        except kind as error:
+            if word not in str(error):
+                wrong.append(f"{what}: {type(error).__name__} does not name {word!r}: {error}")
+            elif "\n" in str(error):
+                wrong.append(f"{what}: the message has more than one line")
+        except Exception as error:
+            wrong.append(f"{what}: expected {kind.__name__}; got {type(error).__name__}: {error}")
+        else:
+            wrong.append(f"{what}: expected {kind.__name__}; it passed")
+    if wrong:
+        raise Failure("; ".join(wrong))
+
+
+class _Calls:
+    """One case's calls with some arguments replaced."""
+
+    def __init__(self, subject: Subject, case: Case) -> None:
+        self.subject, self.case = subject, case
+        self.data = subject.device(case.data)
+        self.kernel = subject.kernel(case)
+        self.weights = subject.pack(case, self.data)
+
+    def device(self, array: Array) -> Any:
+        return self.subject.backend.to_device(array)
+
+    def forward(self, out: Any = None, **changes: Any) -> Callable[[], object]:
+        given = replace(self.data, **changes)
+        return lambda: self.kernel.forward(
+            self.weights, given.x, given.state, lengths=given.lengths, masks=given.masks, out=out
+        )
+
+    def still_works(self) -> None:
+        """After the mistakes a right call gives right numbers."""
+        compare(self.subject.forward(self.case), budgets.forward(self.case))
+
+
+def other_dtype(array: Array) -> Array:
+    """The same numbers in a dtype that no precision wants there."""
+    return array.astype(np.float32 if array.dtype == np.float64 else np.float64)
+
+
+@check("errors.x", "an x of another rank, width, dtype or type is an error that names it", section=9, cases=error_cases)
+def wrong_x(subject: Subject, case: Case) -> None:
+    calls, x = _Calls(subject, case), case.data.x
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "two dimensions", calls.forward(x=calls.device(x[0])), ValueError, "x"
+        yield "four dimensions", calls.forward(x=calls.device(x[None])), ValueError, "x"
+        yield "one column short", calls.forward(x=calls.device(x[:, :, 1:])), ValueError, "x"
+        yield "another float", calls.forward(x=calls.device(other_dtype(x))), TypeError, "x"
+        yield "whole numbers", calls.forward(x=calls.device(x.astype(np.int64))), TypeError, "x"
+        yield "a list", calls.forward(x=x.astype(np.float64).tolist()), TypeError, "x"
+        yield "None", calls.forward(x=None), TypeError, "x"
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check("errors.state", "a wrong state is an error that names it", section=9, cases=error_cases)
+def wrong_state(subject: Subject, case: Case) -> None:
+    calls, state = _Calls(subject, case), case.data.state
+    if state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    h, c = (calls.device(array) for array in state)
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "h one row short", calls.forward(state=State(calls.device(state.h[1:]), c)), ValueError, "state"
+        yield "h one column short", calls.forward(state=State(calls.device(state.h[:, 1:]), c)), ValueError, "state"
+        yield "c one row short", calls.forward(state=State(h, calls.device(state.c[1:]))), ValueError, "state"
+        yield "c with layers", calls.forward(state=State(h, calls.device(state.c[None]))), ValueError, "state"
+        yield "h of another dtype", calls.forward(state=State(calls.device(other_dtype(state.h)), c)), TypeError, "state"
+        yield "c of another dtype", calls.forward(state=State(h, calls.device(other_dtype(state.c)))), TypeError, "state"
+        yield "an array", calls.forward(state=h), TypeError, "state"
+        yield "three arrays", calls.forward(state=(h, c, c)), TypeError, "state"
+        yield "no c", calls.forward(state=State(h, None)), TypeError, "state"
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check(
+    "errors.lengths",
+    "lengths that are negative, above T, not whole or not one a row are an error that names them",
+    section=4,
+    cases=error_cases,
+    needs=("lengths",),
+)
+def wrong_lengths(subject: Subject, case: Case) -> None:
+    calls, top = _Calls(subject, case), case.steps
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "negative", calls.forward(lengths=np.array([1, -1, 2])), ValueError, "lengths"
+        yield "above T", calls.forward(lengths=np.array([1, 2, top + 1])), ValueError, "lengths"
+        yield "one short", calls.forward(lengths=np.array([1, 2])), ValueError, "lengths"
+        yield "one more", calls.forward(lengths=np.array([1, 2, 2, 2])), ValueError, "lengths"
+        yield "two dimensions", calls.forward(lengths=np.array([[1, 2, 2]])), ValueError, "lengths"
+        yield "a number", calls.forward(lengths=2), ValueError, "lengths"
+        yield "floats", calls.forward(lengths=np.array([1.0, 2.0, 2.0])), TypeError, "lengths"
+        yield "booleans", calls.forward(lengths=np.array([True, True, False])), TypeError, "lengths"
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check(
+    "errors.parameters",
+    "a parameter that is missing, unknown or of another shape or dtype is an error that names it",
+    section=1,
+    cases=error_cases,
+)
+def wrong_parameters(subject: Subject, case: Case) -> None:
+    calls, good = _Calls(subject, case), case.data.parameters
+
+    def pack(changes: dict[str, Any], drop: str = "") -> Callable[[], object]:
+        given = {name: array for name, array in (good | changes).items() if name != drop}
+        return lambda: calls.kernel.pack(
+            {name: calls.device(array) if isinstance(array, np.ndarray) else array for name, array in given.items()}
+        )
+
+    def mistakes() -> Iterator[Mistake]:
+        for name in good:
+            yield f"{name} missing", pack({}, drop=name), ValueError, name
+            yield f"{name} of another dtype", pack({name: other_dtype(good[name])}), TypeError, name
+            yield f"{name} one row short", pack({name: good[name][1:]}), ValueError, name
+            yield f"{name} None", pack({name: None}), TypeError, name
+        yield "unknown", pack({"weight_q": good["weight_x"]}), ValueError, "weight_q"
+        yield "transposed", pack({"weight_x": np.ascontiguousarray(good["weight_x"].T)}), ValueError, "weight_x"
+        yield "a list", lambda: calls.kernel.pack(list(good.values())), TypeError, "parameters"
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check(
+    "errors.masks",
+    "a mask of another shape or dtype, or for a rate of 0, is an error that names it",
+    section=5,
+    cases=mask_cases,
+    needs=("masks",),
+)
+def wrong_masks(subject: Subject, case: Case) -> None:
+    calls, masks = _Calls(subject, case), case.data.masks
+    plain = Case(name="mistakes,no_rate", model=config_of({}), precision=case.precision)
+    without = _Calls(subject, plain)
+
+    def mistakes() -> Iterator[Mistake]:
+        for name in Masks._fields:
+            mask = getattr(masks, name)
+            cut, other = calls.device(mask[..., 1:]), calls.device(mask.astype(np.int64))
+            yield f"{name} one column short", calls.forward(masks=masks._replace(**{name: cut})), ValueError, name
+            yield f"{name} whole numbers", calls.forward(masks=masks._replace(**{name: other})), TypeError, name
+        steps, batch = plain.steps, plain.batch
+        width, dtype = plain.config.hidden_size, plain.policy.compute
+        for name, shape in (
+            ("recurrent", (batch, width)),
+            ("zoneout_hidden", (steps, batch, width)),
+            ("zoneout_cell", (steps, batch, width)),
+        ):
+            ones = without.device(np.ones(shape, dtype))
+            yield f"{name} for a rate of 0", without.forward(masks=Masks(**{name: ones})), ValueError, name
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check("errors.out", "an out that does not fit, is read-only or overlaps an input is an error that names it", section=9, cases=error_cases)
+def wrong_out(subject: Subject, case: Case) -> None:
+    square = Case(name="mistakes,square", model=config_of(SWITCHES["square"]), precision=case.precision)
+    calls, data = _Calls(subject, square), subject.device(square.data)
+    empty = np.zeros(budgets.forward(square)["y"].value.shape, data.x.dtype)
+    frozen = empty.copy()
+    frozen.flags.writeable = False
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "one step short", calls.forward(out=calls.device(empty[1:])), ValueError, "out"
+        yield "one column short", calls.forward(out=calls.device(empty[:, :, 1:])), ValueError, "out"
+        yield "another dtype", calls.forward(out=calls.device(other_dtype(empty))), TypeError, "out"
+        yield "a list", calls.forward(out=[]), TypeError, "out"
+        if subject.declared.device == "cpu":
+            yield "read-only", calls.forward(out=frozen), ValueError, "out"
+            yield "x itself", calls.forward(x=data.x, out=data.x), ValueError, "out"
+            yield "x in another order", calls.forward(x=data.x, out=data.x[::-1]), ValueError, "out"
+            wide = np.zeros((empty.shape[0] + 1, *empty.shape[1:]), empty.dtype)
+            wide[1:] = square.data.x
+            yield "x one step off", calls.forward(x=wide[1:], out=wide[:-1]), ValueError, "out"
+
+    judge(mistakes())
+    calls.still_works()
+
+
+@check(
+    "errors.backward",
+    "a tape of another kernel, or a dy or dstate that does not fit, is an error that names it",
+    section=9,
+    cases=error_cases,
+    needs=("backward",),
+)
+def wrong_backward(subject: Subject, case: Case) -> None:
+    calls, data = _Calls(subject, case), case.data
+    other = subject.compile(replace(case, model=config_of({"bias": False})))
+    done = subject.call(case, calls.data, record=True, weights=calls.weights)
+    if data.dy is None or data.dstate is None:
+        raise TypeError(f"case {case.id}: expected dy and dstate")
+    dy, dstate = data.dy, data.dstate
+    h, c = (calls.device(array) for array in dstate)
+
+    def backward(tape: Any = done.tape, kernel: Any = calls.kernel, **given: Any) -> Callable[[], object]:
+        return lambda: kernel.backward(calls.weights, tape, given.get("dy"), given.get("dstate"))
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "no tape", backward(tape=None), ValueError, "tape"
+        yield "something else", backward(tape=dy), ValueError, "tape"
+        yield "another kernel's", backward(kernel=other), ValueError, "tape"
+        yield "dy one step short", backward(dy=calls.device(dy[1:])), ValueError, "dy"
+        yield "dy of another dtype", backward(dy=calls.device(other_dtype(dy))), TypeError, "dy"
+        yield "dy a list", backward(dy=dy.astype(np.float64).tolist()), TypeError, "dy"
+        yield "dstate one row short", backward(dstate=State(calls.device(dstate.h[1:]), c)), ValueError, "dstate"
+        yield "dstate of another dtype", backward(dstate=State(h, calls.device(other_dtype(dstate.c)))), TypeError, "dstate"
+        yield "dstate an array", backward(dstate=h), TypeError, "dstate"
+
+    judge(mistakes())
+    compare(subject.backward(case, calls.data, calls.weights, done), budgets.gradients(case))
+
+
+@check("errors.tangents", "a tangent that does not fit is an error that names it", section=9, cases=error_cases, needs=("jvp",))
+def wrong_tangents(subject: Subject, case: Case) -> None:
+    calls, data = _Calls(subject, case), case.data
+    state = data.tangents.state
+    if state is None:
+        raise TypeError(f"case {case.id}: expected a tangent of the state")
+    bias = data.parameters["bias"]
+
+    def jvp(**given: Any) -> Callable[[], object]:
+        return lambda: calls.kernel.jvp(calls.weights, calls.data.x, calls.data.state, Tangents(**given))
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "x one step short", jvp(x=calls.device(data.x[1:])), ValueError, "tangents.x"
+        yield "x of another dtype", jvp(x=calls.device(other_dtype(data.x))), TypeError, "tangents.x"
+        yield "state one row short", jvp(state=State(*(calls.device(a[1:]) for a in state))), ValueError, "tangents.state"
+        yield "unknown parameter", jvp(parameters={"weight_q": calls.device(bias)}), ValueError, "weight_q"
+        yield "parameter one row short", jvp(parameters={"bias": calls.device(bias[1:])}), ValueError, "bias"
+
+    judge(mistakes())
+    compare(subject.tangents(case), budgets.tangents(case))
+
+

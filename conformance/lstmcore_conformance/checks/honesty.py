@@ -1,0 +1,135 @@
+"""What is declared is there; what is not is refused, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lstmcore.backend import Receipt, UnsupportedError
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.cases import Case
+from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.subject import Failure, Subject
+from lstmcore_conformance.switches import SWITCHES, config_of
+
+
+def one_case(scope: Scope) -> Iterator[Case]:
+    """The plain model in the first precision."""
+    yield Case(name="declared", model=config_of({}), precision=scope.precisions[0])
+
+
+def plain_cases(scope: Scope) -> Iterator[Case]:
+    """The plain model."""
+    for precision in scope.precisions:
+        yield Case(name="declared", model=config_of({}), precision=precision)
+
+
+def refused(what: str, compile: Any) -> str:
+    """What is wrong with a refusal, or an empty text."""
+    try:
+        compile()
+    except UnsupportedError as error:
+        return "" if what in str(error) and str(error).strip() else f"{what}: the refusal does not name it: {error}"
+    except Exception as error:
+        return f"{what}: expected UnsupportedError; got {type(error).__name__}: {error}"
+    return f"{what}: expected UnsupportedError; it compiled"
+
+
+@check("refusals.precisions", "a precision that is not declared is refused with a reason", section=9, cases=one_case)
+def precisions(subject: Subject, case: Case) -> None:
+    wrong, stack = [], StackConfig.make(case.config)
+    for name in sorted(set(PRECISIONS) - subject.declared.precisions):
+        wrong.append(refused(name, lambda name=name: subject.backend.compile(case.config, name)))
+        wrong.append(refused(name, lambda name=name: subject.backend.compile_stack(stack, name)))
+    try:
+        subject.backend.compile(case.config, "float48")
+    except ValueError as error:
+        wrong.append("" if "float48" in str(error) else f"float48: the error does not name it: {error}")
+    except Exception as error:
+        wrong.append(f"float48: expected ValueError; got {type(error).__name__}: {error}")
+    else:
+        wrong.append("float48: expected ValueError; it compiled")
+    _judge(wrong)
+
+
+@check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
+def features(subject: Subject, case: Case) -> None:
+    wrong = []
+    for config in _configs():
+        for name in sorted(config.features - subject.declared.features)[:1]:
+            wrong.append(refused(name, lambda config=config: subject.backend.compile(config, case.precision)))
+    _judge(wrong)
+
+
+@check(
+    "refusals.calls",
+    "lengths, masks, a tape and a jvp that are not declared are refused with a reason",
+    section=9,
+    cases=plain_cases,
+)
+def calls(subject: Subject, case: Case) -> None:
+    data, kernel = subject.device(case.data), subject.kernel(case)
+    weights = subject.pack(case, data)
+    given = {
+        "lengths": lambda: kernel.forward(weights, data.x, lengths=[1] * case.batch),
+        "masks": lambda: kernel.forward(weights, data.x, masks=subject_masks()),
+        "backward": lambda: kernel.forward(weights, data.x, record=True),
+        "jvp": lambda: kernel.jvp(weights, data.x, None, data.tangents),
+    }
+    known = subject.declared.features | subject.declared.derivatives
+    _judge([refused(name, call) for name, call in given.items() if name not in known])
+
+
+def subject_masks() -> Any:
+    """Masks that are all None."""
+    from lstmcore.backend import Masks
+
+    return Masks()
+
+
+@check(
+    "declared.switches",
+    "every switch that is declared compiles, alone, in at least one declared precision",
+    section=9,
+    cases=one_case,
+)
+def switches(subject: Subject, case: Case) -> None:
+    wrong = []
+    for config in _configs():
+        if config.features <= subject.declared.features:
+            reasons = [
+                Case(name="", model=config, precision=precision).precision and subject.refusal(
+                    Case(name="", model=config, precision=precision)
+                )
+                for precision in sorted(subject.declared.precisions)
+            ]
+            if all(reasons):
+                wrong.append(f"{config}: declared, and refused in every precision: {reasons[0]}")
+    _judge(wrong)
+
+
+@check("receipts.true", "a receipt names the backend, the device, the precision, the path and why", section=9, cases=plain_cases)
+def receipts(subject: Subject, case: Case) -> None:
+    for sizes in ((), (case.steps, case.batch), (1, 1), (0, 0)):
+        with subject.guard("receipt"):
+            found = subject.kernel(case).receipt(*sizes)
+        if not isinstance(found, Receipt):
+            raise Failure(f"receipt: expected a Receipt; got {type(found).__name__}")
+        expected = (subject.backend.name, subject.declared.device, case.precision)
+        if (found.backend, found.device, found.precision) != expected:
+            raise Failure(
+                f"receipt: expected backend, device and precision {expected}; got "
+                f"{(found.backend, found.device, found.precision)}"
+            )
+        if not found.path or not found.reason:
+            raise Failure(f"receipt: expected a path and a reason; got {found}")
+
+
+def _configs() -> Iterator[LSTMConfig]:
+    return (config_of(changes) for changes in SWITCHES.values())
+
+
+def _judge(wrong: list[str]) -> None:
+    if found := [text for text in wrong if text]:
+        raise Failure("; ".join(found))

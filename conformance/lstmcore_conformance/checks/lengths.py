@@ -1,0 +1,209 @@
+"""Rows that end early, and rows that must not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore.backend import Masks, State
+from lstmcore_conformance import budgets
+from lstmcore_conformance.budgets import Expected, Measure
+from lstmcore_conformance.cases import Array, Case, Data
+from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
+from lstmcore_conformance.switches import SWITCHES, config_of
+
+MODELS: Final = (
+    "plain",
+    "reverse",
+    "proj_size",
+    "peephole",
+    "recurrence_cell",
+    "layer_norm",
+    "zoneout_hidden",
+    "zoneout_cell",
+    "recurrent_dropout",
+    "input_from_forget",
+    "everything",
+    "everything_coupled",
+)
+
+
+def length_cases(scope: Scope) -> Iterator[Case]:
+    """0, T and lengths between, in no order; in one set no row reaches T."""
+    for precision in scope.precisions:
+        for name in MODELS:
+            for steps, ends in ((5, (3, 0, 5, 1)), (5, (0, 2, 4))):
+                yield Case(
+                    name=f"lengths={','.join(map(str, ends))};{name}",
+                    model=config_of(SWITCHES[name]),
+                    precision=precision,
+                    steps=steps,
+                    batch=len(ends),
+                    lengths=ends,
+                )
+
+
+def few_cases(scope: Scope) -> Iterator[Case]:
+    """One set of lengths for the models in which rows are treated differently."""
+    chosen = ("plain", "reverse", "proj_size", "zoneout_hidden", "everything", "everything_coupled")
+    for case in length_cases(scope):
+        if case.batch == 4 and case.name.split(";")[1] in chosen:
+            yield case
+        if case.batch == 4 and case.name.endswith(";everything"):
+            yield replace(case, name=f"masks,{case.name}", masks=True)
+
+
+@check(
+    "lengths.forward",
+    "y and the final state are right with lengths, 0 and T among them; a reversed row starts at its own end",
+    section=4,
+    cases=length_cases,
+    needs=("lengths",),
+)
+def forward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.forward(case), budgets.forward(case))
+
+
+@check(
+    "lengths.backward",
+    "every gradient is right with lengths",
+    section=4,
+    cases=length_cases,
+    needs=("lengths", "backward"),
+)
+def backward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.gradients(case), budgets.gradients(case))
+
+
+@check("lengths.jvp", "the directional derivative is right with lengths", section=4, cases=length_cases, needs=("lengths", "jvp"))
+def jvp(subject: Subject, case: Case) -> Measure:
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+
+
+def past_end(case: Case) -> Array:
+    """(T, N): True in the padding."""
+    return np.arange(case.steps)[:, None] >= np.array(case.lengths)[None, :]
+
+
+@check(
+    "lengths.exact",
+    "in padding y and the gradient of x are exactly 0; a row of length 0 keeps its state bit by bit",
+    section=4,
+    cases=few_cases,
+    needs=("lengths",),
+)
+def exact(subject: Subject, case: Case) -> None:
+    got, padding = subject.forward(case), past_end(case)
+    if np.any(got["y"][padding] != 0):
+        raise Failure("y: expected exact zeros past the end of a row")
+    state, empty = case.data.state, np.array(case.lengths) == 0
+    if state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    same_bits(
+        "a row of length 0",
+        {"h_n": got["h_n"][empty], "c_n": got["c_n"][empty]},
+        {"h_n": state.h[empty], "c_n": state.c[empty]},
+    )
+    if "backward" in subject.declared.derivatives and np.any(subject.gradients(case)["dx"][padding] != 0):
+        raise Failure("dx: expected exact zeros past the end of a row")
+
+
+def filled(case: Case, content: float) -> Data:
+    """The data with `content` in all padding: of x, dy, masks and tangents."""
+    data, padding = case.data.map(np.array), past_end(case)
+
+    def put(array: Array | None) -> None:
+        if array is not None:
+            array[padding] = content
+
+    put(data.x)
+    put(data.dy)
+    put(data.tangents.x)
+    if isinstance(data.masks, Masks):
+        put(data.masks.zoneout_hidden)
+        put(data.masks.zoneout_cell)
+    return data
+
+
+@check(
+    "lengths.padding",
+    "what padding contains changes no bit of any result, NaN and infinity included",
+    section=4,
+    cases=few_cases,
+    needs=("lengths",),
+)
+def padding(subject: Subject, case: Case) -> None:
+    for content in (np.nan, np.inf):
+        calls = [subject.forward]
+        calls += [subject.gradients] if "backward" in subject.declared.derivatives else []
+        calls += [subject.tangents] if "jvp" in subject.declared.derivatives else []
+        for call in calls:
+            same_bits(f"{content} in padding", call(case, filled(case, content)), call(case, filled(case, 0.0)))
+
+
+# Rows do not influence each other -----------------------------------------------------------------------------------
+
+
+def row_cases(scope: Scope) -> Iterator[Case]:
+    """Batches whose rows are taken apart."""
+    for precision in scope.precisions:
+        for name in ("plain", "reverse", "layer_norm", "everything", "everything_coupled"):
+            yield Case(name=f"rows,{name}", model=config_of(SWITCHES[name]), precision=precision, batch=5)
+
+
+def rows_of(data: Data, rows: Any) -> Data:
+    """Those rows of the batch."""
+
+    def state(pair: State | None) -> State | None:
+        return None if pair is None else State(pair.h[rows], pair.c[rows])
+
+    return replace(
+        data,
+        x=data.x[:, rows],
+        state=state(data.state),
+        dy=None if data.dy is None else data.dy[:, rows],
+        dstate=state(data.dstate),
+    )
+
+
+def _rows_expected(case: Case, rows: Any) -> dict[str, Expected]:
+    return {
+        name: replace(want, value=want.value[:, rows] if name == "y" else want.value[rows])
+        for name, want in budgets.forward(case).items()
+    }
+
+
+@check(
+    "rows.independent",
+    "a row gives the same alone, in another order and in a larger batch",
+    section=4,
+    cases=row_cases,
+)
+def independent(subject: Subject, case: Case) -> Measure:
+    worst = Measure(0.0)
+    for rows in ([2], [4, 1], [3, 0, 4, 2, 1], [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0]):
+        found = compare(subject.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
+        worst = max(worst, found, key=lambda one: one.share)
+    return worst
+
+
+@check("rows.nan", "a NaN stays in its row", section=4, cases=row_cases)
+def nan(subject: Subject, case: Case) -> Measure:
+    data = case.data.map(np.array)
+    data.x[0 if not case.config.reverse else -1, 1] = np.nan
+    got, others = subject.forward(case, data), [0, 2, 3, 4]
+    finite = {"y": got["y"][:, others], "h_n": got["h_n"][others], "c_n": got["c_n"][others]}
+    worst = compare(finite, _rows_expected(case, others))
+    if "everything" not in case.name and not np.isnan(got["y"][:, 1]).all():
+        raise Failure("y: expected NaN in the row that reads one; it vanished")
+    if "backward" in subject.declared.derivatives:
+        gradients = subject.gradients(case, data)
+        known = budgets.gradients(case)
+        kept = {name: gradients[name][..., others, :] for name in ("dx", "dh0", "dc0")}
+        expected = {name: replace(known[name], value=known[name].value[..., others, :]) for name in kept}
+        worst = max(worst, compare(kept, expected), key=lambda one: one.share)
+    return worst

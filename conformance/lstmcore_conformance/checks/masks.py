@@ -1,0 +1,138 @@
+"""Random masks, given explicitly: dropout on the recurrent input and zoneout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from lstmcore.backend import Masks
+from lstmcore_conformance import budgets
+from lstmcore_conformance.budgets import Measure
+from lstmcore_conformance.cases import Case
+from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.subject import Subject, compare, same_bits
+from lstmcore_conformance.switches import SWITCHES, config_of
+
+MODELS = (
+    "zoneout_hidden",
+    "zoneout_hidden,proj_size",
+    "zoneout_cell",
+    "zoneout_cell,cell_clip",
+    "zoneout_cell,peephole",
+    "zoneout_all",
+    "recurrent_dropout",
+    "everything",
+    "everything_coupled",
+)
+
+
+def mask_cases(scope: Scope) -> Iterator[Case]:
+    """Every kind of mask, alone and together, in both directions, with and without lengths."""
+    for precision in scope.precisions:
+        for name in MODELS:
+            for reverse in (False, True):
+                model = config_of({**SWITCHES[name], "reverse": reverse})
+                case = Case(
+                    name=f"masks,{name}{',reverse' if reverse else ''}", model=model, precision=precision, masks=True
+                )
+                yield case
+                if reverse and "lengths" in scope.declared.features:
+                    yield replace(case, name=f"{case.name},lengths", lengths=(4, 0, 2))
+
+
+@check(
+    "masks.forward",
+    "y and the final state are right with masks",
+    section=5,
+    cases=mask_cases,
+    needs=("masks",),
+)
+def forward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.forward(case), budgets.forward(case))
+
+
+@check(
+    "masks.backward",
+    "every gradient is right with masks: what was masked in forward is masked in backward",
+    section=5,
+    cases=mask_cases,
+    needs=("masks", "backward"),
+)
+def backward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.gradients(case), budgets.gradients(case))
+
+
+@check(
+    "masks.jvp",
+    "the directional derivative is right with masks",
+    section=5,
+    cases=mask_cases,
+    needs=("masks", "jvp"),
+)
+def jvp(subject: Subject, case: Case) -> Measure:
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+
+
+@check(
+    "masks.partial",
+    "a mask that is None beside others is the behaviour at inference",
+    section=5,
+    cases=lambda scope: (case for case in mask_cases(scope) if "everything" in case.name and case.lengths is None),
+    needs=("masks",),
+)
+def partial(subject: Subject, case: Case) -> Measure:
+    from lstmcore import reference
+
+    worst = Measure(0.0)
+    if not isinstance(case.data.masks, Masks):
+        raise TypeError(f"case {case.id}: expected masks of one layer")
+    for name in Masks._fields:
+        data = replace(case.data, masks=Masks(**{name: getattr(case.data.masks, name)}))
+        right = reference.forward(
+            case.config, data.parameters, data.x, data.state, masks=data.masks
+        )
+        arrays = {"y": right.y, "h_n": right.state.h, "c_n": right.state.c}
+        expected = {key: replace(want, value=arrays[key]) for key, want in budgets.forward(case).items()}
+        worst = max(worst, compare(subject.forward(case, data), expected), key=lambda one: one.share)
+    return worst
+
+
+@check(
+    "masks.empty",
+    "masks that are all None are the same as no masks, bit by bit",
+    section=5,
+    cases=lambda scope: (
+        Case(name=f"no_masks,{name}", model=config_of(SWITCHES[name]), precision=precision)
+        for precision in scope.precisions
+        for name in ("plain", "everything")
+    ),
+    needs=("masks",),
+)
+def empty(subject: Subject, case: Case) -> None:
+    same_bits(
+        "Masks() and None", subject.forward(case, replace(case.data, masks=Masks())), subject.forward(case)
+    )
+
+
+@check(
+    "masks.kept",
+    "where every zoneout mask is 1 the state never changes, bit by bit",
+    section=5,
+    cases=lambda scope: (
+        Case(
+            name="kept", model=config_of({"zoneout_hidden": 0.5, "zoneout_cell": 0.5}), precision=precision, masks=True
+        )
+        for precision in scope.precisions
+    ),
+    needs=("masks",),
+)
+def kept(subject: Subject, case: Case) -> None:
+    state = case.data.state
+    if state is None or not isinstance(case.data.masks, Masks):
+        raise TypeError(f"case {case.id}: expected a state and masks of one layer")
+    ones = Masks(*(None if mask is None else np.ones_like(mask) for mask in case.data.masks))
+    got = subject.forward(case, replace(case.data, masks=ones))
+    held = np.broadcast_to(state.h, got["y"].shape)
+    same_bits("all kept", got, {"y": held, "h_n": state.h, "c_n": state.c})

@@ -1,0 +1,180 @@
+"""The right answers: the reference evaluated in float64, and the textbook evaluation in a lower precision.
+
+Stacks are composed here from the reference alone, by section 6 of SPEC.md, so that the core's own composition is
+checked too and not compared with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstmcore import reference
+from lstmcore.backend import Masks, StackMasks, State, Tangents
+from lstmcore.config import StackConfig
+from lstmcore.precision import get_precision
+from lstmcore_conformance.cases import Array, Case, Data, storage_dtype
+
+#: Name of an output -> array: y, h_n, c_n; dx, dh0, dc0 and d_<parameter>; ty, th_n, tc_n.
+Arrays = dict[str, Array]
+
+
+class _Pass(NamedTuple):
+    """A forward pass: outputs, the tape of each layer and direction, and the input that each layer read."""
+
+    outputs: Arrays
+    tapes: tuple[reference.Tape, ...]
+    inputs: tuple[Array, ...]
+
+
+@lru_cache(maxsize=8192)
+def forward(case: Case, precision: str) -> Arrays:
+    """y, h_n and c_n of `case` evaluated in `precision` (its data keep the precision of the case)."""
+    return _primal(case, precision).outputs
+
+
+@lru_cache(maxsize=8192)
+def gradients(case: Case, precision: str) -> Arrays:
+    """dx, dh0, dc0 and d_<parameter> for every parameter."""
+    return _backward(case, case.data, _primal(case, precision))
+
+
+@lru_cache(maxsize=8192)
+def tangents(case: Case, precision: str) -> Arrays:
+    """ty, th_n and tc_n along the case's tangents."""
+    return _jvp(case, case.data, precision)
+
+
+@lru_cache(maxsize=16)
+def _primal(case: Case, precision: str) -> _Pass:
+    return _forward(case, case.data, precision)
+
+
+def tapes(case: Case, data: Data, precision: str) -> tuple[reference.Tape, ...]:
+    """The tape of every layer and direction."""
+    return _forward(case, data, precision).tapes
+
+
+def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays:
+    """Entry `index` of `StackConfig.configs` out of arrays by full parameter name, without the suffix."""
+    suffix = stack.suffixes[index]
+    return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
+
+
+def _stored(array: Array, precision: str) -> Array:
+    """What a layer above reads: the oracle's exact values, or those that the policy stores."""
+    return array if precision == "float64" else array.astype(storage_dtype(get_precision(precision).storage))
+
+
+def _forward(case: Case, data: Data, precision: str) -> _Pass:
+    if case.stack is None:
+        result = reference.forward(
+            case.config,
+            data.parameters,
+            data.x,
+            data.state,
+            lengths=data.lengths,
+            masks=data.masks,
+            precision=precision,
+        )
+        return _Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,), (data.x,))
+    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+    below, inputs, tape, last = data.x, [], [], []
+    for layer in range(stack.num_layers):
+        if layer:
+            below = _stored(below * masks.dropout[layer - 1] if masks.dropout else below, precision)
+        inputs.append(below)
+        outputs = []
+        for direction in range(stack.num_directions):
+            index = layer * stack.num_directions + direction
+            result = reference.forward(
+                stack.configs[index],
+                parts(stack, data.parameters, index),
+                below,
+                None if data.state is None else State(data.state.h[index], data.state.c[index]),
+                lengths=data.lengths,
+                masks=masks.layers[index],
+                precision=precision,
+            )
+            outputs.append(result.y)
+            tape.append(result.tape)
+            last.append(result.state)
+        below = np.concatenate(outputs, axis=2)
+    h_n, c_n = (np.stack(arrays) for arrays in zip(*last, strict=True))
+    return _Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tape), tuple(inputs))
+
+
+def _backward(case: Case, data: Data, done: _Pass) -> Arrays:
+    if case.stack is None:
+        result = reference.backward(case.config, done.tapes[0], data.dy, data.dstate)
+        named = {f"d_{name}": array for name, array in result.parameters.items()}
+        return {"dx": result.x, "dh0": result.state.h, "dc0": result.state.c} | named
+    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+    count, width = stack.num_directions, stack.output_size
+    named: Arrays = {}
+    dh0: list[Any] = [None] * len(stack.configs)
+    dc0: list[Any] = [None] * len(stack.configs)
+    above = data.dy
+    for layer in reversed(range(stack.num_layers)):
+        total: Any = 0
+        for direction in range(count):
+            index = layer * count + direction
+            result = reference.backward(
+                stack.configs[index],
+                done.tapes[index],
+                None if above is None else above[:, :, direction * width : (direction + 1) * width],
+                None if data.dstate is None else State(data.dstate.h[index], data.dstate.c[index]),
+            )
+            total = total + result.x
+            dh0[index], dc0[index] = result.state
+            named |= {f"d_{name}{stack.suffixes[index]}": array for name, array in result.parameters.items()}
+        above = total * masks.dropout[layer - 1] if layer and masks.dropout else total
+    ordered = {f"d_{name}": named[f"d_{name}"] for name in stack.parameter_shapes}
+    return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
+
+
+def _jvp(case: Case, data: Data, precision: str) -> Arrays:
+    given = data.tangents
+    if case.stack is None:
+        _, along = reference.jvp(
+            case.config,
+            data.parameters,
+            data.x,
+            data.state,
+            given,
+            lengths=data.lengths,
+            masks=data.masks,
+            precision=precision,
+        )
+        return {"ty": along.y, "th_n": along.state.h, "tc_n": along.state.c}
+    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+    done = _forward(case, data, precision)
+    below, last = given.x, []
+    for layer in range(stack.num_layers):
+        if layer and masks.dropout:
+            below = below * masks.dropout[layer - 1]
+        outputs = []
+        for direction in range(stack.num_directions):
+            index = layer * stack.num_directions + direction
+            _, along = reference.jvp(
+                stack.configs[index],
+                parts(stack, data.parameters, index),
+                done.inputs[layer],
+                None if data.state is None else State(data.state.h[index], data.state.c[index]),
+                Tangents(
+                    below,
+                    None if given.state is None else State(given.state.h[index], given.state.c[index]),
+                    parts(stack, given.parameters or {}, index),
+                ),
+                lengths=data.lengths,
+                masks=masks.layers[index],
+                precision=precision,
+            )
+            outputs.append(along.y)
+            last.append(along.state)
+        below = np.concatenate(outputs, axis=2)
+    th_n, tc_n = (np.stack(arrays) for arrays in zip(*last, strict=True))
+    return {"ty": below, "th_n": th_n, "tc_n": tc_n}

@@ -1,0 +1,249 @@
+"""What a run found: dataclasses, their JSON form and a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lstmcore_conformance.budgets import Measure
+
+#: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
+REPORT_VERSION: Final = 1
+
+
+class Outcome(Enum):
+    """What came of a check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    ERROR = "error"
+
+    @property
+    def bad(self) -> bool:
+        """Whether it keeps the backend from conforming."""
+        return self in (Outcome.FAILED, Outcome.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReport:
+    """One check on one case."""
+
+    id: str
+    case: str
+    outcome: Outcome
+    worst: Measure | None = None
+    message: str = ""
+    reproduce: str = ""
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        values: dict[str, Any] = {"id": self.id, "case": self.case, "outcome": self.outcome.value}
+        values |= {"share": _number(self.worst.share)} if self.worst else {}
+        values |= {"message": self.message} if self.message else {}
+        values |= {"reproduce": self.reproduce} if self.reproduce else {}
+        return values | {"seconds": round(self.seconds, 6)}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """One check on all its cases."""
+
+    id: str
+    claim: str
+    section: str
+    needs: tuple[str, ...]
+    items: tuple[ItemReport, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Error or failed where one item is; unsupported where all are."""
+        found = {item.outcome for item in self.items}
+        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.PASSED):
+            if outcome in found:
+                return outcome
+        return Outcome.UNSUPPORTED
+
+    @property
+    def ran(self) -> int:
+        """How many cases ran."""
+        return sum(item.outcome is not Outcome.UNSUPPORTED for item in self.items)
+
+    @property
+    def worst(self) -> ItemReport | None:
+        """The item with the largest share of its budget, None where no share was measured."""
+        measured = [item for item in self.items if item.worst is not None]
+        return max(measured, key=lambda item: item.worst.share if item.worst else 0.0, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        worst = self.worst
+        values: dict[str, Any] = {
+            "id": self.id,
+            "claim": self.claim,
+            "section": self.section,
+            "needs": list(self.needs),
+            "outcome": self.outcome.value,
+            "cases": self.ran,
+            "unsupported": len(self.items) - self.ran,
+            "worst": None,
+            "items": [item.to_dict() for item in self.items],
+        }
+        if worst is not None and worst.worst is not None:
+            found = worst.worst
+            values["worst"] = {
+                "item": worst.id,
+                "array": found.array,
+                "index": list(found.index),
+                "got": _number(found.got),
+                "expected": _number(found.expected),
+                "budget": _number(found.budget),
+                "share": _number(found.share),
+            }
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run of the suite on one backend."""
+
+    backend: str
+    device: str
+    precisions: tuple[str, ...]
+    features: tuple[str, ...]
+    derivatives: tuple[str, ...]
+    reasons: Mapping[str, str]
+    selection: str | None
+    versions: Mapping[str, str]
+    machine: str
+    started: str
+    seconds: float
+    checks: tuple[CheckReport, ...]
+
+    @property
+    def conforms(self) -> bool:
+        """Whether everything that ran passed, and something did."""
+        return not self.bad and any(check.ran for check in self.checks)
+
+    @property
+    def bad(self) -> tuple[ItemReport, ...]:
+        """The items that failed, and those that could not be run."""
+        return tuple(item for check in self.checks for item in check.items if item.outcome.bad)
+
+    @property
+    def verdict(self) -> str:
+        """One line; it does not say more than what ran."""
+        if not self.conforms:
+            return f"{self.backend} does not conform: {len(self.bad)} of {self.count} cases failed"
+        where = ", ".join(self.precisions)
+        if self.selection:
+            return f"{self.backend} passes the selected {self.count} cases in {where}; the suite was not run as a whole"
+        return f"{self.backend} conforms in {where}: all {self.count} cases passed"
+
+    @property
+    def count(self) -> int:
+        """How many cases ran."""
+        return sum(check.ran for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON. Numbers that JSON does not have are the texts "inf" and "nan"."""
+        return {
+            "schema": "lstmcore-conformance",
+            "version": REPORT_VERSION,
+            "backend": self.backend,
+            "device": self.device,
+            "conforms": self.conforms,
+            "verdict": self.verdict,
+            "selection": self.selection,
+            "precisions": list(self.precisions),
+            "features": list(self.features),
+            "derivatives": list(self.derivatives),
+            "reasons": dict(self.reasons),
+            "versions": dict(self.versions),
+            "machine": self.machine,
+            "started": self.started,
+            "seconds": round(self.seconds, 3),
+            "counts": dict(Counter(item.outcome.value for check in self.checks for item in check.items)),
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    def write_json(self, path: str | Path) -> None:
+        """Write the JSON form to `path`, all of it or nothing."""
+        target = Path(path)
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def show(self, console: Console) -> None:
+        """Print the table, the failures and the verdict."""
+        table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
+        table.add_column("check", no_wrap=True)
+        table.add_column("section", no_wrap=True)
+        table.add_column("outcome", no_wrap=True)
+        table.add_column("cases", justify="right")
+        table.add_column("worst share", justify="right")
+        for check in self.checks:
+            share = check.worst.worst.share if check.worst and check.worst.worst else None
+            table.add_row(
+                check.id,
+                check.section,
+                Text(check.outcome.value, _STYLES[check.outcome]),
+                str(check.ran),
+                "" if share is None else f"{share:.3g}",
+            )
+        console.print(table)
+        for check in self.checks:
+            if reasons := sorted({item.message for item in check.items if item.outcome is Outcome.UNSUPPORTED}):
+                shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+                _plain(console, f"unsupported in {check.id}: {shown}")
+        for item in self.bad[:_SHOWN]:
+            _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
+        if len(self.bad) > _SHOWN:
+            _plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
+        console.print()
+        console.print(
+            Text(f"{self.verdict} ({self.seconds:.1f} s)", "bold green" if self.conforms else "bold red"), soft_wrap=True
+        )
+
+
+_SHOWN: Final = 20
+_STYLES: Final = {
+    Outcome.PASSED: "green",
+    Outcome.FAILED: "bold red",
+    Outcome.ERROR: "bold red",
+    Outcome.UNSUPPORTED: "yellow",
+}
+
+
+def _plain(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

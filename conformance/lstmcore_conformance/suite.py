@@ -1,0 +1,156 @@
+"""Runs the checks on a backend. Needs neither pytest nor anything else beside lstmcore."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+
+import numpy as np
+
+from lstmcore.backend import Backend
+from lstmcore.precision import get_precision
+from lstmcore_conformance.budgets import Measure
+from lstmcore_conformance.cases import Case
+from lstmcore_conformance.checking import Check, Scope, all_checks
+from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
+from lstmcore_conformance.selection import selector
+from lstmcore_conformance.subject import Failure, Subject
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One check on one case; `case` is None where the check does not apply, and `reason` says why."""
+
+    check: Check
+    case: Case | None
+    reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """``check[case]``."""
+        return self.check.id if self.case is None else f"{self.check.id}[{self.case.id}]"
+
+
+def scope_of(subject: Subject, precisions: Iterable[str] | None = None) -> Scope:
+    """The precisions to test: those that are wanted, or all that are declared, the most precise first.
+
+    Raises
+    ------
+    ValueError
+        A precision that does not exist or that the backend does not declare.
+    """
+    declared = subject.declared.precisions
+    order = {"float64": 0, "float32": 1, "tf32": 2, "bfloat16": 3, "float16": 4}
+    wanted = declared if precisions is None else [get_precision(name).name for name in precisions]
+    for name in wanted:
+        if name not in declared:
+            raise ValueError(f"precision: backend {subject.backend.name!r} has no {subject.declared.missing(name)}")
+    if not wanted:
+        raise ValueError(f"precision: backend {subject.backend.name!r} declares none, so there is nothing to test")
+    return Scope(subject.declared, tuple(sorted(set(wanted), key=order.__getitem__)))
+
+
+def items(subject: Subject, precisions: Iterable[str] | None = None, select: str | None = None) -> Iterator[Item]:
+    """Every check with every case, in the order of the sections of SPEC.md."""
+    scope = scope_of(subject, precisions)
+    chosen = selector(select) if select else None
+    for check in all_checks():
+        for item in _items_of(subject, scope, check):
+            if chosen is None or chosen(f"{item.id} section:{check.section}"):
+                yield item
+
+
+def _items_of(subject: Subject, scope: Scope, check: Check) -> Iterator[Item]:
+    known = scope.declared.derivatives | scope.declared.features
+    if lacking := [name for name in check.needs if name not in known]:
+        yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
+        return
+    for case in check.cases(scope):
+        yield Item(check, case, subject.refusal(case))
+
+
+def run_item(subject: Subject, item: Item) -> ItemReport:
+    """The outcome of one item. An exception that is not the backend's is an error of the suite, reported as such."""
+    case = "" if item.case is None else item.case.id
+    if item.case is None or item.reason is not None:
+        return ItemReport(item.id, case, Outcome.UNSUPPORTED, message=item.reason or "")
+    start = time.perf_counter()
+    worst: Measure | None = None
+    message, outcome = "", Outcome.PASSED
+    try:
+        worst = item.check.run(subject, item.case)
+    except Failure as failure:
+        outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
+    except Exception as error:
+        outcome, message = Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    seconds = time.perf_counter() - start
+    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'" if outcome.bad else ""
+    return ItemReport(item.id, case, outcome, worst, message, reproduce, seconds)
+
+
+def run(
+    backend: Backend,
+    *,
+    precisions: Iterable[str] | None = None,
+    select: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run the checks.
+
+    Parameters
+    ----------
+    backend
+        What is tested.
+    precisions
+        Names of declared precisions; all declared ones where None.
+    select
+        Which items, as `lstmcore_conformance.selection.selector` reads it.
+    progress
+        Called before every item with how many are done, how many there are and the id.
+
+    Raises
+    ------
+    ValueError
+        A precision that is not declared, an expression that is not well formed, or one that selects nothing.
+    """
+    subject, start, started = Subject(backend), time.perf_counter(), datetime.now(UTC)
+    todo = list(items(subject, precisions, select))
+    if not todo:
+        raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
+    found: dict[str, list[ItemReport]] = {}
+    for position, item in enumerate(todo):
+        if progress is not None:
+            progress(position, len(todo), item.id)
+        found.setdefault(item.check.id, []).append(run_item(subject, item))
+    checks = {check.id: check for check in all_checks()}
+    declared = subject.declared
+    return Report(
+        backend=backend.name,
+        device=declared.device,
+        precisions=scope_of(subject, precisions).precisions,
+        features=tuple(sorted(declared.features)),
+        derivatives=tuple(sorted(declared.derivatives)),
+        reasons=dict(declared.reasons),
+        selection=select,
+        versions={"lstmcore": _version("lstmcore"), "numpy": np.__version__, "python": platform.python_version()},
+        machine=f"{platform.system()} {platform.machine()}",
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - start,
+        checks=tuple(
+            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(results))
+            for id, results in found.items()
+        ),
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
