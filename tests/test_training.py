@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lstmcore.lstm import LSTM
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from lstmcore.lstm import LSTM
 from lstmcore.training import (
     SGD,
     AdamW,
