@@ -127,7 +127,7 @@ def backward(config: LSTMConfig, tape: Tape, dy: Array | None = None, dstate: St
     dx = np.zeros(tape.shape, tape.dtype)
     dp = {name: np.zeros(shape, tape.dtype) for name, shape in config.parameter_shapes.items()}
     for t, step in reversed(tape.steps):
-        incoming = 0 if dy is None else np.asarray(dy[t], tape.dtype)
+        incoming = np.zeros_like(dh) if dy is None else np.asarray(dy[t], tape.dtype)
         dh_step = np.where(step.active, dh + incoming, 0)
         dc_step = np.where(step.active, dc, 0)
         dx[t], dh_before, dc_before = _backward_step(config, tape.parameters, step, dh_step, dc_step, dp)
