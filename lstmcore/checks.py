@@ -36,7 +36,7 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     if kind != dtype and str(kind) != dtype:  # the comparison is a thirtieth of the time of str
         raise TypeError(f"{name}: expected dtype {dtype}; got {kind}: convert it with {name}.astype({dtype!r})")
     if len(found) != len(shape) or any(want not in (None, size) for want, size in zip(shape, found, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        wanted = ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
         meaning = f" = {letters}" if letters else ""
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(found)}")
 
