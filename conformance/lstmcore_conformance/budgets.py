@@ -82,19 +82,29 @@ def _expect(case: Case, evaluate: Callable[[Case, str], oracle.Arrays]) -> Expec
     values = evaluate(case, "float64")
     scales = _scales(values)
     allowed = {
-        name: SAFETY * (lost[name] * policy.epsilon / textbook.epsilon + ROUNDING * policy.epsilon) * scales[name]
+        name: SAFETY
+        * (lost[name] * policy.epsilon / textbook.epsilon + ROUNDING * policy.epsilon)
+        * scales[name]
         for name in values
     }
-    return {name: Expected(value, allowed[name], dtype_of(name, case)) for name, value in values.items()}
+    return {
+        name: Expected(value, allowed[name], dtype_of(name, case))
+        for name, value in values.items()
+    }
 
 
 @lru_cache(maxsize=8192)
-def _lost(case: Case, evaluate: Callable[[Case, str], oracle.Arrays]) -> Mapping[str, float]:
+def _lost(
+    case: Case, evaluate: Callable[[Case, str], oracle.Arrays]
+) -> Mapping[str, float]:
     """What the textbook evaluation loses, relative to each array's scale; `case` is in the textbook's precision."""
     exact, textbook = evaluate(case, "float64"), evaluate(case, case.precision)
     scales = _scales(exact)
     return {
-        name: _largest(np.asarray(textbook[name], np.float64) - exact[name]) / scales[name] if scales[name] else 0.0
+        name: _largest(np.asarray(textbook[name], np.float64) - exact[name])
+        / scales[name]
+        if scales[name]
+        else 0.0
         for name in exact
     }
 
@@ -111,7 +121,9 @@ def _largest(array: Array) -> float:
 
 def dtype_of(name: str, case: Case) -> str:
     """The dtype of an output: the cell state is kept in the compute dtype, all else in the storage dtype."""
-    return case.policy.compute if name in ("c_n", "dc0", "tc_n") else case.policy.storage
+    return (
+        case.policy.compute if name in ("c_n", "dc0", "tc_n") else case.policy.storage
+    )
 
 
 def measure(name: str, got: Any, expected: Expected) -> Measure:
@@ -126,5 +138,9 @@ def measure(name: str, got: Any, expected: Expected) -> Measure:
     error = np.where(same, 0.0, np.where(np.isfinite(error), error, np.inf))
     index = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
     worst = float(error[index])
-    share = 0.0 if worst == 0 else worst / expected.budget if expected.budget else np.inf
-    return Measure(share, name, index, float(found[index]), float(want[index]), expected.budget)
+    share = (
+        0.0 if worst == 0 else worst / expected.budget if expected.budget else np.inf
+    )
+    return Measure(
+        share, name, index, float(found[index]), float(want[index]), expected.budget
+    )

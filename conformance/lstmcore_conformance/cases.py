@@ -50,7 +50,7 @@ class Case:
     lengths
         None for T everywhere.
     masks
-        Whether random masks are given.
+        Whether random masks are given: False for none, True for all that the rates ask for, or the name of the only one.
     state
         Whether an initial state is given.
     dy, dh, dc
@@ -63,7 +63,7 @@ class Case:
     steps: int = 4
     batch: int = 3
     lengths: tuple[int, ...] | None = None
-    masks: bool = False
+    masks: bool | str = False
     state: bool = True
     dy: bool = True
     dh: bool = True
@@ -94,19 +94,27 @@ class Case:
             It is a stack.
         """
         if isinstance(self.model, StackConfig):
-            raise TypeError(f"case {self.id}: expected one layer in one direction; got a stack")
+            raise TypeError(
+                f"case {self.id}: expected one layer in one direction; got a stack"
+            )
         return self.model
 
     @property
     def configs(self) -> tuple[LSTMConfig, ...]:
         """All layers and directions."""
-        return self.model.configs if isinstance(self.model, StackConfig) else (self.model,)
+        return (
+            self.model.configs if isinstance(self.model, StackConfig) else (self.model,)
+        )
 
     @property
     def features(self) -> frozenset[str]:
         """What a backend must declare to run the case."""
         used = frozenset().union(*(config.features for config in self.configs))
-        return used | ({"lengths"} if self.lengths is not None else set()) | ({"masks"} if self.masks else set())
+        return (
+            used
+            | ({"lengths"} if self.lengths is not None else set())
+            | ({"masks"} if self.masks else set())
+        )
 
     @property
     def data(self) -> Data:
@@ -158,9 +166,15 @@ class Data:
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Every array with a name for messages."""
-        yield from ((f"parameters[{name!r}]", array) for name, array in self.parameters.items())
+        yield from (
+            (f"parameters[{name!r}]", array) for name, array in self.parameters.items()
+        )
         yield "x", self.x
-        for name, pair in (("state", self.state), ("dstate", self.dstate), ("tangents.state", self.tangents.state)):
+        for name, pair in (
+            ("state", self.state),
+            ("dstate", self.dstate),
+            ("tangents.state", self.tangents.state),
+        ):
             if pair is not None:
                 yield f"{name}.h", pair.h
                 yield f"{name}.c", pair.c
@@ -172,7 +186,10 @@ class Data:
             yield "dy", self.dy
         if self.tangents.x is not None:
             yield "tangents.x", self.tangents.x
-        yield from ((f"tangents.parameters[{name!r}]", a) for name, a in (self.tangents.parameters or {}).items())
+        yield from (
+            (f"tangents.parameters[{name!r}]", a)
+            for name, a in (self.tangents.parameters or {}).items()
+        )
 
 
 def _flat(value: Any) -> Iterator[Array]:
@@ -232,7 +249,9 @@ def sizes(case: Case) -> _Sizes:
 
 def seed_of(name: str, attempt: int) -> int:
     """The seed of a case: the first 8 bytes of the SHA-256 of its name and the number of the draw."""
-    return int.from_bytes(hashlib.sha256(f"{name}/{attempt}".encode()).digest()[:8], "little")
+    return int.from_bytes(
+        hashlib.sha256(f"{name}/{attempt}".encode()).digest()[:8], "little"
+    )
 
 
 def draw(case: Case, attempt: int) -> Data:
@@ -256,7 +275,11 @@ def draw(case: Case, attempt: int) -> Data:
     x = normal(shape.x, 1.0, 0.1)
     state = State(normal(shape.h, 0.5, 0.05), normal(shape.c, 0.6, -0.05))
     masks = draw_masks(case, rng) if case.masks else None
-    dy, dh, dc = normal(shape.y, 1.0, 0.1), normal(shape.h, 1.0, -0.1), normal(shape.c, 1.0, 0.1)
+    dy, dh, dc = (
+        normal(shape.y, 1.0, 0.1),
+        normal(shape.h, 1.0, -0.1),
+        normal(shape.c, 1.0, 0.1),
+    )
     tangents = Tangents(
         normal(shape.x, 1.0, 0.1),
         State(normal(shape.h, 1.0, 0.1), normal(shape.c, 1.0, -0.1)),
@@ -281,10 +304,23 @@ def draw_masks(case: Case, rng: np.random.Generator) -> Masks | StackMasks:
         def drawn(rate: float, size: tuple[int, ...], kept: float) -> Array | None:
             return np.where(rng.random(size) < 0.5, 0.0, kept) if rate else None
 
-        return Masks(
-            drawn(config.recurrent_dropout, (case.batch, config.recurrent_size), 1 / (1 - config.recurrent_dropout)),
-            drawn(config.zoneout_hidden, (case.steps, case.batch, config.output_size), 1.0),
-            drawn(config.zoneout_cell, (case.steps, case.batch, config.hidden_size), 1.0),
+        masks = Masks(
+            drawn(
+                config.recurrent_dropout,
+                (case.batch, config.recurrent_size),
+                1 / (1 - config.recurrent_dropout),
+            ),
+            drawn(
+                config.zoneout_hidden, (case.steps, case.batch, config.output_size), 1.0
+            ),
+            drawn(
+                config.zoneout_cell, (case.steps, case.batch, config.hidden_size), 1.0
+            ),
+        )
+        return (
+            masks
+            if case.masks is True
+            else Masks(**{str(case.masks): getattr(masks, str(case.masks))})
         )
 
     if not isinstance(case.model, StackConfig):
@@ -294,7 +330,10 @@ def draw_masks(case: Case, rng: np.random.Generator) -> Masks | StackMasks:
     count = stack.num_layers - 1 if stack.dropout else 0
     return StackMasks(
         tuple(of(config) for config in stack.configs),
-        tuple(np.where(rng.random(between) < 0.5, 0.0, 1 / (1 - stack.dropout)) for _ in range(count)),
+        tuple(
+            np.where(rng.random(between) < 0.5, 0.0, 1 / (1 - stack.dropout))
+            for _ in range(count)
+        ),
     )
 
 
@@ -303,7 +342,11 @@ def rounded(data: Data, policy: Precision) -> Data:
     storage, compute = storage_dtype(policy.storage), np.dtype(policy.compute)
 
     def state(pair: State | None) -> State | None:
-        return None if pair is None else State(pair.h.astype(storage), pair.c.astype(compute))
+        return (
+            None
+            if pair is None
+            else State(pair.h.astype(storage), pair.c.astype(compute))
+        )
 
     def masks(value: Any) -> Any:
         if isinstance(value, Masks | StackMasks):
@@ -324,7 +367,10 @@ def rounded(data: Data, policy: Precision) -> Data:
         Tangents(
             None if given.x is None else given.x.astype(storage),
             state(given.state),
-            {name: array.astype(storage) for name, array in (given.parameters or {}).items()},
+            {
+                name: array.astype(storage)
+                for name, array in (given.parameters or {}).items()
+            },
         ),
     )
 
@@ -332,7 +378,10 @@ def rounded(data: Data, policy: Precision) -> Data:
 @lru_cache(maxsize=8192)
 def case_data(case: Case) -> Data:
     """The data of `case`, from the first draw that is far enough from every kink (or the best one)."""
-    return rounded(draw(case, attempt_of(case.with_precision(TEXTBOOK[case.precision]))), case.policy)
+    return rounded(
+        draw(case, attempt_of(case.with_precision(TEXTBOOK[case.precision]))),
+        case.policy,
+    )
 
 
 @lru_cache(maxsize=8192)
@@ -365,7 +414,11 @@ def has_kinks(case: Case) -> bool:
     return any(
         config.gate_clip or config.cell_clip or config.proj_clip or kinks_of(function)
         for config in case.configs
-        for function in (config.gate_activation, config.cell_activation, config.hidden_activation)
+        for function in (
+            config.gate_activation,
+            config.cell_activation,
+            config.hidden_activation,
+        )
     )
 
 
@@ -387,7 +440,9 @@ def kink_margin(case: Case, data: Data) -> float:
     return float(margin)
 
 
-def _bent(config: LSTMConfig, step: Any, near: Any) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
+def _bent(
+    config: LSTMConfig, step: Any, near: Any
+) -> Iterator[tuple[Array, Array, tuple[float, ...]]]:
     """The values of a step that meet a kink, the same in the other evaluation, and where the kinks are."""
 
     def both(bound: float | None) -> tuple[float, ...]:

@@ -100,7 +100,9 @@ def check(
         if id in _CHECKS:
             raise ValueError(f"check {id!r}: the id is taken")
         if section not in SECTIONS:
-            raise ValueError(f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}")
+            raise ValueError(
+                f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}"
+            )
         _CHECKS[id] = Check(id, claim, section, needs, cases, run)
         return run
 

@@ -61,12 +61,18 @@ def tapes(case: Case, data: Data, precision: str) -> tuple[reference.Tape, ...]:
 def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays:
     """Entry `index` of `StackConfig.configs` out of arrays by full parameter name, without the suffix."""
     suffix = stack.suffixes[index]
-    return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
+    return {
+        name: values[name + suffix] for name in stack.configs[index].parameter_shapes
+    }
 
 
 def _stored(array: Array, precision: str) -> Array:
     """What a layer above reads: the oracle's exact values, or those that the policy stores."""
-    return array if precision == "float64" else array.astype(storage_dtype(get_precision(precision).storage))
+    return (
+        array
+        if precision == "float64"
+        else array.astype(storage_dtype(get_precision(precision).storage))
+    )
 
 
 def _forward(case: Case, data: Data, precision: str) -> _Pass:
@@ -80,12 +86,21 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
             masks=data.masks,
             precision=precision,
         )
-        return _Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,), (data.x,))
-    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+        return _Pass(
+            {"y": result.y, "h_n": result.state.h, "c_n": result.state.c},
+            (result.tape,),
+            (data.x,),
+        )
+    stack, masks = (
+        case.stack,
+        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
+    )
     below, inputs, tape, last = data.x, [], [], []
     for layer in range(stack.num_layers):
         if layer:
-            below = _stored(below * masks.dropout[layer - 1] if masks.dropout else below, precision)
+            below = _stored(
+                below * masks.dropout[layer - 1] if masks.dropout else below, precision
+            )
         inputs.append(below)
         outputs = []
         for direction in range(stack.num_directions):
@@ -94,7 +109,9 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
                 stack.configs[index],
                 parts(stack, data.parameters, index),
                 below,
-                None if data.state is None else State(data.state.h[index], data.state.c[index]),
+                None
+                if data.state is None
+                else State(data.state.h[index], data.state.c[index]),
                 lengths=data.lengths,
                 masks=masks.layers[index],
                 precision=precision,
@@ -112,7 +129,10 @@ def _backward(case: Case, data: Data, done: _Pass) -> Arrays:
         result = reference.backward(case.config, done.tapes[0], data.dy, data.dstate)
         named = {f"d_{name}": array for name, array in result.parameters.items()}
         return {"dx": result.x, "dh0": result.state.h, "dc0": result.state.c} | named
-    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+    stack, masks = (
+        case.stack,
+        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
+    )
     count, width = stack.num_directions, stack.output_size
     named: Arrays = {}
     dh0: list[Any] = [None] * len(stack.configs)
@@ -125,12 +145,19 @@ def _backward(case: Case, data: Data, done: _Pass) -> Arrays:
             result = reference.backward(
                 stack.configs[index],
                 done.tapes[index],
-                None if above is None else above[:, :, direction * width : (direction + 1) * width],
-                None if data.dstate is None else State(data.dstate.h[index], data.dstate.c[index]),
+                None
+                if above is None
+                else above[:, :, direction * width : (direction + 1) * width],
+                None
+                if data.dstate is None
+                else State(data.dstate.h[index], data.dstate.c[index]),
             )
             total = total + result.x
             dh0[index], dc0[index] = result.state
-            named |= {f"d_{name}{stack.suffixes[index]}": array for name, array in result.parameters.items()}
+            named |= {
+                f"d_{name}{stack.suffixes[index]}": array
+                for name, array in result.parameters.items()
+            }
         above = total * masks.dropout[layer - 1] if layer and masks.dropout else total
     ordered = {f"d_{name}": named[f"d_{name}"] for name in stack.parameter_shapes}
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
@@ -150,7 +177,10 @@ def _jvp(case: Case, data: Data, precision: str) -> Arrays:
             precision=precision,
         )
         return {"ty": along.y, "th_n": along.state.h, "tc_n": along.state.c}
-    stack, masks = case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs))
+    stack, masks = (
+        case.stack,
+        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
+    )
     done = _forward(case, data, precision)
     below, last = given.x, []
     for layer in range(stack.num_layers):
@@ -163,10 +193,14 @@ def _jvp(case: Case, data: Data, precision: str) -> Arrays:
                 stack.configs[index],
                 parts(stack, data.parameters, index),
                 done.inputs[layer],
-                None if data.state is None else State(data.state.h[index], data.state.c[index]),
+                None
+                if data.state is None
+                else State(data.state.h[index], data.state.c[index]),
                 Tangents(
                     below,
-                    None if given.state is None else State(given.state.h[index], given.state.c[index]),
+                    None
+                    if given.state is None
+                    else State(given.state.h[index], given.state.c[index]),
                     parts(stack, given.parameters or {}, index),
                 ),
                 lengths=data.lengths,

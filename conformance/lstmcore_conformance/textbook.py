@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from lstmcore import reference
-from lstmcore.backend import Array, Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
+from lstmcore.backend import (
+    Array,
+    Backend,
+    Capabilities,
+    Forward,
+    Gradients,
+    Kernel,
+    Masks,
+    Receipt,
+    State,
+    Tangents,
+)
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 
@@ -19,8 +30,17 @@ from lstmcore.precision import Precision
 class TextbookKernel(Kernel):
     """The equations, one step and one gate at a time, in one precision."""
 
+    #: The module with forward, backward and jvp; a mutant has another one.
+    equations: Any = reference
+
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        return Receipt(self.backend.name, "cpu", self.precision.name, "equations", "the only path; not made for speed")
+        return Receipt(
+            self.backend.name,
+            "cpu",
+            self.precision.name,
+            "equations",
+            "the only path; not made for speed",
+        )
 
     def _pack(self, parameters: Mapping[str, Array]) -> Any:
         return {name: np.array(array) for name, array in parameters.items()}
@@ -36,26 +56,49 @@ class TextbookKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, Any]:
-        y, last, tape = reference.forward(
-            self.config, weights, x, state, lengths=lengths, masks=masks, precision=self.precision
+        y, last, tape = self.equations.forward(
+            self.config,
+            weights,
+            x,
+            state,
+            lengths=lengths,
+            masks=masks,
+            precision=self.precision,
         )
         if out is None:
             return self._stored(y), self._state(last), tape if record else None
         out[...] = y
         return out, self._state(last), tape if record else None
 
-    def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        found = reference.backward(self.config, saved, dy, dstate)
+    def _backward(
+        self, weights: Any, saved: Any, dy: Array | None, dstate: State | None
+    ) -> Gradients:
+        found = self.equations.backward(self.config, saved, dy, dstate)
         named = {name: self._stored(array) for name, array in found.parameters.items()}
         return Gradients(self._stored(found.x), self._state(found.state), named)
 
     def _jvp(
-        self, weights: Any, x: Array, state: State | None, tangents: Tangents, lengths: Any, masks: Masks | None
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        lengths: Any,
+        masks: Masks | None,
     ) -> tuple[Forward, Forward]:
-        pair = reference.jvp(
-            self.config, weights, x, state, tangents, lengths=lengths, masks=masks, precision=self.precision
+        pair = self.equations.jvp(
+            self.config,
+            weights,
+            x,
+            state,
+            tangents,
+            lengths=lengths,
+            masks=masks,
+            precision=self.precision,
         )
-        done, along = (Forward(self._stored(one.y), self._state(one.state)) for one in pair)
+        done, along = (
+            Forward(self._stored(one.y), self._state(one.state)) for one in pair
+        )
         return done, along
 
     def _stored(self, array: Array) -> Array:

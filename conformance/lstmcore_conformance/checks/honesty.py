@@ -30,35 +30,66 @@ def refused(what: str, compile: Any) -> str:
     try:
         compile()
     except UnsupportedError as error:
-        return "" if what in str(error) and str(error).strip() else f"{what}: the refusal does not name it: {error}"
+        return (
+            ""
+            if what in str(error) and str(error).strip()
+            else f"{what}: the refusal does not name it: {error}"
+        )
     except Exception as error:
         return f"{what}: expected UnsupportedError; got {type(error).__name__}: {error}"
     return f"{what}: expected UnsupportedError; it compiled"
 
 
-@check("refusals.precisions", "a precision that is not declared is refused with a reason", section=9, cases=one_case)
+@check(
+    "refusals.precisions",
+    "a precision that is not declared is refused with a reason",
+    section=9,
+    cases=one_case,
+)
 def precisions(subject: Subject, case: Case) -> None:
     wrong, stack = [], StackConfig.make(case.config)
     for name in sorted(set(PRECISIONS) - subject.declared.precisions):
-        wrong.append(refused(name, lambda name=name: subject.backend.compile(case.config, name)))
-        wrong.append(refused(name, lambda name=name: subject.backend.compile_stack(stack, name)))
+        wrong.append(
+            refused(name, lambda name=name: subject.backend.compile(case.config, name))
+        )
+        wrong.append(
+            refused(name, lambda name=name: subject.backend.compile_stack(stack, name))
+        )
     try:
         subject.backend.compile(case.config, "float48")
     except ValueError as error:
-        wrong.append("" if "float48" in str(error) else f"float48: the error does not name it: {error}")
+        wrong.append(
+            ""
+            if "float48" in str(error)
+            else f"float48: the error does not name it: {error}"
+        )
     except Exception as error:
-        wrong.append(f"float48: expected ValueError; got {type(error).__name__}: {error}")
+        wrong.append(
+            f"float48: expected ValueError; got {type(error).__name__}: {error}"
+        )
     else:
         wrong.append("float48: expected ValueError; it compiled")
     _judge(wrong)
 
 
-@check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
+@check(
+    "refusals.features",
+    "a switch that is not declared is refused with a reason",
+    section=9,
+    cases=plain_cases,
+)
 def features(subject: Subject, case: Case) -> None:
     wrong = []
     for config in _configs():
         for name in sorted(config.features - subject.declared.features)[:1]:
-            wrong.append(refused(name, lambda config=config: subject.backend.compile(config, case.precision)))
+            wrong.append(
+                refused(
+                    name,
+                    lambda config=config: subject.backend.compile(
+                        config, case.precision
+                    ),
+                )
+            )
     _judge(wrong)
 
 
@@ -99,17 +130,23 @@ def switches(subject: Subject, case: Case) -> None:
     for config in _configs():
         if config.features <= subject.declared.features:
             reasons = [
-                Case(name="", model=config, precision=precision).precision and subject.refusal(
-                    Case(name="", model=config, precision=precision)
-                )
+                Case(name="", model=config, precision=precision).precision
+                and subject.refusal(Case(name="", model=config, precision=precision))
                 for precision in sorted(subject.declared.precisions)
             ]
             if all(reasons):
-                wrong.append(f"{config}: declared, and refused in every precision: {reasons[0]}")
+                wrong.append(
+                    f"{config}: declared, and refused in every precision: {reasons[0]}"
+                )
     _judge(wrong)
 
 
-@check("receipts.true", "a receipt names the backend, the device, the precision, the path and why", section=9, cases=plain_cases)
+@check(
+    "receipts.true",
+    "a receipt names the backend, the device, the precision, the path and why",
+    section=9,
+    cases=plain_cases,
+)
 def receipts(subject: Subject, case: Case) -> None:
     for sizes in ((), (case.steps, case.batch), (1, 1), (0, 0)):
         with subject.guard("receipt"):

@@ -33,7 +33,9 @@ def piece_cases(scope: Scope) -> Iterator[Case]:
             "everything_coupled",
         ):
             model = config_of(SWITCHES[name])
-            random = model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
+            random = (
+                model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
+            )
             yield Case(
                 name=f"pieces,{name}",
                 model=model,
@@ -49,7 +51,10 @@ def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
     if isinstance(masks, Masks):
         masks = Masks(
             masks.recurrent,
-            *(None if mask is None else mask[start:stop] for mask in (masks.zoneout_hidden, masks.zoneout_cell)),
+            *(
+                None if mask is None else mask[start:stop]
+                for mask in (masks.zoneout_hidden, masks.zoneout_cell)
+            ),
         )
     return replace(
         data,
@@ -80,21 +85,37 @@ def run_pieces(subject: Subject, case: Case, cuts: tuple[int, ...]) -> dict[str,
     return {"y": y, "h_n": state.h, "c_n": state.c}
 
 
-@check("state.resume", "a sequence in pieces that hand the state on gives what one call gives", section=8, cases=piece_cases)
+@check(
+    "state.resume",
+    "a sequence in pieces that hand the state on gives what one call gives",
+    section=8,
+    cases=piece_cases,
+)
 def resume(subject: Subject, case: Case) -> Measure:
     return compare(run_pieces(subject, case, (3,)), budgets.forward(case))
 
 
-@check("state.streaming", "one step a call gives what one call for all steps gives", section=8, cases=piece_cases)
+@check(
+    "state.streaming",
+    "one step a call gives what one call for all steps gives",
+    section=8,
+    cases=piece_cases,
+)
 def streaming(subject: Subject, case: Case) -> Measure:
-    return compare(run_pieces(subject, case, tuple(range(1, case.steps))), budgets.forward(case))
+    return compare(
+        run_pieces(subject, case, tuple(range(1, case.steps))), budgets.forward(case)
+    )
 
 
 @check(
     "state.empty_piece",
     "a call with T = 0 in between changes nothing",
     section=8,
-    cases=lambda scope: (case for case in piece_cases(scope) if "everything" in case.name or "plain" in case.name),
+    cases=lambda scope: (
+        case
+        for case in piece_cases(scope)
+        if "everything" in case.name or "plain" in case.name
+    ),
 )
 def empty_piece(subject: Subject, case: Case) -> Measure:
     return compare(run_pieces(subject, case, (3, 3)), budgets.forward(case))
@@ -121,7 +142,9 @@ def resume_backward(subject: Subject, case: Case) -> Measure:
         dstate, dx[start] = State(got["dh0"], got["dc0"]), got["dx"]
         for name, array in got.items():
             if name.startswith("d_"):
-                total[name] = total.get(name, np.zeros(array.shape)) + array.astype(np.float64)
+                total[name] = total.get(name, np.zeros(array.shape)) + array.astype(
+                    np.float64
+                )
     if dstate is None:
         raise TypeError(f"case {case.id}: expected dstate")
     expected = budgets.gradients(case)

@@ -1,0 +1,74 @@
+"""The pytest plug-in: the checks of the suite as test items.
+
+``pytest -p lstmcore_conformance.plugin --pyargs lstmcore_conformance --lstm-backend NAME``
+
+It is named on the command line (or in a root ``conftest.py``) and has no entry point: pytest would otherwise rewrite
+the asserts of every module of this distribution, compiled kernels included.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lstmcore_conformance.suite import items
+from lstmcore_conformance.subject import Subject
+
+pytest.register_assert_rewrite("lstmcore_conformance.test_suite")
+
+_SUBJECT = pytest.StashKey[Subject]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the suite."""
+    group = parser.getgroup("lstmcore", "LSTM conformance")
+    group.addoption("--lstm-backend", metavar="NAME", help="The backend to test.")
+    group.addoption(
+        "--lstm-precision",
+        metavar="NAME",
+        action="append",
+        help="A precision to test; may be given again.  [default: all that the backend declares]",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find the backend: one that was named and is not there is an error, never a skip."""
+    name = config.getoption("lstm_backend")
+    if name is None:
+        return
+    from lstmcore.registry import get_backend
+
+    try:
+        config.stash[_SUBJECT] = Subject(get_backend(name))
+    except (ImportError, LookupError, RuntimeError, ValueError) as error:
+        raise pytest.UsageError(f"--lstm-backend: {error}") from error
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """What is tested."""
+    subject = config.stash.get(_SUBJECT, None)
+    if subject is None:
+        return None
+    declared = subject.declared
+    return f"lstm backend: {subject.backend.name} on {declared.device}, {', '.join(sorted(declared.precisions))}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for every check and case."""
+    if "lstm_item" not in metafunc.fixturenames:
+        return
+    subject = metafunc.config.stash.get(_SUBJECT, None)
+    if subject is None:
+        raise pytest.UsageError(
+            "--lstm-backend: expected the name of the backend to test, such as numpy; got none"
+        )
+    try:
+        found = list(items(subject, metafunc.config.getoption("lstm_precision")))
+    except ValueError as error:
+        raise pytest.UsageError(f"--lstm-precision: {error}") from error
+    metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
+
+
+@pytest.fixture(scope="session")
+def lstm_subject(pytestconfig: pytest.Config) -> Subject:
+    """The backend under test."""
+    return pytestconfig.stash[_SUBJECT]

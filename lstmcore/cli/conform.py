@@ -1,0 +1,87 @@
+"""``lstmcore conform``: the conformance suite on a backend."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from lstmcore.precision import PRECISIONS
+from lstmcore.registry import get_backend
+
+
+@click.command("conform")
+@click.argument("name")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(tuple(PRECISIONS)),
+    help="Precision to test; may be given again  [default: all that the backend declares].",
+)
+@click.option(
+    "-k",
+    "select",
+    metavar="EXPR",
+    help="Only items whose id has these words: and, or, not, brackets.",
+)
+@click.option(
+    "--json",
+    "path",
+    metavar="FILE",
+    help="Write the report as JSON, or - for standard output.",
+)
+def conform(
+    name: str, precisions: tuple[str, ...], select: str | None, path: str | None
+) -> None:
+    """Check the backend NAME against the specification.
+
+    Every check tells the largest error as a share of its budget; up to 1 passes. The exit code is 0 where the
+    backend conforms, 1 where a check failed, and 2 where the backend is not there or the command is wrong.
+
+    \b
+    Examples:
+      lstmcore conform numpy
+      lstmcore conform numpy --precision float32 --json report.json
+      lstmcore conform numpy -k 'backward and peephole'
+    """
+    from lstmcore_conformance import run
+
+    if path is not None and path != "-" and not Path(path).parent.is_dir():
+        raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
+    backend = get_backend(name)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        task = bar.add_task(f"conform {name}", total=None)
+        report = run(
+            backend,
+            precisions=precisions or None,
+            select=select,
+            progress=lambda done, total, item: bar.update(
+                task, completed=done, total=total, description=item.partition("[")[0]
+            ),
+        )
+    if path == "-":
+        click.echo(report.to_json(), nl=False)
+    else:
+        report.show(Console())
+        if path is not None:
+            report.write_json(path)
+    if not report.conforms:
+        sys.exit(1)
