@@ -80,14 +80,7 @@ class Check:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(
-    id: str,
-    claim: str,
-    *,
-    section: int,
-    cases: MakeCases,
-    needs: tuple[str, ...] = (),
-) -> Callable[[Run], Run]:
+def check(id: str, claim: str, *, section: int, cases: MakeCases, needs: tuple[str, ...] = ()) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
 
     Raises
@@ -100,9 +93,7 @@ def check(
         if id in _CHECKS:
             raise ValueError(f"check {id!r}: the id is taken")
         if section not in SECTIONS:
-            raise ValueError(
-                f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}"
-            )
+            raise ValueError(f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}")
         _CHECKS[id] = Check(id, claim, section, needs, cases, run)
         return run
 

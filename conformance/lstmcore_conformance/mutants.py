@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -82,9 +82,7 @@ def fault(
     return register
 
 
-def backend_of(
-    kernel: type[TextbookKernel], base: type[TextbookBackend] = TextbookBackend
-) -> Backend:
+def backend_of(kernel: type[TextbookKernel], base: type[TextbookBackend] = TextbookBackend) -> Backend:
     """The textbook backend with another kernel."""
     backend = base()
     backend.kernel = kernel
@@ -117,37 +115,25 @@ def edited(*edits: tuple[str, str]) -> ModuleType:
     return module
 
 
-def edit(
-    id: str, what: str, old: str, new: str, caught_by: str, precision: str = "float32"
-) -> None:
+def edit(id: str, what: str, old: str, new: str, caught_by: str, precision: str = "float32") -> None:
     """Register a mutant in which `old` in the text of the reference is `new`."""
 
     @fault(id, what, caught_by, precision)
     def make() -> Backend:
-        return backend_of(
-            type("EditedKernel", (TextbookKernel,), {"equations": edited((old, new))})
-        )
+        return backend_of(type("EditedKernel", (TextbookKernel,), {"equations": edited((old, new))}))
 
 
 def _tf32(array: Array) -> Array:
     """`array` in float32 with the mantissa rounded to TF32's 10 bits."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (
-        bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))
-    ) & np.uint32(0xFFFFE000)
+    rounded = (bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))) & np.uint32(0xFFFFE000)
     return rounded.view(np.float32)
 
 
 _F, _B, _J = "forward.switches", "backward.switches", "jvp.switches"
 
 edit("bias.dropped", "no bias is added", 'z = z + p["bias"]', "z = z", _F)
-edit(
-    "recurrent.dropped",
-    "R r is left out",
-    "z = from_x + from_h\n",
-    "z = from_x + 0 * from_h\n",
-    _F,
-)
+edit("recurrent.dropped", "R r is left out", "z = from_x + from_h\n", "z = from_x + 0 * from_h\n", _F)
 edit(
     "recurrent.transposed",
     "R of every gate is transposed where it is square",
@@ -160,7 +146,8 @@ edit(
     "gates.i_f_swapped",
     "the rows of i and f change places",
     "return dict(zip(config.gates, np.split",
-    'return dict(zip([{"i": "f", "f": "i"}.get(k, k) if config.coupling == "none" else k for k in config.gates], np.split',
+    "return dict(zip("
+    '[{"i": "f", "f": "i"}.get(k, k) if config.coupling == "none" else k for k in config.gates], np.split',
     _F,
 )
 edit(
@@ -205,17 +192,12 @@ edit(
     'return dict(zip(config.peephole_gates[::-1], p["peephole"], strict=True)) if',
     _F,
 )
-edit(
-    "coupling.not_one_minus",
-    "f = i",
-    'gate["f"] = 1 - gate["i"]',
-    'gate["f"] = gate["i"]',
-    _F,
-)
+edit("coupling.not_one_minus", "f = i", 'gate["f"] = 1 - gate["i"]', 'gate["f"] = gate["i"]', _F)
 edit(
     "gate_clip.after_activation",
     "the gate clip limits the activation, not what it reads",
-    '        z = clip(z, config.gate_clip)\n    return value(config.cell_activation if k == "g" else config.gate_activation, z)',
+    "        z = clip(z, config.gate_clip)\n"
+    '    return value(config.cell_activation if k == "g" else config.gate_activation, z)',
     '        return clip(value(config.cell_activation if k == "g" else config.gate_activation, z), config.gate_clip)\n'
     '    return value(config.cell_activation if k == "g" else config.gate_activation, z)',
     _F,
@@ -270,13 +252,7 @@ edit(
     "deviation = np.sqrt((centred * centred).sum(axis=1, keepdims=True) / max(a.shape[1] - 1, 1)",
     _F,
 )
-edit(
-    "layer_norm.eps_fixed",
-    "eps is always 1e-5",
-    "+ config.layer_norm_eps)",
-    "+ 1e-5)",
-    _F,
-)
+edit("layer_norm.eps_fixed", "eps is always 1e-5", "+ config.layer_norm_eps)", "+ 1e-5)", _F)
 edit(
     "layer_norm.gains_swapped",
     "the gains of x and h change places",
@@ -323,7 +299,8 @@ edit(
     "dropout.each_row_same",
     "the recurrent mask of the first row serves all",
     "np.asarray(np.ones((batch, config.recurrent_size)) if recurrent is None else recurrent, dtype)",
-    "np.asarray(np.ones((batch, config.recurrent_size)) if recurrent is None else recurrent[:1].repeat(batch, 0), dtype)",
+    "np.asarray("
+    "np.ones((batch, config.recurrent_size)) if recurrent is None else recurrent[:1].repeat(batch, 0), dtype)",
     "masks.forward",
 )
 edit(
@@ -331,7 +308,7 @@ edit(
     "h is rounded to 8 bits where float16 has 11",
     "h_new = _stored(h_new, policy)",
     'h_new = _stored(_stored(h_new, get_precision("bfloat16")), policy)',
-    _F,
+    "backward.combinations",
     "float16",
 )
 edit(
@@ -356,11 +333,7 @@ edit(
     "lengths.exact",
 )
 edit(
-    "lengths.output_held",
-    "y past the end is the last h",
-    "y[t] = np.where(active, h, 0)",
-    "y[t] = h",
-    "lengths.exact",
+    "lengths.output_held", "y past the end is the last h", "y[t] = np.where(active, h, 0)", "y[t] = h", "lengths.exact"
 )
 edit(
     "lengths.reverse_from_T",
@@ -400,11 +373,7 @@ edit(
     _B,
 )
 edit(
-    "backward.zoneout_h_new",
-    "the new h gets all of the gradient",
-    "dh_new = (1 - keep_h) * dh\n",
-    "dh_new = dh\n",
-    _B,
+    "backward.zoneout_h_new", "the new h gets all of the gradient", "dh_new = (1 - keep_h) * dh\n", "dh_new = dh\n", _B
 )
 edit(
     "backward.zoneout_c",
@@ -441,19 +410,9 @@ edit(
     "derivative(function, clip(z, config.gate_clip)) * (np.abs(z) < config.gate_clip)",
     "backward.kinks",
 )
+edit("backward.c_from_h", "no gradient from h to c", "dc = dc + dc_out\n", "dc = dc + 0 * dc_out\n", _B)
 edit(
-    "backward.c_from_h",
-    "no gradient from h to c",
-    "dc = dc + dc_out\n",
-    "dc = dc + 0 * dc_out\n",
-    _B,
-)
-edit(
-    "backward.peephole_o",
-    "no gradient through the peephole of o to c",
-    'dc = dc + dz["o"] * peephole["o"]',
-    "pass",
-    _B,
+    "backward.peephole_o", "no gradient through the peephole of o to c", 'dc = dc + dz["o"] * peephole["o"]', "pass", _B
 )
 edit(
     "backward.peephole_o_stale",
@@ -476,20 +435,8 @@ edit(
     'dgate["f"] = dc_new * step.c',
     _B,
 )
-edit(
-    "backward.c_chain",
-    "no gradient from c to the c before",
-    'dc_before = dc_before + dc_new * gate["f"]',
-    "pass",
-    _B,
-)
-edit(
-    "backward.coupling",
-    "the gate that follows gives no gradient",
-    'dgate["i"] = dgate["i"] - dgate["f"]',
-    "pass",
-    _B,
-)
+edit("backward.c_chain", "no gradient from c to the c before", 'dc_before = dc_before + dc_new * gate["f"]', "pass", _B)
+edit("backward.coupling", "the gate that follows gives no gradient", 'dgate["i"] = dgate["i"] - dgate["f"]', "pass", _B)
 edit(
     "backward.bias_doubled",
     "the gradient of the bias is there twice",
@@ -497,20 +444,8 @@ edit(
     'dp["bias"] += 2 * dz_all.sum(axis=0)',
     _B,
 )
-edit(
-    "backward.h_chain",
-    "no gradient from the gates to h",
-    "dh_before = dh_before + dr",
-    "pass",
-    _B,
-)
-edit(
-    "backward.r_chain",
-    "no gradient from the gates to the recurrent cell",
-    "dc_before = dc_before + dr",
-    "pass",
-    _B,
-)
+edit("backward.h_chain", "no gradient from the gates to h", "dh_before = dh_before + dr", "pass", _B)
+edit("backward.r_chain", "no gradient from the gates to the recurrent cell", "dc_before = dc_before + dr", "pass", _B)
 edit(
     "backward.dropout",
     "the recurrent mask is not in backward",
@@ -543,16 +478,11 @@ edit(
     "backward.dx_scaled",
     "dx of the first step is left out",
     "dx[t], dh_before, dc_before = _backward_step(config, tape.parameters, step, dh_step, dc_step, dp)",
-    "dx[t], dh_before, dc_before = _backward_step(config, tape.parameters, step, dh_step, dc_step, dp)\n        dx[0] = 0",
+    "dx[t], dh_before, dc_before = _backward_step(config, tape.parameters, step, dh_step, dc_step, dp)\n"
+    "        dx[0] = 0",
     _B,
 )
-edit(
-    "jvp.bias",
-    "the tangent of the bias is ignored",
-    'tz_all = tz_all + tp["bias"]',
-    "pass",
-    _J,
-)
+edit("jvp.bias", "the tangent of the bias is ignored", 'tz_all = tz_all + tp["bias"]', "pass", _J)
 edit(
     "jvp.c_chain",
     "no tangent from c to the next c",
@@ -582,13 +512,7 @@ edit(
     "th, tc = th_new, tc_new",
     "lengths.jvp",
 )
-edit(
-    "jvp.masks",
-    "the recurrent mask is not in jvp",
-    "tr = keep_r * (tc_before",
-    "tr = (tc_before",
-    "masks.jvp",
-)
+edit("jvp.masks", "the recurrent mask is not in jvp", "tr = keep_r * (tc_before", "tr = (tc_before", "masks.jvp")
 edit(
     "backward.not_linear",
     "gradients are clipped to +-1 on their way",
@@ -621,7 +545,8 @@ edit(
     "first_step.zoneout",
     "zoneout spares the first step of a call",
     "h_new, c_new = _forward_step(config, p, step)",
-    "step.masks = (step.masks[0], *(m * bool(tape) for m in step.masks[1:]))\n        h_new, c_new = _forward_step(config, p, step)",
+    "step.masks = (step.masks[0], *(m * bool(tape) for m in step.masks[1:]))\n"
+    "        h_new, c_new = _forward_step(config, p, step)",
     "state.resume",
 )
 edit(
@@ -712,19 +637,9 @@ def _half_arithmetic() -> Backend:
             out: Array | None,
         ) -> tuple[Array, State, Any]:
             y, last, tape = reference.forward(
-                self.config,
-                weights,
-                x,
-                state,
-                lengths=lengths,
-                masks=masks,
-                precision=half,
+                self.config, weights, x, state, lengths=lengths, masks=masks, precision=half
             )
-            return (
-                self._give(y, out),
-                State(last.h.astype("float32"), last.c.astype("float32")),
-                tape,
-            )
+            return (self._give(y, out), State(last.h.astype("float32"), last.c.astype("float32")), tape)
 
         def _give(self, y: Array, out: Array | None) -> Array:
             if out is None:
@@ -738,19 +653,10 @@ def _half_arithmetic() -> Backend:
 class _Hooked(TextbookKernel):
     """A kernel that lets a mutant change what goes in and what comes out of the private methods."""
 
-    def before(
-        self,
-        weights: Any,
-        x: Array,
-        state: State | None,
-        lengths: Any,
-        masks: Masks | None,
-    ) -> tuple[Any, ...]:
+    def before(self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
         return weights, x, state, lengths, masks
 
-    def after(
-        self, y: Array, last: State, tape: Any, x: Array, state: State | None
-    ) -> tuple[Array, State, Any]:
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
         return y, last, tape
 
     def _forward(
@@ -772,9 +678,7 @@ class _Hooked(TextbookKernel):
 @fault("contract.x_written", "x is scaled in place", "inputs.unchanged")
 def _x_written() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             if x.flags.writeable:
                 x *= 0.5
             return y, last, tape
@@ -782,16 +686,10 @@ def _x_written() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.state_written",
-    "the initial c is overwritten with the final one",
-    "inputs.unchanged",
-)
+@fault("contract.state_written", "the initial c is overwritten with the final one", "inputs.unchanged")
 def _state_written() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             if state is not None and state.c.flags.writeable:
                 state.c[...] = last.c
             return y, last, tape
@@ -799,37 +697,21 @@ def _state_written() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.state_returned",
-    "with T = 0 the initial state itself is returned",
-    "outputs.fresh",
-)
+@fault("contract.state_returned", "with T = 0 the initial state itself is returned", "outputs.fresh")
 def _state_returned() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
-            return (
-                (y, state, tape)
-                if state is not None and not len(x)
-                else (y, last, tape)
-            )
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return (y, state, tape) if state is not None and not len(x) else (y, last, tape)
 
     return backend_of(K)
 
 
-@fault(
-    "contract.buffer_reused",
-    "y lies in a buffer that the next call of that size overwrites",
-    "outputs.kept",
-)
+@fault("contract.buffer_reused", "y lies in a buffer that the next call of that size overwrites", "outputs.kept")
 def _buffer_reused() -> Backend:
     class K(_Hooked):
-        buffers: dict[Any, Array] = {}
+        buffers: ClassVar[dict[Any, Array]] = {}
 
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             kept = self.buffers.setdefault((id(self), y.shape), y)
             kept[...] = y
             return kept, last, tape
@@ -837,18 +719,12 @@ def _buffer_reused() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.state_leaks",
-    "without a state a call goes on from the last one",
-    "calls.same_bits",
-)
+@fault("contract.state_leaks", "without a state a call goes on from the last one", "calls.same_bits")
 def _state_leaks() -> Backend:
     class K(_Hooked):
         left: Any = 0.0
 
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             found = State(last.h, (last.c + self.left).astype(last.c.dtype))
             self.left = 1e-7 if last.c.sum() > 0 else -1e-7
             return y, found, tape
@@ -859,9 +735,7 @@ def _state_leaks() -> Backend:
 @fault("contract.not_deterministic", "the last bit of y is random", "calls.same_bits")
 def _not_deterministic() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             noise = np.random.default_rng().random(y.shape) < 0.5
             y[noise] = np.nextafter(y, np.ones_like(y))[noise]
             return y, last, tape
@@ -873,25 +747,15 @@ def _not_deterministic() -> Backend:
 def _rows_meet() -> Backend:
     class K(_Hooked):
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            return (
-                weights,
-                x + np.float32(1e-30) * x.sum(axis=1, keepdims=True, dtype=x.dtype),
-                *rest,
-            )
+            return (weights, x + np.float32(1e-30) * x.sum(axis=1, keepdims=True, dtype=x.dtype), *rest)
 
     return backend_of(K)
 
 
-@fault(
-    "contract.batch_multiple",
-    "the last row of an odd batch is computed without its state",
-    "rows.independent",
-)
+@fault("contract.batch_multiple", "the last row of an odd batch is computed without its state", "rows.independent")
 def _batch_multiple() -> Backend:
     class K(_Hooked):
-        def before(
-            self, weights: Any, x: Array, state: State | None, *rest: Any
-        ) -> tuple[Any, ...]:
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
             if state is not None and x.shape[1] % 2:
                 state = State(state.h.copy(), state.c.copy())
                 state.c[-1] = 0
@@ -900,19 +764,11 @@ def _batch_multiple() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.strides_ignored",
-    "x is read as if it were contiguous",
-    "inputs.transposed",
-)
+@fault("contract.strides_ignored", "x is read as if it were contiguous", "inputs.transposed")
 def _strides_ignored() -> Backend:
     class K(_Hooked):
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            return (
-                weights,
-                x if x.flags.c_contiguous else x.ravel(order="K").reshape(x.shape),
-                *rest,
-            )
+            return (weights, x if x.flags.c_contiguous else x.ravel(order="K").reshape(x.shape), *rest)
 
     return backend_of(K)
 
@@ -932,9 +788,7 @@ def _read_only_refused() -> Backend:
 @fault("contract.no_steps", "T = 0 is an IndexError", "forward.sizes")
 def _no_steps() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             y[len(y) - 1].sum() if len(y) else y[0]
             return y, last, tape
 
@@ -944,33 +798,19 @@ def _no_steps() -> Backend:
 @fault("contract.none_state", "an initial state of None is ones", "forward.no_state")
 def _none_state() -> Backend:
     class K(_Hooked):
-        def before(
-            self, weights: Any, x: Array, state: State | None, *rest: Any
-        ) -> tuple[Any, ...]:
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
             if state is None:
-                shape = (
-                    (x.shape[1], self.config.output_size),
-                    (x.shape[1], self.config.hidden_size),
-                )
-                state = State(
-                    np.ones(shape[0], x.dtype),
-                    np.ones(shape[1], self.precision.compute),
-                )
+                shape = ((x.shape[1], self.config.output_size), (x.shape[1], self.config.hidden_size))
+                state = State(np.ones(shape[0], x.dtype), np.ones(shape[1], self.precision.compute))
             return weights, x, state, *rest
 
     return backend_of(K)
 
 
-@fault(
-    "contract.one_step_stateless",
-    "a call with one step starts from an h of zeros",
-    "state.streaming",
-)
+@fault("contract.one_step_stateless", "a call with one step starts from an h of zeros", "state.streaming")
 def _one_step_stateless() -> Backend:
     class K(_Hooked):
-        def before(
-            self, weights: Any, x: Array, state: State | None, *rest: Any
-        ) -> tuple[Any, ...]:
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
             if state is not None and len(x) == 1:
                 state = State(np.zeros_like(state.h), state.c)
             return weights, x, state, *rest
@@ -978,90 +818,54 @@ def _one_step_stateless() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.no_step_no_state",
-    "a call with no step returns a state of zeros",
-    "state.empty_piece",
-)
+@fault("contract.no_step_no_state", "a call with no step returns a state of zeros", "state.empty_piece")
 def _no_step_no_state() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
-            return (
-                (y, last, tape) if len(x) else (y, State(0 * last.h, 0 * last.c), tape)
-            )
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return (y, last, tape) if len(x) else (y, State(0 * last.h, 0 * last.c), tape)
 
     return backend_of(K)
 
 
 @fault(
-    "contract.last_stride_ignored",
-    "the columns of x are read one after another, whatever its stride",
-    "inputs.strided",
+    "contract.last_stride_ignored", "the columns of x are read one after another, whatever its stride", "inputs.strided"
 )
 def _last_stride_ignored() -> Backend:
     class K(_Hooked):
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             if x.size and abs(x.strides[-1]) == 2 * x.itemsize:
-                x = np.lib.stride_tricks.as_strided(
-                    x, strides=(*x.strides[:-1], x.itemsize)
-                )
+                x = np.lib.stride_tricks.as_strided(x, strides=(*x.strides[:-1], x.itemsize))
             return weights, x, *rest
 
     return backend_of(K)
 
 
-@fault(
-    "contract.masks_empty", "Masks() is taken for masks that are all 0", "masks.empty"
-)
+@fault("contract.masks_empty", "Masks() is taken for masks that are all 0", "masks.empty")
 def _masks_empty() -> Backend:
     class K(_Hooked):
-        def before(
-            self, weights: Any, x: Array, state: Any, lengths: Any, masks: Masks | None
-        ) -> tuple[Any, ...]:
-            if (
-                masks is not None
-                and self.config.zoneout_cell
-                and masks.zoneout_cell is None
-            ):
+        def before(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
+            if masks is not None and self.config.zoneout_cell and masks.zoneout_cell is None:
                 shape = (*x.shape[:2], self.config.hidden_size)
-                masks = masks._replace(
-                    zoneout_cell=np.zeros(shape, self.precision.compute)
-                )
+                masks = masks._replace(zoneout_cell=np.zeros(shape, self.precision.compute))
             return weights, x, state, lengths, masks
 
     return backend_of(K)
 
 
 def _backward_mutant(
-    change: Callable[
-        [TextbookKernel, Any, Array | None, State | None, Gradients], Gradients
-    ],
+    change: Callable[[TextbookKernel, Any, Array | None, State | None, Gradients], Gradients],
 ) -> Backend:
     class K(TextbookKernel):
-        def _backward(
-            self, weights: Any, saved: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
-            return change(
-                self, saved, dy, dstate, super()._backward(weights, saved, dy, dstate)
-            )
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            return change(self, saved, dy, dstate, super()._backward(weights, saved, dy, dstate))
 
     return backend_of(K)
 
 
-@fault(
-    "contract.no_state_no_gradient",
-    "without an initial state there is no gradient of it",
-    "backward.no_state",
-)
+@fault("contract.no_state_no_gradient", "without an initial state there is no gradient of it", "backward.no_state")
 def _no_state_no_gradient() -> Backend:
-    def change(
-        kernel: TextbookKernel, saved: Any, dy: Any, dstate: Any, found: Gradients
-    ) -> Gradients:
-        zero = saved.steps and not np.any(
-            saved.steps[-1 if kernel.config.reverse else 0][1].h_before
-        )
+    def change(kernel: TextbookKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
+        zero = saved.steps and not np.any(saved.steps[-1 if kernel.config.reverse else 0][1].h_before)
         return found._replace(state=None) if zero else found  # type: ignore[arg-type]  # the fault
 
     return _backward_mutant(change)
@@ -1069,9 +873,7 @@ def _no_state_no_gradient() -> Backend:
 
 @fault("contract.nothing_used", "a backward of nothing is an error", "backward.nothing")
 def _nothing_used() -> Backend:
-    def change(
-        kernel: TextbookKernel, saved: Any, dy: Any, dstate: Any, found: Gradients
-    ) -> Gradients:
+    def change(kernel: TextbookKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
         if dy is None and dstate is None:
             raise TypeError("nothing to differentiate")
         return found
@@ -1079,17 +881,11 @@ def _nothing_used() -> Backend:
     return _backward_mutant(change)
 
 
-@fault(
-    "contract.tangent_needed", "jvp without a tangent of x is an error", "jvp.partial"
-)
+@fault("contract.tangent_needed", "jvp without a tangent of x is an error", "jvp.partial")
 def _tangent_needed() -> Backend:
     class K(TextbookKernel):
-        def _jvp(
-            self, weights: Any, x: Array, state: Any, tangents: Any, *rest: Any
-        ) -> tuple[Forward, Forward]:
-            return super()._jvp(
-                weights, x, state, tangents._replace(x=tangents.x * 1), *rest
-            )
+        def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, *rest: Any) -> tuple[Forward, Forward]:
+            return super()._jvp(weights, x, state, tangents._replace(x=tangents.x * 1), *rest)
 
     return backend_of(K)
 
@@ -1097,24 +893,16 @@ def _tangent_needed() -> Backend:
 @fault("contract.out_ignored", "out is not written to", "outputs.out")
 def _out_ignored() -> Backend:
     class K(TextbookKernel):
-        def _forward(
-            self, *args: Any, out: Array | None, **given: Any
-        ) -> tuple[Array, State, Any]:
+        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
             return super()._forward(*args, out=None, **given)
 
     return backend_of(K)
 
 
-@fault(
-    "contract.out_contiguous",
-    "a strided out is filled as if it were contiguous",
-    "outputs.out",
-)
+@fault("contract.out_contiguous", "a strided out is filled as if it were contiguous", "outputs.out")
 def _out_contiguous() -> Backend:
     class K(TextbookKernel):
-        def _forward(
-            self, *args: Any, out: Array | None, **given: Any
-        ) -> tuple[Array, State, Any]:
+        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
             y, last, tape = super()._forward(*args, out=None, **given)
             if out is None:
                 return y, last, tape
@@ -1125,9 +913,7 @@ def _out_contiguous() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.pack_borrows", "weights are the arrays that were packed", "pack.copies"
-)
+@fault("contract.pack_borrows", "weights are the arrays that were packed", "pack.copies")
 def _pack_borrows() -> Backend:
     class K(TextbookKernel):
         def _pack(self, parameters: Mapping[str, Array]) -> Any:
@@ -1143,24 +929,16 @@ def _one_pack() -> Backend:
             self.weights = super()._pack(parameters)
             return self.weights
 
-        def _forward(
-            self, weights: Any, *args: Any, **given: Any
-        ) -> tuple[Array, State, Any]:
+        def _forward(self, weights: Any, *args: Any, **given: Any) -> tuple[Array, State, Any]:
             return super()._forward(self.weights, *args, **given)
 
     return backend_of(K)
 
 
-@fault(
-    "contract.tape_used_up",
-    "a second backward with the same tape adds to the first",
-    "tape.reuse",
-)
+@fault("contract.tape_used_up", "a second backward with the same tape adds to the first", "tape.reuse")
 def _tape_used_up() -> Backend:
     class K(TextbookKernel):
-        def _backward(
-            self, weights: Any, saved: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
             found = super()._backward(weights, saved, dy, dstate)
             for _, step in saved.steps:
                 step.c_before = step.c_before + 1
@@ -1169,33 +947,23 @@ def _tape_used_up() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.tape_shared",
-    "the kernel keeps one tape, of the last recorded call",
-    "tape.reuse",
-)
+@fault("contract.tape_shared", "the kernel keeps one tape, of the last recorded call", "tape.reuse")
 def _tape_shared() -> Backend:
     class K(TextbookKernel):
+        last: Any = None
+
         def _forward(self, *args: Any, **given: Any) -> tuple[Array, State, Any]:
             y, last, tape = super()._forward(*args, **given)
             self.last = tape or self.last
             return y, last, tape
 
-        last: Any = None
-
-        def _backward(
-            self, weights: Any, saved: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
             return super()._backward(weights, self.last, dy, dstate)
 
     return backend_of(K)
 
 
-@fault(
-    "contract.threads_share",
-    "a scratch array is shared between threads",
-    "calls.threads",
-)
+@fault("contract.threads_share", "a scratch array is shared between threads", "calls.threads")
 def _threads_share() -> Backend:
     import time
 
@@ -1204,59 +972,36 @@ def _threads_share() -> Backend:
 
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             self.scratch = x
-            time.sleep(
-                0.002
-            )  # gives the other threads the time that a long product would
+            time.sleep(0.002)  # gives the other threads the time that a long product would
             return weights, self.scratch if self.scratch.shape == x.shape else x, *rest
 
     return backend_of(K)
 
 
-@fault(
-    "contract.dtype_wider",
-    "y and the gradients come back in float64",
-    "forward.switches",
-)
+@fault("contract.dtype_wider", "y and the gradients come back in float64", "forward.switches")
 def _dtype_wider() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             return y.astype(np.float64), last, tape
 
     return backend_of(K)
 
 
-@fault(
-    "contract.cell_narrow",
-    "c comes back in float16 where it is stored in float32",
-    "forward.switches",
-    "float16",
-)
+@fault("contract.cell_narrow", "c comes back in float16 where it is stored in float32", "forward.switches", "float16")
 def _cell_narrow() -> Backend:
     class K(_Hooked):
-        def after(
-            self, y: Array, last: State, tape: Any, x: Array, state: State | None
-        ) -> tuple[Array, State, Any]:
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
             return y, State(last.h, last.c.astype(np.float16)), tape
 
     return backend_of(K)
 
 
-@fault(
-    "contract.gradient_missing", "there is no gradient of the bias", "backward.switches"
-)
+@fault("contract.gradient_missing", "there is no gradient of the bias", "backward.switches")
 def _gradient_missing() -> Backend:
     class K(TextbookKernel):
-        def _backward(
-            self, weights: Any, saved: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
             found = super()._backward(weights, saved, dy, dstate)
-            named = {
-                name: array
-                for name, array in found.parameters.items()
-                if name != "bias"
-            }
+            named = {name: array for name, array in found.parameters.items() if name != "bias"}
             return found._replace(parameters=named)
 
     return backend_of(K)
@@ -1271,11 +1016,7 @@ def _jvp_claimed() -> Backend:
     return backend_of(K)
 
 
-@fault(
-    "contract.peephole_claimed",
-    "peepholes are declared and not implemented",
-    "forward.switches",
-)
+@fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")
 def _peephole_claimed() -> Backend:
     class B(TextbookBackend):
         def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
@@ -1286,26 +1027,16 @@ def _peephole_claimed() -> Backend:
     return B()
 
 
-@fault(
-    "contract.refused_always",
-    "a declared switch is refused in every precision",
-    "declared.switches",
-)
+@fault("contract.refused_always", "a declared switch is refused in every precision", "declared.switches")
 def _refused_always() -> Backend:
     class B(TextbookBackend):
         def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-            return (
-                "not now" if config.layer_norm else super().refusal(config, precision)
-            )
+            return "not now" if config.layer_norm else super().refusal(config, precision)
 
     return B()
 
 
-@fault(
-    "contract.silent_precision",
-    "a precision that is not declared runs in another one",
-    "refusals.precisions",
-)
+@fault("contract.silent_precision", "a precision that is not declared runs in another one", "refusals.precisions")
 def _silent_precision() -> Backend:
     class B(TextbookBackend):
         def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
@@ -1314,11 +1045,7 @@ def _silent_precision() -> Backend:
     return B()
 
 
-@fault(
-    "contract.silent_feature",
-    "a switch that is not declared is ignored",
-    "refusals.features",
-)
+@fault("contract.silent_feature", "a switch that is not declared is ignored", "refusals.features")
 def _silent_feature() -> Backend:
     class B(TextbookBackend):
         def capabilities(self) -> Capabilities:
@@ -1331,9 +1058,7 @@ def _silent_feature() -> Backend:
     return B()
 
 
-@fault(
-    "contract.silent_lengths", "lengths are not declared, and ignored", "refusals.calls"
-)
+@fault("contract.silent_lengths", "lengths are not declared, and ignored", "refusals.calls")
 def _silent_lengths() -> Backend:
     class K(TextbookKernel):
         def _declared(self, what: str, used: bool) -> None:
@@ -1347,9 +1072,7 @@ def _silent_lengths() -> Backend:
     return backend_of(K, B)
 
 
-@fault(
-    "contract.receipt_of_another", "the receipt names another backend", "receipts.true"
-)
+@fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")
 def _receipt_of_another() -> Backend:
     class K(TextbookKernel):
         def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
@@ -1358,9 +1081,7 @@ def _receipt_of_another() -> Backend:
     return backend_of(K)
 
 
-def _overridden(
-    id: str, what: str, caught_by: str, methods: Callable[[], dict[str, Any]]
-) -> None:
+def _overridden(id: str, what: str, caught_by: str, methods: Callable[[], dict[str, Any]]) -> None:
     """Register a kernel whose public method is replaced; `final` does not stop a backend from doing so."""
 
     @fault(id, what, caught_by)
@@ -1396,27 +1117,14 @@ def _unchecked() -> dict[str, Any]:
         out: Any = None,
     ) -> Forward:
         if lengths is not None:
-            lengths = np.clip(
-                np.asarray(lengths, np.int64).ravel()[: x.shape[1]], 0, len(x)
-            )
-        return Kernel.forward(
-            self,
-            weights,
-            x,
-            state,
-            lengths=lengths,
-            masks=masks,
-            record=record,
-            out=out,
-        )
+            lengths = np.clip(np.asarray(lengths, np.int64).ravel()[: x.shape[1]], 0, len(x))
+        return Kernel.forward(self, weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
 
     return {"forward": forward}
 
 
 def _converting() -> dict[str, Any]:
-    def forward(
-        self: Any, weights: Any, x: Any, state: Any = None, **given: Any
-    ) -> Forward:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
         x = np.asarray(x, self.precision.storage)
         return Kernel.forward(self, weights, x, state, **given)
 
@@ -1424,9 +1132,7 @@ def _converting() -> dict[str, Any]:
 
 
 def _any_tape() -> dict[str, Any]:
-    def backward(
-        self: Any, weights: Any, tape: Any, dy: Any = None, dstate: Any = None
-    ) -> Gradients:
+    def backward(self: Any, weights: Any, tape: Any, dy: Any = None, dstate: Any = None) -> Gradients:
         tape = replace(tape, owner=self) if hasattr(tape, "owner") else tape
         return Kernel.backward(self, weights, tape, dy, dstate)
 
@@ -1435,67 +1141,22 @@ def _any_tape() -> dict[str, Any]:
 
 def _any_parameters() -> dict[str, Any]:
     def pack(self: Any, parameters: Any) -> Any:
-        return Kernel.pack(
-            self, {name: parameters[name] for name in self.config.parameter_shapes}
-        )
+        return Kernel.pack(self, {name: parameters[name] for name in self.config.parameter_shapes})
 
     return {"pack": pack}
 
 
+_overridden("errors.runtime", "mistakes are RuntimeErrors", "errors.x", _raising(RuntimeError, "forward"))
 _overridden(
-    "errors.runtime",
-    "mistakes are RuntimeErrors",
-    "errors.x",
-    _raising(RuntimeError, "forward"),
+    "errors.nameless", "the message does not name the argument", "errors.state", _raising(ValueError, "forward")
 )
-_overridden(
-    "errors.nameless",
-    "the message does not name the argument",
-    "errors.state",
-    _raising(ValueError, "forward"),
-)
-_overridden(
-    "errors.lengths_clamped",
-    "wrong lengths are made to fit",
-    "errors.lengths",
-    _unchecked,
-)
-_overridden(
-    "errors.x_converted",
-    "an x of another dtype is converted in silence",
-    "errors.x",
-    _converting,
-)
-_overridden(
-    "errors.tape_of_another",
-    "a tape of another kernel is taken",
-    "errors.backward",
-    _any_tape,
-)
-_overridden(
-    "errors.parameters_extra",
-    "unknown parameters are ignored",
-    "errors.parameters",
-    _any_parameters,
-)
-_overridden(
-    "errors.masks",
-    "a wrong mask is a RuntimeError",
-    "errors.masks",
-    _raising(RuntimeError, "forward"),
-)
-_overridden(
-    "errors.out",
-    "a wrong out is a RuntimeError",
-    "errors.out",
-    _raising(RuntimeError, "forward"),
-)
-_overridden(
-    "errors.tangents",
-    "a wrong tangent is a RuntimeError",
-    "errors.tangents",
-    _raising(RuntimeError, "jvp"),
-)
+_overridden("errors.lengths_clamped", "wrong lengths are made to fit", "errors.lengths", _unchecked)
+_overridden("errors.x_converted", "an x of another dtype is converted in silence", "errors.x", _converting)
+_overridden("errors.tape_of_another", "a tape of another kernel is taken", "errors.backward", _any_tape)
+_overridden("errors.parameters_extra", "unknown parameters are ignored", "errors.parameters", _any_parameters)
+_overridden("errors.masks", "a wrong mask is a RuntimeError", "errors.masks", _raising(RuntimeError, "forward"))
+_overridden("errors.out", "a wrong out is a RuntimeError", "errors.out", _raising(RuntimeError, "forward"))
+_overridden("errors.tangents", "a wrong tangent is a RuntimeError", "errors.tangents", _raising(RuntimeError, "jvp"))
 
 
 # Stacks -------------------------------------------------------------------------------------------------------------
@@ -1503,9 +1164,7 @@ _overridden(
 
 def _stack_backend(stack: type[ComposedStack]) -> Backend:
     class B(TextbookBackend):
-        def _compile_stack(
-            self, config: StackConfig, precision: Precision
-        ) -> StackKernel:
+        def _compile_stack(self, config: StackConfig, precision: Precision) -> StackKernel:
             return stack(self, config, precision)
 
     return B()
@@ -1523,29 +1182,19 @@ def _directions_swapped() -> Backend:
     return _stack_backend(S)
 
 
-@fault(
-    "stack.states_by_direction",
-    "states are ordered by direction first",
-    "stack.forward",
-)
+@fault("stack.states_by_direction", "states are ordered by direction first", "stack.forward")
 def _states_by_direction() -> Backend:
     class S(ComposedStack):
         def forward(self, *args: Any, **given: Any) -> Forward:
             found = super().forward(*args, **given)
             count = self.stack.num_directions
             order = np.arange(len(self.kernels)).reshape(-1, count).T.ravel()
-            return found._replace(
-                state=State(found.state.h[order], found.state.c[order])
-            )
+            return found._replace(state=State(found.state.h[order], found.state.c[order]))
 
     return _stack_backend(S)
 
 
-@fault(
-    "stack.weights_shared",
-    "both directions use the weights of the first",
-    "stack.forward",
-)
+@fault("stack.weights_shared", "both directions use the weights of the first", "stack.forward")
 def _weights_shared() -> Backend:
     class S(ComposedStack):
         def pack(self, parameters: Mapping[str, Array]) -> Any:
@@ -1556,52 +1205,30 @@ def _weights_shared() -> Backend:
     return _stack_backend(S)
 
 
-@fault(
-    "stack.dropout_ignored", "the dropout between layers is left out", "stack.forward"
-)
+@fault("stack.dropout_ignored", "the dropout between layers is left out", "stack.forward")
 def _dropout_ignored() -> Backend:
     class S(ComposedStack):
-        def forward(
-            self, *args: Any, masks: StackMasks | None = None, **given: Any
-        ) -> Forward:
-            return super().forward(
-                *args, masks=masks and masks._replace(dropout=()), **given
-            )
+        def forward(self, *args: Any, masks: StackMasks | None = None, **given: Any) -> Forward:
+            return super().forward(*args, masks=masks and masks._replace(dropout=()), **given)
 
     return _stack_backend(S)
 
 
-@fault(
-    "stack.dropout_not_in_backward",
-    "the dropout between layers is not in backward",
-    "stack.backward",
-)
+@fault("stack.dropout_not_in_backward", "the dropout between layers is not in backward", "stack.backward")
 def _dropout_not_in_backward() -> Backend:
     class S(ComposedStack):
-        def backward(
-            self, weights: Any, tape: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
+        def backward(self, weights: Any, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
             return super().backward(weights, tape._replace(dropout=()), dy, dstate)
 
     return _stack_backend(S)
 
 
-@fault(
-    "stack.dx_of_one_direction",
-    "dx leaves out the reversed direction of the first layer",
-    "stack.backward",
-)
+@fault("stack.dx_of_one_direction", "dx leaves out the reversed direction of the first layer", "stack.backward")
 def _dx_of_one_direction() -> Backend:
     class S(ComposedStack):
-        def backward(
-            self, weights: Any, tape: Any, dy: Array | None, dstate: State | None
-        ) -> Gradients:
+        def backward(self, weights: Any, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
             found = super().backward(weights, tape, dy, dstate)
-            return (
-                found
-                if self.stack.num_directions == 1
-                else found._replace(x=found.x / 2)
-            )
+            return found if self.stack.num_directions == 1 else found._replace(x=found.x / 2)
 
     return _stack_backend(S)
 
@@ -1609,22 +1236,9 @@ def _dx_of_one_direction() -> Backend:
 @fault("stack.jvp_first_layer", "the tangents of upper layers are ignored", "stack.jvp")
 def _jvp_first_layer() -> Backend:
     class S(ComposedStack):
-        def jvp(
-            self,
-            weights: Any,
-            x: Array,
-            state: State | None,
-            tangents: Any,
-            **given: Any,
-        ) -> Any:
-            first = {
-                name: array
-                for name, array in (tangents.parameters or {}).items()
-                if "_l0" in name
-            }
-            return super().jvp(
-                weights, x, state, tangents._replace(parameters=first), **given
-            )
+        def jvp(self, weights: Any, x: Array, state: State | None, tangents: Any, **given: Any) -> Any:
+            first = {name: array for name, array in (tangents.parameters or {}).items() if "_l0" in name}
+            return super().jvp(weights, x, state, tangents._replace(parameters=first), **given)
 
     return _stack_backend(S)
 
@@ -1638,16 +1252,10 @@ def _one_receipt() -> Backend:
     return _stack_backend(S)
 
 
-@fault(
-    "stack.upper_stateless",
-    "layers above the first start from zeros",
-    "stack.streaming",
-)
+@fault("stack.upper_stateless", "layers above the first start from zeros", "stack.streaming")
 def _upper_stateless() -> Backend:
     class S(ComposedStack):
-        def forward(
-            self, weights: Any, x: Array, state: State | None, **given: Any
-        ) -> Forward:
+        def forward(self, weights: Any, x: Array, state: State | None, **given: Any) -> Forward:
             if state is not None:
                 state = State(state.h.copy(), state.c.copy())
                 state.h[self.stack.num_directions :] = 0

@@ -7,6 +7,7 @@ checked too and not compared with itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from lstmcore import reference
 from lstmcore.backend import Masks, StackMasks, State, Tangents
 from lstmcore.config import StackConfig
 from lstmcore.precision import get_precision
-from lstmcore_conformance.cases import Array, Case, Data, storage_dtype
+from lstmcore_conformance.cases import Array, Case, Data, seed_of, storage_dtype
 
 #: Name of an output -> array: y, h_n, c_n; dx, dh0, dc0 and d_<parameter>; ty, th_n, tc_n.
 Arrays = dict[str, Array]
@@ -31,48 +32,72 @@ class _Pass(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def forward(case: Case, precision: str) -> Arrays:
-    """y, h_n and c_n of `case` evaluated in `precision` (its data keep the precision of the case)."""
-    return _primal(case, precision).outputs
+def forward(case: Case, precision: str, copy: int = 0) -> Arrays:
+    """y, h_n and c_n of `case` evaluated in `precision`, on its own data (copy 0) or a `moved` copy of them."""
+    return _primal(case, precision, copy).outputs
 
 
 @lru_cache(maxsize=8192)
-def gradients(case: Case, precision: str) -> Arrays:
+def gradients(case: Case, precision: str, copy: int = 0) -> Arrays:
     """dx, dh0, dc0 and d_<parameter> for every parameter."""
-    return _backward(case, case.data, _primal(case, precision))
+    return _backward(case, moved(case, copy), _primal(case, precision, copy), precision)
 
 
 @lru_cache(maxsize=8192)
-def tangents(case: Case, precision: str) -> Arrays:
+def tangents(case: Case, precision: str, copy: int = 0) -> Arrays:
     """ty, th_n and tc_n along the case's tangents."""
-    return _jvp(case, case.data, precision)
+    return _jvp(case, moved(case, copy), precision)
 
 
 @lru_cache(maxsize=16)
-def _primal(case: Case, precision: str) -> _Pass:
-    return _forward(case, case.data, precision)
+def _primal(case: Case, precision: str, copy: int) -> _Pass:
+    return _forward(case, moved(case, copy), precision)
 
 
-def tapes(case: Case, data: Data, precision: str) -> tuple[reference.Tape, ...]:
-    """The tape of every layer and direction."""
-    return _forward(case, data, precision).tapes
+@lru_cache(maxsize=16)
+def moved(case: Case, copy: int) -> Data:
+    """The data of `case` with every number but those of masks moved to the next one up or down in the compute dtype.
+
+    Up or down is drawn anew for each copy; copy 0 is the data themselves.
+    """
+    data = case.data
+    if copy == 0:
+        return data
+    rng = np.random.default_rng(seed_of(f"{case.name}/moved", copy))
+    dtype = np.dtype(case.policy.compute)
+
+    def move(array: Array) -> Array:
+        towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(dtype)
+        return np.nextafter(array.astype(dtype), towards)
+
+    return replace(data.map(move), masks=data.masks)
+
+
+class Draft(NamedTuple):
+    """What tells whether data are good for a case."""
+
+    tapes: tuple[reference.Tape, ...]
+    gradients: Arrays
+
+
+def draft(case: Case, data: Data, precision: str) -> Draft:
+    """The tapes and the gradients on `data`, which may not be the case's own."""
+    done = _forward(case, data, precision)
+    return Draft(done.tapes, _backward(case, data, done, precision))
 
 
 def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays:
     """Entry `index` of `StackConfig.configs` out of arrays by full parameter name, without the suffix."""
     suffix = stack.suffixes[index]
-    return {
-        name: values[name + suffix] for name in stack.configs[index].parameter_shapes
-    }
+    return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
 
 
 def _stored(array: Array, precision: str) -> Array:
-    """What a layer above reads: the oracle's exact values, or those that the policy stores."""
-    return (
-        array
-        if precision == "float64"
-        else array.astype(storage_dtype(get_precision(precision).storage))
-    )
+    """What goes from layer to layer: the oracle's exact values, or those that the policy stores."""
+    if precision == "float64":
+        return array
+    stored: Array = array.astype(storage_dtype(get_precision(precision).storage))
+    return stored
 
 
 def _forward(case: Case, data: Data, precision: str) -> _Pass:
@@ -86,21 +111,12 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
             masks=data.masks,
             precision=precision,
         )
-        return _Pass(
-            {"y": result.y, "h_n": result.state.h, "c_n": result.state.c},
-            (result.tape,),
-            (data.x,),
-        )
-    stack, masks = (
-        case.stack,
-        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
-    )
+        return _Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,), (data.x,))
+    stack, masks = (case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs)))
     below, inputs, tape, last = data.x, [], [], []
     for layer in range(stack.num_layers):
         if layer:
-            below = _stored(
-                below * masks.dropout[layer - 1] if masks.dropout else below, precision
-            )
+            below = _stored(below * masks.dropout[layer - 1] if masks.dropout else below, precision)
         inputs.append(below)
         outputs = []
         for direction in range(stack.num_directions):
@@ -109,9 +125,7 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
                 stack.configs[index],
                 parts(stack, data.parameters, index),
                 below,
-                None
-                if data.state is None
-                else State(data.state.h[index], data.state.c[index]),
+                None if data.state is None else State(data.state.h[index], data.state.c[index]),
                 lengths=data.lengths,
                 masks=masks.layers[index],
                 precision=precision,
@@ -124,20 +138,18 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
     return _Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tape), tuple(inputs))
 
 
-def _backward(case: Case, data: Data, done: _Pass) -> Arrays:
+def _backward(case: Case, data: Data, done: _Pass, precision: str) -> Arrays:
     if case.stack is None:
         result = reference.backward(case.config, done.tapes[0], data.dy, data.dstate)
-        named = {f"d_{name}": array for name, array in result.parameters.items()}
-        return {"dx": result.x, "dh0": result.state.h, "dc0": result.state.c} | named
-    stack, masks = (
-        case.stack,
-        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
-    )
+        return {"dx": result.x, "dh0": result.state.h, "dc0": result.state.c} | {
+            f"d_{name}": array for name, array in result.parameters.items()
+        }
+    stack, masks = (case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs)))
     count, width = stack.num_directions, stack.output_size
     named: Arrays = {}
     dh0: list[Any] = [None] * len(stack.configs)
     dc0: list[Any] = [None] * len(stack.configs)
-    above = data.dy
+    above: Any = data.dy
     for layer in reversed(range(stack.num_layers)):
         total: Any = 0
         for direction in range(count):
@@ -145,20 +157,13 @@ def _backward(case: Case, data: Data, done: _Pass) -> Arrays:
             result = reference.backward(
                 stack.configs[index],
                 done.tapes[index],
-                None
-                if above is None
-                else above[:, :, direction * width : (direction + 1) * width],
-                None
-                if data.dstate is None
-                else State(data.dstate.h[index], data.dstate.c[index]),
+                None if above is None else above[:, :, direction * width : (direction + 1) * width],
+                None if data.dstate is None else State(data.dstate.h[index], data.dstate.c[index]),
             )
-            total = total + result.x
+            total = _stored(total + _stored(result.x, precision), precision)
             dh0[index], dc0[index] = result.state
-            named |= {
-                f"d_{name}{stack.suffixes[index]}": array
-                for name, array in result.parameters.items()
-            }
-        above = total * masks.dropout[layer - 1] if layer and masks.dropout else total
+            named |= {f"d_{name}{stack.suffixes[index]}": array for name, array in result.parameters.items()}
+        above = _stored(total * masks.dropout[layer - 1] if layer and masks.dropout else total, precision)
     ordered = {f"d_{name}": named[f"d_{name}"] for name in stack.parameter_shapes}
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
 
@@ -177,15 +182,13 @@ def _jvp(case: Case, data: Data, precision: str) -> Arrays:
             precision=precision,
         )
         return {"ty": along.y, "th_n": along.state.h, "tc_n": along.state.c}
-    stack, masks = (
-        case.stack,
-        data.masks or StackMasks(tuple(Masks() for _ in case.configs)),
-    )
+    stack, masks = (case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs)))
     done = _forward(case, data, precision)
-    below, last = given.x, []
+    below: Any = given.x
+    last = []
     for layer in range(stack.num_layers):
         if layer and masks.dropout:
-            below = below * masks.dropout[layer - 1]
+            below = _stored(below * masks.dropout[layer - 1], precision)
         outputs = []
         for direction in range(stack.num_directions):
             index = layer * stack.num_directions + direction
@@ -193,21 +196,17 @@ def _jvp(case: Case, data: Data, precision: str) -> Arrays:
                 stack.configs[index],
                 parts(stack, data.parameters, index),
                 done.inputs[layer],
-                None
-                if data.state is None
-                else State(data.state.h[index], data.state.c[index]),
+                None if data.state is None else State(data.state.h[index], data.state.c[index]),
                 Tangents(
                     below,
-                    None
-                    if given.state is None
-                    else State(given.state.h[index], given.state.c[index]),
+                    None if given.state is None else State(given.state.h[index], given.state.c[index]),
                     parts(stack, given.parameters or {}, index),
                 ),
                 lengths=data.lengths,
                 masks=masks.layers[index],
                 precision=precision,
             )
-            outputs.append(along.y)
+            outputs.append(_stored(along.y, precision))
             last.append(along.state)
         below = np.concatenate(outputs, axis=2)
     th_n, tc_n = (np.stack(arrays) for arrays in zip(*last, strict=True))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import pytest
 
-from lstmcore_conformance.suite import items
 from lstmcore_conformance.subject import Subject
+from lstmcore_conformance.suite import items
 
 pytest.register_assert_rewrite("lstmcore_conformance.test_suite")
 
@@ -58,9 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     subject = metafunc.config.stash.get(_SUBJECT, None)
     if subject is None:
-        raise pytest.UsageError(
-            "--lstm-backend: expected the name of the backend to test, such as numpy; got none"
-        )
+        raise pytest.UsageError("--lstm-backend: expected the name of the backend to test, such as numpy; got none")
     try:
         found = list(items(subject, metafunc.config.getoption("lstm_precision")))
     except ValueError as error:

@@ -49,11 +49,7 @@ class ItemReport:
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
-        values: dict[str, Any] = {
-            "id": self.id,
-            "case": self.case,
-            "outcome": self.outcome.value,
-        }
+        values: dict[str, Any] = {"id": self.id, "case": self.case, "outcome": self.outcome.value}
         values |= {"share": _number(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
         values |= {"reproduce": self.reproduce} if self.reproduce else {}
@@ -88,11 +84,7 @@ class CheckReport:
     def worst(self) -> ItemReport | None:
         """The item with the largest share of its budget, None where no share was measured."""
         measured = [item for item in self.items if item.worst is not None]
-        return max(
-            measured,
-            key=lambda item: item.worst.share if item.worst else 0.0,
-            default=None,
-        )
+        return max(measured, key=lambda item: item.worst.share if item.worst else 0.0, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
@@ -147,9 +139,7 @@ class Report:
     @property
     def bad(self) -> tuple[ItemReport, ...]:
         """The items that failed, and those that could not be run."""
-        return tuple(
-            item for check in self.checks for item in check.items if item.outcome.bad
-        )
+        return tuple(item for check in self.checks for item in check.items if item.outcome.bad)
 
     @property
     def verdict(self) -> str:
@@ -184,11 +174,7 @@ class Report:
             "machine": self.machine,
             "started": self.started,
             "seconds": round(self.seconds, 3),
-            "counts": dict(
-                Counter(
-                    item.outcome.value for check in self.checks for item in check.items
-                )
-            ),
+            "counts": dict(Counter(item.outcome.value for check in self.checks for item in check.items)),
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -198,26 +184,20 @@ class Report:
 
     def write_json(self, path: str | Path) -> None:
         """Write the JSON form to `path`, all of it or nothing."""
-        from lstmcore.training.files import (
-            write_atomically,
-        )  # heavier than a report is otherwise
+        from lstmcore.training.files import write_atomically  # heavier than a report is otherwise
 
         write_atomically(path, self.to_json().encode())
 
     def show(self, console: Console) -> None:
         """Print the table, the failures and the verdict."""
-        table = Table(
-            title=f"Conformance of {self.backend} ({self.device})", title_justify="left"
-        )
+        table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
         table.add_column("check", no_wrap=True)
         table.add_column("section", no_wrap=True)
         table.add_column("outcome", no_wrap=True)
         table.add_column("cases", justify="right")
         table.add_column("worst share", justify="right")
         for check in self.checks:
-            share = (
-                check.worst.worst.share if check.worst and check.worst.worst else None
-            )
+            share = check.worst.worst.share if check.worst and check.worst.worst else None
             table.add_row(
                 check.id,
                 check.section,
@@ -227,32 +207,16 @@ class Report:
             )
         console.print(table)
         for check in self.checks:
-            if reasons := sorted(
-                {
-                    item.message
-                    for item in check.items
-                    if item.outcome is Outcome.UNSUPPORTED
-                }
-            ):
-                shown = "; ".join(reasons[:3]) + (
-                    f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-                )
+            if reasons := sorted({item.message for item in check.items if item.outcome is Outcome.UNSUPPORTED}):
+                shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
                 _plain(console, f"unsupported in {check.id}: {shown}")
         for item in self.bad[:_SHOWN]:
-            _plain(
-                console,
-                f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}",
-            )
+            _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
         if len(self.bad) > _SHOWN:
-            _plain(
-                console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all"
-            )
+            _plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
         console.print()
         console.print(
-            Text(
-                f"{self.verdict} ({self.seconds:.1f} s)",
-                "bold green" if self.conforms else "bold red",
-            ),
+            Text(f"{self.verdict} ({self.seconds:.1f} s)", "bold green" if self.conforms else "bold red"),
             soft_wrap=True,
         )
 

@@ -9,9 +9,7 @@ from typing import Final
 Selector = Callable[[str], bool]
 
 #: A word may hold a bracketed part, as item ids do: ``backward.switches[float32-peephole]``.
-_TOKEN: Final = re.compile(
-    r"\s*(?:(?P<bracket>[()])|(?P<word>[^\s()\[\]]+(?:\[[^\]]*\])?))"
-)
+_TOKEN: Final = re.compile(r"\s*(?:(?P<bracket>[()])|(?P<word>[^\s()\[\]]+(?:\[[^\]]*\])?))")
 
 
 def selector(expression: str) -> Selector:
@@ -35,9 +33,7 @@ def selector(expression: str) -> Selector:
     while expression[position:].strip():
         match = _TOKEN.match(expression, position)
         if match is None:
-            raise ValueError(
-                f"-k: expected words, and, or, not and brackets; got {expression!r}"
-            )
+            raise ValueError(f"-k: expected words, and, or, not and brackets; got {expression!r}")
         tokens.append(match["bracket"] or match["word"].lower())
         position = match.end()
     rest = iter([*tokens, ""])
@@ -73,16 +69,12 @@ def selector(expression: str) -> Selector:
                 raise ValueError(f"-k: a closing bracket is missing in {expression!r}")
             return inner
         if token in ("", ")", "and", "or"):
-            raise ValueError(
-                f"-k: expected a word; got {token or 'the end'!r} in {expression!r}"
-            )
+            raise ValueError(f"-k: expected a word; got {token or 'the end'!r} in {expression!r}")
         return lambda text: token in text.lower()
 
     found = either()
     if current:
-        raise ValueError(
-            f"-k: expected and, or, or the end; got {current!r} in {expression!r}"
-        )
+        raise ValueError(f"-k: expected and, or, or the end; got {current!r} in {expression!r}")
     return found
 
 

@@ -8,22 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import (
-    Backend,
-    Capabilities,
-    Forward,
-    Gradients,
-    Kernel,
-    StackKernel,
-    State,
-    Tangents,
-)
+from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, StackKernel, State
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore_conformance.budgets import Expectation, Measure, measure
 from lstmcore_conformance.cases import Array, Case, Data
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818  (it names an outcome)
     """The backend does not do what the check claims.
 
     Parameters
@@ -49,16 +40,9 @@ class Subject:
 
     def refusal(self, case: Case) -> str | None:
         """Why the backend does not run `case`, or None."""
-        reasons = [
-            reason
-            for config in case.configs
-            if (reason := self.backend.refusal(config, case.policy))
-        ]
+        reasons = [reason for config in case.configs if (reason := self.backend.refusal(config, case.policy))]
         if not reasons:
-            reasons = [
-                self.declared.missing(name)
-                for name in sorted(case.features - self.declared.features)
-            ]
+            reasons = [self.declared.missing(name) for name in sorted(case.features - self.declared.features)]
         return reasons[0] if reasons else None
 
     @contextmanager
@@ -69,9 +53,7 @@ class Subject:
         except Failure:
             raise
         except Exception as error:
-            raise Failure(
-                f"{what} raised {type(error).__name__}: {_line(error)}"
-            ) from error
+            raise Failure(f"{what} raised {type(error).__name__}: {_line(error)}") from error
 
     def kernel(self, case: Case) -> Any:
         """The `Kernel` or `StackKernel` of the case, compiled once."""
@@ -102,9 +84,7 @@ class Subject:
         with self.guard("to_host"):
             found = self.backend.to_host(array)
         if not isinstance(found, np.ndarray):
-            raise Failure(
-                f"to_host: expected a numpy.ndarray; got {type(found).__name__}"
-            )
+            raise Failure(f"to_host: expected a numpy.ndarray; got {type(found).__name__}")
         return found
 
     # The calls ----------------------------------------------------------------------------------------------------
@@ -114,29 +94,12 @@ class Subject:
         with self.guard("pack"):
             return self.kernel(case).pack(data.parameters)
 
-    def call(
-        self,
-        case: Case,
-        data: Data,
-        *,
-        record: bool = False,
-        out: Any = None,
-        weights: Any = None,
-    ) -> Forward:
+    def call(self, case: Case, data: Data, *, record: bool = False, out: Any = None, weights: Any = None) -> Forward:
         """One forward call with device arrays."""
-        kernel, packed = (
-            self.kernel(case),
-            self.pack(case, data) if weights is None else weights,
-        )
+        kernel, packed = (self.kernel(case), self.pack(case, data) if weights is None else weights)
         with self.guard("forward"):
             result: Forward = kernel.forward(
-                packed,
-                data.x,
-                data.state,
-                lengths=data.lengths,
-                masks=data.masks,
-                record=record,
-                out=out,
+                packed, data.x, data.state, lengths=data.lengths, masks=data.masks, record=record, out=out
             )
             return result
 
@@ -151,9 +114,7 @@ class Subject:
         done = self.call(case, given, record=True, weights=weights)
         return self.backward(case, given, weights, done)
 
-    def backward(
-        self, case: Case, data: Data, weights: Any, done: Forward
-    ) -> dict[str, Array]:
+    def backward(self, case: Case, data: Data, weights: Any, done: Forward) -> dict[str, Array]:
         """The gradients from a tape, with device arrays."""
         kernel = self.kernel(case)
         with self.guard("backward"):
@@ -166,52 +127,31 @@ class Subject:
         kernel, weights = self.kernel(case), self.pack(case, given)
         with self.guard("jvp"):
             done, along = kernel.jvp(
-                weights,
-                given.x,
-                given.state,
-                given.tangents,
-                lengths=given.lengths,
-                masks=given.masks,
+                weights, given.x, given.state, given.tangents, lengths=given.lengths, masks=given.masks
             )
         moved = self.outputs(along)
-        return self.outputs(done) | {
-            "ty": moved["y"],
-            "th_n": moved["h_n"],
-            "tc_n": moved["c_n"],
-        }
+        return self.outputs(done) | {"ty": moved["y"], "th_n": moved["h_n"], "tc_n": moved["c_n"]}
 
     def outputs(self, result: Any) -> dict[str, Array]:
         """The arrays of a `Forward` on the host."""
         if not isinstance(result, Forward):
-            raise Failure(
-                f"forward: expected a Forward(y, state, tape); got {type(result).__name__}"
-            )
+            raise Failure(f"forward: expected a Forward(y, state, tape); got {type(result).__name__}")
         h, c = self.pair("the final state", result.state)
         return {"y": self.host(result.y), "h_n": self.host(h), "c_n": self.host(c)}
 
     def derivatives(self, case: Case, result: Any) -> dict[str, Array]:
         """The arrays of `Gradients` on the host."""
-        if not isinstance(result, Gradients) or not isinstance(
-            result.parameters, Mapping
-        ):
-            raise Failure(
-                f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}"
-            )
+        if not isinstance(result, Gradients) or not isinstance(result.parameters, Mapping):
+            raise Failure(f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}")
         names = set(case.model.parameter_shapes)
         if set(result.parameters) != names:
             raise Failure(
-                f"backward: expected gradients of {', '.join(sorted(names))}; got {', '.join(sorted(result.parameters))}"
+                f"backward: expected gradients of {', '.join(sorted(names))}; "
+                f"got {', '.join(sorted(map(str, result.parameters)))}"
             )
         h, c = self.pair("the gradient of the state", result.state)
-        named = {
-            f"d_{name}": self.host(result.parameters[name])
-            for name in case.model.parameter_shapes
-        }
-        return {
-            "dx": self.host(result.x),
-            "dh0": self.host(h),
-            "dc0": self.host(c),
-        } | named
+        named = {f"d_{name}": self.host(result.parameters[name]) for name in case.model.parameter_shapes}
+        return {"dx": self.host(result.x), "dh0": self.host(h), "dc0": self.host(c)} | named
 
     def pair(self, what: str, state: Any) -> tuple[Any, Any]:
         """The h and c of a state."""
@@ -232,9 +172,7 @@ def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
     for name, want in expected.items():
         array = got[name]
         if array.shape != want.value.shape:
-            raise Failure(
-                f"{name}: expected shape {want.value.shape}; got {array.shape}"
-            )
+            raise Failure(f"{name}: expected shape {want.value.shape}; got {array.shape}")
         if str(array.dtype) != want.dtype:
             raise Failure(f"{name}: expected dtype {want.dtype}; got {array.dtype}")
         found = measure(name, array, want)
@@ -245,26 +183,17 @@ def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
     return worst
 
 
-def same_bits(
-    what: str, got: Mapping[str, Array], expected: Mapping[str, Array]
-) -> None:
+def same_bits(what: str, got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Raise `Failure` unless all arrays are equal bit by bit (a NaN is equal to a NaN)."""
     for name, want in expected.items():
         found = got[name]
         if found.shape != want.shape or found.dtype != want.dtype:
-            raise Failure(
-                f"{what}: {name}: expected {want.dtype}{want.shape}; got {found.dtype}{found.shape}"
-            )
+            raise Failure(f"{what}: {name}: expected {want.dtype}{want.shape}; got {found.dtype}{found.shape}")
         different = (found != want) & ~(np.isnan(found) & np.isnan(want))
         if different.any():
             index = tuple(int(i) for i in np.argwhere(different)[0])
-            raise Failure(
-                f"{what}: {name}{list(index)}: expected the same bits, {want[index]!r}; got {found[index]!r}"
-            )
+            raise Failure(f"{what}: {name}{list(index)}: expected the same bits, {want[index]!r}; got {found[index]!r}")
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "(no message)"
-
-
-__all__ = ["Failure", "State", "Subject", "Tangents", "compare", "same_bits"]

@@ -34,9 +34,7 @@ class Item:
     @property
     def id(self) -> str:
         """``check[case]``."""
-        return (
-            self.check.id if self.case is None else f"{self.check.id}[{self.case.id}]"
-        )
+        return self.check.id if self.case is None else f"{self.check.id}[{self.case.id}]"
 
 
 def scope_of(subject: Subject, precisions: Iterable[str] | None = None) -> Scope:
@@ -49,26 +47,16 @@ def scope_of(subject: Subject, precisions: Iterable[str] | None = None) -> Scope
     """
     declared = subject.declared.precisions
     order = {"float64": 0, "float32": 1, "tf32": 2, "bfloat16": 3, "float16": 4}
-    wanted = (
-        declared
-        if precisions is None
-        else [get_precision(name).name for name in precisions]
-    )
+    wanted = declared if precisions is None else [get_precision(name).name for name in precisions]
     for name in wanted:
         if name not in declared:
-            raise ValueError(
-                f"precision: backend {subject.backend.name!r} has no {subject.declared.missing(name)}"
-            )
+            raise ValueError(f"precision: backend {subject.backend.name!r} has no {subject.declared.missing(name)}")
     if not wanted:
-        raise ValueError(
-            f"precision: backend {subject.backend.name!r} declares none, so there is nothing to test"
-        )
+        raise ValueError(f"precision: backend {subject.backend.name!r} declares none, so there is nothing to test")
     return Scope(subject.declared, tuple(sorted(set(wanted), key=order.__getitem__)))
 
 
-def items(
-    subject: Subject, precisions: Iterable[str] | None = None, select: str | None = None
-) -> Iterator[Item]:
+def items(subject: Subject, precisions: Iterable[str] | None = None, select: str | None = None) -> Iterator[Item]:
     """Every check with every case, in the order of the sections of SPEC.md."""
     scope = scope_of(subject, precisions)
     chosen = selector(select) if select else None
@@ -81,9 +69,7 @@ def items(
 def _items_of(subject: Subject, scope: Scope, check: Check) -> Iterator[Item]:
     known = scope.declared.derivatives | scope.declared.features
     if lacking := [name for name in check.needs if name not in known]:
-        yield Item(
-            check, None, "; ".join(scope.declared.missing(name) for name in lacking)
-        )
+        yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
         return
     for case in check.cases(scope):
         yield Item(check, case, subject.refusal(case))
@@ -102,14 +88,9 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     except Failure as failure:
         outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
     except Exception as error:
-        outcome, message = (
-            Outcome.ERROR,
-            f"{type(error).__name__}: {' '.join(str(error).split())}",
-        )
+        outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
-    reproduce = (
-        f"lstmcore conform {subject.backend.name} -k '{item.id}'" if outcome.bad else ""
-    )
+    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'" if outcome.bad else ""
     return ItemReport(item.id, case, outcome, worst, message, reproduce, seconds)
 
 
@@ -141,9 +122,7 @@ def run(
     subject, start, started = Subject(backend), time.perf_counter(), datetime.now(UTC)
     todo = list(items(subject, precisions, select))
     if not todo:
-        raise ValueError(
-            f"-k: expected an expression that selects a check; {select!r} selects none"
-        )
+        raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
     found: dict[str, list[ItemReport]] = {}
     for position, item in enumerate(todo):
         if progress is not None:
@@ -159,18 +138,12 @@ def run(
         derivatives=tuple(sorted(declared.derivatives)),
         reasons=dict(declared.reasons),
         selection=select,
-        versions={
-            "lstmcore": _version("lstmcore"),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        versions={"lstmcore": _version("lstmcore"), "numpy": np.__version__, "python": platform.python_version()},
         machine=f"{platform.system()} {platform.machine()}",
         started=started.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
         checks=tuple(
-            CheckReport(
-                id, checks[id].claim, checks[id].title, checks[id].needs, tuple(results)
-            )
+            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(results))
             for id, results in found.items()
         ),
     )

@@ -29,11 +29,7 @@ FUNCTIONS: Final = (
     "softplus",
 )
 
-_ROLES: Final = {
-    "gate_activation": "sigmoid",
-    "cell_activation": "tanh",
-    "hidden_activation": "tanh",
-}
+_ROLES: Final = {"gate_activation": "sigmoid", "cell_activation": "tanh", "hidden_activation": "tanh"}
 
 #: Name -> what differs from the default. A check over them names the switch that is wrong.
 SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -64,12 +60,7 @@ SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "zoneout_cell,peephole": {"zoneout_cell": 0.4, "peephole": True},
     "zoneout_all": {"zoneout_hidden": 1.0, "zoneout_cell": 1.0},
     "recurrent_dropout": {"recurrent_dropout": 0.25},
-    **{
-        f"{role}={text}": {role: text}
-        for role, usual in _ROLES.items()
-        for text in FUNCTIONS
-        if text != usual
-    },
+    **{f"{role}={text}": {role: text} for role, usual in _ROLES.items() for text in FUNCTIONS if text != usual},
     "everything": {
         "proj_size": PROJECTION,
         "reverse": True,
@@ -98,38 +89,21 @@ SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
+#: A factor and the position of one of its values.
+_Level = tuple[str, int]
+
 #: Factor -> its values, each the changes that it makes; ``call`` is how the kernel is called.
 FACTORS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "bias": ({}, {"bias": False}),
-    "projection": (
-        {},
-        {"proj_size": PROJECTION},
-        {"proj_size": PROJECTION, "proj_clip": 0.25},
-    ),
+    "projection": ({}, {"proj_size": PROJECTION}, {"proj_size": PROJECTION, "proj_clip": 0.25}),
     "reverse": ({}, {"reverse": True}),
     "peephole": ({}, {"peephole": True}),
-    "coupling": (
-        {},
-        {"coupling": "forget_from_input"},
-        {"coupling": "input_from_forget"},
-    ),
+    "coupling": ({}, {"coupling": "forget_from_input"}, {"coupling": "input_from_forget"}),
     "gate_clip": ({}, {"gate_clip": 1.1}),
     "cell_clip": ({}, {"cell_clip": 0.6}),
-    "gate_activation": (
-        {},
-        {"gate_activation": FUNCTIONS[8]},
-        {"gate_activation": "softsign"},
-    ),
-    "cell_activation": (
-        {},
-        {"cell_activation": "relu"},
-        {"cell_activation": FUNCTIONS[7]},
-    ),
-    "hidden_activation": (
-        {},
-        {"hidden_activation": "identity"},
-        {"hidden_activation": "elu(alpha=0.8)"},
-    ),
+    "gate_activation": ({}, {"gate_activation": FUNCTIONS[8]}, {"gate_activation": "softsign"}),
+    "cell_activation": ({}, {"cell_activation": "relu"}, {"cell_activation": FUNCTIONS[7]}),
+    "hidden_activation": ({}, {"hidden_activation": "identity"}, {"hidden_activation": "elu(alpha=0.8)"}),
     "recurrence": ({}, {"recurrence": "cell"}),
     "layer_norm": ({}, {"layer_norm": True}),
     "zoneout_hidden": ({}, {"zoneout_hidden": 0.3}),
@@ -151,36 +125,26 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
     A greedy covering array: each row starts from a pair that has not met and takes, factor by factor, the value that
     adds the most new pairs. It depends on nothing but `declared`.
     """
-    factors = {
-        name: [value for value in values if _allowed(value, declared)]
-        for name, values in FACTORS.items()
-    }
+    factors = {name: [value for value in values if _allowed(value, declared)] for name, values in FACTORS.items()}
     names = list(factors)
+    order = {name: position for position, name in enumerate(names)}
+
+    def pair(one: _Level, two: _Level) -> tuple[_Level, _Level]:
+        return (one, two) if order[one[0]] < order[two[0]] else (two, one)
+
     todo = {
         ((a, i), (b, j))
         for a, b in combinations(names, 2)
         for i in range(len(factors[a]))
         for j in range(len(factors[b]))
     }
-    order = {name: position for position, name in enumerate(names)}
-
-    def pair(
-        one: tuple[str, int], two: tuple[str, int]
-    ) -> tuple[tuple[str, int], tuple[str, int]]:
-        return (one, two) if order[one[0]] < order[two[0]] else (two, one)
-
     while todo:
-        row = dict(
-            min(todo, key=lambda p: (order[p[0][0]], order[p[1][0]], p[0][1], p[1][1]))
-        )
+        row = dict(min(todo, key=lambda p: (order[p[0][0]], order[p[1][0]], p[0][1], p[1][1])))
         for name in names:
             if name not in row:
                 row[name] = max(
                     range(len(factors[name])),
-                    key=lambda value: (
-                        sum(pair((name, value), item) in todo for item in row.items()),
-                        value,
-                    ),  # noqa: B023 (used at once)
+                    key=lambda value: (sum(pair((name, value), item) in todo for item in row.items()), value),
                 )
         todo -= {pair(one, two) for one, two in combinations(row.items(), 2)}
         changes: dict[str, Any] = {}

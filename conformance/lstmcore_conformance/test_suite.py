@@ -15,7 +15,4 @@ def test_conforms(lstm_item: Item, lstm_subject: Subject) -> None:
     if found.outcome is Outcome.UNSUPPORTED:
         pytest.skip(f"unsupported: {found.message}")
     if found.outcome is not Outcome.PASSED:
-        pytest.fail(
-            f"{lstm_item.check.claim}\n{found.message}\n{found.reproduce}",
-            pytrace=False,
-        )
+        pytest.fail(f"{lstm_item.check.claim}\n{found.message}\n{found.reproduce}", pytrace=False)

@@ -6,17 +6,11 @@ import sys
 from pathlib import Path
 
 import click
+from lstmcore.registry import get_backend
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lstmcore.precision import PRECISIONS
-from lstmcore.registry import get_backend
 
 
 @click.command("conform")
@@ -28,21 +22,9 @@ from lstmcore.registry import get_backend
     type=click.Choice(tuple(PRECISIONS)),
     help="Precision to test; may be given again  [default: all that the backend declares].",
 )
-@click.option(
-    "-k",
-    "select",
-    metavar="EXPR",
-    help="Only items whose id has these words: and, or, not, brackets.",
-)
-@click.option(
-    "--json",
-    "path",
-    metavar="FILE",
-    help="Write the report as JSON, or - for standard output.",
-)
-def conform(
-    name: str, precisions: tuple[str, ...], select: str | None, path: str | None
-) -> None:
+@click.option("-k", "select", metavar="EXPR", help="Only items whose id has these words: and, or, not, brackets.")
+@click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
+def conform(name: str, precisions: tuple[str, ...], select: str | None, path: str | None) -> None:
     """Check the backend NAME against the specification.
 
     Every check tells the largest error as a share of its budget; up to 1 passes. The exit code is 0 where the

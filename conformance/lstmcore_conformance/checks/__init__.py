@@ -14,14 +14,4 @@ from lstmcore_conformance.checks import (
     values,
 )
 
-__all__ = [
-    "contract",
-    "derivatives",
-    "errors",
-    "honesty",
-    "lengths",
-    "masks",
-    "sequences",
-    "stacks",
-    "values",
-]
+__all__ = ["contract", "derivatives", "errors", "honesty", "lengths", "masks", "sequences", "stacks", "values"]

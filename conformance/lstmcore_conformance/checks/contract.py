@@ -17,15 +17,7 @@ from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
 from lstmcore_conformance.switches import SWITCHES, config_of
 
-MODELS: Final = (
-    "plain",
-    "reverse",
-    "proj_size",
-    "peephole",
-    "layer_norm",
-    "everything",
-    "everything_coupled",
-)
+MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", "everything", "everything_coupled")
 
 
 def contract_cases(scope: Scope) -> Iterator[Case]:
@@ -34,25 +26,15 @@ def contract_cases(scope: Scope) -> Iterator[Case]:
     for precision in scope.precisions:
         for name in MODELS:
             model = config_of(SWITCHES[name])
-            random = (
-                model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
-            )
+            random = model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
             masks = bool(random) and "masks" in scope.declared.features
-            case = Case(
-                name=f"contract,{name}",
-                model=model,
-                precision=precision,
-                lengths=lengths,
-                masks=masks,
-            )
+            case = Case(name=f"contract,{name}", model=model, precision=precision, lengths=lengths, masks=masks)
             yield case
             if name in ("plain", "proj_size"):
                 yield replace(case, name=f"{case.name},T=0", steps=0, lengths=None)
                 yield replace(case, name=f"{case.name},T=1", steps=1, lengths=None)
         stack = StackConfig.make(config_of({}), num_layers=2, bidirectional=True)
-        yield Case(
-            name="contract,stack", model=stack, precision=precision, lengths=lengths
-        )
+        yield Case(name="contract,stack", model=stack, precision=precision, lengths=lengths)
 
 
 def one_layer(scope: Scope) -> Iterator[Case]:
@@ -71,12 +53,7 @@ def results(subject: Subject, case: Case, data: Data) -> dict[str, Array]:
     if "jvp" in subject.declared.derivatives:
         with subject.guard("jvp"):
             _, along = subject.kernel(case).jvp(
-                weights,
-                data.x,
-                data.state,
-                data.tangents,
-                lengths=data.lengths,
-                masks=data.masks,
+                weights, data.x, data.state, data.tangents, lengths=data.lengths, masks=data.masks
             )
         found |= {f"t{name}": array for name, array in subject.outputs(along).items()}
     return found
@@ -93,15 +70,11 @@ def expectation(subject: Subject, case: Case) -> budgets.Expectation:
     return expected
 
 
-@check(
-    "inputs.unchanged", "no call writes to an input", section=9, cases=contract_cases
-)
+@check("inputs.unchanged", "no call writes to an input", section=9, cases=contract_cases)
 def unchanged(subject: Subject, case: Case) -> None:
     data = subject.device(case.data)
     results(subject, case, data)
-    for (name, before), (_, after) in zip(
-        case.data.arrays(), data.arrays(), strict=True
-    ):
+    for (name, before), (_, after) in zip(case.data.arrays(), data.arrays(), strict=True):
         found = after if name == "lengths" else subject.host(after)
         if not np.array_equal(before, found, equal_nan=before.dtype.kind == "f"):
             raise Failure(f"{name}: expected it unchanged; the call wrote to it")
@@ -114,41 +87,25 @@ def read_only(subject: Subject, case: Case) -> Measure:
         copy.flags.writeable = False
         return subject.backend.to_device(copy)
 
-    return compare(
-        results(subject, case, case.data.map(frozen)), expectation(subject, case)
-    )
+    return compare(results(subject, case, case.data.map(frozen)), expectation(subject, case))
 
 
-@check(
-    "inputs.strided",
-    "inputs that are not contiguous work",
-    section=9,
-    cases=contract_cases,
-)
+@check("inputs.strided", "inputs that are not contiguous work", section=9, cases=contract_cases)
 def strided(subject: Subject, case: Case) -> Measure:
     def spread(array: Array) -> Any:
         wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
         wide[..., ::2] = array
         return subject.backend.to_device(wide)[..., ::2]
 
-    return compare(
-        results(subject, case, case.data.map(spread)), expectation(subject, case)
-    )
+    return compare(results(subject, case, case.data.map(spread)), expectation(subject, case))
 
 
-@check(
-    "inputs.transposed",
-    "inputs in another order of memory work",
-    section=9,
-    cases=contract_cases,
-)
+@check("inputs.transposed", "inputs in another order of memory work", section=9, cases=contract_cases)
 def transposed(subject: Subject, case: Case) -> Measure:
     def turn(array: Array) -> Any:
         return subject.backend.to_device(np.ascontiguousarray(array.T)).T
 
-    return compare(
-        results(subject, case, case.data.map(turn)), expectation(subject, case)
-    )
+    return compare(results(subject, case, case.data.map(turn)), expectation(subject, case))
 
 
 @check(
@@ -159,96 +116,53 @@ def transposed(subject: Subject, case: Case) -> Measure:
 )
 def fresh(subject: Subject, case: Case) -> None:
     data = subject.device(case.data)
-    inputs = {
-        name: array for name, array in data.arrays() if isinstance(array, np.ndarray)
-    }
-    found = {
-        name: array
-        for name, array in results(subject, case, data).items()
-        if array.size
-    }
-    again = {
-        name: array
-        for name, array in results(subject, case, data).items()
-        if array.size
-    }
+    inputs = {name: array for name, array in data.arrays() if isinstance(array, np.ndarray)}
+    found = {name: array for name, array in results(subject, case, data).items() if array.size}
+    again = {name: array for name, array in results(subject, case, data).items() if array.size}
     for name, array in found.items():
         for other, given in inputs.items():
             if np.shares_memory(array, given):
-                raise Failure(
-                    f"{name}: expected memory of its own; it shares that of {other}"
-                )
+                raise Failure(f"{name}: expected memory of its own; it shares that of {other}")
         for other, result in again.items():
             if np.shares_memory(array, result):
-                raise Failure(
-                    f"{name}: expected memory of its own; a second call shares it as {other}"
-                )
+                raise Failure(f"{name}: expected memory of its own; a second call shares it as {other}")
 
 
-@check(
-    "outputs.kept",
-    "results of one call are not changed by the next",
-    section=9,
-    cases=contract_cases,
-)
+@check("outputs.kept", "results of one call are not changed by the next", section=9, cases=contract_cases)
 def kept(subject: Subject, case: Case) -> None:
     first = results(subject, case, subject.device(case.data))
     copies = {name: np.array(array) for name, array in first.items()}
-    results(
-        subject,
-        case,
-        subject.device(
-            case.data.map(lambda array: np.asarray(0.5 * array, array.dtype))
-        ),
-    )
+    results(subject, case, subject.device(case.data.map(lambda array: np.asarray(0.5 * array, array.dtype))))
     same_bits("after another call", first, copies)
 
 
-@check(
-    "outputs.out",
-    "y is written to `out`, all of it, and is that array",
-    section=9,
-    cases=contract_cases,
-)
+@check("outputs.out", "y is written to `out`, all of it, and is that array", section=9, cases=contract_cases)
 def out(subject: Subject, case: Case) -> Measure:
     data, want = subject.device(case.data), budgets.forward(case)["y"]
-    empty = np.full(want.value.shape, np.nan, case.data.x.dtype)
+    shape = want.value.shape
+    empty = np.full(shape, np.nan, case.data.x.dtype)
     given = subject.backend.to_device(empty)
     done = subject.call(case, data, out=given)
     if done.y is not given:
         raise Failure("y: expected the array that was given as out; got another")
     worst = compare(subject.outputs(done), budgets.forward(case))
-    wide = subject.backend.to_device(
-        np.full((*empty.shape[:-1], 2 * empty.shape[-1]), np.nan, empty.dtype)
-    )
+    wide = subject.backend.to_device(np.full((*shape[:-1], 2 * shape[-1]), np.nan, empty.dtype))
     strided_out = wide[..., ::2]
     done = subject.call(case, data, out=strided_out)
     worst = max(
         worst,
-        compare(
-            subject.outputs(done) | {"y": subject.host(strided_out)},
-            budgets.forward(case),
-        ),
+        compare(subject.outputs(done) | {"y": subject.host(strided_out)}, budgets.forward(case)),
         key=lambda one: one.share,
     )
     if not np.isnan(subject.host(wide)[..., 1::2]).all():
-        raise Failure(
-            "out: expected only its own elements written; those between them changed"
-        )
+        raise Failure("out: expected only its own elements written; those between them changed")
     return worst
 
 
-@check(
-    "calls.same_bits",
-    "two calls with the same arguments give the same bits",
-    section=9,
-    cases=contract_cases,
-)
+@check("calls.same_bits", "two calls with the same arguments give the same bits", section=9, cases=contract_cases)
 def repeated(subject: Subject, case: Case) -> None:
     one = results(subject, case, subject.device(case.data))
-    results(
-        subject, case, subject.device(case.data.map(lambda array: -array))
-    )  # what it leaves behind must not matter
+    results(subject, case, subject.device(case.data.map(lambda array: -array)))  # what it leaves behind must not matter
     same_bits("a second call", results(subject, case, subject.device(case.data)), one)
 
 
@@ -259,20 +173,14 @@ def repeated(subject: Subject, case: Case) -> None:
     cases=contract_cases,
 )
 def threads(subject: Subject, case: Case) -> None:
-    given = [
-        case.data.map(
-            lambda array, factor=factor: np.asarray(factor * array, array.dtype)
-        )
-        for factor in (1, 0.5, -1, 0.25)
-    ]
+    def scaled(factor: float) -> Data:
+        return case.data.map(lambda array: np.asarray(factor * array, array.dtype))
+
+    given = [scaled(factor) for factor in (1, 0.5, -1, 0.25)]
     subject.kernel(case)
     alone = [results(subject, case, subject.device(data)) for data in given]
     with ThreadPoolExecutor(len(given)) as pool:
-        together = list(
-            pool.map(
-                lambda data: results(subject, case, subject.device(data)), given * 2
-            )
-        )
+        together = list(pool.map(lambda data: results(subject, case, subject.device(data)), given * 2))
     for position, found in enumerate(together):
         same_bits("from several threads", found, alone[position % len(given)])
 
@@ -297,20 +205,14 @@ def tape(subject: Subject, case: Case) -> Measure:
 
 
 @check(
-    "pack.copies",
-    "weights do not change with the arrays that they were packed from",
-    section=9,
-    cases=contract_cases,
+    "pack.copies", "weights do not change with the arrays that they were packed from", section=9, cases=contract_cases
 )
 def copies(subject: Subject, case: Case) -> Measure:
     data = subject.device(case.data)
     weights = subject.pack(case, data)
     for array in data.parameters.values():
         array[...] = 0
-    return compare(
-        subject.outputs(subject.call(case, data, weights=weights)),
-        budgets.forward(case),
-    )
+    return compare(subject.outputs(subject.call(case, data, weights=weights)), budgets.forward(case))
 
 
 @check(
@@ -323,7 +225,4 @@ def many(subject: Subject, case: Case) -> Measure:
     data = subject.device(case.data)
     weights = subject.pack(case, data)
     subject.pack(case, subject.device(case.data.map(lambda array: -array)))
-    return compare(
-        subject.outputs(subject.call(case, data, weights=weights)),
-        budgets.forward(case),
-    )
+    return compare(subject.outputs(subject.call(case, data, weights=weights)), budgets.forward(case))

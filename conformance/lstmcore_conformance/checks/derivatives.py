@@ -20,14 +20,7 @@ from lstmcore_conformance.switches import SWITCHES, config_of
 def use_cases(scope: Scope) -> Iterator[Case]:
     """Scalars that use y alone, the final h alone, the final c alone or both."""
     for precision in scope.precisions:
-        for name in (
-            "plain",
-            "reverse",
-            "proj_size",
-            "recurrence_cell",
-            "zoneout_hidden",
-            "everything",
-        ):
+        for name in ("plain", "reverse", "proj_size", "recurrence_cell", "zoneout_hidden", "everything"):
             model = config_of(SWITCHES[name])
             for use, dy, dh, dc in (
                 ("y", True, False, False),
@@ -35,21 +28,8 @@ def use_cases(scope: Scope) -> Iterator[Case]:
                 ("c", False, False, True),
                 ("state", False, True, True),
             ):
-                yield Case(
-                    name=f"{use},{name}",
-                    model=model,
-                    precision=precision,
-                    dy=dy,
-                    dh=dh,
-                    dc=dc,
-                )
-            yield Case(
-                name=f"T=0,state,{name}",
-                model=model,
-                precision=precision,
-                steps=0,
-                dy=False,
-            )
+                yield Case(name=f"{use},{name}", model=model, precision=precision, dy=dy, dh=dh, dc=dc)
+            yield Case(name=f"T=0,state,{name}", model=model, precision=precision, steps=0, dy=False)
 
 
 @check(
@@ -68,14 +48,7 @@ def uses(subject: Subject, case: Case) -> Measure:
     "gradients are zeros of the right shapes where the scalar uses nothing",
     section=7,
     cases=lambda scope: (
-        Case(
-            name="nothing",
-            model=config_of({}),
-            precision=precision,
-            dy=False,
-            dh=False,
-            dc=False,
-        )
+        Case(name="nothing", model=config_of({}), precision=precision, dy=False, dh=False, dc=False)
         for precision in scope.precisions
     ),
     needs=("backward",),
@@ -87,14 +60,7 @@ def nothing(subject: Subject, case: Case) -> Measure:
 def derivative_cases(scope: Scope) -> Iterator[Case]:
     """A few models for the properties."""
     for precision in scope.precisions:
-        for name in (
-            "plain",
-            "reverse",
-            "proj_size",
-            "layer_norm",
-            "everything",
-            "everything_coupled",
-        ):
+        for name in ("plain", "reverse", "proj_size", "layer_norm", "everything", "everything_coupled"):
             yield Case(
                 name=f"property,{name}",
                 model=config_of(SWITCHES[name]),
@@ -116,10 +82,7 @@ def linear(subject: Subject, case: Case) -> Measure:
     done = subject.call(case, data, record=True, weights=weights)
     one = subject.backward(case, replace(data, dstate=None), weights, done)
     two = subject.backward(case, replace(data, dy=None), weights, done)
-    total = {
-        name: (one[name].astype(np.float64) + two[name]).astype(one[name].dtype)
-        for name in one
-    }
+    total = {name: (one[name].astype(np.float64) + two[name]).astype(one[name].dtype) for name in one}
     return compare(total, budgets.gradients(case))
 
 
@@ -134,26 +97,15 @@ def adjoint(subject: Subject, case: Case) -> Measure:
     data = case.data
     forward, backward = subject.tangents(case), subject.gradients(case)
     if data.dy is None or data.dstate is None or data.tangents.state is None:
-        raise TypeError(
-            f"case {case.id}: expected dy, dstate and tangents of the state"
-        )
+        raise TypeError(f"case {case.id}: expected dy, dstate and tangents of the state")
     outputs = {"ty": data.dy, "th_n": data.dstate.h, "tc_n": data.dstate.c}
-    inputs = {
-        "dx": data.tangents.x,
-        "dh0": data.tangents.state.h,
-        "dc0": data.tangents.state.c,
-    }
-    inputs |= {
-        f"d_{name}": array for name, array in (data.tangents.parameters or {}).items()
-    }
+    inputs = {"dx": data.tangents.x, "dh0": data.tangents.state.h, "dc0": data.tangents.state.c}
+    inputs |= {f"d_{name}": array for name, array in (data.tangents.parameters or {}).items()}
     left = sum(_dot(forward[name], array) for name, array in outputs.items())
     right = sum(_dot(backward[name], array) for name, array in inputs.items())
     budget = sum(
         expected[name].budget * float(np.linalg.norm(np.asarray(array, np.float64)))
-        for expected, arrays in (
-            (budgets.tangents(case), outputs),
-            (budgets.gradients(case), inputs),
-        )
+        for expected, arrays in ((budgets.tangents(case), outputs), (budgets.gradients(case), inputs))
         for name, array in arrays.items()
     )
     share = abs(left - right) / budget
@@ -171,20 +123,10 @@ def tangent_cases(scope: Scope) -> Iterator[Case]:
     """One kind of tangent at a time."""
     for precision in scope.precisions:
         for kind in ("x", "state", "parameters", "nothing"):
-            yield Case(
-                name=f"tangent,{kind}",
-                model=config_of(SWITCHES["peephole"]),
-                precision=precision,
-            )
+            yield Case(name=f"tangent,{kind}", model=config_of(SWITCHES["peephole"]), precision=precision)
 
 
-@check(
-    "jvp.partial",
-    "a tangent that is left out is zero",
-    section=7,
-    cases=tangent_cases,
-    needs=("jvp",),
-)
+@check("jvp.partial", "a tangent that is left out is zero", section=7, cases=tangent_cases, needs=("jvp",))
 def partial(subject: Subject, case: Case) -> Measure:
     kind = case.name.split(",")[1]
     data, given = case.data, case.data.tangents
@@ -193,22 +135,13 @@ def partial(subject: Subject, case: Case) -> Measure:
         _like(given.x, only.x),
         None
         if given.state is None
-        else State(
-            *(
-                _like(a, b)
-                for a, b in zip(given.state, only.state or (None,) * 2, strict=True)
-            )
-        ),
-        {
-            name: _like(array, (only.parameters or {}).get(name))
-            for name, array in (given.parameters or {}).items()
-        },
+        else State(*(_like(a, b) for a, b in zip(given.state, only.state or (None,) * 2, strict=True))),
+        {name: _like(array, (only.parameters or {}).get(name)) for name, array in (given.parameters or {}).items()},
     )
     full = subject.tangents(case, replace(data, tangents=zeros))
     part = subject.tangents(case, replace(data, tangents=only))
     expected = {
-        name: replace(want, value=np.asarray(full[name], np.float64))
-        for name, want in budgets.tangents(case).items()
+        name: replace(want, value=np.asarray(full[name], np.float64)) for name, want in budgets.tangents(case).items()
     }
     return compare(part, expected)
 
@@ -225,44 +158,16 @@ KINKS: dict[str, tuple[dict[str, Any], float, float]] = {
     "gate_clip,on": ({"gate_clip": 0.5}, 0.5, 0.25),
     "gate_clip,-on": ({"gate_clip": 0.5}, -0.5, 0.25),
     "gate_clip,outside": ({"gate_clip": 0.5}, 0.625, 0.25),
-    "cell_clip,on": (
-        {
-            "cell_clip": 0.5,
-            "gate_activation": "identity",
-            "cell_activation": "identity",
-        },
-        0.5,
-        0.5,
-    ),
-    "cell_clip,outside": (
-        {
-            "cell_clip": 0.25,
-            "gate_activation": "identity",
-            "cell_activation": "identity",
-        },
-        0.5,
-        0.5,
-    ),
+    "cell_clip,on": ({"cell_clip": 0.5, "gate_activation": "identity", "cell_activation": "identity"}, 0.5, 0.5),
+    "cell_clip,outside": ({"cell_clip": 0.25, "gate_activation": "identity", "cell_activation": "identity"}, 0.5, 0.5),
     "relu": ({"cell_activation": "relu"}, 0.0, 0.25),
     "thresholded_relu": ({"cell_activation": "thresholded_relu(alpha=0.5)"}, 0.5, 0.25),
     "leaky_relu": ({"cell_activation": "leaky_relu(alpha=0.25)"}, 0.0, 0.25),
     "elu": ({"cell_activation": "elu(alpha=0.25)"}, 0.0, 0.25),
     "softsign": ({"cell_activation": "softsign"}, 0.0, 0.25),
-    "hard_sigmoid,1": (
-        {"gate_activation": "hard_sigmoid(alpha=0.25, beta=0.5)"},
-        2.0,
-        0.25,
-    ),
-    "hard_sigmoid,0": (
-        {"gate_activation": "hard_sigmoid(alpha=0.25, beta=0.5)"},
-        -2.0,
-        0.25,
-    ),
-    "hidden_relu": (
-        {"hidden_activation": "relu", "cell_activation": "identity"},
-        0.0,
-        0.0,
-    ),
+    "hard_sigmoid,1": ({"gate_activation": "hard_sigmoid(alpha=0.25, beta=0.5)"}, 2.0, 0.25),
+    "hard_sigmoid,0": ({"gate_activation": "hard_sigmoid(alpha=0.25, beta=0.5)"}, -2.0, 0.25),
+    "hidden_relu": ({"hidden_activation": "relu", "cell_activation": "identity"}, 0.0, 0.0),
 }
 
 
@@ -270,12 +175,7 @@ def kink_cases(scope: Scope) -> Iterator[Case]:
     """Values that lie exactly on a kink."""
     for precision in scope.precisions:
         for name, (changes, _, _) in KINKS.items():
-            yield Case(
-                name=f"kink,{name}",
-                model=config_of(changes),
-                precision=precision,
-                steps=1,
-            )
+            yield Case(name=f"kink,{name}", model=config_of(changes), precision=precision, steps=1)
 
 
 @check(
@@ -301,9 +201,7 @@ def kinks(subject: Subject, case: Case) -> Measure:
     want |= {f"d_{name}": array for name, array in right.parameters.items()}
     expected = {
         name: replace(
-            known,
-            value=want[name],
-            budget=16 * case.policy.epsilon * max(1.0, float(np.abs(want[name]).max())),
+            known, value=want[name], budget=16 * case.policy.epsilon * max(1.0, float(np.abs(want[name]).max()))
         )
         for name, known in budgets.gradients(case).items()
     }

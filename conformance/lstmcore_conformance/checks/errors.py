@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from lstmcore.backend import Masks, State, Tangents
+from lstmcore_conformance import budgets
 from lstmcore_conformance.cases import Array, Case
 from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Failure, Subject, compare
-from lstmcore_conformance import budgets
 from lstmcore_conformance.switches import SWITCHES, config_of
 
 #: What is done wrong -> the call, the error, and the word that its message must have.
@@ -28,12 +28,7 @@ def error_cases(scope: Scope) -> Iterator[Case]:
 def mask_cases(scope: Scope) -> Iterator[Case]:
     """A model with every kind of mask."""
     for precision in scope.precisions:
-        yield Case(
-            name="mistakes,masks",
-            model=config_of(SWITCHES["everything"]),
-            precision=precision,
-            masks=True,
-        )
+        yield Case(name="mistakes,masks", model=config_of(SWITCHES["everything"]), precision=precision, masks=True)
 
 
 def judge(mistakes: Iterator[Mistake]) -> None:
@@ -50,15 +45,11 @@ def judge(mistakes: Iterator[Mistake]) -> None:
             call()
         except kind as error:
             if word not in str(error):
-                wrong.append(
-                    f"{what}: {type(error).__name__} does not name {word!r}: {error}"
-                )
+                wrong.append(f"{what}: {type(error).__name__} does not name {word!r}: {error}")
             elif "\n" in str(error):
                 wrong.append(f"{what}: the message has more than one line")
         except Exception as error:
-            wrong.append(
-                f"{what}: expected {kind.__name__}; got {type(error).__name__}: {error}"
-            )
+            wrong.append(f"{what}: expected {kind.__name__}; got {type(error).__name__}: {error}")
         else:
             wrong.append(f"{what}: expected {kind.__name__}; it passed")
     if wrong:
@@ -80,12 +71,7 @@ class _Calls:
     def forward(self, out: Any = None, **changes: Any) -> Callable[[], object]:
         given = replace(self.data, **changes)
         return lambda: self.kernel.forward(
-            self.weights,
-            given.x,
-            given.state,
-            lengths=given.lengths,
-            masks=given.masks,
-            out=out,
+            self.weights, given.x, given.state, lengths=given.lengths, masks=given.masks, out=out
         )
 
     def still_works(self) -> None:
@@ -98,36 +84,16 @@ def other_dtype(array: Array) -> Array:
     return array.astype(np.float32 if array.dtype == np.float64 else np.float64)
 
 
-@check(
-    "errors.x",
-    "an x of another rank, width, dtype or type is an error that names it",
-    section=9,
-    cases=error_cases,
-)
+@check("errors.x", "an x of another rank, width, dtype or type is an error that names it", section=9, cases=error_cases)
 def wrong_x(subject: Subject, case: Case) -> None:
     calls, x = _Calls(subject, case), case.data.x
 
     def mistakes() -> Iterator[Mistake]:
         yield "two dimensions", calls.forward(x=calls.device(x[0])), ValueError, "x"
         yield "four dimensions", calls.forward(x=calls.device(x[None])), ValueError, "x"
-        yield (
-            "one column short",
-            calls.forward(x=calls.device(x[:, :, 1:])),
-            ValueError,
-            "x",
-        )
-        yield (
-            "another float",
-            calls.forward(x=calls.device(other_dtype(x))),
-            TypeError,
-            "x",
-        )
-        yield (
-            "whole numbers",
-            calls.forward(x=calls.device(x.astype(np.int64))),
-            TypeError,
-            "x",
-        )
+        yield ("one column short", calls.forward(x=calls.device(x[:, :, 1:])), ValueError, "x")
+        yield ("another float", calls.forward(x=calls.device(other_dtype(x))), TypeError, "x")
+        yield ("whole numbers", calls.forward(x=calls.device(x.astype(np.int64))), TypeError, "x")
         yield "a list", calls.forward(x=x.astype(np.float64).tolist()), TypeError, "x"
         yield "None", calls.forward(x=None), TypeError, "x"
 
@@ -135,12 +101,7 @@ def wrong_x(subject: Subject, case: Case) -> None:
     calls.still_works()
 
 
-@check(
-    "errors.state",
-    "a wrong state is an error that names it",
-    section=9,
-    cases=error_cases,
-)
+@check("errors.state", "a wrong state is an error that names it", section=9, cases=error_cases)
 def wrong_state(subject: Subject, case: Case) -> None:
     calls, state = _Calls(subject, case), case.data.state
     if state is None:
@@ -148,30 +109,10 @@ def wrong_state(subject: Subject, case: Case) -> None:
     h, c = (calls.device(array) for array in state)
 
     def mistakes() -> Iterator[Mistake]:
-        yield (
-            "h one row short",
-            calls.forward(state=State(calls.device(state.h[1:]), c)),
-            ValueError,
-            "state",
-        )
-        yield (
-            "h one column short",
-            calls.forward(state=State(calls.device(state.h[:, 1:]), c)),
-            ValueError,
-            "state",
-        )
-        yield (
-            "c one row short",
-            calls.forward(state=State(h, calls.device(state.c[1:]))),
-            ValueError,
-            "state",
-        )
-        yield (
-            "c with layers",
-            calls.forward(state=State(h, calls.device(state.c[None]))),
-            ValueError,
-            "state",
-        )
+        yield ("h one row short", calls.forward(state=State(calls.device(state.h[1:]), c)), ValueError, "state")
+        yield ("h one column short", calls.forward(state=State(calls.device(state.h[:, 1:]), c)), ValueError, "state")
+        yield ("c one row short", calls.forward(state=State(h, calls.device(state.c[1:]))), ValueError, "state")
+        yield ("c with layers", calls.forward(state=State(h, calls.device(state.c[None]))), ValueError, "state")
         yield (
             "h of another dtype",
             calls.forward(state=State(calls.device(other_dtype(state.h)), c)),
@@ -203,49 +144,14 @@ def wrong_lengths(subject: Subject, case: Case) -> None:
     calls, top = _Calls(subject, case), case.steps
 
     def mistakes() -> Iterator[Mistake]:
-        yield (
-            "negative",
-            calls.forward(lengths=np.array([1, -1, 2])),
-            ValueError,
-            "lengths",
-        )
-        yield (
-            "above T",
-            calls.forward(lengths=np.array([1, 2, top + 1])),
-            ValueError,
-            "lengths",
-        )
-        yield (
-            "one short",
-            calls.forward(lengths=np.array([1, 2])),
-            ValueError,
-            "lengths",
-        )
-        yield (
-            "one more",
-            calls.forward(lengths=np.array([1, 2, 2, 2])),
-            ValueError,
-            "lengths",
-        )
-        yield (
-            "two dimensions",
-            calls.forward(lengths=np.array([[1, 2, 2]])),
-            ValueError,
-            "lengths",
-        )
+        yield ("negative", calls.forward(lengths=np.array([1, -1, 2])), ValueError, "lengths")
+        yield ("above T", calls.forward(lengths=np.array([1, 2, top + 1])), ValueError, "lengths")
+        yield ("one short", calls.forward(lengths=np.array([1, 2])), ValueError, "lengths")
+        yield ("one more", calls.forward(lengths=np.array([1, 2, 2, 2])), ValueError, "lengths")
+        yield ("two dimensions", calls.forward(lengths=np.array([[1, 2, 2]])), ValueError, "lengths")
         yield "a number", calls.forward(lengths=2), ValueError, "lengths"
-        yield (
-            "floats",
-            calls.forward(lengths=np.array([1.0, 2.0, 2.0])),
-            TypeError,
-            "lengths",
-        )
-        yield (
-            "booleans",
-            calls.forward(lengths=np.array([True, True, False])),
-            TypeError,
-            "lengths",
-        )
+        yield ("floats", calls.forward(lengths=np.array([1.0, 2.0, 2.0])), TypeError, "lengths")
+        yield ("booleans", calls.forward(lengths=np.array([True, True, False])), TypeError, "lengths")
 
     judge(mistakes())
     calls.still_works()
@@ -261,45 +167,20 @@ def wrong_parameters(subject: Subject, case: Case) -> None:
     calls, good = _Calls(subject, case), case.data.parameters
 
     def pack(changes: dict[str, Any], drop: str = "") -> Callable[[], object]:
-        given = {
-            name: array for name, array in (good | changes).items() if name != drop
-        }
+        given = {name: array for name, array in (good | changes).items() if name != drop}
         return lambda: calls.kernel.pack(
-            {
-                name: calls.device(array) if isinstance(array, np.ndarray) else array
-                for name, array in given.items()
-            }
+            {name: calls.device(array) if isinstance(array, np.ndarray) else array for name, array in given.items()}
         )
 
     def mistakes() -> Iterator[Mistake]:
         for name in good:
             yield f"{name} missing", pack({}, drop=name), ValueError, name
-            yield (
-                f"{name} of another dtype",
-                pack({name: other_dtype(good[name])}),
-                TypeError,
-                name,
-            )
-            yield (
-                f"{name} one row short",
-                pack({name: good[name][1:]}),
-                ValueError,
-                name,
-            )
+            yield (f"{name} of another dtype", pack({name: other_dtype(good[name])}), TypeError, name)
+            yield (f"{name} one row short", pack({name: good[name][1:]}), ValueError, name)
             yield f"{name} None", pack({name: None}), TypeError, name
         yield "unknown", pack({"weight_q": good["weight_x"]}), ValueError, "weight_q"
-        yield (
-            "transposed",
-            pack({"weight_x": np.ascontiguousarray(good["weight_x"].T)}),
-            ValueError,
-            "weight_x",
-        )
-        yield (
-            "a list",
-            lambda: calls.kernel.pack(list(good.values())),
-            TypeError,
-            "parameters",
-        )
+        yield ("transposed", pack({"weight_x": np.ascontiguousarray(good["weight_x"].T)}), ValueError, "weight_x")
+        yield ("a list", lambda: calls.kernel.pack(list(good.values())), TypeError, "parameters")
 
     judge(mistakes())
     calls.still_works()
@@ -320,22 +201,9 @@ def wrong_masks(subject: Subject, case: Case) -> None:
     def mistakes() -> Iterator[Mistake]:
         for name in Masks._fields:
             mask = getattr(masks, name)
-            cut, other = (
-                calls.device(mask[..., 1:]),
-                calls.device(mask.astype(np.int64)),
-            )
-            yield (
-                f"{name} one column short",
-                calls.forward(masks=masks._replace(**{name: cut})),
-                ValueError,
-                name,
-            )
-            yield (
-                f"{name} whole numbers",
-                calls.forward(masks=masks._replace(**{name: other})),
-                TypeError,
-                name,
-            )
+            cut, other = (calls.device(mask[..., 1:]), calls.device(mask.astype(np.int64)))
+            yield (f"{name} one column short", calls.forward(masks=masks._replace(**{name: cut})), ValueError, name)
+            yield (f"{name} whole numbers", calls.forward(masks=masks._replace(**{name: other})), TypeError, name)
         steps, batch = plain.steps, plain.batch
         width, dtype = plain.config.hidden_size, plain.policy.compute
         for name, shape in (
@@ -344,12 +212,7 @@ def wrong_masks(subject: Subject, case: Case) -> None:
             ("zoneout_cell", (steps, batch, width)),
         ):
             ones = without.device(np.ones(shape, dtype))
-            yield (
-                f"{name} for a rate of 0",
-                without.forward(masks=Masks(**{name: ones})),
-                ValueError,
-                name,
-            )
+            yield (f"{name} for a rate of 0", without.forward(masks=Masks(**{name: ones})), ValueError, name)
 
     judge(mistakes())
     calls.still_works()
@@ -362,53 +225,24 @@ def wrong_masks(subject: Subject, case: Case) -> None:
     cases=error_cases,
 )
 def wrong_out(subject: Subject, case: Case) -> None:
-    square = Case(
-        name="mistakes,square",
-        model=config_of(SWITCHES["square"]),
-        precision=case.precision,
-    )
+    square = Case(name="mistakes,square", model=config_of(SWITCHES["square"]), precision=case.precision)
     calls, data = _Calls(subject, square), subject.device(square.data)
     empty = np.zeros(budgets.forward(square)["y"].value.shape, data.x.dtype)
     frozen = empty.copy()
     frozen.flags.writeable = False
 
     def mistakes() -> Iterator[Mistake]:
-        yield (
-            "one step short",
-            calls.forward(out=calls.device(empty[1:])),
-            ValueError,
-            "out",
-        )
-        yield (
-            "one column short",
-            calls.forward(out=calls.device(empty[:, :, 1:])),
-            ValueError,
-            "out",
-        )
-        yield (
-            "another dtype",
-            calls.forward(out=calls.device(other_dtype(empty))),
-            TypeError,
-            "out",
-        )
+        yield ("one step short", calls.forward(out=calls.device(empty[1:])), ValueError, "out")
+        yield ("one column short", calls.forward(out=calls.device(empty[:, :, 1:])), ValueError, "out")
+        yield ("another dtype", calls.forward(out=calls.device(other_dtype(empty))), TypeError, "out")
         yield "a list", calls.forward(out=[]), TypeError, "out"
         if subject.declared.device == "cpu":
             yield "read-only", calls.forward(out=frozen), ValueError, "out"
             yield "x itself", calls.forward(x=data.x, out=data.x), ValueError, "out"
-            yield (
-                "x in another order",
-                calls.forward(x=data.x, out=data.x[::-1]),
-                ValueError,
-                "out",
-            )
-            wide = np.zeros((empty.shape[0] + 1, *empty.shape[1:]), empty.dtype)
+            yield ("x in another order", calls.forward(x=data.x, out=data.x[::-1]), ValueError, "out")
+            wide = np.zeros((square.steps + 1, square.batch, square.config.output_size), empty.dtype)
             wide[1:] = square.data.x
-            yield (
-                "x one step off",
-                calls.forward(x=wide[1:], out=wide[:-1]),
-                ValueError,
-                "out",
-            )
+            yield ("x one step off", calls.forward(x=wide[1:], out=wide[:-1]), ValueError, "out")
 
     judge(mistakes())
     calls.still_works()
@@ -430,31 +264,17 @@ def wrong_backward(subject: Subject, case: Case) -> None:
     dy, dstate = data.dy, data.dstate
     h, c = (calls.device(array) for array in dstate)
 
-    def backward(
-        tape: Any = done.tape, kernel: Any = calls.kernel, **given: Any
-    ) -> Callable[[], object]:
-        return lambda: kernel.backward(
-            calls.weights, tape, given.get("dy"), given.get("dstate")
-        )
+    def backward(tape: Any = done.tape, kernel: Any = calls.kernel, **given: Any) -> Callable[[], object]:
+        return lambda: kernel.backward(calls.weights, tape, given.get("dy"), given.get("dstate"))
 
     def mistakes() -> Iterator[Mistake]:
         yield "no tape", backward(tape=None), ValueError, "tape"
         yield "something else", backward(tape=dy), ValueError, "tape"
         yield "another kernel's", backward(kernel=other), ValueError, "tape"
         yield "dy one step short", backward(dy=calls.device(dy[1:])), ValueError, "dy"
-        yield (
-            "dy of another dtype",
-            backward(dy=calls.device(other_dtype(dy))),
-            TypeError,
-            "dy",
-        )
+        yield ("dy of another dtype", backward(dy=calls.device(other_dtype(dy))), TypeError, "dy")
         yield "dy a list", backward(dy=dy.astype(np.float64).tolist()), TypeError, "dy"
-        yield (
-            "dstate one row short",
-            backward(dstate=State(calls.device(dstate.h[1:]), c)),
-            ValueError,
-            "dstate",
-        )
+        yield ("dstate one row short", backward(dstate=State(calls.device(dstate.h[1:]), c)), ValueError, "dstate")
         yield (
             "dstate of another dtype",
             backward(dstate=State(h, calls.device(other_dtype(dstate.c)))),
@@ -464,9 +284,7 @@ def wrong_backward(subject: Subject, case: Case) -> None:
         yield "dstate an array", backward(dstate=h), TypeError, "dstate"
 
     judge(mistakes())
-    compare(
-        subject.backward(case, calls.data, calls.weights, done), budgets.gradients(case)
-    )
+    compare(subject.backward(case, calls.data, calls.weights, done), budgets.gradients(case))
 
 
 @check(
@@ -484,41 +302,19 @@ def wrong_tangents(subject: Subject, case: Case) -> None:
     bias = data.parameters["bias"]
 
     def jvp(**given: Any) -> Callable[[], object]:
-        return lambda: calls.kernel.jvp(
-            calls.weights, calls.data.x, calls.data.state, Tangents(**given)
-        )
+        return lambda: calls.kernel.jvp(calls.weights, calls.data.x, calls.data.state, Tangents(**given))
 
     def mistakes() -> Iterator[Mistake]:
-        yield (
-            "x one step short",
-            jvp(x=calls.device(data.x[1:])),
-            ValueError,
-            "tangents.x",
-        )
-        yield (
-            "x of another dtype",
-            jvp(x=calls.device(other_dtype(data.x))),
-            TypeError,
-            "tangents.x",
-        )
+        yield ("x one step short", jvp(x=calls.device(data.x[1:])), ValueError, "tangents.x")
+        yield ("x of another dtype", jvp(x=calls.device(other_dtype(data.x))), TypeError, "tangents.x")
         yield (
             "state one row short",
             jvp(state=State(*(calls.device(a[1:]) for a in state))),
             ValueError,
             "tangents.state",
         )
-        yield (
-            "unknown parameter",
-            jvp(parameters={"weight_q": calls.device(bias)}),
-            ValueError,
-            "weight_q",
-        )
-        yield (
-            "parameter one row short",
-            jvp(parameters={"bias": calls.device(bias[1:])}),
-            ValueError,
-            "bias",
-        )
+        yield ("unknown parameter", jvp(parameters={"weight_q": calls.device(bias)}), ValueError, "weight_q")
+        yield ("parameter one row short", jvp(parameters={"bias": calls.device(bias[1:])}), ValueError, "bias")
 
     judge(mistakes())
     compare(subject.tangents(case), budgets.tangents(case))

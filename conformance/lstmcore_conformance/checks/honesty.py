@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lstmcore.backend import Receipt, UnsupportedError
+from lstmcore.backend import Masks, Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases import Case
@@ -30,66 +30,36 @@ def refused(what: str, compile: Any) -> str:
     try:
         compile()
     except UnsupportedError as error:
-        return (
-            ""
-            if what in str(error) and str(error).strip()
-            else f"{what}: the refusal does not name it: {error}"
-        )
+        return "" if what in str(error) and str(error).strip() else f"{what}: the refusal does not name it: {error}"
     except Exception as error:
         return f"{what}: expected UnsupportedError; got {type(error).__name__}: {error}"
     return f"{what}: expected UnsupportedError; it compiled"
 
 
-@check(
-    "refusals.precisions",
-    "a precision that is not declared is refused with a reason",
-    section=9,
-    cases=one_case,
-)
+@check("refusals.precisions", "a precision that is not declared is refused with a reason", section=9, cases=one_case)
 def precisions(subject: Subject, case: Case) -> None:
     wrong, stack = [], StackConfig.make(case.config)
     for name in sorted(set(PRECISIONS) - subject.declared.precisions):
-        wrong.append(
-            refused(name, lambda name=name: subject.backend.compile(case.config, name))
-        )
-        wrong.append(
-            refused(name, lambda name=name: subject.backend.compile_stack(stack, name))
-        )
+        wrong.append(refused(name, lambda name=name: subject.backend.compile(case.config, name)))
+        wrong.append(refused(name, lambda name=name: subject.backend.compile_stack(stack, name)))
     try:
         subject.backend.compile(case.config, "float48")
     except ValueError as error:
-        wrong.append(
-            ""
-            if "float48" in str(error)
-            else f"float48: the error does not name it: {error}"
-        )
+        wrong.append("" if "float48" in str(error) else f"float48: the error does not name it: {error}")
     except Exception as error:
-        wrong.append(
-            f"float48: expected ValueError; got {type(error).__name__}: {error}"
-        )
+        wrong.append(f"float48: expected ValueError; got {type(error).__name__}: {error}")
     else:
         wrong.append("float48: expected ValueError; it compiled")
     _judge(wrong)
 
 
-@check(
-    "refusals.features",
-    "a switch that is not declared is refused with a reason",
-    section=9,
-    cases=plain_cases,
-)
+@check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
 def features(subject: Subject, case: Case) -> None:
-    wrong = []
-    for config in _configs():
-        for name in sorted(config.features - subject.declared.features)[:1]:
-            wrong.append(
-                refused(
-                    name,
-                    lambda config=config: subject.backend.compile(
-                        config, case.precision
-                    ),
-                )
-            )
+    wrong = [
+        refused(name, lambda config=config: subject.backend.compile(config, case.precision))
+        for config in _configs()
+        for name in sorted(config.features - subject.declared.features)[:1]
+    ]
     _judge(wrong)
 
 
@@ -104,19 +74,12 @@ def calls(subject: Subject, case: Case) -> None:
     weights = subject.pack(case, data)
     given = {
         "lengths": lambda: kernel.forward(weights, data.x, lengths=[1] * case.batch),
-        "masks": lambda: kernel.forward(weights, data.x, masks=subject_masks()),
+        "masks": lambda: kernel.forward(weights, data.x, masks=Masks()),
         "backward": lambda: kernel.forward(weights, data.x, record=True),
         "jvp": lambda: kernel.jvp(weights, data.x, None, data.tangents),
     }
     known = subject.declared.features | subject.declared.derivatives
     _judge([refused(name, call) for name, call in given.items() if name not in known])
-
-
-def subject_masks() -> Any:
-    """Masks that are all None."""
-    from lstmcore.backend import Masks
-
-    return Masks()
 
 
 @check(
@@ -125,19 +88,14 @@ def subject_masks() -> Any:
     section=9,
     cases=one_case,
 )
-def switches(subject: Subject, case: Case) -> None:
+def switches(subject: Subject, _: Case) -> None:
     wrong = []
     for config in _configs():
         if config.features <= subject.declared.features:
-            reasons = [
-                Case(name="", model=config, precision=precision).precision
-                and subject.refusal(Case(name="", model=config, precision=precision))
-                for precision in sorted(subject.declared.precisions)
-            ]
+            cases = [Case(name="alone", model=config, precision=name) for name in sorted(subject.declared.precisions)]
+            reasons = [subject.refusal(case) for case in cases]
             if all(reasons):
-                wrong.append(
-                    f"{config}: declared, and refused in every precision: {reasons[0]}"
-                )
+                wrong.append(f"{config}: declared, and refused in every precision: {reasons[0]}")
     _judge(wrong)
 
 

@@ -49,14 +49,7 @@ def length_cases(scope: Scope) -> Iterator[Case]:
 
 def few_cases(scope: Scope) -> Iterator[Case]:
     """One set of lengths for the models in which rows are treated differently."""
-    chosen = (
-        "plain",
-        "reverse",
-        "proj_size",
-        "zoneout_hidden",
-        "everything",
-        "everything_coupled",
-    )
+    chosen = ("plain", "reverse", "proj_size", "zoneout_hidden", "everything", "everything_coupled")
     for case in length_cases(scope):
         if case.batch == 4 and case.name.split(";")[1] in chosen:
             yield case
@@ -94,9 +87,7 @@ def backward(subject: Subject, case: Case) -> Measure:
     needs=("lengths", "jvp"),
 )
 def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(
-        subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)}
-    )
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 def past_end(case: Case) -> Array:
@@ -123,9 +114,7 @@ def exact(subject: Subject, case: Case) -> None:
         {"h_n": got["h_n"][empty], "c_n": got["c_n"][empty]},
         {"h_n": state.h[empty], "c_n": state.c[empty]},
     )
-    if "backward" in subject.declared.derivatives and np.any(
-        subject.gradients(case)["dx"][padding] != 0
-    ):
+    if "backward" in subject.declared.derivatives and np.any(subject.gradients(case)["dx"][padding] != 0):
         raise Failure("dx: expected exact zeros past the end of a row")
 
 
@@ -156,16 +145,10 @@ def filled(case: Case, content: float) -> Data:
 def padding(subject: Subject, case: Case) -> None:
     for content in (np.nan, np.inf):
         calls = [subject.forward]
-        calls += (
-            [subject.gradients] if "backward" in subject.declared.derivatives else []
-        )
+        calls += [subject.gradients] if "backward" in subject.declared.derivatives else []
         calls += [subject.tangents] if "jvp" in subject.declared.derivatives else []
         for call in calls:
-            same_bits(
-                f"{content} in padding",
-                call(case, filled(case, content)),
-                call(case, filled(case, 0.0)),
-            )
+            same_bits(f"{content} in padding", call(case, filled(case, content)), call(case, filled(case, 0.0)))
 
 
 # Rows do not influence each other -----------------------------------------------------------------------------------
@@ -174,19 +157,8 @@ def padding(subject: Subject, case: Case) -> None:
 def row_cases(scope: Scope) -> Iterator[Case]:
     """Batches whose rows are taken apart."""
     for precision in scope.precisions:
-        for name in (
-            "plain",
-            "reverse",
-            "layer_norm",
-            "everything",
-            "everything_coupled",
-        ):
-            yield Case(
-                name=f"rows,{name}",
-                model=config_of(SWITCHES[name]),
-                precision=precision,
-                batch=5,
-            )
+        for name in ("plain", "reverse", "layer_norm", "everything", "everything_coupled"):
+            yield Case(name=f"rows,{name}", model=config_of(SWITCHES[name]), precision=precision, batch=5)
 
 
 def rows_of(data: Data, rows: Any) -> Data:
@@ -206,25 +178,18 @@ def rows_of(data: Data, rows: Any) -> Data:
 
 def _rows_expected(case: Case, rows: Any) -> dict[str, Expected]:
     return {
-        name: replace(
-            want, value=want.value[:, rows] if name == "y" else want.value[rows]
-        )
+        name: replace(want, value=want.value[:, rows] if name == "y" else want.value[rows])
         for name, want in budgets.forward(case).items()
     }
 
 
 @check(
-    "rows.independent",
-    "a row gives the same alone, in another order and in a larger batch",
-    section=4,
-    cases=row_cases,
+    "rows.independent", "a row gives the same alone, in another order and in a larger batch", section=4, cases=row_cases
 )
 def independent(subject: Subject, case: Case) -> Measure:
     worst = Measure(0.0)
     for rows in ([2], [4, 1], [3, 0, 4, 2, 1], [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0]):
-        found = compare(
-            subject.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows)
-        )
+        found = compare(subject.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
         worst = max(worst, found, key=lambda one: one.share)
     return worst
 
@@ -234,11 +199,7 @@ def nan(subject: Subject, case: Case) -> Measure:
     data = case.data.map(np.array)
     data.x[0 if not case.config.reverse else -1, 1] = np.nan
     got, others = subject.forward(case, data), [0, 2, 3, 4]
-    finite = {
-        "y": got["y"][:, others],
-        "h_n": got["h_n"][others],
-        "c_n": got["c_n"][others],
-    }
+    finite = {"y": got["y"][:, others], "h_n": got["h_n"][others], "c_n": got["c_n"][others]}
     worst = compare(finite, _rows_expected(case, others))
     if "everything" not in case.name and not np.isnan(got["y"][:, 1]).all():
         raise Failure("y: expected NaN in the row that reads one; it vanished")
@@ -246,9 +207,6 @@ def nan(subject: Subject, case: Case) -> Measure:
         gradients = subject.gradients(case, data)
         known = budgets.gradients(case)
         kept = {name: gradients[name][..., others, :] for name in ("dx", "dh0", "dc0")}
-        expected = {
-            name: replace(known[name], value=known[name].value[..., others, :])
-            for name in kept
-        }
+        expected = {name: replace(known[name], value=known[name].value[..., others, :]) for name in kept}
         worst = max(worst, compare(kept, expected), key=lambda one: one.share)
     return worst

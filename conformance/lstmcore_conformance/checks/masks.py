@@ -35,23 +35,14 @@ def mask_cases(scope: Scope) -> Iterator[Case]:
             for reverse in (False, True):
                 model = config_of({**SWITCHES[name], "reverse": reverse})
                 case = Case(
-                    name=f"masks,{name}{',reverse' if reverse else ''}",
-                    model=model,
-                    precision=precision,
-                    masks=True,
+                    name=f"masks,{name}{',reverse' if reverse else ''}", model=model, precision=precision, masks=True
                 )
                 yield case
                 if reverse and "lengths" in scope.declared.features:
                     yield replace(case, name=f"{case.name},lengths", lengths=(4, 0, 2))
 
 
-@check(
-    "masks.forward",
-    "y and the final state are right with masks",
-    section=5,
-    cases=mask_cases,
-    needs=("masks",),
-)
+@check("masks.forward", "y and the final state are right with masks", section=5, cases=mask_cases, needs=("masks",))
 def forward(subject: Subject, case: Case) -> Measure:
     return compare(subject.forward(case), budgets.forward(case))
 
@@ -68,16 +59,10 @@ def backward(subject: Subject, case: Case) -> Measure:
 
 
 @check(
-    "masks.jvp",
-    "the directional derivative is right with masks",
-    section=5,
-    cases=mask_cases,
-    needs=("masks", "jvp"),
+    "masks.jvp", "the directional derivative is right with masks", section=5, cases=mask_cases, needs=("masks", "jvp")
 )
 def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(
-        subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)}
-    )
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 def partial_cases(scope: Scope) -> Iterator[Case]:
@@ -86,12 +71,7 @@ def partial_cases(scope: Scope) -> Iterator[Case]:
         for name in ("everything", "everything_coupled"):
             for mask in Masks._fields:
                 model = config_of(SWITCHES[name])
-                yield Case(
-                    name=f"only_{mask},{name}",
-                    model=model,
-                    precision=precision,
-                    masks=mask,
-                )
+                yield Case(name=f"only_{mask},{name}", model=model, precision=precision, masks=mask)
 
 
 @check(
@@ -105,8 +85,7 @@ def partial(subject: Subject, case: Case) -> Measure:
     if "backward" not in subject.declared.derivatives:
         return compare(subject.forward(case), budgets.forward(case))
     return compare(
-        subject.forward(case) | subject.gradients(case),
-        {**budgets.forward(case), **budgets.gradients(case)},
+        subject.forward(case) | subject.gradients(case), {**budgets.forward(case), **budgets.gradients(case)}
     )
 
 
@@ -115,22 +94,14 @@ def partial(subject: Subject, case: Case) -> Measure:
     "masks that are all None are the same as no masks, bit by bit",
     section=5,
     cases=lambda scope: (
-        Case(
-            name=f"no_masks,{name}",
-            model=config_of(SWITCHES[name]),
-            precision=precision,
-        )
+        Case(name=f"no_masks,{name}", model=config_of(SWITCHES[name]), precision=precision)
         for precision in scope.precisions
         for name in ("plain", "everything")
     ),
     needs=("masks",),
 )
 def empty(subject: Subject, case: Case) -> None:
-    same_bits(
-        "Masks() and None",
-        subject.forward(case, replace(case.data, masks=Masks())),
-        subject.forward(case),
-    )
+    same_bits("Masks() and None", subject.forward(case, replace(case.data, masks=Masks())), subject.forward(case))
 
 
 @check(
@@ -139,10 +110,7 @@ def empty(subject: Subject, case: Case) -> None:
     section=5,
     cases=lambda scope: (
         Case(
-            name="kept",
-            model=config_of({"zoneout_hidden": 0.5, "zoneout_cell": 0.5}),
-            precision=precision,
-            masks=True,
+            name="kept", model=config_of({"zoneout_hidden": 0.5, "zoneout_cell": 0.5}), precision=precision, masks=True
         )
         for precision in scope.precisions
     ),
@@ -152,9 +120,7 @@ def kept(subject: Subject, case: Case) -> None:
     state = case.data.state
     if state is None or not isinstance(case.data.masks, Masks):
         raise TypeError(f"case {case.id}: expected a state and masks of one layer")
-    ones = Masks(
-        *(None if mask is None else np.ones_like(mask) for mask in case.data.masks)
-    )
+    ones = Masks(*(None if mask is None else np.ones_like(mask) for mask in case.data.masks))
     got = subject.forward(case, replace(case.data, masks=ones))
     held = np.broadcast_to(state.h, got["y"].shape)
     same_bits("all kept", got, {"y": held, "h_n": state.h, "c_n": state.c})

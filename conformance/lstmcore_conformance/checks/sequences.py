@@ -33,9 +33,7 @@ def piece_cases(scope: Scope) -> Iterator[Case]:
             "everything_coupled",
         ):
             model = config_of(SWITCHES[name])
-            random = (
-                model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
-            )
+            random = model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
             yield Case(
                 name=f"pieces,{name}",
                 model=model,
@@ -51,10 +49,7 @@ def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
     if isinstance(masks, Masks):
         masks = Masks(
             masks.recurrent,
-            *(
-                None if mask is None else mask[start:stop]
-                for mask in (masks.zoneout_hidden, masks.zoneout_cell)
-            ),
+            *(None if mask is None else mask[start:stop] for mask in (masks.zoneout_hidden, masks.zoneout_cell)),
         )
     return replace(
         data,
@@ -95,27 +90,16 @@ def resume(subject: Subject, case: Case) -> Measure:
     return compare(run_pieces(subject, case, (3,)), budgets.forward(case))
 
 
-@check(
-    "state.streaming",
-    "one step a call gives what one call for all steps gives",
-    section=8,
-    cases=piece_cases,
-)
+@check("state.streaming", "one step a call gives what one call for all steps gives", section=8, cases=piece_cases)
 def streaming(subject: Subject, case: Case) -> Measure:
-    return compare(
-        run_pieces(subject, case, tuple(range(1, case.steps))), budgets.forward(case)
-    )
+    return compare(run_pieces(subject, case, tuple(range(1, case.steps))), budgets.forward(case))
 
 
 @check(
     "state.empty_piece",
     "a call with T = 0 in between changes nothing",
     section=8,
-    cases=lambda scope: (
-        case
-        for case in piece_cases(scope)
-        if "everything" in case.name or "plain" in case.name
-    ),
+    cases=lambda scope: (case for case in piece_cases(scope) if "everything" in case.name or "plain" in case.name),
 )
 def empty_piece(subject: Subject, case: Case) -> Measure:
     return compare(run_pieces(subject, case, (3, 3)), budgets.forward(case))
@@ -142,9 +126,7 @@ def resume_backward(subject: Subject, case: Case) -> Measure:
         dstate, dx[start] = State(got["dh0"], got["dc0"]), got["dx"]
         for name, array in got.items():
             if name.startswith("d_"):
-                total[name] = total.get(name, np.zeros(array.shape)) + array.astype(
-                    np.float64
-                )
+                total[name] = total.get(name, np.zeros(array.shape)) + array.astype(np.float64)
     if dstate is None:
         raise TypeError(f"case {case.id}: expected dstate")
     expected = budgets.gradients(case)

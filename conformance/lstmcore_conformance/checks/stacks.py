@@ -24,33 +24,17 @@ STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] =
     "L=3": ({"bias": False}, {"num_layers": 3}, False),
     "D=2": ({}, {"bidirectional": True}, False),
     "L=2,D=2": ({}, {"num_layers": 2, "bidirectional": True}, False),
-    "L=3,D=2,proj": (
-        SWITCHES["proj_size"],
-        {"num_layers": 3, "bidirectional": True},
-        False,
-    ),
-    "L=2,D=2,dropout": (
-        {},
-        {"num_layers": 2, "bidirectional": True, "dropout": 0.4},
-        True,
-    ),
+    "L=3,D=2,proj": (SWITCHES["proj_size"], {"num_layers": 3, "bidirectional": True}, False),
+    "L=2,D=2,dropout": ({}, {"num_layers": 2, "bidirectional": True, "dropout": 0.4}, True),
     "L=3,dropout": ({}, {"num_layers": 3, "dropout": 0.4}, True),
     "L=3,dropout,inference": ({}, {"num_layers": 3, "dropout": 0.4}, False),
-    "L=2,D=2,peephole": (
-        SWITCHES["peephole"],
-        {"num_layers": 2, "bidirectional": True},
-        False,
-    ),
+    "L=2,D=2,peephole": (SWITCHES["peephole"], {"num_layers": 2, "bidirectional": True}, False),
     "L=2,D=2,everything": (
         {**SWITCHES["everything"], "reverse": False},
         {"num_layers": 2, "bidirectional": True, "dropout": 0.25},
         True,
     ),
-    "L=2,everything_coupled": (
-        SWITCHES["everything_coupled"],
-        {"num_layers": 2, "dropout": 0.25},
-        True,
-    ),
+    "L=2,everything_coupled": (SWITCHES["everything_coupled"], {"num_layers": 2, "dropout": 0.25}, True),
 }
 
 
@@ -59,10 +43,7 @@ def stack_cases(scope: Scope) -> Iterator[Case]:
     for precision in scope.precisions:
         for name, (switches, shape, masks) in STACKS.items():
             case = Case(
-                name=name,
-                model=StackConfig.make(config_of(switches), **shape),
-                precision=precision,
-                masks=masks,
+                name=name, model=StackConfig.make(config_of(switches), **shape), precision=precision, masks=masks
             )
             yield case
             if "lengths" in scope.declared.features and ("D=2" in name or masks):
@@ -75,12 +56,7 @@ def stack_cases(scope: Scope) -> Iterator[Case]:
                 yield replace(case, name=f"{name},state_only", dy=False)
 
 
-@check(
-    "stack.forward",
-    "y and the final state of all layers and directions are right",
-    section=6,
-    cases=stack_cases,
-)
+@check("stack.forward", "y and the final state of all layers and directions are right", section=6, cases=stack_cases)
 def forward(subject: Subject, case: Case) -> Measure:
     return compare(subject.forward(case), budgets.forward(case))
 
@@ -104,9 +80,7 @@ def backward(subject: Subject, case: Case) -> Measure:
     needs=("jvp",),
 )
 def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(
-        subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)}
-    )
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 @check(
@@ -126,17 +100,12 @@ def jvp(subject: Subject, case: Case) -> Measure:
 def streaming(subject: Subject, case: Case) -> Measure:
     state, rows = case.data.state, []
     for t in range(case.steps):
-        got = subject.forward(
-            case, replace(case.data, x=case.data.x[t : t + 1], state=state)
-        )
+        got = subject.forward(case, replace(case.data, x=case.data.x[t : t + 1], state=state))
         state = State(got["h_n"], got["c_n"])
         rows.append(got["y"])
     if state is None:
         raise TypeError(f"case {case.id}: expected a state")
-    return compare(
-        {"y": np.concatenate(rows), "h_n": state.h, "c_n": state.c},
-        budgets.forward(case),
-    )
+    return compare({"y": np.concatenate(rows), "h_n": state.h, "c_n": state.c}, budgets.forward(case))
 
 
 @check(
@@ -144,9 +113,7 @@ def streaming(subject: Subject, case: Case) -> Measure:
     "there is a receipt for every layer and direction",
     section=6,
     cases=lambda scope: (
-        case
-        for case in stack_cases(scope)
-        if case.name in ("L=1", "L=2,D=2") and case.precision == scope.precisions[0]
+        case for case in stack_cases(scope) if case.name in ("L=1", "L=2,D=2") and case.precision == scope.precisions[0]
     ),
 )
 def receipts(subject: Subject, case: Case) -> None:
@@ -154,6 +121,4 @@ def receipts(subject: Subject, case: Case) -> None:
     with subject.guard("receipts"):
         found = kernel.receipts(case.steps, case.batch)
     if len(found) != len(case.configs):
-        raise Failure(
-            f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(found)}"
-        )
+        raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(found)}")

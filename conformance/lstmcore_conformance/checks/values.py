@@ -47,15 +47,9 @@ def combination_cases(scope: Scope) -> Iterator[Case]:
     """Every pair of values of two switches, with and without lengths and masks."""
     for precision in scope.precisions:
         for position, changes in enumerate(covering(scope.declared)):
-            switches = {
-                name: value
-                for name, value in changes.items()
-                if name not in ("lengths", "masks")
-            }
+            switches = {name: value for name, value in changes.items() if name not in ("lengths", "masks")}
             config = config_of(switches)
-            random = (
-                config.zoneout_hidden or config.zoneout_cell or config.recurrent_dropout
-            )
+            random = config.zoneout_hidden or config.zoneout_cell or config.recurrent_dropout
             yield Case(
                 name=f"combination{position}",
                 model=config,
@@ -69,13 +63,7 @@ def size_cases(scope: Scope) -> Iterator[Case]:
     """Empty, single and odd sizes, and sizes around the widths of vectors and tiles."""
     for precision in scope.precisions:
         for name, (steps, batch, changes) in SIZES.items():
-            yield Case(
-                name=name,
-                model=config_of(changes),
-                precision=precision,
-                steps=steps,
-                batch=batch,
-            )
+            yield Case(name=name, model=config_of(changes), precision=precision, steps=steps, batch=batch)
 
 
 def _forward(subject: Subject, case: Case) -> Measure:
@@ -87,27 +75,17 @@ def _gradients(subject: Subject, case: Case) -> Measure:
 
 
 def _tangents(subject: Subject, case: Case) -> Measure:
-    return compare(
-        subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)}
-    )
+    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 for _group, _words, _section, _cases in (
     ("switches", "each switch", 3, switch_cases),
-    (
-        "combinations",
-        "combinations of switches in which all pairs meet",
-        3,
-        combination_cases,
-    ),
+    ("combinations", "combinations of switches in which all pairs meet", 3, combination_cases),
     ("sizes", "empty, single and odd sizes", 9, size_cases),
 ):
-    check(
-        f"forward.{_group}",
-        f"y and the final state are right for {_words}",
-        section=_section,
-        cases=_cases,
-    )(_forward)
+    check(f"forward.{_group}", f"y and the final state are right for {_words}", section=_section, cases=_cases)(
+        _forward
+    )
     check(
         f"backward.{_group}",
         f"the gradients of x, the state and all parameters are right for {_words}",
@@ -128,20 +106,10 @@ def no_state_cases(scope: Scope) -> Iterator[Case]:
     """No initial state."""
     for precision in scope.precisions:
         for name in ("plain", "proj_size", "peephole", "everything"):
-            yield Case(
-                name=f"no_state,{name}",
-                model=config_of(SWITCHES[name]),
-                precision=precision,
-                state=False,
-            )
+            yield Case(name=f"no_state,{name}", model=config_of(SWITCHES[name]), precision=precision, state=False)
 
 
-@check(
-    "forward.no_state",
-    "an initial state of None is zeros",
-    section=1,
-    cases=no_state_cases,
-)
+@check("forward.no_state", "an initial state of None is zeros", section=1, cases=no_state_cases)
 def no_state(subject: Subject, case: Case) -> Measure:
     return _forward(subject, case)
 
