@@ -112,7 +112,12 @@ def make_stack_case(
 
 
 class TextbookKernel(Kernel):
-    """The reference evaluated in the kernel's precision."""
+    """The reference evaluated in the kernel's precision.
+
+    It trusts its caller in the ways that fast kernels do, and says where that went wrong: arrays have the dtype of the
+    contract, `backward` gets the weights of the recorded call, and nobody writes to the final state that the tape
+    shares.
+    """
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         slow = steps is not None and steps > 100
@@ -135,16 +140,22 @@ class TextbookKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, Any]:
+        assert x.dtype == self.precision.storage
         y, last, tape = reference.forward(
             self.config, weights, x, state, lengths=lengths, masks=masks, precision=self.precision
         )
         if out is None:
             out = np.empty(y.shape, self.precision.storage)
         out[...] = y
-        return out, self._state(last), tape if record else None
+        last = self._state(last)
+        return out, last, (tape, weights, last, State(last.h.copy(), last.c.copy())) if record else None
 
     def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        found = reference.backward(self.config, saved, dy, dstate)
+        tape, recorded, last, before = saved
+        assert weights is recorded
+        assert all(np.array_equal(now, then) for now, then in zip(last, before, strict=True))
+        assert dy is None or dy.dtype == self.precision.storage
+        found = reference.backward(self.config, tape, dy, dstate)
         storage = self.precision.storage
         parameters = {name: value.astype(storage) for name, value in found.parameters.items()}
         return Gradients(found.x.astype(storage), self._state(found.state), parameters)

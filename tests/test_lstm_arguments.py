@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,8 @@ def test_tparameters(lstm: LSTM, value: Any, error: type[Exception], message: st
 CELL = single(T, N, H)
 BETWEEN = single(T, N, 2 * P)
 ONE = Masks(zoneout_cell=CELL)
+NOTHING: Any = None
+NO_MASKS: Any = (CELL,)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +202,10 @@ ONE = Masks(zoneout_cell=CELL)
     [
         ((ONE,) * 4, TypeError, "masks: expected lstmcore.backend.StackMasks; got tuple"),
         (ONE, TypeError, "masks: expected lstmcore.backend.StackMasks; got Masks"),
-        (StackMasks(None), TypeError, "masks: expected StackMasks of two tuples"),  # type: ignore[arg-type]  # under test
+        (StackMasks(NOTHING), TypeError, "masks: expected StackMasks of two tuples"),
         (StackMasks((ONE,) * 3), ValueError, "masks.layers: expected 4, one for each layer and direction; got 3"),
-        (StackMasks((ONE, ONE, None, ONE)), TypeError, "masks.layers[2]: expected lstmcore.backend.Masks; got None"),  # type: ignore[arg-type]  # under test
-        (StackMasks((ONE, ONE, (CELL,), ONE)), TypeError, "masks.layers[2]: expected lstmcore.backend.Masks"),  # type: ignore[arg-type]  # under test
+        (StackMasks((ONE, ONE, NOTHING, ONE)), TypeError, "masks.layers[2]: expected lstmcore.backend.Masks; got None"),
+        (StackMasks((ONE, ONE, NO_MASKS, ONE)), TypeError, "masks.layers[2]: expected lstmcore.backend.Masks"),
         (
             StackMasks((ONE, Masks(zoneout_cell=CELL[1:]), ONE, ONE)),
             ValueError,
@@ -256,7 +259,7 @@ def test_out(lstm: LSTM) -> None:
         (shared[0], ValueError, "out: expected memory of its own; it overlaps an input"),
     ):
         state = (shared[0][:, :, :P], shared[1])
-        raises(error, message, lambda out=out, state=state: lstm(own, state, out=out))  # type: ignore[misc]  # bound now
+        raises(error, message, partial(lstm, own, state, out=out))
     turned = _make(batch_first=True)
     message = "out: expected shape (3, 4, 4) = (N, T, D * P); got (4, 3, 4)"
     raises(ValueError, message, lambda: turned(half(N, T, WIDTH), out=half(T, N, 2 * P)))
@@ -350,7 +353,7 @@ def test_load_parameters_changes_nothing_when_it_fails(lstm: LSTM) -> None:
     ]
     before = lstm(X)[0]
     for value, error, message in wrong:
-        raises(error, message, lambda value=value: lstm.load_parameters(value))  # type: ignore[misc]  # bound now
+        raises(error, message, partial(lstm.load_parameters, value))
     np.testing.assert_array_equal(lstm(X)[0], before)
 
 
@@ -369,7 +372,7 @@ def test_stack_from_dict() -> None:
         (good | {"layers": []}, "layers: expected at least one layer; got none"),
         (good | {"dropout": 2}, "dropout: expected a rate in [0, 1)"),
     ):
-        raises(ValueError, message, lambda wrong=wrong: StackConfig.from_dict(wrong))  # type: ignore[misc]  # bound now
+        raises(ValueError, message, partial(StackConfig.from_dict, wrong))
 
 
 def test_state_may_be_a_list_or_a_named_tuple(lstm: LSTM) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # what tests share; pytest puts only this folder there
 
 
 def pytest_configure(config: pytest.Config) -> None:
