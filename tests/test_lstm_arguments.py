@@ -250,14 +250,15 @@ def test_out(lstm: LSTM) -> None:
     frozen.flags.writeable = False
     own = half(T, N, WIDTH)
     shared = (half(4, N, 2 * P), single(4, N, H))
-    for out, error, message in (
+    cases: list[tuple[Any, type[Exception], str]] = [
         ([0.0], TypeError, "out: expected a NumPy array; got list"),
         (single(T, N, 2 * P), TypeError, "out: expected dtype float16; got float32"),
         (half(T, N, P), ValueError, "out: expected shape (4, 3, 4) = (T, N, D * P); got (4, 3, 2)"),
         (frozen, ValueError, "out: expected a writable array; got a read-only one"),
         (own[:, :, : 2 * P], ValueError, "out: expected memory of its own; it overlaps an input"),
         (shared[0], ValueError, "out: expected memory of its own; it overlaps an input"),
-    ):
+    ]
+    for out, error, message in cases:
         state = (shared[0][:, :, :P], shared[1])
         raises(error, message, partial(lstm, own, state, out=out))
     turned = _make(batch_first=True)
