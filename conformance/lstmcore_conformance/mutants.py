@@ -554,7 +554,7 @@ edit(
     "a last step alone gives no gradient of the c before",
     "dc = np.where(step.active, dc_before, dc)\n",
     "dc = np.where(step.active, dc_before * (steps > 2), dc)\n",
-    "state.resume_backward",
+    "state.pieces_backward",
 )
 edit(
     "sizes.gradient_of_one_row",
@@ -712,7 +712,7 @@ def _buffer_reused() -> Backend:
         buffers: ClassVar[dict[Any, Array]] = {}
 
         def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            kept = self.buffers.setdefault((id(self), y.shape), y)
+            kept: Any = self.buffers.setdefault((id(self), y.shape), y)
             kept[...] = y
             return kept, last, tape
 

@@ -68,7 +68,8 @@ def moved(case: Case, copy: int) -> Data:
 
     def move(array: Array) -> Array:
         towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(dtype)
-        return np.nextafter(array.astype(dtype), towards)
+        result: Array = np.nextafter(array.astype(dtype), towards)
+        return result
 
     return replace(data.map(move), masks=data.masks)
 

@@ -132,6 +132,10 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
     def pair(one: _Level, two: _Level) -> tuple[_Level, _Level]:
         return (one, two) if order[one[0]] < order[two[0]] else (two, one)
 
+    def position(pair: tuple[_Level, _Level]) -> tuple[int, int, int, int]:
+        (a, i), (b, j) = pair
+        return order[a], order[b], i, j
+
     todo = {
         ((a, i), (b, j))
         for a, b in combinations(names, 2)
@@ -139,7 +143,8 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
         for j in range(len(factors[b]))
     }
     while todo:
-        row = dict(min(todo, key=lambda p: (order[p[0][0]], order[p[1][0]], p[0][1], p[1][1])))
+        first = min(todo, key=position)
+        row = dict(first)
         for name in names:
             if name not in row:
                 row[name] = max(

@@ -166,7 +166,7 @@ VARIANTS: Final[Mapping[str, Callable[[], Backend]]] = {
         ("z = from_x + from_h\n", "z = from_h + from_x\n"), ('z = z + p["bias"]', 'z = (p["bias"] + from_h) + from_x')
     ),
     "sigmoid by tanh, tanh by exp": _functions,
-    "gradients summed from the first step": lambda: _edited(
+    "gradient of W summed over rows backwards": lambda: _edited(
         ('dp["weight_x"] += from_x.T @ step.x', 'dp["weight_x"] += (from_x[::-1].T @ step.x[::-1])')
     ),
 }

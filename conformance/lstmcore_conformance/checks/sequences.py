@@ -106,13 +106,13 @@ def empty_piece(subject: Subject, case: Case) -> Measure:
 
 
 @check(
-    "state.resume_backward",
+    "state.pieces_backward",
     "backward through pieces, last to first, that hand on the gradient of the state gives what one call gives",
     section=7,
     cases=piece_cases,
     needs=("backward",),
 )
-def resume_backward(subject: Subject, case: Case) -> Measure:
+def pieces_backward(subject: Subject, case: Case) -> Measure:
     state, done = case.data.state, []
     for start, stop in pieces_of(case, (2, 5)):
         part = piece(case.data, start, stop, state)
