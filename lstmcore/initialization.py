@@ -88,12 +88,12 @@ def _check_forget_bias(config: LSTMConfig, value: object) -> None:
         )
 
 
-def _uniform(seed: int, stream: int, count: int) -> npt.NDArray[np.float64]:
+def _uniform(seed: int, stream: int, count: int) -> Array:
     """Uniform in the open interval (0, 1), one word each."""
     return (random_words(seed, stream, 0, count) + 0.5) / 2.0**32
 
 
-def _orthogonal(seed: int, stream: int, gates: int, rows: int, columns: int) -> npt.NDArray[np.float64]:
+def _orthogonal(seed: int, stream: int, gates: int, rows: int, columns: int) -> Array:
     """(gates * rows, columns), each gate's block with orthonormal columns, distributed uniformly (Haar)."""
     count = gates * rows * columns
     radius, angle = np.split(_uniform(seed, stream, 2 * count), 2)

@@ -73,5 +73,6 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
             import ml_dtypes  # type: ignore[import-not-found,unused-ignore]  # optional, not in the base installation
         except ImportError:
             raise ImportError("dtype bfloat16: needs the package ml_dtypes: 'pip install ml_dtypes'") from None
-        return np.dtype(ml_dtypes.bfloat16)
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     return np.dtype(name)

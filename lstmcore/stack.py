@@ -73,7 +73,7 @@ class ComposedStack(StackKernel):
         for layer in range(self._layers):
             source = _times(y, dropout[layer - 1]) if layer and dropout else y
             target = out if layer == self._layers - 1 else None
-            halves = (target,)
+            halves: tuple[Array, ...] = (target,)
             if self._directions == 2:
                 if target is None:
                     shape = (*x.shape[:2], 2 * self._width)

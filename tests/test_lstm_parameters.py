@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lstmcore.lstm import LSTM
+from lstmcore.precision import numpy_dtype
 from lstmcore_reference.kernel import ReferenceBackend
 from stacks import TextbookBackend
 
@@ -141,3 +143,9 @@ def test_parameters_given_to_from_config() -> None:
     other = LSTM.from_config(lstm.stack, values, backend=TextbookBackend())
     for name, value in values.items():
         np.testing.assert_array_equal(other.parameters[name], value)
+
+
+def test_bfloat16_without_its_package_tells_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match=r"^dtype bfloat16: needs the package ml_dtypes: 'pip install ml_dtypes'$"):
+        numpy_dtype("bfloat16")
