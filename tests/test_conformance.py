@@ -156,9 +156,7 @@ def test_a_run_of_nothing_is_an_error(arguments: dict[str, Any], word: str) -> N
 
 def test_progress_comes_before_every_item() -> None:
     seen: list[tuple[int, int, str]] = []
-    run(
-        TextbookBackend(), precisions=["float64"], select="errors.x", progress=lambda *given: seen.append(given)
-    )
+    run(TextbookBackend(), precisions=["float64"], select="errors.x", progress=lambda *given: seen.append(given))
     assert seen == [(0, 1, "errors.x[float64-mistakes]")]
 
 
@@ -266,16 +264,21 @@ def test_every_switch_matters(name: str) -> None:
         if switch == "recurrence" and config.proj_size:
             continue
         other = reference.forward(
-            LSTMConfig(**{**{k: getattr(config, k) for k in ("input_size", "hidden_size")}, **SWITCHES[name], switch: usual}),
+            LSTMConfig(
+                **{**{k: getattr(config, k) for k in ("input_size", "hidden_size")}, **SWITCHES[name], switch: usual}
+            ),
             data.parameters,
             data.x,
             data.state,
         )
         expected = budgets.forward(case)
-        assert max(
-            budgets.measure(key, value, expected[key]).share
-            for key, value in (("y", other.y), ("h_n", other.state.h), ("c_n", other.state.c))
-        ) > 1e6, switch
+        assert (
+            max(
+                budgets.measure(key, value, expected[key]).share
+                for key, value in (("y", other.y), ("h_n", other.state.h), ("c_n", other.state.c))
+            )
+            > 1e6
+        ), switch
     assert np.isfinite(right["y"]).all()
 
 
@@ -436,3 +439,9 @@ def test_selection(expression: str, selected: bool) -> None:
 def test_selection_that_is_not_well_formed(expression: str) -> None:
     with pytest.raises(ValueError, match="-k"):
         selector(expression)
+
+
+def test_the_page_lists_every_check() -> None:
+    from lstmcore_conformance.listing import table
+
+    assert table() in (Path(__file__).parent.parent / "docs" / "conformance.md").read_text()

@@ -1,4 +1,4 @@
-"""The experiment behind the budgets: what right answers reached another way use of them, and what faults of precision do.
+"""The experiment behind the budgets: what right answers that are reached another way use of them, and what faults do.
 
 ``python -m lstmcore_conformance.experiment`` prints the table of docs/conformance.md.
 """

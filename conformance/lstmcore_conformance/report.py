@@ -116,14 +116,26 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run of the suite on one backend."""
+    """A run of the suite on one backend.
+
+    Attributes
+    ----------
+    precisions
+        Those that were tested.
+    features, derivatives
+        What the backend declares.
+    undeclared
+        Precision, feature or derivative that it does not declare -> why.
+    selection
+        The expression that selected the items, None for the whole suite.
+    """
 
     backend: str
     device: str
     precisions: tuple[str, ...]
     features: tuple[str, ...]
     derivatives: tuple[str, ...]
-    reasons: Mapping[str, str]
+    undeclared: Mapping[str, str]
     selection: str | None
     versions: Mapping[str, str]
     machine: str
@@ -148,7 +160,7 @@ class Report:
             return f"{self.backend} does not conform: {len(self.bad)} of {self.count} cases failed"
         where = ", ".join(self.precisions)
         if self.selection:
-            return f"{self.backend} passes the selected {self.count} cases in {where}; the suite was not run as a whole"
+            return f"{self.backend} passes the {self.count} selected cases in {where}; the suite was not run as a whole"
         return f"{self.backend} conforms in {where}: all {self.count} cases passed"
 
     @property
@@ -169,7 +181,7 @@ class Report:
             "precisions": list(self.precisions),
             "features": list(self.features),
             "derivatives": list(self.derivatives),
-            "reasons": dict(self.reasons),
+            "undeclared": dict(self.undeclared),
             "versions": dict(self.versions),
             "machine": self.machine,
             "started": self.started,
@@ -206,6 +218,8 @@ class Report:
                 "" if share is None else f"{share:.3g}",
             )
         console.print(table)
+        for name, reason in self.undeclared.items():
+            _plain(console, f"not declared: {name}: {reason}")
         for check in self.checks:
             if reasons := sorted({item.message for item in check.items if item.outcome is Outcome.UNSUPPORTED}):
                 shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")

@@ -11,8 +11,9 @@ from importlib import metadata
 
 import numpy as np
 
-from lstmcore.backend import Backend
-from lstmcore.precision import get_precision
+from lstmcore.backend import DERIVATIVES, Backend, Capabilities
+from lstmcore.config import FEATURES
+from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
 from lstmcore_conformance.checking import Check, Scope, all_checks
@@ -136,7 +137,7 @@ def run(
         precisions=scope_of(subject, precisions).precisions,
         features=tuple(sorted(declared.features)),
         derivatives=tuple(sorted(declared.derivatives)),
-        reasons=dict(declared.reasons),
+        undeclared={name: declared.reasons.get(name, "not implemented") for name in _undeclared(declared)},
         selection=select,
         versions={"lstmcore": _version("lstmcore"), "numpy": np.__version__, "python": platform.python_version()},
         machine=f"{platform.system()} {platform.machine()}",
@@ -147,6 +148,15 @@ def run(
             for id, results in found.items()
         ),
     )
+
+
+def _undeclared(declared: Capabilities) -> list[str]:
+    missing = (
+        set(PRECISIONS) - declared.precisions,
+        FEATURES - declared.features,
+        DERIVATIVES - declared.derivatives,
+    )
+    return [name for names in missing for name in sorted(names)]
 
 
 def _version(name: str) -> str:

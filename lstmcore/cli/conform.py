@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import click
-from lstmcore.registry import get_backend
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lstmcore.precision import PRECISIONS
+from lstmcore.registry import get_backend
 
 
 @click.command("conform")

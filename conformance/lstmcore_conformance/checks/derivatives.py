@@ -88,7 +88,7 @@ def linear(subject: Subject, case: Case) -> Measure:
 
 @check(
     "jvp.adjoint",
-    "<J v, w> = <v, J^T w> for the backend's own jvp and backward",
+    "(J v) . w = v . (J^T w) for the backend's own jvp and backward",
     section=7,
     cases=derivative_cases,
     needs=("backward", "jvp"),
@@ -109,7 +109,7 @@ def adjoint(subject: Subject, case: Case) -> Measure:
         for name, array in arrays.items()
     )
     share = abs(left - right) / budget
-    worst = Measure(share, "<J v, w> and <v, J^T w>", (), left, right, budget)
+    worst = Measure(share, "(J v) . w and v . (J^T w)", (), left, right, budget)
     if not share <= 1:
         raise Failure(str(worst), worst)
     return worst

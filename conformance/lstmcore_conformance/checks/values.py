@@ -80,7 +80,7 @@ def _tangents(subject: Subject, case: Case) -> Measure:
 
 for _group, _words, _section, _cases in (
     ("switches", "each switch", 3, switch_cases),
-    ("combinations", "combinations of switches in which all pairs meet", 3, combination_cases),
+    ("combinations", "combinations of switches in which all pairs meet", 2, combination_cases),
     ("sizes", "empty, single and odd sizes", 9, size_cases),
 ):
     check(f"forward.{_group}", f"y and the final state are right for {_words}", section=_section, cases=_cases)(

@@ -1,0 +1,89 @@
+"""The ways to run the suite: ``lstmcore conform`` and the pytest plug-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from lstmcore_conformance.mutants import MUTANTS
+
+from lstmcore.cli import main
+
+SELECT = ("-k", "forward.no_state")
+
+
+def conform(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["conform", *arguments])
+
+
+def test_a_backend_that_conforms_is_exit_code_0(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    found = conform("reference", *SELECT, "--json", str(path))
+    assert found.exit_code == 0, found.output
+    assert "forward.no_state" in found.output
+    assert "not declared: float32: the reference is evaluated in float64" in found.output
+    report = json.loads(path.read_text())
+    assert report["conforms"]
+    assert report["selection"] == "forward.no_state"
+
+
+def test_a_failure_is_exit_code_1_and_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmcore.cli.conform.get_backend", lambda name: MUTANTS["contract.none_state"].make())
+    found = conform("textbook", *SELECT, "--precision", "float32")
+    assert found.exit_code == 1
+    assert "FAILED forward.no_state[float32-no_state,plain]" in found.output
+    assert "of the budget" in found.output
+    assert "lstmcore conform textbook -k 'forward.no_state[float32-no_state,plain]'" in found.output
+    assert "does not conform" in found.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("refrence",), "did you mean 'reference'"),
+        (("reference", "-k", "no_such_check"), "no_such_check"),
+        (("reference", "--precision", "float16"), "float16"),
+        (("reference", "--json", "no/such/folder/report.json"), "--json"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_one_line(arguments: tuple[str, ...], word: str) -> None:
+    found = conform(*arguments)
+    assert found.exit_code == 2
+    assert word in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
+
+
+def test_json_on_standard_output_is_json_alone() -> None:
+    found = conform("reference", *SELECT, "--json", "-")
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["backend"] == "reference"
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir=.", "-p", "no:cacheprovider"]
+    command += ["-p", "lstmcore_conformance.plugin", "--pyargs", "lstmcore_conformance", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_plugin_runs_the_same_items(tmp_path: Path) -> None:
+    found = run_pytest(tmp_path, "--lstm-backend", "reference", "-k", "no_state")
+    assert found.returncode == 0, found.stdout
+    assert "passed" in found.stdout
+    listed = run_pytest(tmp_path, "--lstm-backend", "reference", "--collect-only")
+    assert "test_conforms[backward.switches[float64-peephole]]" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--lstm-backend", "refrence"), ("--lstm-backend", "reference", "--lstm-precision", "float16")],
+)
+def test_the_plugin_never_skips_what_was_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    found = run_pytest(tmp_path, *arguments)
+    assert found.returncode not in (0, 5)
+    assert "skipped" not in found.stdout
