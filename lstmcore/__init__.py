@@ -1,0 +1,14 @@
+"""LSTM networks without a deep-learning framework: a specification, a reference, and backends proved equal to it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+__version__ = version("lstmcore")
+
+from lstmcore.backend import State, UnsupportedError
+from lstmcore.config import Activation, LSTMConfig, StackConfig
+from lstmcore.lstm import LSTM
+from lstmcore.registry import backends
+
+__all__ = ["LSTM", "Activation", "LSTMConfig", "StackConfig", "State", "UnsupportedError", "__version__", "backends"]

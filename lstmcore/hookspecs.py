@@ -1,0 +1,58 @@
+"""The hooks of a backend plug-in. They find a backend; they are never called inside a time step.
+
+A plug-in is a light module, named by an entry point of the group ``lstmcore.backends``, that has both hooks. It
+imports neither its kernel nor anything large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import pluggy
+
+from lstmcore.backend import Backend
+
+PROJECT: Final = "lstmcore"
+GROUP: Final = "lstmcore.backends"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+def _present() -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What is known of a backend before it is imported.
+
+    Attributes
+    ----------
+    name
+        The name of its entry point.
+    version
+        Version of the distribution that brings it.
+    summary
+        One line.
+    unavailable
+        Called without arguments; returns why the backend cannot run here (with the install line where a package is
+        missing), or None where it can. Must be quick.
+    """
+
+    name: str
+    version: str
+    summary: str
+    unavailable: Callable[[], str | None] = _present
+
+
+@hookspec(firstresult=True)
+def lstmcore_backend_info() -> BackendInfo:  # type: ignore[empty-body]  # a specification has no body
+    """Tell what the backend is, without importing it."""
+
+
+@hookspec(firstresult=True)
+def lstmcore_backend() -> Backend:  # type: ignore[empty-body]  # a specification has no body
+    """Make the backend; only called where `BackendInfo.unavailable` gave no reason."""

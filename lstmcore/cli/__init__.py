@@ -1,0 +1,65 @@
+"""The command ``lstmcore``. A sub-command is imported when it is run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from lstmcore.registry import PluginError, UnavailableError
+
+#: Sub-command -> module that has a command of the same name.
+COMMANDS: Final[Mapping[str, str]] = {
+    "backends": "lstmcore.cli.backends",
+    "conform": "lstmcore.cli.conform",
+    "train": "lstmcore.cli.train",
+    "evaluate": "lstmcore.cli.evaluate",
+    "predict": "lstmcore.cli.predict",
+}
+
+#: What a mistake of the user ends in; anything else is a defect and shows its traceback.
+MISTAKES: Final = (ValueError, TypeError, OSError, PluginError, UnavailableError, ImportError)
+
+
+class Commands(click.Group):
+    """Loads commands by name and tells their errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{COMMANDS[cmd_name]}.{cmd_name}: expected a click command; got {type(command).__name__}")
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing is left to flush to
+            ctx.exit(1)
+        except MISTAKES as error:
+            if os.environ.get("LSTMCORE_DEBUG", "") not in ("", "0"):
+                raise
+            click.echo(f"lstmcore: error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lstmcore", prog_name="lstmcore")
+def main() -> None:
+    """LSTM networks without a deep-learning framework.
+
+    \b
+    Example:
+      lstmcore train japanese-vowels --out model.safetensors
+      lstmcore evaluate model.safetensors japanese-vowels
+    """

@@ -1,0 +1,268 @@
+"""Finding backends: discovery through entry points, isolation of broken plug-ins, selection by name or ``auto``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Final
+
+import pluggy
+
+from lstmcore import hookspecs
+from lstmcore.backend import Backend, Capabilities
+from lstmcore.config import StackConfig
+from lstmcore.hookspecs import GROUP, PROJECT, BackendInfo
+from lstmcore.precision import Precision
+
+#: The order in which ``auto`` looks for a backend. Others run only where they are named.
+AUTO_ORDER: Final = ("cupy", "numba", "numpy")
+
+#: Default backend, and the plug-ins that may be loaded (comma-separated; empty for none).
+BACKEND_VARIABLE: Final = "LSTMCORE_BACKEND"
+PLUGINS_VARIABLE: Final = "LSTMCORE_PLUGINS"
+
+
+class PluginError(RuntimeError):
+    """A plug-in is broken: it cannot be loaded, its hooks fail, or two distributions claim its name."""
+
+
+class UnavailableError(RuntimeError):
+    """The backend is installed and cannot run here; the message says why and what to install."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRecord:
+    """A row of `backends`.
+
+    Attributes
+    ----------
+    name, version, summary
+        Names and versions; empty where the plug-in is broken.
+    available
+        Whether it can run here.
+    reason
+        Why not; empty where it can.
+    device, capabilities
+        None where it cannot run.
+    """
+
+    name: str
+    available: bool
+    reason: str = ""
+    version: str = ""
+    summary: str = ""
+    device: str | None = None
+    capabilities: Capabilities | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A backend and why it was taken; `skipped` has the faster ones that are installed and were passed over."""
+
+    backend: Backend
+    reason: str
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+_lock = threading.RLock()
+_loaded: dict[EntryPoint, Backend] = {}
+
+
+def backends() -> list[BackendRecord]:
+    """All installed backends, those that cannot run or are broken included, in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        ``LSTMCORE_PLUGINS`` names a plug-in that is not installed.
+    """
+    records = []
+    for name in sorted({point.name for point in _allowed()}):
+        info = None
+        try:
+            info = _info(name)
+            if reason := info.unavailable():
+                records.append(BackendRecord(name, False, reason, info.version, info.summary))
+                continue
+            declared = get_backend(name).capabilities()
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # a plug-in may fail in any way, and must not take the others down
+            version, summary = (info.version, info.summary) if info else ("", "")
+            records.append(BackendRecord(name, False, _told(error), version, summary))
+            continue
+        records.append(BackendRecord(name, True, "", info.version, info.summary, declared.device, declared))
+    return records
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend of that name, the same object at every call; loads no other plug-in.
+
+    Parameters
+    ----------
+    name
+        An installed backend, or ``"auto"``. None takes ``LSTMCORE_BACKEND``, else ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        Not installed; the message lists those that are, and the nearest.
+    PluginError
+        The plug-in is broken.
+    UnavailableError
+        It cannot run here.
+    """
+    name = default_name() if name is None else name
+    if name == "auto":
+        return _auto(None, None).backend
+    point = _point(name)
+    with _lock:
+        if point not in _loaded:
+            _loaded[point] = _make(name)
+        return _loaded[point]
+
+
+def select(stack: StackConfig, precision: Precision, name: str | None = None) -> Selection:
+    """The backend for a stack: the one that is named, or for ``auto`` the fastest that declares it.
+
+    Raises
+    ------
+    ValueError, PluginError, UnavailableError
+        As `get_backend`; with ``auto``, where no backend can be taken.
+    """
+    source = "named"
+    if name is None:
+        name = default_name()
+        source = f"named by {BACKEND_VARIABLE}"
+    return _auto(stack, precision) if name == "auto" else Selection(get_backend(name), source)
+
+
+def default_name() -> str:
+    """``LSTMCORE_BACKEND``, or ``auto`` where it is unset or empty."""
+    return os.environ.get(BACKEND_VARIABLE, "").strip() or "auto"
+
+
+def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
+    installed = {point.name for point in _allowed()}
+    skipped: dict[str, str] = {}
+    for name in AUTO_ORDER:
+        if name not in installed:
+            continue
+        try:
+            backend = get_backend(name)
+        except (PluginError, UnavailableError, ValueError) as error:
+            skipped[name] = str(error)
+            continue
+        refusals = [backend.refusal(c, precision) for c in stack.configs] if stack and precision else []
+        refusal = next((reason for reason in refusals if reason), None)
+        if refusal is None:
+            return Selection(backend, "auto: the fastest that is available and declares this LSTM", skipped)
+        skipped[name] = refusal
+    tried = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+    if PLUGINS_VARIABLE in os.environ and not tried:
+        tried = f"{PLUGINS_VARIABLE}={os.environ[PLUGINS_VARIABLE]!r} leaves none to load: unset it"
+    raise ValueError(
+        f"backend: 'auto' found none of {', '.join(AUTO_ORDER)} that can run this LSTM ({tried or 'none is installed'})"
+    )
+
+
+def _allowed() -> list[EntryPoint]:
+    """The entry points that ``LSTMCORE_PLUGINS`` lets through; none is loaded by this."""
+    points = list(dict.fromkeys(entry_points(group=GROUP)))
+    wanted = os.environ.get(PLUGINS_VARIABLE)
+    if wanted is None:
+        return points
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    installed = {point.name for point in points}
+    for name in names:
+        if name not in installed:
+            raise ValueError(f"{PLUGINS_VARIABLE}: {_unknown(name, installed)}")
+    return [point for point in points if point.name in names]
+
+
+def _point(name: str) -> EntryPoint:
+    """The one entry point of that name."""
+    points = _allowed()
+    found = [point for point in points if point.name == name]
+    if not found:
+        limited = PLUGINS_VARIABLE in os.environ
+        note = f" ({PLUGINS_VARIABLE}={os.environ[PLUGINS_VARIABLE]!r} limits what is loaded)" if limited else ""
+        raise ValueError(f"backend: {_unknown(name, {point.name for point in points})}{note}")
+    if len({point.value for point in found}) > 1:
+        claims = " and ".join(f"{point.value!r} of {point.dist.name if point.dist else 'unknown'}" for point in found)
+        raise PluginError(f"backend {name!r}: two distributions claim this name, {claims}: uninstall one of them")
+    return found[0]
+
+
+def _unknown(name: str, installed: Iterable[str]) -> str:
+    names = sorted(installed)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"expected one of {', '.join(names) or 'none (no plug-in is loaded)'}; got {name!r}{hint}"
+
+
+def _manager(name: str) -> pluggy.PluginManager:
+    """A plug-in manager with the plug-in of that name alone, so that no other can answer for it."""
+    point = _point(name)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        plugin = point.load()
+        manager.register(plugin, name)
+        manager.check_pending()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # a plug-in may even exit while it is imported
+        raise PluginError(f"backend {name!r}: the plug-in {point.value!r} cannot be loaded: {_told(error)}") from error
+    if not isinstance(plugin, ModuleType):
+        raise PluginError(f"backend {name!r}: expected {point.value!r} to be a module; got {type(plugin).__name__}")
+    return manager
+
+
+def _info(name: str) -> BackendInfo:
+    """The light description of a plug-in, checked."""
+    return _described(name, _manager(name))
+
+
+def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
+    info = _call(name, manager, "lstmcore_backend_info")
+    if not isinstance(info, BackendInfo):
+        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {info!r}")
+    if info.name != name:
+        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected the name {name!r}; got {info.name!r}")
+    return info
+
+
+def _make(name: str) -> Backend:
+    manager = _manager(name)
+    reason = _described(name, manager).unavailable()
+    if reason:
+        raise UnavailableError(f"backend {name!r} cannot run here: {reason}")
+    backend = _call(name, manager, "lstmcore_backend")
+    if not isinstance(backend, Backend):
+        raise PluginError(f"backend {name!r}: lstmcore_backend: expected a Backend; got {backend!r}")
+    if backend.name != name:
+        raise PluginError(f"backend {name!r}: lstmcore_backend: expected the name {name!r}; got {backend.name!r}")
+    return backend
+
+
+def _call(name: str, manager: pluggy.PluginManager, hook: str) -> object:
+    try:
+        return getattr(manager.hook, hook)()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # as above: whatever a plug-in raises is told under its name
+        raise PluginError(f"backend {name!r}: {hook} failed: {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, PluginError | UnavailableError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
