@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
-import os
 import secrets
 import threading
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks
+from lstmcore import checks, registry
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -101,7 +99,7 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
         Name of a backend, or a `Backend`. None takes ``LSTMCORE_BACKEND`` from the environment, else ``"auto"``.
     strict
         Raise where the backend would not take its fastest path, or where ``"auto"`` would pass over a faster
-        backend that is installed.
+        backend that can run on this machine or is broken.
     seed
         Whole number from 0 to 2**64 - 1. The same seed gives the same initial parameters and the same masks, on
         every backend. None draws one from the operating system; `LSTM.seed` tells which.
@@ -120,6 +118,8 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
     ------
     ValueError, TypeError
         An argument outside its domain; `UnsupportedError` where the backend does not declare this LSTM.
+    lstmcore.registry.UnavailableError, lstmcore.registry.PluginError
+        The backend that was named cannot run here, or is broken.
 
     Notes
     -----
@@ -601,12 +601,24 @@ def _whole(name: str, value: object, bits: int) -> int:
 
 
 def _choose(backend: str | Backend | None, stack: StackConfig, precision: Precision) -> tuple[Backend, str, str | None]:
-    """The backend, why it was chosen, and why a faster one was passed over or None."""
+    """The backend, why it was chosen, and what `strict` objects to in that choice, or None."""
     if isinstance(backend, Backend):
         return backend, "given as an object", None
-    name = backend or os.environ.get("LSTMCORE_BACKEND") or "auto"
-    module = importlib.import_module(f"lstmcore_{'numpy' if name == 'auto' else name}.kernel")
-    found = next(
-        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Backend) and v is not Backend
-    )
-    return found(), f"selected as {name!r}", None  # until registry.py is there
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend: expected a name, a Backend or None; got {type(backend).__name__}")
+    selection = registry.select(stack, precision, backend)
+    passed = "".join(f"; {name} was passed over: {reason}" for name, reason in selection.skipped.items())
+    faster = {name: reason for name, reason in selection.skipped.items() if not _unavailable(name)}
+    objection = "".join(f"; auto passes over the faster backend {name!r}: {faster[name]}" for name in faster)[2:]
+    return selection.backend, selection.reason + passed, objection or None
+
+
+def _unavailable(name: str) -> bool:
+    """Whether a backend cannot run on this machine; one that is broken could."""
+    try:
+        registry.get_backend(name)
+    except registry.UnavailableError:
+        return True
+    except registry.PluginError:
+        return False
+    return False

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmcore import reference
+from lstmcore import reference, registry
 from lstmcore.backend import Backend, Masks, StackMasks, State, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
@@ -622,6 +622,41 @@ def test_strict_raises_where_a_call_would_take_a_slower_path() -> None:
             call()
     assert lstm.step == 0
     LSTM(3, 4, backend=TextbookBackend())(x)
+
+
+def test_the_backend_comes_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = LSTM(3, 4, dtype="float64", backend="reference")
+    assert str(named.explain()).splitlines()[0] == "backend reference on cpu, float64: named"
+    monkeypatch.setenv("LSTMCORE_BACKEND", "reference")
+    default = LSTM(3, 4, dtype="float64")
+    assert default.backend is named.backend
+    assert "LSTMCORE_BACKEND" in str(default.explain())
+    with pytest.raises(ValueError, match="did you mean 'reference'"):
+        LSTM(3, 4, dtype="float64", backend="refrence")
+    with pytest.raises(TypeError, match=r"^backend: expected a name, a Backend or None; got int"):
+        LSTM(3, 4, backend=3)  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_strict_objects_to_a_faster_backend_that_could_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = registry.Selection(TextbookBackend(), "auto", {"far": "no such device", "fast": "no peephole"})
+
+    def get_backend(name: str) -> Backend:
+        if name == "far":
+            raise registry.UnavailableError("no such device")
+        if name == "broken":
+            raise registry.PluginError("cannot be loaded")
+        return TextbookBackend()
+
+    monkeypatch.setattr(registry, "select", lambda stack, precision, name: found)
+    monkeypatch.setattr(registry, "get_backend", get_backend)
+    with pytest.raises(UnsupportedError, match=r"^strict: auto passes over the faster backend 'fast': no peephole$"):
+        LSTM(3, 4, strict=True)
+    assert "far was passed over: no such device; fast was passed over: no peephole" in str(LSTM(3, 4).explain())
+    del found.skipped["fast"]
+    LSTM(3, 4, strict=True)
+    found.skipped["broken"] = "cannot be loaded"
+    with pytest.raises(UnsupportedError, match="'broken': cannot be loaded"):
+        LSTM(3, 4, strict=True)
 
 
 def test_explain_names_the_backend_and_every_path() -> None:
