@@ -207,7 +207,7 @@ class Report:
         table.add_column("section", no_wrap=True)
         table.add_column("outcome", no_wrap=True)
         table.add_column("cases", justify="right")
-        table.add_column("worst share", justify="right")
+        table.add_column("share", justify="right")
         for check in self.checks:
             share = check.worst.worst.share if check.worst and check.worst.worst else None
             table.add_row(
