@@ -1,0 +1,150 @@
+"""Sessions: ``nox -l`` lists them; README.md says which to start with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.error_on_missing_interpreters = True
+nox.needs_version = ">=2024.4.15"
+
+HERE = Path(__file__).parent
+TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
+TESTS = ("pytest>=8.0", "hypothesis>=6.100")
+PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "benchmarks", "examples", "noxfile.py", "conftest.py")
+
+
+def _quiet() -> dict[str, str | None]:
+    """An environment in which no setting of the user changes what runs.
+
+    One BLAS thread: the products are small, and threads that spin on a shared machine made training 15 times slower.
+    """
+    own = {name: None for name in os.environ if name.startswith(("LSTMCORE_", "PYTHONPATH", "PYTEST_"))}
+    return {**own, "OPENBLAS_NUM_THREADS": "1"}
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Verify a backend, train a bidirectional LSTM on real recordings with it and evaluate it; about a minute."""
+    session.install(".[plot]")
+    folder = HERE / "quickstart"
+    folder.mkdir(exist_ok=True)
+    model, picture = str(folder / "model.safetensors"), str(folder / "learning-curve.png")
+    env = _quiet()
+    session.run("lstmcore", "backends", env=env)
+    session.run("lstmcore", "conform", "numpy", env=env)
+    train = ("--bidirectional", "--hidden-size", "100", "--seed", "0", "--backend", "numpy", "--plot", picture)
+    session.run("lstmcore", "train", "japanese-vowels", "--out", model, *train, env=env)
+    session.run("lstmcore", "evaluate", model, "japanese-vowels", env=env)
+    session.log(f"the model is {model}, the learning curve {picture}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast tests."""
+    session.install("-e", ".[plot,conformance]", *TESTS)
+    session.run("pytest", "-m", "not slow and not peers", *session.posargs, env=_quiet())
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that train for longer."""
+    session.install("-e", ".[plot,conformance]", *TESTS)
+    session.run("pytest", "-m", "slow", *session.posargs, env=_quiet())
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Differential tests against PyTorch."""
+    session.install("-e", ".[plot,conformance]", *TESTS, TORCH)
+    session.run("pytest", "-m", "peers", "tests/peers", *session.posargs, env=_quiet())
+
+
+@nox.session
+@nox.parametrize("backend", ["reference", "numpy"])
+def conformance(session: nox.Session, backend: str) -> None:
+    """The conformance suite on a backend; the report goes to reports/."""
+    session.install(".")
+    (HERE / "reports").mkdir(exist_ok=True)
+    report = str(HERE / "reports" / f"{backend}.json")
+    session.run("lstmcore", "conform", backend, "--json", report, *session.posargs, env=_quiet())
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff."""
+    session.install("ruff==0.17.6")
+    present = [name for name in PYTHON_FILES if (HERE / name).exists()]
+    session.run("ruff", "check", *present)
+    session.run("ruff", "format", "--check", *present)
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Mypy, strict."""
+    session.install("-e", ".[plot,conformance]", "mypy>=1.15", "nox")
+    session.run("mypy")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel, check what they hold, and run the conformance suite from the wheel in an empty folder."""
+    session.install("build", "check-wheel-contents", *TESTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        skip = shutil.ignore_patterns(".git", ".nox", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+        shutil.copytree(HERE, folder / "source", ignore=skip)
+        dist = folder / "dist"
+        session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
+        (wheel,) = dist.glob("*.whl")
+        (sdist,) = dist.glob("*.tar.gz")
+        toplevel = "lstmcore,lstmcore_numpy,lstmcore_reference,lstmcore_conformance"
+        # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
+        session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))
+        session.run("python", "-c", _CONTENTS, str(wheel), str(sdist))
+        session.install("--force-reinstall", "--no-deps", str(wheel))
+        session.install(str(wheel))
+        empty = folder / "empty"
+        empty.mkdir()
+        session.chdir(empty)
+        env = _quiet()
+        session.run("lstmcore", "backends", env=env)
+        suite = ("-p", "lstmcore_conformance.plugin", "--pyargs", "lstmcore_conformance", "--lstm-backend", "numpy")
+        session.run("pytest", "-q", "-c", os.devnull, "--rootdir=.", *suite, env=env)
+
+
+_CONTENTS = """
+import sys, tarfile, zipfile
+wheel, sdist = set(zipfile.ZipFile(sys.argv[1]).namelist()), set(tarfile.open(sys.argv[2]).getnames())
+root = min(sdist, key=len).split("/")[0]
+for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
+             "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py"):
+    if name not in wheel:
+        sys.exit(f"{sys.argv[1]}: {name} is missing")
+for name in ("LICENSE", "README.md", "pyproject.toml"):
+    if f"{root}/{name}" not in sdist:
+        sys.exit(f"{sys.argv[2]}: {name} is missing")
+"""
+
+
+@nox.session
+def plugin(session: nox.Session) -> None:
+    """A backend of another distribution: installed, found through its entry point, verified."""
+    session.install(".", "./examples/lstmcore_example_backend")
+    env = _quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        session.chdir(folder)
+        session.run("lstmcore", "backends", env=env)
+        session.run("lstmcore", "conform", "example", env=env)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The NumPy backend against the tutorials' listing and PyTorch."""
+    session.install("-e", ".", "pytest>=8.0", "pytest-benchmark>=5.0", TORCH)
+    session.run("pytest", "benchmarks", "-p", "no:cacheprovider", *session.posargs)
