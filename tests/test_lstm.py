@@ -48,7 +48,7 @@ def make_stack(num_layers: int = 1, bidirectional: bool = False, dropout: float 
     return StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
 
 
-def make(case: StackCase, backend: Backend | None = None, dtype: str = "float64", **arguments: Any) -> LSTM:
+def make(case: StackCase, backend: Backend | str | None = None, dtype: str = "float64", **arguments: Any) -> LSTM:
     return LSTM.from_config(
         case.stack, case.parameters, dtype=dtype, backend=backend or ReferenceBackend(), **arguments
     )
@@ -66,21 +66,26 @@ def case(request: pytest.FixtureRequest) -> StackCase:
     return make_stack_case(make_stack(**STACKS[request.param]), seed=len(request.param))
 
 
+@pytest.fixture(params=["reference", "numpy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("given_state", [False, True])
-def test_call_is_the_reference_composed(case: StackCase, ragged: bool, given_state: bool) -> None:
+def test_call_is_the_reference_composed(case: StackCase, backend: str, ragged: bool, given_state: bool) -> None:
     lengths, state = case.lengths if ragged else None, case.state if given_state else None
-    y, (h_n, c_n) = make(case)(case.x, state, lengths)
+    y, (h_n, c_n) = make(case, backend)(case.x, state, lengths)
     expected = by_hand(case.stack, case.parameters, case.x, state, lengths)
     for found, wanted in ((y, expected.y), (h_n, expected.state.h), (c_n, expected.state.c)):
         assert_close(found, wanted)
 
 
-def test_record_is_the_reference_composed_with_the_drawn_masks(case: StackCase) -> None:
-    lstm = make(case, seed=11)
+def test_record_is_the_reference_composed_with_the_drawn_masks(case: StackCase, backend: str) -> None:
+    lstm = make(case, backend, seed=11)
     lstm.step = 5
     y, (h_n, c_n), tape = lstm.record(case.x, case.state, case.lengths)
     masks = stack_masks(case.stack, PRECISIONS["float64"], 4, 3, seed=11, step=5)
@@ -90,8 +95,8 @@ def test_record_is_the_reference_composed_with_the_drawn_masks(case: StackCase) 
         assert_close(found, wanted)
 
 
-def test_every_gradient_by_complex_step(case: StackCase) -> None:
-    lstm = make(case, seed=3)
+def test_every_gradient_by_complex_step(case: StackCase, backend: str) -> None:
+    lstm = make(case, backend, seed=3)
     _, _, tape = lstm.record(case.x, case.state, case.lengths)
     grads = lstm.backward(tape, case.dy, case.dstate)
 
@@ -212,8 +217,8 @@ def test_dtype_is_a_name_a_numpy_dtype_or_a_precision(dtype: Any) -> None:
 # Layouts --------------------------------------------------------------------------------------------------------------
 
 
-def test_batch_first_swaps_x_and_y_only(case: StackCase) -> None:
-    lstm, swapped = make(case, seed=1), make(case, seed=1, batch_first=True)
+def test_batch_first_swaps_x_and_y_only(case: StackCase, backend: str) -> None:
+    lstm, swapped = make(case, backend, seed=1), make(case, backend, seed=1, batch_first=True)
     turned = case.x.swapaxes(0, 1).copy()
     y, state, tape = lstm.record(case.x, case.state, case.lengths)
     y2, state2, tape2 = swapped.record(turned, case.state, case.lengths)
@@ -264,9 +269,9 @@ def test_one_sequence_without_a_batch_axis(case: StackCase, batch_first: bool) -
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, 3), (4, 0), (0, 0), (1, 1)])
-def test_empty_and_smallest_sizes(steps: int, batch: int, case: StackCase) -> None:
+def test_empty_and_smallest_sizes(steps: int, batch: int, case: StackCase, backend: str) -> None:
     small = make_stack_case(case.stack, steps=steps, batch=batch)
-    lstm = make(small)
+    lstm = make(small, backend)
     y, last, tape = lstm.record(small.x, small.state, small.lengths)
     grads = lstm.backward(tape, small.dy, small.dstate)
     ty, _ = lstm.jvp(small.x, small.tx, small.state, small.tstate, small.tparameters, small.lengths)
@@ -281,9 +286,9 @@ def test_empty_and_smallest_sizes(steps: int, batch: int, case: StackCase) -> No
 # Lengths, directions, rows --------------------------------------------------------------------------------------------
 
 
-def test_rows_do_not_influence_each_other(case: StackCase) -> None:
+def test_rows_do_not_influence_each_other(case: StackCase, backend: str) -> None:
     order = np.array([2, 0, 1])
-    lstm = make(case)
+    lstm = make(case, backend)
 
     def rows(state: State) -> State:
         return State(state.h[:, order], state.c[:, order])
@@ -294,8 +299,8 @@ def test_rows_do_not_influence_each_other(case: StackCase) -> None:
     assert_close(permuted_last.c, last.c[:, order])
 
 
-def test_each_row_is_as_if_alone_and_cut_to_its_length(case: StackCase) -> None:
-    lstm = make(case)
+def test_each_row_is_as_if_alone_and_cut_to_its_length(case: StackCase, backend: str) -> None:
+    lstm = make(case, backend)
     lengths = np.array([3, 0, 2])
     y, last = lstm(case.x, case.state, lengths)
     for row, length in enumerate(lengths):
@@ -307,8 +312,8 @@ def test_each_row_is_as_if_alone_and_cut_to_its_length(case: StackCase) -> None:
         assert_close(last.c[:, row], expected_last.c)
 
 
-def test_a_row_of_no_steps_keeps_its_state(case: StackCase) -> None:
-    lstm = make(case)
+def test_a_row_of_no_steps_keeps_its_state(case: StackCase, backend: str) -> None:
+    lstm = make(case, backend)
     _, last, tape = lstm.record(case.x, case.state, case.lengths)
     np.testing.assert_array_equal(last.h[:, 0], case.state.h[:, 0])
     np.testing.assert_array_equal(last.c[:, 0], case.state.c[:, 0])
@@ -332,8 +337,8 @@ def test_reversed_direction_is_the_forward_one_on_the_reversed_row() -> None:
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_padding_has_no_influence(case: StackCase, poison: float) -> None:
-    lstm = make(case)
+def test_padding_has_no_influence(case: StackCase, backend: str, poison: float) -> None:
+    lstm = make(case, backend)
     padding = np.arange(4)[:, None] >= case.lengths
     x, dy, tx = case.x.copy(), case.dy.copy(), case.tx.copy()
     for array in (x, dy, tx):
@@ -390,11 +395,27 @@ def test_streaming_is_the_same_computation(dtype: str) -> None:
     assert backend.packed == packed
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_streaming_on_numpy_in_parts_of_any_size(dtype: str, size: int) -> None:
+    """Up to the order in which a matrix product adds, which may depend on its number of rows."""
+    case = make_stack_case(make_stack(2, peephole=True, hidden_size=9), steps=20, batch=2, dtype=dtype)
+    lstm = make(case, "numpy", dtype)
+    whole, whole_last = lstm(case.x, case.state)
+    state, parts = case.state, []
+    for start in range(0, 20, size):
+        y, state = lstm(case.x[start : start + size], state)
+        parts.append(y)
+    epsilon = PRECISIONS[dtype].epsilon
+    assert_close(np.concatenate(parts), whole, epsilon=epsilon, terms=32)
+    assert_close(state.c, whole_last.c, epsilon=epsilon, terms=32)
+
+
 # Tapes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_tape_outlives_new_parameters_and_can_be_used_again(case: StackCase) -> None:
-    lstm = make(case, TextbookBackend())
+def test_a_tape_outlives_new_parameters_and_can_be_used_again(case: StackCase, backend: str) -> None:
+    lstm = make(case, TextbookBackend() if backend == "reference" else backend)
     _, _, tape = lstm.record(case.x, case.state, case.lengths)
     first = lstm.backward(tape, case.dy, case.dstate)
     lstm.load_parameters(case.tparameters)
@@ -404,8 +425,8 @@ def test_a_tape_outlives_new_parameters_and_can_be_used_again(case: StackCase) -
         np.testing.assert_array_equal(first.parameters[name], again.parameters[name])
 
 
-def test_changing_the_final_state_does_not_change_the_tape(case: StackCase) -> None:
-    lstm = make(case, TextbookBackend())
+def test_changing_the_final_state_does_not_change_the_tape(case: StackCase, backend: str) -> None:
+    lstm = make(case, TextbookBackend() if backend == "reference" else backend)
     _, last, tape = lstm.record(case.x, case.state, case.lengths)
     first = lstm.backward(tape, case.dy, case.dstate)
     last.h[...], last.c[...] = 7.0, 7.0
@@ -486,12 +507,12 @@ def _run(lstm: LSTM, case: StackCase) -> list[Array]:
     return [y, *last, plain, *plain_last, grads.x, *grads.state, *grads.parameters.values(), ty, *tlast]
 
 
-def test_inputs_are_unchanged_read_only_ones_work_and_outputs_are_fresh(case: StackCase) -> None:
+def test_inputs_are_unchanged_read_only_ones_work_and_outputs_are_fresh(case: StackCase, backend: str) -> None:
     inputs = _arrays(case)
     before = [array.copy() for array in inputs]
     for array in inputs:
         array.flags.writeable = False
-    lstm = make(case)
+    lstm = make(case, backend)
     outputs = _run(lstm, case)
     for array, old in zip(inputs, before, strict=True):
         np.testing.assert_array_equal(array, old)
@@ -500,7 +521,7 @@ def test_inputs_are_unchanged_read_only_ones_work_and_outputs_are_fresh(case: St
         assert not any(np.shares_memory(output, other) for other in others)
 
 
-def test_non_contiguous_inputs(case: StackCase) -> None:
+def test_non_contiguous_inputs(case: StackCase, backend: str) -> None:
     def spread(array: Array) -> Array:
         wide = np.full((*array.shape[:-1], 2 * array.shape[-1] + 1), np.nan, array.dtype)
         wide[..., 1::2] = array
@@ -522,13 +543,13 @@ def test_non_contiguous_inputs(case: StackCase) -> None:
         pair(case.tstate),
         {name: spread(value) for name, value in case.tparameters.items()},
     )
-    for found, expected in zip(_run(make(strange), strange), _run(make(case), case), strict=True):
+    for found, expected in zip(_run(make(strange, backend), strange), _run(make(case, backend), case), strict=True):
         assert_close(found, expected)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_out(case: StackCase, batch_first: bool) -> None:
-    lstm = make(case, batch_first=batch_first)
+def test_out(case: StackCase, backend: str, batch_first: bool) -> None:
+    lstm = make(case, backend, batch_first=batch_first)
     x = case.x.swapaxes(0, 1) if batch_first else case.x
     expected, _ = lstm(x, case.state, case.lengths)
     out = np.full(expected.shape, np.nan)
@@ -541,8 +562,8 @@ def test_out(case: StackCase, batch_first: bool) -> None:
     assert np.isnan(wide[:, :, ::2]).all()
 
 
-def test_threads_give_the_same_bits(case: StackCase) -> None:
-    lstm = make(case)
+def test_threads_give_the_same_bits(case: StackCase, backend: str) -> None:
+    lstm = make(case, backend)
     expected = _run(lstm, case)
     results: list[list[Array]] = []
     threads = [threading.Thread(target=lambda: results.append(_run(lstm, case))) for _ in range(4)]

@@ -103,6 +103,7 @@ def parameters(number: int) -> dict[str, Array]:
     return {name: 2 * value for name, value in drawn.items()}
 
 
+@lru_cache(maxsize=4)
 def theirs(number: int, dtype: str) -> tuple[dict[str, Array], dict[str, Array]]:
     """PyTorch's outputs, and its gradients under our names."""
     import torch
@@ -188,8 +189,8 @@ def errors(found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict[str, 
     return shares
 
 
-@pytest.mark.parametrize("number", range(CONFIGURATIONS), ids=lambda number: f"config{number}-")
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
+@pytest.mark.parametrize("number", range(CONFIGURATIONS), ids=lambda number: f"config{number}-")
 def test_float64(backend: str, number: int) -> None:
     for found, exact in zip(mine(number, backend, "float64"), theirs(number, "float64"), strict=True):
         assert {name.removeprefix("plain ") for name in found} == exact.keys()
@@ -197,8 +198,8 @@ def test_float64(backend: str, number: int) -> None:
             assert error <= 1e-10, f"{backend}, {name}: relative error {error:.3g}; {problem(number)}"
 
 
-@pytest.mark.parametrize("number", range(CONFIGURATIONS), ids=lambda number: f"config{number}-")
 @pytest.mark.parametrize("backend", ["textbook", "numpy"])
+@pytest.mark.parametrize("number", range(CONFIGURATIONS), ids=lambda number: f"config{number}-")
 def test_float32(backend: str, number: int) -> None:
     """Within the rule of the conformance suite: four times what another float32 evaluation loses, and two epsilons.
 
