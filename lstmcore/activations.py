@@ -26,16 +26,21 @@ class Function(NamedTuple):
 
 def _sigmoid(z: Array) -> Array:
     decay = np.exp(np.where(z.real >= 0, -z, z))  # never overflows
-    return np.where(z.real >= 0, 1, decay) / (1 + decay)
+    result: Array = np.where(z.real >= 0, 1, decay) / (1 + decay)
+    return result
 
 
 def _softplus(z: Array) -> Array:
     # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
-    return _relu(z) + np.log1p(np.exp(np.where(z.real >= 0, -z, z)))
+    return np.where(z.real >= 0, z, 0) + np.log1p(np.exp(np.where(z.real >= 0, -z, z)))
 
 
-def _relu(z: Array) -> Array:
-    return np.where(z.real > 0, z, 0 * z.real)
+def _above(z: Array, threshold: float) -> Array:
+    return np.where(z.real <= threshold, 0, z)  # this way round NaN stays NaN
+
+
+def _leaky_relu(z: Array, alpha: float) -> Array:
+    return np.where(z.real >= 0, z, alpha * np.where(z.real >= 0, 0, z))
 
 
 def _elu(z: Array, alpha: float) -> Array:
@@ -46,33 +51,44 @@ def _magnitude(z: Array) -> Array:
     return np.where(z.real >= 0, z, -z)
 
 
+def _softsign(z: Array) -> Array:
+    finite = np.isfinite(z.real) | np.isnan(z.real)
+    bounded = np.where(finite, z, 0)
+    return np.where(finite, bounded / (1 + _magnitude(bounded)), np.sign(z.real))
+
+
+def _hard_sigmoid(z: Array, alpha: float, beta: float) -> Array:
+    line = alpha * z + beta
+    return np.where(line.real >= 1, 1, np.where(line.real <= 0, 0, line))
+
+
 def clip(z: Array, bound: float) -> Array:
     """`z` limited to +-bound; NaN stays NaN."""
-    return np.where(z.real > bound, bound, np.where(z.real < -bound, -bound, z)).astype(z.dtype, copy=False)
+    limited: Array = np.where(z.real > bound, bound, np.where(z.real < -bound, -bound, z))
+    return limited.astype(z.dtype, copy=False)
 
 
 def inside(z: Array, bound: float) -> Array:
     """The derivative of `clip`: 1 where ``|z| <= bound``, else 0."""
-    return (np.abs(z.real) <= bound).astype(z.dtype)
+    within: Array = np.abs(z.real) <= bound
+    return within.astype(z.dtype)
 
 
 FUNCTIONS: Final[Mapping[str, Function]] = {
     "sigmoid": Function(lambda z, a, b: _sigmoid(z), lambda z, y, a, b: y * (1 - y)),
     "tanh": Function(lambda z, a, b: np.tanh(z), lambda z, y, a, b: 1 - y * y),
-    "relu": Function(lambda z, a, b: _relu(z), lambda z, y, a, b: np.where(z.real > 0, 1, 0)),
+    "relu": Function(lambda z, a, b: _above(z, 0.0), lambda z, y, a, b: np.where(z.real > 0, 1, 0)),
     "identity": Function(lambda z, a, b: z, lambda z, y, a, b: np.ones_like(z)),
     "affine": Function(lambda z, a, b: a * z + b, lambda z, y, a, b: np.full_like(z, a)),
-    "leaky_relu": Function(lambda z, a, b: np.where(z.real >= 0, z, a * z), lambda z, y, a, b: np.where(z.real >= 0, 1, a)),
-    "thresholded_relu": Function(
-        lambda z, a, b: np.where(z.real > a, z, 0 * z.real), lambda z, y, a, b: np.where(z.real > a, 1, 0)
-    ),
+    "leaky_relu": Function(lambda z, a, b: _leaky_relu(z, a), lambda z, y, a, b: np.where(z.real >= 0, 1, a)),
+    "thresholded_relu": Function(lambda z, a, b: _above(z, a), lambda z, y, a, b: np.where(z.real > a, 1, 0)),
     "scaled_tanh": Function(lambda z, a, b: a * np.tanh(b * z), lambda z, y, a, b: a * b * (1 - np.tanh(b * z) ** 2)),
     "hard_sigmoid": Function(
-        lambda z, a, b: clip(2 * (a * z + b) - 1, 1.0) / 2 + 0.5,
+        lambda z, a, b: _hard_sigmoid(z, a, b),
         lambda z, y, a, b: np.where(((a * z + b).real > 0) & ((a * z + b).real < 1), a, 0),
     ),
     "elu": Function(lambda z, a, b: _elu(z, a), lambda z, y, a, b: np.where(z.real >= 0, 1, y + a)),
-    "softsign": Function(lambda z, a, b: z / (1 + _magnitude(z)), lambda z, y, a, b: 1 / (1 + _magnitude(z)) ** 2),
+    "softsign": Function(lambda z, a, b: _softsign(z), lambda z, y, a, b: (1 / (1 + _magnitude(z))) ** 2),
     "softplus": Function(lambda z, a, b: _softplus(z), lambda z, y, a, b: _sigmoid(z)),
 }
 

@@ -292,9 +292,7 @@ class Kernel(ABC):
         return Forward(y, last, Tape(self, x.shape[0], x.shape[1], saved) if record else None)
 
     @final
-    def backward(
-        self, weights: Weights, tape: Tape, dy: Array | None = None, dstate: State | None = None
-    ) -> Gradients:
+    def backward(self, weights: Weights, tape: Tape, dy: Array | None = None, dstate: State | None = None) -> Gradients:
         """Gradients of ``sum(dy * y) + sum(dstate * final state)``.
 
         Parameters

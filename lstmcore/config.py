@@ -61,16 +61,20 @@ class Activation:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ACTIVATIONS:
+        if not isinstance(self.name, str) or self.name not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}; got {self.name!r}")
         defaults = ACTIVATIONS[self.name]
         for key in ("alpha", "beta"):
             value = getattr(self, key)
             if key not in defaults:
                 if value is not None:
-                    raise ValueError(f"activation {self.name}: has no parameter {key}; got {key}={value!r}, leave it out")
+                    raise ValueError(
+                        f"activation {self.name}: has no parameter {key}; got {key}={value!r}, leave it out"
+                    )
                 continue
-            object.__setattr__(self, key, defaults[key] if value is None else _finite(f"activation {self.name} {key}", value))
+            object.__setattr__(
+                self, key, defaults[key] if value is None else _finite(f"activation {self.name} {key}", value)
+            )
 
     @classmethod
     def parse(cls, value: Activation | str) -> Activation:
@@ -78,7 +82,9 @@ class Activation:
         if isinstance(value, Activation):
             return value
         if not isinstance(value, str):
-            raise TypeError(f"activation: expected an Activation or its text, such as 'tanh'; got {type(value).__name__}")
+            raise TypeError(
+                f"activation: expected an Activation or its text, such as 'tanh'; got {type(value).__name__}"
+            )
         match = _ACTIVATION_TEXT.fullmatch(value)
         if match is None:
             raise ValueError(f"activation: expected a text such as 'tanh' or 'elu(alpha=0.5)'; got {value!r}")
@@ -88,11 +94,16 @@ class Activation:
             key, equals, number = part.rpartition("=")
             key = key.strip() if equals else ("alpha", "beta")[position] if position < 2 else ""
             try:
-                arguments[key] = float(number)
+                parsed = float(number)
             except ValueError:
-                raise ValueError(f"activation: {part.strip()!r} in {value!r} is not a number") from None
+                raise ValueError(
+                    f"activation: expected a number for {key or 'each parameter'}; got {part.strip()!r} in {value!r}"
+                ) from None
             if key not in ("alpha", "beta"):
                 raise ValueError(f"activation: expected alpha and beta only; got {value!r}")
+            if key in arguments:
+                raise ValueError(f"activation: expected {key} once; got {value!r}")
+            arguments[key] = parsed
         return cls(match["name"], **arguments)
 
     def __str__(self) -> str:
@@ -326,22 +337,34 @@ class StackConfig:
             raise ValueError("layers: expected at least one layer; got none")
         expected: int | None = None
         for index, directions in enumerate(self.layers):
-            if len(directions) not in (1, 2) or len(directions) != self.num_directions:
-                raise ValueError(f"layers[{index}]: expected {self.num_directions} of 1 or 2 directions; got {len(directions)}")
+            if len(directions) not in (1, 2):
+                raise ValueError(f"layers[{index}]: expected 1 or 2 directions; got {len(directions)}")
+            if len(directions) != self.num_directions:
+                raise ValueError(
+                    f"layers[{index}]: expected {self.num_directions} direction(s) as in layers[0]; got {len(directions)}"
+                )
             for direction, config in enumerate(directions):
                 where = f"layers[{index}][{direction}]"
                 if expected is not None and config.input_size != expected:
-                    raise ValueError(f"{where}.input_size: expected {expected}, the width of the layer below; got {config.input_size}")
+                    raise ValueError(
+                        f"{where}.input_size: expected {expected}, the width of the layer below; got {config.input_size}"
+                    )
                 if config.reverse != bool(direction):
                     raise ValueError(f"{where}.reverse: expected {bool(direction)}; got {config.reverse}")
                 if (config.hidden_size, config.output_size) != (self.hidden_size, self.output_size):
-                    raise ValueError(f"{where}: hidden_size and proj_size must be the same in every layer and direction")
+                    raise ValueError(
+                        f"{where}: hidden_size and proj_size must be the same in every layer and direction"
+                    )
                 if config.input_size != directions[0].input_size:
-                    raise ValueError(f"{where}.input_size: expected {directions[0].input_size} as in the other direction; got {config.input_size}")
+                    raise ValueError(
+                        f"{where}.input_size: expected {directions[0].input_size} as in the other direction; got {config.input_size}"
+                    )
             expected = len(directions) * directions[0].output_size
 
     @classmethod
-    def make(cls, config: LSTMConfig, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0) -> StackConfig:
+    def make(
+        cls, config: LSTMConfig, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
+    ) -> StackConfig:
         """`num_layers` layers with the switches of `config`, in one or both directions."""
         num_layers = _integer("num_layers", num_layers, 1)
         if not isinstance(bidirectional, bool):
@@ -404,6 +427,26 @@ class StackConfig:
             for name, shape in config.parameter_shapes.items()
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON: the version of the form, every layer and direction, the dropout."""
+        layers = [[config.to_dict() for config in directions] for directions in self.layers]
+        return {"version": CONFIG_VERSION, "layers": layers, "dropout": self.dropout}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StackConfig:
+        """The inverse of `to_dict`. A newer version, an unknown or a missing entry is a ValueError."""
+        rest = dict(values)
+        check_version("stack", rest.pop("version", None), CONFIG_VERSION)
+        if unknown := sorted(set(rest) - {"layers", "dropout"}):
+            raise ValueError(f"stack: unknown {', '.join(unknown)}; known are layers, dropout")
+        if "layers" not in rest:
+            raise ValueError("stack: layers missing")
+        layers = rest["layers"]
+        if not isinstance(layers, list) or not all(isinstance(directions, list) for directions in layers):
+            raise ValueError(f"stack layers: expected a list of lists of layer configurations; got {layers!r}")
+        made = tuple(tuple(LSTMConfig.from_dict(config) for config in directions) for directions in layers)
+        return cls(made, rest.get("dropout", 0.0))
+
 
 def check_version(what: str, found: object, newest: int) -> None:
     """Raise ValueError unless `found` is a version of `what` that this lstmcore can read."""
@@ -427,26 +470,6 @@ def rate(name: str, value: object, *, one_allowed: bool = False) -> float:
 def _integer(name: str, value: object, minimum: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected a whole number; got {value!r}")
-    def to_dict(self) -> dict[str, Any]:
-        """A form for JSON: the version of the form, every layer and direction, the dropout."""
-        layers = [[config.to_dict() for config in directions] for directions in self.layers]
-        return {"version": CONFIG_VERSION, "layers": layers, "dropout": self.dropout}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StackConfig:
-        """The inverse of `to_dict`. A newer version, an unknown or a missing entry is a ValueError."""
-        rest = dict(values)
-        check_version("stack", rest.pop("version", None), CONFIG_VERSION)
-        if unknown := sorted(set(rest) - {"layers", "dropout"}):
-            raise ValueError(f"stack: unknown {', '.join(unknown)}; known are layers, dropout")
-        if "layers" not in rest:
-            raise ValueError("stack: layers missing")
-        layers = rest["layers"]
-        if not isinstance(layers, list) or not all(isinstance(directions, list) for directions in layers):
-            raise ValueError(f"stack layers: expected a list of lists of layer configurations; got {layers!r}")
-        made = tuple(tuple(LSTMConfig.from_dict(config) for config in directions) for directions in layers)
-        return cls(made, rest.get("dropout", 0.0))
-
     number = int(value.__index__())
     if number < minimum:
         raise ValueError(f"{name}: expected at least {minimum}; got {number}")
@@ -456,7 +479,10 @@ def _integer(name: str, value: object, minimum: int) -> int:
 def _finite(name: str, value: object) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number; got {value!r}")
-    number = float(value.__float__())
+    try:
+        number = float(value.__float__())
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number; got one that no float64 can hold") from None
     if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number; got {number}")
     return number

@@ -128,7 +128,7 @@ def backward(config: LSTMConfig, tape: Tape, dy: Array | None = None, dstate: St
     dp = {name: np.zeros(shape, tape.dtype) for name, shape in config.parameter_shapes.items()}
     for t, step in reversed(tape.steps):
         incoming = np.zeros_like(dh) if dy is None else np.asarray(dy[t], tape.dtype)
-        dh_step = np.where(step.active, dh + incoming, 0)
+        dh_step = np.where(step.active, dh, 0) + np.where(step.active, incoming, 0)
         dc_step = np.where(step.active, dc, 0)
         dx[t], dh_before, dc_before = _backward_step(config, tape.parameters, step, dh_step, dc_step, dp)
         dh = np.where(step.active, dh_before, dh)
@@ -159,8 +159,11 @@ def jvp(
     th, tc = _state(config, batch, tangents.state, tape.dtype)
     ty = np.zeros_like(primal.y)
     for t, step in tape.steps:
-        tx = np.zeros_like(step.x) if tangents.x is None else np.where(step.active, tangents.x[t], 0)
-        th_new, tc_new = _jvp_step(config, tape.parameters, tp, step, np.asarray(tx, tape.dtype), th, tc)
+        tx = 0 if tangents.x is None else np.asarray(tangents.x[t], tape.dtype)
+        inputs = (
+            np.where(step.active, tangent, np.zeros_like(old)) for tangent, old in ((tx, step.x), (th, th), (tc, tc))
+        )
+        th_new, tc_new = _jvp_step(config, tape.parameters, tp, step, *inputs)
         th, tc = np.where(step.active, th_new, th), np.where(step.active, tc_new, tc)
         ty[t] = np.where(step.active, th, 0)
     return primal._replace(tape=None), Forward(ty, State(th, tc))
@@ -221,7 +224,7 @@ def _forward_step(config: LSTMConfig, p: Parameters, step: Step) -> tuple[Array,
     return keep_h * step.h_before + (1 - keep_h) * h_new, step.c
 
 
-# One step, backward: d_ is the gradient of the scalar with respect to the value of that name ----------------------------
+# One step, backward: d_ is the gradient of the scalar with respect to the value of that name --------------------------
 
 
 def _backward_step(
@@ -301,7 +304,7 @@ def _backward_step(
     return dx, dh_before, dc_before
 
 
-# One step, forward-mode derivative: t_ is the change of the value of that name along the tangents -----------------------
+# One step, forward-mode derivative: t_ is the change of the value of that name along the tangents ---------------------
 
 
 def _jvp_step(
@@ -367,11 +370,11 @@ def _schedule(config: LSTMConfig, steps: int, batch: int, lengths: Any) -> Itera
 
 
 def _begin(config: LSTMConfig, x: Array, before: State, masks: tuple[Array, Array, Array], active: Array) -> Step:
-    """The inputs of a step; x and masks of rows past their end are replaced by zeros, whatever they hold."""
-    x = np.where(active, x, 0)
+    """The inputs of a step, all replaced by zeros in rows past their end: whatever those hold reaches no sum."""
+    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))
     keep_r, keep_h, keep_c = (np.where(active, mask, 0) for mask in masks)
-    recurrent = keep_r * (before.c if config.recurrence == "cell" else before.h)
-    return Step(active, x, before.h, before.c, (keep_r, keep_h, keep_c), recurrent)
+    recurrent = keep_r * (c_before if config.recurrence == "cell" else h_before)
+    return Step(active, x, h_before, c_before, (keep_r, keep_h, keep_c), recurrent)
 
 
 def _masks_at(
@@ -402,6 +405,10 @@ def _stored(h: Array, policy: Precision) -> Array:
     """`h` rounded to the storage dtype, since the next step reads what was stored."""
     if policy.storage == policy.compute or np.iscomplexobj(h):
         return h
+    if policy.storage == "bfloat16":  # NumPy has no such dtype: the upper half of a float32, rounded to nearest even
+        bits = h.view(np.uint32)
+        upper = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+        return np.where(np.isnan(h), h, upper.view(np.float32))
     return h.astype(policy.storage).astype(h.dtype)
 
 
@@ -438,4 +445,5 @@ def _normalise(config: LSTMConfig, a: Array) -> Normalised:
 def _normalise_linear(norm: Normalised, d: Array) -> Array:
     """The derivative of `_normalise` applied to `d`. It is a symmetric matrix: it serves backward and jvp."""
     along = norm.value * (norm.value * d).mean(axis=1, keepdims=True)
-    return (d - d.mean(axis=1, keepdims=True) - along) / norm.deviation
+    result: Array = (d - d.mean(axis=1, keepdims=True) - along) / norm.deviation
+    return result

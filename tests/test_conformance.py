@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from lstmcore.backend import Backend, Capabilities, Kernel
+from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
+from lstmcore.precision import Precision
 from lstmcore_conformance import Outcome, Report, budgets, oracle, run
 from lstmcore_conformance.cases import Case, attempt_of, case_data, quality
 from lstmcore_conformance.checking import SECTIONS, Scope, all_checks
@@ -23,10 +27,6 @@ from lstmcore_conformance.suite import items
 from lstmcore_conformance.switches import FACTORS, SWITCHES, config_of, covering
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 from lstmcore_reference.kernel import ReferenceBackend
-
-from lstmcore.backend import Backend, Capabilities, Kernel
-from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
-from lstmcore.precision import Precision
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from lstmcore_conformance.mutants import MUTANTS
 
 from lstmcore.cli import main
+from lstmcore_conformance.mutants import MUTANTS
 
 SELECT = ("-k", "forward.no_state")
 

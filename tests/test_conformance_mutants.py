@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from lstmcore_conformance import run
 from lstmcore_conformance.checking import all_checks
 from lstmcore_conformance.experiment import VALUES

@@ -280,8 +280,9 @@ class NumpyKernel(Kernel):
         """The derivative of a gate with respect to its pre-activation."""
         columns = self.columns[gate]
         if saved.z is None:
-            y = saved.gates[t][:, columns]
-            return 1 - y * y if gate == "g" else y * (1 - y)
+            y: Array = saved.gates[t][:, columns]
+            slope: Array = 1 - y * y if gate == "g" else y * (1 - y)
+            return slope
         z, bound = saved.z[t][:, columns], self.config.gate_clip
         if bound is None:
             return derivative(self._function(gate), z)
@@ -290,7 +291,9 @@ class NumpyKernel(Kernel):
     def hidden_derivative(self, saved: Saved, t: int) -> Array:
         """The derivative of u at the (normalised) cell."""
         if saved.c_out is None:
-            return 1 - saved.u[t] * saved.u[t]
+            u: Array = saved.u[t]
+            slope: Array = 1 - u * u
+            return slope
         return derivative(self.config.hidden_activation, saved.c_out[t])
 
     def keep(self, rate: float, mask: Array | None, t: int) -> Any:
@@ -321,8 +324,8 @@ class NumpyKernel(Kernel):
             if dy is not None:
                 dh += dy[t]
             active = None if saved.rows.full[t] or saved.rows.active is None else saved.rows.active[t]
-            step = (dh, dc) if active is None else (np.where(active, dh, 0), np.where(active, dc, 0))
-            dh_before, dc_before = self._step_backward(w, saved, t, *step, dz[t], from_h[t], dh_new, dnorm)
+            dh_step, dc_step = (dh, dc) if active is None else (np.where(active, dh, 0), np.where(active, dc, 0))
+            dh_before, dc_before = self._step_backward(w, saved, t, dh_step, dc_step, dz[t], from_h[t], dh_new, dnorm)
             if active is None:
                 dh, dc = dh_before, dc_before
             else:
@@ -349,7 +352,7 @@ class NumpyKernel(Kernel):
     ) -> tuple[Array, Array]:
         """One step back: fills dz, and from_h with layer norm; returns the gradients of the state before the step."""
         config, columns = self.config, self.columns
-        c_before, c = before(config, saved.c)[t], after(config, saved.c)[t]
+        c_before = before(config, saved.c)[t]
         gates = saved.gates[t]
         g, o = gates[:, columns["g"]], gates[:, columns["o"]]
         i, f = self._input_and_forget(gates)

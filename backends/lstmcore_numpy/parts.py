@@ -130,7 +130,7 @@ def normalise(config: LSTMConfig, a: Array) -> Norm:
 
 def normalise_linear(norm: Norm, d: Array) -> Array:
     """The (symmetric) derivative of `normalise` applied to `d`."""
-    result = d - d.mean(axis=-1, keepdims=True)
+    result: Array = d - d.mean(axis=-1, keepdims=True)
     result -= norm.value * (norm.value * d).mean(axis=-1, keepdims=True)
     result /= norm.deviation
     return result

@@ -65,7 +65,7 @@ class ReferenceBackend(Backend):
             device="cpu",
             precisions=frozenset({"float64"}),
             features=FEATURES,
-            reasons={name: only for name in ("float32", "tf32", "bfloat16", "float16")},
+            reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), only),
         )
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> ReferenceKernel:

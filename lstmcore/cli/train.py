@@ -10,12 +10,12 @@ from typing import Any, Final, TypeVar, get_args
 
 import click
 import numpy as np
-from lstmcore.lstm import LSTM
 from rich.console import Console
 
 from lstmcore.cli._data import check_folder, open_data
 from lstmcore.config import Coupling, Recurrence
 from lstmcore.datasets import Classification, Series
+from lstmcore.lstm import LSTM
 from lstmcore.training.forecast import ForecastTask, scores
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import OPTIMIZERS, Optimizer

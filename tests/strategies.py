@@ -1,0 +1,205 @@
+"""Hypothesis strategies and test data that the tests share: configurations over all switches, and cases to run them on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import numpy as np
+from hypothesis import strategies as st
+
+from lstmcore.backend import Masks, State, Tangents
+from lstmcore.config import Activation, Coupling, LSTMConfig, Recurrence
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Activations with parameters that differ from the defaults.
+FUNCTIONS = (
+    "sigmoid",
+    "tanh",
+    "relu",
+    "identity",
+    "affine(alpha=0.7, beta=0.1)",
+    "leaky_relu(alpha=0.3)",
+    "thresholded_relu(alpha=0.2)",
+    "scaled_tanh(alpha=1.3, beta=0.6)",
+    "hard_sigmoid(alpha=0.3, beta=0.45)",
+    "elu(alpha=0.8)",
+    "softsign",
+    "softplus",
+)
+
+#: One entry for each switch, alone, as keyword arguments; a test over them names the switch that broke.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "proj_size": {"proj_size": 2},
+    "reverse": {"reverse": True},
+    "peephole": {"peephole": True},
+    "forget_from_input": {"coupling": "forget_from_input"},
+    "input_from_forget": {"coupling": "input_from_forget"},
+    "coupled_peephole": {"coupling": "input_from_forget", "peephole": True},
+    "gate_clip": {"gate_clip": 0.6},
+    "cell_clip": {"cell_clip": 0.35},
+    "proj_clip": {"proj_size": 2, "proj_clip": 0.15},
+    "recurrence_cell": {"recurrence": "cell"},
+    "recurrence_cell_proj": {"recurrence": "cell", "proj_size": 2},
+    "layer_norm": {"layer_norm": True},
+    "layer_norm_no_bias": {"layer_norm": True, "bias": False},
+    "zoneout_hidden": {"zoneout_hidden": 0.3},
+    "zoneout_cell": {"zoneout_cell": 0.4},
+    "recurrent_dropout": {"recurrent_dropout": 0.25},
+    **{f"gate_activation={text}": {"gate_activation": text} for text in FUNCTIONS},
+    **{f"cell_activation={text}": {"cell_activation": text} for text in FUNCTIONS},
+    **{f"hidden_activation={text}": {"hidden_activation": text} for text in FUNCTIONS},
+    "everything": {
+        "proj_size": 2,
+        "reverse": True,
+        "peephole": True,
+        "gate_clip": 1.1,
+        "cell_clip": 0.9,
+        "proj_clip": 0.4,
+        "layer_norm": True,
+        "zoneout_hidden": 0.2,
+        "zoneout_cell": 0.3,
+        "recurrent_dropout": 0.25,
+        "gate_activation": "hard_sigmoid(alpha=0.3, beta=0.45)",
+        "cell_activation": "scaled_tanh(alpha=1.3, beta=0.6)",
+        "hidden_activation": "softsign",
+    },
+    "everything_coupled": {
+        "peephole": True,
+        "coupling": "forget_from_input",
+        "gate_clip": 1.1,
+        "cell_clip": 0.9,
+        "recurrence": "cell",
+        "layer_norm": True,
+        "zoneout_hidden": 0.2,
+        "zoneout_cell": 0.3,
+        "recurrent_dropout": 0.25,
+    },
+}
+
+
+def switch_config(name: str, **changes: Any) -> LSTMConfig:
+    """The configuration of a `SWITCHES` entry: I = 5, H = 3."""
+    return LSTMConfig(**({"input_size": 5, "hidden_size": 3} | SWITCHES[name] | changes))
+
+
+def with_switches(config: LSTMConfig, **changes: Any) -> LSTMConfig:
+    """`config` with some switches changed."""
+    return LSTMConfig(**({item.name: getattr(config, item.name) for item in fields(config) if item.init} | changes))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that one call needs, in float64: asymmetric random numbers, non-zero states, ragged lengths."""
+
+    config: LSTMConfig
+    parameters: dict[str, Array]
+    x: Array
+    state: State
+    lengths: Array | None
+    masks: Masks | None
+    dy: Array
+    dstate: State
+    tangents: Tangents
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The keyword arguments of a call."""
+        return {"lengths": self.lengths, "masks": self.masks}
+
+
+def make_case(
+    config: LSTMConfig,
+    *,
+    steps: int = 4,
+    batch: int = 3,
+    seed: int = 0,
+    lengths: bool = True,
+    masks: bool = True,
+    scale: float = 0.8,
+) -> Case:
+    """A case for `config`. With `lengths`, the first row has 0 steps and the last has all T."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape) * scale + 0.05
+
+    def drawn(rate: float, *shape: int, kept: float) -> Array | None:
+        return np.where(rng.random(shape) < 0.5, 0.0, kept) if rate else None
+
+    shapes = config.parameter_shapes
+    parameters = {name: normal(*shape) + ("norm_gain" in name) for name, shape in shapes.items()}
+    ends = rng.integers(0, steps + 1, batch)
+    ends[:1], ends[-1:] = 0, steps
+    recurrent, hidden, cell = config.recurrent_size, config.output_size, config.hidden_size
+    made = Masks(
+        drawn(config.recurrent_dropout, batch, recurrent, kept=1 / (1 - config.recurrent_dropout)),
+        drawn(config.zoneout_hidden, steps, batch, hidden, kept=1.0),
+        drawn(config.zoneout_cell, steps, batch, cell, kept=1.0),
+    )
+    return Case(
+        config,
+        parameters,
+        normal(steps, batch, config.input_size),
+        State(normal(batch, hidden), normal(batch, cell)),
+        ends if lengths else None,
+        made if masks else None,
+        normal(steps, batch, hidden),
+        State(normal(batch, hidden), normal(batch, cell)),
+        Tangents(
+            normal(steps, batch, config.input_size),
+            State(normal(batch, hidden), normal(batch, cell)),
+            {name: normal(*shape) for name, shape in shapes.items()},
+        ),
+    )
+
+
+def activations() -> st.SearchStrategy[Activation]:
+    """Any activation, with parameters of its own."""
+    return st.sampled_from([Activation.parse(text) for text in FUNCTIONS])
+
+
+@st.composite
+def lstm_configs(draw: st.DrawFn, max_size: int = 4) -> LSTMConfig:
+    """Any configuration that the specification allows, with small sizes."""
+    hidden = draw(st.integers(1, max_size))
+    proj = draw(st.integers(0, hidden - 1))
+    bound = st.none() | st.floats(0.2, 1.5)
+    rate = st.sampled_from([0.0, 0.0, 0.15, 0.6])
+    return LSTMConfig(
+        input_size=draw(st.integers(1, max_size + 1)),
+        hidden_size=hidden,
+        bias=draw(st.booleans()),
+        proj_size=proj,
+        reverse=draw(st.booleans()),
+        peephole=draw(st.booleans()),
+        coupling=draw(st.sampled_from(get_args(Coupling))),
+        gate_clip=draw(bound),
+        cell_clip=draw(bound),
+        proj_clip=draw(bound) if proj else None,
+        gate_activation=draw(st.just(Activation("sigmoid")) | activations()),
+        cell_activation=draw(st.just(Activation("tanh")) | activations()),
+        hidden_activation=draw(st.just(Activation("tanh")) | activations()),
+        recurrence=draw(st.sampled_from(get_args(Recurrence))),
+        layer_norm=draw(st.booleans()),
+        layer_norm_eps=draw(st.sampled_from([1e-5, 1e-2])),
+        zoneout_hidden=draw(rate | st.just(1.0)),
+        zoneout_cell=draw(rate | st.just(1.0)),
+        recurrent_dropout=draw(rate),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_steps: int = 4, max_batch: int = 3) -> Case:
+    """A case for any configuration, with or without lengths and masks."""
+    return make_case(
+        draw(lstm_configs()),
+        steps=draw(st.integers(0, max_steps)),
+        batch=draw(st.integers(0, max_batch)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        lengths=draw(st.booleans()),
+        masks=draw(st.booleans()),
+    )
