@@ -54,7 +54,8 @@ def _magnitude(z: Array) -> Array:
 def _softsign(z: Array) -> Array:
     finite = np.isfinite(z.real) | np.isnan(z.real)
     bounded = np.where(finite, z, 0)
-    return np.where(finite, bounded / (1 + _magnitude(bounded)), np.sign(z.real))
+    result: Array = np.where(finite, bounded / (1 + _magnitude(bounded)), np.sign(z.real))
+    return result
 
 
 def _hard_sigmoid(z: Array, alpha: float, beta: float) -> Array:

@@ -78,7 +78,7 @@ class Activation:
 
     @classmethod
     def parse(cls, value: Activation | str) -> Activation:
-        """Make an activation from its text form: ``"tanh"``, ``"elu(0.5)"``, ``"hard_sigmoid(alpha=0.2, beta=0.5)"``."""
+        """Make an activation from its text: ``"tanh"``, ``"elu(0.5)"``, ``"hard_sigmoid(alpha=0.2, beta=0.5)"``."""
         if isinstance(value, Activation):
             return value
         if not isinstance(value, str):
@@ -341,13 +341,15 @@ class StackConfig:
                 raise ValueError(f"layers[{index}]: expected 1 or 2 directions; got {len(directions)}")
             if len(directions) != self.num_directions:
                 raise ValueError(
-                    f"layers[{index}]: expected {self.num_directions} direction(s) as in layers[0]; got {len(directions)}"
+                    f"layers[{index}]: expected {self.num_directions} direction(s) as in layers[0]; "
+                    f"got {len(directions)}"
                 )
             for direction, config in enumerate(directions):
                 where = f"layers[{index}][{direction}]"
                 if expected is not None and config.input_size != expected:
                     raise ValueError(
-                        f"{where}.input_size: expected {expected}, the width of the layer below; got {config.input_size}"
+                        f"{where}.input_size: expected {expected}, the width of the layer below; "
+                        f"got {config.input_size}"
                     )
                 if config.reverse != bool(direction):
                     raise ValueError(f"{where}.reverse: expected {bool(direction)}; got {config.reverse}")
@@ -357,7 +359,8 @@ class StackConfig:
                     )
                 if config.input_size != directions[0].input_size:
                     raise ValueError(
-                        f"{where}.input_size: expected {directions[0].input_size} as in the other direction; got {config.input_size}"
+                        f"{where}.input_size: expected {directions[0].input_size} as in the other direction; "
+                        f"got {config.input_size}"
                     )
             expected = len(directions) * directions[0].output_size
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies and test data that the tests share: configurations over all switches, and cases to run them on."""
+"""Hypothesis strategies and data that the tests share: configurations over all switches, and cases to run."""
 
 from __future__ import annotations
 
