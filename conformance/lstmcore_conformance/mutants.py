@@ -456,8 +456,8 @@ edit(
 edit(
     "backward.norm_mean",
     "the gradient of the layer norm leaves out the mean",
-    "return (d - d.mean(axis=1, keepdims=True) - along)",
-    "return (d - along)",
+    "result: Array = (d - d.mean(axis=1, keepdims=True) - along)",
+    "result: Array = (d - along)",
     _B,
 )
 edit(

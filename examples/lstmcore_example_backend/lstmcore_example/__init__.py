@@ -1,0 +1,20 @@
+"""The plug-in: two hooks. The kernel is imported when it is asked for."""
+
+from __future__ import annotations
+
+from lstmcore.backend import Backend
+from lstmcore.hookspecs import BackendInfo, hookimpl
+
+
+@hookimpl
+def lstmcore_backend_info() -> BackendInfo:
+    """Tell what the backend is."""
+    return BackendInfo("example", "0.1.0", "the plain LSTM, one step at a time")
+
+
+@hookimpl
+def lstmcore_backend() -> Backend:
+    """Make the backend."""
+    from lstmcore_example.kernel import ExampleBackend
+
+    return ExampleBackend()
