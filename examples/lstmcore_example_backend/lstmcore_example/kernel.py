@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from lstmcore.backend import Array, Backend, Capabilities, Gradients, Kernel, Masks, Receipt, State
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import PRECISIONS, Precision
