@@ -1,0 +1,140 @@
+"""Discovery: broken plug-ins are told and stop nobody, names are checked, variables are obeyed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lstmcore import registry
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.precision import PRECISIONS
+
+GOOD = """
+from lstmcore.hookspecs import BackendInfo, hookimpl
+from lstmcore_reference.kernel import ReferenceBackend
+
+class Own(ReferenceBackend):
+    name = {name!r}
+
+@hookimpl
+def lstmcore_backend_info():
+    return BackendInfo({name!r}, "1", "a test", lambda: {reason!r})
+
+@hookimpl
+def lstmcore_backend():
+    return Own()
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(registry.BACKEND_VARIABLE, raising=False)
+    monkeypatch.delenv(registry.PLUGINS_VARIABLE, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def add(name: str, code: str | None = None, *, module: str = "", reason: str | None = None) -> str:
+        module = module or f"plugin_{name}_{tmp_path.name}".replace("-", "_")
+        folder = tmp_path / f"{module}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        (folder / "entry_points.txt").write_text(f"[lstmcore.backends]\n{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(GOOD.format(name=name, reason=reason) if code is None else code)
+        return module
+
+    return add
+
+
+def _record(name: str) -> registry.BackendRecord:
+    return next(record for record in registry.backends() if record.name == name)
+
+
+def test_a_plugin_is_found_once(install) -> None:
+    install("own")
+    assert _record("own").available
+    assert registry.get_backend("own") is registry.get_backend("own")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise RuntimeError('broken here')", "RuntimeError: broken here"),
+        ("import nothing_of_that_name", "nothing_of_that_name"),
+        ("raise SystemExit('gone')", "SystemExit: gone"),
+        (GOOD.format(name="other", reason=None), "expected the name 'bad'; got 'other'"),
+        (GOOD.format(name="bad", reason=None).replace("return Own()", "return 3"), "expected a Backend; got 3"),
+        (GOOD.format(name="bad", reason=None).replace("return Own()", "1 / 0"), "ZeroDivisionError"),
+        ("", "expected a BackendInfo"),
+    ],
+)
+def test_a_broken_plugin_is_told_and_stops_nobody(install, code: str, told: str) -> None:
+    install("bad", code)
+    record = _record("bad")
+    assert not record.available
+    assert told in record.reason
+    assert _record("numpy").available
+    with pytest.raises(registry.PluginError, match="bad"):
+        registry.get_backend("bad")
+
+
+def test_what_is_unavailable_says_why(install) -> None:
+    install("far", reason="run pip install far")
+    assert _record("far").reason == "run pip install far"
+    with pytest.raises(registry.UnavailableError, match="pip install far"):
+        registry.get_backend("far")
+
+
+def test_two_claims_to_a_name(install) -> None:
+    install("own", module="first_claim")
+    install("own", module="second_claim")
+    with pytest.raises(registry.PluginError, match=r"first_claim.*second_claim|second_claim.*first_claim"):
+        registry.get_backend("own")
+    assert "two distributions" in _record("own").reason
+
+
+def test_unknown_name(install) -> None:
+    with pytest.raises(ValueError, match=r"expected one of .*numpy.*; got 'nunpy'; did you mean 'numpy'\?"):
+        registry.get_backend("nunpy")
+
+
+def test_a_name_loads_that_plugin_alone(install) -> None:
+    install("own")
+    other = install("other")
+    registry.get_backend("own")
+    assert other not in sys.modules
+
+
+def test_variables(install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.BACKEND_VARIABLE, "reference")
+    assert registry.get_backend().name == "reference"
+    monkeypatch.setenv(registry.BACKEND_VARIABLE, "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        registry.get_backend()
+    monkeypatch.setenv(registry.BACKEND_VARIABLE, "")
+    assert registry.get_backend().name == "numpy"
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "reference")
+    assert [record.name for record in registry.backends()] == ["reference"]
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "")
+    assert registry.backends() == []
+    with pytest.raises(ValueError, match="LSTMCORE_PLUGINS"):
+        registry.get_backend()
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "numpi")
+    with pytest.raises(ValueError, match=r"LSTMCORE_PLUGINS.*did you mean 'numpy'"):
+        registry.backends()
+
+
+def test_auto_passes_over_what_refuses_and_says_so(install) -> None:
+    install("numba", reason="no numba here")
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+    selection = registry.select(stack, PRECISIONS["float32"], "auto")
+    assert selection.backend.name == "numpy"
+    assert "no numba here" in selection.skipped["numba"]
+    with pytest.raises(ValueError, match="bfloat16"):
+        registry.select(stack, PRECISIONS["bfloat16"], "auto")
+
+
+def test_importing_lstmcore_imports_no_backend() -> None:
+    code = "import lstmcore, sys; print([m for m in sys.modules if m.startswith('lstmcore_')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
