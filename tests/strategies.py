@@ -58,7 +58,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "peephole": True,
         "gate_clip": 1.1,
         "cell_clip": 0.9,
-        "proj_clip": 0.4,
+        "proj_clip": 0.1,
         "layer_norm": True,
         "zoneout_hidden": 0.2,
         "zoneout_cell": 0.3,
