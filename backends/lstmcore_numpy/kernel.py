@@ -99,6 +99,11 @@ class NumpyKernel(Kernel):
         at = steps if config.reverse and record else 0
         hs[at] = 0 if state is None else state.h
         cs[at] = 0 if state is None else state.c
+        # A row without steps only hands its state on: 0 stands in for it, so that a NaN there reaches no product.
+        empty = np.zeros(batch, bool) if lengths is None else lengths == 0
+        hs[at][empty] = cs[at][empty] = 0
+        if masks.recurrent is not None:
+            masks.recurrent[empty] = 0
         rows_of_gates = w.forward_x.shape[1]
         size = max(1, steps if record else _BLOCK // max(1, batch * rows_of_gates))
         gates = np.empty((min(size, steps), batch, rows_of_gates), dtype)
@@ -121,7 +126,10 @@ class NumpyKernel(Kernel):
                 else:
                     y[t] = h
                 at = to
-        return y, State(hs[at].astype(self.storage), cs[at].copy()), saved
+        last = State(hs[at].astype(self.storage), cs[at].copy())
+        if state is not None:
+            last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
+        return y, last, saved
 
     def _tape(self, w: Weights, rows: Rows, x: Array, hs: Array, cs: Array, gates: Array, masks: Masks) -> Saved:
         config = self.config
