@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -86,10 +86,10 @@ def backends() -> list[BackendRecord]:
         info = None
         try:
             info = _info(name)
-            if reason := info.unavailable():
+            if reason := _reason(info):
                 records.append(BackendRecord(name, False, reason, info.version, info.summary))
                 continue
-            declared = get_backend(name).capabilities()
+            declared = _capabilities(get_backend(name))
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:  # a plug-in may fail in any way, and must not take the others down
@@ -235,29 +235,52 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
         raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {info!r}")
     if info.name != name:
         raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected the name {name!r}; got {info.name!r}")
+    for key in ("version", "summary"):
+        if not isinstance(value := getattr(info, key), str):
+            raise PluginError(f"backend {name!r}: BackendInfo.{key}: expected a text; got {value!r}")
     return info
+
+
+def _reason(info: BackendInfo) -> str | None:
+    """Why the backend cannot run here, or None."""
+    reason: object = _guarded(info.name, "unavailable", info.unavailable)
+    if reason is not None and not isinstance(reason, str):
+        raise PluginError(f"backend {info.name!r}: unavailable: expected a text or None; got {reason!r}")
+    return reason or None
+
+
+def _capabilities(backend: Backend) -> Capabilities:
+    declared = _guarded(backend.name, "capabilities", backend.capabilities)
+    if not isinstance(declared, Capabilities):
+        raise PluginError(f"backend {backend.name!r}: capabilities: expected Capabilities; got {declared!r}")
+    return declared
 
 
 def _make(name: str) -> Backend:
     manager = _manager(name)
-    reason = _described(name, manager).unavailable()
-    if reason:
+    if reason := _reason(_described(name, manager)):
         raise UnavailableError(f"backend {name!r} cannot run here: {reason}")
     backend = _call(name, manager, "lstmcore_backend")
     if not isinstance(backend, Backend):
         raise PluginError(f"backend {name!r}: lstmcore_backend: expected a Backend; got {backend!r}")
     if backend.name != name:
         raise PluginError(f"backend {name!r}: lstmcore_backend: expected the name {name!r}; got {backend.name!r}")
+    _capabilities(backend)
     return backend
 
 
 def _call(name: str, manager: pluggy.PluginManager, hook: str) -> object:
+    return _guarded(name, hook, getattr(manager.hook, hook))
+
+
+def _guarded(name: str, what: str, call: Callable[[], object]) -> object:
+    """The result of a plug-in's function; whatever it raises, `SystemExit` too, is a `PluginError`."""
     try:
-        return getattr(manager.hook, hook)()
+        return call()
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # as above: whatever a plug-in raises is told under its name
-        raise PluginError(f"backend {name!r}: {hook} failed: {_told(error)}") from error
+        raise PluginError(f"backend {name!r}: {what} failed: {_told(error)}") from error
 
 
 def _told(error: BaseException) -> str:

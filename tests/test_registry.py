@@ -67,6 +67,21 @@ def test_a_plugin_is_found_once(install) -> None:
         (GOOD.format(name="bad", reason=None).replace("return Own()", "return 3"), "expected a Backend; got 3"),
         (GOOD.format(name="bad", reason=None).replace("return Own()", "1 / 0"), "ZeroDivisionError"),
         ("", "expected a BackendInfo"),
+        (GOOD.format(name="bad", reason=None).replace('"1"', "1"), "version: expected a text; got 1"),
+        (GOOD.format(name="bad", reason=7), "unavailable: expected a text or None; got 7"),
+        (GOOD.format(name="bad", reason=None).replace("lambda: None", "exit"), "unavailable failed: SystemExit"),
+        (
+            GOOD.format(name="bad", reason=None).replace(
+                "@hookimpl", "Own.capabilities = lambda self: 3\n\n@hookimpl", 1
+            ),
+            "capabilities: expected Capabilities; got 3",
+        ),
+        (
+            GOOD.format(name="bad", reason=None).replace(
+                "@hookimpl", "Own.capabilities = lambda self: exit(0)\n\n@hookimpl", 1
+            ),
+            "capabilities failed: SystemExit",
+        ),
     ],
 )
 def test_a_broken_plugin_is_told_and_stops_nobody(install, code: str, told: str) -> None:
