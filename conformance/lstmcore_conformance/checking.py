@@ -62,6 +62,8 @@ class Check:
         Derivatives and features that a backend must declare for the check to apply at all.
     cases, run
         What is run, and how.
+    obstacle
+        Tells why the check cannot run here (a package that is missing), or None.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Check:
     needs: tuple[str, ...]
     cases: MakeCases
     run: Run
+    obstacle: Callable[[], str | None]
 
     @property
     def title(self) -> str:
@@ -80,7 +83,15 @@ class Check:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(id: str, claim: str, *, section: int, cases: MakeCases, needs: tuple[str, ...] = ()) -> Callable[[Run], Run]:
+def check(
+    id: str,
+    claim: str,
+    *,
+    section: int,
+    cases: MakeCases,
+    needs: tuple[str, ...] = (),
+    obstacle: Callable[[], str | None] = lambda: None,
+) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
 
     Raises
@@ -94,7 +105,7 @@ def check(id: str, claim: str, *, section: int, cases: MakeCases, needs: tuple[s
             raise ValueError(f"check {id!r}: the id is taken")
         if section not in SECTIONS:
             raise ValueError(f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}")
-        _CHECKS[id] = Check(id, claim, section, needs, cases, run)
+        _CHECKS[id] = Check(id, claim, section, needs, cases, run, obstacle)
         return run
 
     return register

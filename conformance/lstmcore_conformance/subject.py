@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,11 +31,40 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
         self.worst = worst
 
 
+#: How cases are drawn unless something else is asked for.
+SEED: Final = 0
+EXAMPLES: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How cases are drawn.
+
+    Attributes
+    ----------
+    seed, max_examples
+        The same seed and number draw the same cases.
+    shrink
+        Whether a case that fails is made as small as it goes.
+    """
+
+    seed: int = SEED
+    max_examples: int = EXAMPLES
+    shrink: bool = True
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that differ from the defaults, each with a space before it."""
+        seed = f" --seed {self.seed}" if self.seed != SEED else ""
+        return seed + (f" --max-examples {self.max_examples}" if self.max_examples != EXAMPLES else "")
+
+
 class Subject:
     """Runs cases on a backend. What a backend raises where the case is declared is a `Failure`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, draws: Draws | None = None) -> None:
         self.backend = backend
+        self.draws = Draws() if draws is None else draws
         self.declared: Capabilities = backend.capabilities()
         self._kernels: dict[tuple[LSTMConfig | StackConfig, str], Any] = {}
 

@@ -19,7 +19,7 @@ from lstmcore_conformance.cases import Case
 from lstmcore_conformance.checking import Check, Scope, all_checks
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.selection import selector
-from lstmcore_conformance.subject import Failure, Subject
+from lstmcore_conformance.subject import Draws, Failure, Subject
 
 Progress = Callable[[int, int, str], None]
 
@@ -72,6 +72,9 @@ def _items_of(subject: Subject, scope: Scope, check: Check) -> Iterator[Item]:
     if lacking := [name for name in check.needs if name not in known]:
         yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
         return
+    if obstacle := check.obstacle():
+        yield Item(check, None, obstacle)
+        return
     for case in check.cases(scope):
         yield Item(check, case, subject.refusal(case))
 
@@ -91,7 +94,7 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
-    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'" if outcome.bad else ""
+    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{subject.draws.options}" if outcome.bad else ""
     return ItemReport(item.id, case, outcome, worst, message, reproduce, seconds)
 
 
@@ -100,6 +103,7 @@ def run(
     *,
     precisions: Iterable[str] | None = None,
     select: str | None = None,
+    draws: Draws | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run the checks.
@@ -112,6 +116,8 @@ def run(
         Names of declared precisions; all declared ones where None.
     select
         Which items, as `lstmcore_conformance.selection.selector` reads it.
+    draws
+        How many cases are drawn, and from which seed; the defaults of `Draws` where None.
     progress
         Called before every item with how many are done, how many there are and the id.
 
@@ -120,7 +126,7 @@ def run(
     ValueError
         A precision that is not declared, an expression that is not well formed, or one that selects nothing.
     """
-    subject, start, started = Subject(backend), time.perf_counter(), datetime.now(UTC)
+    subject, start, started = Subject(backend, draws), time.perf_counter(), datetime.now(UTC)
     todo = list(items(subject, precisions, select))
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")

@@ -125,7 +125,7 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
     A greedy covering array: each row starts from a pair that has not met and takes, factor by factor, the value that
     adds the most new pairs. It depends on nothing but `declared`.
     """
-    factors = {name: [value for value in values if _allowed(value, declared)] for name, values in FACTORS.items()}
+    factors = {name: [value for value in values if allowed(value, declared)] for name, values in FACTORS.items()}
     names = list(factors)
     order = {name: position for position, name in enumerate(names)}
 
@@ -158,7 +158,8 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
         yield changes
 
 
-def _allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:
+def allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:
+    """Whether a value of a factor uses nothing that is not declared."""
     call = {name for name in ("lengths", "masks") if name in value}
     switches = {name: item for name, item in value.items() if name not in call}
     return (call | config_of(switches).features) <= declared.features

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lstmcore_conformance.checks import (
     contract,
     derivatives,
+    drawn,
     errors,
     honesty,
     lengths,
@@ -14,4 +15,4 @@ from lstmcore_conformance.checks import (
     values,
 )
 
-__all__ = ["contract", "derivatives", "errors", "honesty", "lengths", "masks", "sequences", "stacks", "values"]
+__all__ = ["contract", "derivatives", "drawn", "errors", "honesty", "lengths", "masks", "sequences", "stacks", "values"]
