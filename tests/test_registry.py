@@ -4,47 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
-
-GOOD = """
-from lstmcore.hookspecs import BackendInfo, hookimpl
-from lstmcore_reference.kernel import ReferenceBackend
-
-class Own(ReferenceBackend):
-    name = {name!r}
-
-@hookimpl
-def lstmcore_backend_info():
-    return BackendInfo({name!r}, "1", "a test", lambda: {reason!r})
-
-@hookimpl
-def lstmcore_backend():
-    return Own()
-"""
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(registry.BACKEND_VARIABLE, raising=False)
-    monkeypatch.delenv(registry.PLUGINS_VARIABLE, raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def add(name: str, code: str | None = None, *, module: str = "", reason: str | None = None) -> str:
-        module = module or f"plugin_{name}_{tmp_path.name}".replace("-", "_")
-        folder = tmp_path / f"{module}-1.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
-        (folder / "entry_points.txt").write_text(f"[lstmcore.backends]\n{name} = {module}\n")
-        (tmp_path / f"{module}.py").write_text(GOOD.format(name=name, reason=reason) if code is None else code)
-        return module
-
-    return add
+from plugins import good
 
 
 def _record(name: str) -> registry.BackendRecord:
@@ -63,23 +29,19 @@ def test_a_plugin_is_found_once(install) -> None:
         ("raise RuntimeError('broken here')", "RuntimeError: broken here"),
         ("import nothing_of_that_name", "nothing_of_that_name"),
         ("raise SystemExit('gone')", "SystemExit: gone"),
-        (GOOD.format(name="other", reason=None), "expected the name 'bad'; got 'other'"),
-        (GOOD.format(name="bad", reason=None).replace("return Own()", "return 3"), "expected a Backend; got 3"),
-        (GOOD.format(name="bad", reason=None).replace("return Own()", "1 / 0"), "ZeroDivisionError"),
+        (good("other"), "expected the name 'bad'; got 'other'"),
+        (good("bad").replace("return Own()", "return 3"), "expected a Backend; got 3"),
+        (good("bad").replace("return Own()", "1 / 0"), "ZeroDivisionError"),
         ("", "expected a BackendInfo"),
-        (GOOD.format(name="bad", reason=None).replace('"1"', "1"), "version: expected a text; got 1"),
-        (GOOD.format(name="bad", reason=7), "unavailable: expected a text or None; got 7"),
-        (GOOD.format(name="bad", reason=None).replace("lambda: None", "exit"), "unavailable failed: SystemExit"),
+        (good("bad").replace('"1"', "1"), "version: expected a text; got 1"),
+        (good("bad").replace("None)", "7)"), "unavailable: expected a text or None; got 7"),
+        (good("bad").replace("lambda: None", "exit"), "unavailable failed: SystemExit"),
         (
-            GOOD.format(name="bad", reason=None).replace(
-                "@hookimpl", "Own.capabilities = lambda self: 3\n\n@hookimpl", 1
-            ),
+            good("bad").replace("@hookimpl", "Own.capabilities = lambda self: 3\n\n@hookimpl", 1),
             "capabilities: expected Capabilities; got 3",
         ),
         (
-            GOOD.format(name="bad", reason=None).replace(
-                "@hookimpl", "Own.capabilities = lambda self: exit(0)\n\n@hookimpl", 1
-            ),
+            good("bad").replace("@hookimpl", "Own.capabilities = lambda self: exit(0)\n\n@hookimpl", 1),
             "capabilities failed: SystemExit",
         ),
     ],

@@ -38,7 +38,7 @@ def backends(as_json: bool) -> None:
     console.print(table)
     for record in records:
         note = record.summary if record.available else record.reason
-        console.print(f"{record.name}: {note}", markup=False, highlight=False)
+        console.print(f"{record.name}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _declared(record: BackendRecord) -> tuple[str, str, str, str]:

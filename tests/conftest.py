@@ -1,0 +1,30 @@
+"""Fixtures that several modules use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lstmcore import registry
+from plugins import good
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Installs a plug-in of a name, with a code or a reason why it cannot run, and returns its module."""
+    monkeypatch.delenv(registry.BACKEND_VARIABLE, raising=False)
+    monkeypatch.delenv(registry.PLUGINS_VARIABLE, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def add(name: str, code: str | None = None, *, module: str = "", reason: str | None = None) -> str:
+        module = module or f"plugin_{name}_{tmp_path.name}".replace("-", "_")
+        folder = tmp_path / f"{module}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        (folder / "entry_points.txt").write_text(f"[lstmcore.backends]\n{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(good(name, reason) if code is None else code)
+        return module
+
+    return add

@@ -1,0 +1,26 @@
+"""The text of a plug-in for tests of discovery; the fixture `install` of conftest.py installs it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+GOOD: Final = """
+from lstmcore.hookspecs import BackendInfo, hookimpl
+from lstmcore_reference.kernel import ReferenceBackend
+
+class Own(ReferenceBackend):
+    name = {name!r}
+
+@hookimpl
+def lstmcore_backend_info():
+    return BackendInfo({name!r}, "1", "a test", lambda: {reason!r})
+
+@hookimpl
+def lstmcore_backend():
+    return Own()
+"""
+
+
+def good(name: str, reason: str | None = None) -> str:
+    """A plug-in that works under that name, or says for this reason that it cannot run."""
+    return GOOD.format(name=name, reason=reason)

@@ -1,0 +1,145 @@
+"""The command backends: every plug-in is listed, what is wrong with it is told, and a mistake is one line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lstmcore import registry
+from lstmcore.cli import main
+from lstmcore.config import FEATURES
+from plugins import good
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(main, ["backends", *arguments])
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    """The records of ``--json``, which is alone on standard output."""
+    found = run("--json", *arguments)
+    assert found.exit_code == 0, found.output
+    assert found.stderr == ""
+    records = json.loads(found.stdout)
+    assert isinstance(records, list)
+    return records
+
+
+def record(name: str) -> dict[str, Any]:
+    return next(record for record in listed() if record["name"] == name)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    """Name -> the other cells of its row of the table; the table is drawn with bars between cells."""
+    cells = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in output.splitlines() if "│" in line]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_table_has_a_row_for_every_backend(install) -> None:
+    install("far", reason="run pip install far")
+    found = run()
+    assert found.exit_code == 0, found.output
+    table = rows(found.stdout)
+    assert list(table) == ["far", "numpy", "reference"] == [one.name for one in registry.backends()]
+    for name in ("numpy", "reference"):
+        declared = registry.get_backend(name).capabilities()
+        runs, version, device, precisions, switches, derivatives = table[name]
+        assert (runs, device, switches) == ("yes", declared.device, "all")
+        assert version == record(name)["version"] != ""
+        assert precisions.split(", ") == sorted(declared.precisions)
+        assert derivatives.split(", ") == sorted(declared.derivatives)
+        assert f"{name}: {record(name)['summary']}" in found.stdout
+    assert table["far"] == ["no", "1", "", "", "", ""]
+    assert "far: run pip install far" in found.stdout.splitlines()
+
+
+def test_a_backend_with_few_switches_tells_their_number(install) -> None:
+    declared = "Capabilities('cpu', frozenset({'float64'}), frozenset({'peephole', 'lengths'}))"
+    few = f"Own.capabilities = lambda self: {declared}"
+    code = "from lstmcore.backend import Capabilities\n" + good("few").replace("@hookimpl", f"{few}\n\n@hookimpl", 1)
+    install("few", code)
+    assert rows(run().stdout)["few"][4] == f"2 of {len(FEATURES)}"
+    assert record("few")["capabilities"]["features"] == ["lengths", "peephole"]
+
+
+def test_json_has_what_a_backend_declares(install) -> None:
+    install("far", reason="run pip install far")
+    found = listed()
+    assert [one["name"] for one in found] == ["far", "numpy", "reference"]
+    for one in found:
+        assert set(one) == {"name", "available", "reason", "version", "summary", "device", "capabilities"}
+    declared = registry.get_backend("numpy").capabilities()
+    numpy = record("numpy")
+    assert (numpy["available"], numpy["reason"], numpy["device"]) == (True, "", declared.device)
+    assert set(numpy["capabilities"]["precisions"]) == declared.precisions
+    assert set(numpy["capabilities"]["features"]) == declared.features
+    assert set(numpy["capabilities"]["derivatives"]) == declared.derivatives
+    assert numpy["capabilities"]["reasons"] == dict(declared.reasons)
+    assert record("far") == {
+        "name": "far",
+        "available": False,
+        "reason": "run pip install far",
+        "version": "1",
+        "summary": "a test",
+        "device": None,
+        "capabilities": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise RuntimeError('broken [here]\\nin two lines')", "RuntimeError: broken [here] in two lines"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("", "lstmcore_backend_info: expected a BackendInfo; got None"),
+        (good("bad").replace("return Own()", "1 / 0"), "lstmcore_backend failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_broken_plugin_is_shown_and_the_others_too(install, code: str, told: str) -> None:
+    install("bad", code)
+    found = run()
+    assert found.exit_code == 0, found.output
+    assert "Traceback" not in found.output
+    (line,) = [line for line in found.stdout.splitlines() if line.startswith("bad: ")]
+    assert line.endswith(told)
+    assert rows(found.stdout)["bad"][0] == "no"
+    assert rows(found.stdout)["numpy"][0] == "yes"
+    assert not record("bad")["available"]
+    assert record("bad")["reason"].endswith(told)
+    assert record("numpy")["available"]
+
+
+def test_the_variable_limits_what_is_listed_and_loaded(install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("loud", "raise SystemExit('this must not be loaded')")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, " reference ,numpy")
+    assert [one["name"] for one in listed()] == ["numpy", "reference"]
+    assert "loud" not in run().output
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "")
+    assert listed() == []
+    assert run().exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("plugins", "arguments", "told"),
+    [
+        ("numpi", (), "LSTMCORE_PLUGINS: expected one of numpy, reference; got 'numpi'; did you mean 'numpy'?"),
+        ("numpi", ("--json",), "did you mean 'numpy'?"),
+        (None, ("--jsn",), "--jsn"),
+        (None, ("numpy",), "numpy"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_one_line(
+    install, monkeypatch: pytest.MonkeyPatch, plugins: str | None, arguments: tuple[str, ...], told: str
+) -> None:
+    if plugins is not None:
+        monkeypatch.setenv(registry.PLUGINS_VARIABLE, plugins)
+    found = run(*arguments)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    *usage, line = found.stderr.splitlines()
+    assert told in line
+    assert not usage or usage[0].startswith("Usage:")
+    assert "Traceback" not in found.stderr
