@@ -350,6 +350,20 @@ edit(
     "lengths.padding",
 )
 edit(
+    "lengths.empty_row_read",
+    "the state past the end of a row is multiplied by 0, so a NaN of a row of length 0 comes through",
+    "x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))",
+    "x, (h_before, c_before) = np.where(active, x, 0), (array * active for array in before)",
+    "lengths.empty_rows",
+)
+edit(
+    "lengths.empty_row_gradient",
+    "so is the gradient of the state",
+    "dh_step = np.where(step.active, dh, 0) + ",
+    "dh_step = dh * step.active + ",
+    "lengths.empty_rows",
+)
+edit(
     "lengths.dy_in_padding",
     "dy past the end is added to the gradient of the state",
     "dh_step = np.where(step.active, dh, 0) + np.where(step.active, incoming, 0)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -149,6 +149,47 @@ def padding(subject: Subject, case: Case) -> None:
         calls += [subject.tangents] if "jvp" in subject.declared.derivatives else []
         for call in calls:
             same_bits(f"{content} in padding", call(case, filled(case, content)), call(case, filled(case, 0.0)))
+
+
+@check(
+    "lengths.empty_rows",
+    "a NaN or an infinity in what belongs to a row of length 0 (its state, its mask) goes to its own state alone",
+    section=4,
+    cases=few_cases,
+    needs=("lengths",),
+)
+def empty_rows(subject: Subject, case: Case) -> None:
+    empty = np.array(case.lengths) == 0
+    for content in (np.nan, np.inf):
+        spoilt, clean = spoil(case, content), spoil(case, 0.0)
+        got, want = subject.forward(case, spoilt), subject.forward(case, clean)
+        same_bits(f"{content} in a row of length 0", got, {**want, **_passed("{}_n", spoilt.state, want, empty)})
+        if "backward" in subject.declared.derivatives:
+            got, want = subject.gradients(case, spoilt), subject.gradients(case, clean)
+            same_bits(f"{content} in a row of length 0", got, {**want, **_passed("d{}0", spoilt.dstate, want, empty)})
+        if "jvp" in subject.declared.derivatives:
+            got, want = subject.tangents(case, spoilt), subject.tangents(case, clean)
+            want |= _passed("{}_n", spoilt.state, want, empty)
+            want |= _passed("t{}_n", spoilt.tangents.state, want, empty)
+            same_bits(f"{content} in a row of length 0", got, want)
+
+
+def spoil(case: Case, content: float) -> Data:
+    """The data with `content` in all that rows of length 0 have beside padding: states, their gradients, a mask."""
+    data, empty = case.data.map(np.array), np.array(case.lengths) == 0
+    recurrent = data.masks.recurrent if isinstance(data.masks, Masks) else None
+    for array in (*(data.state or ()), *(data.dstate or ()), *(data.tangents.state or ()), recurrent):
+        if array is not None:
+            array[empty] = content
+    return data
+
+
+def _passed(form: str, given: State | None, arrays: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+    """The h and c of `arrays`, named by `form`, with what was given in those rows: there it passes unchanged."""
+    if given is None:
+        raise TypeError("expected a state")
+    pairs = zip((form.format("h"), form.format("c")), given, strict=True)
+    return {name: np.where(rows[:, None], array, arrays[name]) for name, array in pairs}
 
 
 # Rows do not influence each other -----------------------------------------------------------------------------------
