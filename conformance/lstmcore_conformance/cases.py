@@ -56,6 +56,8 @@ class Case:
         The random masks that are given: False for none, True for all that have a rate, or the name of the only one.
     state
         Whether an initial state is given.
+    scale
+        What x and the initial state are multiplied by.
     dy, dh, dc
         Which of y, the final h and the final c the differentiated scalar uses.
     """
@@ -68,6 +70,7 @@ class Case:
     lengths: tuple[int, ...] | None = None
     masks: bool | str = False
     state: bool = True
+    scale: float = 1.0
     dy: bool = True
     dh: bool = True
     dc: bool = True
@@ -257,8 +260,8 @@ def draw(case: Case, attempt: int) -> Data:
 
     shapes = case.model.parameter_shapes
     parameters = {name: parameter(name, size) for name, size in shapes.items()}
-    x = normal(shape.x, 1.0, 0.1)
-    state = State(normal(shape.h, 0.5, 0.05), normal(shape.c, 0.6, -0.05))
+    x = case.scale * normal(shape.x, 1.0, 0.1)
+    state = State(case.scale * normal(shape.h, 0.5, 0.05), case.scale * normal(shape.c, 0.6, -0.05))
     masks = draw_masks(case, rng) if case.masks else None
     dy, dh, dc = (normal(shape.y, 1.0, 0.1), normal(shape.h, 1.0, -0.1), normal(shape.c, 1.0, 0.1))
     tangents = Tangents(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from lstmcore.backend import Capabilities
 from lstmcore_conformance.budgets import Measure
@@ -42,6 +42,9 @@ class Scope:
     precisions: tuple[str, ...]
 
 
+#: How much is run: ``quick`` is what takes little time, ``full`` is all.
+Profile = Literal["quick", "full"]
+
 Run = Callable[[Subject, Case], Measure | None]
 MakeCases = Callable[[Scope], Iterable[Case]]
 
@@ -62,6 +65,8 @@ class Check:
         Derivatives and features that a backend must declare for the check to apply at all.
     cases, run
         What is run, and how.
+    profile
+        ``"full"`` where it takes long, so that a quick run leaves it out.
     obstacle
         Tells why the check cannot run here (a package that is missing), or None.
     """
@@ -72,6 +77,7 @@ class Check:
     needs: tuple[str, ...]
     cases: MakeCases
     run: Run
+    profile: Profile
     obstacle: Callable[[], str | None]
 
     @property
@@ -90,6 +96,7 @@ def check(
     section: int,
     cases: MakeCases,
     needs: tuple[str, ...] = (),
+    profile: Profile = "quick",
     obstacle: Callable[[], str | None] = lambda: None,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
@@ -105,7 +112,7 @@ def check(
             raise ValueError(f"check {id!r}: the id is taken")
         if section not in SECTIONS:
             raise ValueError(f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}")
-        _CHECKS[id] = Check(id, claim, section, needs, cases, run, obstacle)
+        _CHECKS[id] = Check(id, claim, section, needs, cases, run, profile, obstacle)
         return run
 
     return register

@@ -16,7 +16,7 @@ from lstmcore.config import FEATURES
 from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
-from lstmcore_conformance.checking import Check, Scope, all_checks
+from lstmcore_conformance.checking import Check, Profile, Scope, all_checks
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.selection import selector
 from lstmcore_conformance.subject import Draws, Failure, Subject
@@ -57,11 +57,18 @@ def scope_of(subject: Subject, precisions: Iterable[str] | None = None) -> Scope
     return Scope(subject.declared, tuple(sorted(set(wanted), key=order.__getitem__)))
 
 
-def items(subject: Subject, precisions: Iterable[str] | None = None, select: str | None = None) -> Iterator[Item]:
-    """Every check with every case, in the order of the sections of SPEC.md."""
+def items(
+    subject: Subject,
+    precisions: Iterable[str] | None = None,
+    select: str | None = None,
+    profile: Profile = "quick",
+) -> Iterator[Item]:
+    """Every check of the profile with every case, in the order of the sections of SPEC.md."""
     scope = scope_of(subject, precisions)
     chosen = selector(select) if select else None
     for check in all_checks():
+        if check.profile == "full" and profile == "quick":
+            continue
         for item in _items_of(subject, scope, check):
             if chosen is None or chosen(f"{item.id} section:{check.section}"):
                 yield item
@@ -103,6 +110,7 @@ def run(
     *,
     precisions: Iterable[str] | None = None,
     select: str | None = None,
+    profile: Profile = "quick",
     draws: Draws | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -116,6 +124,8 @@ def run(
         Names of declared precisions; all declared ones where None.
     select
         Which items, as `lstmcore_conformance.selection.selector` reads it.
+    profile
+        ``"full"`` also runs what takes long.
     draws
         How many cases are drawn, and from which seed; the defaults of `Draws` where None.
     progress
@@ -127,7 +137,7 @@ def run(
         A precision that is not declared, an expression that is not well formed, or one that selects nothing.
     """
     subject, start, started = Subject(backend, draws), time.perf_counter(), datetime.now(UTC)
-    todo = list(items(subject, precisions, select))
+    todo = list(items(subject, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
     found: dict[str, list[ItemReport]] = {}

@@ -6,6 +6,7 @@ from lstmcore_conformance.checks import (
     contract,
     derivatives,
     drawn,
+    endurance,
     errors,
     honesty,
     lengths,
@@ -15,4 +16,16 @@ from lstmcore_conformance.checks import (
     values,
 )
 
-__all__ = ["contract", "derivatives", "drawn", "errors", "honesty", "lengths", "masks", "sequences", "stacks", "values"]
+__all__ = [
+    "contract",
+    "derivatives",
+    "drawn",
+    "endurance",
+    "errors",
+    "honesty",
+    "lengths",
+    "masks",
+    "sequences",
+    "stacks",
+    "values",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
 from lstmcore_conformance.switches import SWITCHES, config_of
 
+THREADS: Final = 16
 MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", "everything", "everything_coupled")
 
 
@@ -168,7 +170,7 @@ def repeated(subject: Subject, case: Case) -> None:
 
 @check(
     "calls.threads",
-    "calls from several threads at once give the bits of one after another",
+    f"calls from {THREADS} threads at once, each with its own data, give the bits of one after another",
     section=9,
     cases=contract_cases,
 )
@@ -176,13 +178,19 @@ def threads(subject: Subject, case: Case) -> None:
     def scaled(factor: float) -> Data:
         return case.data.map(lambda array: np.asarray(factor * array, array.dtype))
 
-    given = [scaled(factor) for factor in (1, 0.5, -1, 0.25)]
+    given = [scaled((-1) ** k * (k + 4) / 16) for k in range(THREADS)]
     subject.kernel(case)
     alone = [results(subject, case, subject.device(data)) for data in given]
-    with ThreadPoolExecutor(len(given)) as pool:
-        together = list(pool.map(lambda data: results(subject, case, subject.device(data)), given * 2))
+    start = Barrier(THREADS)
+
+    def meet(data: Data) -> dict[str, Array]:
+        start.wait()
+        return results(subject, case, subject.device(data))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        together = list(pool.map(meet, given))
     for position, found in enumerate(together):
-        same_bits("from several threads", found, alone[position % len(given)])
+        same_bits("from several threads", found, alone[position])
 
 
 @check(

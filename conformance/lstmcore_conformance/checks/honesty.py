@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from types import FrameType
 from typing import Any
 
 from lstmcore.backend import Masks, Receipt, UnsupportedError
@@ -119,6 +122,58 @@ def receipts(subject: Subject, case: Case) -> None:
             )
         if not found.path or not found.reason:
             raise Failure(f"receipt: expected a path and a reason; got {found}")
+
+
+@check(
+    "receipts.fallback",
+    "a call that the reference or another backend computes says so in its receipt",
+    section=9,
+    cases=lambda scope: (
+        Case(name=f"fallback,{name}", model=config_of(changes), precision=precision)
+        for precision in scope.precisions
+        for name, changes in SWITCHES.items()
+    ),
+)
+def fallback(subject: Subject, case: Case) -> None:
+    kernel, data = subject.kernel(case), subject.device(case.data)
+    receipt = kernel.receipt(case.steps, case.batch)
+    if receipt.fallback is not None or receipt.path == "equations":
+        return
+
+    def everything() -> None:
+        record = "backward" in subject.declared.derivatives
+        weights = subject.pack(case, data)
+        done = subject.call(case, data, record=record, weights=weights)
+        if record:
+            subject.backward(case, data, weights, done)
+        if "jvp" in subject.declared.derivatives:
+            subject.tangents(case)
+
+    own = type(subject.backend).__module__.partition(".")[0]
+    others = {entry.value.partition(".")[0] for entry in entry_points(group="lstmcore.backends")} - {own}
+    for module in modules_that_run(everything):
+        if module == "lstmcore.reference" or module.partition(".")[0] in others:
+            raise Failure(
+                f"receipt: expected path 'equations' or a reason in fallback, since {module} ran; "
+                f"got path {receipt.path!r} and no fallback"
+            )
+
+
+def modules_that_run(call: Callable[[], None]) -> set[str]:
+    """The names of the modules whose Python functions run during a call."""
+    found: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            found.add(str(frame.f_globals.get("__name__")))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found
 
 
 def _configs() -> Iterator[LSTMConfig]:

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from lstmcore.backend import Masks
+from lstmcore.backend import Masks, StackMasks
+from lstmcore.config import StackConfig
+from lstmcore.lstm import LSTM
 from lstmcore_conformance import budgets
 from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Case
+from lstmcore_conformance.cases import Array, Case
 from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.generator import masks_of
 from lstmcore_conformance.subject import Subject, compare, same_bits
 from lstmcore_conformance.switches import SWITCHES, config_of
 
@@ -124,3 +127,42 @@ def kept(subject: Subject, case: Case) -> None:
     got = subject.forward(case, replace(case.data, masks=ones))
     held = np.broadcast_to(state.h, got["y"].shape)
     same_bits("all kept", got, {"y": held, "h_n": state.h, "c_n": state.c})
+
+
+@check(
+    "masks.generator",
+    "an LSTM on the backend draws the masks that section 5 defines, bit by bit, and computes with them",
+    section=5,
+    cases=lambda scope: (
+        Case(
+            name="generator",
+            model=StackConfig.make(
+                config_of(SWITCHES["everything"] | {"reverse": False}), num_layers=2, bidirectional=True, dropout=0.25
+            ),
+            precision=precision,
+            masks=True,
+        )
+        for precision in scope.precisions
+    ),
+    needs=("masks", "backward"),
+)
+def generator(subject: Subject, case: Case) -> None:
+    seed, step, stack = 0x9E3779B97F4A7C15, 3, case.stack
+    if stack is None:
+        raise TypeError(f"case {case.id}: expected a stack")
+    lstm = LSTM.from_config(stack, case.data.parameters, dtype=case.precision, backend=subject.backend, seed=seed)
+    lstm.step = step
+    with subject.guard("record"):
+        y, (h, c), tape = lstm.record(case.data.x)
+    masks = masks_of(stack, case, seed, step)
+    same_bits("the masks", dict(_named(tape.masks)), dict(_named(masks)))
+    explicit = subject.forward(case, replace(case.data, state=None, masks=masks))
+    same_bits("with the masks of the specification", {"y": y, "h_n": h, "c_n": c}, explicit)
+
+
+def _named(masks: StackMasks | None) -> Iterator[tuple[str, Array]]:
+    if masks is None:
+        return
+    yield from ((f"dropout[{layer}]", mask) for layer, mask in enumerate(masks.dropout))
+    for index, one in enumerate(masks.layers):
+        yield from ((f"{name}[{index}]", mask) for name, mask in one._asdict().items() if mask is not None)

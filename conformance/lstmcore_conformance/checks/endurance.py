@@ -1,0 +1,166 @@
+"""What only shows after a long time, or far from the usual numbers."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from lstmcore.backend import State
+from lstmcore_conformance import budgets
+from lstmcore_conformance.budgets import Measure
+from lstmcore_conformance.cases import Case
+from lstmcore_conformance.checking import Scope, check
+from lstmcore_conformance.subject import Failure, Subject, compare
+from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.views import piece
+
+LONG: Final = 100_000
+PIECES: Final = 1_000
+#: Calls after which memory must have stopped to grow, those over which it is watched, and how much it may still grow.
+WARM: Final = 200
+CALLS: Final = 1_000
+GROWTH: Final = 6 << 20
+
+
+def long_cases(scope: Scope) -> Iterator[Case]:
+    """A small model over very many steps."""
+    for precision in scope.precisions:
+        for name in ("plain", "everything"):
+            changes = {**SWITCHES[name], "reverse": False, "input_size": 2, "hidden_size": 4}
+            yield Case(name=f"long,{name}", model=config_of(changes), precision=precision, steps=509, batch=2)
+
+
+@check(
+    "state.long",
+    f"{LONG:,} steps in one call and in {PIECES:,} calls give the same",
+    section=8,
+    cases=long_cases,
+    profile="full",
+)
+def long(subject: Subject, case: Case) -> Measure:
+    allowed, repeats = budgets.forward(case), -(-LONG // case.steps)
+    x = np.tile(case.data.x, (repeats, 1, 1))[:LONG]
+    data = replace(case.data, x=x)
+    whole = subject.forward(case, data)
+    state, size, outputs = case.data.state, LONG // PIECES, []
+    for start in range(0, LONG, size):
+        got = subject.forward(case, piece(data, start, start + size, state))
+        state = State(got["h_n"], got["c_n"])
+        outputs.append(got["y"])
+    joined = {"y": np.concatenate(outputs), "h_n": got["h_n"], "c_n": got["c_n"]}
+    # An LSTM forgets, so that the error after many steps is that after some; both sides may use their budget.
+    expected = {
+        name: replace(want, value=whole[name].astype(np.float64), budget=2 * want.budget)
+        for name, want in allowed.items()
+    }
+    return compare(joined, expected)
+
+
+@check("forward.long", "y and the final state are right after 509 steps", section=2, cases=long_cases, profile="full")
+def long_forward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.forward(case), budgets.forward(case))
+
+
+@check(
+    "backward.long",
+    "every gradient is right over 509 steps",
+    section=2,
+    cases=long_cases,
+    needs=("backward",),
+    profile="full",
+)
+def long_backward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.gradients(case), budgets.gradients(case))
+
+
+#: Name -> what x, h and c are multiplied by. The second makes numbers below the smallest normal one of float32.
+EXTREMES: Final[Mapping[str, float]] = {"saturating": 1e4, "denormal": 1e-40}
+
+
+def extreme_cases(scope: Scope) -> Iterator[Case]:
+    """Inputs and states that saturate every gate, and denormal ones."""
+    for precision in scope.precisions:
+        for kind, factor in EXTREMES.items():
+            for name in ("plain", "no_bias", "peephole", "layer_norm", "input_from_forget", "recurrence_cell"):
+                yield Case(name=f"{kind},{name}", model=config_of(SWITCHES[name]), precision=precision, scale=factor)
+
+
+def _extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
+    """Results below the smallest normal number may be 0."""
+    tiny = float(np.finfo("float16" if case.precision == "float16" else "float32").tiny)
+    return {name: replace(want, budget=want.budget + tiny) for name, want in expected.items()}
+
+
+@check(
+    "forward.extremes",
+    "saturating and denormal inputs and states give what they should",
+    section=8,
+    cases=extreme_cases,
+)
+def extreme_forward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.forward(case), _extreme(case, budgets.forward(case)))
+
+
+@check(
+    "backward.extremes",
+    "gradients at saturating and denormal inputs and states are right",
+    section=8,
+    cases=extreme_cases,
+    needs=("backward",),
+)
+def extreme_backward(subject: Subject, case: Case) -> Measure:
+    return compare(subject.gradients(case), _extreme(case, budgets.gradients(case)))
+
+
+def memory_cases(scope: Scope) -> Iterator[Case]:
+    """One model with all that a call can keep."""
+    model = config_of({"input_size": 32, "hidden_size": 48, "peephole": "peephole" in scope.declared.features})
+    yield Case(name="memory", model=model, precision=scope.precisions[-1], steps=8, batch=16)
+
+
+@check("calls.memory", f"memory does not grow over {CALLS:,} calls", section=9, cases=memory_cases, profile="full")
+def memory(subject: Subject, case: Case) -> None:
+    data = subject.device(case.data)
+    weights = subject.pack(case, data)
+    record = "backward" in subject.declared.derivatives
+
+    def call() -> None:
+        done = subject.call(case, data, record=record, weights=weights)
+        if record:
+            subject.backward(case, data, weights, done)
+
+    for _ in range(WARM):
+        call()
+    watch = _Memory()
+    for _ in range(CALLS):
+        call()
+    if (grown := watch.grown()) > GROWTH:
+        raise Failure(f"memory: expected no growth over {CALLS} calls; it grew by {grown / CALLS:.0f} bytes a call")
+
+
+class _Memory:
+    """How much the memory of this process grows: all of it where the system tells, else what Python allocates."""
+
+    def __init__(self) -> None:
+        self.tells = Path("/proc/self/statm").exists()
+        if not self.tells:
+            tracemalloc.start()
+        self.start = self._now()
+
+    def _now(self) -> int:
+        if not self.tells:
+            return tracemalloc.get_traced_memory()[0]
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def grown(self) -> int:
+        grown = self._now() - self.start
+        if not self.tells:
+            tracemalloc.stop()
+        return grown
