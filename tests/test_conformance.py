@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lstmcore.backend import Backend, Capabilities, Kernel
 from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
@@ -117,6 +119,46 @@ def test_what_is_not_declared_is_unsupported_with_the_reason() -> None:
     assert reasons == {"peephole: no diagonal weights here"}
     assert found["refusals.features"].outcome is Outcome.PASSED
     assert found["forward.combinations"].ran == len(found["forward.combinations"].items)
+
+
+def shown(report: Report, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    report.show(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_report_tells_every_reason_once() -> None:
+    class Refusing(_Poor):
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            if config.layer_norm and config.proj_size:
+                return "layer_norm and proj_size: not together; not yet"
+            return super().refusal(config, precision)
+
+    report = run(Refusing(), select="switches or no_state or lengths")
+    lines = shown(report)
+    first = next(index for index, line in enumerate(lines) if line.startswith("not declared"))
+    text = lines[first:-2]
+    assert text[:8] == [
+        "not declared, not implemented:",
+        "  bfloat16, float16, float64, tf32, lengths",
+        "not declared, no diagonal weights here:",
+        "  peephole",
+        "not declared, only backward:",
+        "  jvp",
+        text[6],
+        "unsupported, layer_norm and proj_size: not together; not yet:",
+    ]
+    skipped = [item.message for check in report.checks for item in check.items if item.outcome is Outcome.UNSUPPORTED]
+    refused = [message for message in skipped if "not together" in message]
+    assert text[6] == f"left out: {len(skipped) - len(refused)} cases and checks that need what is not declared"
+    counts = {
+        check.id: count for check in report.checks if (count := sum("not together" in i.message for i in check.items))
+    }
+    assert 1 in counts.values()
+    wanted = [f"{id} ({count} cases)" if count > 1 else id for id, count in counts.items()]
+    assert " ".join(line.strip() for line in text[8:]) == ", ".join(wanted)
+    assert max(map(len, text)) <= 80
 
 
 def test_an_error_of_the_suite_is_not_a_failure_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -218,12 +219,7 @@ class Report:
                 "" if share is None else f"{share:.3g}",
             )
         console.print(table)
-        for name, reason in self.undeclared.items():
-            _plain(console, f"not declared: {name}: {reason}")
-        for check in self.checks:
-            if reasons := sorted({item.message for item in check.items if item.outcome is Outcome.UNSUPPORTED}):
-                shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-                _plain(console, f"unsupported in {check.id}: {shown}")
+        self._show_unsupported(console)
         for item in self.bad[:_SHOWN]:
             _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
         if len(self.bad) > _SHOWN:
@@ -233,6 +229,26 @@ class Report:
             Text(f"{self.verdict} ({self.seconds:.1f} s)", "bold green" if self.conforms else "bold red"),
             soft_wrap=True,
         )
+
+    def _show_unsupported(self, console: Console) -> None:
+        """Print what did not run, every reason once: first what is not declared, then what is refused beside that."""
+        for reason, names in _grouped((reason, name) for name, reason in self.undeclared.items()).items():
+            _plain(console, f"not declared, {reason}:")
+            _listed(console, names)
+        skipped = [
+            (item.message, check.id)
+            for check in self.checks
+            for item in check.items
+            if item.outcome is Outcome.UNSUPPORTED
+        ]
+        known = [f"{name}: {reason}" for name, reason in self.undeclared.items()]
+        others = [(message, id) for message, id in skipped if not _made_of(message, known)]
+        if count := len(skipped) - len(others):
+            _plain(console, f"left out: {count} cases and checks that need what is not declared")
+        for reason, ids in _grouped(others).items():
+            _plain(console, f"unsupported, {reason}:")
+            counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
+            _listed(console, counts)
 
 
 _SHOWN: Final = 20
@@ -246,6 +262,30 @@ _STYLES: Final = {
 
 def _plain(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _listed(console: Console, names: Iterable[str]) -> None:
+    """The names, indented, in as many lines as they take."""
+    text = ", ".join(names)
+    _plain(console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  "))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """First -> all that come second with it, in the order in which they come."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(first, []).append(second)
+    return groups
+
+
+def _made_of(message: str, parts: Sequence[str]) -> bool:
+    """Whether `message` is some of `parts`, joined as `Capabilities.refusal` joins them."""
+    while message:
+        part = next((part for part in parts if message == part or message.startswith(f"{part}; ")), None)
+        if part is None:
+            return False
+        message = message[len(part) + len("; ") :]
+    return True
 
 
 def _number(value: float) -> float | str:

@@ -46,15 +46,16 @@ class ExampleKernel(Kernel):
         tape = []
         for t in reversed(range(steps)) if self.config.reverse else range(steps):
             active = (t < ends)[:, None]
-            x_t = np.where(active, x[t], np.zeros((), dtype))  # what padding holds does not matter
-            z = x_t @ weights["weight_x"].T + h @ weights["weight_h"].T
+            # what padding and the state of a row without steps hold reaches no sum
+            x_t, h_t, c_t = (np.where(active, array, np.zeros((), dtype)) for array in (x[t], h, c))
+            z = x_t @ weights["weight_x"].T + h_t @ weights["weight_h"].T
             if self.config.bias:
                 z += weights["bias"]
             i, f, g, o = np.split(z, 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
-            c_new = f * c + i * g
+            c_new = f * c_t + i * g
             u = np.tanh(c_new)
-            tape.append((t, active, x_t, h, c, i, f, g, o, u))
+            tape.append((t, active, x_t, h_t, c_t, i, f, g, o, u))
             h, c = np.where(active, o * u, h), np.where(active, c_new, c)
             y[t] = np.where(active, h, 0)
         return y, State(np.array(h), np.array(c)), (x.shape, tape) if record else None
