@@ -86,7 +86,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Mypy, strict."""
+    """Mypy, strict, on the packages, the examples and the benchmarks."""
     session.install("-e", ".[plot,conformance]", "mypy>=1.15", "nox")
     session.run("mypy")
 

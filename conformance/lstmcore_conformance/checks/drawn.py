@@ -201,8 +201,8 @@ def other_direction(subject: Subject, case: Case) -> Measure | None:
 
 @drawn("saturation", "inputs and states of 1e4 give no NaN", 8, Kind(bounded=True))
 def saturation(subject: Subject, case: Case) -> None:
-    def large(array: Array | None) -> Array | None:
-        return None if array is None else (1e4 * np.sign(array)).astype(array.dtype)
+    def large(array: Array) -> Array:
+        return (1e4 * np.sign(array)).astype(array.dtype)
 
     state = case.data.state
     data = replace(

@@ -137,7 +137,7 @@ def kept(subject: Subject, case: Case) -> None:
         Case(
             name="generator",
             model=StackConfig.make(
-                config_of(SWITCHES["everything"] | {"reverse": False}), num_layers=2, bidirectional=True, dropout=0.25
+                config_of({**SWITCHES["everything"], "reverse": False}), num_layers=2, bidirectional=True, dropout=0.25
             ),
             precision=precision,
             masks=True,
