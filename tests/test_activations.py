@@ -116,4 +116,5 @@ def test_clip_is_inclusive() -> None:
     assert inside(z, 0.5).tolist() == [0, 1, 1, 1, 0, 0]
     assert (clip(z + 1e-30j, 0.5).imag / 1e-30 == inside(z, 0.5)).all()
     assert np.isnan(clip(np.array([math.nan]), 0.5)).all()
+    assert inside(np.array([math.nan]), 0.5).tolist() == [0]
     assert clip(z.astype("float32"), 0.1).dtype == inside(z.astype("float32"), 0.1).dtype == "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lstmcore.lstm import LSTM
 from lstmcore.precision import numpy_dtype
+from lstmcore_conformance import generator
 from lstmcore_reference.kernel import ReferenceBackend
 from stacks import TextbookBackend
 
@@ -39,6 +41,78 @@ def test_known_first_parameters() -> None:
     words = philox4x32(np.array([0, 0, 0, 2**31], np.uint32), (5, 0))
     expected = [(2 * (int(word) + 0.5) / 2**32 - 1) / 4 for word in words]
     np.testing.assert_array_equal(make(dtype="float64").parameters["weight_x_l0"].ravel()[:4], expected)
+
+
+def gram_schmidt(block: list[list[float]]) -> list[list[float]]:
+    """The columns of `block`, orthonormalised first to last; each is freed of the others twice, which is enough."""
+    columns: list[list[float]] = []
+    for column in zip(*block, strict=True):
+        rest = list(column)
+        for other in 2 * columns:
+            along = sum(a * b for a, b in zip(rest, other, strict=True))
+            rest = [a - along * b for a, b in zip(rest, other, strict=True)]
+        length = math.sqrt(sum(a * a for a in rest))
+        columns.append([a / length for a in rest])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def from_the_words_of_the_specification(shapes: list[tuple[str, tuple[int, ...]]], hidden: int, seed: int, init: str):
+    """Section 6 of SPEC.md, number after number, from a Philox that is not the one of lstmcore."""
+    made = []
+    for j, (name, shape) in enumerate(shapes):
+        count = math.prod(shape)
+
+        def u(e: int, j: int = j) -> float:
+            word = generator.block((e // 4, 0, 0, 2**31 + j), (seed % 2**32, seed // 2**32))[e % 4]
+            return (word + 0.5) / 2**32
+
+        if name.startswith("norm_"):
+            values = [0.0 if "bias" in name else 1.0] * count
+        elif name.startswith("weight_h_") and init == "orthogonal":
+            normal = [math.sqrt(-2 * math.log(u(e))) * math.cos(2 * math.pi * u(count + e)) for e in range(count)]
+            rows = [normal[first : first + shape[1]] for first in range(0, count, shape[1])]
+            blocks = [gram_schmidt(rows[first : first + hidden]) for first in range(0, shape[0], hidden)]
+            values = [value for one in blocks for row in one for value in row]
+        else:
+            values = [(2 * u(e) - 1) / math.sqrt(hidden) for e in range(count)]
+        made.append((name, np.array(values).reshape(shape)))
+    return made
+
+
+@pytest.mark.parametrize("init", ["uniform", "orthogonal"])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_the_parameters_are_those_of_the_specification(init: str, peephole: bool) -> None:
+    seed, hidden, proj, width = 0x0123456789ABCDEF, 7, 3, 5
+    lstm = make(
+        input_size=width,
+        hidden_size=hidden,
+        proj_size=proj,
+        peephole=peephole,
+        layer_norm=True,
+        num_layers=2,
+        bidirectional=True,
+        init=init,
+        seed=seed,
+        forget_bias=1.5,
+        dtype="float64",
+    )
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for suffix, inputs in (("_l0", width), ("_l0_reverse", width), ("_l1", 2 * proj), ("_l1_reverse", 2 * proj)):
+        shapes += [(f"weight_x{suffix}", (4 * hidden, inputs)), (f"weight_h{suffix}", (4 * hidden, proj))]
+        shapes += [(f"bias{suffix}", (4 * hidden,)), (f"weight_proj{suffix}", (proj, hidden))]
+        shapes += [(f"peephole{suffix}", (3, hidden))] if peephole else []
+        shapes += [(f"norm_gain_{which}{suffix}", (4 * hidden,)) for which in "xh"]
+        shapes += [(f"norm_{which}_c{suffix}", (hidden,)) for which in ("gain", "bias")]
+    expected = from_the_words_of_the_specification(shapes, hidden, seed, init)
+    assert list(lstm.parameters) == [name for name, _ in expected]
+    for name, values in expected:
+        if name.startswith("bias"):
+            values[hidden : 2 * hidden] = 1.5
+        # Householder and Gram-Schmidt lose some epsilon times the condition of a (7, 3) block; the rest is one rounding
+        exact = not (init == "orthogonal" and name.startswith("weight_h_"))
+        np.testing.assert_allclose(
+            lstm.parameters[name], values, rtol=2**-51 if exact else 0, atol=0 if exact else 1e-13, err_msg=name
+        )
 
 
 def test_another_seed_gives_other_parameters_and_none_draws_one() -> None:

@@ -13,6 +13,7 @@ from lstmcore import reference
 from lstmcore.backend import Forward, Gradients, Masks, State, Tangents
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import PRECISIONS
+from lstmcore.registry import get_backend
 from strategies import SWITCHES, Array, Case, cases, make_case, switch_config, with_switches
 
 STEP = 1e-30
@@ -361,3 +362,21 @@ def test_bfloat16_ties_go_to_even() -> None:
     h = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 0.0, np.inf, np.nan], "float32")
     stored = reference._stored(h, policy)
     np.testing.assert_array_equal(stored, np.array([1, 1 + 2.0**-6, -1, 0, np.inf, np.nan], "float32"))
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_the_derivative_of_a_clip_at_nan_is_0(backend: str) -> None:
+    """f c + i g is NaN where c is: c stays NaN, and the gradient ends at the clip. One step, and only dc comes in."""
+    results = {}
+    for bound in (None, 0.3):
+        config = LSTMConfig(input_size=2, hidden_size=3, cell_clip=bound, hidden_activation="identity")
+        case = make_case(config, steps=1, batch=2, lengths=False)
+        case.state.c[0, 1] = np.nan
+        kernel = get_backend(backend).compile(config, "float64")
+        weights = kernel.pack(case.parameters)
+        done = kernel.forward(weights, case.x, case.state, record=True)
+        assert np.isnan(done.state.c).tolist() == [[False, True, False], [False, False, False]]
+        results[bound] = kernel.backward(weights, done.tape, None, case.dstate._replace(h=0 * case.dstate.h)).state.c
+    assert np.isfinite(results[None]).all()
+    assert results[None][0, 1] != 0
+    assert results[0.3][0, 1] == 0
