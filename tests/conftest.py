@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lstmcore import registry
-from plugins import good
+from plugins import Install, good
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a plug-in of a name, with a code or a reason why it cannot run, and returns its module."""
     monkeypatch.delenv(registry.BACKEND_VARIABLE, raising=False)
     monkeypatch.delenv(registry.PLUGINS_VARIABLE, raising=False)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
+
+#: `install(name, code=None, *, module="", reason=None)` makes a distribution and returns its module.
+Install = Callable[..., str]
 
 GOOD: Final = """
 from lstmcore.hookspecs import BackendInfo, hookimpl

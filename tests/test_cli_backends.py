@@ -11,11 +11,14 @@ from click.testing import CliRunner, Result
 from lstmcore import registry
 from lstmcore.cli import main
 from lstmcore.config import FEATURES
-from plugins import good
+from plugins import Install, good
+
+WIDTH = 160
+LONG = "and told in one line, however narrow the terminal; " * (WIDTH // 40) + "end"
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(main, ["backends", *arguments])
+    return CliRunner(env={"COLUMNS": str(WIDTH)}).invoke(main, ["backends", *arguments])
 
 
 def listed(*arguments: str) -> list[dict[str, Any]]:
@@ -38,7 +41,7 @@ def rows(output: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def test_the_table_has_a_row_for_every_backend(install) -> None:
+def test_the_table_has_a_row_for_every_backend(install: Install) -> None:
     install("far", reason="run pip install far")
     found = run()
     assert found.exit_code == 0, found.output
@@ -56,7 +59,7 @@ def test_the_table_has_a_row_for_every_backend(install) -> None:
     assert "far: run pip install far" in found.stdout.splitlines()
 
 
-def test_a_backend_with_few_switches_tells_their_number(install) -> None:
+def test_a_backend_with_few_switches_tells_their_number(install: Install) -> None:
     declared = "Capabilities('cpu', frozenset({'float64'}), frozenset({'peephole', 'lengths'}))"
     few = f"Own.capabilities = lambda self: {declared}"
     code = "from lstmcore.backend import Capabilities\n" + good("few").replace("@hookimpl", f"{few}\n\n@hookimpl", 1)
@@ -65,7 +68,7 @@ def test_a_backend_with_few_switches_tells_their_number(install) -> None:
     assert record("few")["capabilities"]["features"] == ["lengths", "peephole"]
 
 
-def test_json_has_what_a_backend_declares(install) -> None:
+def test_json_has_what_a_backend_declares(install: Install) -> None:
     install("far", reason="run pip install far")
     found = listed()
     assert [one["name"] for one in found] == ["far", "numpy", "reference"]
@@ -92,13 +95,13 @@ def test_json_has_what_a_backend_declares(install) -> None:
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ("raise RuntimeError('broken [here]\\nin two lines')", "RuntimeError: broken [here] in two lines"),
+        (f"raise RuntimeError('broken [here]\\n{LONG}')", f"RuntimeError: broken [here] {LONG}"),
         ("raise SystemExit(0)", "SystemExit: 0"),
         ("", "lstmcore_backend_info: expected a BackendInfo; got None"),
         (good("bad").replace("return Own()", "1 / 0"), "lstmcore_backend failed: ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_broken_plugin_is_shown_and_the_others_too(install, code: str, told: str) -> None:
+def test_a_broken_plugin_is_shown_and_the_others_too(install: Install, code: str, told: str) -> None:
     install("bad", code)
     found = run()
     assert found.exit_code == 0, found.output
@@ -112,7 +115,7 @@ def test_a_broken_plugin_is_shown_and_the_others_too(install, code: str, told: s
     assert record("numpy")["available"]
 
 
-def test_the_variable_limits_what_is_listed_and_loaded(install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_limits_what_is_listed_and_loaded(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("loud", "raise SystemExit('this must not be loaded')")
     monkeypatch.setenv(registry.PLUGINS_VARIABLE, " reference ,numpy")
     assert [one["name"] for one in listed()] == ["numpy", "reference"]
@@ -132,7 +135,7 @@ def test_the_variable_limits_what_is_listed_and_loaded(install, monkeypatch: pyt
     ],
 )
 def test_a_mistake_is_exit_code_2_and_one_line(
-    install, monkeypatch: pytest.MonkeyPatch, plugins: str | None, arguments: tuple[str, ...], told: str
+    install: Install, monkeypatch: pytest.MonkeyPatch, plugins: str | None, arguments: tuple[str, ...], told: str
 ) -> None:
     if plugins is not None:
         monkeypatch.setenv(registry.PLUGINS_VARIABLE, plugins)

@@ -56,7 +56,9 @@ def gram_schmidt(block: list[list[float]]) -> list[list[float]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def from_the_words_of_the_specification(shapes: list[tuple[str, tuple[int, ...]]], hidden: int, seed: int, init: str):
+def from_the_words_of_the_specification(
+    shapes: list[tuple[str, tuple[int, ...]]], hidden: int, seed: int, init: str
+) -> list[tuple[str, Any]]:
     """Section 6 of SPEC.md, number after number, from a Philox that is not the one of lstmcore."""
     made = []
     for j, (name, shape) in enumerate(shapes):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from lstmcore import reference
 from lstmcore.backend import Forward, Gradients, Masks, State, Tangents
-from lstmcore.config import LSTMConfig
+from lstmcore.config import Activation, LSTMConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
 from strategies import SWITCHES, Array, Case, cases, make_case, switch_config, with_switches
@@ -369,7 +369,7 @@ def test_the_derivative_of_a_clip_at_nan_is_0(backend: str) -> None:
     """f c + i g is NaN where c is: c stays NaN, and the gradient ends at the clip. One step, and only dc comes in."""
     results = {}
     for bound in (None, 0.3):
-        config = LSTMConfig(input_size=2, hidden_size=3, cell_clip=bound, hidden_activation="identity")
+        config = LSTMConfig(input_size=2, hidden_size=3, cell_clip=bound, hidden_activation=Activation("identity"))
         case = make_case(config, steps=1, batch=2, lengths=False)
         case.state.c[0, 1] = np.nan
         kernel = get_backend(backend).compile(config, "float64")

@@ -10,14 +10,14 @@ import pytest
 from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
-from plugins import good
+from plugins import Install, good
 
 
 def _record(name: str) -> registry.BackendRecord:
     return next(record for record in registry.backends() if record.name == name)
 
 
-def test_a_plugin_is_found_once(install) -> None:
+def test_a_plugin_is_found_once(install: Install) -> None:
     install("own")
     assert _record("own").available
     assert registry.get_backend("own") is registry.get_backend("own")
@@ -46,7 +46,7 @@ def test_a_plugin_is_found_once(install) -> None:
         ),
     ],
 )
-def test_a_broken_plugin_is_told_and_stops_nobody(install, code: str, told: str) -> None:
+def test_a_broken_plugin_is_told_and_stops_nobody(install: Install, code: str, told: str) -> None:
     install("bad", code)
     record = _record("bad")
     assert not record.available
@@ -56,14 +56,14 @@ def test_a_broken_plugin_is_told_and_stops_nobody(install, code: str, told: str)
         registry.get_backend("bad")
 
 
-def test_what_is_unavailable_says_why(install) -> None:
+def test_what_is_unavailable_says_why(install: Install) -> None:
     install("far", reason="run pip install far")
     assert _record("far").reason == "run pip install far"
     with pytest.raises(registry.UnavailableError, match="pip install far"):
         registry.get_backend("far")
 
 
-def test_two_claims_to_a_name(install) -> None:
+def test_two_claims_to_a_name(install: Install) -> None:
     install("own", module="first_claim")
     install("own", module="second_claim")
     with pytest.raises(registry.PluginError, match=r"first_claim.*second_claim|second_claim.*first_claim"):
@@ -71,19 +71,19 @@ def test_two_claims_to_a_name(install) -> None:
     assert "two distributions" in _record("own").reason
 
 
-def test_unknown_name(install) -> None:
+def test_unknown_name(install: Install) -> None:
     with pytest.raises(ValueError, match=r"expected one of .*numpy.*; got 'nunpy'; did you mean 'numpy'\?"):
         registry.get_backend("nunpy")
 
 
-def test_a_name_loads_that_plugin_alone(install) -> None:
+def test_a_name_loads_that_plugin_alone(install: Install) -> None:
     install("own")
     other = install("other")
     registry.get_backend("own")
     assert other not in sys.modules
 
 
-def test_variables(install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "reference")
     assert registry.get_backend().name == "reference"
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "nothing")
@@ -102,7 +102,7 @@ def test_variables(install, monkeypatch: pytest.MonkeyPatch) -> None:
         registry.backends()
 
 
-def test_auto_passes_over_what_refuses_and_says_so(install) -> None:
+def test_auto_passes_over_what_refuses_and_says_so(install: Install) -> None:
     install("numba", reason="no numba here")
     stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
     selection = registry.select(stack, PRECISIONS["float32"], "auto")
