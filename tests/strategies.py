@@ -10,80 +10,14 @@ from hypothesis import strategies as st
 
 from lstmcore.backend import Masks, State, Tangents
 from lstmcore.config import Activation, Coupling, LSTMConfig, Recurrence
+from lstmcore_conformance.switches import FUNCTIONS, SWITCHES, config_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-#: Activations with parameters that differ from the defaults.
-FUNCTIONS = (
-    "sigmoid",
-    "tanh",
-    "relu",
-    "identity",
-    "affine(alpha=0.7, beta=0.1)",
-    "leaky_relu(alpha=0.3)",
-    "thresholded_relu(alpha=0.2)",
-    "scaled_tanh(alpha=1.3, beta=0.6)",
-    "hard_sigmoid(alpha=0.3, beta=0.45)",
-    "elu(alpha=0.8)",
-    "softsign",
-    "softplus",
-)
-
-#: One entry for each switch, alone, as keyword arguments; a test over them names the switch that broke.
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "no_bias": {"bias": False},
-    "proj_size": {"proj_size": 2},
-    "reverse": {"reverse": True},
-    "peephole": {"peephole": True},
-    "forget_from_input": {"coupling": "forget_from_input"},
-    "input_from_forget": {"coupling": "input_from_forget"},
-    "coupled_peephole": {"coupling": "input_from_forget", "peephole": True},
-    "gate_clip": {"gate_clip": 0.6},
-    "cell_clip": {"cell_clip": 0.35},
-    "proj_clip": {"proj_size": 2, "proj_clip": 0.15},
-    "recurrence_cell": {"recurrence": "cell"},
-    "recurrence_cell_proj": {"recurrence": "cell", "proj_size": 2},
-    "layer_norm": {"layer_norm": True},
-    "layer_norm_no_bias": {"layer_norm": True, "bias": False},
-    "zoneout_hidden": {"zoneout_hidden": 0.3},
-    "zoneout_cell": {"zoneout_cell": 0.4},
-    "recurrent_dropout": {"recurrent_dropout": 0.25},
-    **{f"gate_activation={text}": {"gate_activation": text} for text in FUNCTIONS},
-    **{f"cell_activation={text}": {"cell_activation": text} for text in FUNCTIONS},
-    **{f"hidden_activation={text}": {"hidden_activation": text} for text in FUNCTIONS},
-    "everything": {
-        "proj_size": 2,
-        "reverse": True,
-        "peephole": True,
-        "gate_clip": 1.1,
-        "cell_clip": 0.9,
-        "proj_clip": 0.1,
-        "layer_norm": True,
-        "zoneout_hidden": 0.2,
-        "zoneout_cell": 0.3,
-        "recurrent_dropout": 0.25,
-        "gate_activation": "hard_sigmoid(alpha=0.3, beta=0.45)",
-        "cell_activation": "scaled_tanh(alpha=1.3, beta=0.6)",
-        "hidden_activation": "softsign",
-    },
-    "everything_coupled": {
-        "peephole": True,
-        "coupling": "forget_from_input",
-        "gate_clip": 1.1,
-        "cell_clip": 0.9,
-        "recurrence": "cell",
-        "layer_norm": True,
-        "zoneout_hidden": 0.2,
-        "zoneout_cell": 0.3,
-        "recurrent_dropout": 0.25,
-    },
-}
-
 
 def switch_config(name: str, **changes: Any) -> LSTMConfig:
-    """The configuration of a `SWITCHES` entry: I = 5, H = 3."""
-    return LSTMConfig(**({"input_size": 5, "hidden_size": 3} | SWITCHES[name] | changes))
+    """The configuration of a `SWITCHES` entry of the conformance suite: I = 5, H = 7, a projection to 3."""
+    return config_of({**SWITCHES[name], **changes})
 
 
 def with_switches(config: LSTMConfig, **changes: Any) -> LSTMConfig:

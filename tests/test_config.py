@@ -18,7 +18,8 @@ from lstmcore.config import (
     check_version,
     rate,
 )
-from strategies import FUNCTIONS, SWITCHES, lstm_configs, switch_config, with_switches
+from lstmcore_conformance.switches import FUNCTIONS, SWITCHES
+from strategies import lstm_configs, switch_config, with_switches
 
 
 def config(**switches: Any) -> LSTMConfig:
@@ -114,7 +115,7 @@ def test_gate_order(coupling: str, gates: str, peepholes: str) -> None:
         ("no_bias", {"no_bias"}),
         ("proj_clip", {"proj_size", "proj_clip"}),
         ("reverse", {"reverse"}),
-        ("coupled_peephole", {"coupling:input_from_forget", "peephole"}),
+        ("input_from_forget,peephole", {"coupling:input_from_forget", "peephole"}),
         ("recurrence_cell", {"recurrence:cell"}),
         ("gate_activation=softsign", {"activation:softsign", "activation:tanh"}),
         ("layer_norm", {"layer_norm"}),

@@ -12,31 +12,16 @@ from safetensors.numpy import load_file
 
 from lstmcore import reference
 from lstmcore.backend import State, Tangents
-from lstmcore.config import ACTIVATIONS, LSTMConfig
+from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.masks import layer_masks
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
+from lstmcore_conformance.switches import SWITCHES
+from strategies import switch_config
 
 STEP = 1e-30
-T, N, I, H = 4, 3, 4, 5
+T, N, I, H = 4, 3, 4, 5  # of the golden vectors and of the combinations
 GOLDEN = Path(__file__).parent / "golden"
-
-SWITCHES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "no_bias": {"bias": False},
-    "projection": {"proj_size": 3, "proj_clip": 0.2},
-    "reverse": {"reverse": True},
-    "peephole": {"peephole": True},
-    "forget_from_input": {"coupling": "forget_from_input", "peephole": True},
-    "input_from_forget": {"coupling": "input_from_forget", "peephole": True},
-    "gate_clip": {"gate_clip": 0.6},
-    "cell_clip": {"cell_clip": 0.3},
-    "cell": {"recurrence": "cell", "proj_size": 2},
-    "layer_norm": {"layer_norm": True},
-    "zoneout": {"zoneout_hidden": 0.3, "zoneout_cell": 0.2},
-    "recurrent_dropout": {"recurrent_dropout": 0.4},
-    **{f"activation_{name}": {"gate_activation": name, "hidden_activation": name} for name in ACTIVATIONS},
-}
 
 
 def _random_switches(rng: np.random.Generator) -> dict[str, Any]:
@@ -69,8 +54,8 @@ def _data(config: LSTMConfig, rng: np.random.Generator) -> tuple[dict[str, Any],
         return rng.normal(size=shape) * scale
 
     parameters = {name: normal(shape, 0.5) + 0.05 for name, shape in config.parameter_shapes.items()}
-    x = normal((T, N, I))
-    state = State(normal((N, config.output_size), 0.3), normal((N, H), 0.3))
+    x = normal((T, N, config.input_size))
+    state = State(normal((N, config.output_size), 0.3), normal((N, config.hidden_size), 0.3))
     directions = Tangents(
         normal(x.shape),
         State(normal(state.h.shape), normal(state.c.shape)),
@@ -111,7 +96,7 @@ def _check_derivatives(config: LSTMConfig, seed: int, lengths: list[int] | None,
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("lengths", [None, [4, 0, 3]])
 def test_derivatives_of_every_switch(name: str, lengths: list[int] | None) -> None:
-    _check_derivatives(LSTMConfig(input_size=I, hidden_size=H, **SWITCHES[name]), 1, lengths, lengths is not None)
+    _check_derivatives(switch_config(name), 1, lengths, lengths is not None)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -121,9 +106,11 @@ def test_derivatives_of_combinations(seed: int) -> None:
     _check_derivatives(config, seed, [None, [4, 0, 3]][seed % 2], seed % 3 > 0)
 
 
-@pytest.mark.parametrize("name", ["plain", "peephole", "layer_norm", "projection", "forget_from_input", "cell"])
+@pytest.mark.parametrize(
+    "name", ["plain", "peephole", "layer_norm", "proj_clip", "forget_from_input,peephole", "recurrence_cell,proj_size"]
+)
 def test_gradient_of_every_parameter_by_complex_step(name: str) -> None:
-    config = LSTMConfig(input_size=I, hidden_size=H, **SWITCHES[name])
+    config = switch_config(name)
     rng = np.random.default_rng(3)
     parameters, x, state, _ = _data(config, rng)
     primal = reference.forward(config, parameters, x, state)
@@ -158,11 +145,16 @@ def test_recurrence_of_the_article(backend: str) -> None:
         np.testing.assert_allclose(last.c[n], c, rtol=1e-13, atol=1e-14)
 
 
+def golden_configs() -> dict[str, LSTMConfig]:
+    """Name -> configuration of the frozen cases, ``tests/golden/index.json``; a new case is a new entry at its end."""
+    index = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))
+    return {name: LSTMConfig.from_dict(switches) for name, switches in index.items()}
+
+
 def golden_cases() -> dict[str, dict[str, Any]]:
     """Name -> arrays of the frozen cases; ``tests/golden/regenerate.py`` writes them."""
     cases = {}
-    for number, (name, switches) in enumerate(SWITCHES.items()):
-        config = LSTMConfig(input_size=I, hidden_size=H, **switches)
+    for number, (name, config) in enumerate(golden_configs().items()):
         parameters, x, state, _ = _data(config, np.random.default_rng([11, number]))
         primal = reference.forward(config, parameters, x, state, lengths=[4, 0, 3])
         grads = reference.backward(config, primal.tape, np.cos(np.arange(primal.y.size)).reshape(primal.y.shape))
@@ -183,13 +175,10 @@ def golden_cases() -> dict[str, dict[str, Any]]:
 
 
 def test_golden_vectors_hold() -> None:
-    index = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))
-    assert index == {
-        name: LSTMConfig(input_size=I, hidden_size=H, **switches).to_dict() for name, switches in SWITCHES.items()
-    }
-    for name, switches in SWITCHES.items():
+    assert set().union(*(config.features for config in golden_configs().values())) == FEATURES - {"lengths", "masks"}
+    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == set(golden_configs())
+    for name, config in golden_configs().items():
         frozen = load_file(GOLDEN / f"{name}.safetensors")
-        config = LSTMConfig(input_size=I, hidden_size=H, **switches)
         parameters = {key.removeprefix("parameter."): a for key, a in frozen.items() if key.startswith("parameter.")}
         primal = reference.forward(
             config, parameters, frozen["x"], State(frozen["h0"], frozen["c0"]), lengths=[4, 0, 3]
