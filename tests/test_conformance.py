@@ -53,7 +53,8 @@ def test_the_reference_conforms() -> None:
 def test_the_textbook_conforms_in_every_precision(textbook: Report) -> None:
     assert [item.message for item in textbook.bad] == []
     assert textbook.precisions == ("float64", "float32", "float16")
-    assert {check.id for check in textbook.checks} == {check.id for check in all_checks()}
+    quick = {check.id for check in all_checks() if check.profile == "quick"}
+    assert {check.id for check in textbook.checks} == quick
 
 
 def test_the_textbook_uses_a_sixth_of_its_own_budget(textbook: Report) -> None:

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 
 from lstmcore_conformance import run
+from lstmcore_conformance.cases import Case, Data
 from lstmcore_conformance.checking import all_checks
 from lstmcore_conformance.experiment import VALUES
 from lstmcore_conformance.mutants import MUTANTS, Mutant, edited
+from lstmcore_conformance.mutation import STANDS
 from lstmcore_conformance.report import Outcome
+from lstmcore_conformance.subject import Draws, Subject
+from lstmcore_conformance.switches import config_of
+from lstmcore_conformance.textbook import TextbookBackend
 from lstmcore_conformance.variants import VARIANTS
 
+CHECKS = {check.id: check for check in all_checks()}
+#: What takes half a minute and more.
+SLOW = {"hidden.drifts"}
 
-@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(mutant, id=id, marks=pytest.mark.slow if id in SLOW else ()) for id, mutant in MUTANTS.items()],
+)
 def test_the_mutant_is_caught(mutant: Mutant) -> None:
-    report = run(mutant.make(), precisions=[mutant.precision], select=mutant.caught_by)
+    profile = CHECKS[mutant.caught_by].profile
+    report = run(
+        mutant.make(),
+        precisions=[mutant.precision],
+        select=mutant.caught_by,
+        profile=profile,
+        draws=Draws(shrink=False),
+    )
     assert {check.id for check in report.checks} == {mutant.caught_by}
     assert report.bad
     assert {item.outcome for item in report.bad} == {Outcome.FAILED}
@@ -23,8 +47,46 @@ def test_the_mutant_is_caught(mutant: Mutant) -> None:
         assert item.id in item.reproduce
 
 
-def test_every_check_catches_a_mutant() -> None:
-    assert {mutant.caught_by for mutant in MUTANTS.values()} == {check.id for check in all_checks()}
+def test_every_check_catches_a_mutant_or_says_why_it_stands() -> None:
+    named = {mutant.caught_by for mutant in MUTANTS.values()}
+    assert named | set(STANDS) == set(CHECKS)
+    assert not named & set(STANDS)
+
+
+#: What makes data too regular -> a case, and what is done to its data.
+REGULAR: dict[str, tuple[dict[str, Any], Callable[[Data], Data]]] = {
+    "one step": ({"steps": 1}, lambda data: data),
+    "one row": ({"batch": 1}, lambda data: data),
+    "I = H": ({"model": replace(config_of({}), input_size=7)}, lambda data: data),
+    "zero state": ({"state": False}, lambda data: data),
+    "equal weights": (
+        {},
+        lambda data: replace(
+            data, parameters={name: np.full_like(array, 0.25) for name, array in data.parameters.items()}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("id", [id for id, mutant in MUTANTS.items() if mutant.hides])
+def test_a_mutant_that_hides_cannot_be_seen_on_regular_data(id: str) -> None:
+    mutant = MUTANTS[id]
+    for precision in ("float64", "float32"):
+        changes, regular = REGULAR[mutant.hides]
+        case = Case(**({"name": "regular", "model": config_of({}), "precision": precision} | changes))
+        data = regular(case.data)
+        faulty, right = Subject(mutant.make()), Subject(TextbookBackend())
+        outputs, expected = faulty.forward(case, data), right.forward(case, data)
+        gradients, want = faulty.gradients(case, data), right.gradients(case, data)
+        for name, array in (expected | want).items():
+            got = (outputs | gradients)[name]
+            if mutant.hides == "equal weights" and name.startswith("d_"):
+                continue  # gradients of equal weights are equal as well, but for the order of their rows
+            np.testing.assert_allclose(got, array, rtol=16 * case.policy.epsilon, atol=16 * case.policy.epsilon)
+
+
+def test_every_kind_of_regular_data_hides_a_mutant() -> None:
+    assert {mutant.hides for mutant in MUTANTS.values()} == {"", *REGULAR}
 
 
 def test_a_mutant_whose_text_is_gone_is_an_error() -> None:

@@ -67,8 +67,6 @@ class Check:
         What is run, and how.
     profile
         ``"full"`` where it takes long, so that a quick run leaves it out.
-    obstacle
-        Tells why the check cannot run here (a package that is missing), or None.
     """
 
     id: str
@@ -78,7 +76,6 @@ class Check:
     cases: MakeCases
     run: Run
     profile: Profile
-    obstacle: Callable[[], str | None]
 
     @property
     def title(self) -> str:
@@ -97,7 +94,6 @@ def check(
     cases: MakeCases,
     needs: tuple[str, ...] = (),
     profile: Profile = "quick",
-    obstacle: Callable[[], str | None] = lambda: None,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
 
@@ -112,7 +108,7 @@ def check(
             raise ValueError(f"check {id!r}: the id is taken")
         if section not in SECTIONS:
             raise ValueError(f"check {id!r}: section: expected one of {', '.join(map(str, SECTIONS))}; got {section}")
-        _CHECKS[id] = Check(id, claim, section, needs, cases, run, profile, obstacle)
+        _CHECKS[id] = Check(id, claim, section, needs, cases, run, profile)
         return run
 
     return register

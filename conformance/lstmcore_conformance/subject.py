@@ -33,7 +33,7 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
 
 #: How cases are drawn unless something else is asked for.
 SEED: Final = 0
-EXAMPLES: Final = 15
+EXAMPLES: Final = 30
 
 
 @dataclass(frozen=True, slots=True)

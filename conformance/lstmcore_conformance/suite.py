@@ -79,9 +79,6 @@ def _items_of(subject: Subject, scope: Scope, check: Check) -> Iterator[Item]:
     if lacking := [name for name in check.needs if name not in known]:
         yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
         return
-    if obstacle := check.obstacle():
-        yield Item(check, None, obstacle)
-        return
     for case in check.cases(scope):
         yield Item(check, case, subject.refusal(case))
 

@@ -62,7 +62,8 @@ class TextbookKernel(Kernel):
         return done, along
 
     def _stored(self, array: Array) -> Array:
-        return array.astype(self.precision.storage, copy=False)
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, as IEEE 754 says
+            return array.astype(self.precision.storage, copy=False)
 
     def _state(self, state: State) -> State:
         return State(self._stored(state.h), state.c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -108,6 +109,53 @@ def transposed(subject: Subject, case: Case) -> Measure:
         return subject.backend.to_device(np.ascontiguousarray(array.T)).T
 
     return compare(results(subject, case, case.data.map(turn)), expectation(subject, case))
+
+
+@check("inputs.unaligned", "inputs that do not lie on a multiple of their size work", section=9, cases=contract_cases)
+def unaligned(subject: Subject, case: Case) -> Measure:
+    def shifted(array: Array) -> Any:
+        room = np.zeros(array.nbytes + 1, np.uint8)
+        moved = room[1:].view(array.dtype).reshape(array.shape)
+        moved[...] = array
+        return subject.backend.to_device(moved)
+
+    return compare(results(subject, case, case.data.map(shifted)), expectation(subject, case))
+
+
+@check(
+    "inputs.broadcast",
+    "inputs whose elements share memory, as those of broadcasting do, work",
+    section=9,
+    cases=contract_cases,
+)
+def broadcast(subject: Subject, case: Case) -> None:
+    def spread(array: Array) -> Array:
+        return np.broadcast_to(array[..., :1], array.shape) if array.shape[-1:] != (0,) else array
+
+    shared = case.data.map(lambda array: subject.backend.to_device(spread(array)))
+    full = case.data.map(lambda array: subject.backend.to_device(np.array(spread(array))))
+    same_bits("with shared elements", results(subject, case, shared), results(subject, case, full))
+
+
+@check(
+    "calls.surroundings",
+    "a call leaves NumPy's error handling and random numbers, and those of Python, as they are",
+    section=9,
+    cases=one_layer,
+)
+def surroundings(subject: Subject, case: Case) -> None:
+    def around() -> dict[str, Any]:
+        return {
+            "numpy.geterr()": np.geterr(),
+            "numpy.random.get_state()": repr(np.random.get_state(legacy=False)),
+            "random.getstate()": random.getstate(),
+        }
+
+    before = around()
+    results(subject, case, subject.device(case.data))
+    for (name, was), now in zip(before.items(), around().values(), strict=True):
+        if was != now:
+            raise Failure(f"{name}: expected it unchanged by a call; it changed")
 
 
 @check(

@@ -15,6 +15,7 @@ from lstmcore_conformance.cases import Array, Case, Data
 from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
 from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.views import padded_with, past_end, rows_of
 
 MODELS: Final = (
     "plain",
@@ -45,6 +46,10 @@ def length_cases(scope: Scope) -> Iterator[Case]:
                     batch=len(ends),
                     lengths=ends,
                 )
+        for name in ("plain", "reverse"):
+            many = (40, 17, 0, 39, 33, 16, 1, 24, 8)
+            model = config_of(SWITCHES[name])
+            yield Case(name=f"long;{name}", model=model, precision=precision, steps=40, batch=9, lengths=many)
 
 
 def few_cases(scope: Scope) -> Iterator[Case]:
@@ -90,11 +95,6 @@ def jvp(subject: Subject, case: Case) -> Measure:
     return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
-def past_end(case: Case) -> Array:
-    """(T, N): True in the padding."""
-    return np.arange(case.steps)[:, None] >= np.array(case.lengths)[None, :]
-
-
 @check(
     "lengths.exact",
     "in padding y and the gradient of x are exactly 0; a row of length 0 keeps its state bit by bit",
@@ -118,23 +118,6 @@ def exact(subject: Subject, case: Case) -> None:
         raise Failure("dx: expected exact zeros past the end of a row")
 
 
-def filled(case: Case, content: float) -> Data:
-    """The data with `content` in all padding: of x, dy, masks and tangents."""
-    data, padding = case.data.map(np.array), past_end(case)
-
-    def put(array: Array | None) -> None:
-        if array is not None:
-            array[padding] = content
-
-    put(data.x)
-    put(data.dy)
-    put(data.tangents.x)
-    if isinstance(data.masks, Masks):
-        put(data.masks.zoneout_hidden)
-        put(data.masks.zoneout_cell)
-    return data
-
-
 @check(
     "lengths.padding",
     "what padding contains changes no bit of any result, NaN and infinity included",
@@ -148,7 +131,9 @@ def padding(subject: Subject, case: Case) -> None:
         calls += [subject.gradients] if "backward" in subject.declared.derivatives else []
         calls += [subject.tangents] if "jvp" in subject.declared.derivatives else []
         for call in calls:
-            same_bits(f"{content} in padding", call(case, filled(case, content)), call(case, filled(case, 0.0)))
+            same_bits(
+                f"{content} in padding", call(case, padded_with(case, content)), call(case, padded_with(case, 0.0))
+            )
 
 
 @check(
@@ -200,21 +185,6 @@ def row_cases(scope: Scope) -> Iterator[Case]:
     for precision in scope.precisions:
         for name in ("plain", "reverse", "layer_norm", "everything", "everything_coupled"):
             yield Case(name=f"rows,{name}", model=config_of(SWITCHES[name]), precision=precision, batch=5)
-
-
-def rows_of(data: Data, rows: Any) -> Data:
-    """Those rows of the batch."""
-
-    def state(pair: State | None) -> State | None:
-        return None if pair is None else State(pair.h[rows], pair.c[rows])
-
-    return replace(
-        data,
-        x=data.x[:, rows],
-        state=state(data.state),
-        dy=None if data.dy is None else data.dy[:, rows],
-        dstate=state(data.dstate),
-    )
 
 
 def _rows_expected(case: Case, rows: Any) -> dict[str, Expected]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from lstmcore.backend import Masks, State
+from lstmcore.backend import State
 from lstmcore_conformance import budgets
 from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Array, Case, Data
+from lstmcore_conformance.cases import Array, Case
 from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Subject, compare
 from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.views import piece
 
 
 def piece_cases(scope: Scope) -> Iterator[Case]:
@@ -41,24 +42,6 @@ def piece_cases(scope: Scope) -> Iterator[Case]:
                 steps=7,
                 masks=bool(random) and "masks" in scope.declared.features,
             )
-
-
-def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
-    """Steps `start` to `stop`, from `state`."""
-    masks = data.masks
-    if isinstance(masks, Masks):
-        masks = Masks(
-            masks.recurrent,
-            *(None if mask is None else mask[start:stop] for mask in (masks.zoneout_hidden, masks.zoneout_cell)),
-        )
-    return replace(
-        data,
-        x=data.x[start:stop],
-        state=state,
-        masks=masks,
-        dy=None if data.dy is None else data.dy[start:stop],
-        lengths=None,
-    )
 
 
 def pieces_of(case: Case, cuts: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] =
     "L=1": ({}, {}, False),
     "L=2": ({}, {"num_layers": 2}, False),
     "L=3": ({"bias": False}, {"num_layers": 3}, False),
+    "L=4": ({}, {"num_layers": 4}, False),
     "D=2": ({}, {"bidirectional": True}, False),
     "L=2,D=2": ({}, {"num_layers": 2, "bidirectional": True}, False),
     "L=3,D=2,proj": (SWITCHES["proj_size"], {"num_layers": 3, "bidirectional": True}, False),

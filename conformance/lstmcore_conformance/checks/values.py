@@ -32,7 +32,15 @@ SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "H=31": (3, 17, {"hidden_size": 31, "input_size": 16}),
     "H=33": (3, 5, {"hidden_size": 33, "input_size": 17, "peephole": True}),
     "H=65,P=33": (3, 9, {"hidden_size": 65, "proj_size": 33}),
+    "H=64": (2, 6, {"hidden_size": 64, "input_size": 65}),
+    "H=127": (2, 5, {"hidden_size": 127, "input_size": 64}),
+    "H=129": (2, 7, {"hidden_size": 129, "input_size": 127}),
+    "H=260": (2, 3, {"hidden_size": 260, "input_size": 130}),
+    "I=300": (2, 3, {"input_size": 300}),
+    "N=33": (3, 33, {"peephole": True}),
+    "N=130": (3, 130, {}),
     "T=61": (61, 2, {}),
+    "T=200": (200, 2, {}),
 }
 
 
