@@ -76,6 +76,13 @@ def conformance(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Every mutant against every check of the suite; some minutes."""
+    session.install("-e", ".[conformance]")
+    session.run("python", "-m", "lstmcore_conformance.mutation", *session.posargs, env=_quiet())
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff."""
     session.install("ruff==0.17.6")
