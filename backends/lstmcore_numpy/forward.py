@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Numbers in the buffers of the steps that run at once when nothing is recorded, so that they stay in the cache.
 _BLOCK: Final = 1 << 19
+_ALL: Final = slice(None)
 #: Numbers that an array of `_rooms` begins at a multiple of.
 _ALIGNED: Final = 16
 
@@ -84,7 +85,7 @@ class _Call:
         self.reads_h = config.recurrence == "hidden" and masks.recurrent is None
         self.h = self.r if self.reads_h else np.empty((size + 1, config.output_size, batch), dtype)
         self.room = np.empty(cell, dtype)
-        self.follower = np.empty((1, *cell), dtype)  # the gate that is 1 minus another one
+        self.follower = np.empty(cell, dtype)  # the gate that is 1 minus another one
         self.one = dtype.type(1)
         self.factor = w.forward[:, layout.r] if self.apart else w.forward
         self.product = np.empty((layout.size, batch), dtype) if self.apart else None
@@ -148,8 +149,8 @@ class _Call:
             range(first, first + count),
             self.r if self.apart else self.operands,
             _each(gates),
-            _each(gates[:, layout.sigmoids]),
-            *[_each(gates[:, places[gate]] if gate in places else self.follower) for gate in "gifo"],
+            _each(gates, layout.sigmoids),
+            *[_each(gates, places[gate]) if gate in places else repeat(self.follower) for gate in "gifo"],
             cycle(self.c),
             islice(cycle(self.c), 1, None),
             _each(self.u),
@@ -296,9 +297,9 @@ class _Call:
             np.multiply(source, self.masks.recurrent, r)
 
 
-def _each(array: Array) -> Any:
-    """The entries of `array` for one step after another, again and again where it has one alone."""
-    return repeat(array[0]) if len(array) == 1 else array
+def _each(array: Array, place: slice = _ALL) -> Any:
+    """`place` in the entries of `array` for one step after another, again and again where it has one entry alone."""
+    return repeat(array[0, place]) if len(array) == 1 else array[:, place]
 
 
 def _rooms(dtype: np.dtype[Any], *shapes: tuple[int, ...]) -> list[Array]:
