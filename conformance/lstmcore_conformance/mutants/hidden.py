@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import Array, Backend, State
+from lstmcore.backend import Array, Backend, Masks, State
 from lstmcore_conformance.mutants.making import Hooked, backend_of, edits, fault
 from lstmcore_conformance.textbook import TextbookKernel
 
@@ -563,5 +563,16 @@ def _error_handling() -> Backend:
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             np.seterr(over="ignore" if np.geterr()["over"] != "ignore" else "warn")
             return (weights, x, *rest)
+
+    return backend_of(K)
+
+
+@fault("hidden.own_masks", "where a call has no initial state the recurrent mask is turned around", "masks.generator")
+def _own_masks() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
+            if state is None and masks is not None and masks.recurrent is not None:
+                masks = masks._replace(recurrent=masks.recurrent[::-1])
+            return weights, x, state, lengths, masks
 
     return backend_of(K)
