@@ -567,12 +567,24 @@ def _error_handling() -> Backend:
     return backend_of(K)
 
 
-@fault("hidden.own_masks", "where a call has no initial state the recurrent mask is turned around", "masks.generator")
+@fault(
+    "hidden.own_masks", "a recorded call without an initial state turns the recurrent mask around", "masks.generator"
+)
 def _own_masks() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
-            if state is None and masks is not None and masks.recurrent is not None:
+    class K(TextbookKernel):
+        def _forward(
+            self,
+            weights: Any,
+            x: Array,
+            state: State | None,
+            lengths: Any,
+            masks: Masks | None,
+            *,
+            record: bool,
+            out: Array | None,
+        ) -> tuple[Array, State, Any]:
+            if record and state is None and masks is not None and masks.recurrent is not None:
                 masks = masks._replace(recurrent=masks.recurrent[::-1])
-            return weights, x, state, lengths, masks
+            return super()._forward(weights, x, state, lengths, masks, record=record, out=out)
 
     return backend_of(K)
