@@ -17,8 +17,8 @@ from lstmcore_numpy.parts import Array, Saved, normalise_linear
 if TYPE_CHECKING:
     from lstmcore_numpy.kernel import NumpyKernel
 
-#: Numbers in the gradients of the gates that the products over many steps read at once.
-_BLOCK: Final = 1 << 21
+#: Rows times steps that the products over many steps sum over at once.
+_BLOCK: Final = 1 << 11
 
 
 def backward(kernel: NumpyKernel, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
@@ -32,7 +32,7 @@ def backward(kernel: NumpyKernel, saved: Saved, dy: Array | None, dstate: State 
     dys = None if dy is None else schedule.columns(dy, dtype)
     dx = np.empty((steps, batch, config.input_size), storage)
     parameters: dict[str, Array] = {}
-    size = max(1, min(steps, _BLOCK // max(1, kernel.layout.size * batch)))
+    size = max(1, min(steps, _BLOCK // max(1, batch)))
     block = _Block(kernel, saved, size)
     for end in range(steps, 0, -size) if steps else (0,):
         first = max(0, end - size)
