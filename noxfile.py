@@ -130,7 +130,10 @@ import sys, tarfile, zipfile
 wheel, sdist = set(zipfile.ZipFile(sys.argv[1]).namelist()), set(tarfile.open(sys.argv[2]).getnames())
 root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
-             "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py"):
+             "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
+             "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
+             "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
+             "lstmcore_conformance/vectors/float16.safetensors"):
     if name not in wheel:
         sys.exit(f"{sys.argv[1]}: {name} is missing")
 for name in ("LICENSE", "README.md", "pyproject.toml"):
