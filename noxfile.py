@@ -15,7 +15,7 @@ nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
-TESTS = ("pytest>=8.0", "hypothesis>=6.100")
+TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3")
 PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "benchmarks", "examples", "noxfile.py", "conftest.py")
 
 
