@@ -29,6 +29,8 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     """
     found = getattr(array, "shape", None)
     kind = getattr(array, "dtype", None)
+    if type(array) is not np.ndarray:
+        refuse_masked(name, array)
     if kind == dtype and found == shape:  # most calls end here: it saves microseconds of the rest
         return
     if found is None or kind is None:
@@ -39,6 +41,24 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
         wanted = ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
         meaning = f" = {letters}" if letters else ""
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(found)}")
+
+
+def refuse_masked(name: str, array: Any) -> None:
+    """Raise TypeError where `array` is a NumPy masked array: its mask would be lost without a word."""
+    if type(array) is not np.ndarray and isinstance(array, np.ndarray) and isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected a plain array; got a masked one, whose mask would be lost: use {name}.filled(value), "
+            "and lengths for sequences that end earlier"
+        )
+
+
+def as_array(name: str, values: Any) -> npt.NDArray[Any]:
+    """`values` as an array; ragged lists are a ValueError."""
+    refuse_masked(name, values)
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name}: expected an array; got rows of different lengths") from None
 
 
 def check_state(name: str, state: State | None, config: LSTMConfig, batch: int, precision: Precision) -> None:
@@ -61,7 +81,7 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
     """Check `lengths` against (N,) and 0 to T; return them as int64, or None where every row has all T steps."""
     if lengths is None:
         return None
-    array = np.asarray(lengths)
+    array = as_array("lengths", lengths)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(lengths, np.ndarray):
         array = array.astype(np.int64)  # an empty list has no dtype of its own
     if array.dtype.kind not in "iu":
@@ -119,9 +139,25 @@ def check_out(
         return
     if not out.flags.writeable:
         raise ValueError("out: expected a writable array; got a read-only one")
+    if not out.flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(
+            f"out: expected memory of its own for every entry; got strides {out.strides} for shape {out.shape}, "
+            "which overlap: use np.empty"
+        )
     for array in _flat(inputs):
         if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
             raise ValueError("out: expected memory of its own; it overlaps an input, which must not be written to")
+
+
+def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
+    """Whether two entries may share memory: whether an axis takes smaller steps than the axes inside it reach."""
+    reach = array.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach += (size - 1) * stride
+    return False
 
 
 def _flat(items: Iterable[Any]) -> Iterable[Any]:

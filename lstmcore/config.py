@@ -73,7 +73,7 @@ class Activation:
                     )
                 continue
             object.__setattr__(
-                self, key, defaults[key] if value is None else _finite(f"activation {self.name} {key}", value)
+                self, key, defaults[key] if value is None else finite(f"activation {self.name} {key}", value)
             )
 
     @classmethod
@@ -183,8 +183,8 @@ class LSTMConfig:
     def __post_init__(self) -> None:
         put = object.__setattr__
         for name in ("input_size", "hidden_size"):
-            put(self, name, _integer(name, getattr(self, name), 1))
-        put(self, "proj_size", _integer("proj_size", self.proj_size, 0))
+            put(self, name, integer(name, getattr(self, name), 1))
+        put(self, "proj_size", integer("proj_size", self.proj_size, 0))
         if self.proj_size >= self.hidden_size:
             raise ValueError(
                 f"proj_size: expected 0 or a value below hidden_size={self.hidden_size}; got {self.proj_size}"
@@ -369,7 +369,7 @@ class StackConfig:
         cls, config: LSTMConfig, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
     ) -> StackConfig:
         """`num_layers` layers with the switches of `config`, in one or both directions."""
-        num_layers = _integer("num_layers", num_layers, 1)
+        num_layers = integer("num_layers", num_layers, 1)
         if not isinstance(bidirectional, bool):
             raise TypeError(f"bidirectional: expected True or False; got {bidirectional!r}")
         if config.reverse:
@@ -464,13 +464,14 @@ def check_version(what: str, found: object, newest: int) -> None:
 
 def rate(name: str, value: object, *, one_allowed: bool = False) -> float:
     """Check a dropout or zoneout rate and return it as a float."""
-    number = _finite(name, value)
+    number = finite(name, value)
     if not (0.0 <= number < 1.0 or (one_allowed and number == 1.0)):
         raise ValueError(f"{name}: expected a rate in [0, 1{']' if one_allowed else ')'}; got {value!r}")
     return number
 
 
-def _integer(name: str, value: object, minimum: int) -> int:
+def integer(name: str, value: object, minimum: int) -> int:
+    """Check a whole number of any type that can be an index and return it as an int."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected a whole number; got {value!r}")
     number = int(value.__index__())
@@ -479,7 +480,8 @@ def _integer(name: str, value: object, minimum: int) -> int:
     return number
 
 
-def _finite(name: str, value: object) -> float:
+def finite(name: str, value: object) -> float:
+    """Check a number of any type and return it as a finite float."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number; got {value!r}")
     try:
@@ -492,7 +494,7 @@ def _finite(name: str, value: object) -> float:
 
 
 def _positive(name: str, value: object) -> float:
-    number = _finite(name, value)
+    number = finite(name, value)
     if number <= 0:
         raise ValueError(f"{name}: expected a number > 0, or None for none; got {number}")
     return number

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ from lstmcore.initialization import initial_parameters
 from lstmcore.masks import stack_masks
 from lstmcore.precision import Precision, get_precision
 from lstmcore.stack import HostStack
+
+#: No machine holds more; NumPy refuses larger arrays in words of its own.
+_MOST_PARAMETERS: Final = 2**48
 
 Array: TypeAlias = npt.NDArray[Any]
 StateLike: TypeAlias = tuple[Array, Array] | State
@@ -243,23 +247,47 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
                 raise TypeError(f"{name}: expected True or False; got {value!r}")
         self.stack, self.batch_first, self.strict = stack, batch_first, strict
         self.precision = get_precision(dtype)
+        if (count := sum(map(math.prod, stack.parameter_shapes.values()))) > _MOST_PARAMETERS:
+            raise ValueError(
+                f"input_size, hidden_size: expected sizes that give at most {_MOST_PARAMETERS} parameters; got {count}"
+            )
         # 53 bits, so that any JSON reader keeps every digit
         self.seed = secrets.randbits(53) if seed is None else _whole("seed", seed, 64)
-        self._step, self._step_lock = 0, threading.Lock()
+        self._step = 0
         self.backend, self._selection, passed_over = _choose(backend, stack, self.precision)
         if strict and passed_over is not None:
             raise UnsupportedError(f"strict: {passed_over}")
-        self._declared = self.backend.capabilities()
-        kernel = self.backend.compile_stack(stack, self.precision)
-        self._kernel: StackKernel = kernel if self._declared.device == "cpu" else HostStack(kernel)
-        self._strict_shapes: set[tuple[int, int]] = set()
-        if strict:
-            self._check_strict(None, None)
-        self._input_size = stack.input_size
-        self._y_width = stack.num_directions * stack.output_size
+        self._compile()
         if parameters is None:
             parameters = initial_parameters(stack, self.precision, self.seed, init, forget_bias)
         self.load_parameters(parameters)
+
+    def _compile(self) -> None:
+        """Make what belongs to this process: the lock and the kernel."""
+        self._step_lock = threading.Lock()
+        self._declared = self.backend.capabilities()
+        kernel = self.backend.compile_stack(self.stack, self.precision)
+        self._kernel: StackKernel = kernel if self._declared.device == "cpu" else HostStack(kernel)
+        self._strict_shapes: set[tuple[int, int]] = set()
+        if self.strict:
+            self._check_strict(None, None)
+        self._input_size = self.stack.input_size
+        self._y_width = self.stack.num_directions * self.stack.output_size
+
+    # Copies: `copy.deepcopy` and `pickle` (of multiprocessing) take all but the kernel and its weights, which are made
+    # again, and a backend that the registry knows by its name. A `Tape` belongs to the LSTM that recorded it.
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_step_lock", "_declared", "_kernel", "_strict_shapes", "_input_size", "_y_width", "_weights")
+        state = {name: value for name, value in self.__dict__.items() if name not in made}
+        return state | {"backend": _by_name(self.backend)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.backend, str):
+            self.backend = registry.get_backend(self.backend)
+        self._compile()
+        self.load_parameters(self._parameters)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -611,6 +639,15 @@ def _choose(backend: str | Backend | None, stack: StackConfig, precision: Precis
     faster = {name: reason for name, reason in selection.skipped.items() if not _unavailable(name)}
     objection = "".join(f"; auto passes over the faster backend {name!r}: {faster[name]}" for name in faster)[2:]
     return selection.backend, selection.reason + passed, objection or None
+
+
+def _by_name(backend: Backend) -> Backend | str:
+    """The name of a backend that the registry gives for it, else the backend itself."""
+    try:
+        known = registry.get_backend(backend.name)
+    except (ValueError, registry.PluginError, registry.UnavailableError):
+        return backend
+    return backend.name if known is backend else backend
 
 
 def _unavailable(name: str) -> bool:

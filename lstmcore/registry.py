@@ -117,7 +117,14 @@ def get_backend(name: str | None = None) -> Backend:
     UnavailableError
         It cannot run here.
     """
-    name = default_name() if name is None else name
+    if name is None:
+        name = default_name()
+        try:
+            return get_backend(name)
+        except (ValueError, PluginError, UnavailableError) as error:
+            if name == "auto":
+                raise
+            raise type(error)(f"{BACKEND_VARIABLE}={name!r}: {error}") from error
     if name == "auto":
         return _auto(None, None).backend
     point = _point(name)
@@ -135,11 +142,9 @@ def select(stack: StackConfig, precision: Precision, name: str | None = None) ->
     ValueError, PluginError, UnavailableError
         As `get_backend`; with ``auto``, where no backend can be taken.
     """
-    source = "named"
-    if name is None:
-        name = default_name()
-        source = f"named by {BACKEND_VARIABLE}"
-    return _auto(stack, precision) if name == "auto" else Selection(get_backend(name), source)
+    if name == "auto" or (name is None and default_name() == "auto"):
+        return _auto(stack, precision)
+    return Selection(get_backend(name), "named" if name is not None else f"named by {BACKEND_VARIABLE}")
 
 
 def default_name() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -729,3 +732,32 @@ def test_reference_is_what_the_tests_compare_with() -> None:
     own = {name: case.parameters[f"{name}_l0"] for name in case.stack.configs[0].parameter_shapes}
     direct = reference.forward(case.stack.configs[0], own, case.x, State(case.state.h[0], case.state.c[0]))
     np.testing.assert_array_equal(make(case)(case.x, case.state)[0], direct.y)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda lstm: pickle.loads(pickle.dumps(lstm))])
+def test_copies_compute_the_same_and_are_apart(copied: Callable[[LSTM], LSTM]) -> None:
+    lstm = LSTM(3, 5, 2, dropout=0.3, bidirectional=True, batch_first=True, proj_size=2, seed=4, backend="numpy")
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
+    lstm.record(x)
+    other = copied(lstm)
+    assert (other.seed, other.step, repr(other)) == (4, 1, repr(lstm))
+    assert str(other.explain()) == str(lstm.explain())
+    assert other.backend is lstm.backend
+    assert other._kernel is not lstm._kernel
+    assert not other.parameters["bias_l0"].flags.writeable
+    kept = lstm.parameters
+    np.testing.assert_array_equal(lstm(x)[0], other(x)[0])
+    np.testing.assert_array_equal(lstm.record(x)[0], other.record(x)[0])  # the same masks
+    lstm.load_parameters({name: value + 1 for name, value in kept.items()})
+    for name, value in other.parameters.items():
+        np.testing.assert_array_equal(value, kept[name])
+    with pytest.raises(ValueError, match="got one of another LSTM"):
+        lstm.backward(other.record(x)[2])
+
+
+def test_a_backend_of_ones_own_is_copied_as_it_is() -> None:
+    lstm = LSTM(3, 5, seed=4, backend=TextbookBackend())
+    other = copy.copy(lstm)
+    assert other.backend is lstm.backend
+    x = np.ones((2, 1, 3), np.float32)
+    np.testing.assert_array_equal(copy.deepcopy(lstm)(x)[0], lstm(x)[0])

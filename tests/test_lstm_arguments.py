@@ -380,3 +380,51 @@ def test_state_may_be_a_list_or_a_named_tuple(lstm: LSTM) -> None:
     expected = lstm(X, STATE)[0]
     np.testing.assert_array_equal(lstm(X, list(STATE))[0], expected)  # type: ignore[arg-type]  # lists work too
     np.testing.assert_array_equal(lstm(X, State(*STATE))[0], expected)
+
+
+def test_masked_arrays_are_refused(lstm: LSTM) -> None:
+    def masked(array: Any) -> Any:
+        return np.ma.masked_array(array, mask=array == array)
+
+    for call, name in (
+        (lambda: lstm(masked(X)), "x"),
+        (lambda: lstm(masked(X[:, 0])), "x"),
+        (lambda: lstm(X, (masked(STATE[0]), STATE[1])), "state.h"),
+        (lambda: lstm(X, lengths=masked(np.ones(N, int))), "lengths"),
+        (lambda: lstm(X, out=masked(half(T, N, 2 * P))), "out"),
+        (lambda: lstm.load_parameters({n: masked(v) for n, v in lstm.parameters.items()}), "parameters"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name}.*: expected a plain array; got a masked one"):
+            call()
+
+
+def test_ragged_lengths(lstm: LSTM) -> None:
+    with pytest.raises(ValueError, match="lengths: expected an array; got rows of different lengths"):
+        lstm(X, lengths=[[1], [2, 3], [1]])
+
+
+def test_out_must_not_overlap_itself() -> None:
+    lstm = LSTM(2, 3, dtype="float64", seed=0, backend="numpy")
+    x = np.random.default_rng(0).standard_normal((4, 5, 2))
+    wanted, _ = lstm(x)
+    one = np.lib.stride_tricks.as_strided
+    for strides in ((0, 24, 8), (120, 0, 8), (24, 24, 8), (8, 32, 8), (120, 24, 0), (120, 16, 8), (-24, 24, 8)):
+        base = np.zeros(200)
+        with pytest.raises(ValueError, match="out: expected memory of its own for every entry"):
+            lstm(x, out=one(base[100:], (4, 5, 3), strides))
+    for out in (
+        np.zeros((4, 5, 3), order="F"),
+        np.zeros((8, 5, 9))[::-2, ::-1, 1:9:3],
+        np.zeros((5, 3, 4)).transpose(2, 0, 1),
+        one(np.zeros(200), (4, 5, 3), (32, 8 * 17, 8)),
+    ):
+        y, _ = lstm(x, out=out)
+        assert y is out
+        np.testing.assert_array_equal(out, wanted)
+    assert lstm(x[:, :1], out=one(np.zeros(12), (4, 1, 3), (24, 0, 8)))[0].shape == (4, 1, 3)  # one step of 0 is none
+
+
+def test_sizes_beyond_any_memory() -> None:
+    for sizes in ((3, 10**20), (10**20, 3), (3, 2**24)):
+        with pytest.raises(ValueError, match="input_size, hidden_size: expected sizes that give at most"):
+            LSTM(*sizes, backend="numpy")

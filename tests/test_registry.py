@@ -87,7 +87,17 @@ def test_variables(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "reference")
     assert registry.get_backend().name == "reference"
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "nothing")
-    with pytest.raises(ValueError, match="nothing"):
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+    for call in (registry.get_backend, lambda: registry.select(stack, PRECISIONS["float32"])):
+        with pytest.raises(
+            ValueError, match=r"^LSTMCORE_BACKEND='nothing': backend: expected one of .*; got 'nothing'"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"^backend: expected one of"):
+        registry.get_backend("nothing")
+    install("far", reason="run pip install far")
+    monkeypatch.setenv(registry.BACKEND_VARIABLE, "far")
+    with pytest.raises(registry.UnavailableError, match=r"^LSTMCORE_BACKEND='far': backend 'far' cannot run here"):
         registry.get_backend()
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "")
     assert registry.get_backend().name == "numpy"
