@@ -87,3 +87,17 @@ def test_the_plugin_never_skips_what_was_named(tmp_path: Path, arguments: tuple[
     found = run_pytest(tmp_path, *arguments)
     assert found.returncode not in (0, 5)
     assert "skipped" not in found.stdout
+
+
+def test_the_full_profile_runs_more_and_the_report_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    found = conform("reference", "-k", "forward.long", "--profile", "full", "--json", str(path))
+    assert found.exit_code == 0, found.output
+    assert json.loads(path.read_text())["profile"] == "full"
+    listed = [
+        run_pytest(tmp_path, "--lstm-backend", "reference", "--collect-only", "--lstm-profile", name).stdout
+        for name in ("quick", "full")
+    ]
+    long = "test_conforms[state.long["
+    assert long not in listed[0]
+    assert long in listed[1]

@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="A precision to test; may be given again.  [default: all that the backend declares]",
     )
+    group.addoption(
+        "--lstm-profile",
+        choices=("quick", "full"),
+        default="quick",
+        help="full also runs what takes long.  [default: quick]",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,8 +65,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subject = metafunc.config.stash.get(_SUBJECT, None)
     if subject is None:
         raise pytest.UsageError("--lstm-backend: expected the name of the backend to test, such as numpy; got none")
+    option = metafunc.config.getoption
     try:
-        found = list(items(subject, metafunc.config.getoption("lstm_precision")))
+        found = list(items(subject, option("lstm_precision"), profile=option("lstm_profile")))
     except ValueError as error:
         raise pytest.UsageError(f"--lstm-precision: {error}") from error
     metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])

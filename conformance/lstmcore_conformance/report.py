@@ -129,6 +129,8 @@ class Report:
         Precision, feature or derivative that it does not declare -> why.
     selection
         The expression that selected the items, None for the whole suite.
+    profile
+        ``"quick"`` where what takes long was left out, ``"full"`` where it was not.
     """
 
     backend: str
@@ -143,6 +145,7 @@ class Report:
     started: str
     seconds: float
     checks: tuple[CheckReport, ...]
+    profile: str = "quick"
 
     @property
     def conforms(self) -> bool:
@@ -162,7 +165,7 @@ class Report:
         where = ", ".join(self.precisions)
         if self.selection:
             return f"{self.backend} passes the {self.count} selected cases in {where}; the suite was not run as a whole"
-        return f"{self.backend} conforms in {where}: all {self.count} cases passed"
+        return f"{self.backend} conforms in {where}: all {self.count} cases of the {self.profile} profile passed"
 
     @property
     def count(self) -> int:
@@ -179,6 +182,7 @@ class Report:
             "conforms": self.conforms,
             "verdict": self.verdict,
             "selection": self.selection,
+            "profile": self.profile,
             "precisions": list(self.precisions),
             "features": list(self.features),
             "derivatives": list(self.derivatives),

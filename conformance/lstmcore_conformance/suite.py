@@ -98,7 +98,8 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
-    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{subject.draws.options}" if outcome.bad else ""
+    options = (" --profile full" if item.check.profile == "full" else "") + subject.draws.options
+    reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
     return ItemReport(item.id, case, outcome, worst, message, reproduce, seconds)
 
 
@@ -160,6 +161,7 @@ def run(
             CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(results))
             for id, results in found.items()
         ),
+        profile=profile,
     )
 
 

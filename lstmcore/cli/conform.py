@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -23,8 +24,29 @@ from lstmcore.registry import get_backend
     help="Precision to test; may be given again  [default: all that the backend declares].",
 )
 @click.option("-k", "select", metavar="EXPR", help="Only items whose id has these words: and, or, not, brackets.")
+@click.option(
+    "--profile",
+    type=click.Choice(("quick", "full")),
+    default="quick",
+    show_default=True,
+    help="full also runs what takes long.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=None, help="Seed of the cases that are drawn  [default: 0]."
+)
+@click.option(
+    "--max-examples", type=click.IntRange(min=1), default=None, help="Cases that a check draws  [default: 30]."
+)
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
-def conform(name: str, precisions: tuple[str, ...], select: str | None, path: str | None) -> None:
+def conform(
+    name: str,
+    precisions: tuple[str, ...],
+    select: str | None,
+    profile: Literal["quick", "full"],
+    seed: int | None,
+    max_examples: int | None,
+    path: str | None,
+) -> None:
     """Check the backend NAME against the specification.
 
     Every check tells the largest error as a share of its budget; up to 1 passes. The exit code is 0 where the
@@ -37,6 +59,7 @@ def conform(name: str, precisions: tuple[str, ...], select: str | None, path: st
       lstmcore conform numpy -k 'backward and peephole'
     """
     from lstmcore_conformance import run
+    from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
 
     if path is not None and path != "-" and not Path(path).parent.is_dir():
         raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
@@ -55,6 +78,8 @@ def conform(name: str, precisions: tuple[str, ...], select: str | None, path: st
             backend,
             precisions=precisions or None,
             select=select,
+            profile=profile,
+            draws=Draws(SEED if seed is None else seed, EXAMPLES if max_examples is None else max_examples),
             progress=lambda done, total, item: bar.update(
                 task, completed=done, total=total, description=item.partition("[")[0]
             ),
