@@ -38,6 +38,8 @@ from lstmcore.registry import get_backend
     "--max-examples", type=click.IntRange(min=1), default=None, help="Cases that a check draws  [default: 30]."
 )
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
+@click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
+@click.option("--badge", "badge_path", metavar="FILE", help="Write a badge (SVG).")
 def conform(
     name: str,
     precisions: tuple[str, ...],
@@ -46,6 +48,8 @@ def conform(
     seed: int | None,
     max_examples: int | None,
     path: str | None,
+    junit_path: str | None,
+    badge_path: str | None,
 ) -> None:
     """Check the backend NAME against the specification.
 
@@ -58,11 +62,15 @@ def conform(
       lstmcore conform numpy --precision float32 --json report.json
       lstmcore conform numpy -k 'backward and peephole'
     """
+    from lstmcore.training.files import write_atomically
     from lstmcore_conformance import run
+    from lstmcore_conformance.badge import badge
+    from lstmcore_conformance.junit import junit
     from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
 
-    if path is not None and path != "-" and not Path(path).parent.is_dir():
-        raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
+    for option, file in (("--json", path), ("--junit", junit_path), ("--badge", badge_path)):
+        if file is not None and not (option == "--json" and file == "-") and not Path(file).parent.is_dir():
+            raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     backend = get_backend(name)
     with Progress(
         TextColumn("{task.description}"),
@@ -84,6 +92,9 @@ def conform(
                 task, completed=done, total=total, description=item.partition("[")[0]
             ),
         )
+    for text, file in ((junit, junit_path), (badge, badge_path)):
+        if file is not None:
+            write_atomically(file, text(report).encode())
     if path == "-":
         click.echo(report.to_json(), nl=False)
     else:

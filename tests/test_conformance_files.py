@@ -1,0 +1,75 @@
+"""The forms of a report beside JSON: JUnit XML and the badge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from lstmcore.cli import main
+from lstmcore_conformance.badge import badge
+from lstmcore_conformance.junit import junit
+from lstmcore_conformance.mutants import MUTANTS
+from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
+
+GREEN = "#1a7f37"
+
+
+UNDECLARED = dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), "no")
+
+
+def report(*items: ItemReport, selection: str | None = None, undeclared: dict[str, str] = UNDECLARED) -> Report:
+    return Report(
+        "a<b>", "cpu", ("float64",), (), (), undeclared, selection, {"numpy": "2"}, "Linux", "2026-01-01T00:00:00+00:00", 1.0,
+        (CheckReport("forward.x", "y is <right> & fast", "2 Equations", (), items),),
+    )  # fmt: skip
+
+
+PASSED = ItemReport("forward.x[a]", "a", Outcome.PASSED)
+FAILED = ItemReport("forward.x[b]", "b", Outcome.FAILED, message='<script>"&\x00', reproduce="lstmcore conform a<b>")
+LEFT_OUT = ItemReport("forward.x[c]", "c", Outcome.UNSUPPORTED, message="no <lengths>")
+BROKEN = ItemReport("forward.x[d]", "d", Outcome.ERROR, message="ValueError: no")
+
+
+def test_junit_tells_every_item_with_its_outcome() -> None:
+    root = ElementTree.fromstring(junit(report(PASSED, FAILED, LEFT_OUT, BROKEN)))
+    suite = root[0]
+    assert root.tag == "testsuites"
+    wanted = {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
+    assert {name: suite.get(name) for name in wanted} == wanted
+    cases = suite.findall("testcase")
+    assert [case.get("name") for case in cases] == [item.id for item in (PASSED, FAILED, LEFT_OUT, BROKEN)]
+    assert Counter(child.tag for case in cases for child in case) == {"failure": 1, "skipped": 1, "error": 1}
+    assert cases[1][0].get("message") == '<script>"&\ufffd'
+    assert "lstmcore conform a<b>" in (cases[1][0].text or "")
+
+
+@pytest.mark.parametrize(
+    ("found", "text", "green"),
+    [
+        (report(PASSED, LEFT_OUT), "1 passed", True),
+        (report(PASSED, selection="x"), "partial | 1 passed", False),
+        (report(PASSED, undeclared={}), "partial | 1 passed", False),
+        (report(PASSED, FAILED), "1 of 2 failed", False),
+        (report(PASSED, BROKEN), "1 of 2 failed", False),
+        (report(LEFT_OUT), "nothing ran", False),
+    ],
+)
+def test_a_badge_is_green_only_for_a_whole_run_that_passed(found: Report, text: str, green: bool) -> None:
+    drawn = badge(found)
+    root = ElementTree.fromstring(drawn)
+    assert root[0].text == f"LSTM conformance: {text}"
+    assert (GREEN in drawn) is green
+
+
+def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmcore.cli.conform.get_backend", lambda name: MUTANTS["contract.none_state"].make())
+    files = {name: tmp_path / name for name in ("junit", "badge")}
+    options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
+    found = CliRunner().invoke(main, ["conform", "textbook", "-k", "forward.no_state", *options])
+    assert found.exit_code == 1
+    assert "<failure" in files["junit"].read_text()
+    assert "failed" in files["badge"].read_text()
