@@ -15,7 +15,7 @@ nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
-TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3")
+TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20")
 PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "benchmarks", "examples", "noxfile.py", "conftest.py")
 
 
@@ -131,7 +131,7 @@ wheel, sdist = set(zipfile.ZipFile(sys.argv[1]).namelist()), set(tarfile.open(sy
 root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
-             "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
+             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):
     if name not in wheel:

@@ -23,9 +23,19 @@ UNDECLARED = dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), "no")
 
 def report(*items: ItemReport, selection: str | None = None, undeclared: dict[str, str] = UNDECLARED) -> Report:
     return Report(
-        "a<b>", "cpu", ("float64",), (), (), undeclared, selection, {"numpy": "2"}, "Linux", "2026-01-01T00:00:00+00:00", 1.0,
+        "a<b>",
+        "cpu",
+        ("float64",),
+        (),
+        (),
+        undeclared,
+        selection,
+        {"numpy": "2"},
+        "Linux",
+        "2026-01-01T00:00:00+00:00",
+        1.0,
         (CheckReport("forward.x", "y is <right> & fast", "2 Equations", (), items),),
-    )  # fmt: skip
+    )
 
 
 PASSED = ItemReport("forward.x[a]", "a", Outcome.PASSED)
