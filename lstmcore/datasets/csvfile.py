@@ -14,6 +14,8 @@ import numpy.typing as npt
 Fill = Literal["error", "linear", "previous"]
 
 _GAPS: Final = frozenset({"", "na", "n/a", "nan", "null", "none"})
+#: The largest number that is read: the squares of such numbers, and their sums, are float64s too.
+_LARGEST: Final = 1e150
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,14 @@ class Series:
 def read_csv(path: str | Path, target: str, *, name: str | None = None) -> Series:
     """Read the column `target` of a CSV file with a header row; further columns are labels and are not parsed.
 
-    Empty cells and ``NA``, ``NaN``, ``null`` are gaps, which stay gaps until `Series.filled`.
+    Empty cells and ``NA``, ``NaN``, ``null`` are gaps, which stay gaps until `Series.filled`. An empty line is one
+    where the file has a single column and a value follows; elsewhere empty lines are passed over.
 
     Raises
     ------
     ValueError
-        No header, no rows, no such column, a row with another number of cells, a cell that is no finite number, or
-        a file that is not UTF-8 text; the message names the file, the line and the column.
+        No header, no rows, no such column, a row with another number of cells, a cell that is no finite number up to
+        1e150, or a file that is not UTF-8 text; the message names the file, the line and the column.
     OSError
         The file cannot be read.
     """
@@ -117,10 +120,17 @@ def read_csv(path: str | Path, target: str, *, name: str | None = None) -> Serie
             header = [cell.strip() for cell in next(reader, [])]
             index = _column(name, header, target)
             label = next((other for other in range(len(header)) if other != index), None)
+            empty: list[int] = []
             for row in reader:
-                if not row:
-                    continue
                 line = reader.line_num
+                if not row:
+                    empty.append(line)
+                    continue
+                if len(header) == 1:
+                    lines += empty
+                    labels += [str(len(labels) + number) for number in range(len(empty))]
+                    values += [math.nan] * len(empty)
+                empty = []
                 if len(row) != len(header):
                     raise ValueError(
                         f"{name}, line {line}: expected {len(header)} cells as in the header; got {len(row)}"
@@ -153,9 +163,13 @@ def _number(where: str, text: str) -> float:
     if text.lower() in _GAPS:
         return math.nan
     try:
-        number = float(text)
+        number = float("" if "_" in text else text)  # float() takes 1_000 as Python does
     except ValueError:
         raise ValueError(f"{where}: expected a number; got {text[:40]!r}") from None
     if not math.isfinite(number):
         raise ValueError(f"{where}: expected a finite number; got {text[:40]!r}")
+    if abs(number) > _LARGEST:
+        raise ValueError(
+            f"{where}: expected a number of at most {_LARGEST:g} in size; got {text[:40]!r}: scale the column"
+        )
     return number

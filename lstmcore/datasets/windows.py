@@ -48,14 +48,19 @@ class Windows:
         if np.isnan(series.values).any():
             raise ValueError(f"{series.name}: expected a series without gaps; fill it first")
         stop = len(series) if stop is None else stop
-        first = max(window - 1, start - 1)
-        origins = np.arange(first, max(first, stop - horizon), dtype=np.intp)
-        steps = origins[:, None] + np.arange(horizon + 1)
-        origins = origins[~series.gaps[steps].any(axis=1)]
+        first, needed = max(window - 1, start - 1), max(window, start) + horizon
+        origins = (
+            np.arange(first, max(first, stop - horizon), dtype=np.intp) if needed <= stop else np.empty(0, np.intp)
+        )
+        if origins.size:
+            gaps = np.concatenate(([0], np.cumsum(series.gaps)))
+            origins = origins[gaps[origins + horizon + 1] == gaps[origins]]
         if not origins.size:
+            missing = int(series.gaps[:stop].sum())
+            note = f", {missing} of them gaps" if missing else ""
             raise ValueError(
-                f"{series.name}: expected at least {max(window, start) + horizon} measured rows for window={window}, "
-                f"horizon={horizon} and targets from row {start}; got {stop}"
+                f"{series.name}: expected at least {needed} measured rows for window={window}, "
+                f"horizon={horizon} and targets from row {start}; got {stop}{note}"
             )
         return cls(series, window, horizon, origins)
 
@@ -114,11 +119,13 @@ class Windows:
         """
         if season < 1:
             raise ValueError(f"season: expected at least 1; got {season}")
+        if season > int(self.origins[0]) + 1:
+            raise ValueError(
+                f"season: expected at most {int(self.origins[0]) + 1}, the rows of history before the first target; "
+                f"got {season}"
+            )
         ahead = np.arange(1, self.horizon + 1)
-        back = -(-ahead // season) * season
-        rows = self.origins[:, None] + ahead - back
-        if rows.min() < 0:
-            raise ValueError(f"season: expected at most {int(self.origins[0]) + 1} rows of history; got {season}")
+        rows = self.origins[:, None] + ahead - -(-ahead // season) * season
         return np.asarray(self.series.values[rows])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.config import integer
 from lstmcore.datasets.csvfile import Fill, Series
 from lstmcore.datasets.windows import Windows, mean_absolute, root_mean_square
 from lstmcore.training.model import SequenceModel
@@ -29,6 +30,11 @@ class ForecastTask:
         The last rows, held out from training.
     fill
         The treatment of gaps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value of another type, or outside its domain.
     """
 
     target: str
@@ -38,17 +44,36 @@ class ForecastTask:
     test_rows: int
     fill: Fill
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise TypeError(f"task target: expected the name of a column; got {self.target!r}")
+        for name in ("window", "horizon", "season", "test_rows"):
+            object.__setattr__(self, name, integer(f"task {name}", getattr(self, name), 1))
+        if self.fill not in get_args(Fill):
+            raise ValueError(f"task fill: expected one of {', '.join(get_args(Fill))}; got {self.fill!r}")
+
     def to_dict(self) -> dict[str, Any]:
         """The task in JSON types."""
         return {"kind": "forecast", **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ForecastTask:
-        """The inverse of `to_dict`."""
-        return cls(**{name: value for name, value in values.items() if name != "kind"})
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not what `to_dict` gives.
+        """
+        known = [item.name for item in fields(cls)]
+        if set(values) != {"kind", *known}:
+            raise ValueError(f"task: expected kind, {', '.join(known)}; got {', '.join(sorted(map(str, values)))}")
+        return cls(**{name: values[name] for name in known})
 
     def training(self, series: Series) -> Windows:
         """The windows whose targets lie before the held-out rows; nothing in them is filled from held-out values.
+
+        A gap that reaches the held-out rows is cut off: it holds neither targets nor the last value of a window.
 
         Raises
         ------
@@ -57,6 +82,8 @@ class ForecastTask:
         """
         stop = self._first_test_row(series)
         series.filled(self.fill)  # a gap that cannot be filled, also a held-out one, is an error before any work
+        measured = np.flatnonzero(~series.gaps[:stop])
+        stop = int(measured[-1]) + 1 if measured.size else 0
         return Windows.cut(series.head(stop).filled(self.fill), self.window, self.horizon)
 
     def held_out(self, series: Series) -> Windows:
@@ -64,6 +91,8 @@ class ForecastTask:
         return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self._first_test_row(series))
 
     def _first_test_row(self, series: Series) -> int:
+        if len(series) < 2:
+            raise ValueError(f"{series.name}: expected at least 2 rows, to train on and to hold out; got {len(series)}")
         if not 0 < self.test_rows < len(series):
             raise ValueError(
                 f"{series.name}: expected 1 to {len(series) - 1} test rows of {len(series)}; got {self.test_rows}"
