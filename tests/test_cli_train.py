@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lstmcore.cli import main
-from lstmcore.training import SequenceModel
+from lstmcore.training import SequenceModel, Trainer
 
 SMALL = ("--hidden-size", "5", "--epochs", "2", "--backend", "numpy", "--quiet")
 
@@ -33,6 +36,7 @@ def refused(folder: Path, message: str, *arguments: object) -> None:
     before = sorted(folder.iterdir())
     result = run(*arguments)
     assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
     lines = result.stderr.strip().splitlines()
     assert message in lines[-1], result.stderr
     assert "Traceback" not in result.stderr
@@ -168,6 +172,177 @@ def test_bad_model_files(tmp_path: Path, vowels: Path, series: Path) -> None:
         refused(tmp_path, "No such file", command, tmp_path / "none", "japanese-vowels")
         refused(tmp_path, "expected a model to forecast co2; got one to classify", command, vowels, "co2")
     refused(tmp_path, "short: expected a whole safetensors file", "train", "japanese-vowels", "--resume", short, *SMALL)
+
+
+def test_files_that_cannot_be_written_are_told_before_training(
+    tmp_path: Path, series: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    train = ("train", series, "--target", "column", "--window", 8, *SMALL)
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    (tmp_path / "to_pipe").symlink_to(pipe)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for option in ("--out", "--checkpoint"):
+        for special in (pipe, tmp_path / "to_pipe", "/dev/null"):
+            refused(
+                tmp_path, f"{option}: expected a file; got '{special}', a pipe or a device", *train, option, special
+            )
+        refused(tmp_path, f"{option}: expected a file; got the folder", *train, option, tmp_path)
+        refused(tmp_path, f"{option}: expected a file; got the folder", *train, option, f"{tmp_path}/new/")
+        refused(tmp_path, f"{option}: expected a file that can be written", *train, option, tmp_path / "loop")
+        refused(tmp_path, f"{option}: expected a file that can be written", *train, option, tmp_path / ("a" * 256))
+        refused(tmp_path, f"{option}: expected a file in a folder that exists", *train, option, "/no/such/m")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    refused(tmp_path, "--checkpoint: expected a file of its own", *train, "--out", out, "--checkpoint", out)
+    (tmp_path / "link").symlink_to(out)
+    refused(tmp_path, "which is that of --out", *train, "--out", out, "--checkpoint", tmp_path / "link")
+    refused(tmp_path, "--out: expected a file of its own", *train, "--out", series)
+    pytest.importorskip("matplotlib")
+    refused(tmp_path, "--plot: expected a file ending in one of", *train, "--plot", tmp_path / "x.xyz")
+
+
+def test_a_run_goes_on_in_its_own_checkpoint(tmp_path: Path) -> None:
+    check = tmp_path / "run"
+    base = ("train", "japanese-vowels", "--hidden-size", 5, "--quiet", "--checkpoint", check)
+    assert run(*base, "--epochs", 1).exit_code == 0
+    before = check.read_bytes()
+    assert run(*base, "--epochs", 2, "--resume", check).exit_code == 0
+    assert check.read_bytes() != before
+    refused(tmp_path, "which is that of --resume", *base[:-2], "--resume", check, "--out", check)
+
+
+def test_predictions_replace_neither_model_nor_data(tmp_path: Path, series: Path) -> None:
+    out = tmp_path / "m"
+    assert run("train", series, "--target", "column", "--window", 8, "--out", out, *SMALL).exit_code == 0
+    refused(tmp_path, "which is that of the model", "predict", out, series, "--out", out)
+    refused(tmp_path, "which is that of the data", "predict", out, series, "--out", series)
+
+
+@pytest.mark.parametrize("name", ["a[/v1].csv", "[bold]b:smile:.csv", "$x_{$.csv"])
+def test_brackets_and_dollars_in_names_are_text(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("[/day],[c]\n" + "".join(f"[/i]{row},{row % 7}\n" for row in range(60)))
+    out = f"{name}.st"
+    plot = ("--plot", f"{name}.png") if importlib.util.find_spec("matplotlib") else ()
+    options = ("--target", "[c]", "--window", 8, "--hidden-size", 4, "--epochs", 1, "--out", out)
+    done = run("train", path, *options, *plot)
+    assert done.exit_code == 0, done.output
+    assert f"wrote {out}" in done.stdout
+    done = run("evaluate", out, path)
+    assert done.exit_code == 0, done.output
+    assert "[/i]48 to [/i]59" in done.stdout
+    done = run("predict", out, path)
+    assert done.stdout.startswith("after,step,[c]\n[/i]59,1,")
+
+
+def test_a_title_is_text(vowels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(vowels.parent)
+    odd = Path("m[/v]:smile:.st")
+    odd.parent.mkdir()
+    odd.write_bytes(vowels.read_bytes())
+    done = run("evaluate", odd, "japanese-vowels")
+    assert done.exit_code == 0, done.output
+    assert f"{odd} on japanese-vowels" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("column", ["step", "after"])
+def test_a_column_keeps_its_place_whatever_its_name(tmp_path: Path, column: str) -> None:
+    path, out = tmp_path / "s.csv", tmp_path / "m"
+    path.write_text(f"day,{column}\n" + "".join(f"{row},{row % 7 + 0.5}\n" for row in range(60)))
+    assert run("train", path, "--target", column, "--window", 8, "--horizon", 2, "--out", out, *SMALL).exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(run("predict", out, path).stdout)))
+    assert [(row["after"], row["step"]) for row in rows] == [("59", "1"), ("59", "2")]
+    assert all(np.isfinite(float(row[f"{column} (forecast)"])) for row in rows)
+
+
+def test_options_of_the_other_kind_of_data_are_refused(tmp_path: Path) -> None:
+    for option, value in (("--window", 52), ("--horizon", 1), ("--fill", "error"), ("--season", 3)):
+        refused(
+            tmp_path, f"{option}: only for forecasting", "train", "japanese-vowels", option, value, "--out", "m", *SMALL
+        )
+
+
+def test_numbers_beyond_reason(tmp_path: Path, series: Path) -> None:
+    train = ("train", series, "--target", "column", "--out", tmp_path / "out", "--quiet", "--epochs", 1)
+    small = (*train, "--window", 8, "--hidden-size", 4)
+    huge = 10**20
+    refused(tmp_path, f"window=8, horizon={huge} and", *small, "--horizon", huge)
+    refused(tmp_path, "--season: expected at most 96, the rows of history", *small, "--season", 97)
+    refused(tmp_path, "--season: expected at most 96, the rows of history", *small, "--season", huge)
+    refused(tmp_path, "input_size, hidden_size: expected sizes", *train, "--window", 8, "--hidden-size", huge)
+    refused(tmp_path, "training diverged in epoch 1", *small, "--lr", 1e300)
+    refused(tmp_path, "patience: needs a validation set", *small, "--validation", 0, "--patience", 3)
+    big = tmp_path / "big.csv"
+    big.write_text("column\n" + "".join(f"{1e308 * (-1) ** row}\n" for row in range(60)))
+    refused(tmp_path, "big.csv, line 2, column 'column': expected a number of at most", *small[:1], big, *small[2:])
+    one = tmp_path / "one.csv"
+    one.write_text("column\n1\n")
+    refused(tmp_path, "one.csv: expected at least 2 rows", *small[:1], one, *small[2:])
+
+
+def test_too_little_memory_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 597. GiB")
+
+    monkeypatch.setattr("lstmcore.lstm.initial_parameters", full)
+    refused(tmp_path, "out of memory: Unable to allocate 597. GiB: choose a smaller model", "train", "japanese-vowels")
+
+
+def test_targets_are_standardised_on_the_training_part(series: Path, tmp_path: Path) -> None:
+    """No number of a model that trains with `--validation` may change with the values it validates on."""
+    text = series.read_text().splitlines()
+    # 120 rows, 24 held out: 80 windows of 8 + 9 rows before them, 8 of them to validate, 8 purged
+    options = ("--target", "column", "--window", 8, "--horizon", 9, "--hidden-size", 4, "--epochs", 1, "--quiet")
+    models = []
+    for factor in (1, 3):
+        changed = [f"{k},{factor if k >= 80 else 1}{line[line.index(',') + 1:].lstrip('-')}" for k, line in
+                   enumerate(text[1:])]  # fmt: skip
+        series.write_text("\n".join(["day,column", *changed]) + "\n")
+        out = tmp_path / f"{factor}"
+        assert run("train", series, *options, "--out", out).exit_code == 0
+        models.append(SequenceModel.load(out))
+    one, two = models
+    assert one.target_scaling is not None and two.target_scaling is not None
+    np.testing.assert_array_equal(one.target_scaling.mean, two.target_scaling.mean)
+    np.testing.assert_array_equal(one.target_scaling.scale, two.target_scaling.scale)
+    for name, value in one.parameters.items():
+        np.testing.assert_array_equal(value, two.parameters[name])
+
+
+def test_a_season_longer_than_the_history_is_told(series: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    train = ("train", series, "--target", "column", "--window", 8, "--season", 50, "--out", out)
+    assert run(*train, *SMALL).exit_code == 0
+    assert report("evaluate", out, series)["notes"] == []
+    result = run("evaluate", out, series, "--test-rows", 90)
+    assert "seasonal naive left out: a season has 50 rows, the history 30" in result.stdout
+    assert "seasonal naive (50" in run("evaluate", out, series).stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "expected a model whose task has the kind classify or forecast; got None: train it with"),
+        ({"kind": "forecast"}, "task: expected kind, target, window, horizon"),
+        ({"horizon": 3}, "horizon=3; got {'input_size': 1, 'output_size': 1}"),
+        ({"window": "8"}, "task window: expected a whole number"),
+        ({"kind": "classify", "classes": 3}, "task classes: expected a list of 1, one an output; got 3"),
+    ],
+)
+def test_models_with_a_task_of_no_use(series: Path, tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "m"
+    assert run("train", series, "--target", "column", "--window", 8, "--out", path, *SMALL).exit_code == 0
+    model = SequenceModel.load(path)
+    model.task = {} if change is None else change if len(change) == 1 and "kind" in change else model.task | change
+    model.save(path)
+    for command in ("evaluate", "predict"):
+        refused(tmp_path, message, command, path, series)
+        assert f"{path}: " in run(command, path, series).stderr
 
 
 @pytest.mark.slow

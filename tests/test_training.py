@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import pickle
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,18 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.training import (
     SGD,
+    Adam,
     AdamW,
     CrossEntropy,
     DivergedError,
     History,
     Loss,
     MeanSquaredError,
+    Optimizer,
     Readout,
     SequenceModel,
     Standardizer,
@@ -35,9 +43,15 @@ LENGTHS = (3, 5, 4)
 
 
 def make(
-    *, bidirectional: bool = True, steps: Any = "last", x: bool = False, dtype: str = "float64", **switches: Any
+    *,
+    bidirectional: bool = True,
+    steps: Any = "last",
+    x: bool = False,
+    dtype: str = "float64",
+    hidden: int = 4,
+    **switches: Any,
 ) -> SequenceModel:
-    lstm = LSTM(2, 4, bidirectional=bidirectional, dtype=dtype, seed=1, backend="numpy", **switches)
+    lstm = LSTM(2, hidden, bidirectional=bidirectional, dtype=dtype, seed=1, backend="numpy", **switches)
     width = lstm.stack.num_directions * lstm.stack.output_size
     return SequenceModel(lstm, Readout(width, 3, steps=steps, x_size=2 if x else 0, dtype=dtype, seed=2))
 
@@ -251,11 +265,196 @@ def test_divergence_is_said() -> None:
         ({"validation": 0.0, "patience": 3}, "patience: needs a validation set"),
         ({"input_noise": -1.0}, "input_noise"),
         ({"seed": -1}, "seed"),
+        ({"epochs": 1.5}, "epochs: expected a whole number; got 1.5"),
+        ({"epochs": "3"}, "epochs: expected a whole number; got '3'"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number; got 2.5"),
+        ({"patience": True}, "patience: expected a whole number; got True"),
+        ({"seed": 1.5}, "seed: expected a whole number; got 1.5"),
+        ({"clip_norm": "1"}, "clip_norm: expected a number; got '1'"),
+        ({"input_noise": None}, "input_noise: expected a number; got None"),
+        ({"loss": 3}, "loss: expected one of cross-entropy, mean-squared-error, or a Loss; got int"),
+        ({"optimizer": "adam"}, r"optimizer: expected an Optimizer such as Adam\(0.001\), or None; got 'adam'"),
+        ({"model": None}, "model: expected a SequenceModel; got NoneType"),
+        ({"purge": 2}, "purge: needs chronological=True"),
+        ({"checkpoint": "/no/such/folder/run"}, "checkpoint: expected a file in a folder that exists"),
+        ({"standardize_targets": True}, "standardize_targets: expected no target_scaling of class numbers"),
     ],
 )
 def test_trainer_refuses(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        trainer(make(), **settings)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(**({"model": make(), "quiet": True} | settings))
+
+
+def test_settings_may_be_numbers_of_any_type(tmp_path: Path) -> None:
+    inputs, targets = data()
+    settings: dict[str, Any] = {"epochs": np.int64(2), "batch_size": np.uint8(5), "input_noise": np.float32(0.5)}
+    settings |= {"clip_norm": np.float64(1), "checkpoint": tmp_path / "run", "seed": np.int32(3)}
+    whole = trainer(make(), **settings).fit(inputs, targets)
+    plain: dict[str, Any] = {"epochs": 2, "batch_size": 5, "input_noise": 0.5, "clip_norm": 1.0}
+    assert trainer(make(), **plain).fit(inputs, targets, resume=tmp_path / "run") == whole
+
+
+REGRESSION: dict[str, Any] = {"loss": "mean-squared-error"}
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_targets_are_checked_as_inputs_are(steps: Any, kind: str) -> None:
+    inputs, classes = data(12)
+    every = steps == "every"
+    lead = [(len(sequence),) if every else () for sequence in inputs]
+    good = [
+        np.full(shape, c) if kind == "classes" else np.ones((*shape, 3)) for shape, c in zip(lead, classes, strict=True)
+    ]
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (good[:11], ValueError, "targets: expected 12, one a sequence; got 11"),
+        (7, TypeError, "targets: expected an array, or a sequence of them; got int"),
+    ]
+
+    def third(value: Any, error: type[Exception], message: str) -> None:
+        wrong.append(([*good[:3], value, *good[4:]], error, rf"^targets\[3\]: {message}"))
+
+    if kind == "classes":
+        third(good[3] * 1.0, TypeError, "expected class numbers of an integer dtype; got float64")
+        third(np.eye(3, dtype=int)[good[3]], ValueError, r"expected shape .* got .*: use targets.argmax\(axis=-1\)")
+        third(good[3] + 3, ValueError, "expected class numbers 0 to 2; got 3")
+        third(good[3] * 0 - 1, ValueError, "expected class numbers 0 to 2; got -1")
+        third(good[3].astype(str), TypeError, "expected class numbers of an integer dtype; got <U")
+    else:
+        third(good[3] * np.nan, ValueError, "expected finite numbers; got NaN or infinity")
+        third(good[3] * np.inf, ValueError, "expected finite numbers")
+        third(
+            good[3][..., 0], ValueError, r"expected shape \((5, )?3,?\)" if not every else r"expected shape \(\d, 3\)"
+        )
+        third(good[3].astype(str), TypeError, "expected numbers; got <U")
+    third(np.ma.masked_array(good[3], mask=good[3] == 0), TypeError, "expected a plain array; got a masked one")
+    third([[1], [2, 3]], ValueError, "expected an array; got rows of different lengths")
+    model = make(steps=steps)
+    before = model.parameters
+    settings = {} if kind == "classes" else REGRESSION
+    for targets, error, message in wrong:
+        with pytest.raises(error, match=message):
+            trainer(model, **settings).fit(inputs, targets)
+        with pytest.raises(error, match=message):
+            model.evaluate(inputs, targets, CrossEntropy() if kind == "classes" else MeanSquaredError())
+    assert model.input_scaling is None and all(model.parameters[name] is value for name, value in before.items())
+    listed = [target.tolist() for target in good]
+    histories = [trainer(make(steps=steps), **settings).fit(inputs, targets) for targets in (good, listed)]
+    assert histories[0].epochs == histories[1].epochs
+
+
+def test_a_target_for_one_output_needs_its_axis() -> None:
+    inputs, _ = data(12)
+    lstm = LSTM(2, 4, dtype="float64", seed=1, backend="numpy")
+    model = SequenceModel(lstm, Readout(4, 1, dtype="float64", seed=2))
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected shape \(1,\); got \(\): use targets\[..., None\]"):
+        trainer(model, **REGRESSION).fit(inputs, np.ones(12))
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_told() -> None:
+    inputs, targets = data(12)
+    model = make(dtype="float32")
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected numbers that fit into float32"):
+        trainer(model, standardize=False).fit([sequence * 1e300 for sequence in inputs], targets)
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected numbers that fit into float32"):
+        model.predict([inputs[0] * 1e300])
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected numbers that fit into float32"):
+        trainer(model, **REGRESSION).fit(inputs, np.full((12, 3), 1e300))
+    values = np.random.default_rng(0).standard_normal((12, 3)) * 1e300
+    history = trainer(make(dtype="float32"), standardize_targets=True, **REGRESSION).fit(inputs, values)
+    assert history.epochs[0].loss < 10
+
+
+def test_evaluate_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="inputs: expected at least one sequence; got none"):
+        make().evaluate([], [], CrossEntropy())
+
+
+def test_empty_sequences() -> None:
+    inputs, targets = data(12)
+    empty = [np.zeros((0, 2))] * 12
+    model = make()
+    with pytest.raises(ValueError, match="expected at least one step in all sequences together; got empty"):
+        trainer(model).fit(empty, targets)
+    assert model.input_scaling is None
+    every = make(steps="every")
+    settings: dict[str, Any] = {"batch_size": 1, "validation": 0.0, "epochs": 2}
+    mixed = [*inputs[:3], *empty[:3]]
+    labels = [np.full(len(sequence), 1) for sequence in inputs[:3]] + [np.zeros(0, int)] * 3
+    history = trainer(every, **settings).fit(mixed, labels)
+    assert np.isfinite(history.epochs[-1].loss)
+    again = trainer(make(steps="every"), **settings).fit(mixed, [*labels[:3], [], [], []])
+    assert again == history
+
+
+def test_an_optimizer_goes_with_one_run() -> None:
+    inputs, targets = data(12)
+    optimizer = AdamW(0.01)
+    trainer(make(), optimizer=optimizer, epochs=1).fit(inputs, targets)
+    model = make(hidden=5)
+    before = model.parameters
+    with pytest.raises(ValueError, match=r"optimizer: expected a new one for a new run; got one after \d+ steps"):
+        trainer(model, optimizer=optimizer).fit(inputs, targets)
+    assert model.input_scaling is None and model.parameters["readout.bias"] is before["readout.bias"]
+
+
+@pytest.mark.parametrize("switches", [{}, {"num_layers": 2, "dropout": 0.3, "recurrent_dropout": 0.2}])
+def test_a_trainer_gives_the_same_run_twice(switches: dict[str, Any]) -> None:
+    inputs, targets = data()
+    model = make(**switches)
+    start = model.parameters
+    one = trainer(model, input_noise=0.3)
+    first, after = one.fit(inputs, targets), model.parameters
+    model.load_parameters(start)
+    assert one.fit(inputs, targets) == first
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, after[name])
+
+
+def test_drift_from_the_first_epoch_on_keeps_the_only_weights() -> None:
+    inputs, targets = data()
+    model = make()
+    history = trainer(model, drift_threshold=1e-9).fit(inputs, targets)
+    assert (history.best, len(history.epochs)) == (None, 1)
+    assert history.stopped is not None and history.stopped.startswith("state drift")
+    other = make()
+    trainer(other, epochs=1).fit(inputs, targets)
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, other.parameters[name])
+
+
+@pytest.mark.parametrize("optimizer", [SGD(1e300), SGD(1e38, momentum=0.9), AdamW(1e300)])
+def test_a_step_beyond_all_numbers_is_divergence(optimizer: Optimizer) -> None:
+    inputs, targets = data()
+    with pytest.raises(DivergedError, match="training diverged in epoch 1: "):
+        trainer(make(dtype="float32"), optimizer=optimizer, clip_norm=None).fit(inputs, targets)
+
+
+def test_purged_windows_are_in_neither_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = data(20)
+    model = make()
+    seen: set[int] = set()
+    learn = model.learn
+    numbers = {sequence.tobytes(): number for number, sequence in enumerate(inputs)}
+
+    def spy(x: Any, *rest: Any) -> Any:
+        seen.update(numbers[sequence.tobytes()] for sequence in x)
+        return learn(x, *rest)
+
+    monkeypatch.setattr(model, "learn", spy)
+    trainer(model, chronological=True, purge=3, epochs=1, standardize=False).fit(inputs, targets)
+    assert seen == set(range(12))  # the last 5 validate, 3 before them are left out
+
+
+def test_targets_are_standardised_on_the_training_part_alone() -> None:
+    inputs, _ = data(20)
+    values = np.random.default_rng(0).standard_normal((20, 3))
+    model = make()
+    settings: dict[str, Any] = {**REGRESSION, "chronological": True, "purge": 3, "epochs": 1}
+    trainer(model, standardize_targets=True, **settings).fit(inputs, values)
+    assert model.target_scaling is not None
+    np.testing.assert_allclose(model.target_scaling.mean, values[:12].mean(axis=0))
+    np.testing.assert_allclose(model.target_scaling.scale, values[:12].std(axis=0))
 
 
 def test_fit_refuses_bad_data() -> None:
@@ -328,10 +527,14 @@ def test_a_float32_model_runs_on_the_float64_reference(tmp_path: Path) -> None:
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-def rewrite(path: Path, *, drop: str | None = None, version: int = 1, kind: str = "lstmcore-model", **new: Any) -> None:
-    tensors = load_file(path)
+def opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the header of a file."""
     with safe_open(path, framework="numpy") as stream:
-        header = json.loads(stream.metadata()["lstmcore"])
+        return load_file(path), json.loads(stream.metadata()["lstmcore"])
+
+
+def rewrite(path: Path, *, drop: str | None = None, version: int = 1, kind: str = "lstmcore-model", **new: Any) -> None:
+    tensors, header = opened(path)
     tensors |= {name.replace("__", "."): value for name, value in new.items()}
     if drop is not None:
         tensors.pop(drop, None)
@@ -365,6 +568,246 @@ def test_damaged_models_are_refused_in_one_line(tmp_path: Path, change: dict[str
     with pytest.raises(ValueError, match=message) as caught:
         load_model(path)
     assert "model.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+HUGE = 10**12
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("lstm", [], "lstm in the header: expected a JSON object; got list"),
+        ("lstm.config", None, "lstm config in the header: expected a JSON object; got NoneType"),
+        ("lstm.config.hidden_size", HUGE, r"tensor 'lstm.\w+': expected shape \(4000000000000,"),
+        ("lstm.config.input_size", HUGE, "input_scaling: expected mean and scale of shape"),
+        ("lstm.config.hidden_size", "4", "hidden_size: expected a whole number; got '4'"),
+        ("lstm.config.gate_activation", "gelu", "activation: expected one of"),
+        ("lstm.config.version", 99, "config version: expected at most 1; got 99"),
+        ("lstm.config.reverse", True, "reverse: expected False here"),
+        ("lstm.num_layers", HUGE, "num_layers: expected at most 6, as many as there are tensors; got 1000000000000"),
+        ("lstm.num_layers", 2, "tensor 'lstm.weight_x_l1': expected shape .*; got none"),
+        ("lstm.num_layers", 1.0, "num_layers: expected a whole number; got 1.0"),
+        ("lstm.bidirectional", 1, "bidirectional: expected True or False; got 1"),
+        ("lstm.dtype", "float32", "readout dtype: expected .* as the LSTM's 'float32' stores; got 'float64'"),
+        ("lstm.dtype", ["x"], "dtype: expected one of"),
+        ("lstm.more", 1, "lstm in the header: expected config, .*; got 'more', which is unknown"),
+        ("more", 1, "the header: expected lstm, readout, task; got 'more'"),
+        ("readout", "x", "readout in the header: expected a JSON object; got str"),
+        ("readout.output_size", HUGE, "target_scaling: expected mean and scale"),
+        ("readout.hidden_size", HUGE, r"tensor 'readout.weight': expected shape \(3, 1000000000000\)"),
+        ("readout.x_size", HUGE, "tensor 'readout.weight': expected shape"),
+        ("readout.dtype", [], r"readout dtype: expected float32 or float64, .*; got \[\]"),
+        ("readout.hidden_size", 7, "readout"),
+        ("readout.activation", "gelu", "readout activation: expected one of"),
+        ("readout.steps", 3, "readout steps: expected one of"),
+        ("readout.more", 3, "readout in the header: expected .*; got 'more'"),
+        ("task", [1], "task in the header: expected a JSON object; got list"),
+    ],
+)
+def test_damaged_headers_are_refused_in_one_line(tmp_path: Path, where: str, value: Any, message: str) -> None:
+    """At once: nothing of a size that the file only claims is made."""
+    _, path = saved(tmp_path)
+    tensors, header = opened(path)
+    *parents, last = where.split(".")
+    spot = header
+    for name in parents:
+        spot = spot[name]
+    spot[last] = value
+    save_file(tensors, path, metadata={"lstmcore": json.dumps(header)})
+    with pytest.raises(ValueError, match=f"model.safetensors: .*{message}") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    if last not in ("more", "version"):
+        header = opened(saved(tmp_path)[1])[1]
+        spot = header
+        for name in parents:
+            spot = spot[name]
+        del spot[last]
+        save_file(tensors, path, metadata={"lstmcore": json.dumps(header)})
+        if parents[1:] != ["config"] or last == "hidden_size":
+            with pytest.raises(ValueError, match=rf"model.safetensors: .*{last}'? missing"):
+                load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected a JSON header; Expecting"),
+        ("[1]", "expected a JSON object as header; got list"),
+        ('{"a": NaN}', "expected a JSON header; NaN is no JSON"),
+        ("[" * 100_000, "expected a JSON header; it is nested too deep"),
+        ('{"a": ' + "1" * 5000 + "}", "expected a JSON header; Exceeds"),
+    ],
+)
+def test_headers_that_are_no_json(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "odd"
+    save_file({"a": np.zeros(1)}, path, metadata={"lstmcore": text})
+    with pytest.raises(ValueError, match=f"odd: {message}"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_scaling__scale": np.zeros(2)}, "input_scaling scale: expected numbers > 0; got 0.0"),
+        ({"input_scaling__scale": np.ones((2, 1))}, "input_scaling scale: expected shape"),
+        ({"input_scaling__mean": np.zeros(2, np.float32)}, "input_scaling mean: expected dtype float64"),
+        ({"target_scaling__mean": np.full(3, np.nan)}, "target_scaling mean: expected finite numbers"),
+        (
+            {"lstm__bias_l0": np.zeros(16, np.int64)},
+            "tensor 'lstm.bias_l0': expected dtype float32 or float64; got I64",
+        ),
+    ],
+)
+def test_damaged_tensors(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    _, path = saved(tmp_path)
+    rewrite(path, **change)
+    with pytest.raises(ValueError, match=f"model.safetensors: {message}"):
+        load_model(path)
+
+
+def test_saving_checks_what_loading_checks(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    model = make()
+    model.input_scaling = Standardizer(np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="input_scaling: expected mean and scale of shape"):
+        model.save(path)
+    config = LSTMConfig(input_size=2, hidden_size=4)
+    other = LSTMConfig(input_size=4, hidden_size=4, peephole=True)
+    lstm = LSTM.from_config(StackConfig(((config,), (other,))), dtype="float64", backend="numpy")
+    with pytest.raises(ValueError, match="lstm: expected the same switches in every layer"):
+        SequenceModel(lstm, Readout(4, 3, dtype="float64")).save(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_is_what_json_gives_back(tmp_path: Path) -> None:
+    inputs, targets = data()
+    task = {"classes": ("a", "b"), "size": np.int64(3), "rates": np.array([0.5, 1.0]), 7: None}
+    plain = {"classes": ["a", "b"], "size": 3, "rates": [0.5, 1.0], "7": None}
+    model = make()
+    model.task = task  # type: ignore[assignment] # any mapping
+    assert model.task == plain
+    model.save(tmp_path / "m")
+    assert load_model(tmp_path / "m").task == plain
+    trainer(model, epochs=1, checkpoint=tmp_path / "run").fit(inputs, targets)
+    again = make()
+    again.task = task  # type: ignore[assignment] # any mapping
+    trainer(again, epochs=2).fit(inputs, targets, resume=tmp_path / "run")
+    lstm, readout = model.lstm, model.readout
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for wrong in ({"a": float("nan")}, {"a": object()}, {"a": {1, 2}}, [1], {"a": 1j}, {"a": deep}):
+        with pytest.raises((TypeError, ValueError), match=r"^task: expected"):
+            SequenceModel(lstm, readout, task=wrong)  # type: ignore[arg-type] # that is the test
+
+
+def test_models_are_copied_and_pickled() -> None:
+    inputs, _ = data(5)
+    model = make(num_layers=2, dropout=0.2)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for left, right in zip(model.predict(inputs), other.predict(inputs), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def damaged_checkpoints() -> dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]]:
+    """What is done to (tensors, header) -> what is said."""
+
+    def drop(prefix: str) -> Callable[[dict[str, Any], dict[str, Any]], object]:
+        return lambda tensors, _: [tensors.pop(name) for name in list(tensors) if name.startswith(prefix)]
+
+    def put(path: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], object]:
+        *parents, last = path.split(".")
+
+        def change(_: dict[str, Any], header: dict[str, Any]) -> None:
+            spot: Any = header
+            for name in parents:
+                spot = spot[int(name) if isinstance(spot, list) else name]
+            spot[last] = value
+
+        return change
+
+    return {
+        "model list": (put("model", [1]), "model in the header: expected a JSON object; got list"),
+        "settings": (put("settings", None), "settings in the header: expected a JSON object; got NoneType"),
+        "no history": (lambda _, header: header.pop("history"), "'history' missing in the header"),
+        "history": (put("history", None), "history: expected epochs, best, stopped, drift_threshold"),
+        "epochs": (put("history.epochs", 3), "history epochs: expected a list; got int"),
+        "epoch": (put("history.epochs", [1]), "history epoch 1: expected number, loss"),
+        "loss": (put("history.epochs.1.loss", "x"), "history epoch 2 loss: expected a number; got 'x'"),
+        "number": (put("history.epochs.1.number", 7), "history epoch 2: expected number=2; got 7"),
+        "best": (put("history.best", 99), "history best: expected one of 2 epochs, or null; got 99"),
+        "best null": (put("history.best", None), "expected none but those that the header asks for; got 'best."),
+        "best 0": (put("history.best", 0), "history best: expected at least 1; got 0"),
+        "stopped": (put("history.stopped", 1), "history stopped: expected a text or null; got int"),
+        "steps": (put("optimizer_steps", 0), "optimizer_steps: expected at least 2; got 0"),
+        "steps text": (put("optimizer_steps", "7x"), "optimizer_steps: expected a whole number; got '7x'"),
+        "lstm step": (put("lstm_step", -1), "lstm_step: expected at least 2; got -1"),
+        "lstm step large": (put("lstm_step", 2**32), "lstm_step: expected at most"),
+        "no first": (drop("optimizer.first."), "optimizer state: expected the moment 'first' of 'lstm.weight_x_l0'"),
+        "no second": (drop("optimizer.second."), "optimizer state: expected the moment 'second' of 'lstm.weight_x_l0'"),
+        "no moments": (drop("optimizer."), "optimizer state: expected the moment 'first'"),
+        "moment shape": (
+            lambda tensors, _: tensors.update({"optimizer.first.lstm.bias_l0": np.zeros(1)}),
+            r"expected the moment 'first' of 'lstm.bias_l0' to be float64 of \(16,\), .*; got float64 of \(1,\)",
+        ),
+        "moment NaN": (
+            lambda tensors, _: tensors.update({"optimizer.first.lstm.bias_l0": np.full(16, np.nan)}),
+            "tensor 'optimizer.first.lstm.bias_l0': expected finite numbers",
+        ),
+        "no best": (drop("best."), "tensor 'best.lstm.weight_x_l0': expected shape .*; got none"),
+        "part of best": (drop("best.lstm.bias_l0"), "tensor 'best.lstm.bias_l0': expected shape .*; got none"),
+        "part of model": (drop("model.readout.bias"), "tensor 'model.readout.bias': expected shape .*; got none"),
+        "no scaling": (drop("scaling."), "input_scaling: expected mean and scale for this run"),
+        "half a scaling": (drop("scaling.input_scaling.mean"), "input_scaling: expected both mean and scale"),
+        "more": (lambda tensors, _: tensors.update(more=np.zeros(1)), "expected none but .*; got 'more'"),
+        "scaling of targets": (
+            lambda tensors, _: tensors.update({f"scaling.target_scaling.{k}": np.ones(3) for k in ("mean", "scale")}),
+            "target_scaling: expected none for this run",
+        ),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_checkpoints())
+def test_damaged_checkpoints_are_refused_and_change_nothing(tmp_path: Path, damage: str) -> None:
+    inputs, targets = data()
+    path = tmp_path / "run"
+    trainer(make(), epochs=2, checkpoint=path).fit(inputs, targets)
+    change, message = damaged_checkpoints()[damage]
+    tensors, header = opened(path)
+    change(tensors, header)
+    save_file(tensors, path, metadata={"lstmcore": json.dumps(header)})
+    model, optimizer = make(), Adam()
+    before = model.parameters
+    with pytest.raises(ValueError, match=f"run: .*{message}") as caught:
+        trainer(model, optimizer=optimizer, epochs=3).fit(inputs, targets, resume=path)
+    assert "\n" not in str(caught.value)
+    assert all(value is before[name] for name, value in model.parameters.items())
+    assert (optimizer.steps, optimizer.state(), model.lstm.step, model.input_scaling) == (0, {}, 0, None)
+
+
+def test_special_files_and_links_are_never_replaced(tmp_path: Path) -> None:
+    model = make()
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "folder" / "target"
+    os.mkfifo(pipe)
+    for special in (pipe, Path("/dev/null")):
+        with pytest.raises(ValueError, match=r"path: expected a file; got .*, a pipe or a device"):
+            model.save(special)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    with pytest.raises(ValueError, match="pipe: expected a file; got a pipe or a device"):
+        load_model(pipe)
+    target.parent.mkdir()
+    link.symlink_to(target)
+    model.save(link)
+    assert link.is_symlink() and target.is_file() and not target.is_symlink()
+    target.chmod(0o600)
+    before = target.stat().st_ino
+    model.save(link)
+    assert target.stat().st_ino != before and stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+    model.save(tmp_path / ("a" * 255))  # the longest name that a folder takes
+    with pytest.raises(ValueError, match="File name too long"):
+        model.save(tmp_path / ("a" * 256))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])

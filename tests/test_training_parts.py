@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,12 +80,42 @@ def test_readout_by_hand() -> None:
         ({"activation": "gelu"}, "readout activation: expected one of none, .*got 'gelu'"),
         ({"steps": "first"}, "readout steps"),
         ({"dtype": "float16"}, "readout dtype"),
-        ({"output_size": 0}, "readout output_size: expected a whole number of at least 1; got 0"),
+        ({"output_size": 0}, "readout output_size: expected at least 1; got 0"),
     ],
 )
 def test_readout_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Readout(**{"hidden_size": 3, "output_size": 2, **arguments})
+
+
+def test_readout_takes_whole_numbers_of_any_type() -> None:
+    readout = Readout(np.int64(4), np.uint8(3), x_size=np.int32(0))  # type: ignore[arg-type] # what NumPy gives
+    assert json.loads(json.dumps(readout.to_dict()))["hidden_size"] == 4
+    for wrong in (True, 2.0, "3", None):
+        with pytest.raises(TypeError, match="readout hidden_size: expected a whole number; got"):
+            Readout(wrong, 3)  # type: ignore[arg-type] # that is the test
+
+
+def test_readout_refuses_what_is_no_array() -> None:
+    readout = Readout(2, 3, x_size=1, dtype="float64")
+    h, x = np.zeros((4, 2)), np.zeros((4, 1))
+    tape = readout.record(h, x)[1]
+    for name, call in (
+        ("h", lambda: readout([[0.0, 1.0]], x)),  # type: ignore[arg-type] # that is the test
+        ("x", lambda: readout(h, [[0.0]])),  # type: ignore[arg-type] # that is the test
+        ("dy", lambda: readout.backward(tape, [[0.0] * 3] * 4)),  # type: ignore[arg-type] # that is the test
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected a NumPy array of float64; got builtins.list"):
+            call()
+    with pytest.raises(TypeError, match="h: expected a plain array; got a masked one"):
+        readout(np.ma.masked_array(h, mask=h == 0), x)
+
+
+def test_readout_of_no_rows() -> None:
+    readout = Readout(2, 3, x_size=1, dtype="float64")
+    y, tape = readout.record(np.zeros((0, 4, 2)), np.zeros((0, 4, 1)))
+    gradients = readout.backward(tape, np.zeros_like(y))
+    assert gradients.parameters["weight"].shape == (3, 3) and not gradients.parameters["weight"].any()
 
 
 def test_readout_checks_parameters_and_inputs() -> None:
@@ -188,7 +220,7 @@ def test_optimizer_state_moves(make: Any) -> None:
     for gradient in gradients[:2]:
         parameters = one.step(parameters, gradient)
     two: Optimizer = make()
-    two.load_state(one.steps, one.state())
+    two.load_state(one.steps, one.state(), parameters)
     for gradient in gradients[2:]:
         left, right = one.step(parameters, gradient), two.step(parameters, gradient)
         np.testing.assert_array_equal(left["a.b"], right["a.b"])
@@ -206,7 +238,43 @@ def test_optimizer_refusals() -> None:
     with pytest.raises(ValueError, match=r"gradients\['p'\]: expected shape \(2,\); got none"):
         Adam().step({"p": np.zeros(2)}, {})
     with pytest.raises(ValueError, match="optimizer state"):
-        Adam().load_state(1, {"momentum.p": np.zeros(2)})
+        Adam().load_state(1, {"momentum.p": np.zeros(2)}, {"p": np.zeros(2)})
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(0.1), lambda: AdamW(0.1)])
+def test_moments_must_be_those_of_the_parameters(make: Callable[[], Optimizer]) -> None:
+    parameters = {"a": np.ones(3, np.float32), "b": np.ones((2, 2), np.float32)}
+    used = make()
+    used.step(parameters, parameters)
+    state = used.state()
+    last = list(state)[-1]
+    damaged: dict[str, Any] = {
+        "none": {},
+        "one missing": {name: value for name, value in state.items() if name != last},
+        "shape": state | {last: np.ones(1, np.float32)},
+        "dtype": state | {last: state[last].astype(np.float64)},
+        "unknown": state | {last + "x": state[last]},
+    }
+    for arrays in damaged.values():
+        other = make()
+        with pytest.raises(ValueError, match=r"optimizer state: expected the moment '\w+' of '\w+' to be"):
+            other.load_state(1, arrays, parameters)
+        assert (other.steps, other.state()) == (0, {})
+    with pytest.raises(ValueError, match="expected no moments after 0 steps"):
+        make().load_state(0, state, parameters)
+    with pytest.raises(TypeError, match=r"optimizer steps: expected a whole number; got 1.5"):
+        make().load_state(1.5, state, parameters)  # type: ignore[arg-type] # that is the test
+    for others in ({"a": np.ones(4, np.float32)}, {**parameters, "c": np.ones(1, np.float32)}, {"d": parameters["a"]}):
+        with pytest.raises(ValueError, match="an optimizer goes with one model and one run, make a new one"):
+            used.step(others, others)
+    assert used.steps == 1
+
+
+def test_settings_are_numbers() -> None:
+    wrong: Any = "0.1"
+    with pytest.raises(TypeError, match=r"adam lr: expected a number; got '0.1'"):
+        Adam(wrong)
+    assert type(SGD(np.float32(0.5)).settings["lr"]) is float
 
 
 def test_clipping() -> None:
@@ -255,6 +323,59 @@ def test_split_is_stratified_seeded_or_chronological() -> None:
     for count, fraction in ((1, 0.5), (4, 1.0), (4, -0.1), (4, 0.99)):
         with pytest.raises(ValueError, match="validation"):
             split(count, fraction, seed=0)
+
+
+@pytest.mark.parametrize("sizes", [[4] * 100, [1] * 40, [3, 3, 3, 200], [1, 1, 1, 1, 10], [2, 50], [7, 13, 5, 1, 1]])
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
+def test_a_stratified_split_holds_out_the_fraction(sizes: list[int], fraction: float) -> None:
+    classes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    train, check = split(len(classes), fraction, seed=1, classes=classes)
+    assert len(check) == max(1, round(fraction * len(classes)))
+    assert sorted([*train, *check]) == list(range(len(classes)))
+    held = np.bincount(classes[check], minlength=len(sizes))
+    kept = np.array(sizes) - held
+    assert (np.abs(held - fraction * np.array(sizes)) <= 2).all()
+    assert kept.all() or (kept[np.array(sizes) > 1] == 1).all()  # no class is taken whole while another can spare one
+
+
+def test_equal_remainders_are_drawn_by_lot() -> None:
+    classes = np.repeat(np.arange(50), 4)
+    first, second = (set(classes[split(200, 0.1, seed=seed, classes=classes)[1]]) for seed in (1, 2))
+    assert len(first) == len(second) == 20 and first != second
+
+
+def test_the_chronological_split_purges() -> None:
+    train, check = split(10, 0.3, seed=1, chronological=True, purge=2)
+    assert (train.tolist(), check.tolist()) == ([0, 1, 2, 3, 4], [7, 8, 9])
+    with pytest.raises(ValueError, match=r"10 sequences that leaves some on both sides with 7 between them; got 0.3"):
+        split(10, 0.3, seed=1, chronological=True, purge=7)
+    assert split(10, 0.0, seed=1, chronological=True, purge=2)[0].size == 10
+
+
+def test_standardizer_refuses_what_standardises_nothing() -> None:
+    one = np.ones(2)
+    for mean, scale, message in (
+        (one, np.array([1.0, 0.0]), "scale: expected numbers > 0; got 0.0"),
+        (one, np.array([1.0, -2.0]), "scale: expected numbers > 0; got -2.0"),
+        (one, np.array([1.0, np.inf]), "scale: expected finite numbers"),
+        (np.array([np.nan, 0.0]), one, "mean: expected finite numbers"),
+        (one, np.ones(3), r"scale: expected shape \(2,\) as mean; got \(3,\)"),
+        (one, np.ones((1, 2)), "scale: expected shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Standardizer(mean, scale)
+    with pytest.raises(TypeError, match="mean: expected dtype float64"):
+        Standardizer(np.ones(2, np.float32), one)
+    for empty in ([], [np.zeros((0, 3))]):
+        with pytest.raises(ValueError, match="expected at least one step in all sequences together"):
+            Standardizer.fit(empty)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1.0, 1e200, 1.5e308])
+def test_standardizer_of_any_size(size: float) -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, (500, 2)) * [size, 1.0]
+    scaled = Standardizer.fit([values]).apply(values, "float64")
+    np.testing.assert_allclose(scaled.std(axis=0), 1, rtol=1e-12)
 
 
 def test_standardizer() -> None:

@@ -22,7 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 
 #: What a mistake of the user ends in; anything else is a defect and shows its traceback.
-MISTAKES: Final = (ValueError, TypeError, OSError, PluginError, UnavailableError, ImportError)
+MISTAKES: Final = (ValueError, TypeError, OSError, PluginError, UnavailableError, ImportError, MemoryError)
 
 
 class Commands(click.Group):
@@ -49,7 +49,10 @@ class Commands(click.Group):
         except MISTAKES as error:
             if os.environ.get("LSTMCORE_DEBUG", "") not in ("", "0"):
                 raise
-            click.echo(f"lstmcore: error: {' '.join(str(error).split())}", err=True)
+            text = " ".join(str(error).split())
+            if isinstance(error, MemoryError):
+                text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
+            click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
 
 

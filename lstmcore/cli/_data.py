@@ -1,11 +1,13 @@
-"""What the commands share about data: names of data sets and paths of CSV files."""
+"""What the commands share about data: names of data sets and paths of files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lstmcore import datasets
 from lstmcore.datasets import Classification, Series
+from lstmcore.training.files import check_writable
 
 
 def open_data(data: str, target: str | None) -> Classification | Series:
@@ -32,9 +34,24 @@ def open_data(data: str, target: str | None) -> Classification | Series:
     return datasets.read_csv(path, target)
 
 
-def check_folder(option: str, path: str | None) -> None:
-    """Raise before long work where the file `path` could not be written after it."""
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option}: expected a file in a folder that exists; got {path!r}")
-    if path is not None and Path(path).is_dir():
-        raise ValueError(f"{option}: expected a file; got the folder {path!r}")
+def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+    """Raise before long work where files could not be written after it, or would replace each other or an input.
+
+    Parameters
+    ----------
+    outputs, inputs
+        Option or argument -> path, None where it is not given.
+
+    Raises
+    ------
+    ValueError
+        The first of `outputs` that cannot be written.
+    """
+    taken = {Path(path).resolve(): name for name, path in inputs.items() if path is not None and Path(path).is_file()}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        target = check_writable(name, path)
+        if target in taken:
+            raise ValueError(f"{name}: expected a file of its own; got {path!r}, which is that of {taken[target]}")
+        taken[target] = name

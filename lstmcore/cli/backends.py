@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from lstmcore import registry
+from lstmcore.cli._console import console
 from lstmcore.config import FEATURES
 from lstmcore.registry import BackendRecord
 
@@ -34,11 +34,11 @@ def backends(as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for record in records:
         table.add_row(record.name, "yes" if record.available else "no", record.version, *_declared(record))
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for record in records:
         note = record.summary if record.available else record.reason
-        console.print(f"{record.name}: {note}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{record.name}: {note}", soft_wrap=True)
 
 
 def _declared(record: BackendRecord) -> tuple[str, str, str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lstmcore.cli._console import console
 from lstmcore.cli._data import open_data
 from lstmcore.datasets import Classification, Series
 from lstmcore.training.forecast import ForecastTask, scores
@@ -55,7 +56,7 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(report))
     else:
-        _show(report, Console())
+        _show(report, console())
 
 
 def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | Series:
@@ -68,8 +69,15 @@ def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | S
     """
     kind = loaded.task.get("kind")
     if kind not in ("classify", "forecast"):
-        raise ValueError(f"{model}: expected a model with a task classify or forecast; got {kind!r}")
-    found = open_data(data, loaded.task["target"] if kind == "forecast" else None)
+        raise ValueError(
+            f"{model}: expected a model whose task has the kind classify or forecast; got {kind!r}: train it with "
+            "'lstmcore train', or save it with SequenceModel(..., task={'kind': 'classify', 'classes': [...]})"
+        )
+    try:
+        target = _check_task(loaded)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{model}: {error}") from error
+    found = open_data(data, target)
     wanted = "classify" if isinstance(found, Classification) else "forecast"
     if wanted != kind:
         raise ValueError(f"{model}: expected a model to {wanted} {data}; got one to {kind}")
@@ -78,6 +86,24 @@ def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | S
     ):
         raise ValueError(f"{model}: expected a model of the classes and the width of {data}; got other ones")
     return found
+
+
+def _check_task(model: SequenceModel) -> str | None:
+    """Check that the task is one of this model; return the column to forecast, None for a classifier."""
+    sizes = {"input_size": model.lstm.stack.input_size, "output_size": model.readout.output_size}
+    if model.readout.steps != "last":
+        raise ValueError(f"task: expected a readout at the last step; got {model.readout.steps!r}")
+    if model.task["kind"] == "forecast":
+        task = ForecastTask.from_dict(model.task)
+        if sizes != (needed := {"input_size": 1, "output_size": task.horizon}):
+            raise ValueError(f"task: expected a model with {needed} for horizon={task.horizon}; got {sizes}")
+        return task.target
+    classes = model.task.get("classes")
+    if not isinstance(classes, list) or len(classes) != sizes["output_size"]:
+        raise ValueError(f"task classes: expected a list of {sizes['output_size']}, one an output; got {classes!r}")
+    if model.readout.activation not in ("softmax", "none"):
+        raise ValueError(f"task: expected a readout with softmax or none; got {model.readout.activation!r}")
+    return None
 
 
 def classified(model: SequenceModel, data: Classification) -> dict[str, Any]:
@@ -100,28 +126,31 @@ def forecast(model: SequenceModel, series: Series, test_rows: int | None, fill: 
     changes = {"test_rows": test_rows, "fill": fill}
     task = replace(task, **{name: value for name, value in changes.items() if value is not None})
     windows = task.held_out(series)
+    judged = scores(model, windows, task.season)
+    history = int(windows.origins[0]) + 1
+    notes = [f"seasonal naive left out: a season has {task.season} rows, the history {history}"]
     return {
         "kind": "forecast",
         "windows": len(windows),
         "from": series.labels[int(windows.origins[0]) + 1],
         "to": series.labels[int(windows.origins[-1]) + task.horizon],
-        "scores": [asdict(score) for score in scores(model, windows, task.season)],
+        "scores": [asdict(score) for score in judged],
+        "notes": notes if task.season > history else [],
     }
 
 
-def _show(report: dict[str, Any], console: Console) -> None:
+def _show(report: dict[str, Any], out: Console) -> None:
     if report["kind"] == "classify":
-        table = Table(title=f"{report['model']} on {report['data']}")
+        table = Table(title=click.format_filename(f"{report['model']} on {report['data']}"))
         for column in ("class", "right", "of"):
             table.add_column(column, justify="left" if column == "class" else "right")
         for name, counts in report["classes"].items():
             table.add_row(name, str(counts["right"]), str(counts["of"]))
-        console.print(table)
-        console.print(
+        out.print(table)
+        out.print(
             f"accuracy {report['accuracy']:.2%} of {report['sequences']} test sequences, loss {report['loss']:.4f}, "
             f"state drift {report['drift']:.3g}; backend {report['backend']}, {report['dtype']}",
             soft_wrap=True,
-            highlight=False,
         )
         return
     table = Table(title=f"{report['windows']} forecasts, {report['from']} to {report['to']}")
@@ -130,5 +159,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     table.add_column("MAE", justify="right")
     for score in report["scores"]:
         table.add_row(score["name"], f"{score['rmse']:.4f}", f"{score['mae']:.4f}")
-    console.print(table)
-    console.print(f"backend {report['backend']}, {report['dtype']}", highlight=False)
+    out.print(table)
+    for note in report["notes"]:
+        out.print(note, soft_wrap=True)
+    out.print(f"backend {report['backend']}, {report['dtype']}")

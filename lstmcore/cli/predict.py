@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lstmcore.cli._data import check_folder
+from lstmcore.cli._data import check_files
 from lstmcore.cli.evaluate import load_for
 from lstmcore.datasets import Classification, Series, Windows
 from lstmcore.training.files import write_atomically
@@ -32,14 +32,14 @@ def predict(
     """Write what MODEL says about DATA.
 
     A classifier gives the class and its probability for each test sequence. A forecast gives, for the last row of
-    DATA and the window before it, the values of the rows that come next.
+    DATA and the window before it, the values of the rows that come next, under the name of the column.
 
     \b
     Examples:
       lstmcore predict model.safetensors japanese-vowels --out answers.csv
       lstmcore predict forecast.safetensors my.csv --json
     """
-    check_folder("--out", out)
+    check_files({"--out": out}, {"the model": model, "the data": data})
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     found = load_for(loaded, model, data)
     if isinstance(found, Classification):
@@ -72,7 +72,8 @@ def _next_rows(model: SequenceModel, series: Series, fill: Any) -> list[dict[str
     windows = Windows.at_end(series.filled(fill or task.fill), task.window)
     values = forecasts(model, windows)[0]
     after = series.labels[-1]
-    return [{"after": after, "step": step, task.target: float(value)} for step, value in enumerate(values, 1)]
+    column = f"{task.target} (forecast)" if task.target in ("after", "step") else task.target
+    return [{"after": after, "step": step, column: float(value)} for step, value in enumerate(values, 1)]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -12,16 +12,16 @@ import click
 import numpy as np
 from rich.console import Console
 
-from lstmcore.cli._data import check_folder, open_data
+from lstmcore.cli._console import console
+from lstmcore.cli._data import check_files, open_data
 from lstmcore.config import Coupling, Recurrence
-from lstmcore.datasets import Classification, Series
+from lstmcore.datasets import Classification, Series, Windows
 from lstmcore.lstm import LSTM
 from lstmcore.training.forecast import ForecastTask, scores
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import OPTIMIZERS, Optimizer
-from lstmcore.training.plots import plot_history, require_matplotlib
+from lstmcore.training.plots import check_picture, plot_history
 from lstmcore.training.readout import DTYPES, Readout
-from lstmcore.training.scaling import Standardizer
 from lstmcore.training.trainer import Trainer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,6 +48,9 @@ FORECAST: Final[dict[str, Any]] = {
     "weight_decay": 0.01,
     "input_noise": 0.0,
     "patience": 10,
+    "window": 52,
+    "horizon": 1,
+    "fill": "error",
 }
 #: Rows held out of a series that ships with the package: the last two years.
 _TEST_ROWS: Final = {"co2": 104}
@@ -92,14 +95,16 @@ def _switches(command: F) -> F:
 @click.option("--out", help="The model file (safetensors) to write.")
 @click.option("--target", help="Forecasting: the column of the CSV file.")
 @click.option(
-    "--window", type=click.IntRange(1), default=52, show_default=True, help="Forecasting: rows that are read."
+    "--window", type=click.IntRange(1), help=f"Forecasting: rows that are read  [default: {FORECAST['window']}]."
 )
-@click.option("--horizon", type=click.IntRange(1), default=1, show_default=True, help="Forecasting: rows that follow.")
+@click.option(
+    "--horizon", type=click.IntRange(1), help=f"Forecasting: rows that follow  [default: {FORECAST['horizon']}]."
+)
 @click.option("--season", type=click.IntRange(1), help="Forecasting: rows of a season  [default: the window].")
 @click.option("--test-rows", type=click.IntRange(1), help="Forecasting: last rows to hold out  [default: 104 for co2].")
 @click.option("--test-fraction", type=click.FloatRange(0, 1, True, True), help="The same as a share  [default: 0.2].")
-@click.option("--fill", type=click.Choice(("error", "linear", "previous")), default="error", show_default=True,
-              help="Forecasting: what to do about gaps.")  # fmt: skip
+@click.option("--fill", type=click.Choice(("error", "linear", "previous")),
+              help=f"Forecasting: what to do about gaps  [default: {FORECAST['fill']}].")  # fmt: skip
 @click.option("--hidden-size", type=click.IntRange(1), help=_both("Width of the cell.", "hidden_size"))
 @click.option("--bidirectional/--unidirectional", default=None, help=_both("Both directions.", "bidirectional"))
 @_switches
@@ -140,17 +145,19 @@ def train(
       lstmcore train my.csv --target column --window 52 --horizon 1 --out forecast.safetensors
       lstmcore train co2 --fill linear --out co2.safetensors
     """
-    for option, path in (("--out", out), ("--plot", plot), ("--checkpoint", given["checkpoint"])):
-        check_folder(option, path)
+    outputs = {"--out": out, "--plot": plot, "--checkpoint": given["checkpoint"]}
+    check_files(outputs, {"the data": data})
+    check_files({"--out": out, "--plot": plot}, {"--resume": resume})  # a run may go on in its own checkpoint
     if plot is not None:
         try:
-            require_matplotlib()
-        except ImportError as error:
+            check_picture(plot)
+        except (ImportError, ValueError) as error:
             raise ValueError(f"--{error}") from None
     found = open_data(data, given["target"])
     settings = {**(CLASSIFY if isinstance(found, Classification) else FORECAST)}
     settings |= {name: value for name, value in given.items() if value is not None}
     task: ForecastTask | None = None
+    held_out: Windows | None = None
     if isinstance(found, Classification):
         _refuse_forecasting(given)
         inputs: Any = found.train.inputs
@@ -159,17 +166,22 @@ def train(
         model = _model(found.input_size, len(found.classes), "softmax", settings, about)
     else:
         task = _forecast_task(data, found, settings)
-        windows = task.training(found)
+        windows, held_out = task.training(found), task.held_out(found)
+        try:
+            held_out.seasonal_naive_forecast(task.season)  # what the report needs after the training
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
         inputs, targets = tuple(windows.inputs), windows.targets
         model = _model(1, task.horizon, "none", settings, task.to_dict())
-        model.target_scaling = Standardizer.fit([targets])
     trainer = Trainer(
         model,
         loss="mean-squared-error" if task else "cross-entropy",
         optimizer=_optimizer(settings),
         chronological=task is not None,
+        purge=task.horizon - 1 if task else 0,
+        standardize_targets=task is not None,
         clip_norm=settings["clip_norm"] or None,
-        patience=(settings["patience"] or None) if settings["validation"] else None,
+        patience=(settings["patience"] or None) if settings["validation"] or given["patience"] else None,
         drift_threshold=settings.get("drift_threshold"),
         checkpoint=settings.get("checkpoint"),
         quiet=quiet or as_json,
@@ -183,21 +195,21 @@ def train(
     if plot is not None:
         plot_history(history, plot, title=f"{data}: {model.lstm.stack.hidden_size} hidden units")
     report: dict[str, Any] = {"data": data, "model": out, "seconds": round(seconds, 3), "history": history.to_dict()}
-    if task is not None and isinstance(found, Series):
-        report["held_out"] = [asdict(score) for score in scores(model, task.held_out(found), task.season)]
+    if task is not None and held_out is not None:
+        report["held_out"] = [asdict(score) for score in scores(model, held_out, task.season)]
     if as_json:
         click.echo(json.dumps(report))
     elif not quiet:
-        _summary(report, Console())
+        _summary(report, console())
 
 
 def _refuse_forecasting(given: dict[str, Any]) -> None:
-    for name in ("season", "test_rows", "test_fraction"):
+    for name in ("window", "horizon", "season", "test_rows", "test_fraction"):
         if given[name] is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')}: only for forecasting; this data set has a test set of its own"
             )
-    if given["fill"] != "error":
+    if given["fill"] is not None:
         raise ValueError("--fill: only for forecasting; this data set has no gaps")
 
 
@@ -242,7 +254,7 @@ def _optimizer(settings: dict[str, Any]) -> Optimizer:
     return rule(**arguments)
 
 
-def _summary(report: dict[str, Any], console: Console) -> None:
+def _summary(report: dict[str, Any], out: Console) -> None:
     history = report["history"]
     epochs, best = history["epochs"], history["best"]
     kept = epochs[(best or len(epochs)) - 1]
@@ -251,10 +263,10 @@ def _summary(report: dict[str, Any], console: Console) -> None:
         text += f", validation loss {kept['validation_loss']:.4f}"
     if kept["validation_accuracy"] is not None:
         text += f", validation accuracy {kept['validation_accuracy']:.1%}"
-    console.print(f"{text}, state drift {kept['drift']:.3g}", soft_wrap=True, highlight=False)
+    out.print(f"{text}, state drift {kept['drift']:.3g}", soft_wrap=True)
     if history["stopped"]:
-        console.print(f"stopped early: {history['stopped']}", soft_wrap=True, highlight=False)
+        out.print(f"stopped early: {history['stopped']}", soft_wrap=True)
     for score in report.get("held_out", ()):
-        console.print(f"held out, {score['name']}: RMSE {score['rmse']:.4g}, MAE {score['mae']:.4g}", highlight=False)
+        out.print(f"held out, {score['name']}: RMSE {score['rmse']:.4g}, MAE {score['mae']:.4g}")
     if report["model"]:
-        console.print(f"wrote {report['model']}", soft_wrap=True, highlight=False)
+        out.print(f"wrote {click.format_filename(report['model'])}", soft_wrap=True)

@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.config import integer
+
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
 
@@ -22,11 +24,10 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
 
     Raises
     ------
-    ValueError
-        `batch_size` below 1.
+    TypeError, ValueError
+        `batch_size` is no whole number, or below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
+    batch_size = integer("batch_size", batch_size, 1)
     random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
     order = random.permutation(len(lengths))
     sizes = np.asarray(lengths, np.int64)
@@ -49,18 +50,29 @@ def pad(sequences: Sequence[Array]) -> tuple[Array, npt.NDArray[np.int64]]:
 
 
 def split(
-    count: int, fraction: float, *, seed: int, classes: Array | None = None, chronological: bool = False
+    count: int,
+    fraction: float,
+    *,
+    seed: int,
+    classes: Array | None = None,
+    chronological: bool = False,
+    purge: int = 0,
 ) -> tuple[Indices, Indices]:
     """Numbers of the training and of the validation sequences, ascending.
 
     Parameters
     ----------
     fraction
-        Share of the validation set, in [0, 1).
+        Share of the validation set, in [0, 1). Where it is above 0, at least one sequence.
     classes
-        (count,) class numbers: every class then gives its share (stratified).
+        (count,) class numbers: every class then gives its share (stratified). What the whole parts of the shares
+        leave goes to the classes with the largest remainders, by lot where they are equal; a class keeps at least
+        one sequence for training, as long as others have more.
     chronological
         Take the last ones, for windows of a series, which overlap their neighbours.
+    purge
+        How many sequences before the chronological ones are in neither set: windows of `horizon` values share
+        targets with the `horizon - 1` windows before them.
 
     Raises
     ------
@@ -69,18 +81,35 @@ def split(
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation: expected a fraction in [0, 1); got {fraction!r}")
+    purge = integer("purge", purge, 0)
     everything = np.arange(count, dtype=np.intp)
     if fraction == 0:
         return everything, everything[:0]
+    wanted = max(1, round(fraction * count))
     if chronological:
-        chosen = everything[count - max(1, round(fraction * count)) :]
+        chosen = everything[count - wanted :]
+        rest = everything[: max(count - wanted - purge, 0)]
     else:
         random = np.random.default_rng(np.random.SeedSequence((seed, 0x5EED)))
         groups = [everything] if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
-        chosen = np.concatenate([random.permutation(group)[: round(fraction * len(group))] for group in groups])
-    rest = np.setdiff1d(everything, chosen)
+        shuffled = [random.permutation(group) for group in groups]
+        shares = _shares([len(group) for group in groups], wanted, random)
+        chosen = np.concatenate([group[:share] for group, share in zip(shuffled, shares, strict=True)])
+        rest = np.setdiff1d(everything, chosen)
     if not chosen.size or not rest.size:
+        between = f" with {purge} between them" if chronological and purge else ""
         raise ValueError(
-            f"validation: expected a fraction of {count} sequences that leaves some on both sides; got {fraction}"
+            f"validation: expected a fraction of {count} sequences that leaves some on both sides{between}; "
+            f"got {fraction}"
         )
     return rest, np.sort(chosen)
+
+
+def _shares(sizes: list[int], wanted: int, random: np.random.Generator) -> list[int]:
+    """How many each group gives so that all give `wanted` together: the largest remainders get what is left."""
+    total, ties = sum(sizes), random.permutation(len(sizes))
+    shares = [wanted * size // total for size in sizes]
+    for spared in (1, 0):  # first from those that keep one for training
+        while sum(shares) < wanted and (room := [g for g, size in enumerate(sizes) if shares[g] + spared < size]):
+            shares[max(room, key=lambda g: (wanted * sizes[g] - total * shares[g], ties[g]))] += 1
+    return shares

@@ -10,14 +10,23 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.training.files import model_header, read_tensors, scaling_tensors, write_tensors
+from lstmcore.config import integer
+from lstmcore.training.files import (
+    SCALINGS,
+    check_tensors,
+    model_header,
+    read_tensors,
+    scaling_tensors,
+    take_scalings,
+    write_tensors,
+)
 from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import Optimizer
-from lstmcore.training.scaling import Standardizer
 
 Array = npt.NDArray[Any]
 CHECKPOINT_FORMAT: Final = "lstmcore-checkpoint"
+_MOMENTS: Final = "optimizer."
 
 
 @dataclass(slots=True)
@@ -49,40 +58,56 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | Path, model: SequenceModel, optimizer: Optimizer, settings: Mapping[str, Any]
 ) -> Progress:
-    """Put `model` and `optimizer` into the state of a checkpoint.
+    """Put `model` and `optimizer` into the state of a checkpoint; where it is refused, both stay as they are.
 
     Raises
     ------
     ValueError
-        A truncated or foreign file, a newer version, another model, other settings or other data than those of the
-        run; the message names the file and the first difference.
+        A truncated, damaged or foreign file, a newer version, another model, other settings or other data than those
+        of the run; the message names the file and the first difference.
     """
     tensors, header = read_tensors(path, CHECKPOINT_FORMAT)
     try:
+        for key in ("model", "settings", "history", "optimizer_steps", "lstm_step"):
+            if key not in header:
+                raise ValueError(f"{key!r} missing in the header")
         _check_same("model", model_header(model), header["model"])
         _check_same("settings", dict(settings), header["settings"])
-        groups: dict[str, dict[str, Array]] = {"model": {}, "best": {}, "optimizer": {}, "scaling": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if not np.isfinite(value).all():
-                raise ValueError(f"tensor {key!r}: expected finite numbers; got NaN or infinity")
-            groups[part][name] = value
-        for scaling in ("input_scaling", "target_scaling"):
-            if f"{scaling}.mean" in groups["scaling"]:
-                parts = (groups["scaling"][f"{scaling}.{part}"] for part in ("mean", "scale"))
-                setattr(model, scaling, Standardizer(*parts))
         history = History.from_dict(header["history"])
-        steps, lstm_step = int(header["optimizer_steps"]), int(header["lstm_step"])
-        model.load_parameters(groups["model"])
-        optimizer.load_state(steps, groups["optimizer"])
-    except (KeyError, TypeError, ValueError) as error:
-        text = f"{error} is not part of a checkpoint, or missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}: {text}") from error
+        steps = integer("optimizer_steps", header["optimizer_steps"], len(history.epochs))
+        lstm_step = integer("lstm_step", header["lstm_step"], len(history.epochs))
+        if lstm_step >= 2**32:
+            raise ValueError(f"lstm_step: expected at most 2**32 - 1; got {lstm_step}")
+        parameters = model.parameters
+        moments = {key.removeprefix(_MOMENTS): tensors.pop(key) for key in list(tensors) if key.startswith(_MOMENTS)}
+        for name, value in moments.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"tensor {_MOMENTS + name!r}: expected finite numbers; got NaN or infinity")
+        scalings = take_scalings(tensors, "scaling.")
+        widths = (model.lstm.stack.input_size, model.readout.output_size)
+        for (name, scaling), width, fitted in zip(
+            scalings.items(), widths, ("standardize", "standardize_targets"), strict=True
+        ):
+            if (scaling is not None) != (settings[fitted] or getattr(model, name) is not None):
+                raise ValueError(f"{name}: expected {'none' if scaling else 'mean and scale'} for this run")
+            if scaling is not None and scaling.mean.shape != (width,):
+                raise ValueError(f"{name}: expected mean and scale of shape ({width},); got {scaling.mean.shape}")
+        parts = ("model.", "best.") if history.best is not None else ("model.",)
+        shapes = {part + name: value.shape for part in parts for name, value in parameters.items()}
+        check_tensors(tensors, shapes, model.readout.dtype)
+        optimizer.load_state(steps, moments, parameters)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    values = {part: {n.removeprefix(part): v for n, v in tensors.items() if n.startswith(part)} for part in parts}
+    model.load_parameters(values["model."])
     model.lstm.step = lstm_step
-    return Progress(history, groups["best"] or None)
+    model.input_scaling, model.target_scaling = (scalings[name] for name in SCALINGS)
+    return Progress(history, values.get("best."))
 
 
-def _check_same(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _check_same(what: str, wanted: Mapping[str, Any], found: Any) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} in the header: expected a JSON object; got {type(found).__name__}")
     for key in sorted(set(wanted) | set(found)):
         if wanted.get(key) != found.get(key):
             raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from lstmcore.config import finite, integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,11 @@ class Epoch:
 
 @dataclass(slots=True)
 class History:
-    """The epochs of a run, the best one (None: the last one was kept), and why the run ended early, if it did."""
+    """The epochs of a run, the best one, and why the run ended early, if it did.
+
+    `best` is None where the weights of the last epoch were kept: without a validation set, or where the drift was
+    above its threshold from the first epoch on.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int | None = None
@@ -50,6 +56,37 @@ class History:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
-        """The inverse of `to_dict`."""
-        epochs = [Epoch(**epoch) for epoch in values["epochs"]]
-        return cls(epochs, values["best"], values["stopped"], values["drift_threshold"])
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not what `to_dict` gives.
+        """
+        if not isinstance(values, dict) or set(values) != {item.name for item in fields(cls)}:
+            raise ValueError(f"history: expected {', '.join(item.name for item in fields(cls))}; got something else")
+        listed, best, stopped, threshold = (values[item.name] for item in fields(cls))
+        if not isinstance(listed, list):
+            raise TypeError(f"history epochs: expected a list; got {type(listed).__name__}")
+        epochs = [_epoch(number, epoch) for number, epoch in enumerate(listed, 1)]
+        if best is not None and integer("history best", best, 1) > len(epochs):
+            raise ValueError(f"history best: expected one of {len(epochs)} epochs, or null; got {best}")
+        if best is not None and epochs[best - 1].validation_loss is None:
+            raise ValueError(f"history best: expected an epoch with a validation loss; got {best}")
+        if stopped is not None and not isinstance(stopped, str):
+            raise TypeError(f"history stopped: expected a text or null; got {type(stopped).__name__}")
+        if threshold is not None:
+            finite("history drift_threshold", threshold)
+        return cls(epochs, best, stopped, threshold)
+
+
+def _epoch(number: int, values: Any) -> Epoch:
+    names = [item.name for item in fields(Epoch)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError(f"history epoch {number}: expected {', '.join(names)}; got something else")
+    if values["number"] != number:
+        raise ValueError(f"history epoch {number}: expected number={number}; got {values['number']!r}")
+    for name in names[1:]:
+        if values[name] is not None or name in ("loss", "drift", "gradient_norm"):
+            finite(f"history epoch {number} {name}", values[name])
+    return Epoch(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore import checks
+from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import pad
 from lstmcore.training.losses import Loss
-from lstmcore.training.readout import Readout, ReadoutTape
+from lstmcore.training.readout import DTYPES, Readout, ReadoutTape
 from lstmcore.training.scaling import Standardizer
 
 Array = npt.NDArray[Any]
@@ -48,12 +51,13 @@ class SequenceModel:
     input_scaling, target_scaling
         Applied to what comes in and undone on what `predict` gives; the trainer fits the first where it is None.
     task
-        What the model is for, in JSON types; kept in the model's file.
+        What the model is for, kept in the model's file: a mapping of what JSON can tell (a tuple becomes a list, a
+        NumPy number a number).
 
     Raises
     ------
-    ValueError
-        Layers that do not fit together.
+    TypeError, ValueError
+        Layers that do not fit together; a `task` that JSON cannot tell.
     """
 
     def __init__(
@@ -65,16 +69,15 @@ class SequenceModel:
         target_scaling: Standardizer | None = None,
         task: Mapping[str, Any] | None = None,
     ) -> None:
+        for name, layer, kind in (("lstm", lstm, LSTM), ("readout", readout, Readout)):
+            if not isinstance(layer, kind):
+                raise TypeError(f"{name}: expected {kind.__name__}; got {type(layer).__name__}")
         stack = lstm.stack
-        width = stack.num_directions * stack.output_size
         if lstm.batch_first:
             raise ValueError("lstm: expected batch_first=False; got True")
-        if readout.hidden_size != width:
-            raise ValueError(
-                f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
-            )
-        if readout.x_size not in (0, stack.input_size):
-            raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
+        check_widths(stack, readout)
+        if lstm.precision.storage not in DTYPES:
+            raise ValueError(f"lstm dtype: expected {' or '.join(DTYPES)} for a model; got {lstm.precision.name}")
         if readout.dtype != lstm.precision.storage:
             raise ValueError(
                 f"readout dtype: expected {lstm.precision.storage} as the LSTM stores; got {readout.dtype}"
@@ -83,11 +86,24 @@ class SequenceModel:
             ("input_scaling", input_scaling, stack.input_size),
             ("target_scaling", target_scaling, readout.output_size),
         ):
-            if scaling is not None and (scaling.mean.shape != (columns,) or scaling.scale.shape != (columns,)):
+            if scaling is not None and not isinstance(scaling, Standardizer):
+                raise TypeError(f"{name}: expected a Standardizer or None; got {type(scaling).__name__}")
+            if scaling is not None and scaling.mean.shape != (columns,):
                 raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
         self.lstm, self.readout = lstm, readout
         self.input_scaling, self.target_scaling = input_scaling, target_scaling
-        self.task = dict(task or {})
+        self.task = task or {}
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What the model is for, in JSON types."""
+        return self._task
+
+    @task.setter
+    def task(self, task: Mapping[str, Any]) -> None:
+        if not isinstance(task, Mapping):
+            raise TypeError(f"task: expected a mapping; got {type(task).__name__}")
+        self._task: dict[str, Any] = json_types("task", dict(task))
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -109,24 +125,82 @@ class SequenceModel:
     def check_inputs(self, inputs: Sequence[Array]) -> None:
         """Raise unless `inputs` is a non-empty collection of finite real arrays (T, I)."""
         wanted = self.lstm.stack.input_size
+        if not hasattr(inputs, "__len__"):
+            raise TypeError(f"inputs: expected a sequence of arrays (T, {wanted}); got {type(inputs).__name__}")
         if not len(inputs):
             raise ValueError("inputs: expected at least one sequence; got none")
         for index, sequence in enumerate(inputs):
             if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
                 found = getattr(sequence, "dtype", type(sequence).__name__)
                 raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {wanted}); got {found}")
+            checks.refuse_masked(f"inputs[{index}]", sequence)
             if sequence.ndim != 2 or sequence.shape[1] != wanted:
                 raise ValueError(f"inputs[{index}]: expected shape (T, {wanted}); got {sequence.shape}")
             if not np.isfinite(sequence).all():
                 step = int(np.flatnonzero(~np.isfinite(sequence).all(axis=1))[0])
                 raise ValueError(f"inputs[{index}]: expected finite numbers; got NaN or infinity at step {step}")
 
+    def check_targets(self, targets: Targets, inputs: Sequence[Array], loss: Loss) -> list[Array]:
+        """Raise unless `targets` are what `loss` needs for `inputs`; return them as one array a sequence.
+
+        Raises
+        ------
+        TypeError
+            Class numbers of no integer dtype, values that are no numbers.
+        ValueError
+            Another count or shape, a class number outside 0 to K - 1, NaN or infinity.
+        """
+        if not hasattr(targets, "__len__"):
+            raise TypeError(f"targets: expected an array, or a sequence of them; got {type(targets).__name__}")
+        if len(targets) != len(inputs):
+            raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
+        outputs, every = self.readout.output_size, self.readout.steps == "every"
+        checked = []
+        for index, (target, sequence) in enumerate(zip(targets, inputs, strict=True)):
+            checks.refuse_masked(f"targets[{index}]", target)
+            array = checks.as_array(f"targets[{index}]", target)
+            if every and not len(sequence) and array.size == 0 and not isinstance(target, np.ndarray):
+                array = np.zeros((0,) if loss.of_linear else (0, outputs), np.int64)  # an empty list has no dtype
+            shape = ((len(sequence),) if every else ()) + (() if loss.of_linear else (outputs,))
+            if array.dtype.kind not in ("iu" if loss.of_linear else "fiu"):
+                kind = "class numbers of an integer dtype" if loss.of_linear else "numbers"
+                raise TypeError(f"targets[{index}]: expected {kind}; got {array.dtype}")
+            if array.shape != shape:
+                hint = ""
+                if loss.of_linear and array.shape == (*shape, outputs):
+                    hint = ": a class is its number: use targets.argmax(axis=-1)"
+                elif not loss.of_linear and (*array.shape, 1) == shape:
+                    hint = ": use targets[..., None]"
+                raise ValueError(f"targets[{index}]: expected shape {shape}; got {array.shape}{hint}")
+            if loss.of_linear and array.size and not 0 <= array.min() <= array.max() < outputs:
+                wrong = array.min() if array.min() < 0 else array.max()
+                raise ValueError(f"targets[{index}]: expected class numbers 0 to {outputs - 1}; got {wrong}")
+            if not loss.of_linear and not np.isfinite(array).all():
+                raise ValueError(f"targets[{index}]: expected finite numbers; got NaN or infinity")
+            checked.append(array)
+        return checked
+
     def scaled(self, inputs: Sequence[Array]) -> list[Array]:
-        """`inputs` standardised and in the model's dtype."""
+        """`inputs` standardised and in the model's dtype.
+
+        Raises
+        ------
+        ValueError
+            A number that is too large for that dtype.
+        """
         dtype = self.readout.dtype
-        if self.input_scaling is None:
-            return [sequence.astype(dtype) for sequence in inputs]
-        return [self.input_scaling.apply(sequence, dtype) for sequence in inputs]
+        with np.errstate(over="ignore"):
+            if self.input_scaling is None:
+                scaled = [sequence.astype(dtype) for sequence in inputs]
+            else:
+                scaled = [self.input_scaling.apply(sequence, dtype) for sequence in inputs]
+        for index, sequence in enumerate(scaled):
+            if not np.isfinite(sequence).all():
+                raise ValueError(
+                    f"inputs[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
+                    f"up to {np.abs(inputs[index]).max():.3g}: bring them nearer to 1"
+                )
+        return scaled
 
     def learn(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Learned:
         """The loss of one batch of scaled inputs and its gradient for every parameter; dropout is on."""
@@ -149,7 +223,15 @@ class SequenceModel:
         return Learned(value, _right(outputs, wanted, mask, loss), entries, named)
 
     def evaluate(self, inputs: Sequence[Array], targets: Targets, loss: Loss, *, batch_size: int = 256) -> Evaluation:
-        """Loss, accuracy and state drift on scaled inputs; dropout is off."""
+        """Loss, accuracy and state drift on scaled inputs; dropout is off.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No sequences, or ones that do not fit the model; targets that do not fit them or `loss`.
+        """
+        self.check_inputs(inputs)
+        targets = self.check_targets(targets, inputs, loss)
         order = np.argsort([len(sequence) for sequence in inputs], kind="stable")
         total, right, entries, drift = 0.0, 0, 0, 0.0
         answers = True
@@ -224,6 +306,38 @@ class SequenceModel:
                 raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
         padded, _ = pad(list(targets))
         return padded, np.arange(steps)[:, None] < lengths
+
+
+def check_widths(stack: StackConfig, readout: Readout) -> None:
+    """Raise ValueError unless `readout` reads what an LSTM of `stack` gives."""
+    width = stack.num_directions * stack.output_size
+    if readout.hidden_size != width:
+        raise ValueError(
+            f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
+        )
+    if readout.x_size not in (0, stack.input_size):
+        raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
+
+
+def json_types(name: str, value: Any) -> Any:
+    """`value` as a JSON file would give it back.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something that JSON cannot tell.
+    """
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.generic | np.ndarray):
+            return item.tolist()
+        raise TypeError(f"got {type(item).__name__}")
+
+    try:
+        return json.loads(json.dumps(value, default=plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected texts, finite numbers, lists and mappings, as in JSON; {error}") from None
 
 
 def _right(outputs: Array, targets: Array, mask: npt.NDArray[np.bool_] | None, loss: Loss) -> int | None:

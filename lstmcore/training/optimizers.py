@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.config import finite, integer
+
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
@@ -21,9 +23,9 @@ class Optimizer(ABC):
     moments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, lr: float, **settings: float) -> None:
-        self.settings = {"lr": lr, **settings}
+        self.settings = {key: finite(f"{self.name} {key}", value) for key, value in {"lr": lr, **settings}.items()}
         for key, value in self.settings.items():
-            if not math.isfinite(value) or value < 0 or (key == "lr" and value == 0):
+            if value < 0 or (key == "lr" and value == 0):
                 raise ValueError(
                     f"{self.name} {key}: expected a finite number {'> 0' if key == 'lr' else '>= 0'}; got {value!r}"
                 )
@@ -38,8 +40,12 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            `gradients` lacks a parameter or has another shape for it.
+            `gradients` lacks a parameter or has another shape for it, or the moments are those of other parameters.
         """
+        if self.steps:
+            self._check_moments(
+                self._state, parameters, ": an optimizer goes with one model and one run, make a new one"
+            )
         for name, value in parameters.items():
             found = gradients[name].shape if name in gradients else "none"
             if found != value.shape:
@@ -55,8 +61,24 @@ class Optimizer(ABC):
             f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()
         }
 
-    def load_state(self, steps: int, arrays: Mapping[str, Array]) -> None:
-        """The inverse of `state`."""
+    def load_state(self, steps: int, arrays: Mapping[str, Array], parameters: Mapping[str, Array]) -> None:
+        """The inverse of `state`.
+
+        Parameters
+        ----------
+        steps
+            `Optimizer.steps` of then.
+        arrays
+            What `state` gave.
+        parameters
+            Those that the next steps move.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Moments that are not those of `parameters` after `steps` steps; nothing is changed then.
+        """
+        steps = integer("optimizer steps", steps, 0)
         state: dict[str, Arrays] = {moment: {} for moment in self.moments}
         for key, value in arrays.items():
             moment, _, name = key.partition(".")
@@ -65,7 +87,31 @@ class Optimizer(ABC):
                     f"optimizer state: expected {', '.join(self.moments) or 'none'} for {self.name}; got {key!r}"
                 )
             state[moment][name] = np.array(value)
+        if steps:
+            self._check_moments(state, parameters)
+        elif arrays:
+            raise ValueError(f"optimizer state: expected no moments after 0 steps; got {len(arrays)}")
         self.steps, self._state = steps, state
+
+    def _used(self) -> tuple[str, ...]:
+        """Those of `moments` that these settings need."""
+        return self.moments
+
+    def _check_moments(
+        self, state: Mapping[str, Mapping[str, Array]], parameters: Mapping[str, Array], advice: str = ""
+    ) -> None:
+        for moment in self._used():
+            found = state[moment]
+            for name in (*parameters, *found):
+                want, got = (
+                    f"{arrays[name].dtype} of {arrays[name].shape}" if name in arrays else "none"
+                    for arrays in (parameters, found)
+                )
+                if want != got:
+                    raise ValueError(
+                        f"optimizer state: expected the moment {moment!r} of {name!r} to be {want}, as the parameter; "
+                        f"got {got}{advice}"
+                    )
 
     @abstractmethod
     def _update(self, name: str, value: Array, gradient: Array) -> Array:
@@ -88,6 +134,9 @@ class SGD(Optimizer):
         if nesterov and momentum == 0:
             raise ValueError("sgd nesterov: expected momentum > 0; got 0")
         super().__init__(lr, momentum=momentum, weight_decay=weight_decay, nesterov=float(nesterov))
+
+    def _used(self) -> tuple[str, ...]:
+        return self.moments if self.settings["momentum"] else ()
 
     def _update(self, name: str, value: Array, gradient: Array) -> Array:
         lr, momentum, decay = (self.settings[key] for key in ("lr", "momentum", "weight_decay"))

@@ -25,6 +25,25 @@ def require_matplotlib() -> None:
         raise ImportError("plot: needs matplotlib, which is not installed: pip install 'lstmcore[plot]'") from None
 
 
+def check_picture(path: str | Path) -> str:
+    """The format that the ending of `path` chooses.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing.
+    ValueError
+        An ending that matplotlib does not write.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in (known := FigureCanvasAgg.get_supported_filetypes()):
+        raise ValueError(f"plot: expected a file ending in one of {', '.join(sorted(known))}; got {Path(path).name!r}")
+    return kind
+
+
 def plot_history(history: History, path: str | Path, *, title: str = "") -> None:
     """Draw losses, accuracies and the state drift over the epochs; the ending of `path` chooses the format.
 
@@ -43,9 +62,7 @@ def plot_history(history: History, path: str | Path, *, title: str = "") -> None
     epochs = history.epochs
     if not epochs:
         raise ValueError("history: expected at least one epoch; got none")
-    kind = Path(path).suffix.lstrip(".").lower()
-    if kind not in (known := FigureCanvasAgg.get_supported_filetypes()):
-        raise ValueError(f"plot: expected a file ending in one of {', '.join(sorted(known))}; got {Path(path).name!r}")
+    kind = check_picture(path)
     accuracies = epochs[0].accuracy is not None
     figure = Figure(figsize=(4.2 * (2 + accuracies), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -81,7 +98,7 @@ def plot_history(history: History, path: str | Path, *, title: str = "") -> None
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize="small")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=150)
     write_atomically(path, buffer.getvalue())

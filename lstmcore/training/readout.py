@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import checks
+from lstmcore.config import integer
 from lstmcore.precision import get_precision
 
 Array = npt.NDArray[Any]
@@ -58,7 +59,7 @@ class Readout:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         A size, an activation, a dtype or `steps` outside its domain.
     """
 
@@ -74,9 +75,7 @@ class Readout:
         seed: int | None = None,
     ) -> None:
         sizes = (("hidden_size", hidden_size, 1), ("output_size", output_size, 1), ("x_size", x_size, 0))
-        for name, value, least in sizes:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"readout {name}: expected a whole number of at least {least}; got {value!r}")
+        hidden_size, output_size, x_size = (integer(f"readout {name}", value, least) for name, value, least in sizes)
         for name, text, choices in (
             ("activation", activation, get_args(ReadoutActivation)),
             ("steps", steps, get_args(Steps)),
@@ -125,11 +124,12 @@ class Readout:
 
     def record(self, h: Array, x: Array | None = None) -> tuple[Array, ReadoutTape]:
         """Compute y (..., K) from h (..., hidden_size) and x (..., x_size), and keep what `backward` needs."""
-        checks.check_array("h", h, (*h.shape[:-1], self.hidden_size), self.dtype)
+        lead = h.shape[:-1] if isinstance(h, np.ndarray) else ()
+        checks.check_numpy("h", h, (*lead, self.hidden_size), self.dtype)
         if (x is None) != (self.x_size == 0):
             raise ValueError(f"x: expected {'an array' if self.x_size else 'None'} with x_size={self.x_size}")
         if x is not None:
-            checks.check_array("x", x, (*h.shape[:-1], self.x_size), self.dtype)
+            checks.check_numpy("x", x, (*lead, self.x_size), self.dtype)
         features = h if x is None else np.concatenate((h, x), axis=-1)
         linear = features @ self._parameters["weight"].T + self._parameters["bias"]
         output = _activate(self.activation, linear)
@@ -137,14 +137,14 @@ class Readout:
 
     def backward(self, tape: ReadoutTape, dy: Array, *, of_linear: bool = False) -> ReadoutGradients:
         """Gradients of ``sum(dy * y)``; with `of_linear` of ``sum(dy * (W [h, x] + b))``, for a fused loss."""
-        checks.check_array("dy", dy, tape.output.shape, self.dtype)
+        checks.check_numpy("dy", dy, tape.output.shape, self.dtype)
         dz = dy if of_linear else _derivative(self.activation, tape, dy)
         flat = dz.reshape(-1, self.output_size)
         dfeatures = dz @ self._parameters["weight"]
         return ReadoutGradients(
             dfeatures[..., : self.hidden_size],
             dfeatures[..., self.hidden_size :] if self.x_size else None,
-            {"weight": flat.T @ tape.features.reshape(len(flat), -1), "bias": flat.sum(axis=0)},
+            {"weight": flat.T @ tape.features.reshape(-1, self.hidden_size + self.x_size), "bias": flat.sum(axis=0)},
         )
 
 

@@ -9,22 +9,53 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore import checks
+
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Standardizer:
-    """``(values - mean) / scale`` for each entry of the last axis; `mean` and `scale` are (width,) float64."""
+    """``(values - mean) / scale`` for each entry of the last axis; `mean` and `scale` are (width,) float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays of another dtype or shape, a number that is not finite, a scale that is not > 0.
+    """
 
     mean: npt.NDArray[np.float64]
     scale: npt.NDArray[np.float64]
 
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("scale", self.scale)):
+            checks.check_numpy(name, values, (None,), "float64", letters="(width,)")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
+        if self.mean.shape != self.scale.shape:
+            raise ValueError(f"scale: expected shape {self.mean.shape} as mean; got {self.scale.shape}")
+        if not (self.scale > 0).all():
+            raise ValueError(f"scale: expected numbers > 0; got {self.scale.min()}")
+
     @classmethod
     def fit(cls, arrays: Iterable[Array]) -> Standardizer:
-        """Mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 1."""
+        """Mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 1.
+
+        Raises
+        ------
+        ValueError
+            No rows at all.
+        """
         rows = [np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in arrays]
+        if not sum(map(len, rows)):
+            raise ValueError(
+                "inputs to standardise: expected at least one step in all sequences together; got empty sequences only"
+            )
         values = np.concatenate(rows)
-        mean, scale = values.mean(axis=0), values.std(axis=0)
+        # Powers of two, which change no digit, bring the values near 1, so that no sum or square overflows.
+        unit = np.ldexp(1.0, np.maximum(np.frexp(np.abs(values).max(axis=0))[1] - 1, -1000))
+        values /= unit
+        mean, scale = values.mean(axis=0) * unit, values.std(axis=0) * unit
         tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
         return cls(mean, np.where(scale > tiny, scale, 1.0))
 

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lstmcore.config import finite, integer
 from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import batches_by_length, split
+from lstmcore.training.files import check_writable
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import LOSSES, Loss
 from lstmcore.training.model import Evaluation, SequenceModel, Targets
@@ -41,7 +43,8 @@ class Trainer:
     loss
         ``"cross-entropy"`` (class numbers; the readout's activation is softmax or none) or ``"mean-squared-error"``.
     optimizer
-        Adam with its defaults where None. Its moments go with one run: make a new one for another.
+        Adam with its defaults where None. Its moments go with one run: make a new one for another, which `fit` asks
+        for.
     epochs, batch_size
         At least 1.
     clip_norm
@@ -50,15 +53,20 @@ class Trainer:
         Share of the data that is held out to watch the run, in [0, 1). By class where the targets are classes.
     chronological
         Hold out the last sequences instead of random ones: for windows of a series, which overlap.
+    purge
+        With `chronological`, how many sequences just before those held out are left out of both sets: ``horizon - 1``
+        for windows with `horizon` targets each, so that no held-out target is learned from.
     patience
         Stop after that many epochs without a lower validation loss; None never does.
     drift_threshold
         Stop after an epoch whose state drift (`Epoch.drift`) is above it; None never does. Such an epoch is never
-        the best one.
+        the best one: where it is the first, `History.best` is None and its weights, the only ones, stay.
     input_noise
         Standard deviation of Gaussian noise on the standardised inputs while learning (a regulariser).
     standardize
         Fit ``model.input_scaling`` on the training part where the model has none.
+    standardize_targets
+        The same for ``model.target_scaling``, of a regression.
     seed
         Order of the batches, validation split and input noise. (Weights and dropout follow from the LSTM's seed.)
     checkpoint
@@ -68,8 +76,8 @@ class Trainer:
 
     Raises
     ------
-    ValueError
-        A setting outside its domain.
+    TypeError, ValueError
+        A setting of another type or outside its domain.
     """
 
     def __init__(
@@ -83,42 +91,51 @@ class Trainer:
         clip_norm: float | None = 1.0,
         validation: float = 0.1,
         chronological: bool = False,
+        purge: int = 0,
         patience: int | None = None,
         drift_threshold: float | None = None,
         input_noise: float = 0.0,
         standardize: bool = True,
+        standardize_targets: bool = False,
         seed: int = 0,
         checkpoint: str | Path | None = None,
         quiet: bool = False,
     ) -> None:
+        if not isinstance(model, SequenceModel):
+            raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
+        if not isinstance(loss, str | Loss):
+            raise TypeError(f"loss: expected one of {', '.join(LOSSES)}, or a Loss; got {type(loss).__name__}")
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected an Optimizer such as Adam(0.001), or None; got {optimizer!r}")
+        self.model, self.optimizer = model, optimizer
         self.loss: Loss = LOSSES[loss]() if isinstance(loss, str) else loss
         if self.loss.of_linear and model.readout.activation not in ("softmax", "none"):
             raise ValueError(
                 f"loss: {self.loss.name} needs a readout with activation softmax or none; "
                 f"got {model.readout.activation!r}"
             )
-        for name, whole in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-            if whole is not None and whole < 1:
-                raise ValueError(f"{name}: expected at least 1; got {whole!r}")
-        for name, value in (("clip_norm", clip_norm), ("drift_threshold", drift_threshold)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: expected a finite number > 0, or None for none; got {value!r}")
-        if not (input_noise >= 0 and math.isfinite(input_noise)):
+        if self.loss.of_linear and (standardize_targets or model.target_scaling is not None):
+            raise ValueError(f"standardize_targets: expected no target_scaling of class numbers, for {self.loss.name}")
+        self.epochs, self.batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
+        self.patience = None if patience is None else integer("patience", patience, 1)
+        self.purge, self.seed = integer("purge", purge, 0), integer("seed", seed, 0)
+        self.clip_norm = _bound("clip_norm", clip_norm)
+        self.drift_threshold = _bound("drift_threshold", drift_threshold)
+        self.input_noise, self.validation = finite("input_noise", input_noise), finite("validation", validation)
+        if self.input_noise < 0:
             raise ValueError(f"input_noise: expected a finite number >= 0; got {input_noise!r}")
-        if not 0 <= validation < 1:
+        if not 0 <= self.validation < 1:
             raise ValueError(f"validation: expected a fraction in [0, 1); got {validation!r}")
-        if patience is not None and validation == 0:
+        if patience is not None and self.validation == 0:
             raise ValueError("patience: needs a validation set; got validation=0")
-        if seed < 0:
-            raise ValueError(f"seed: expected at least 0; got {seed}")
-        self.model = model
-        self.optimizer = optimizer or Adam()
-        self.epochs, self.batch_size, self.clip_norm = epochs, batch_size, clip_norm
-        self.validation, self.chronological, self.patience = validation, chronological, patience
-        self.drift_threshold, self.input_noise, self.standardize = drift_threshold, input_noise, standardize
-        self.seed, self.checkpoint, self.quiet = seed, checkpoint, quiet
+        if self.purge and not chronological:
+            raise ValueError(f"purge: needs chronological=True; got purge={purge} with chronological=False")
+        if checkpoint is not None:
+            check_writable("checkpoint", checkpoint)
+        self.chronological, self.checkpoint, self.quiet = bool(chronological), checkpoint, bool(quiet)
+        self.standardize, self.standardize_targets = bool(standardize), bool(standardize_targets)
 
     def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
@@ -144,26 +161,41 @@ class Trainer:
         """
         model = self.model
         model.check_inputs(inputs)
-        if len(targets) != len(inputs):
-            raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
-        classes = np.asarray(targets) if self.loss.of_linear and model.readout.steps == "last" else None
+        checked = model.check_targets(targets, inputs, self.loss)
+        classes = np.asarray(checked) if self.loss.of_linear and model.readout.steps == "last" else None
         fit_rows, check_rows = split(
-            len(inputs), self.validation, seed=self.seed, classes=classes, chronological=self.chronological
+            len(inputs),
+            self.validation,
+            seed=self.seed,
+            classes=classes,
+            chronological=self.chronological,
+            purge=self.purge,
         )
+        optimizer = Adam() if self.optimizer is None else self.optimizer
+        if resume is None and optimizer.steps:
+            raise ValueError(
+                f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make another, or "
+                "go on with resume="
+            )
         progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
-        settings = self._settings(inputs, targets)
+        settings = self._settings(inputs, checked, optimizer)
         if resume is not None:
-            progress = checkpoints.load_checkpoint(resume, model, self.optimizer, settings)
-        elif self.standardize and model.input_scaling is None:
-            model.input_scaling = Standardizer.fit(inputs[row] for row in fit_rows)
-        scaled, wanted = model.scaled(inputs), self._scaled_targets(targets)
+            progress = checkpoints.load_checkpoint(resume, model, optimizer, settings)
+        else:
+            if self.standardize and model.input_scaling is None:
+                model.input_scaling = Standardizer.fit(inputs[row] for row in fit_rows)
+            if self.standardize_targets and model.target_scaling is None:
+                model.target_scaling = Standardizer.fit(checked[row] for row in fit_rows)
+            model.lstm.step = 0
+        scaled, wanted = model.scaled(inputs), self._scaled_targets(checked)
         history = progress.history
         with self._bar() as bar:
             task = bar.add_task("training", total=self.epochs, completed=len(history.epochs), numbers="")
             while len(history.epochs) < self.epochs and history.stopped is None:
-                self._epoch(progress, scaled, wanted, fit_rows, check_rows)
+                with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
+                    self._epoch(progress, optimizer, scaled, wanted, fit_rows, check_rows)
                 if self.checkpoint is not None:
-                    checkpoints.save_checkpoint(self.checkpoint, model, self.optimizer, progress, settings)
+                    checkpoints.save_checkpoint(self.checkpoint, model, optimizer, progress, settings)
                 bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
         if progress.best is not None:
             model.load_parameters(progress.best)
@@ -172,14 +204,15 @@ class Trainer:
     def _epoch(
         self,
         progress: checkpoints.Progress,
+        optimizer: Optimizer,
         inputs: list[Array],
-        targets: Targets,
+        targets: list[Array],
         fit_rows: npt.NDArray[np.intp],
         check_rows: npt.NDArray[np.intp],
     ) -> None:
         history = progress.history
         number = len(history.epochs) + 1
-        loss, accuracy, norm = self._learn(number, inputs, targets, fit_rows)
+        loss, accuracy, norm = self._learn(number, optimizer, inputs, targets, fit_rows)
         rows = check_rows if check_rows.size else fit_rows
         seen = self.model.evaluate([inputs[row] for row in rows], [targets[row] for row in rows], self.loss)
         if not math.isfinite(seen.loss):
@@ -207,7 +240,12 @@ class Trainer:
                 history.stopped = f"no lower validation loss for {self.patience} epochs"
 
     def _learn(
-        self, number: int, inputs: list[Array], targets: Targets, rows: npt.NDArray[np.intp]
+        self,
+        number: int,
+        optimizer: Optimizer,
+        inputs: list[Array],
+        targets: list[Array],
+        rows: npt.NDArray[np.intp],
     ) -> tuple[float, float | None, float]:
         noise = np.random.default_rng(np.random.SeedSequence((self.seed, number, 1)))
         total, right, entries, norms = 0.0, 0, 0, 0.0
@@ -224,35 +262,44 @@ class Trainer:
                 raise _diverged(number, "loss and gradient norm", (learned.loss, norm))
             if self.clip_norm is not None:
                 gradients, _ = clip_by_global_norm(gradients, self.clip_norm)
-            self.model.load_parameters(self.optimizer.step(self.model.parameters, gradients))
+            stepped = optimizer.step(self.model.parameters, gradients)
+            for name, value in stepped.items():
+                if not np.isfinite(value).all():
+                    raise _diverged(number, "parameter", f"{name} is no longer finite")
+            self.model.load_parameters(stepped)
             known = known and learned.right is not None
             total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
             entries, norms = entries + learned.entries, norms + norm
         entries = max(entries, 1)
         return total / entries, right / entries if known else None, norms / len(batches)
 
-    def _scaled_targets(self, targets: Targets) -> Targets:
+    def _scaled_targets(self, targets: list[Array]) -> list[Array]:
         if self.loss.of_linear:
             return targets
         dtype, scaling = self.model.readout.dtype, self.model.target_scaling
-        return [
-            np.asarray(target).astype(dtype) if scaling is None else scaling.apply(np.asarray(target), dtype)
-            for target in targets
-        ]
+        with np.errstate(over="ignore"):
+            scaled = [t.astype(dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
+        for index, target in enumerate(scaled):
+            if not np.isfinite(target).all():
+                raise ValueError(
+                    f"targets[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
+                    f"up to {np.abs(targets[index]).max():.3g}: bring them nearer to 1, or use standardize_targets=True"
+                )
+        return scaled
 
-    def _settings(self, inputs: Sequence[Array], targets: Targets) -> dict[str, Any]:
+    def _settings(self, inputs: Sequence[Array], targets: list[Array], optimizer: Optimizer) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
         digest = hashlib.sha256()
-        for array in (*inputs, *(np.asarray(target) for target in targets)):
+        for array in (*inputs, *targets):
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-        names = ["batch_size", "clip_norm", "validation", "chronological", "patience", "drift_threshold"]
-        names += ["input_noise", "standardize", "seed"]
+        names = ["batch_size", "clip_norm", "validation", "chronological", "purge", "patience", "drift_threshold"]
+        names += ["input_noise", "standardize", "standardize_targets", "seed"]
         return {
             **{name: getattr(self, name) for name in names},
             "loss": self.loss.name,
-            "optimizer": self.optimizer.name,
-            "optimizer_settings": self.optimizer.settings,
+            "optimizer": optimizer.name,
+            "optimizer_settings": optimizer.settings,
             "lstm_seed": self.model.lstm.seed,
             "data_sha256": digest.hexdigest(),
         }
@@ -266,6 +313,16 @@ class Trainer:
             TextColumn("{task.fields[numbers]}"),
         )
         return Progress(*columns, console=Console(stderr=True), disable=self.quiet)
+
+
+def _bound(name: str, value: object) -> float | None:
+    """Check a number > 0, or None."""
+    if value is None:
+        return None
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a finite number > 0, or None for none; got {number!r}")
+    return number
 
 
 def _diverged(epoch: int, what: str, value: object) -> DivergedError:
