@@ -30,7 +30,7 @@ def test_python_snippets_run(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "speakers.safetensors").is_file()
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
