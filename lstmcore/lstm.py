@@ -132,6 +132,9 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
 
     Calls may run in several threads at once; `load_parameters` takes effect for the calls that start after it.
 
+    `copy.deepcopy` and `pickle` (so `multiprocessing` too) give an LSTM with the same parameters, seed and step, whose
+    backend is found again by its name.
+
     Examples
     --------
     >>> lstm = LSTM(3, 5, bidirectional=True, seed=0)
@@ -341,7 +344,7 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
             (N,) whole numbers from 0 to T, None for T everywhere. Past a row's end its state holds and y is 0; the
             reversed direction starts at the row's own end. Not for x without a batch axis.
         out
-            An array for y, which must not overlap an input.
+            An array for y, which must not overlap an input or itself.
 
         Returns
         -------

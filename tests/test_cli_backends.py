@@ -68,6 +68,14 @@ def test_a_backend_with_few_switches_tells_their_number(install: Install) -> Non
     assert record("few")["capabilities"]["features"] == ["lengths", "peephole"]
 
 
+def test_brackets_and_colons_of_a_plugin_are_text(install: Install) -> None:
+    install("own", good("own").replace('"1"', '"[/1]:smile:"').replace("a test", "[/b] :smile:"))
+    found = run()
+    assert found.exit_code == 0, found.output
+    assert rows(found.stdout)["own"][1] == "[/1]:smile:"
+    assert "own: [/b] :smile:" in found.stdout.splitlines()
+
+
 def test_json_has_what_a_backend_declares(install: Install) -> None:
     install("far", reason="run pip install far")
     found = listed()
