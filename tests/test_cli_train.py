@@ -171,6 +171,8 @@ def test_bad_model_files(tmp_path: Path, vowels: Path, series: Path) -> None:
         refused(tmp_path, "my.csv: expected a whole safetensors file", command, series, "japanese-vowels")
         refused(tmp_path, "No such file", command, tmp_path / "none", "japanese-vowels")
         refused(tmp_path, "expected a model to forecast co2; got one to classify", command, vowels, "co2")
+        refused(tmp_path, "my.csv; got one to classify", command, vowels, series)
+        refused(tmp_path, "got 'nofile', which is not there", command, vowels, "nofile")
     refused(tmp_path, "short: expected a whole safetensors file", "train", "japanese-vowels", "--resume", short, *SMALL)
 
 
@@ -322,6 +324,15 @@ def test_a_season_longer_than_the_history_is_told(series: Path, tmp_path: Path) 
     result = run("evaluate", out, series, "--test-rows", 90)
     assert "seasonal naive left out: a season has 50 rows, the history 30" in result.stdout
     assert "seasonal naive (50" in run("evaluate", out, series).stdout
+
+
+def test_a_forecast_of_other_data(series: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert run("train", series, "--target", "column", "--window", 8, "--out", out, *SMALL).exit_code == 0
+    for command in ("evaluate", "predict"):
+        refused(tmp_path, "to classify japanese-vowels; got one to forecast", command, out, "japanese-vowels")
+        refused(tmp_path, "to forecast 'co2' of co2; got one of 'column'", command, out, "co2")
+        refused(tmp_path, "got 'nofile', which is not there", command, out, "nofile")
 
 
 @pytest.mark.parametrize(

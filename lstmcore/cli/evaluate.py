@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lstmcore import datasets
 from lstmcore.cli._console import console
 from lstmcore.cli._data import open_data
 from lstmcore.datasets import Classification, Series
@@ -77,10 +79,14 @@ def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | S
         target = _check_task(loaded)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{model}: {error}") from error
-    found = open_data(data, target)
+    if target is None and data not in datasets.names() and Path(data).exists():
+        raise ValueError(f"{model}: expected a model to forecast {data}; got one to {kind}")
+    found = datasets.load(data) if data in datasets.names() else open_data(data, target)
     wanted = "classify" if isinstance(found, Classification) else "forecast"
     if wanted != kind:
         raise ValueError(f"{model}: expected a model to {wanted} {data}; got one to {kind}")
+    if isinstance(found, Series) and found.column != target:
+        raise ValueError(f"{model}: expected a model to forecast {found.column!r} of {data}; got one of {target!r}")
     if isinstance(found, Classification) and (
         found.input_size != loaded.lstm.stack.input_size or list(found.classes) != loaded.task["classes"]
     ):

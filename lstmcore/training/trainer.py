@@ -140,7 +140,8 @@ class Trainer:
     def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
 
-        Without a validation set the last epoch's weights stay.
+        Without a validation set the last epoch's weights stay. A new run starts from the model's weights and at step 0
+        of its LSTM (`LSTM.step`), so that the same weights give the same run.
 
         Parameters
         ----------
