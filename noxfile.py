@@ -48,7 +48,14 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests."""
     session.install("-e", ".[plot,conformance]", *TESTS)
-    session.run("pytest", "-m", "not slow and not peers", *session.posargs, env=_quiet())
+    session.run("pytest", "-m", "not slow and not peers and not numba", *session.posargs, env=_quiet())
+
+
+@nox.session
+def numba(session: nox.Session) -> None:
+    """What is particular to the Numba backend."""
+    session.install("-e", ".[numba,conformance]", *TESTS)
+    session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -66,10 +73,11 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["reference", "numpy"])
+@nox.parametrize("backend", ["reference", "numpy", "numba"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
-    session.install(".")
+    extra = {"numba": ",numba"}.get(backend, "")
+    session.install(f".[conformance{extra}]")
     (HERE / "reports").mkdir(exist_ok=True)
     report = str(HERE / "reports" / f"{backend}.json")
     session.run("lstmcore", "conform", backend, "--json", report, *session.posargs, env=_quiet())
@@ -110,7 +118,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        toplevel = "lstmcore,lstmcore_numpy,lstmcore_reference,lstmcore_conformance"
+        toplevel = "lstmcore,lstmcore_numpy,lstmcore_numba,lstmcore_reference,lstmcore_conformance"
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))
         session.run("python", "-c", _CONTENTS, str(wheel), str(sdist))

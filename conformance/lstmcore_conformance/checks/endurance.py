@@ -89,6 +89,8 @@ def extreme_cases(scope: Scope) -> Iterator[Case]:
             for name in ("plain", "no_bias", "peephole", "layer_norm", "input_from_forget", "recurrence_cell"):
                 if name == "layer_norm" and factor < 1:
                     continue  # it amplifies the rounding of nearly equal numbers without bound
+                if kind == "large" and precision == "float64":
+                    continue  # gates that are shut in float32, which judges float64, are not quite in float64
                 case = Case(name=f"{kind},{name}", model=config_of(SWITCHES[name]), precision=precision, scale=factor)
                 yield case
                 yield replace(case, name=f"{case.name},T=N=1", steps=1, batch=1)

@@ -1,0 +1,160 @@
+"""Gate functions and their derivatives on vectors.
+
+Everything is made of one polynomial: ``expm1(r)`` on ``|r| <= ln(2) / 2``, its Taylor series cut where the rest is
+below half an epsilon. ``expm1(x) = 2^n expm1(r) + (2^n - 1)`` with ``x = n ln(2) + r`` keeps small results accurate
+relative to themselves, which `tanh` near 0 needs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from lstmcore.config import Activation
+from lstmcore_numba.vectors import Vector
+
+#: Terms of the series; ``(ln(2) / 2)^(n - 1) / n!`` of the next one is below half an epsilon.
+_TERMS: Final = {4: 8, 8: 14}
+#: ln(2) in two parts of which the first has zeros at its end, so that its multiples are exact.
+_LN2: Final = {4: (0.693359375, -2.12194440e-4), 8: (0.693147180369123816490, 1.90821492927058770002e-10)}
+#: Beyond these expm1 is -1 to the last bit, or tanh is 1; and the largest argument of exp.
+_SATURATED: Final = {4: 20.0, 8: 40.0}
+_LARGEST: Final = {4: 88.0, 8: 709.0}
+
+
+def expm1(x: Vector) -> Vector:
+    """``exp(x) - 1``, limited to what is below the largest number."""
+    size = x.emitter.size
+    return _expm1(x.clip(-_SATURATED[size], _LARGEST[size]))
+
+
+def _expm1(x: Vector) -> Vector:
+    scale, part = _split(x)
+    return scale.fma(part, scale - 1)
+
+
+def _split(x: Vector) -> tuple[Vector, Vector]:
+    """``2^n`` and ``expm1(r)`` with ``x = n ln(2) + r``, so that ``exp(x) = 2^n expm1(r) + 2^n``."""
+    size = x.emitter.size
+    high, low = _LN2[size]
+    n = (x * (1 / math.log(2))).nearest()
+    r = (-n).fma(low, (-n).fma(high, x))
+    total = x.emitter.constant(1 / math.factorial(_TERMS[size]))
+    for k in range(_TERMS[size] - 1, 0, -1):
+        total = total.fma(r, 1 / math.factorial(k))
+    return n.power_of_two(), total * r
+
+
+def tanh(x: Vector) -> Vector:
+    """``e / (e + 2)`` with ``e = expm1(2 |x|)`` and the sign of `x`; a NaN stays one.
+
+    Near 1 it is ``1 - 2 / (e + 2)``: half an epsilon there is much of ``1 - tanh(x)^2``.
+    """
+    limit = _SATURATED[x.emitter.size] / 2
+    size = x.abs()
+    e = _expm1(2 * x.emitter.constant(limit).where(size.compare(">", limit), size))
+    large = e.compare(">", 2)
+    ratio = x.emitter.constant(2).where(large, e) / (e + 2)
+    return (1 - ratio).where(large, ratio).with_sign_of(x)
+
+
+def sigmoid(x: Vector) -> Vector:
+    """``1 / (1 + exp(-x))``: a gate that is all but closed keeps its precision, which half a tanh would not."""
+    limit = _LARGEST[x.emitter.size]
+    scale, part = _split(-x.clip(-limit, limit))
+    shut = x.compare("<", -limit)
+    return x.emitter.constant(0).where(shut, 1 / (scale.fma(part, scale) + 1))
+
+
+def log1p(x: Vector) -> Vector:
+    """``log(1 + x)`` for 0 <= x <= 1, by Halley's method for ``expm1(y) = x``."""
+    y = x / (x * 0.5 + 1)
+    for _ in range(2):
+        e = expm1(y)
+        y = y - 2 * (e - x) / (e + x + 2)
+    return y
+
+
+def _above(x: Vector, threshold: float) -> Vector:
+    return x.emitter.constant(0).where(x.compare("<=", threshold), x)  # this way round NaN stays NaN
+
+
+def value(function: Activation, x: Vector) -> Vector:
+    """The activation at `x`, by section 3 of SPEC.md.
+
+    Raises
+    ------
+    NotImplementedError
+        There is no code for it.
+    """
+    alpha, beta = function.alpha or 0.0, function.beta or 0.0
+    match function.name:
+        case "sigmoid":
+            return sigmoid(x)
+        case "tanh":
+            return tanh(x)
+        case "relu":
+            return _above(x, 0)
+        case "identity":
+            return x
+        case "affine":
+            return x * alpha + beta
+        case "leaky_relu":
+            return (x * alpha).where(x.compare("<", 0), x)
+        case "thresholded_relu":
+            return _above(x, alpha)
+        case "scaled_tanh":
+            return tanh(x * beta) * alpha
+        case "hard_sigmoid":
+            return (x * alpha + beta).clip(0, 1)
+        case "elu":
+            return (expm1(x) * alpha).where(x.compare("<", 0), x)
+        case "softsign":
+            largest = 3e38 if x.emitter.size == 4 else 1e308
+            finite = x.clip(-largest, largest)
+            return finite / (finite.abs() + 1)
+        case "softplus":
+            return _above(x, 0) + log1p(expm1(-x.abs()) + 1)
+    raise NotImplementedError(f"activation {function.name!r}: the Numba backend has no code for it")
+
+
+def derivative(function: Activation, x: Vector, y: Vector) -> Vector:
+    """The derivative at `x`, where the activation is `y`; at a kink the side that SPEC.md names.
+
+    Raises
+    ------
+    NotImplementedError
+        There is no code for it.
+    """
+    alpha, beta = function.alpha or 0.0, function.beta or 0.0
+    one, zero = x.emitter.constant(1), x.emitter.constant(0)
+    match function.name:
+        case "sigmoid":
+            return y * (1 - y)
+        case "tanh":
+            return 1 - y * y
+        case "relu":
+            return one.where(x.compare(">", 0), zero)
+        case "identity":
+            return one
+        case "affine":
+            return x.emitter.constant(alpha)
+        case "leaky_relu":
+            return one.where(x.compare(">=", 0), alpha)
+        case "thresholded_relu":
+            return one.where(x.compare(">", alpha), zero)
+        case "scaled_tanh":
+            t = tanh(x * beta)
+            return (1 - t * t) * (alpha * beta)
+        case "hard_sigmoid":
+            line = x * alpha + beta
+            inner = x.emitter.constant(alpha).where(line.compare("<", 1), zero)
+            return inner.where(line.compare(">", 0), zero)
+        case "elu":
+            return one.where(x.compare(">=", 0), y + alpha)
+        case "softsign":
+            slope = 1 / (x.abs() + 1)
+            return slope * slope
+        case "softplus":
+            return sigmoid(x)
+    raise NotImplementedError(f"activation {function.name!r}: the Numba backend has no code for it")

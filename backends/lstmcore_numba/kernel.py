@@ -1,0 +1,454 @@
+"""The LSTM in vector code that is made for this processor and this configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
+from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.precision import Precision
+from lstmcore_numba import passes, steps
+from lstmcore_numba.compiling import address
+from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, own_masks, pack, padded
+from lstmcore_numba.threads import ROWS, share, with_threads
+
+#: Numbers of the input product that are made at once when nothing is recorded, so that they stay in the cache.
+_BLOCK: Final = 1 << 18
+#: Rows from which the product of the input is made step by step, while its result is in the cache; with fewer, the
+#: weights would be read again for too little work.
+_FUSED: Final = 8
+#: Rows from which threads take rows of the batch; with fewer they take hidden units, and meet after every step.
+_ROWS_APART: Final = 48
+#: Multiply-adds of a step for which a meeting is worth its time.
+_STEP_WORTH: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The tape: for all steps by time index, in whole vectors. ``h`` and ``c`` have the states around the steps."""
+
+    weights: Weights
+    lengths: Array
+    masks: OwnMasks
+    x: Array
+    h: Array
+    c: Array
+    gates: Array
+    raw: Array
+    operand: Array
+    q: Array
+    projected: Array
+
+
+class NumbaKernel(Kernel):
+    """One layer in one direction. Every call has its own buffers, so calls may run side by side."""
+
+    def __init__(self, backend: Backend, config: LSTMConfig, precision: Precision) -> None:
+        super().__init__(backend, config, precision)
+        self.dtype, self.storage = np.dtype(precision.compute), np.dtype(precision.storage)
+        self.layout = Layout(config, self.dtype)
+        self.of_cell = config.recurrence == "cell"
+        self.raw = steps.needs_raw(config)
+        self.codes: dict[Any, int] = {}
+        self.no_masks = own_masks(self.layout, None, np.zeros(0, bool))
+
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        path = f"vectors of {8 * self.layout.lanes * self.dtype.itemsize} bits"
+        return Receipt(self.backend.name, "cpu", self.precision.name, path, "made for this processor and this LSTM")
+
+    def _pack(self, parameters: Mapping[str, Array]) -> Weights:
+        return pack(self.layout, parameters)
+
+    def _code(self, emit: Any, masks: OwnMasks, *, record: bool) -> int:
+        """The address of a step function."""
+        key = (emit, len(masks.cell) > 0, len(masks.hidden) > 0, record)
+        if key not in self.codes:
+            variant = steps.Variant(
+                self.config,
+                self.precision.compute,
+                self.precision.storage,
+                self.layout.lanes,
+                masked_c=key[1],
+                masked_h=key[2],
+                record=record,
+            )
+            self.codes[key] = address(emit, variant)
+        return self.codes[key]
+
+    def _cost(self, rows: int, inner: int) -> float:
+        return float(rows) * inner * self.layout.wide
+
+    # forward ----------------------------------------------------------------------------------------------------------
+
+    def _forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> tuple[Array, State, Saved | None]:
+        config, layout, dtype = self.config, self.layout, self.dtype
+        count, batch, _ = x.shape
+        ends = np.full(batch, count, np.int64) if lengths is None else np.array(lengths, np.int64)
+        empty = ends == 0 if lengths is not None else np.zeros(batch, bool)
+        x = self._own(x, None if lengths is None else ends)
+        own = self.no_masks if masks is None else own_masks(layout, masks, empty)
+        h, c = np.zeros((batch, layout.output), dtype), np.zeros((batch, layout.hidden), dtype)
+        if state is not None:
+            # A row without steps only hands its state on: 0 stands in for it, so that a NaN there reaches no product.
+            h[:, : config.output_size] = np.where(empty[:, None], 0, state.h)
+            c[:, : config.hidden_size] = np.where(empty[:, None], 0, state.c)
+        direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
+        y = out if direct and out is not None else np.empty((count, batch, config.output_size), dtype)
+        size = count if record or batch >= _FUSED else max(2, _BLOCK // max(1, batch * layout.wide))
+        saved = None
+        starts = range(0, count, max(size, 1)) if count else (0,)
+        for start in reversed(starts) if config.reverse else starts:
+            part = slice(start, min(start + size, count))
+            saved, h, c = self._block(weights, x[part], h, c, ends - start, own, part, y[part], record)
+        last = State(h[:, : config.output_size].astype(self.storage), c[:, : config.hidden_size].copy())
+        if state is not None:
+            last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
+        if out is None:
+            out = y.astype(self.storage, copy=False)
+        elif not direct:
+            out[...] = y
+        return out, last, saved
+
+    def _own(self, x: Array, ends: Array | None) -> Array:
+        """`x` in the dtype of arithmetic, in order, and with 0 in the padding."""
+        if ends is not None:
+            active = np.arange(len(x))[:, None, None] < ends[:, None]
+            x = np.where(active, x, 0)
+        return np.ascontiguousarray(x, self.dtype)
+
+    def _block(
+        self,
+        weights: Weights,
+        x: Array,
+        h_first: Array,
+        c_first: Array,
+        ends: Array,
+        masks: OwnMasks,
+        part: slice,
+        y: Array,
+        record: bool,
+    ) -> tuple[Saved | None, Array, Array]:
+        """Some steps; the tape and the state after them."""
+        config, layout, dtype = self.config, self.layout, self.dtype
+        count, batch, width = x.shape
+        kept = count + 1 if record or count < 2 else 2
+        h, c = aligned((kept, batch, layout.output), dtype), aligned((kept, batch, layout.hidden), dtype)
+        at = count if config.reverse and (record or count < 2) else 0
+        h[at], c[at] = h_first, c_first
+        each = count if record else 1
+        fused = batch >= _FUSED
+        rooms = 1 if fused and not record else count
+        gates = aligned((rooms, batch, layout.blocks, layout.gates, layout.lanes), dtype)
+        raw = np.empty_like(gates) if record and self.raw else np.empty((1, 1, 1, 1, 1), dtype)
+        masked = len(masks.recurrent) > 0
+        inner = config.recurrent_size
+        operand = np.empty((each, batch, inner) if masked else (1, 1, inner), dtype)
+        projects = config.proj_size > 0
+        q = np.zeros((each if projects else 1, batch, layout.hidden), dtype)
+        projected = np.empty((each if projects else 1, batch, layout.output), dtype)
+        if record:
+            x = np.array(x) if x.base is not None or not x.flags.owndata else x
+        if not x.flags.writeable:
+            x = x.copy()  # compiled code is made for arrays that may be written to
+        if not fused:
+            flat_x = x.reshape(count * batch, width)
+            flat_gates = gates.reshape(count * batch, *gates.shape[2:])
+            share(
+                lambda first, last: passes.input_product(flat_x, weights.input, flat_gates, first, last),
+                count * batch,
+                ROWS,
+                self._cost(count * batch, width),
+            )
+        step = self._code(steps.forward, masks, record=record)
+        step_output = self._code(steps.forward_output, masks, record=record) if projects else 0
+        mask_h, mask_c = masks.hidden[part], masks.cell[part]
+
+        counter = np.zeros(1, np.int64)
+        whole = (0, layout.blocks)
+
+        def work(first: int, last: int, blocks: tuple[int, int] = whole, parts: int = 1) -> None:
+            passes.forward(
+                step,
+                step_output,
+                config.reverse,
+                self.of_cell,
+                fused,
+                ends,
+                x,
+                weights.input,
+                weights.recurrent,
+                weights.bias,
+                weights.peephole,
+                weights.projection,
+                masks.recurrent,
+                mask_h,
+                mask_c,
+                gates,
+                raw,
+                operand,
+                q,
+                projected,
+                h,
+                c,
+                y,
+                first,
+                last,
+                *blocks,
+                counter,
+                parts,
+            )
+
+        cost = self._cost(count * batch, inner + width * fused)
+        if projects or masked or batch >= _ROWS_APART or cost < count * _STEP_WORTH:
+            share(work, batch, ROWS, cost)
+        else:
+            with_threads(
+                lambda part, parts: work(
+                    0, batch, (layout.blocks * part // parts, layout.blocks * (part + 1) // parts), parts
+                ),
+                layout.blocks,
+                cost,
+            )
+        end = 0 if config.reverse and kept > 2 else count if kept != 2 else count % 2
+        if kept == 2 and count == 1:
+            end = 0 if config.reverse else 1
+        saved = Saved(weights, ends, masks, x, h, c, gates, raw, operand, q, projected) if record else None
+        return saved, h[end], c[end]
+
+    # backward ---------------------------------------------------------------------------------------------------------
+
+    def _backward(self, weights: Weights, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, as IEEE 754 says
+            return self._run_backward(saved, dy, dstate)
+
+    def _run_backward(self, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
+        config, layout, dtype = self.config, self.layout, self.dtype
+        count, batch, width = saved.x.shape
+        w, masks = saved.weights, saved.masks
+        dh, dc = np.zeros((batch, layout.output), dtype), np.zeros((batch, layout.hidden), dtype)
+        if dstate is not None:
+            dh[:, : config.output_size], dc[:, : config.hidden_size] = dstate
+        given = np.zeros((count, batch, 0), dtype) if dy is None else np.array(dy, dtype, order="C")
+        dz = aligned((count, batch, layout.blocks, layout.gates, layout.lanes), dtype)
+        projects = config.proj_size > 0
+        dprojected = np.empty((count if projects else 1, batch, layout.output), dtype)
+        dq = np.empty((batch, layout.hidden), dtype)
+        doperand = np.empty((batch, layout.hidden if self.of_cell else layout.output), dtype)
+        step = self._code(steps.backward, masks, record=True)
+        step_output = self._code(steps.backward_output, masks, record=True) if projects else 0
+
+        def work(first: int, last: int) -> None:
+            passes.backward(
+                step,
+                step_output,
+                config.reverse,
+                self.of_cell,
+                saved.lengths,
+                w.back_recurrent,
+                w.peephole,
+                w.back_projection,
+                masks.recurrent,
+                masks.hidden,
+                masks.cell,
+                saved.gates,
+                saved.raw,
+                saved.projected,
+                saved.c,
+                given,
+                dz,
+                dprojected,
+                dq,
+                doperand,
+                dh,
+                dc,
+                first,
+                last,
+            )
+
+        share(work, batch, ROWS, self._cost(count * batch, config.recurrent_size))
+        rows = count * batch
+        flat, x = dz.reshape(rows, layout.wide), saved.x.reshape(rows, width)
+        found = {
+            "weight_x": layout.gathered(self._gradient(flat, x)[:, :width]),
+            "weight_h": layout.gathered(self._gradient(flat, self._operand(saved))[:, : config.recurrent_size]),
+        }
+        if config.bias:
+            sums = np.empty(layout.wide, dtype)
+            passes.column_sums(flat, sums)
+            found["bias"] = layout.gathered(sums[:, None])[:, 0]
+        if config.proj_size:
+            dproj = self._gradient(dprojected.reshape(rows, layout.output), saved.q.reshape(rows, layout.hidden))
+            found["weight_proj"] = dproj[: config.proj_size, : config.hidden_size]
+        if config.peephole:
+            found["peephole"] = self._peephole(saved, dz)
+        wide_dx = aligned((rows, layout.whole(width)), dtype)
+        share(
+            lambda first, last: passes.rows_product(flat, w.back_input, wide_dx, first, last),
+            rows,
+            ROWS,
+            self._cost(rows, width),
+        )
+        dx = wide_dx[:, :width].reshape(count, batch, width)
+        state = State(dh[:, : config.output_size].astype(self.storage), dc[:, : config.hidden_size].copy())
+        named = {name: found[name].astype(self.storage) for name in config.parameter_shapes}
+        return Gradients(dx.astype(self.storage, copy=False), state, named)
+
+    def _gradient(self, a: Array, b: Array) -> Array:
+        """``a^T b``; the last axis of the result in whole vectors."""
+        whole = self.layout.whole(b.shape[1])
+        b = b if whole == b.shape[1] else padded(b, 1, whole)
+        out = aligned((a.shape[1], b.shape[1]), self.dtype)
+        share(
+            lambda first, last: passes.gradient(a, b, out, first, last),
+            a.shape[1],
+            ROWS,
+            float(a.shape[0]) * a.shape[1] * b.shape[1],
+        )
+        return out
+
+    def _operand(self, saved: Saved) -> Array:
+        """What R multiplied at every step, (T N, R) or wider."""
+        masked = len(saved.masks.recurrent) > 0
+        found = saved.operand if masked else self._before(saved.c if self.of_cell else saved.h)
+        return found.reshape(found.shape[0] * found.shape[1], found.shape[2])
+
+    def _before(self, states: Array) -> Array:
+        """The states that the steps started from."""
+        return states[1:] if self.config.reverse else states[:-1]
+
+    def _after(self, states: Array) -> Array:
+        """The states that the steps ended in."""
+        return states[:-1] if self.config.reverse else states[1:]
+
+    def _peephole(self, saved: Saved, dz: Array) -> Array:
+        """The gradient of the peepholes."""
+        config, layout = self.config, self.layout
+        shape = (*dz.shape[:3], layout.lanes)
+        rows = []
+        for k in config.peephole_gates:
+            read = (self._after if k == "o" else self._before)(saved.c).reshape(shape)
+            rows.append(np.einsum("tnbl,tnbl->bl", dz[:, :, :, config.gates.index(k)], read).ravel())
+        return np.stack(rows)[:, : config.hidden_size]
+
+    # along tangents ---------------------------------------------------------------------------------------------------
+
+    def _jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        lengths: Any,
+        masks: Masks | None,
+    ) -> tuple[Forward, Forward]:
+        y, last, saved = self._forward(weights, x, state, lengths, masks, record=True, out=None)
+        if saved is None:
+            raise RuntimeError("a recorded call returned no tape")
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, as IEEE 754 says
+            return Forward(y, last), self._along(saved, tangents, None if lengths is None else saved.lengths)
+
+    def _along(self, saved: Saved, tangents: Tangents, ends: Array | None) -> Forward:
+        config, layout, dtype = self.config, self.layout, self.dtype
+        count, batch, width = saved.x.shape
+        rows, w, masks = count * batch, saved.weights, saved.masks
+        given = {name: np.asarray(array, dtype) for name, array in (tangents.parameters or {}).items()}
+        tz = np.zeros((rows, layout.wide), dtype)
+        if tangents.x is not None:
+            tz += self._own(tangents.x, ends).reshape(rows, width) @ w.wide_input.T
+        if "weight_x" in given:
+            tz += saved.x.reshape(rows, width) @ layout.wide_rows(given["weight_x"]).T
+        if "weight_h" in given:
+            operand = self._operand(saved)[:, : config.recurrent_size]
+            tz += operand @ layout.wide_rows(given["weight_h"]).T
+        if "bias" in given:
+            tz += layout.wide_rows(given["bias"][:, None]).ravel()
+        tz5 = tz.reshape(count, batch, layout.blocks, layout.gates, layout.lanes)
+        tpeephole = np.zeros((len(config.peephole_gates) or 1, layout.hidden), dtype)
+        if "peephole" in given:
+            tpeephole[:, : config.hidden_size] = given["peephole"]
+        projects = config.proj_size > 0
+        tprojected = np.zeros((count if projects else 1, batch, layout.output), dtype)
+        if "weight_proj" in given:
+            wide = padded(padded(given["weight_proj"].T, 0, layout.hidden), 1, layout.output)
+            tprojected[...] = (saved.q.reshape(rows, layout.hidden) @ wide).reshape(tprojected.shape)
+        th, tc = np.zeros((2, batch, layout.output), dtype), np.zeros((2, batch, layout.hidden), dtype)
+        empty = saved.lengths == 0 if ends is not None else np.zeros(batch, bool)
+        if tangents.state is not None:
+            th[0, :, : config.output_size] = np.where(empty[:, None], 0, tangents.state.h)
+            tc[0, :, : config.hidden_size] = np.where(empty[:, None], 0, tangents.state.c)
+        tq = np.zeros((batch, layout.hidden), dtype)
+        toperand = np.empty((batch, config.recurrent_size), dtype)
+        ty = np.empty((count, batch, config.output_size), dtype)
+        step = self._code(steps.tangent, masks, record=True)
+        step_output = self._code(steps.tangent_output, masks, record=True) if projects else 0
+
+        def work(first: int, last: int) -> None:
+            passes.tangent(
+                step,
+                step_output,
+                config.reverse,
+                self.of_cell,
+                saved.lengths,
+                w.recurrent,
+                w.peephole,
+                tpeephole,
+                w.projection,
+                masks.recurrent,
+                masks.hidden,
+                masks.cell,
+                saved.gates,
+                saved.raw,
+                saved.projected,
+                saved.c,
+                tz5,
+                tprojected,
+                tq,
+                toperand,
+                th,
+                tc,
+                ty,
+                first,
+                last,
+            )
+
+        share(work, batch, ROWS, self._cost(rows, config.recurrent_size))
+        th_last, tc_last = th[count % 2], tc[count % 2]
+        last = State(th_last[:, : config.output_size].astype(self.storage), tc_last[:, : config.hidden_size].copy())
+        if tangents.state is not None:
+            last.h[empty], last.c[empty] = tangents.state.h[empty], tangents.state.c[empty]
+        return Forward(ty.astype(self.storage, copy=False), last)
+
+
+class NumbaBackend(Backend):
+    """Every switch but layer norm, gradients and jvp, in vector code."""
+
+    name = "numba"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            device="cpu",
+            precisions=frozenset({"float64", "float32", "float16"}),
+            features=FEATURES - {"layer_norm"},
+            reasons={
+                "layer_norm": "not written yet",
+                "tf32": "processors have no TF32",
+                "bfloat16": "not written yet",
+            },
+        )
+
+    def _compile(self, config: LSTMConfig, precision: Precision) -> NumbaKernel:
+        return NumbaKernel(self, config, precision)

@@ -1,0 +1,416 @@
+"""One step of the LSTM for one block of hidden units, as code for vectors: forward, backward and along tangents.
+
+Each function here is emitted for one configuration, so it holds only what that configuration needs. It works on rows
+``first`` to ``last`` of a batch and on the ``lanes`` hidden units of ``block``. What it reads and writes are arrays
+whose last axis is padded to whole vectors; their addresses come in a table, in the order of the classes below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from llvmlite import ir
+
+from lstmcore.config import SIGMOID, TANH, LSTMConfig
+from lstmcore_numba.functions import derivative, value
+from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector
+
+SIGNATURE: Final = ir.FunctionType(ir.VoidType(), [INDEX] * 4)
+
+
+class At(IntEnum):
+    """Where the address of each array is in the table. Shapes: Hp and Pp are H and P in whole vectors, B blocks.
+
+    A row of gates is (B, G, lanes): all gates of a block lie side by side, in the order of ``config.gates``.
+    """
+
+    LENGTHS = 0  # (N,) int64
+    STEP = 1  # not an address: the index of the step
+    BIAS = 2  # (B, G, lanes)
+    PEEPHOLE = 3  # (rows, Hp)
+    MASK_C = 4  # (N, Hp)
+    MASK_H = 5  # (N, Pp)
+    GATES = 6  # (N, B, G, lanes): pre-activations of the products, then the gates
+    RAW = 7  # (N, B, G, lanes): what the gate functions read, where their derivative needs it
+    C_BEFORE = 8  # (N, Hp)
+    C = 9  # (N, Hp)
+    H_BEFORE = 10  # (N, Pp)
+    H = 11  # (N, Pp)
+    Q = 12  # (N, Hp): what is projected
+    PROJECTED = 13  # (N, Pp): before its clip
+    DZ = 14  # (N, B, G, lanes)
+    DC = 15  # (N, Hp): of the cell after the step, then of the one before
+    DH = 16  # (N, Pp): of h after the step, then the part of the one before that does not go through the gates
+    DQ = 17  # (N, Hp)
+    DPROJECTED = 18  # (N, Pp)
+    TZ = 19  # (N, B, G, lanes)
+    TC_BEFORE = 20  # (N, Hp)
+    TC = 21  # (N, Hp)
+    TH_BEFORE = 22  # (N, Pp)
+    TH = 23  # (N, Pp)
+    TQ = 24  # (N, Hp)
+    TPEEPHOLE = 25  # (rows, Hp)
+    TPROJECTED = 26  # (N, Pp)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What code is emitted for.
+
+    Attributes
+    ----------
+    config, dtype, storage
+        The layer; the dtype of all arithmetic; and how h is stored between steps.
+    lanes
+        Numbers in a vector.
+    masked_c, masked_h
+        Whether masks of zoneout are given.
+    record
+        Whether gates are kept.
+    """
+
+    config: LSTMConfig
+    dtype: str
+    storage: str
+    lanes: int
+    masked_c: bool = False
+    masked_h: bool = False
+    record: bool = False
+
+
+def needs_raw(config: LSTMConfig) -> bool:
+    """Whether the derivative of a gate cannot be had from the gate alone."""
+    return config.gate_activation != SIGMOID or config.cell_activation != TANH or config.gate_clip is not None
+
+
+class Step:
+    """Emits the body of a step function; `gates`, `cells` and `outputs` are how arrays are addressed."""
+
+    def __init__(self, variant: Variant, function: ir.Function) -> None:
+        self.variant, self.config = variant, variant.config
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.emitter = Emitter(self.builder, variant.dtype, variant.lanes)
+        self.table, self.block, self.first, self.last = function.args
+        self.width = variant.lanes * self.emitter.size
+        self.blocks = -(-self.config.hidden_size // variant.lanes)
+        self.output_blocks = -(-self.config.output_size // variant.lanes)
+        self.count = len(self.config.gates)
+
+    def address(self, field: At) -> ir.Value:
+        """What the table has for `field`."""
+        e = self.emitter
+        pointer = self.builder.inttoptr(e.address(self.table, e.index(8 * field)), POINTER)
+        return self.builder.load(pointer, typ=INDEX, align=8)
+
+    def times(self, value: ir.Value, factor: int) -> ir.Value:
+        """An integer product."""
+        return self.builder.mul(value, self.emitter.index(factor))
+
+    def parameter(self, field: At, row: int) -> Vector:
+        """Row `row` of a (rows, Hp) parameter."""
+        e = self.emitter
+        return e.load(
+            e.address(self.address(field), e.index(row * self.blocks * self.width), self.times(self.block, self.width))
+        )
+
+    def biases(self) -> dict[str, Vector]:
+        """The bias of each gate, empty without."""
+        if not self.config.bias:
+            return {}
+        e = self.emitter
+        base = e.address(self.address(At.BIAS), self.times(self.block, self.count * self.width))
+        return {k: e.load(e.address(base, e.index(i * self.width))) for i, k in enumerate(self.config.gates)}
+
+    def peepholes(self, field: At = At.PEEPHOLE) -> dict[str, Vector]:
+        """The peephole of each gate that has one."""
+        return {k: self.parameter(field, row) for row, k in enumerate(self.config.peephole_gates)}
+
+    def gate(self, base: ir.Value, row: ir.Value, name: str) -> ir.Value:
+        """The address of a gate in a (N, B, G, lanes) array."""
+        e = self.emitter
+        return e.address(
+            base,
+            self.times(row, self.blocks * self.count * self.width),
+            self.times(self.block, self.count * self.width),
+            e.index(self.config.gates.index(name) * self.width),
+        )
+
+    def cell(self, base: ir.Value, row: ir.Value) -> ir.Value:
+        """The address in a (N, Hp) array."""
+        return self.emitter.address(base, self.times(row, self.blocks * self.width), self.times(self.block, self.width))
+
+    def output(self, base: ir.Value, row: ir.Value) -> ir.Value:
+        """The address in a (N, Pp) array."""
+        return self.emitter.address(
+            base, self.times(row, self.output_blocks * self.width), self.times(self.block, self.width)
+        )
+
+    @contextmanager
+    def rows(self, idle: Callable[[ir.Value], None]) -> Iterator[ir.Value]:
+        """Code for every row that is within its length; `idle` emits that for the others."""
+        lengths, step = self.address(At.LENGTHS), self.address(At.STEP)
+        b, e = self.builder, self.emitter
+        with e.loop(self.first, self.last, []) as loop:
+            pointer = b.inttoptr(e.address(lengths, self.times(loop.i, 8)), POINTER)
+            end = b.load(pointer, typ=INDEX, align=8)
+            with b.if_else(b.icmp_signed("<", step, end), likely=True) as (within, past):
+                with within:
+                    yield loop.i
+                with past:
+                    idle(loop.i)
+
+    def keep(self, which: str, row: ir.Value) -> Vector | None:
+        """The share of the old value that zoneout keeps, None for no zoneout."""
+        rate = self.config.zoneout_cell if which == "c" else self.config.zoneout_hidden
+        if rate == 0:
+            return None
+        if which == "c" and self.variant.masked_c:
+            return self.emitter.load(self.cell(self.address(At.MASK_C), row))
+        if which == "h" and self.variant.masked_h:
+            return self.emitter.load(self.output(self.address(At.MASK_H), row))
+        return self.emitter.constant(rate)
+
+    def activation(self, k: str) -> Callable[[Vector], Vector]:
+        """The function of gate `k` after the gate clip."""
+        config = self.config
+        function = config.cell_activation if k == "g" else config.gate_activation
+
+        def activate(z: Vector) -> Vector:
+            return value(function, z if config.gate_clip is None else z.clip(-config.gate_clip, config.gate_clip))
+
+        return activate
+
+    def slope(self, k: str, gate: Vector, raw: Vector | None) -> Vector:
+        """The derivative of gate `k` at what it read."""
+        config = self.config
+        function = config.cell_activation if k == "g" else config.gate_activation
+        if raw is None:
+            return derivative(function, gate, gate)
+        bound = config.gate_clip
+        if bound is None:
+            return derivative(function, raw, gate)
+        return derivative(function, raw.clip(-bound, bound), gate) * inside(raw, bound)
+
+    def coupled(self, gate: dict[str, Vector]) -> None:
+        """Add the gate that follows another one."""
+        if self.config.coupling == "forget_from_input":
+            gate["f"] = 1 - gate["i"]
+        elif self.config.coupling == "input_from_forget":
+            gate["i"] = 1 - gate["f"]
+
+
+def inside(x: Vector, bound: float | None) -> Vector:
+    """The derivative of a clip: 1 within the bound, else 0."""
+    one, zero = x.emitter.constant(1), x.emitter.constant(0)
+    return one if bound is None else one.where(x.abs().compare("<=", bound), zero)
+
+
+def limited(x: Vector, bound: float | None) -> Vector:
+    """`x` clipped to +-bound."""
+    return x if bound is None else x.clip(-bound, bound)
+
+
+def blend(keep: Vector | None, before: Vector, new: Vector) -> Vector:
+    """``keep before + (1 - keep) new``."""
+    return new if keep is None else keep * before + (1 - keep) * new
+
+
+# Forward --------------------------------------------------------------------------------------------------------------
+
+
+def forward(s: Step) -> None:
+    """From the products to the gates, the cell and h, or to what is projected to h."""
+    config, e = s.config, s.emitter
+    bias, peephole = s.biases(), s.peepholes()
+    at = {field: s.address(field) for field in At}
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.load(s.cell(at[At.C_BEFORE], row)), s.cell(at[At.C], row))
+        if not config.proj_size:
+            e.store(e.load(s.output(at[At.H_BEFORE], row)), s.output(at[At.H], row))
+
+    with s.rows(idle) as row:
+        c_before = e.load(s.cell(at[At.C_BEFORE], row))
+        z = {k: e.load(s.gate(at[At.GATES], row, k)) for k in config.gates}
+        for k in bias:
+            z[k] = z[k] + bias[k]
+        for k in "if":
+            if k in peephole:
+                z[k] = peephole[k].fma(c_before, z[k])
+
+        gate = {k: s.activation(k)(z[k]) for k in "ifg" if k in z}
+        s.coupled(gate)
+        c_new = limited(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+        c = blend(s.keep("c", row), c_before, c_new)
+        e.store(c, s.cell(at[At.C], row))
+
+        if "o" in peephole:
+            z["o"] = peephole["o"].fma(c, z["o"])
+        gate["o"] = s.activation("o")(z["o"])
+        q = gate["o"] * value(config.hidden_activation, c)
+        if s.variant.record:
+            for k in config.gates:
+                e.store(gate[k], s.gate(at[At.GATES], row, k))
+                if needs_raw(config):
+                    e.store(z[k], s.gate(at[At.RAW], row, k))
+        if config.proj_size:
+            e.store(q, s.cell(at[At.Q], row))
+        else:
+            h = blend(s.keep("h", row), e.load(s.output(at[At.H_BEFORE], row)), q)
+            e.store(h.rounded_to(s.variant.storage), s.output(at[At.H], row))
+
+
+def forward_output(s: Step) -> None:
+    """From what was projected to h."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.load(s.output(at[At.H_BEFORE], row)), s.output(at[At.H], row))
+
+    with s.rows(idle) as row:
+        h_new = limited(e.load(s.output(at[At.PROJECTED], row)), config.proj_clip)
+        h = blend(s.keep("h", row), e.load(s.output(at[At.H_BEFORE], row)), h_new)
+        e.store(h.rounded_to(s.variant.storage), s.output(at[At.H], row))
+
+
+# Backward: d_ is the gradient with respect to the value of that name --------------------------------------------------
+
+
+def backward_output(s: Step) -> None:
+    """From h to what was projected."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.constant(0), s.output(at[At.DPROJECTED], row))
+
+    with s.rows(idle) as row:
+        dh, keep = e.load(s.output(at[At.DH], row)), s.keep("h", row)
+        dh_new = dh if keep is None else (1 - keep) * dh
+        if config.proj_clip is not None:
+            dh_new = dh_new * inside(e.load(s.output(at[At.PROJECTED], row)), config.proj_clip)
+        e.store(dh_new, s.output(at[At.DPROJECTED], row))
+        e.store(e.constant(0) if keep is None else keep * dh, s.output(at[At.DH], row))
+
+
+def backward(s: Step) -> None:
+    """From h, or what is projected to it, and c to the pre-activations and the cell before."""
+    config, e = s.config, s.emitter
+    peephole = s.peepholes()
+    at = {field: s.address(field) for field in At}
+    raw = needs_raw(config)
+
+    def idle(row: ir.Value) -> None:
+        for k in config.gates:
+            e.store(e.constant(0), s.gate(at[At.DZ], row, k))
+
+    with s.rows(idle) as row:
+        gate = {k: e.load(s.gate(at[At.GATES], row, k)) for k in config.gates}
+        read = {k: e.load(s.gate(at[At.RAW], row, k)) if raw else None for k in config.gates}
+        s.coupled(gate)
+        c_before, c = e.load(s.cell(at[At.C_BEFORE], row)), e.load(s.cell(at[At.C], row))
+        dc = e.load(s.cell(at[At.DC], row))
+        if config.proj_size:
+            dq = e.load(s.cell(at[At.DQ], row))
+        else:
+            dh, keep = e.load(s.output(at[At.DH], row)), s.keep("h", row)
+            dq = dh if keep is None else (1 - keep) * dh
+            e.store(e.constant(0) if keep is None else keep * dh, s.output(at[At.DH], row))
+
+        # q = o u(c)
+        u = value(config.hidden_activation, c)
+        dz = {"o": dq * u * s.slope("o", gate["o"], read["o"])}
+        dc = (dq * gate["o"]).fma(derivative(config.hidden_activation, c, u), dc)
+        if "o" in peephole:
+            dc = dz["o"].fma(peephole["o"], dc)
+
+        # c = keep c_before + (1 - keep) clip(f c_before + i g)
+        keep = s.keep("c", row)
+        dc_new = dc if keep is None else (1 - keep) * dc
+        if config.cell_clip is not None:
+            dc_new = dc_new * inside(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+        dgate = {"i": dc_new * gate["g"], "f": dc_new * c_before, "g": dc_new * gate["i"]}
+        dc_before = dc_new * gate["f"] if keep is None else dc_new.fma(gate["f"], keep * dc)
+        if config.coupling == "forget_from_input":
+            dgate["i"] = dgate["i"] - dgate["f"]
+        elif config.coupling == "input_from_forget":
+            dgate["f"] = dgate["f"] - dgate["i"]
+
+        for k in "ifg":
+            if k in config.gates:
+                dz[k] = dgate[k] * s.slope(k, gate[k], read[k])
+        for k in "if":
+            if k in peephole:
+                dc_before = dz[k].fma(peephole[k], dc_before)
+        for k in config.gates:
+            e.store(dz[k], s.gate(at[At.DZ], row, k))
+        e.store(dc_before, s.cell(at[At.DC], row))
+
+
+# Along tangents: t_ is the change of the value of that name -----------------------------------------------------------
+
+
+def tangent(s: Step) -> None:
+    """From the change of the products to that of the cell and of h, or of what is projected to h."""
+    config, e = s.config, s.emitter
+    peephole, tpeephole = s.peepholes(), s.peepholes(At.TPEEPHOLE)
+    at = {field: s.address(field) for field in At}
+    raw = needs_raw(config)
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.load(s.cell(at[At.TC_BEFORE], row)), s.cell(at[At.TC], row))
+        if not config.proj_size:
+            e.store(e.load(s.output(at[At.TH_BEFORE], row)), s.output(at[At.TH], row))
+
+    with s.rows(idle) as row:
+        gate = {k: e.load(s.gate(at[At.GATES], row, k)) for k in config.gates}
+        read = {k: e.load(s.gate(at[At.RAW], row, k)) if raw else None for k in config.gates}
+        c_before, c = e.load(s.cell(at[At.C_BEFORE], row)), e.load(s.cell(at[At.C], row))
+        tc_before = e.load(s.cell(at[At.TC_BEFORE], row))
+        tz = {k: e.load(s.gate(at[At.TZ], row, k)) for k in config.gates}
+        for k in "if":
+            if k in peephole:
+                tz[k] = tz[k] + tpeephole[k] * c_before + peephole[k] * tc_before
+        tgate = {k: tz[k] * s.slope(k, gate[k], read[k]) for k in "ifg" if k in tz}
+        if config.coupling == "forget_from_input":
+            tgate["f"] = -tgate["i"]
+        elif config.coupling == "input_from_forget":
+            tgate["i"] = -tgate["f"]
+        s.coupled(gate)
+
+        tc_new = tgate["f"] * c_before + gate["f"] * tc_before + tgate["i"] * gate["g"] + gate["i"] * tgate["g"]
+        if config.cell_clip is not None:
+            tc_new = tc_new * inside(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+        tc = blend(s.keep("c", row), tc_before, tc_new)
+        e.store(tc, s.cell(at[At.TC], row))
+
+        if "o" in peephole:
+            tz["o"] = tz["o"] + tpeephole["o"] * c + peephole["o"] * tc
+        to = tz["o"] * s.slope("o", gate["o"], read["o"])
+        u = value(config.hidden_activation, c)
+        tq = to * u + gate["o"] * derivative(config.hidden_activation, c, u) * tc
+        if config.proj_size:
+            e.store(tq, s.cell(at[At.TQ], row))
+        else:
+            th = blend(s.keep("h", row), e.load(s.output(at[At.TH_BEFORE], row)), tq)
+            e.store(th, s.output(at[At.TH], row))
+
+
+def tangent_output(s: Step) -> None:
+    """From the change of what was projected to that of h."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.load(s.output(at[At.TH_BEFORE], row)), s.output(at[At.TH], row))
+
+    with s.rows(idle) as row:
+        th_new = e.load(s.output(at[At.TPROJECTED], row))
+        if config.proj_clip is not None:
+            th_new = th_new * inside(e.load(s.output(at[At.PROJECTED], row)), config.proj_clip)
+        e.store(blend(s.keep("h", row), e.load(s.output(at[At.TH_BEFORE], row)), th_new), s.output(at[At.TH], row))

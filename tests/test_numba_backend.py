@@ -1,0 +1,205 @@
+"""What is particular to the Numba backend; the conformance suite has the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore import LSTM
+
+pytestmark = pytest.mark.numba
+
+DTYPES = ["float32", "float64"]
+
+
+def on_arrays(function: Callable[[Any], Any], dtype: str) -> Callable[[Any], Any]:
+    """A function on vectors as one on arrays."""
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    from lstmcore_numba.compiling import machine
+    from lstmcore_numba.tiles import BYTES
+    from lstmcore_numba.vectors import INDEX, Emitter
+
+    module = ir.Module("test")
+    module.triple = llvm.get_process_triple()
+    code = ir.Function(module, ir.FunctionType(ir.VoidType(), [INDEX] * 3), "f")
+    builder = ir.IRBuilder(code.append_basic_block())
+    e = Emitter(builder, dtype, BYTES // np.dtype(dtype).itemsize)
+    with e.loop(e.index(0), code.args[2], []) as loop:
+        place = builder.mul(loop.i, e.index(BYTES))
+        e.store(function(e.load(e.address(code.args[0], place))), e.address(code.args[1], place))
+    builder.ret_void()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine())
+    engine.finalize_object()
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("f"))
+
+    def run(x: Any, engine: Any = engine) -> Any:
+        whole = np.zeros(-(-len(x) * x.itemsize // BYTES) * BYTES // x.itemsize, dtype)
+        whole[: len(x)] = x
+        y = np.empty_like(whole)
+        call(whole.ctypes.data, y.ctypes.data, whole.nbytes // BYTES)
+        return y[: len(x)]
+
+    return run
+
+
+#: Name -> the function in long double, and where it is tried.
+FUNCTIONS = {
+    "expm1": (np.expm1, (-30, 30)),
+    "tanh": (np.tanh, (-30, 30)),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), (-80, 80)),
+    "log1p": (np.log1p, (0, 1)),
+}
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_right_to_two_epsilons(name: str, dtype: str) -> None:
+    from lstmcore_numba import functions
+
+    right, (low, high) = FUNCTIONS[name]
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(low, high, 4000), rng.uniform(0, 1, 1000) * 10.0 ** rng.uniform(-30, 0, 1000)])
+    x = x.astype(dtype)
+    got, want = on_arrays(getattr(functions, name), dtype)(x), right(x.astype(np.longdouble))
+    assert np.max(np.abs(got - want) / np.abs(want)) < 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_functions_of_special_numbers(dtype: str) -> None:
+    from lstmcore_numba import functions
+
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30], dtype)
+    np.testing.assert_array_equal(on_arrays(functions.tanh, dtype)(x), np.tanh(x))
+    np.testing.assert_array_equal(
+        on_arrays(functions.sigmoid, dtype)(x), np.array([np.nan, 1, 0, 0.5, 0.5, 1, 0], dtype)
+    )
+
+
+SIZES = [(7, 1, 5, 600), (6, 16, 64, 128), (6, 13, 96, 260), (5, 64, 64, 96)]
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_the_number_of_threads_changes_no_bit(
+    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lstmcore_numba import kernel, threads
+
+    monkeypatch.setattr(threads, "WORTH", 1000)  # so that these small models are shared too
+    monkeypatch.setattr(kernel, "_STEP_WORTH", 1000)
+    used = []
+    with_threads = kernel.with_threads
+    share = kernel.share
+    monkeypatch.setattr(kernel, "with_threads", lambda *given: used.append(given) or with_threads(*given))
+    monkeypatch.setattr(kernel, "share", lambda *given: used.append(given) or share(*given))
+    steps, batch, width, hidden = shape
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(steps, batch, width)).astype(np.float32)
+    dy = rng.normal(size=(steps, batch, hidden)).astype(np.float32)
+    found = []
+    for count in (1, 2, 3):
+        monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
+        lstm = LSTM(width, hidden, backend="numba", seed=0)
+        y, (h, c), tape = lstm.record(x)
+        gradients = lstm.backward(tape, dy)
+        found.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
+    assert used
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", ""])
+def test_a_wrong_number_of_threads_is_an_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.threads import thread_count
+
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", text)
+    with pytest.raises(ValueError, match=r"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got"):
+        thread_count()
+
+
+def test_threads_that_others_have_taken_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import threads
+
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
+    team = threads._team(os.getpid())
+    taken = team.take(5)
+    try:
+        assert taken == 1
+        seen: list[tuple[int, int]] = []
+        threads.with_threads(lambda part, parts: seen.append((part, parts)), 8, 1e12)
+        assert seen == [(0, 1)]
+    finally:
+        team.give(taken)
+
+
+def run_python(code: str, tmp_path: Path, **env: str) -> str:
+    """What a new process prints."""
+    given = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), **env}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", ["16", "32", "64"])
+def test_every_width_of_vectors_that_the_machine_has(width: str, tmp_path: Path) -> None:
+    from lstmcore_numba.vectors import vector_bytes
+
+    if int(width) > vector_bytes():
+        pytest.skip(f"this machine has vectors of {vector_bytes()} bytes")
+    code = """
+from lstmcore.registry import get_backend
+from lstmcore_conformance import run
+select = "forward.sizes or backward.sizes or jvp.sizes or forward.switches or backward.switches"
+report = run(get_backend("numba"), precisions=["float32", "float64"], select=select)
+print(report.verdict, [item.message for item in report.bad][:3], get_backend("numba").compile)
+assert report.conforms
+"""
+    assert "passes" in run_python(code, tmp_path, LSTMCORE_VECTOR_BYTES=width)
+
+
+def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.vectors import vector_bytes
+
+    monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", "128")
+    with pytest.raises(ValueError, match="LSTMCORE_VECTOR_BYTES: expected 16, 32 or 64, at most"):
+        vector_bytes()
+
+
+def test_a_second_process_finds_the_code_on_the_disk(tmp_path: Path) -> None:
+    code = """
+import json
+import numpy as np
+from lstmcore import LSTM
+from lstmcore_numba import passes
+LSTM(3, 4, backend="numba", seed=0)(np.zeros((2, 1, 3), np.float32))
+stats = passes.forward.stats
+print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]))
+"""
+    assert json.loads(run_python(code, tmp_path)) == [0, 1]
+    assert json.loads(run_python(code, tmp_path)) == [1, 0]
+
+
+def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import jit
+
+    plain = jit.njit
+
+    def refusing(cache: bool = False, **given: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return plain(**given)
+
+    monkeypatch.setattr(jit, "njit", refusing)
+    assert jit.compiled(lambda x: x + 1)(2) == 3
