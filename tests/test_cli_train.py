@@ -169,7 +169,7 @@ def test_bad_model_files(tmp_path: Path, vowels: Path, series: Path) -> None:
     for command in ("evaluate", "predict"):
         refused(tmp_path, "short: expected a whole safetensors file", command, short, "japanese-vowels")
         refused(tmp_path, "my.csv: expected a whole safetensors file", command, series, "japanese-vowels")
-        refused(tmp_path, "No such file", command, tmp_path / "none", "japanese-vowels")
+        refused(tmp_path, "expected a file that is there", command, tmp_path / "none", "japanese-vowels")
         refused(tmp_path, "expected a model to forecast co2; got one to classify", command, vowels, "co2")
         refused(tmp_path, "my.csv; got one to classify", command, vowels, series)
         refused(tmp_path, "got 'nofile', which is not there", command, vowels, "nofile")

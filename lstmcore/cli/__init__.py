@@ -50,7 +50,9 @@ class Commands(click.Group):
             if os.environ.get("LSTMCORE_DEBUG", "") not in ("", "0"):
                 raise
             text = " ".join(str(error).split())
-            if isinstance(error, MemoryError):
+            if isinstance(error, FileNotFoundError) and error.filename is not None:
+                text = f"{error.filename}: expected a file that is there; there is none of that name"
+            elif isinstance(error, MemoryError):
                 text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
             click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
