@@ -100,6 +100,7 @@ def test_variables(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(registry.UnavailableError, match=r"^LSTMCORE_BACKEND='far': backend 'far' cannot run here"):
         registry.get_backend()
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "numpy,reference")
     assert registry.get_backend().name == "numpy"
     monkeypatch.setenv(registry.PLUGINS_VARIABLE, "reference")
     assert [record.name for record in registry.backends()] == ["reference"]
@@ -112,12 +113,13 @@ def test_variables(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
         registry.backends()
 
 
-def test_auto_passes_over_what_refuses_and_says_so(install: Install) -> None:
-    install("numba", reason="no numba here")
+def test_auto_passes_over_what_refuses_and_says_so(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("cupy", reason="no cupy here")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "cupy,numpy,reference")
     stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
     selection = registry.select(stack, PRECISIONS["float32"], "auto")
     assert selection.backend.name == "numpy"
-    assert "no numba here" in selection.skipped["numba"]
+    assert "no cupy here" in selection.skipped["cupy"]
     with pytest.raises(ValueError, match="bfloat16"):
         registry.select(stack, PRECISIONS["bfloat16"], "auto")
 
