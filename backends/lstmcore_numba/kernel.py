@@ -13,6 +13,7 @@ from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 from lstmcore_numba import passes, steps
 from lstmcore_numba.compiling import address
+from lstmcore_numba.norms import linear, normalise
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, own_masks, pack, padded
 from lstmcore_numba.threads import ROWS, share, with_threads
 
@@ -42,6 +43,7 @@ class Saved:
     operand: Array
     q: Array
     projected: Array
+    norms: passes.Norms
 
 
 class NumbaKernel(Kernel):
@@ -55,6 +57,8 @@ class NumbaKernel(Kernel):
         self.raw = steps.needs_raw(config)
         self.codes: dict[Any, int] = {}
         self.no_masks = own_masks(self.layout, None, np.zeros(0, bool))
+        one, two, three, five = (np.zeros((1,) * axes, self.dtype) for axes in (1, 2, 3, 5))
+        self.no_norms = passes.Norms(five, two, five, two, five, two, three, three, one, one, 0.0)
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         path = f"vectors of {8 * self.layout.lanes * self.dtype.itemsize} bits"
@@ -99,7 +103,8 @@ class NumbaKernel(Kernel):
         count, batch, _ = x.shape
         ends = np.full(batch, count, np.int64) if lengths is None else np.array(lengths, np.int64)
         empty = ends == 0 if lengths is not None else np.zeros(batch, bool)
-        x = self._own(x, None if lengths is None else ends)
+        own_x = self._own(x, None if lengths is None else ends)
+        x = own_x.copy() if record and np.may_share_memory(own_x, x) else own_x
         own = self.no_masks if masks is None else own_masks(layout, masks, empty)
         h, c = np.zeros((batch, layout.output), dtype), np.zeros((batch, layout.hidden), dtype)
         if state is not None:
@@ -150,8 +155,9 @@ class NumbaKernel(Kernel):
         at = count if config.reverse and (record or count < 2) else 0
         h[at], c[at] = h_first, c_first
         each = count if record else 1
-        fused = batch >= _FUSED
-        rooms = 1 if fused and not record else count
+        fused = batch >= _FUSED and not config.layer_norm
+        rooms = 1 if not record and (fused or config.layer_norm) else count
+        norms = self._norms(weights, count, batch, record=record)
         gates = aligned((rooms, batch, layout.blocks, layout.gates, layout.lanes), dtype)
         raw = np.empty_like(gates) if record and self.raw else np.empty((1, 1, 1, 1, 1), dtype)
         masked = len(masks.recurrent) > 0
@@ -160,20 +166,30 @@ class NumbaKernel(Kernel):
         projects = config.proj_size > 0
         q = np.zeros((each if projects else 1, batch, layout.hidden), dtype)
         projected = np.empty((each if projects else 1, batch, layout.output), dtype)
-        if record:
-            x = np.array(x) if x.base is not None or not x.flags.owndata else x
         if not x.flags.writeable:
             x = x.copy()  # compiled code is made for arrays that may be written to
         if not fused:
             flat_x = x.reshape(count * batch, width)
-            flat_gates = gates.reshape(count * batch, *gates.shape[2:])
+            target = norms.x if config.layer_norm else gates
+            flat_gates = target.reshape(count * batch, *gates.shape[2:])
             share(
                 lambda first, last: passes.input_product(flat_x, weights.input, flat_gates, first, last),
                 count * batch,
                 ROWS,
                 self._cost(count * batch, width),
             )
+        if config.layer_norm:
+            normalise(
+                flat_gates,
+                norms.deviation_x.reshape(count * batch),
+                layout.real,
+                layout.tail,
+                norms.eps,
+                0,
+                count * batch,
+            )
         step = self._code(steps.forward, masks, record=record)
+        step_cell = self._code(steps.forward_cell, masks, record=record) if config.layer_norm else 0
         step_output = self._code(steps.forward_output, masks, record=record) if projects else 0
         mask_h, mask_c = masks.hidden[part], masks.cell[part]
 
@@ -184,6 +200,9 @@ class NumbaKernel(Kernel):
             passes.forward(
                 step,
                 step_output,
+                step_cell,
+                config.hidden_size,
+                norms,
                 config.reverse,
                 self.of_cell,
                 fused,
@@ -213,7 +232,7 @@ class NumbaKernel(Kernel):
             )
 
         cost = self._cost(count * batch, inner + width * fused)
-        if projects or masked or batch >= _ROWS_APART or cost < count * _STEP_WORTH:
+        if projects or masked or config.layer_norm or batch >= _ROWS_APART or cost < count * _STEP_WORTH:
             share(work, batch, ROWS, cost)
         else:
             with_threads(
@@ -226,8 +245,28 @@ class NumbaKernel(Kernel):
         end = 0 if config.reverse and kept > 2 else count if kept != 2 else count % 2
         if kept == 2 and count == 1:
             end = 0 if config.reverse else 1
-        saved = Saved(weights, ends, masks, x, h, c, gates, raw, operand, q, projected) if record else None
+        saved = Saved(weights, ends, masks, x, h, c, gates, raw, operand, q, projected, norms) if record else None
         return saved, h[end], c[end]
+
+    def _norms(self, w: Weights, count: int, batch: int, *, record: bool) -> passes.Norms:
+        """Room for what layer norm needs and leaves; next to none without."""
+        config, layout, dtype = self.config, self.layout, self.dtype
+        if not config.layer_norm:
+            return self.no_norms
+        each, wide = count if record else 1, (layout.blocks, layout.gates, layout.lanes)
+        return passes.Norms(
+            aligned((count, batch, *wide), dtype),
+            np.empty((count, batch), dtype),
+            aligned((each, batch, *wide), dtype),
+            np.empty((each, batch), dtype),
+            aligned((each, batch, layout.blocks, 1, layout.lanes), dtype),
+            np.empty((each, batch), dtype),
+            w.gain_x,
+            w.gain_h,
+            w.gain_c,
+            w.shift_c,
+            config.layer_norm_eps,
+        )
 
     # backward ---------------------------------------------------------------------------------------------------------
 
@@ -248,6 +287,11 @@ class NumbaKernel(Kernel):
         dprojected = np.empty((count if projects else 1, batch, layout.output), dtype)
         dq = np.empty((batch, layout.hidden), dtype)
         doperand = np.empty((batch, layout.hidden if self.of_cell else layout.output), dtype)
+        normed, norms = config.layer_norm, saved.norms
+        dz_h = aligned(dz.shape, dtype) if normed else dz
+        dc_out = np.zeros((count if normed else 1, batch, layout.hidden), dtype)
+        dnorm_c = np.zeros((batch if normed else 1, layout.blocks, 1, layout.lanes), dtype)
+        step_cell = self._code(steps.backward_cell, masks, record=True) if normed else 0
         step = self._code(steps.backward, masks, record=True)
         step_output = self._code(steps.backward_output, masks, record=True) if projects else 0
 
@@ -255,6 +299,9 @@ class NumbaKernel(Kernel):
             passes.backward(
                 step,
                 step_output,
+                step_cell,
+                config.hidden_size,
+                norms,
                 config.reverse,
                 self.of_cell,
                 saved.lengths,
@@ -270,6 +317,9 @@ class NumbaKernel(Kernel):
                 saved.c,
                 given,
                 dz,
+                dz_h,
+                dc_out,
+                dnorm_c,
                 dprojected,
                 dq,
                 doperand,
@@ -282,10 +332,28 @@ class NumbaKernel(Kernel):
         share(work, batch, ROWS, self._cost(count * batch, config.recurrent_size))
         rows = count * batch
         flat, x = dz.reshape(rows, layout.wide), saved.x.reshape(rows, width)
+        from_x, from_h = flat, dz_h.reshape(rows, layout.wide)
+        if normed:
+            dz_x = dz * norms.gain_x
+            from_x = dz_x.reshape(rows, layout.wide)
+            linear(
+                norms.x.reshape(rows, *dz.shape[2:]),
+                norms.deviation_x.reshape(rows),
+                dz_x.reshape(rows, *dz.shape[2:]),
+                layout.real,
+                0,
+                rows,
+            )
         found = {
-            "weight_x": layout.gathered(self._gradient(flat, x)[:, :width]),
-            "weight_h": layout.gathered(self._gradient(flat, self._operand(saved))[:, : config.recurrent_size]),
+            "weight_x": layout.gathered(self._gradient(from_x, x)[:, :width]),
+            "weight_h": layout.gathered(self._gradient(from_h, self._operand(saved))[:, : config.recurrent_size]),
         }
+        if normed:
+            found["norm_gain_x"] = layout.of_gates(np.einsum("tnbgl,tnbgl->bgl", dz, norms.x))
+            found["norm_gain_h"] = layout.of_gates(np.einsum("tnbgl,tnbgl->bgl", dz, norms.h))
+            norm_c = norms.c.reshape(count, batch, layout.hidden)
+            found["norm_gain_c"] = np.einsum("tnk,tnk->k", dc_out, norm_c)[: config.hidden_size]
+            found["norm_bias_c"] = dc_out.sum(axis=(0, 1))[: config.hidden_size]
         if config.bias:
             sums = np.empty(layout.wide, dtype)
             passes.column_sums(flat, sums)
@@ -297,7 +365,7 @@ class NumbaKernel(Kernel):
             found["peephole"] = self._peephole(saved, dz)
         wide_dx = aligned((rows, layout.whole(width)), dtype)
         share(
-            lambda first, last: passes.rows_product(flat, w.back_input, wide_dx, first, last),
+            lambda first, last: passes.rows_product(from_x, w.back_input, wide_dx, first, last),
             rows,
             ROWS,
             self._cost(rows, width),
@@ -366,25 +434,37 @@ class NumbaKernel(Kernel):
         count, batch, width = saved.x.shape
         rows, w, masks = count * batch, saved.weights, saved.masks
         given = {name: np.asarray(array, dtype) for name, array in (tangents.parameters or {}).items()}
+        normed, norms = config.layer_norm, saved.norms
         tz = np.zeros((rows, layout.wide), dtype)
+        tz_h = np.zeros_like(tz) if normed else tz
         if tangents.x is not None:
             tz += self._own(tangents.x, ends).reshape(rows, width) @ w.wide_input.T
         if "weight_x" in given:
             tz += saved.x.reshape(rows, width) @ layout.wide_rows(given["weight_x"]).T
         if "weight_h" in given:
             operand = self._operand(saved)[:, : config.recurrent_size]
-            tz += operand @ layout.wide_rows(given["weight_h"]).T
+            tz_h += operand @ layout.wide_rows(given["weight_h"]).T
+        wide = (rows, layout.blocks, layout.gates, layout.lanes)
+        if normed:
+            norm_x, norm_h = norms.x.reshape(rows, layout.wide), norms.h.reshape(rows, layout.wide)
+            linear(norms.x.reshape(wide), norms.deviation_x.reshape(rows), tz.reshape(wide), layout.real, 0, rows)
+            tz *= norms.gain_x.ravel()
+            for name, norm in (("norm_gain_x", norm_x), ("norm_gain_h", norm_h)):
+                if name in given:
+                    tz += norm * layout.wide_parameter(given[name]).ravel()
         if "bias" in given:
-            tz += layout.wide_rows(given["bias"][:, None]).ravel()
-        tz5 = tz.reshape(count, batch, layout.blocks, layout.gates, layout.lanes)
+            tz += layout.wide_parameter(given["bias"]).ravel()
+        tgain_c, tshift_c = (layout.unit_parameter(given.get(name)) for name in ("norm_gain_c", "norm_bias_c"))
+        tnorm_c = np.zeros((batch if normed else 1, layout.blocks, 1, layout.lanes), dtype)
+        tz5, tz_h5 = (part.reshape(count, batch, *wide[1:]) for part in (tz, tz_h))
         tpeephole = np.zeros((len(config.peephole_gates) or 1, layout.hidden), dtype)
         if "peephole" in given:
             tpeephole[:, : config.hidden_size] = given["peephole"]
         projects = config.proj_size > 0
         tprojected = np.zeros((count if projects else 1, batch, layout.output), dtype)
         if "weight_proj" in given:
-            wide = padded(padded(given["weight_proj"].T, 0, layout.hidden), 1, layout.output)
-            tprojected[...] = (saved.q.reshape(rows, layout.hidden) @ wide).reshape(tprojected.shape)
+            projection = padded(padded(given["weight_proj"].T, 0, layout.hidden), 1, layout.output)
+            tprojected[...] = (saved.q.reshape(rows, layout.hidden) @ projection).reshape(tprojected.shape)
         th, tc = np.zeros((2, batch, layout.output), dtype), np.zeros((2, batch, layout.hidden), dtype)
         empty = saved.lengths == 0 if ends is not None else np.zeros(batch, bool)
         if tangents.state is not None:
@@ -394,12 +474,16 @@ class NumbaKernel(Kernel):
         toperand = np.empty((batch, config.recurrent_size), dtype)
         ty = np.empty((count, batch, config.output_size), dtype)
         step = self._code(steps.tangent, masks, record=True)
+        step_cell = self._code(steps.tangent_cell, masks, record=True) if normed else 0
         step_output = self._code(steps.tangent_output, masks, record=True) if projects else 0
 
         def work(first: int, last: int) -> None:
             passes.tangent(
                 step,
                 step_output,
+                step_cell,
+                config.hidden_size,
+                norms,
                 config.reverse,
                 self.of_cell,
                 saved.lengths,
@@ -415,6 +499,10 @@ class NumbaKernel(Kernel):
                 saved.projected,
                 saved.c,
                 tz5,
+                tz_h5,
+                tnorm_c,
+                tgain_c,
+                tshift_c,
                 tprojected,
                 tq,
                 toperand,
@@ -434,7 +522,7 @@ class NumbaKernel(Kernel):
 
 
 class NumbaBackend(Backend):
-    """Every switch but layer norm, gradients and jvp, in vector code."""
+    """Every switch, gradients and jvp, in vector code."""
 
     name = "numba"
 
@@ -442,9 +530,8 @@ class NumbaBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64", "float32", "float16"}),
-            features=FEATURES - {"layer_norm"},
+            features=FEATURES,
             reasons={
-                "layer_norm": "not written yet",
                 "tf32": "processors have no TF32",
                 "bfloat16": "not written yet",
             },

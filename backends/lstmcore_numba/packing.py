@@ -26,8 +26,10 @@ class Layout:
         Numbers in a vector; blocks of as many hidden units; H in whole vectors.
     output
         P in whole vectors.
-    gates, wide
-        Gates that have parameters; numbers in a row of them.
+    gates, wide, real
+        Gates that have parameters; numbers in a row of them, and how many of those are not padding.
+    tail
+        Hidden units in the last block.
     """
 
     def __init__(self, config: LSTMConfig, dtype: np.dtype[Any]) -> None:
@@ -35,7 +37,8 @@ class Layout:
         self.lanes = BYTES // dtype.itemsize
         self.hidden, self.output = self.whole(config.hidden_size), self.whole(config.output_size)
         self.blocks, self.gates = self.hidden // self.lanes, len(config.gates)
-        self.wide = self.hidden * self.gates
+        self.wide, self.real = self.hidden * self.gates, config.hidden_size * self.gates
+        self.tail = config.hidden_size - (self.blocks - 1) * self.lanes
 
     def whole(self, size: int) -> int:
         """The least multiple of `lanes` that is not below `size`."""
@@ -56,6 +59,23 @@ class Layout:
         apart = wide.reshape(self.blocks, self.gates, self.lanes, wide.shape[1]).transpose(1, 0, 2, 3)
         joined = apart.reshape(self.gates, self.hidden, wide.shape[1])[:, : self.config.hidden_size]
         return np.ascontiguousarray(joined).reshape(self.gates * self.config.hidden_size, wide.shape[1])
+
+    def of_gates(self, wide: Array) -> Array:
+        """The inverse of `wide_parameter`."""
+        return self.gathered(wide.reshape(self.wide, 1))[:, 0]
+
+    def wide_parameter(self, rows: Array | None) -> Array:
+        """A parameter (G H,) as (B, G, lanes); zeros where there is none."""
+        if rows is None:
+            return np.zeros((1, 1, 1), self.dtype)
+        return in_order(self.spread(rows[:, None])[..., 0])
+
+    def unit_parameter(self, units: Array | None) -> Array:
+        """A parameter (H,) in whole vectors; zeros where there is none."""
+        full = np.zeros(self.hidden, self.dtype)
+        if units is not None:
+            full[: len(units)] = units
+        return full
 
     def for_gates(self, rows: Array) -> Array:
         """Parameters (G H, K) as (B, K, G, lanes): the order in which a product of gates reads them."""
@@ -107,6 +127,10 @@ class Weights:
     back_input: Array
     back_recurrent: Array
     back_projection: Array
+    gain_x: Array
+    gain_h: Array
+    gain_c: Array
+    shift_c: Array
 
 
 def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:
@@ -120,7 +144,7 @@ def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:
     return Weights(
         input=layout.for_gates(p["weight_x"]),
         recurrent=layout.for_gates(p["weight_h"]),
-        bias=layout.wide_rows(p["bias"][:, None]).ravel() if config.bias else nothing,
+        bias=layout.wide_parameter(p.get("bias")),
         peephole=padded(p["peephole"], 1, layout.hidden) if config.peephole else nothing[None],
         projection=nothing
         if proj is None
@@ -131,6 +155,10 @@ def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:
         back_projection=nothing
         if proj is None
         else layout.panels(padded(padded(proj, 0, layout.output), 1, layout.hidden)),
+        gain_x=layout.wide_parameter(p.get("norm_gain_x")),
+        gain_h=layout.wide_parameter(p.get("norm_gain_h")),
+        gain_c=layout.unit_parameter(p.get("norm_gain_c")),
+        shift_c=layout.unit_parameter(p.get("norm_bias_c")),
     )
 
 

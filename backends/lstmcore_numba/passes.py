@@ -6,11 +6,12 @@ gates is (B, G, lanes). Names of arrays are those of the equations.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from lstmcore_numba.jit import compiled
+from lstmcore_numba.norms import linear, normalise
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, PANEL, call_step, meet, panel, product
 
@@ -41,6 +42,18 @@ _TH: Final = int(At.TH)
 _TQ: Final = int(At.TQ)
 _TPEEPHOLE: Final = int(At.TPEEPHOLE)
 _TPROJECTED: Final = int(At.TPROJECTED)
+_NORM_X: Final = int(At.NORM_X)
+_NORM_H: Final = int(At.NORM_H)
+_NORM_C: Final = int(At.NORM_C)
+_GAIN_X: Final = int(At.GAIN_X)
+_GAIN_H: Final = int(At.GAIN_H)
+_GAIN_C: Final = int(At.GAIN_C)
+_SHIFT_C: Final = int(At.SHIFT_C)
+_DC_OUT: Final = int(At.DC_OUT)
+_DNORM_C: Final = int(At.DNORM_C)
+_TGAIN_C: Final = int(At.TGAIN_C)
+_TSHIFT_C: Final = int(At.TSHIFT_C)
+_TNORM_C: Final = int(At.TNORM_C)
 _FIELDS: Final = len(At)
 #: Rows of the input that are multiplied by all weights before the next ones.
 _CHUNK: Final = 96
@@ -52,6 +65,43 @@ _DEPTH: Final = 128
 def at(array: Any, index: int) -> Any:
     """The address of ``array[index]``; of the first where there is but one (what is not kept, or does not change)."""
     return array.ctypes.data + (index * array.strides[0] if array.shape[0] > 1 else 0)
+
+
+class Norms(NamedTuple):
+    """What layer norm needs and leaves: normalised rows, what they were divided by, gains and the shift of the cell.
+
+    ``x`` and ``h`` are (T or 1, N, B, G, lanes), ``c`` (T or 1, N, B, 1, lanes), deviations (T or 1, N).
+    """
+
+    x: Any
+    deviation_x: Any
+    h: Any
+    deviation_h: Any
+    c: Any
+    deviation_c: Any
+    gain_x: Any
+    gain_h: Any
+    gain_c: Any
+    shift_c: Any
+    eps: float
+
+
+@compiled
+def set_norms(table: Any, norms: Any, t: int) -> int:
+    """Put the addresses for step `t` into the table; the place of the step in the arrays."""
+    table[_NORM_X], table[_NORM_H], table[_NORM_C] = at(norms.x, t), at(norms.h, t), at(norms.c, t)
+    table[_GAIN_X], table[_GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
+    table[_GAIN_C], table[_SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
+    return t if norms.h.shape[0] > 1 else 0
+
+
+@compiled
+def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
+    """Copy cells (N, Hp) to (N, B, 1, lanes), with 0 behind the last unit."""
+    lanes = target.shape[3]
+    for row in range(first, last):
+        for k in range(source.shape[1]):
+            target[row, k // lanes, 0, k % lanes] = source[row, k] if k < hidden else 0
 
 
 @compiled
@@ -140,6 +190,9 @@ def column_sums(a: Any, out: Any) -> None:
 def forward(
     step: int,
     step_output: int,
+    step_cell: int,
+    hidden: int,
+    norms: Any,
     reverse: bool,
     of_cell: bool,
     fused: bool,
@@ -184,7 +237,8 @@ def forward(
     row_x = x.shape[2] * size
     output_blocks, width = h.shape[2] // lanes, y.shape[2]
     kept = h.shape[0] > 2 or steps < 2
-    masked, projects = mask_r.shape[0] > 0, step_output != 0
+    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    tail = hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
     table[_LENGTHS], table[_BIAS], table[_PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
@@ -205,6 +259,7 @@ def forward(
                 for k in range(inner):
                     operand[slot, row, k] = mask_r[row, k] * (c[now, row, k] if of_cell else h[now, row, k])
             source, pitch = at(operand, t), inner * size
+        place = set_norms(table, norms, t) if normed else 0
         for block in range(block_first, block_last):
             if fused:
                 panel(
@@ -229,13 +284,22 @@ def forward(
                 size,
                 recurrent_weight.ctypes.data + block * inner * cols * BYTES,
                 cols * BYTES,
-                table[_GATES] + first * row_z + block * cols * BYTES,
+                (table[_NORM_H] if normed else table[_GATES]) + first * row_z + block * cols * BYTES,
                 row_z,
                 inner,
                 rows,
-                False,
+                normed,
             )
-            call_step(step, table.ctypes.data, block, first, last)
+            if not normed:
+                call_step(step, table.ctypes.data, block, first, last)
+        if normed:
+            normalise(norms.h[place], norms.deviation_h[place], cols * hidden, tail, norms.eps, first, last)
+            for block in range(blocks):
+                call_step(step, table.ctypes.data, block, first, last)
+            whole_cells(c[following], norms.c[place], hidden, first, last)
+            normalise(norms.c[place], norms.deviation_c[place], hidden, tail, norms.eps, first, last)
+            for block in range(blocks):
+                call_step(step_cell, table.ctypes.data, block, first, last)
         if projects:
             product(
                 zero,
@@ -268,6 +332,9 @@ def forward(
 def backward(
     step: int,
     step_output: int,
+    step_cell: int,
+    hidden: int,
+    norms: Any,
     reverse: bool,
     of_cell: bool,
     lengths: Any,
@@ -283,6 +350,9 @@ def backward(
     c: Any,
     dy: Any,
     dz: Any,
+    dz_h: Any,
+    dc_out: Any,
+    dnorm_c: Any,
     dprojected: Any,
     dq: Any,
     doperand: Any,
@@ -291,7 +361,10 @@ def backward(
     first: int,
     last: int,
 ) -> None:
-    """All steps of rows `first` to `last`, last to first; `dh` and `dc` go from the final state to the initial one."""
+    """All steps of rows `first` to `last`, last to first; `dh` and `dc` go from the final state to the initial one.
+
+    ``dz_h`` is the gradient of what R gives; without layer norm it is `dz` itself.
+    """
     table = np.zeros(_FIELDS, np.int64)
     steps, inner = dz.shape[0], dz.shape[2] * dz.shape[3] * dz.shape[4]
     blocks, lanes = dz.shape[2], dz.shape[4]
@@ -299,7 +372,8 @@ def backward(
     rows = last - first
     row_z, row_c, row_h = inner * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
-    masked, projects = mask_r.shape[0] > 0, step_output != 0
+    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    table[_DNORM_C] = dnorm_c.ctypes.data
     table[_LENGTHS], table[_PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
     table[_DH], table[_DC], table[_DQ] = dh.ctypes.data, dc.ctypes.data, dq.ctypes.data
     for count in range(steps):
@@ -310,6 +384,7 @@ def backward(
         table[_C_BEFORE] = at(c, t + 1 if reverse else t)
         table[_C] = at(c, t if reverse else t + 1)
         table[_PROJECTED], table[_DPROJECTED] = at(projected, t), at(dprojected, t)
+        place = 0
         for row in range(first, last):
             if t < lengths[row]:
                 for k in range(width):
@@ -330,8 +405,26 @@ def backward(
                 rows,
                 True,
             )
+        if normed:
+            place = set_norms(table, norms, t)
+            table[_DC_OUT] = at(dc_out, t)
+            for block in range(blocks):
+                call_step(step_cell, table.ctypes.data, block, first, last)
+            linear(norms.c[place], norms.deviation_c[place], dnorm_c, hidden, first, last)
+            for row in range(first, last):
+                if t < lengths[row]:
+                    for k in range(hidden):
+                        dc[row, k] += dnorm_c[row, k // lanes, 0, k % lanes]
         for block in range(blocks):
             call_step(step, table.ctypes.data, block, first, last)
+        if normed:
+            for row in range(first, last):
+                for block in range(blocks):
+                    for gate in range(dz.shape[3]):
+                        for lane in range(lanes):
+                            gain = norms.gain_h[block, gate, lane]
+                            dz_h[t, row, block, gate, lane] = gain * dz[t, row, block, gate, lane]
+            linear(norms.h[place], norms.deviation_h[place], dz_h[t], dz.shape[3] * hidden, first, last)
         target, pitch = (table[_DC], row_c) if of_cell else (table[_DH], row_h)
         vectors = blocks if of_cell else output_blocks
         if masked:
@@ -339,7 +432,7 @@ def backward(
         product(
             zero,
             vectors,
-            table[_DZ] + first * row_z,
+            at(dz_h, t) + first * row_z,
             row_z,
             size,
             recurrent_weight.ctypes.data,
@@ -363,6 +456,9 @@ def backward(
 def tangent(
     step: int,
     step_output: int,
+    step_cell: int,
+    hidden: int,
+    norms: Any,
     reverse: bool,
     of_cell: bool,
     lengths: Any,
@@ -378,6 +474,10 @@ def tangent(
     projected: Any,
     c: Any,
     tz: Any,
+    tz_h: Any,
+    tnorm_c: Any,
+    tgain_c: Any,
+    tshift_c: Any,
     tprojected: Any,
     tq: Any,
     toperand: Any,
@@ -389,6 +489,8 @@ def tangent(
 ) -> None:
     """All steps of rows `first` to `last`; `tz` has all that does not depend on the tangent of the state.
 
+    With layer norm ``tz_h`` has what the tangent of R gives; without, it is `tz` itself.
+
     ``th`` (2, N, Pp) and ``tc`` (2, N, Hp) begin with the tangent of the initial state.
     """
     table = np.zeros(_FIELDS, np.int64)
@@ -398,7 +500,9 @@ def tangent(
     rows, inner = last - first, toperand.shape[1]
     row_z, row_c, row_h = blocks * cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
     output_blocks, width = th.shape[2] // lanes, ty.shape[2]
-    masked, projects = mask_r.shape[0] > 0, step_output != 0
+    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    table[_TNORM_C], table[_TGAIN_C] = tnorm_c.ctypes.data, tgain_c.ctypes.data
+    table[_TSHIFT_C] = tshift_c.ctypes.data
     table[_LENGTHS], table[_PEEPHOLE], table[_TPEEPHOLE] = (
         lengths.ctypes.data,
         peephole.ctypes.data,
@@ -431,13 +535,29 @@ def tangent(
                 size,
                 recurrent_weight.ctypes.data + block * inner * cols * BYTES,
                 cols * BYTES,
-                table[_TZ] + first * row_z + block * cols * BYTES,
+                at(tz_h, t) + first * row_z + block * cols * BYTES,
                 row_z,
                 inner,
                 rows,
                 False,
             )
-            call_step(step, table.ctypes.data, block, first, last)
+            if not normed:
+                call_step(step, table.ctypes.data, block, first, last)
+        if normed:
+            place = set_norms(table, norms, t)
+            linear(norms.h[place], norms.deviation_h[place], tz_h[t], cols * hidden, first, last)
+            for row in range(first, last):
+                for block in range(blocks):
+                    for gate in range(cols):
+                        for lane in range(lanes):
+                            gain = norms.gain_h[block, gate, lane]
+                            tz[t, row, block, gate, lane] += gain * tz_h[t, row, block, gate, lane]
+            for block in range(blocks):
+                call_step(step, table.ctypes.data, block, first, last)
+            whole_cells(tc[1 - now], tnorm_c, hidden, first, last)
+            linear(norms.c[place], norms.deviation_c[place], tnorm_c, hidden, first, last)
+            for block in range(blocks):
+                call_step(step_cell, table.ctypes.data, block, first, last)
         if projects:  # tprojected has W_proj's own tangent applied to q
             product(
                 zero,

@@ -55,6 +55,18 @@ class At(IntEnum):
     TQ = 24  # (N, Hp)
     TPEEPHOLE = 25  # (rows, Hp)
     TPROJECTED = 26  # (N, Pp)
+    NORM_X = 27  # (N, B, G, lanes): the normalised product of x, of r, and the normalised cell
+    NORM_H = 28  # (N, B, G, lanes)
+    NORM_C = 29  # (N, Hp)
+    GAIN_X = 30  # (B, G, lanes)
+    GAIN_H = 31  # (B, G, lanes)
+    GAIN_C = 32  # (1, Hp)
+    SHIFT_C = 33  # (1, Hp)
+    DC_OUT = 34  # (N, Hp): of the cell after its gain
+    DNORM_C = 35  # (N, Hp): of the normalised cell
+    TGAIN_C = 36  # (1, Hp)
+    TSHIFT_C = 37  # (1, Hp)
+    TNORM_C = 38  # (N, Hp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +129,12 @@ class Step:
             e.address(self.address(field), e.index(row * self.blocks * self.width), self.times(self.block, self.width))
         )
 
-    def biases(self) -> dict[str, Vector]:
-        """The bias of each gate, empty without."""
-        if not self.config.bias:
+    def by_gate(self, field: At, wanted: bool = True) -> dict[str, Vector]:
+        """A (B, G, lanes) parameter for each gate, empty unless `wanted`."""
+        if not wanted:
             return {}
         e = self.emitter
-        base = e.address(self.address(At.BIAS), self.times(self.block, self.count * self.width))
+        base = e.address(self.address(field), self.times(self.block, self.count * self.width))
         return {k: e.load(e.address(base, e.index(i * self.width))) for i, k in enumerate(self.config.gates)}
 
     def peepholes(self, field: At = At.PEEPHOLE) -> dict[str, Vector]:
@@ -223,9 +235,13 @@ def blend(keep: Vector | None, before: Vector, new: Vector) -> Vector:
 
 
 def forward(s: Step) -> None:
-    """From the products to the gates, the cell and h, or to what is projected to h."""
+    """From the products to the gates, the cell and h, or to what is projected to h.
+
+    With layer norm, from the normalised products to the gates and the cell: `forward_cell` goes on from there.
+    """
     config, e = s.config, s.emitter
-    bias, peephole = s.biases(), s.peepholes()
+    bias, peephole = s.by_gate(At.BIAS, config.bias), s.peepholes()
+    gain_x, gain_h = s.by_gate(At.GAIN_X, config.layer_norm), s.by_gate(At.GAIN_H, config.layer_norm)
     at = {field: s.address(field) for field in At}
 
     def idle(row: ir.Value) -> None:
@@ -235,7 +251,12 @@ def forward(s: Step) -> None:
 
     with s.rows(idle) as row:
         c_before = e.load(s.cell(at[At.C_BEFORE], row))
-        z = {k: e.load(s.gate(at[At.GATES], row, k)) for k in config.gates}
+        if config.layer_norm:
+            norm_x = {k: e.load(s.gate(at[At.NORM_X], row, k)) for k in config.gates}
+            norm_h = {k: e.load(s.gate(at[At.NORM_H], row, k)) for k in config.gates}
+            z = {k: norm_h[k].fma(gain_h[k], norm_x[k] * gain_x[k]) for k in config.gates}
+        else:
+            z = {k: e.load(s.gate(at[At.GATES], row, k)) for k in config.gates}
         for k in bias:
             z[k] = z[k] + bias[k]
         for k in "if":
@@ -251,17 +272,48 @@ def forward(s: Step) -> None:
         if "o" in peephole:
             z["o"] = peephole["o"].fma(c, z["o"])
         gate["o"] = s.activation("o")(z["o"])
-        q = gate["o"] * value(config.hidden_activation, c)
         if s.variant.record:
             for k in config.gates:
                 e.store(gate[k], s.gate(at[At.GATES], row, k))
                 if needs_raw(config):
                     e.store(z[k], s.gate(at[At.RAW], row, k))
-        if config.proj_size:
-            e.store(q, s.cell(at[At.Q], row))
+        if config.layer_norm:
+            e.store(gate["o"], s.gate(at[At.GATES], row, "o"))
         else:
-            h = blend(s.keep("h", row), e.load(s.output(at[At.H_BEFORE], row)), q)
-            e.store(h.rounded_to(s.variant.storage), s.output(at[At.H], row))
+            _leave(s, at, row, gate["o"] * value(config.hidden_activation, c))
+
+
+def forward_cell(s: Step) -> None:
+    """With layer norm: from the gates and the normalised cell to h, or to what is projected to h."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+    scaled = _scaled_cell(s)
+
+    def idle(row: ir.Value) -> None:
+        return None
+
+    with s.rows(idle) as row:
+        c_out = scaled(e.load(s.cell(at[At.NORM_C], row)))
+        _leave(s, at, row, e.load(s.gate(at[At.GATES], row, "o")) * value(config.hidden_activation, c_out))
+
+
+def _scaled_cell(s: Step) -> Callable[[Vector], Vector]:
+    """The gain and the shift of the normalised cell."""
+    gain = s.parameter(At.GAIN_C, 0)
+    if not s.config.bias:
+        return lambda norm: norm * gain
+    shift = s.parameter(At.SHIFT_C, 0)
+    return lambda norm: norm.fma(gain, shift)
+
+
+def _leave(s: Step, at: dict[At, ir.Value], row: ir.Value, q: Vector) -> None:
+    """Write h, or what is projected to it."""
+    e = s.emitter
+    if s.config.proj_size:
+        e.store(q, s.cell(at[At.Q], row))
+        return
+    h = blend(s.keep("h", row), e.load(s.output(at[At.H_BEFORE], row)), q)
+    e.store(h.rounded_to(s.variant.storage), s.output(at[At.H], row))
 
 
 def forward_output(s: Step) -> None:
@@ -298,8 +350,44 @@ def backward_output(s: Step) -> None:
         e.store(e.constant(0) if keep is None else keep * dh, s.output(at[At.DH], row))
 
 
+def _arrive(s: Step, at: dict[At, ir.Value], row: ir.Value) -> Vector:
+    """The gradient of q; what zoneout keeps of that of h stays in its place."""
+    e = s.emitter
+    if s.config.proj_size:
+        return e.load(s.cell(at[At.DQ], row))
+    dh, keep = e.load(s.output(at[At.DH], row)), s.keep("h", row)
+    e.store(e.constant(0) if keep is None else keep * dh, s.output(at[At.DH], row))
+    return dh if keep is None else (1 - keep) * dh
+
+
+def backward_cell(s: Step) -> None:
+    """With layer norm: from h, or what is projected to it, to the gate o and the normalised cell."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+    scaled, gain = _scaled_cell(s), s.parameter(At.GAIN_C, 0)
+    raw = needs_raw(config)
+
+    def idle(row: ir.Value) -> None:
+        e.store(e.constant(0), s.cell(at[At.DC_OUT], row))
+        e.store(e.constant(0), s.cell(at[At.DNORM_C], row))
+
+    with s.rows(idle) as row:
+        dq = _arrive(s, at, row)
+        o = e.load(s.gate(at[At.GATES], row, "o"))
+        read = e.load(s.gate(at[At.RAW], row, "o")) if raw else None
+        c_out = scaled(e.load(s.cell(at[At.NORM_C], row)))
+        u = value(config.hidden_activation, c_out)
+        e.store(dq * u * s.slope("o", o, read), s.gate(at[At.DZ], row, "o"))
+        dc_out = dq * o * derivative(config.hidden_activation, c_out, u)
+        e.store(dc_out, s.cell(at[At.DC_OUT], row))
+        e.store(dc_out * gain, s.cell(at[At.DNORM_C], row))
+
+
 def backward(s: Step) -> None:
-    """From h, or what is projected to it, and c to the pre-activations and the cell before."""
+    """From h, or what is projected to it, and c to the pre-activations and the cell before.
+
+    With layer norm, from c and what `backward_cell` made.
+    """
     config, e = s.config, s.emitter
     peephole = s.peepholes()
     at = {field: s.address(field) for field in At}
@@ -315,17 +403,15 @@ def backward(s: Step) -> None:
         s.coupled(gate)
         c_before, c = e.load(s.cell(at[At.C_BEFORE], row)), e.load(s.cell(at[At.C], row))
         dc = e.load(s.cell(at[At.DC], row))
-        if config.proj_size:
-            dq = e.load(s.cell(at[At.DQ], row))
-        else:
-            dh, keep = e.load(s.output(at[At.DH], row)), s.keep("h", row)
-            dq = dh if keep is None else (1 - keep) * dh
-            e.store(e.constant(0) if keep is None else keep * dh, s.output(at[At.DH], row))
 
         # q = o u(c)
-        u = value(config.hidden_activation, c)
-        dz = {"o": dq * u * s.slope("o", gate["o"], read["o"])}
-        dc = (dq * gate["o"]).fma(derivative(config.hidden_activation, c, u), dc)
+        if config.layer_norm:
+            dz = {"o": e.load(s.gate(at[At.DZ], row, "o"))}
+        else:
+            dq = _arrive(s, at, row)
+            u = value(config.hidden_activation, c)
+            dz = {"o": dq * u * s.slope("o", gate["o"], read["o"])}
+            dc = (dq * gate["o"]).fma(derivative(config.hidden_activation, c, u), dc)
         if "o" in peephole:
             dc = dz["o"].fma(peephole["o"], dc)
 
@@ -356,7 +442,10 @@ def backward(s: Step) -> None:
 
 
 def tangent(s: Step) -> None:
-    """From the change of the products to that of the cell and of h, or of what is projected to h."""
+    """From the change of the pre-activations to that of the cell and of h, or of what is projected to h.
+
+    With layer norm, to that of the cell and of the gate o: `tangent_cell` goes on from there.
+    """
     config, e = s.config, s.emitter
     peephole, tpeephole = s.peepholes(), s.peepholes(At.TPEEPHOLE)
     at = {field: s.address(field) for field in At}
@@ -392,13 +481,39 @@ def tangent(s: Step) -> None:
         if "o" in peephole:
             tz["o"] = tz["o"] + tpeephole["o"] * c + peephole["o"] * tc
         to = tz["o"] * s.slope("o", gate["o"], read["o"])
-        u = value(config.hidden_activation, c)
-        tq = to * u + gate["o"] * derivative(config.hidden_activation, c, u) * tc
-        if config.proj_size:
-            e.store(tq, s.cell(at[At.TQ], row))
+        if config.layer_norm:
+            e.store(to, s.gate(at[At.TZ], row, "o"))
         else:
-            th = blend(s.keep("h", row), e.load(s.output(at[At.TH_BEFORE], row)), tq)
-            e.store(th, s.output(at[At.TH], row))
+            u = value(config.hidden_activation, c)
+            _leave_tangent(s, at, row, to * u + gate["o"] * derivative(config.hidden_activation, c, u) * tc)
+
+
+def tangent_cell(s: Step) -> None:
+    """With layer norm: from the change of the gate o and of the normalised cell to that of h or what is projected."""
+    config, e = s.config, s.emitter
+    at = {field: s.address(field) for field in At}
+    scaled, gain, tgain = _scaled_cell(s), s.parameter(At.GAIN_C, 0), s.parameter(At.TGAIN_C, 0)
+    tshift = s.parameter(At.TSHIFT_C, 0) if config.bias else e.constant(0)
+
+    def idle(row: ir.Value) -> None:
+        return None
+
+    with s.rows(idle) as row:
+        norm = e.load(s.cell(at[At.NORM_C], row))
+        c_out = scaled(norm)
+        tc_out = e.load(s.cell(at[At.TNORM_C], row)) * gain + norm * tgain + tshift
+        o, to = e.load(s.gate(at[At.GATES], row, "o")), e.load(s.gate(at[At.TZ], row, "o"))
+        u = value(config.hidden_activation, c_out)
+        _leave_tangent(s, at, row, to * u + o * derivative(config.hidden_activation, c_out, u) * tc_out)
+
+
+def _leave_tangent(s: Step, at: dict[At, ir.Value], row: ir.Value, tq: Vector) -> None:
+    """Write the change of h, or of what is projected to it."""
+    e = s.emitter
+    if s.config.proj_size:
+        e.store(tq, s.cell(at[At.TQ], row))
+        return
+    e.store(blend(s.keep("h", row), e.load(s.output(at[At.TH_BEFORE], row)), tq), s.output(at[At.TH], row))
 
 
 def tangent_output(s: Step) -> None:
