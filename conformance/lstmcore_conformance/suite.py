@@ -92,7 +92,8 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     worst: Measure | None = None
     message, outcome = "", Outcome.PASSED
     try:
-        worst = item.check.run(subject, item.case)
+        with np.errstate(all="ignore"):  # what overflows is judged by what comes of it
+            worst = item.check.run(subject, item.case)
     except Failure as failure:
         outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
     except Exception as error:
@@ -153,7 +154,12 @@ def run(
         derivatives=tuple(sorted(declared.derivatives)),
         undeclared={name: declared.reasons.get(name, "not implemented") for name in _undeclared(declared)},
         selection=select,
-        versions={"lstmcore": _version("lstmcore"), "numpy": np.__version__, "python": platform.python_version()},
+        versions={
+            "lstmcore": _version("lstmcore"),
+            "numpy": np.__version__,
+            **backend.versions(),
+            "python": platform.python_version(),
+        },
         machine=f"{platform.system()} {platform.machine()}",
         started=started.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
