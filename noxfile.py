@@ -73,11 +73,12 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["reference", "numpy", "numba"])
+@nox.parametrize("backend", ["reference", "numpy", "numba", "torch"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
     extra = {"numba": ",numba"}.get(backend, "")
-    session.install(f".[conformance{extra}]")
+    pinned = {"torch": (TORCH,)}.get(backend, ())
+    session.install(f".[conformance{extra}]", *pinned)
     (HERE / "reports").mkdir(exist_ok=True)
     report = str(HERE / "reports" / f"{backend}.json")
     session.run("lstmcore", "conform", backend, "--json", report, *session.posargs, env=_quiet())
@@ -118,7 +119,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        toplevel = "lstmcore,lstmcore_numpy,lstmcore_numba,lstmcore_reference,lstmcore_conformance"
+        toplevel = "lstmcore,lstmcore_numpy,lstmcore_numba,lstmcore_torch,lstmcore_reference,lstmcore_conformance"
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))
         session.run("python", "-c", _CONTENTS, str(wheel), str(sdist))

@@ -176,6 +176,10 @@ class Backend(ABC):
     def capabilities(self) -> Capabilities:
         """What this backend can do on this machine."""
 
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that it computes with beside NumPy, for reports."""
+        return {}
+
     def to_device(self, array: Array) -> Array:
         """`array` as an array of this backend, without a copy where it is one already."""
         return array

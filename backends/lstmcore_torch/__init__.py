@@ -1,0 +1,29 @@
+"""The plug-in of the backend ``torch``; PyTorch is imported when its kernel is asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lstmcore import __version__
+from lstmcore.backend import Backend
+from lstmcore.hookspecs import BackendInfo, hookimpl
+
+
+def _unavailable() -> str | None:
+    if find_spec("torch") is None:
+        return "PyTorch is not installed; install it with: pip install 'lstmcore[torch]'"
+    return None
+
+
+@hookimpl
+def lstmcore_backend_info() -> BackendInfo:
+    """Tell what the backend is."""
+    return BackendInfo("torch", __version__, "PyTorch's own LSTM, on the processor", unavailable=_unavailable)
+
+
+@hookimpl
+def lstmcore_backend() -> Backend:
+    """Make the backend."""
+    from lstmcore_torch.kernel import TorchBackend
+
+    return TorchBackend()
