@@ -48,7 +48,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests."""
     session.install("-e", ".[plot,conformance]", *TESTS)
-    session.run("pytest", "-m", "not slow and not peers and not numba", *session.posargs, env=_quiet())
+    session.run("pytest", "-m", "not slow and not peers and not numba and not browser", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -56,6 +56,13 @@ def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
     session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", *session.posargs, env=_quiet())
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """The report's page in a browser; Chromium has to be installed."""
+    session.install("-e", ".[conformance]", *TESTS)
+    session.run("pytest", "-m", "browser", "tests/test_conformance_page.py", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -140,7 +147,7 @@ wheel, sdist = set(zipfile.ZipFile(sys.argv[1]).namelist()), set(tarfile.open(sy
 root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
-             "lstmcore_conformance/report.schema.json",
+             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):

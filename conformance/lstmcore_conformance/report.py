@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +38,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemReport:
-    """One check on one case."""
+    """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters."""
 
     id: str
     case: str
@@ -47,6 +47,8 @@ class ItemReport:
     message: str = ""
     reproduce: str = ""
     seconds: float = 0.0
+    precision: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
@@ -54,6 +56,7 @@ class ItemReport:
         values |= {"share": _number(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
         values |= {"reproduce": self.reproduce} if self.reproduce else {}
+        values |= {"precision": self.precision, "sizes": dict(self.sizes)} if self.precision else {}
         return values | {"seconds": round(self.seconds, 6)}
 
 

@@ -101,7 +101,23 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     seconds = time.perf_counter() - start
     options = (" --profile full" if item.check.profile == "full" else "") + subject.draws.options
     reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
-    return ItemReport(item.id, case, outcome, worst, message, reproduce, seconds)
+    return ItemReport(
+        item.id, case, outcome, worst, message, reproduce, seconds, item.case.precision, _sizes(item.case)
+    )
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    """The sizes of a case by the letters of SPEC.md."""
+    first, stack = case.configs[0], case.stack
+    return {
+        "T": case.steps,
+        "N": case.batch,
+        "I": first.input_size,
+        "H": first.hidden_size,
+        "P": first.output_size,
+        "L": 1 if stack is None else stack.num_layers,
+        "D": 1 if stack is None else stack.num_directions,
+    }
 
 
 def run(

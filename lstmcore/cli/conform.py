@@ -39,6 +39,7 @@ from lstmcore.registry import get_backend
 )
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
 @click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
+@click.option("--html", "html_path", metavar="FILE", help="Write the report as one page that needs no network.")
 @click.option("--badge", "badge_path", metavar="FILE", help="Write a badge (SVG).")
 def conform(
     name: str,
@@ -49,6 +50,7 @@ def conform(
     max_examples: int | None,
     path: str | None,
     junit_path: str | None,
+    html_path: str | None,
     badge_path: str | None,
 ) -> None:
     """Check the backend NAME against the specification.
@@ -61,14 +63,16 @@ def conform(
       lstmcore conform numpy
       lstmcore conform numpy --precision float32 --json report.json
       lstmcore conform numpy -k 'backward and peephole'
+      lstmcore conform numpy --profile full --html report.html
     """
     from lstmcore.training.files import write_atomically
     from lstmcore_conformance import run
     from lstmcore_conformance.badge import badge
     from lstmcore_conformance.junit import junit
+    from lstmcore_conformance.page import page
     from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
 
-    for option, file in (("--json", path), ("--junit", junit_path), ("--badge", badge_path)):
+    for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
         if file is not None and not (option == "--json" and file == "-") and not Path(file).parent.is_dir():
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     backend = get_backend(name)
@@ -92,7 +96,7 @@ def conform(
                 task, completed=done, total=total, description=item.partition("[")[0]
             ),
         )
-    for text, file in ((junit, junit_path), (badge, badge_path)):
+    for text, file in ((junit, junit_path), (page, html_path), (badge, badge_path)):
         if file is not None:
             write_atomically(file, text(report).encode())
     if path == "-":

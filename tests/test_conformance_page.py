@@ -1,0 +1,125 @@
+"""The report as a page: by its text, and in a browser where the session `report` brings one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lstmcore_conformance import run
+from lstmcore_conformance.mutants import MUTANTS
+from lstmcore_conformance.page import SHOWN, page
+from lstmcore_conformance.report import Report
+from lstmcore_conformance.textbook import TextbookBackend
+
+
+@pytest.fixture(scope="module")
+def passing() -> Report:
+    return run(TextbookBackend(), precisions=["float64", "float32"], select="sizes or errors or no_state")
+
+
+@pytest.fixture(scope="module")
+def failing() -> Report:
+    return run(MUTANTS["bias.dropped"].make(), precisions=["float32"], select="switches")
+
+
+class Text(HTMLParser):
+    """The text of a page, its tags with their attributes, and whether all are closed."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+@pytest.mark.parametrize("which", ["passing", "failing"])
+def test_the_page_says_what_the_report_says(which: str, request: pytest.FixtureRequest) -> None:
+    report: Report = request.getfixturevalue(which)
+    found = Text(page(report))
+    assert found.open == []
+    assert report.verdict in found.text
+    for check in report.checks:
+        assert check.id in found.text
+        assert check.claim in found.text
+    for reason in report.undeclared.values():
+        assert found.text.count(reason) == 1
+    for item in report.bad[:SHOWN]:
+        assert item.message in found.text
+        assert item.reproduce in found.text
+    assert (f"And {len(report.bad) - SHOWN} more" in found.text) == (len(report.bad) > SHOWN)
+    assert found.text.count("the dashed line is the limit") == 2
+
+
+def test_the_page_asks_for_nothing_from_a_network(passing: Report) -> None:
+    for tag, attributes in Text(page(passing)).tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {"src", "href"} & set(attributes)
+    assert "http" not in page(passing).replace("http-equiv", "")
+
+
+def test_markup_in_what_a_backend_says_is_text(passing: Report) -> None:
+    report = replace(passing, backend="<b>own</b>", undeclared={"tf32": "<script>alert(1)</script>"}, machine="a & b")
+    found = Text(page(report))
+    assert "<b>own</b>" in found.text
+    assert "<script>alert(1)</script>" in found.text
+    assert "a & b" in found.text
+    assert "script" not in {tag for tag, _ in found.tags}
+
+
+def test_every_item_that_ran_tells_its_sizes(passing: Report) -> None:
+    items = [item for check in passing.checks for item in check.items]
+    assert {item.precision for item in items} == {"float64", "float32"}
+    case = next(item for item in items if item.id == "forward.sizes[float32-H=65,P=33]")
+    assert case.sizes == {"T": 3, "N": 9, "I": 5, "H": 65, "P": 33, "L": 1, "D": 1}
+
+
+#: Added to a copy of the page: it tells in the title whether something is wider than the window.
+_PROBE = (
+    "<script>document.title = document.documentElement.scrollWidth > window.innerWidth ? 'TOO WIDE' : 'FITS';</script>"
+)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("which", ["passing", "failing"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(
+    which: str, width: int, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert browser is not None, "chromium: expected it on the path; install it with: apt-get install chromium"
+    report: Report = request.getfixturevalue(which)
+    copy = tmp_path / "page.html"
+    copy.write_text(page(report).replace("</body>", f"{_PROBE}</body>"), "utf-8")
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", *dark]
+    options += ["--enable-logging=stderr", f"--window-size={width},900", "--dump-dom", copy.as_uri()]
+    done = subprocess.run([browser, *options], capture_output=True, text=True, check=True, timeout=120)
+    assert "<title>FITS</title>" in done.stdout
+    assert report.verdict in Text(done.stdout[done.stdout.index("<html") :]).text
+    assert "CONSOLE" not in done.stderr
