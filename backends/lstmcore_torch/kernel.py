@@ -79,16 +79,17 @@ class TorchKernel(Kernel):
             _say_once()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        reason = "one direction of one layer a call; layers and directions are put together by lstmcore"
-        if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call,unused-ignore]  # PyTorch gives it no type
-            path, why = "ATen", "oneDNN is off"
-        elif self.dtype != np.float32:
-            path, why = "ATen", "PyTorch gives oneDNN no float64"
+        how = "one direction of one layer a call; layers and directions are put together by lstmcore"
+        path, why, fallback = "ATen", "", None
+        if self.dtype != np.float32:
+            why = "PyTorch gives oneDNN no float64"
         elif self.config.proj_size:
-            path, why = "ATen", "PyTorch gives oneDNN no projection"
+            why = "PyTorch gives oneDNN no projection"
+        elif not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call,unused-ignore]  # PyTorch gives it no type
+            why, fallback = "oneDNN is off", "oneDNN, which is faster, is off"
         else:
             path, why = "oneDNN", "PyTorch takes it for float32; with lengths, which make a packed sequence, ATen"
-        return Receipt(self.backend.name, "cpu", self.precision.name, path, f"{why}; {reason}")
+        return Receipt(self.backend.name, "cpu", self.precision.name, path, f"{why}; {how}", fallback)
 
     def _pack(self, parameters: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
         with _plain():

@@ -1,0 +1,155 @@
+"""What is particular to the backend ``torch``: the caller's PyTorch settings, the path, the tape, what it refuses.
+
+The conformance suite has the rest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore.backend import Forward, Gradients, Kernel, State, UnsupportedError
+from lstmcore.config import LSTMConfig
+
+torch = pytest.importorskip("torch")
+from lstmcore_torch.kernel import TorchBackend  # noqa: E402  # needs PyTorch
+
+pytestmark = pytest.mark.peers
+
+T, N, I, H = 5, 3, 4, 6
+LENGTHS = np.array([3, 0, 5])
+
+
+def kernel(precision: str = "float32", **switches: Any) -> Kernel:
+    return TorchBackend().compile(LSTMConfig(input_size=I, hidden_size=H, **switches), precision)
+
+
+def draw(one: Kernel) -> tuple[Any, np.ndarray[Any, Any], State]:
+    rng, dtype = np.random.default_rng(5), one.precision.storage
+    shapes = one.config.parameter_shapes
+    weights = one.pack({name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()})
+    state = State(*(rng.standard_normal((N, width)).astype(dtype) for width in (one.config.output_size, H)))
+    return weights, rng.standard_normal((T, N, I)).astype(dtype), state
+
+
+def both(one: Kernel, lengths: Any = None) -> tuple[Forward, Gradients]:
+    weights, x, state = draw(one)
+    found = one.forward(weights, x, state, lengths=lengths, record=True)
+    return found, one.backward(weights, found.tape, np.cos(found.y), found.state)
+
+
+def arrays(found: tuple[Forward, Gradients]) -> list[np.ndarray[Any, Any]]:
+    forward, gradients = found
+    return [forward.y, *forward.state, gradients.x, *gradients.state, *gradients.parameters.values()]
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize(
+    "setting",
+    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")],
+    ids=["inference_mode", "no_grad", "autocast", "default device"],
+)
+def test_the_settings_of_the_caller_change_nothing(
+    setting: Callable[[], AbstractContextManager[Any]], lengths: Any
+) -> None:
+    wanted = arrays(both(kernel(), lengths))
+    with setting():
+        found = arrays(both(kernel(), lengths))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_what_is_written_to_inputs_and_results_does_not_reach_the_tape(lengths: Any) -> None:
+    one = kernel("float64", proj_size=2)
+    wanted = arrays(both(one, lengths))[3:]
+    weights, x, state = draw(one)
+    found = one.forward(weights, x, state, lengths=lengths, record=True)
+    dy, dstate = np.cos(found.y), State(*(part.copy() for part in found.state))
+    for array in (x, *state, found.y, *found.state):
+        array[...] = np.nan
+    gradients = one.backward(weights, found.tape, dy, dstate)
+    for got, expected in zip([gradients.x, *gradients.state, *gradients.parameters.values()], wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "switches", "lengths", "path"),
+    [
+        ("float32", {}, None, "oneDNN"),
+        ("float32", {}, LENGTHS, "ATen"),
+        ("float32", {"proj_size": 2}, None, "ATen"),
+        ("float64", {}, None, "ATen"),
+    ],
+)
+def test_the_receipt_names_the_code_that_runs(
+    precision: str, switches: dict[str, Any], lengths: Any, path: str
+) -> None:
+    one = kernel(precision, **switches)
+    weights, x, state = draw(one)
+    with torch.autograd.profiler.profile() as profile:
+        one.forward(weights, x, state, lengths=lengths)
+    ran = {event.name for event in profile.function_events}
+    assert "aten::lstm" in ran
+    assert ("aten::mkldnn_rnn_layer" in ran) is (path == "oneDNN")
+    receipt = one.receipt()
+    assert receipt.path == path or "with lengths, which make a packed sequence, ATen" in receipt.reason
+
+
+def test_onednn_switched_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel().receipt().fallback is None
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    receipt = kernel().receipt()
+    assert (receipt.path, receipt.fallback) == ("ATen", "oneDNN, which is faster, is off")
+    assert kernel("float64").receipt().fallback is None
+
+
+def test_a_projection_and_a_read_only_input_warn_nobody_in_a_fresh_process() -> None:
+    code = f"""
+import numpy as np
+from lstmcore.config import LSTMConfig
+from lstmcore_torch.kernel import TorchBackend
+config = LSTMConfig(input_size={I}, hidden_size={H}, proj_size=2)
+one = TorchBackend().compile(config, "float32")
+weights = one.pack({{name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()}})
+x = np.ones(({T}, {N}, {I}), "float32")
+x.flags.writeable = False
+one.forward(weights, x)
+one.forward(weights, x, record=True)
+"""
+    found = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("precision", "switches", "told"),
+    [
+        ("float16", {}, "PyTorch returns c in the dtype of x"),
+        ("bfloat16", {}, "PyTorch returns c in the dtype of x"),
+        ("float32", {"peephole": True}, "peephole: PyTorch's LSTM has none"),
+        ("float32", {"cell_activation": "relu"}, "activation:relu: PyTorch's LSTM has its sigmoid and its two tanh"),
+    ],
+)
+def test_what_pytorch_has_not_is_refused_with_the_reason(precision: str, switches: dict[str, Any], told: str) -> None:
+    with pytest.raises(UnsupportedError, match=told):
+        kernel(precision, **switches)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_reason_for_refusing_half_precision_is_true(dtype: Any) -> None:
+    _, (_, c) = torch.nn.LSTM(I, H, dtype=dtype)(torch.zeros(T, N, I, dtype=dtype))
+    assert c.dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch's own, on its way there
+def test_the_reason_for_refusing_jvp_is_true() -> None:
+    module = torch.nn.LSTM(I, H)
+    x = torch.ones(T, N, I)
+    with pytest.raises(NotImplementedError, match="forward AD with mkldnn_rnn_layer"):
+        torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
