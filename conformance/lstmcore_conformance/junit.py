@@ -23,7 +23,11 @@ def junit(report: Report) -> str:
         "time": f"{report.seconds:.3f}",
     }
     root = ElementTree.Element("testsuites", totals)
-    more = {"skipped": str(counts[Outcome.UNSUPPORTED]), "timestamp": report.started, "hostname": "localhost"}
+    more = {
+        "skipped": str(counts[Outcome.UNSUPPORTED] + counts[Outcome.EXPECTED]),
+        "timestamp": report.started,
+        "hostname": "localhost",
+    }
     suite = ElementTree.SubElement(root, "testsuite", totals | more)
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in {"verdict": report.verdict, "profile": report.profile, **report.versions}.items():
@@ -33,7 +37,7 @@ def junit(report: Report) -> str:
             suite, "testcase", classname=check.id, name=_legal(item.id), time=f"{item.seconds:.6f}"
         )
         message = _legal(item.message)
-        if item.outcome is Outcome.UNSUPPORTED:
+        if item.outcome in (Outcome.UNSUPPORTED, Outcome.EXPECTED):
             ElementTree.SubElement(case, "skipped", message=message)
         elif item.outcome.bad:
             tag = "failure" if item.outcome is Outcome.FAILED else "error"

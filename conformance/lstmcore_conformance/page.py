@@ -26,6 +26,7 @@ def page(report: Report) -> str:
         f'<p class="verdict{"" if report.conforms else " bad"}">{escape(report.verdict)}</p></header>\n<main>',
         _facts(report),
         *_failures(report),
+        *_expected(report),
         "<h2>Error as a share of its budget</h2>"
         "<p>The largest share of all cases of a size; up to 1 passes. "
         "A budget is what the textbook evaluation in the same precision may lose on the same case.</p>",
@@ -68,6 +69,14 @@ def _failures(report: Report) -> Iterator[str]:
         yield f"<p>And {len(report.bad) - SHOWN} more; the JSON report has all.</p>"
 
 
+def _expected(report: Report) -> Iterator[str]:
+    items = [item for check in report.checks for item in check.items if item.outcome is Outcome.EXPECTED]
+    if items:
+        yield "<h2>Expected failures</h2><dl>"
+        yield from (f"<dt><code>{escape(item.id)}</code></dt><dd>{escape(item.message)}</dd>" for item in items)
+        yield "</dl>"
+
+
 def _undeclared(report: Report) -> Iterator[str]:
     if not report.undeclared:
         return
@@ -91,7 +100,7 @@ def _section(title: str, checks: list[CheckReport]) -> str:
 
 
 def _row(check: CheckReport) -> str:
-    outcome, worst = check.outcome.value, check.worst
+    outcome, worst = check.outcome.value.split()[0], check.worst
     share = "" if worst is None or worst.worst is None else _share(worst.worst.share)
     said = "" if check.outcome is Outcome.PASSED else f'<br><span class="{outcome}">{outcome}</span>'
     return (

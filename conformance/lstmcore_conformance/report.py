@@ -27,6 +27,7 @@ class Outcome(Enum):
 
     PASSED = "passed"
     FAILED = "failed"
+    EXPECTED = "expected failure"
     UNSUPPORTED = "unsupported"
     ERROR = "error"
 
@@ -74,7 +75,7 @@ class CheckReport:
     def outcome(self) -> Outcome:
         """Error or failed where one item is; unsupported where all are."""
         found = {item.outcome for item in self.items}
-        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.PASSED):
+        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.EXPECTED, Outcome.PASSED):
             if outcome in found:
                 return outcome
         return Outcome.UNSUPPORTED
@@ -168,6 +169,9 @@ class Report:
         where = ", ".join(self.precisions)
         if self.selection:
             return f"{self.backend} passes the {self.count} selected cases in {where}; the suite was not run as a whole"
+        if known := sum(item.outcome is Outcome.EXPECTED for check in self.checks for item in check.items):
+            passed = self.count - known
+            return f"{self.backend} conforms in {where} but for {known} expected failures: {passed} cases passed"
         return f"{self.backend} conforms in {where}: all {self.count} cases of the {self.profile} profile passed"
 
     @property
@@ -262,6 +266,7 @@ _SHOWN: Final = 20
 _STYLES: Final = {
     Outcome.PASSED: "green",
     Outcome.FAILED: "bold red",
+    Outcome.EXPECTED: "yellow",
     Outcome.ERROR: "bold red",
     Outcome.UNSUPPORTED: "yellow",
 }

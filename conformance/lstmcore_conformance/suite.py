@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,6 +17,7 @@ from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
 from lstmcore_conformance.checking import Check, Profile, Scope, all_checks
+from lstmcore_conformance.expected import check_ids, judged
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.selection import selector
 from lstmcore_conformance.subject import Draws, Failure, Subject
@@ -127,6 +128,7 @@ def run(
     select: str | None = None,
     profile: Profile = "quick",
     draws: Draws | None = None,
+    expected_failures: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run the checks.
@@ -143,18 +145,23 @@ def run(
         ``"full"`` also runs what takes long.
     draws
         How many cases are drawn, and from which seed; the defaults of `Draws` where None.
+    expected_failures
+        Id of a check or of an item -> why it fails. One that passes is a failure.
     progress
         Called before every item with how many are done, how many there are and the id.
 
     Raises
     ------
     ValueError
-        A precision that is not declared, an expression that is not well formed, or one that selects nothing.
+        A precision that is not declared, an expression that is not well formed, or one that selects nothing; an
+        expected failure that no check and no item has as its id.
     """
     subject, start, started = Subject(backend, draws), time.perf_counter(), datetime.now(UTC)
     todo = list(items(subject, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
+    expected = expected_failures or {}
+    check_ids(expected, (item.id for item in todo))
     found: dict[str, list[ItemReport]] = {}
     for position, item in enumerate(todo):
         if progress is not None:
@@ -180,7 +187,7 @@ def run(
         started=started.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
         checks=tuple(
-            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(results))
+            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(judged(results, expected)))
             for id, results in found.items()
         ),
         profile=profile,

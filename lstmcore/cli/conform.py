@@ -37,6 +37,12 @@ from lstmcore.registry import get_backend
 @click.option(
     "--max-examples", type=click.IntRange(min=1), default=None, help="Cases that a check draws  [default: 30]."
 )
+@click.option(
+    "--expected-failures",
+    "expected_path",
+    metavar="FILE",
+    help='TOML with lines of "check or item id" = "reason"; one that passes is a failure.',
+)
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
 @click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
 @click.option("--html", "html_path", metavar="FILE", help="Write the report as one page that needs no network.")
@@ -48,6 +54,7 @@ def conform(
     profile: Literal["quick", "full"],
     seed: int | None,
     max_examples: int | None,
+    expected_path: str | None,
     path: str | None,
     junit_path: str | None,
     html_path: str | None,
@@ -68,6 +75,7 @@ def conform(
     from lstmcore.training.files import write_atomically
     from lstmcore_conformance import run
     from lstmcore_conformance.badge import badge
+    from lstmcore_conformance.expected import load
     from lstmcore_conformance.junit import junit
     from lstmcore_conformance.page import page
     from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
@@ -75,6 +83,7 @@ def conform(
     for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
         if file is not None and not (option == "--json" and file == "-") and not Path(file).parent.is_dir():
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
+    expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
     with Progress(
         TextColumn("{task.description}"),
@@ -92,6 +101,7 @@ def conform(
             select=select,
             profile=profile,
             draws=Draws(SEED if seed is None else seed, EXAMPLES if max_examples is None else max_examples),
+            expected_failures=expected,
             progress=lambda done, total, item: bar.update(
                 task, completed=done, total=total, description=item.partition("[")[0]
             ),

@@ -1,0 +1,83 @@
+"""The suite as a class of tests for a backend's own repository; it needs pytest and no plug-in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from lstmcore.backend import Backend
+from lstmcore.registry import get_backend
+from lstmcore_conformance.checking import Profile
+from lstmcore_conformance.expected import check_ids, judged
+from lstmcore_conformance.report import ItemReport, Outcome
+from lstmcore_conformance.subject import Subject
+from lstmcore_conformance.suite import Item, items, run_item
+
+
+class LSTMConformance:
+    """One test for every check and case. Inherit from it, say which backend, and run pytest::
+
+        class TestMine(LSTMConformance):
+            backend = "mine"  # the name of its entry point, or a Backend
+            expected_failures = {"rows.nan": "rows share a scratch array, issue 12"}
+
+    An expected failure is named by the id of a check or of an item (``check[case]``). It is strict: one that passes is
+    a failure, and an id that does not exist is an error.
+
+    Attributes
+    ----------
+    backend
+        The backend, or its name.
+    expected_failures
+        Id of a check or of an item -> why it fails.
+    precisions
+        Those to test; None for all that are declared.
+    profile
+        ``"full"`` also runs what takes long.
+    """
+
+    backend: ClassVar[str | Backend]
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    precisions: ClassVar[Sequence[str] | None] = None
+    profile: ClassVar[Profile] = "quick"
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The items as parameters of `test_conforms`."""
+        if "lstm_item" not in metafunc.fixturenames:
+            return
+        backend = self.backend if isinstance(self.backend, Backend) else get_backend(self.backend)
+        subject = Subject(backend)
+        found = list(items(subject, self.precisions, profile=self.profile))
+        check_ids(self.expected_failures, (item.id for item in found))
+        cls: Any = type(self)
+        cls._subject, cls._results = subject, {}
+        metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
+
+    def test_conforms(self, lstm_item: Item) -> None:
+        """The backend does what the check claims."""
+        cls: Any = type(self)
+        result = run_item(cls._subject, lstm_item)
+        cls._results[result.id] = result
+        exact = {id: why for id, why in self.expected_failures.items() if id == result.id}
+        whole = {id: why for id, why in self.expected_failures.items() if id == lstm_item.check.id}
+        failed = result.outcome is Outcome.FAILED
+        _tell(judged([result], exact | (whole if failed else {}))[0], lstm_item.check.claim)
+
+    def test_expected_failures_fail(self) -> None:
+        """No check that is expected to fail passes in every case; runs after the others."""
+        results: list[ItemReport] = list(getattr(type(self), "_results", {}).values())
+        whole = {id: why for id, why in self.expected_failures.items() if "[" not in id}
+        for item in judged(results, whole):
+            if item.outcome is Outcome.FAILED and item.message.startswith("expected to fail"):
+                pytest.fail(item.message, pytrace=False)
+
+
+def _tell(result: ItemReport, claim: str) -> None:
+    if result.outcome is Outcome.UNSUPPORTED:
+        pytest.skip(f"unsupported: {result.message}")
+    if result.outcome is Outcome.EXPECTED:
+        pytest.xfail(result.message)
+    if result.outcome is not Outcome.PASSED:
+        pytest.fail(f"{claim}\n{result.message}\n{result.reproduce}", pytrace=False)
