@@ -80,10 +80,10 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["reference", "numpy", "numba", "torch"])
+@nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
-    extra = {"numba": ",numba"}.get(backend, "")
+    extra = {"numba": ",numba", "jax": ",jax"}.get(backend, "")
     pinned = {"torch": (TORCH,)}.get(backend, ())
     session.install(f".[conformance{extra}]", *pinned)
     (HERE / "reports").mkdir(exist_ok=True)
@@ -126,7 +126,8 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        toplevel = "lstmcore,lstmcore_numpy,lstmcore_numba,lstmcore_torch,lstmcore_reference,lstmcore_conformance"
+        own = ("numpy", "numba", "jax", "torch", "reference", "conformance")
+        toplevel = ",".join(("lstmcore", *(f"lstmcore_{name}" for name in own)))
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))
         session.run("python", "-c", _CONTENTS, str(wheel), str(sdist))

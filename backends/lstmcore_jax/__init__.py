@@ -1,0 +1,31 @@
+"""The plug-in of the backend ``jax``; its kernel is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lstmcore import __version__
+from lstmcore.backend import Backend
+from lstmcore.hookspecs import BackendInfo, hookimpl
+
+
+def _unavailable() -> str | None:
+    if find_spec("jax") is None:
+        return "JAX is not installed; install it with: pip install 'lstmcore[jax]'"
+    return None
+
+
+@hookimpl
+def lstmcore_backend_info() -> BackendInfo:
+    """Tell what the backend is."""
+    return BackendInfo(
+        "jax", __version__, "lax.scan compiled by XLA for the processor, as users of JAX write it", _unavailable
+    )
+
+
+@hookimpl
+def lstmcore_backend() -> Backend:
+    """Make the backend."""
+    from lstmcore_jax.kernel import JaxBackend
+
+    return JaxBackend()

@@ -1,0 +1,284 @@
+"""The LSTM as users of JAX write it: `jax.lax.scan` under `jax.jit`, with the derivatives of `jax.vjp` and `jax.jvp`.
+
+XLA compiles once for every configuration, precision, T and N, and for each of forward, recorded forward, backward and
+jvp; docs/peers-jax.md tells what that takes. All runs on the processor, also where JAX sees another device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lstmcore.backend import (
+    Array,
+    Backend,
+    Capabilities,
+    Forward,
+    Gradients,
+    Kernel,
+    Masks,
+    Receipt,
+    State,
+    Tangents,
+    Weights,
+)
+from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.precision import Precision
+
+_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
+#: A context manager that lets the calling thread compute in float64; older versions of JAX have it elsewhere.
+_enable_x64: Callable[[bool], Any] = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+
+
+class _Arguments(NamedTuple):
+    """What is differentiated."""
+
+    parameters: Mapping[str, Array]
+    x: Array
+    state: State
+
+
+class _Outputs(NamedTuple):
+    y: Array
+    state: State
+
+
+class _Saved(NamedTuple):
+    """What `jax.vjp` returned, and T and N."""
+
+    steps: int
+    batch: int
+    pullback: Any
+
+
+class _Call(NamedTuple):
+    """What is not: ends is (N,) or None for T everywhere."""
+
+    ends: Array | None
+    masks: Masks
+
+
+# The equations --------------------------------------------------------------------------------------------------------
+
+
+def _own(active: Array | None, array: Array) -> Array:
+    """`array` with zeros in rows past their end. On what goes into a sum, so that a NaN there reaches no gradient."""
+    return array if active is None else jnp.where(active, array, jnp.zeros_like(array))
+
+
+def _clip(z: Array, bound: float | None) -> Array:
+    """Not `jnp.clip`, which halves the gradient on the bound."""
+    return z if bound is None else jnp.where(z > bound, bound, jnp.where(z < -bound, -bound, z))
+
+
+def _product(a: Array, weight: Array) -> Array:
+    return jnp.matmul(a, weight.T, precision=lax.Precision.HIGHEST)
+
+
+def _blend(keep: Array | float, old: Array, new: Array) -> Array:
+    return new if isinstance(keep, float) and keep == 0 else keep * old + (1 - keep) * new
+
+
+def _outputs(config: LSTMConfig, call: _Call, arguments: _Arguments) -> _Outputs:
+    """y and the final state: the equations of SPEC.md."""
+    p, x, state = arguments
+    active = None if call.ends is None else (jnp.arange(x.shape[0])[:, None] < call.ends)[:, :, None]
+    z = _product(_own(active, x), p["weight_x"])
+    if config.bias:
+        z = z + p["bias"]
+
+    def step(before: State, inputs: tuple[Array, Array | None, Array | None, Array | None]) -> tuple[State, Array]:
+        z_x, now, keep_h, keep_c = inputs
+        masks = Masks(
+            None if call.masks.recurrent is None else _own(now, call.masks.recurrent),
+            config.zoneout_hidden if keep_h is None else _own(now, keep_h),
+            config.zoneout_cell if keep_c is None else _own(now, keep_c),
+        )
+        new = _step(config, p, masks, z_x, State(*(_own(now, array) for array in before)))
+        if now is None:
+            return new, new.h
+        return State(*(jnp.where(now, *pair) for pair in zip(new, before, strict=True))), _own(now, new.h)
+
+    inputs = (z, active, call.masks.zoneout_hidden, call.masks.zoneout_cell)
+    last, y = lax.scan(step, state, inputs, reverse=config.reverse)
+    return _Outputs(y, last)
+
+
+def _step(config: LSTMConfig, p: Mapping[str, Array], masks: Masks, z_x: Array, before: State) -> State:
+    sigmoid, a, u = (
+        _ACTIVATIONS[function.name]
+        for function in (config.gate_activation, config.cell_activation, config.hidden_activation)
+    )
+    h, c = before
+    recurrent = c if config.recurrence == "cell" else h
+    if masks.recurrent is not None:
+        recurrent = masks.recurrent * recurrent
+    parts = jnp.split(z_x + _product(recurrent, p["weight_h"]), len(config.gates), axis=1)
+    z = dict(zip(config.gates, parts, strict=True))
+    peephole = dict(zip(config.peephole_gates, p["peephole"], strict=True)) if config.peephole else {}
+
+    def gate(k: str, cell: Array) -> Array:
+        pre = z[k] + peephole[k] * cell if k in peephole else z[k]
+        return (a if k == "g" else sigmoid)(_clip(pre, config.gate_clip))
+
+    if config.coupling == "input_from_forget":
+        f = gate("f", c)
+        i = 1 - f
+    else:
+        i = gate("i", c)
+        f = 1 - i if config.coupling == "forget_from_input" else gate("f", c)
+    c = _blend(masks.zoneout_cell, c, _clip(f * c + i * gate("g", c), config.cell_clip))
+    q = gate("o", c) * u(c)
+    h_new = _product(q, p["weight_proj"]) if config.proj_size else q
+    return State(_blend(masks.zoneout_hidden, h, _clip(h_new, config.proj_clip)), c)
+
+
+def _recorded(config: LSTMConfig, call: _Call, arguments: _Arguments) -> tuple[_Outputs, Any]:
+    """The outputs, and `jax.vjp`'s function with what it kept: a tree of arrays that another jit can take."""
+    outputs, pullback = jax.vjp(lambda given: _outputs(config, call, given), arguments)
+    return outputs, pullback
+
+
+def _gradients(pullback: Any, given: _Outputs) -> Any:
+    (found,) = pullback(given)
+    return found
+
+
+def _along(config: LSTMConfig, call: _Call, arguments: _Arguments, along: _Arguments) -> Any:
+    return jax.jvp(lambda given: _outputs(config, call, given), (arguments,), (along,))
+
+
+_run_outputs: Callable[..., Any] = jax.jit(_outputs, static_argnums=0)
+_run_recorded: Callable[..., Any] = jax.jit(_recorded, static_argnums=0)
+_run_gradients: Callable[..., Any] = jax.jit(_gradients)
+_run_along: Callable[..., Any] = jax.jit(_along, static_argnums=0)
+
+
+# The kernel -----------------------------------------------------------------------------------------------------------
+
+
+class JaxKernel(Kernel):
+    """One layer in one direction."""
+
+    def __init__(self, backend: Backend, config: LSTMConfig, precision: Precision) -> None:
+        super().__init__(backend, config, precision)
+        self.dtype = np.dtype(precision.storage)
+
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        reason = "XLA's code for this configuration and these sizes"
+        return Receipt(self.backend.name, "cpu", self.precision.name, "lax.scan under jit", reason)
+
+    def _computing(self) -> Any:
+        """This thread computes in the kernel's dtype within; what the user has set for it is there again afterwards."""
+        return _enable_x64(self.dtype == np.float64)
+
+    def _state(self, state: State | None, batch: int) -> State:
+        widths = (self.config.output_size, self.config.hidden_size)
+        return State(*(np.zeros((batch, width), self.dtype) for width in widths)) if state is None else State(*state)
+
+    def _call(
+        self, weights: Weights, x: Array, state: State | None, lengths: Any, masks: Masks | None
+    ) -> tuple[_Call, _Arguments]:
+        call = _Call(None if lengths is None else lengths.astype(np.int32), masks or Masks())
+        return call, _Arguments(weights, x, self._state(state, x.shape[1]))
+
+    def _pack(self, parameters: Mapping[str, Array]) -> Weights:
+        # Put on the processor, the weights take all that is computed with them there.
+        copies = {name: np.array(parameters[name], order="C") for name in self.config.parameter_shapes}
+        with self._computing():
+            return jax.device_put(copies, jax.local_devices(backend="cpu")[0])
+
+    def _forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> tuple[Array, State, _Saved | None]:
+        call, arguments = self._call(weights, x, state, lengths, masks)
+        pullback = None
+        with self._computing():
+            if record:
+                # JAX may go on using the memory of a NumPy array, so the tape gets copies.
+                call, copies = jax.tree.map(np.array, (call, arguments._replace(parameters={})))
+                (y, last), pullback = _run_recorded(self.config, call, copies._replace(parameters=weights))
+            else:
+                y, last = _run_outputs(self.config, call, arguments)
+            last = _fetch(last)
+            if out is None:
+                out = np.array(y)
+            else:
+                out[...] = y
+        return out, last, _Saved(x.shape[0], x.shape[1], pullback) if record else None
+
+    def _backward(self, weights: Weights, saved: _Saved, dy: Array | None, dstate: State | None) -> Gradients:
+        shape = (saved.steps, saved.batch, self.config.output_size)
+        dy = np.zeros(shape, self.dtype) if dy is None else dy
+        with self._computing():
+            found = _fetch(_run_gradients(saved.pullback, _Outputs(dy, self._state(dstate, saved.batch))))
+        return Gradients(found.x, found.state, found.parameters)
+
+    def _jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        lengths: Any,
+        masks: Masks | None,
+    ) -> tuple[Forward, Forward]:
+        given = tangents.parameters or {}
+        parameters = {
+            name: given[name] if name in given else np.zeros(shape, self.dtype)
+            for name, shape in self.config.parameter_shapes.items()
+        }
+        tx = np.zeros(x.shape, self.dtype) if tangents.x is None else tangents.x
+        call, arguments = self._call(weights, x, state, lengths, masks)
+        along = _Arguments(parameters, tx, self._state(tangents.state, x.shape[1]))
+        with self._computing():
+            done, moved = _fetch(_run_along(self.config, call, arguments, along))
+        return Forward(*done), Forward(*moved)
+
+
+def _fetch(tree: Any) -> Any:
+    """Every array of `tree` as a NumPy array of its own."""
+    return jax.tree.map(np.array, tree)
+
+
+class JaxBackend(Backend):
+    """Every switch but layer norm and the rarer activations, gradients and jvp, through XLA on the processor."""
+
+    name = "jax"
+
+    def capabilities(self) -> Capabilities:
+        left_out = "left out of this backend, which compiles what users of JAX write most"
+        features = FEATURES - {name for name in FEATURES if name.startswith("activation:")} - {"layer_norm"}
+        features |= {f"activation:{name}" for name in _ACTIVATIONS}
+        return Capabilities(
+            device="cpu",
+            precisions=frozenset({"float64", "float32"}),
+            features=features,
+            reasons={
+                **dict.fromkeys(FEATURES - features, left_out),
+                "tf32": "processors have no TF32",
+                "bfloat16": left_out,
+                "float16": left_out,
+            },
+        )
+
+    def versions(self) -> dict[str, str]:
+        return {name: metadata.version(name) for name in ("jax", "jaxlib")}
+
+    def _compile(self, config: LSTMConfig, precision: Precision) -> JaxKernel:
+        return JaxKernel(self, config, precision)
