@@ -206,7 +206,7 @@ class TorchBackend(Backend):
         fixed = "PyTorch's LSTM has its sigmoid and its two tanh in fixed places"
         half = "PyTorch returns c in the dtype of x; the contract keeps it in float32"
         reasons = {name: fixed if name.startswith("activation:") else none for name in FEATURES - _HAS}
-        reasons |= {"bfloat16": half, "float16": half, "tf32": "PyTorch has no TF32 on processors"}
+        reasons |= {"bfloat16": half, "float16": half, "tf32": "PyTorch is not asked for it here"}
         reasons |= {"jvp": "PyTorch has no forward derivative of the LSTM of oneDNN"}
         return Capabilities(
             device="cpu",

@@ -153,3 +153,14 @@ def test_the_reason_for_refusing_jvp_is_true() -> None:
     x = torch.ones(T, N, I)
     with pytest.raises(NotImplementedError, match="forward AD with mkldnn_rnn_layer"):
         torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
+
+
+def test_the_reasons_for_answering_without_pytorch_are_true() -> None:
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
+        torch.nn.LSTM(I, H)(torch.zeros(0, N, I))
+    with pytest.raises(RuntimeError, match="Length of all samples has to be greater than 0"):
+        torch.nn.utils.rnn.pack_padded_sequence(torch.zeros(T, 2, I), [T, 0])
+    array = np.zeros(3)
+    array.flags.writeable = False
+    with pytest.warns(UserWarning, match="not writable"):
+        torch.from_numpy(array)
