@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -536,6 +537,9 @@ class NumbaBackend(Backend):
                 "bfloat16": "not written yet",
             },
         )
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("numba", "llvmlite")}
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> NumbaKernel:
         return NumbaKernel(self, config, precision)
