@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.experimental
@@ -32,7 +32,9 @@ from lstmcore.backend import (
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 
-_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
+#: Compiled programs that are kept of each of the four functions below.
+_KEPT: Final = 200
+_ACTIVATIONS: Final = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
 #: A context manager that lets the calling thread compute in float64; older versions of JAX have it elsewhere.
 _enable_x64: Callable[[bool], Any] = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
@@ -155,10 +157,25 @@ def _along(config: LSTMConfig, call: _Call, arguments: _Arguments, along: _Argum
     return jax.jvp(lambda given: _outputs(config, call, given), (arguments,), (along,))
 
 
-_run_outputs: Callable[..., Any] = jax.jit(_outputs, static_argnums=0)
-_run_recorded: Callable[..., Any] = jax.jit(_recorded, static_argnums=0)
-_run_gradients: Callable[..., Any] = jax.jit(_gradients)
-_run_along: Callable[..., Any] = jax.jit(_along, static_argnums=0)
+class _Program:
+    """A function under jit that forgets all shapes once they are many, so that what XLA compiled for it stays bounded.
+
+    A program takes about 40 mappings of memory, of which Linux allows a process 65530; without them XLA ends it.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        self._jitted: Any = jax.jit(function, **options)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._jitted._cache_size() >= _KEPT:
+            self._jitted.clear_cache()
+        return self._jitted(*arguments)
+
+
+_run_outputs = _Program(_outputs, static_argnums=0)
+_run_recorded = _Program(_recorded, static_argnums=0)
+_run_gradients = _Program(_gradients)
+_run_along = _Program(_along, static_argnums=0)
 
 
 # The kernel -----------------------------------------------------------------------------------------------------------
