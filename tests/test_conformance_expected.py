@@ -97,3 +97,13 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
     assert counts["xfailed"] == 1
     assert counts["failed"] == 1
     found.stdout.fnmatch_lines(["*expected to fail (mended), and every case of forward.no_state passes*"])
+
+
+def test_an_id_outside_the_selection_is_known() -> None:
+    report = run(
+        TextbookBackend(),
+        precisions=["float32"],
+        select=CHECK,
+        expected_failures={"state.long": "slow", "rows.nan": "x"},
+    )
+    assert report.conforms

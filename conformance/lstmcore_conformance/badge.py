@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 from xml.sax.saxutils import escape
 
-from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.report import Outcome, Report
 
 _LABEL: Final = "LSTM conformance"
@@ -35,7 +34,7 @@ def _said(report: Report) -> tuple[str, str]:
     if not report.count:
         return "nothing ran", _GREY
     expected = any(item.outcome is Outcome.EXPECTED for check in report.checks for item in check.items)
-    if expected or report.selection or set(PRECISIONS) - set(report.undeclared) - set(report.precisions):
+    if expected or report.selection or report.untested:
         return f"partial | {report.count} passed", _AMBER
     return f"{report.count} passed", _GREEN
 

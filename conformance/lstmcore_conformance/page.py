@@ -11,7 +11,7 @@ from typing import Final
 
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 
-#: Failures that are written out; the rest is told by its number.
+#: Failures that are shown at once; the rest is folded.
 SHOWN: Final = 20
 
 
@@ -48,7 +48,9 @@ def _facts(report: Report) -> str:
         "derivatives": ", ".join(report.derivatives) or "none",
         "switches": f"{len(report.features)} declared",
         "cases": f"{report.count} ran, {len(report.bad)} of them failed",
-        "profile": report.profile + (f", only {report.selection}" if report.selection else ""),
+        "profile": report.profile
+        + (f", seed {report.seed}, {report.max_examples} examples a drawn check" if report.max_examples else "")
+        + (f", only {report.selection}" if report.selection else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "machine": report.machine,
         "run": f"{report.started}, {report.seconds:.1f} s",
@@ -61,12 +63,19 @@ def _failures(report: Report) -> Iterator[str]:
     if not report.bad:
         return
     yield "<h2>What failed, and how to see it again</h2>"
-    for item in report.bad[:SHOWN]:
-        yield (
-            f"<h3><code>{escape(item.id)}</code></h3><p>{escape(item.message)}</p><pre>{escape(item.reproduce)}</pre>"
-        )
+    yield from map(_failure, report.bad[:SHOWN])
     if len(report.bad) > SHOWN:
-        yield f"<p>And {len(report.bad) - SHOWN} more; the JSON report has all.</p>"
+        yield f"<details><summary>And {len(report.bad) - SHOWN} more</summary>"
+        yield from map(_failure, report.bad[SHOWN:])
+        yield "</details>"
+
+
+def _failure(item: ItemReport) -> str:
+    switches = f" ({escape(item.switches)})" if item.switches else ""
+    return (
+        f"<h3><code>{escape(item.id)}</code></h3><p>{escape(item.message)}{switches}</p>"
+        f"<pre>{escape(item.reproduce)}</pre>"
+    )
 
 
 def _expected(report: Report) -> Iterator[str]:
@@ -105,7 +114,7 @@ def _row(check: CheckReport) -> str:
     said = "" if check.outcome is Outcome.PASSED else f'<br><span class="{outcome}">{outcome}</span>'
     return (
         f'<tr><th scope="row"><code>{escape(check.id)}</code>{said}</th><td class="claim">{escape(check.claim)}</td>'
-        f'<td class="{outcome}">{check.ran}</td><td>{share}</td></tr>'
+        f'<td class="cases {outcome}">{check.ran}</td><td>{share}</td></tr>'
     )
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.budgets import Measure
 
 #: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
@@ -39,7 +40,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemReport:
-    """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters."""
+    """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters, `switches` what no default is."""
 
     id: str
     case: str
@@ -50,6 +51,7 @@ class ItemReport:
     seconds: float = 0.0
     precision: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    switches: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
@@ -57,7 +59,11 @@ class ItemReport:
         values |= {"share": _number(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
         values |= {"reproduce": self.reproduce} if self.reproduce else {}
-        values |= {"precision": self.precision, "sizes": dict(self.sizes)} if self.precision else {}
+        values |= (
+            {"precision": self.precision, "sizes": dict(self.sizes), "switches": self.switches}
+            if self.precision
+            else {}
+        )
         return values | {"seconds": round(self.seconds, 6)}
 
 
@@ -135,6 +141,8 @@ class Report:
         The expression that selected the items, None for the whole suite.
     profile
         ``"quick"`` where what takes long was left out, ``"full"`` where it was not.
+    seed, max_examples
+        How the cases were drawn.
     """
 
     backend: str
@@ -150,6 +158,13 @@ class Report:
     seconds: float
     checks: tuple[CheckReport, ...]
     profile: str = "quick"
+    seed: int = 0
+    max_examples: int = 0
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """The precisions that the backend declares and that were not tested."""
+        return tuple(name for name in PRECISIONS if name not in self.undeclared and name not in self.precisions)
 
     @property
     def conforms(self) -> bool:
@@ -167,12 +182,14 @@ class Report:
         if not self.conforms:
             return f"{self.backend} does not conform: {len(self.bad)} of {self.count} cases failed"
         where = ", ".join(self.precisions)
+        rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
         if self.selection:
-            return f"{self.backend} passes the {self.count} selected cases in {where}; the suite was not run as a whole"
+            what = f"{self.backend} passes the {self.count} selected cases in {where}"
+            return f"{what}; the suite was not run as a whole{rest}"
         if known := sum(item.outcome is Outcome.EXPECTED for check in self.checks for item in check.items):
             passed = self.count - known
-            return f"{self.backend} conforms in {where} but for {known} expected failures: {passed} cases passed"
-        return f"{self.backend} conforms in {where}: all {self.count} cases of the {self.profile} profile passed"
+            return f"{self.backend} conforms in {where} but for {known} expected failures: {passed} cases passed{rest}"
+        return f"{self.backend} conforms in {where}: all {self.count} cases of the {self.profile} profile passed{rest}"
 
     @property
     def count(self) -> int:
@@ -190,6 +207,8 @@ class Report:
             "verdict": self.verdict,
             "selection": self.selection,
             "profile": self.profile,
+            "seed": self.seed,
+            "max_examples": self.max_examples,
             "precisions": list(self.precisions),
             "features": list(self.features),
             "derivatives": list(self.derivatives),

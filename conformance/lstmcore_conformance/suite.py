@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 
 import numpy as np
 
 from lstmcore.backend import DERIVATIVES, Backend, Capabilities
-from lstmcore.config import FEATURES
+from lstmcore.config import FEATURES, Activation, LSTMConfig
 from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
@@ -103,7 +103,16 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     options = (" --profile full" if item.check.profile == "full" else "") + subject.draws.options
     reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
     return ItemReport(
-        item.id, case, outcome, worst, message, reproduce, seconds, item.case.precision, _sizes(item.case)
+        item.id,
+        case,
+        outcome,
+        worst,
+        message,
+        reproduce,
+        seconds,
+        item.case.precision,
+        _sizes(item.case),
+        _switches(item.case),
     )
 
 
@@ -119,6 +128,22 @@ def _sizes(case: Case) -> dict[str, int]:
         "L": 1 if stack is None else stack.num_layers,
         "D": 1 if stack is None else stack.num_directions,
     }
+
+
+def _switches(case: Case) -> str:
+    """What is not the default, as ``name=value``; of a stack what any of its layers has."""
+    names = [item.name for item in fields(LSTMConfig) if item.init and not item.name.endswith("_size")]
+    found: dict[str, None] = {}
+    for config in case.configs:
+        default = LSTMConfig(input_size=config.input_size, hidden_size=config.hidden_size)
+        found |= {f"{k}={_said(getattr(config, k))}": None for k in names if getattr(config, k) != getattr(default, k)}
+    given = {"lengths": case.lengths is not None, "masks": bool(case.masks)}
+    dropout = f"dropout={case.stack.dropout:g}" if case.stack is not None and case.stack.dropout else None
+    return ", ".join([*found, *filter(None, [dropout]), *(name for name, there in given.items() if there)])
+
+
+def _said(value: object) -> str:
+    return value.name if isinstance(value, Activation) else str(value)
 
 
 def run(
@@ -161,7 +186,8 @@ def run(
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
     expected = expected_failures or {}
-    check_ids(expected, (item.id for item in todo))
+    if expected:  # an id that this selection or profile leaves out is known all the same
+        check_ids(expected, (item.id for item in items(subject, profile="full")))
     found: dict[str, list[ItemReport]] = {}
     for position, item in enumerate(todo):
         if progress is not None:
@@ -191,6 +217,8 @@ def run(
             for id, results in found.items()
         ),
         profile=profile,
+        seed=subject.draws.seed,
+        max_examples=subject.draws.max_examples,
     )
 
 
