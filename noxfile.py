@@ -173,6 +173,6 @@ def plugin(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The NumPy backend against the tutorials' listing and PyTorch."""
-    session.install("-e", ".", "pytest>=8.0", "pytest-benchmark>=5.0", TORCH)
+    """The NumPy and Numba backends against the tutorials' listing and PyTorch."""
+    session.install("-e", ".[numba]", "pytest>=8.0", "pytest-benchmark>=5.0", TORCH)
     session.run("pytest", "benchmarks", "-p", "no:cacheprovider", *session.posargs)

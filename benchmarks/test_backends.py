@@ -1,4 +1,4 @@
-"""The NumPy backend beside the tutorials' listing and PyTorch; every result is compared before the clock starts."""
+"""The NumPy and Numba backends beside the tutorials' listing and PyTorch; results are compared before any timing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ GRID = [
 ]
 
 
-def _pair(shape: tuple[int, int, int, int]) -> tuple[LSTM, Any]:
+def _pair(shape: tuple[int, int, int, int], who: str) -> tuple[LSTM, Any]:
     steps, batch, width, hidden = shape
-    lstm = LSTM(width, hidden, backend="numpy", seed=0)
+    lstm = LSTM(width, hidden, backend=who if who in ("numpy", "numba") else "numpy", seed=0)
     return lstm, np.random.default_rng(1).normal(size=(steps, batch, width)).astype(np.float32)
 
 
@@ -39,19 +39,19 @@ def _torch(lstm: LSTM, width: int, hidden: int) -> Any:
     return torch, peer
 
 
-@pytest.mark.parametrize("who", ["tutorial", "numpy"])
+@pytest.mark.parametrize("who", ["tutorial", "numpy", "numba"])
 @pytest.mark.benchmark(group="tutorial, T=50 N=16 I=64 H=128")
 def test_tutorial(benchmark: Any, who: str) -> None:
-    lstm, x = _pair((50, 16, 64, 128))
+    lstm, x = _pair((50, 16, 64, 128), who)
     np.testing.assert_allclose(lstm(x)[0], tutorial.forward(lstm.parameters, x), rtol=0, atol=2e-5)
     benchmark(tutorial.forward, lstm.parameters, x) if who == "tutorial" else benchmark(lstm, x)
 
 
-@pytest.mark.parametrize("who", ["torch", "numpy"])
+@pytest.mark.parametrize("who", ["torch", "numpy", "numba"])
 @pytest.mark.parametrize("shape", GRID, ids=str)
 def test_inference(benchmark: Any, shape: tuple[int, int, int, int], who: str) -> None:
     benchmark.group = f"inference {shape}"
-    lstm, x = _pair(shape)
+    lstm, x = _pair(shape, who)
     torch, peer = _torch(lstm, shape[2], shape[3])
     with torch.inference_mode():
         given = torch.tensor(x)
@@ -59,11 +59,11 @@ def test_inference(benchmark: Any, shape: tuple[int, int, int, int], who: str) -
         benchmark(peer, given) if who == "torch" else benchmark(lstm, x)
 
 
-@pytest.mark.parametrize("who", ["torch", "numpy"])
+@pytest.mark.parametrize("who", ["torch", "numpy", "numba"])
 @pytest.mark.parametrize("shape", GRID, ids=str)
 def test_training(benchmark: Any, shape: tuple[int, int, int, int], who: str) -> None:
     benchmark.group = f"forward and backward {shape}"
-    lstm, x = _pair(shape)
+    lstm, x = _pair(shape, who)
     torch, peer = _torch(lstm, shape[2], shape[3])
     given = torch.tensor(x, requires_grad=True)
     dy = np.random.default_rng(2).normal(size=(*shape[:2], shape[3])).astype(np.float32)
