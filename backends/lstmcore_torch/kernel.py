@@ -135,9 +135,12 @@ class TorchKernel(Kernel):
         if self.config.bias:
             every.insert(3, torch.zeros_like(weights[2], requires_grad=False))
         options = (self.config.bias, 1, 0.0, torch.is_grad_enabled(), False)  # layers, dropout, training, directions
+        found: tuple[torch.Tensor, ...]
         if packed is None:
-            return torch._VF.lstm(x, (h, c), every, *options, False)  # the batch is not the first axis
-        return torch._VF.lstm(x, packed.sizes, (h, c), every, *options)
+            found = torch._VF.lstm(x, (h, c), every, *options, False)  # the batch is not the first axis
+        else:
+            found = torch._VF.lstm(x, packed.sizes, (h, c), every, *options)
+        return found
 
     def _backward(
         self, weights: tuple[torch.Tensor, ...], saved: Saved, dy: Array | None, dstate: State | None
