@@ -74,16 +74,16 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Differential tests against PyTorch."""
-    session.install("-e", ".[plot,conformance]", *TESTS, TORCH)
+    """Differential tests against PyTorch and ONNX."""
+    session.install("-e", ".[plot,conformance,onnxruntime]", *TESTS, TORCH)
     session.run("pytest", "-m", "peers", "tests/peers", *session.posargs, env=_quiet())
 
 
 @nox.session
-@nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax"])
+@nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax", "onnxruntime"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
-    extra = {"numba": ",numba", "jax": ",jax"}.get(backend, "")
+    extra = f",{backend}" if backend in ("numba", "jax", "onnxruntime") else ""
     pinned = {"torch": (TORCH,)}.get(backend, ())
     session.install(f".[conformance{extra}]", *pinned)
     (HERE / "reports").mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        own = ("numpy", "numba", "jax", "torch", "reference", "conformance")
+        own = ("numpy", "numba", "jax", "onnxruntime", "torch", "reference", "conformance")
         toplevel = ",".join(("lstmcore", *(f"lstmcore_{name}" for name in own)))
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final
 
+from lstmcore.threads import asked_threads
+
 #: Multiply-adds below which handing work to a thread costs more than it saves.
 WORTH: Final = 2_000_000
 #: Threads of a process at most.
@@ -25,12 +27,10 @@ def thread_count() -> int:
     ValueError
         The variable is not a whole number of at least 1.
     """
-    asked = os.environ.get("LSTMCORE_NUM_THREADS")
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got {asked!r}")
-    return int(asked)
+    asked = asked_threads()
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Team:

@@ -1,0 +1,33 @@
+"""The plug-in of the backend ``onnxruntime``; ONNX Runtime is imported when its kernel is asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lstmcore import __version__
+from lstmcore.backend import Backend
+from lstmcore.hookspecs import BackendInfo, hookimpl
+
+
+def _unavailable() -> str | None:
+    needed = {"onnxruntime": "ONNX Runtime", "onnx": "ONNX, which makes its models,"}
+    missing = " and ".join(name for module, name in needed.items() if find_spec(module) is None)
+    if missing:
+        return f"{missing} not installed; install with: pip install 'lstmcore[onnxruntime]'"
+    return None
+
+
+@hookimpl
+def lstmcore_backend_info() -> BackendInfo:
+    """Tell what the backend is."""
+    return BackendInfo(
+        "onnxruntime", __version__, "ONNX Runtime's LSTM operator, on the processor; inference only", _unavailable
+    )
+
+
+@hookimpl
+def lstmcore_backend() -> Backend:
+    """Make the backend."""
+    from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend()

@@ -1,0 +1,170 @@
+"""ONNX Runtime's operator LSTM, behind the contract of a kernel: inference on the processor.
+
+Nothing is computed here but what ONNX Runtime leaves undone: calls without a step, and where a NaN goes. It has the
+numbers of a step right, and cuts a NaN before it reaches an activation; docs/peers-onnxruntime.md shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from lstmcore.backend import Array, Backend, Capabilities, Kernel, Masks, Receipt, State, UnsupportedError
+from lstmcore.checks import check_finite_parameters
+from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.precision import Precision
+from lstmcore.threads import asked_threads
+from lstmcore_onnxruntime.translate import FUNCTIONS, INPUTS, OUTPUTS, model
+
+_REASONS: Final = {
+    "activation:softplus": "ONNX Runtime's is log(1 + exp(z)), infinite from z = 88.8",
+    "float64": "ONNX Runtime's LSTM does not support double, microsoft/onnxruntime#28339",
+    "float16": "ONNX Runtime returns c in float16; the contract keeps it in float32",
+    "bfloat16": "ONNX Runtime has no LSTM in it",
+    "tf32": "processors have no TF32",
+    "backward": "ONNX Runtime runs inference",
+    "jvp": "ONNX Runtime runs inference",
+}
+_HAS: Final = frozenset(
+    ("no_bias", "reverse", "lengths", "peephole", "coupling:forget_from_input", "gate_clip", "activation:identity")
+) | {f"activation:{name}" for name in FUNCTIONS if f"activation:{name}" not in _REASONS}
+
+#: Entries of the gates of a call from which ONNX Runtime's own count of them would overflow.
+_MOST: Final = 2**31
+_FLOAT32: Final = np.finfo(np.float32)
+
+
+class OnnxRuntimeKernel(Kernel):
+    """One layer in one direction. The packed weights are a session."""
+
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        threads = asked_threads()
+        how = "its own number of threads" if threads is None else f"LSTMCORE_NUM_THREADS={threads}"
+        reason = f"ONNX Runtime's CPU provider with {how}; one direction of one layer a call"
+        return Receipt(self.backend.name, "cpu", self.precision.name, "operator LSTM", reason)
+
+    def _pack(self, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+        check_finite_parameters("parameters", parameters)  # a NaN would not come through
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = asked_threads() or 0  # 0 is its own default
+        options.log_severity_level = 4  # what goes wrong comes as an exception too
+        made = model(self.config, parameters).SerializeToString()
+        return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+    def _forward(
+        self,
+        weights: onnxruntime.InferenceSession,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> tuple[Array, State, None]:
+        count, batch, _ = x.shape
+        width = self.config.hidden_size
+        h, c = np.zeros((2, batch, width), np.float32) if state is None else state
+        ends = np.full(batch, count, np.int32) if lengths is None else lengths.astype(np.int32)
+        if not ends.any():
+            y = np.empty((count, batch, width), np.float32) if out is None else out
+            y[...] = 0
+            return y, State(np.array(h), np.array(c)), None
+        if 4 * count * batch * width >= _MOST:
+            raise UnsupportedError(
+                f"backend 'onnxruntime': 4 T N H: expected less than 2^31; got T={count}, N={batch}, H={width}: ONNX "
+                "Runtime counts in 32 bits, call it for fewer steps or rows at once"
+            )
+        finite = all(np.isfinite(array).all() for array in (x, h, c))
+        if not finite:
+            _refuse_infinities(x, State(h, c), ends)
+        y, h_n, c_n = weights.run(OUTPUTS, dict(zip(INPUTS, (x, ends, h[None], c[None]), strict=True)))
+        y, last = y[:, 0], State(h_n[0], c_n[0])
+        if not finite:
+            _spread(y, last, x, State(h, c), ends, reverse=self.config.reverse)
+        if lengths is not None:
+            empty = ends == 0
+            last.h[empty], last.c[empty] = h[empty], c[empty]
+        if out is not None:
+            out[...] = y
+            y = out
+        return y, last, None
+
+
+class OnnxRuntimeBackend(Backend):
+    """What ONNX Runtime's LSTM has: peepholes, coupled gates, the gate clip, activations, lengths; no gradient."""
+
+    name = "onnxruntime"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            device="cpu",
+            precisions=frozenset({"float32"}),
+            features=_HAS,
+            derivatives=frozenset(),
+            reasons=dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | _REASONS,
+        )
+
+    def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+        if reason := super().refusal(config, precision):
+            return reason
+        bound = config.gate_clip
+        if bound is not None and not _FLOAT32.smallest_subnormal <= bound <= _FLOAT32.max:
+            return f"gate_clip: ONNX has it in float32, which {bound!r} is not"
+        for role in ("gate_activation", "cell_activation", "hidden_activation"):
+            function = getattr(config, role)
+            if any(abs(value or 0.0) > _FLOAT32.max for value in (function.alpha, function.beta)):
+                return f"{role}: ONNX has its parameters in float32; got {function}"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": str(onnxruntime.__version__), "onnx": str(onnx.__version__)}
+
+    def _compile(self, config: LSTMConfig, precision: Precision) -> OnnxRuntimeKernel:
+        return OnnxRuntimeKernel(self, config, precision)
+
+
+def _active(count: int, ends: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """(T, N): what is not padding."""
+    return np.arange(count)[:, None] < ends
+
+
+def _refuse_infinities(x: Array, state: State, ends: npt.NDArray[np.int32]) -> None:
+    """Raise where an infinity would be computed with."""
+    live = ends > 0
+    places = {"x": np.isinf(x).any(axis=2) & _active(len(x), ends)}
+    places |= {f"state.{name}": np.isinf(getattr(state, name)).any(axis=1) & live for name in ("h", "c")}
+    for name, found in places.items():
+        if found.any():
+            where = ", ".join(str(int(index)) for index in np.argwhere(found)[0])
+            raise UnsupportedError(
+                f"backend 'onnxruntime': {name}: expected finite numbers or NaN; got an infinity in {name}[{where}]: "
+                "ONNX Runtime makes it the largest float32"
+            )
+
+
+def _spread(y: Array, last: State, x: Array, state: State, ends: npt.NDArray[np.int32], *, reverse: bool) -> None:
+    """Write to `y` and `last` the NaN that follow from those in x and the state.
+
+    One in x[t] or h[t-1] reaches all gates, so all of h and c from step t on; one in c[t-1] reaches its own unit at
+    step t and, through h[t], all at the next.
+    """
+    count = len(x)
+    order = np.arange(count)[:, None]
+    if reverse:
+        order = ends - 1 - order
+    active = _active(count, ends)
+    first = np.where(np.isnan(x).any(axis=2) & active, order, count).min(axis=0)
+    units = np.isnan(state.c)
+    first[units.any(axis=1)] = np.minimum(first, 1)[units.any(axis=1)]
+    first[np.isnan(state.h).any(axis=1)] = 0
+    y[active & (order >= first)] = np.nan
+    y[(active & (order == 0))[:, :, None] & units] = np.nan
+    for array in last:
+        array[(ends == 1)[:, None] & units] = np.nan
+        array[first < ends] = np.nan
