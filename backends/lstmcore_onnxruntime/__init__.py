@@ -10,10 +10,9 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
-    needed = {"onnxruntime": "ONNX Runtime", "onnx": "ONNX, which makes its models,"}
-    missing = " and ".join(name for module, name in needed.items() if find_spec(module) is None)
-    if missing:
-        return f"{missing} not installed; install with: pip install 'lstmcore[onnxruntime]'"
+    for module, name in (("onnxruntime", "ONNX Runtime"), ("onnx", "ONNX, which writes its models,")):
+        if find_spec(module) is None:
+            return f"{name} is not installed; install it with: pip install 'lstmcore[onnxruntime]'"
     return None
 
 

@@ -34,9 +34,11 @@ _HAS: Final = frozenset(
     ("no_bias", "reverse", "lengths", "peephole", "coupling:forget_from_input", "gate_clip", "activation:identity")
 ) | {f"activation:{name}" for name in FUNCTIONS if f"activation:{name}" not in _REASONS}
 
-#: Entries of the gates of a call from which ONNX Runtime's own count of them would overflow.
+#: Entries of the largest array of a call at which ONNX Runtime ends the process or fails: it counts them in 32 bits.
 _MOST: Final = 2**31
-_FLOAT32: Final = np.finfo(np.float32)
+#: The smallest and the largest number above 0 of float32, in which ONNX has its attributes.
+_LEAST: Final = float(np.finfo(np.float32).smallest_subnormal)
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 class OnnxRuntimeKernel(Kernel):
@@ -67,7 +69,7 @@ class OnnxRuntimeKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, None]:
-        count, batch, _ = x.shape
+        count, batch = x.shape[:2]
         width = self.config.hidden_size
         h, c = np.zeros((2, batch, width), np.float32) if state is None else state
         ends = np.full(batch, count, np.int32) if lengths is None else lengths.astype(np.int32)
@@ -75,10 +77,10 @@ class OnnxRuntimeKernel(Kernel):
             y = np.empty((count, batch, width), np.float32) if out is None else out
             y[...] = 0
             return y, State(np.array(h), np.array(c)), None
-        if 4 * count * batch * width >= _MOST:
+        if count * batch * max(4 * width, x.shape[2]) >= _MOST:
             raise UnsupportedError(
-                f"backend 'onnxruntime': 4 T N H: expected less than 2^31; got T={count}, N={batch}, H={width}: ONNX "
-                "Runtime counts in 32 bits, call it for fewer steps or rows at once"
+                f"backend 'onnxruntime': x: expected T N 4 H and T N I below 2^31, which ONNX Runtime can count; got "
+                f"{x.shape} with H={width}: call it for fewer steps or rows at once"
             )
         finite = all(np.isfinite(array).all() for array in (x, h, c))
         if not finite:
@@ -114,11 +116,11 @@ class OnnxRuntimeBackend(Backend):
         if reason := super().refusal(config, precision):
             return reason
         bound = config.gate_clip
-        if bound is not None and not _FLOAT32.smallest_subnormal <= bound <= _FLOAT32.max:
+        if bound is not None and not _LEAST <= bound <= _LARGEST:
             return f"gate_clip: ONNX has it in float32, which {bound!r} is not"
         for role in ("gate_activation", "cell_activation", "hidden_activation"):
             function = getattr(config, role)
-            if any(abs(value or 0.0) > _FLOAT32.max for value in (function.alpha, function.beta)):
+            if any(abs(value or 0.0) > _LARGEST for value in (function.alpha, function.beta)):
                 return f"{role}: ONNX has its parameters in float32; got {function}"
         return None
 
