@@ -16,7 +16,7 @@ nox.needs_version = ">=2024.4.15"
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20")
-PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "benchmarks", "examples", "noxfile.py", "conftest.py")
+PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
 
 def _quiet() -> dict[str, str | None]:
@@ -47,7 +47,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast tests."""
-    session.install("-e", ".[plot,conformance]", *TESTS)
+    session.install("-e", ".[plot,conformance,bench]", *TESTS)
     session.run("pytest", "-m", "not slow and not peers and not numba and not browser", *session.posargs, env=_quiet())
 
 
@@ -74,8 +74,8 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Differential tests against PyTorch and ONNX."""
-    session.install("-e", ".[plot,conformance,onnxruntime]", *TESTS, TORCH)
+    """Differential tests against PyTorch, ONNX and JAX."""
+    session.install("-e", ".[plot,conformance,bench,onnxruntime,jax]", *TESTS, TORCH)
     session.run("pytest", "-m", "peers", "tests/peers", *session.posargs, env=_quiet())
 
 
@@ -110,7 +110,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Mypy, strict, on the packages, the examples and the benchmarks."""
+    """Mypy, strict, on the packages and the examples."""
     session.install("-e", ".[plot,conformance]", "mypy>=1.15", "nox")
     session.run("mypy")
 
@@ -174,6 +174,8 @@ def plugin(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The NumPy and Numba backends against the tutorials' listing and PyTorch."""
-    session.install("-e", ".[numba]", "pytest>=8.0", "pytest-benchmark>=5.0", TORCH)
-    session.run("pytest", "benchmarks", "-p", "no:cacheprovider", *session.posargs)
+    """Backends beside PyTorch, ONNX Runtime and JAX; the run goes to bench/."""
+    session.install(".[bench,plot,numba,onnxruntime,jax]", TORCH)
+    folder = HERE / "bench"
+    folder.mkdir(exist_ok=True)
+    session.run("lstmcore", "bench", "--json", str(folder / "run.json"), *session.posargs, env=_quiet())

@@ -20,7 +20,7 @@ import numpy as np
 
 from lstmcore.precision import get_precision
 from lstmcore_conformance import oracle
-from lstmcore_conformance.cases import TEXTBOOK, Array, Case, storage_dtype
+from lstmcore_conformance.cases import TEXTBOOK, Array, Case, case_data, storage_dtype
 
 #: How many times what the textbook evaluation loses a backend may lose.
 SAFETY: Final = 6.0
@@ -105,6 +105,13 @@ def _lost(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
             if scales[name]:
                 lost[name] = max(lost[name], _largest(stored - exact[name]) / scales[name])
     return lost
+
+
+def forget() -> None:
+    """Free what was kept of cases: large ones hold much memory, and are not asked for again."""
+    oracle.forget()
+    for kept in (_expect, _lost, case_data):
+        kept.cache_clear()
 
 
 def _scales(values: oracle.Arrays) -> dict[str, float]:

@@ -199,7 +199,7 @@ def storage_dtype(name: str) -> np.dtype[Any]:
     """
     if name == "bfloat16":
         try:
-            import ml_dtypes  # type: ignore[import-not-found]  # optional
+            import ml_dtypes  # type: ignore[import-not-found,unused-ignore]  # optional
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "bfloat16 on the host needs ml_dtypes: install it with 'pip install ml_dtypes'"

@@ -74,6 +74,12 @@ def moved(case: Case, copy: int) -> Data:
     return replace(data.map(move), masks=data.masks)
 
 
+def forget() -> None:
+    """Free what was kept of cases."""
+    for kept in (forward, gradients, tangents, _primal, moved):
+        kept.cache_clear()
+
+
 class Draft(NamedTuple):
     """What tells whether data are good for a case."""
 

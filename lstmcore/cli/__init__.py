@@ -16,6 +16,7 @@ from lstmcore.registry import PluginError, UnavailableError
 COMMANDS: Final[Mapping[str, str]] = {
     "backends": "lstmcore.cli.backends",
     "conform": "lstmcore.cli.conform",
+    "bench": "lstmcore.cli.bench",
     "train": "lstmcore.cli.train",
     "evaluate": "lstmcore.cli.evaluate",
     "predict": "lstmcore.cli.predict",

@@ -1,0 +1,163 @@
+"""What a run found: dataclasses and their JSON form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, Self
+
+from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.benchmarks.team import Candidate
+
+SCHEMA: Final = "lstmcore-benchmark"
+#: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
+VERSION: Final = 1
+
+
+class Outcome(Enum):
+    """What came of a job on a runtime. Only the first two have a time."""
+
+    MEASURED = "measured"
+    NOISY = "noisy"
+    WRONG = "does not conform"
+    THREADS = "too many threads"
+    UNSUPPORTED = "unsupported"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A job on a candidate.
+
+    Attributes
+    ----------
+    share
+        The largest error as a share of its budget; up to 1 passes.
+    build_s, first_s
+        Seconds that making the layer and its first call took, compiling included; apart from the rest.
+    median_s
+        The median of the rounds' medians.
+    spread
+        The distance of the quartiles of the rounds' medians as a share of the median.
+    rounds
+        The rounds' medians; round k of one candidate is beside round k of the others.
+    quantiles
+        Of all calls: "0.01" to "0.99".
+    calls, attempts
+        How many calls were timed, and how often the point was measured until its spread was within the bound.
+    cores, others
+        Processors that the runtime kept busy on average, and that everything else did meanwhile.
+    peak_bytes
+        The most memory in use beyond what the loaded runtime had before.
+    beside_variants
+        Whether it was timed in turn with the variants of its layer, and not with peers.
+    """
+
+    job: Job
+    candidate: Candidate
+    outcome: Outcome
+    message: str = ""
+    how: str = ""
+    share: float | None = None
+    build_s: float | None = None
+    first_s: float | None = None
+    median_s: float | None = None
+    spread: float | None = None
+    rounds: tuple[float, ...] = ()
+    quantiles: Mapping[str, float] = field(default_factory=dict)
+    calls: int = 0
+    attempts: int = 0
+    cores: float | None = None
+    others: float | None = None
+    peak_bytes: int | None = None
+    beside_variants: bool = False
+
+    @property
+    def gflops(self) -> float | None:
+        """Floating-point operations of the products in 1e-9 s; None without a time."""
+        return None if self.median_s is None else self.job.flops / self.median_s / 1e9
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values |= {"job": self.job.to_dict(), "candidate": asdict(self.candidate), "outcome": self.outcome.value}
+        return values | {"rounds": list(self.rounds), "quantiles": dict(self.quantiles), "gflops": self.gflops}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        known = {name: values[name] for name in cls.__slots__ if name in values}
+        known |= {"job": Job.from_dict(values["job"]), "candidate": Candidate(**values["candidate"])}
+        return cls(**known | {"outcome": Outcome(values["outcome"]), "rounds": tuple(values["rounds"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What the machine can do with a number of threads: the bare loops of `roofs`."""
+
+    threads: int
+    precision: str
+    gflops: float
+    lanes: int
+    #: Working set in bytes -> bytes read and written per 1e-9 s by a copy
+    copies: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A whole run.
+
+    Attributes
+    ----------
+    settings
+        Grid, modes, plan, seed.
+    runtimes
+        A dictionary for each candidate: label, versions, import_s, and message where it could not be started.
+    """
+
+    started: str
+    seconds: float
+    machine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    runtimes: tuple[Mapping[str, Any], ...]
+    roofs: tuple[Roof, ...]
+    results: tuple[Result, ...]
+
+    def timed(self) -> Iterator[Result]:
+        """The results that have a time."""
+        return (result for result in self.results if result.median_s is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values |= {"runtimes": list(self.runtimes), "roofs": [asdict(roof) for roof in self.roofs]}
+        return {"schema": SCHEMA, "version": VERSION} | values | {"results": [one.to_dict() for one in self.results]}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `summary.document` wrote.
+
+        Raises
+        ------
+        ValueError
+            Another file, or a newer version.
+        """
+        try:
+            values = json.loads(Path(path).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected JSON; {error}") from None
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: expected a file that lstmcore bench wrote; got another")
+        if values["version"] > VERSION:
+            raise ValueError(f"{path}: expected version {VERSION} at most; got {values['version']}: update lstmcore")
+        known = {name: values[name] for name in cls.__slots__ if name not in ("runtimes", "roofs", "results")}
+        return cls(
+            **known,
+            runtimes=tuple(values["runtimes"]),
+            roofs=tuple(Roof(**roof) for roof in values["roofs"]),
+            results=tuple(map(Result.from_dict, values["results"])),
+        )

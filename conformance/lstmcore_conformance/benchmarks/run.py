@@ -1,0 +1,270 @@
+"""Runs a benchmark: prepares every job on every candidate, judges its values, and times what conforms."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore_conformance import budgets
+from lstmcore_conformance.benchmarks import grids, machine
+from lstmcore_conformance.benchmarks.conformity import expectation, judge
+from lstmcore_conformance.benchmarks.exchange import load_arrays, save_data
+from lstmcore_conformance.benchmarks.jobs import VARIANTS, Job, Mode, Point
+from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.benchmarks.roofs import roof
+from lstmcore_conformance.benchmarks.runtimes import Kind
+from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker
+from lstmcore_conformance.budgets import Expectation
+from lstmcore_conformance.subject import Failure
+
+#: Processors that a runtime may keep busy beyond the threads that it was given, as a share of them.
+MORE: Final = 0.15
+#: Processors that were asked for and that other processes kept busy, above which a time is noisy whatever its spread.
+OTHERS: Final = 0.25
+QUANTILES: Final = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+#: Packages whose versions are recorded beside those that the runtimes tell.
+PACKAGES: Final = ("lstmcore", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "jax", "jaxlib")
+
+#: Grid -> how long its points are measured.
+PLANS: Final[Mapping[str, Plan]] = {
+    "quick": Plan(rounds=7, seconds=0.03),
+    "standard": Plan(),
+    "full": Plan(rounds=9, seconds=0.04),
+}
+
+#: Told of what is done: how many groups of how many, and the one that is next.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for.
+
+    Attributes
+    ----------
+    points
+        Used in place of the grid's, where there are any.
+    variants
+        Whether the switches are compared with the plain layer, on the backends.
+    calls
+        Calls of a streaming job in all.
+    """
+
+    backends: tuple[str, ...]
+    peers: tuple[str, ...] = ()
+    grid: str = "standard"
+    modes: tuple[Mode, ...] = ("inference", "training")
+    threads: tuple[int, ...] = (1,)
+    precisions: tuple[str, ...] = ("float32",)
+    variants: bool = False
+    points: tuple[Point, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    calls: int = 10_000
+    seed: int = 0
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every runtime with every number of threads."""
+        kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("backend", self.backends), ("peer", self.peers))
+        return tuple(
+            Candidate(kind, name, threads) for threads in self.threads for kind, names in kinds for name in names
+        )
+
+    def groups(self) -> Iterator[tuple[tuple[Job, ...], bool]]:
+        """Jobs that are timed in turn with each other, and whether peers take part."""
+        for precision in self.precisions:
+            for mode in self.modes:
+                for point in self.points or grids.points(self.grid, mode):
+                    sizes = point._replace(T=1) if mode == "streaming" else point
+                    yield (Job(mode, sizes, precision),), True
+        if self.variants:
+            for precision in self.precisions:
+                for mode in self.modes:
+                    for point in () if mode == "streaming" else self.points or grids.varied(self.grid):
+                        yield tuple(Job(mode, point, precision, variant) for variant in VARIANTS), False
+
+
+def run(request: Request, progress: Progress | None = None) -> Benchmark:
+    """Do what is asked for. The processes of the runtimes end with it."""
+    started, start = datetime.now(UTC), time.perf_counter()
+    found, rng = machine.describe(), np.random.default_rng(request.seed)
+    roofs = [roof(threads, precision) for threads in request.threads for precision in request.precisions]
+    groups, results = list(request.groups()), []
+    with tempfile.TemporaryDirectory(prefix="lstmcore-bench-") as folder, Team(request.candidates) as team:
+        for done, (jobs, with_peers) in enumerate(groups):
+            if progress is not None:
+                progress(done, len(groups), str(jobs[0]) if with_peers else f"variants, {jobs[0]}")
+            expected = _prepared(jobs, Path(folder))
+            for threads in request.threads:
+                taking = [one for one in team.candidates(threads) if with_peers or one.kind == "backend"]
+                pairs = [(candidate, job) for candidate in taking for job in jobs]
+                found_here = _group(pairs, expected, team, request, rng, Path(folder))
+                results += [replace(one, beside_variants=not with_peers) for one in found_here]
+            budgets.forget()
+        runtimes = tuple(team.facts[candidate] for candidate in request.candidates)
+    return Benchmark(
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - start, 3),
+        machine=found | {"load_after": machine.load()},
+        settings=_settings(request),
+        versions=machine.versions(PACKAGES),
+        runtimes=runtimes,
+        roofs=tuple(one for one in roofs if isinstance(one, Roof)),
+        results=tuple(results),
+    )
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    values = {name: getattr(request, name) for name in request.__slots__}
+    lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+    return values | lists | {"points": [point._asdict() for point in request.points], "plan": asdict(request.plan)}
+
+
+class Team:
+    """The workers, started when they are first needed, and again where one ended."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.workers: dict[Candidate, Worker] = {}
+        self.facts: dict[Candidate, dict[str, Any]] = {}
+        for candidate in candidates:
+            known = {"kind": candidate.kind, "name": candidate.name, "threads": candidate.threads}
+            self.facts[candidate] = known | {"label": candidate.label}
+            self._start(candidate)
+
+    def _start(self, candidate: Candidate) -> None:
+        try:
+            worker = Worker(candidate)
+        except (FailedError, EndedError) as error:
+            self.facts[candidate]["message"] = str(error)
+        else:
+            self.workers[candidate] = worker
+            self.facts[candidate] |= worker.facts
+
+    def candidates(self, threads: int) -> list[Candidate]:
+        """Those with that many threads that could be started."""
+        return [one for one in self.workers if one.threads == threads]
+
+    def again(self, candidate: Candidate) -> None:
+        """Start anew the worker that has ended."""
+        self.workers.pop(candidate).close()
+        self._start(candidate)
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+
+def _prepared(jobs: Sequence[Job], folder: Path) -> dict[Job, Expectation]:
+    """Write the data of the jobs; what each has to give."""
+    for job in jobs:
+        save_data(_data(folder, job), job.case.data)
+    return {job: expectation(job) for job in jobs}
+
+
+def _data(folder: Path, job: Job) -> Path:
+    return folder / f"{job.variant}.safetensors"
+
+
+def _group(
+    pairs: Sequence[tuple[Candidate, Job]],
+    expected: Mapping[Job, Expectation],
+    team: Team,
+    request: Request,
+    rng: np.random.Generator,
+    folder: Path,
+) -> list[Result]:
+    """Prepare the jobs on their candidates, judge them, and time in turn those that are right."""
+    ready: dict[tuple[Candidate, Job], Result] = {}
+    residents: dict[tuple[Candidate, Job], int | None] = {}
+    for candidate, job in pairs:
+        ready[candidate, job], residents[candidate, job] = _ready(candidate, job, expected[job], team, folder)
+    right = {pair: (team.workers[pair[0]], str(pair[1])) for pair in pairs if ready[pair].outcome is Outcome.MEASURED}
+    calls = request.calls if any(job.mode == "streaming" for _, job in right) else None
+    timed = measure(right, request.plan, rng, calls=calls) if right else {}
+    results = []
+    for pair in pairs:
+        if pair in timed:
+            peak = _dropped(pair, team)
+            before = residents[pair]
+            beyond = None if peak is None or before is None else peak - before
+            results.append(replace(_result(ready[pair], timed[pair], request.plan), peak_bytes=beyond))
+        else:
+            results.append(ready[pair])
+    return results
+
+
+def _ready(
+    candidate: Candidate, job: Job, expected: Expectation, team: Team, folder: Path
+) -> tuple[Result, int | None]:
+    """Prepare and judge one job; and the memory that its process had in use before."""
+    nothing = Result(job, candidate, Outcome.ERROR)
+    worker = team.workers.get(candidate)
+    if worker is None:
+        return replace(nothing, message=team.facts[candidate].get("message", "it is not running")), None
+    outputs = folder / "outputs.safetensors"
+    try:
+        answer = worker.ask(
+            "prepare", key=str(job), job=job.to_dict(), data=str(_data(folder, job)), outputs=str(outputs)
+        )
+        made = replace(nothing, how=answer["how"], build_s=answer["build_s"], first_s=answer["first_s"])
+        share = judge(load_arrays(outputs), expected).share
+    except FailedError as error:
+        outcome = Outcome.UNSUPPORTED if error.unsupported else Outcome.ERROR
+        return replace(nothing, outcome=outcome, message=str(error)), None
+    except EndedError as error:
+        team.again(candidate)
+        return replace(nothing, message=str(error)), None
+    except Failure as error:
+        worst = error.worst.share if error.worst and np.isfinite(error.worst.share) else None
+        return replace(made, outcome=Outcome.WRONG, message=str(error), share=worst), None
+    return replace(made, outcome=Outcome.MEASURED, share=share), answer["resident"]
+
+
+def _dropped(pair: tuple[Candidate, Job], team: Team) -> int | None:
+    """Forget a job; the most memory that its process had in use."""
+    candidate, job = pair
+    try:
+        found: int | None = team.workers[candidate].ask("drop", key=str(job))["peak"]
+    except (FailedError, EndedError, KeyError):
+        team.again(candidate)
+        return None
+    return found
+
+
+def _result(made: Result, samples: Samples, plan: Plan) -> Result:
+    """The result of the samples."""
+    if samples.message:
+        return replace(made, outcome=Outcome.ERROR, message=samples.message)
+    cores = samples.cpu / samples.wall
+    if cores > made.candidate.threads * (1 + MORE):
+        message = f"{cores:.2f} processors were busy with {made.candidate.threads} allowed"
+        return replace(made, outcome=Outcome.THREADS, message=message, cores=cores)
+    others = max(samples.others / samples.elapsed, 0.0)
+    problems = [f"the spread is {samples.spread:.0%}"] if samples.spread > plan.bound else []
+    if made.candidate.threads + others > machine.cores() + OTHERS:
+        problems.append(f"other processes kept {others:.1f} processors busy")
+    found = np.quantile(samples.calls, QUANTILES)
+    return replace(
+        made,
+        outcome=Outcome.NOISY if problems else Outcome.MEASURED,
+        message=f"{' and '.join(problems)} after {samples.attempts} attempts" if problems else "",
+        median_s=float(np.median(samples.rounds)),
+        spread=samples.spread,
+        rounds=tuple(samples.rounds),
+        quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, found, strict=True)},
+        calls=len(samples.calls),
+        attempts=samples.attempts,
+        cores=cores,
+        others=others,
+    )

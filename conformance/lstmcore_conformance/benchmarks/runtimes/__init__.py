@@ -1,0 +1,80 @@
+"""The runtimes: a registered backend through `lstmcore.LSTM`, and peers through their own fastest native call."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Final, Literal
+
+from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.cases import Array, Data
+
+Kind = Literal["backend", "peer"]
+
+#: Peer -> its module here, which has a class `Peer`; the name that readers know; the packages that it needs.
+PEERS: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
+    "torch": ("pytorch", "PyTorch", ("torch",)),
+    "onnxruntime": ("onnx_runtime", "ONNX Runtime", ("onnxruntime", "onnx")),
+    "jax": ("xla", "JAX", ("jax",)),
+    "tutorial": ("tutorial", "tutorial", ()),
+}
+
+
+class Unsupported(Exception):  # noqa: N818  (it names an outcome)
+    """The runtime does not do the job; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that is ready to be timed.
+
+    Attributes
+    ----------
+    call
+        What is timed; it returns when all work is done.
+    outputs
+        Makes the values that are compared, by the same call: y, h_n and c_n, in training the gradients too.
+    how
+        Which call of the runtime it is.
+    """
+
+    call: Callable[[], Any]
+    outputs: Callable[[], Mapping[str, Array]]
+    how: str
+
+
+class Runtime(ABC):
+    """A runtime in a process of its own."""
+
+    @abstractmethod
+    def __init__(self, name: str, threads: int) -> None:
+        """Import the runtime and make it use that many threads."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that it computes with."""
+
+    @abstractmethod
+    def prepare(self, job: Job, data: Data) -> Prepared:
+        """Build what the job needs.
+
+        Raises
+        ------
+        Unsupported
+            The runtime does not do it.
+        """
+
+
+def missing(name: str) -> str | None:
+    """The first package that a peer needs and that is not installed, or None."""
+    return next((package for package in PEERS[name][2] if find_spec(package) is None), None)
+
+
+def make(kind: str, name: str, threads: int) -> Runtime:
+    """The runtime, imported."""
+    module = "registered" if kind == "backend" else PEERS[name][0]
+    found: Runtime = importlib.import_module(f"{__name__}.{module}").make(name, threads)
+    return found

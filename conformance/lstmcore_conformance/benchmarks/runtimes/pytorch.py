@@ -1,0 +1,112 @@
+"""PyTorch: ``torch.nn.LSTM`` under ``inference_mode``, and with all gradients by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
+from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.cases import Array, Data
+
+
+class PyTorch(Runtime):
+    """PyTorch on the processor."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__}
+
+    def prepare(self, job: Job, data: Data) -> Prepared:
+        if job.precision not in ("float32", "float64"):
+            raise Unsupported(f"{job.precision}: compared in float32 and float64 only")
+        if job.variant not in ("plain", "no_bias"):
+            raise Unsupported(f"torch.nn.LSTM has no {job.variant}")
+        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data)
+        return Prepared(made, made.outputs, made.how)
+
+
+make = PyTorch
+
+
+class _Inference:
+    how = "torch.nn.LSTM under torch.inference_mode"
+
+    def __init__(self, job: Job, data: Data) -> None:
+        config = job.config
+        self.lstm: Any = torch.nn.LSTM(
+            config.input_size, config.hidden_size, bias=config.bias, dtype=getattr(torch, job.precision)
+        )
+        #: our name -> theirs; their second bias, which they add to the first, is 0 and has no gradient
+        self.names = {"weight_x": "weight_ih_l0", "weight_h": "weight_hh_l0"}
+        self.names |= {"bias": "bias_ih_l0"} if config.bias else {}
+        with torch.no_grad():
+            for ours, theirs in self.names.items():
+                getattr(self.lstm, theirs).copy_(torch.from_numpy(data.parameters[ours]))
+            if config.bias:
+                torch.nn.init.zeros_(self.lstm.get_parameter("bias_hh_l0")).requires_grad_(False)
+        self.x = torch.from_numpy(data.x.copy())
+        self.state = _state(data.state)
+
+    def __call__(self) -> Any:
+        with torch.inference_mode():
+            return self.lstm(self.x, self.state)
+
+    def outputs(self) -> Mapping[str, Array]:
+        return _named(self())
+
+
+class _Training(_Inference):
+    how = "torch.nn.LSTM and torch.autograd.grad for x, the state and every parameter"
+
+    def __init__(self, job: Job, data: Data) -> None:
+        super().__init__(job, data)
+        self.x.requires_grad_()
+        self.state = tuple(part.requires_grad_() for part in self.state)
+        self.inputs = (self.x, *self.state, *(getattr(self.lstm, name) for name in self.names.values()))
+        self.incoming = (torch.from_numpy(np.array(data.dy)), *_state(data.dstate))
+
+    def __call__(self) -> Any:
+        y, last = self.lstm(self.x, self.state)
+        return (y, last), torch.autograd.grad((y, *last), self.inputs, self.incoming)
+
+    def outputs(self) -> Mapping[str, Array]:
+        done, (dx, dh, dc, *rest) = self()
+        given = {"dx": dx.numpy(), "dh0": dh[0].numpy(), "dc0": dc[0].numpy()}
+        named = {f"d_{name}": found.numpy() for name, found in zip(self.names, rest, strict=True)}
+        return _named(done) | given | named
+
+
+class _Streaming(_Inference):
+    how = "torch.nn.LSTM under torch.inference_mode, a step a call, the state handed on"
+
+    def __init__(self, job: Job, data: Data) -> None:
+        super().__init__(job, data)
+        self.steps = [self.x[t : t + 1].clone() for t in range(len(self.x))]
+        self.last, self.t = self.state, 0
+
+    def __call__(self) -> Any:
+        with torch.inference_mode():
+            y, self.last = self.lstm(self.steps[self.t], self.last)
+        self.t = (self.t + 1) % STREAMED
+        return y
+
+    def outputs(self) -> Mapping[str, Array]:
+        self.last, self.t = self.state, 0
+        y = torch.cat([self() for _ in self.steps])
+        return _named((y, self.last))
+
+
+def _state(state: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(np.array(part[None], order="C")) for part in state)
+
+
+def _named(done: Any) -> dict[str, Array]:
+    y, (h, c) = done
+    return {"y": y.detach().numpy(), "h_n": h[0].detach().numpy(), "c_n": c[0].detach().numpy()}

@@ -1,0 +1,187 @@
+"""What a run comes to: each backend beside the best peer, and each switch beside the plain layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lstmcore_conformance.benchmarks.jobs import Job, Mode
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.benchmarks.statistics import geometric_mean, paired_ratio
+
+
+class Setting(NamedTuple):
+    """What one table is about."""
+
+    mode: Mode
+    precision: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.mode}, {self.precision}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A backend's time at one point beside that of the best peer: above 1 the backend is faster.
+
+    `low` and `high` bound the ratio by a bootstrap over the rounds, in which the two ran one shortly after the other.
+    """
+
+    ours: Result
+    peer: Result
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether either time is."""
+        return Outcome.NOISY in (self.ours.outcome, self.peer.outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A backend in one setting. `refused` counts its points without a time, for whatever reason."""
+
+    setting: Setting
+    backend: str
+    comparisons: tuple[Comparison, ...]
+    refused: int
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of the ratios."""
+        return geometric_mean([one.ratio for one in self.comparisons])
+
+    @property
+    def worst(self) -> Comparison:
+        """The point with the smallest ratio."""
+        return min(self.comparisons, key=lambda one: one.ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        return {
+            **self.setting._asdict(),
+            "backend": self.backend,
+            "points": len(self.comparisons),
+            "noisy": sum(one.noisy for one in self.comparisons),
+            "refused": self.refused,
+            "geometric_mean": self.mean,
+            "worst": {"point": self.worst.ours.job.point._asdict(), "ratio": self.worst.ratio},
+            "ratios": [
+                {
+                    "point": one.ours.job.point._asdict(),
+                    "peer": one.peer.candidate.name,
+                    "ratio": one.ratio,
+                    "low": one.low,
+                    "high": one.high,
+                }
+                for one in self.comparisons
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The time with a switch over the time of the plain layer, at each point."""
+
+    setting: Setting
+    backend: str
+    name: str
+    ratios: tuple[tuple[Job, float], ...]
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean over the points."""
+        return geometric_mean([ratio for _, ratio in self.ratios])
+
+    @property
+    def worst(self) -> float:
+        """The largest ratio."""
+        return max(ratio for _, ratio in self.ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        ratios = [{"point": job.point._asdict(), "ratio": ratio} for job, ratio in self.ratios]
+        known = {"backend": self.backend, "variant": self.name, "geometric_mean": self.mean, "worst": self.worst}
+        return {**self.setting._asdict(), **known, "ratios": ratios}
+
+
+def setting(result: Result) -> Setting:
+    """Where a result belongs."""
+    return Setting(result.job.mode, result.job.precision, result.candidate.threads)
+
+
+def settings(results: Iterable[Result]) -> list[Setting]:
+    """All settings, in the order in which they were measured first."""
+    return list(dict.fromkeys(map(setting, results)))
+
+
+def plain(benchmark: Benchmark, at: Setting) -> list[Result]:
+    """The results of the grid in one setting; those beside variants are not in it."""
+    return [one for one in benchmark.results if setting(one) == at and not one.beside_variants]
+
+
+def best_peer(results: Sequence[Result]) -> Result | None:
+    """The fastest peer of one point, None where none has a time."""
+    timed = [one for one in results if one.candidate.kind == "peer" and one.median_s is not None]
+    return min(timed, key=lambda one: one.median_s or 0.0, default=None)
+
+
+def compare(ours: Result, peer: Result) -> Comparison:
+    """The two beside each other."""
+    return Comparison(
+        ours, peer, (peer.median_s or 0.0) / (ours.median_s or 1.0), *paired_ratio(peer.rounds, ours.rounds)[1:]
+    )
+
+
+def summaries(benchmark: Benchmark) -> list[Summary]:
+    """Every backend in every setting in which it and a peer have a time at some point."""
+    found = []
+    for at in settings(benchmark.results):
+        results = plain(benchmark, at)
+        for name in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+            pairs, refused = [], 0
+            for job in dict.fromkeys(one.job for one in results):
+                here = [one for one in results if one.job == job]
+                ours = next(one for one in here if (one.candidate.kind, one.candidate.name) == ("backend", name))
+                peer = best_peer(here)
+                refused += ours.median_s is None
+                if peer is not None and ours.median_s is not None:
+                    pairs.append(compare(ours, peer))
+            if pairs:
+                found.append(Summary(at, name, tuple(pairs), refused))
+    return found
+
+
+def variants(benchmark: Benchmark) -> list[Variant]:
+    """Every switch of every backend in every setting."""
+    found = []
+    results = [one for one in benchmark.results if one.beside_variants and one.median_s is not None]
+    plains = {(setting(one), one.candidate, one.job.point): one for one in results if one.job.variant == "plain"}
+    for at in settings(results):
+        here = [one for one in results if setting(one) == at and one.job.variant != "plain"]
+        for backend, name in dict.fromkeys((one.candidate.name, one.job.variant) for one in here):
+            ratios = []
+            for one in here:
+                base = plains.get((at, one.candidate, one.job.point))
+                if (one.candidate.name, one.job.variant) == (backend, name) and base is not None:
+                    ratios.append((one.job, (one.median_s or 0.0) / (base.median_s or 1.0)))
+            if ratios:
+                found.append(Variant(at, backend, name, tuple(ratios)))
+    return found
+
+
+def roof_of(benchmark: Benchmark, at: Setting) -> Roof | None:
+    """The machine's roof in that setting."""
+    return next((one for one in benchmark.roofs if (one.threads, one.precision) == (at.threads, at.precision)), None)
+
+
+def document(benchmark: Benchmark) -> str:
+    """The run as JSON, with what it comes to."""
+    known = {"summary": [one.to_dict() for one in summaries(benchmark)]}
+    known |= {"variants": [one.to_dict() for one in variants(benchmark)]}
+    return json.dumps(benchmark.to_dict() | known, indent=1, allow_nan=False) + "\n"

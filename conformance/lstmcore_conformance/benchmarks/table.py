@@ -1,0 +1,146 @@
+"""A run as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.summary import (
+    Setting,
+    best_peer,
+    compare,
+    plain,
+    roof_of,
+    settings,
+    summaries,
+    variants,
+)
+from lstmcore_conformance.benchmarks.team import Candidate
+
+
+def show(benchmark: Benchmark, console: Console) -> None:
+    """Print the machine, a table for each setting, what has no time and why, and what it comes to."""
+    machine = benchmark.machine
+    _line(console, f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.2f}")
+    for at in settings(benchmark.results):
+        results = plain(benchmark, at)
+        for table in (_times(at, results), *_figures(benchmark, at, results)) if results else ():
+            console.print(table)
+    for table in _variants(benchmark):
+        console.print(table)
+    _reasons(benchmark, console)
+    for summary in summaries(benchmark):
+        worst, count = summary.worst, len(summary.comparisons)
+        noisy = sum(one.noisy for one in summary.comparisons)
+        notes = f"; {noisy} noisy" * bool(noisy) + f"; {summary.refused} without a time" * bool(summary.refused)
+        text = (
+            f"{summary.backend}, {summary.setting}: best peer / ours, geometric mean {summary.mean:.2f}, "
+            f"worst {worst.ratio:.2f} at {worst.ours.job.point} ({worst.peer.candidate.label}); {count} points{notes}"
+        )
+        console.print(Text(text, "bold"), soft_wrap=True)
+
+
+def digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def cell(result: Result | None, *, tail: bool = False) -> Text:
+    """The time of a result, or why it has none; ~ before a noisy one. `tail` is of single steps."""
+    if result is None or result.outcome is Outcome.UNSUPPORTED:
+        return Text("-", "dim")
+    if result.median_s is None:
+        return Text(result.outcome.value, "bold red")
+    text = digits(result.median_s * 1e3)
+    if tail:
+        text = f"{digits(result.median_s * 1e6)} / {digits(result.quantiles['0.99'] * 1e6)}"
+    return Text(f"~{text}", "yellow") if result.outcome is Outcome.NOISY else Text(text)
+
+
+def _times(at: Setting, results: Sequence[Result]) -> Table:
+    """The times of all runtimes, and how each backend does beside the best peer."""
+    candidates = list(dict.fromkeys(one.candidate for one in results))
+    ours = [one for one in candidates if one.kind == "backend"]
+    tail = at.mode == "streaming"
+    title = f"{at}: {'us a call, median / 99th percentile' if tail else 'ms a call'}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("T, N, I, H", no_wrap=True)
+    for candidate in candidates:
+        table.add_column(candidate.label, justify="right")
+    for candidate in ours:
+        table.add_column(f"best peer / {candidate.label}", justify="right")
+    for job, found in _by_job(results):
+        peer = best_peer(list(found.values()))
+        row = [Text(str(job.point)), *(cell(found.get(candidate), tail=tail) for candidate in candidates)]
+        for candidate in ours:
+            one = found[candidate]
+            row.append(Text("" if peer is None or one.median_s is None else f"{compare(one, peer).ratio:.2f}"))
+        table.add_row(*row)
+    return table
+
+
+def _figures(benchmark: Benchmark, at: Setting, results: Sequence[Result]) -> Iterator[Table]:
+    """For each backend its speed beside the machine's, its error beside the budget, memory and the first call."""
+    roof = roof_of(benchmark, at)
+    for name in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+        table = Table(title=f"{name}, {at}", title_justify="left")
+        table.add_column("T, N, I, H", no_wrap=True)
+        for heading in ("GFLOP/s", "of the peak", "of the budget", "peak MB", "spread", "first call, s"):
+            table.add_column(heading, justify="right")
+        for job, found in _by_job(results):
+            one = next(o for o in found.values() if (o.candidate.kind, o.candidate.name) == ("backend", name))
+            gflops = one.gflops
+            row = (
+                "" if gflops is None else f"{gflops:.3g}",
+                "" if gflops is None or roof is None else f"{gflops / roof.gflops:.0%}",
+                "" if one.share is None else f"{one.share:.2g}",
+                "" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
+                "" if one.spread is None else f"{one.spread:.0%}",
+                "" if one.first_s is None else f"{one.first_s:.2g}",
+            )
+            table.add_row(str(job.point), *row)
+        yield table
+
+
+def _by_job(results: Sequence[Result]) -> Iterator[tuple[Job, dict[Candidate, Result]]]:
+    for job in dict.fromkeys(one.job for one in results):
+        yield job, {one.candidate: one for one in results if one.job == job}
+
+
+def _variants(benchmark: Benchmark) -> list[Table]:
+    tables: dict[tuple[str, Setting], Table] = {}
+    for one in variants(benchmark):
+        key = (one.backend, one.setting)
+        if key not in tables:
+            tables[key] = Table(
+                title=f"{one.backend}, {one.setting}: time over the plain layer's", title_justify="left"
+            )
+            tables[key].add_column("switch")
+            for job, _ in one.ratios:
+                tables[key].add_column(str(job.point), justify="right")
+            tables[key].add_column("geometric mean", justify="right")
+        tables[key].add_row(one.name, *(f"{ratio:.2f}" for _, ratio in one.ratios), f"{one.mean:.2f}")
+    return list(tables.values())
+
+
+def _reasons(benchmark: Benchmark, console: Console) -> None:
+    """Why results have no time, or a noisy one: each reason once."""
+    for facts in benchmark.runtimes:
+        if "message" in facts:
+            _line(console, f"{facts['label']}, {facts['threads']} threads: not started: {facts['message']}")
+    found: dict[tuple[Candidate, str], list[Job]] = {}
+    for one in benchmark.results:
+        if one.message:
+            found.setdefault((one.candidate, f"{one.outcome.value}: {one.message}"), []).append(one.job)
+    for (candidate, reason), jobs in found.items():
+        more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        _line(console, f"{candidate.label}, {candidate.threads} threads, {jobs[0]}{more}: {reason}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,150 @@
+"""The process of one runtime with one number of threads: it does what the parent asks, one line of JSON at a time.
+
+`team.Worker` starts it as ``python -m lstmcore_conformance.benchmarks.worker KIND NAME THREADS``. Its second answer
+tells how long the import took. Whatever a library prints goes to standard error: answers have a pipe of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+#: Processor time in a stretch of idle time below which a process is quiet, both in seconds, and how long is waited.
+QUIET: Final = 0.0002
+STRETCH: Final = 0.004
+PATIENCE: Final = 0.5
+
+
+def main(kind: str, name: str, threads: int) -> None:
+    """Answer requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    _answer(answers, lambda: {"pid": os.getpid()})
+    start = time.perf_counter()
+    server: Server | None = None
+
+    def started() -> dict[str, Any]:
+        nonlocal server
+        server = Server(kind, name, threads)
+        return {"import_s": time.perf_counter() - start, "versions": server.runtime.versions()}
+
+    _answer(answers, started)
+    for line in sys.stdin:
+        if server is None:
+            return
+        request = json.loads(line)
+        _answer(answers, partial(getattr(server, request.pop("do")), **request))
+
+
+def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> None:
+    try:
+        found = dict(work())
+    except Exception as error:  # whatever a runtime raises is its result
+        text = " ".join(str(error).split())
+        unsupported = type(error).__name__ in ("Unsupported", "UnsupportedError")
+        found = {"failed": text if unsupported else f"{type(error).__name__}: {text}", "unsupported": unsupported}
+    answers.write(json.dumps(found) + "\n")
+    answers.flush()
+
+
+class Server:
+    """The jobs that are ready in this process; each method is a request."""
+
+    def __init__(self, kind: str, name: str, threads: int) -> None:
+        from lstmcore_conformance.benchmarks import runtimes
+
+        self.runtime = runtimes.make(kind, name, threads)
+        self.jobs: dict[str, Any] = {}
+
+    def prepare(self, key: str, job: Mapping[str, Any], data: str, outputs: str) -> dict[str, Any]:
+        """Build the job, call it a first time and write its values for the parent to judge."""
+        from lstmcore_conformance.benchmarks.exchange import load_data, save_arrays
+        from lstmcore_conformance.benchmarks.jobs import Job
+
+        given = load_data(Path(data))
+        _forget_peak()
+        before = _memory("VmRSS")
+        start = time.perf_counter()
+        ready = self.runtime.prepare(Job.from_dict(job), given)
+        built = time.perf_counter()
+        ready.call()
+        first = time.perf_counter()
+        save_arrays(Path(outputs), ready.outputs())
+        self.jobs[key] = ready
+        return {"build_s": built - start, "first_s": first - built, "how": ready.how, "resident": before}
+
+    def measure(self, key: str, seconds: float, most: int, settle: bool) -> dict[str, Any]:
+        """Time calls for about that long, at least one and at most `most`; then wait until all threads rest."""
+        call, began = self.jobs[key].call, time.process_time_ns()
+        if settle:
+            call()
+        gc.collect()
+        gc.disable()
+        try:
+            cpu, start = time.process_time_ns(), time.perf_counter_ns()
+            times = timed(call, int(seconds * 1e9), most)
+            cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - start
+        finally:
+            gc.enable()
+        rest()
+        return {"ns": times, "cpu_ns": cpu, "wall_ns": wall, "used_ns": time.process_time_ns() - began}
+
+    def drop(self, key: str) -> dict[str, Any]:
+        """Forget the job; tell the most memory that was in use since it was prepared."""
+        self.jobs.pop(key, None)
+        peak = _memory("VmHWM")
+        gc.collect()
+        return {"peak": peak}
+
+
+def timed(call: Callable[[], Any], stretch: int, most: int) -> list[int]:
+    """Nanoseconds of each call."""
+    clock = time.perf_counter_ns
+    times: list[int] = []
+    end = clock() + stretch
+    after = 0
+    while after < end and len(times) < most:
+        before = clock()
+        call()
+        after = clock()
+        times.append(after - before)
+    return times
+
+
+def rest() -> float:
+    """Wait until the threads of this process have stopped spinning; seconds that it took, at most `PATIENCE`."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < PATIENCE:
+        used = time.process_time()
+        time.sleep(STRETCH)
+        if time.process_time() - used < QUIET:
+            break
+    return time.perf_counter() - start
+
+
+def _memory(field: str) -> int | None:
+    """Bytes, as Linux tells them of this process; None elsewhere."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:")), None)
+
+
+def _forget_peak() -> None:
+    """Let VmHWM start anew from what is in use, where the system lets a process do so."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

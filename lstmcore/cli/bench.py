@@ -1,0 +1,168 @@
+"""``lstmcore bench``: runtimes side by side, each timed only after its values passed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lstmcore import registry
+from lstmcore.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from lstmcore_conformance.benchmarks.jobs import Mode, Point
+
+
+@click.command("bench")
+@click.argument("backends", nargs=-1)
+@click.option(
+    "--grid",
+    type=click.Choice(("quick", "standard", "full")),
+    default="standard",
+    show_default=True,
+    help="Which sizes; full also sweeps T, N and H.",
+)
+@click.option(
+    "--threads", default="1,all", show_default=True, help="Numbers of threads, with commas between; all: every core."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("float32",),
+    show_default=True,
+    type=click.Choice(tuple(PRECISIONS)),
+    help="May be given again.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    default=("inference", "training"),
+    show_default=True,
+    type=click.Choice(("inference", "training", "streaming")),
+    help="May be given again.",
+)
+@click.option("--variants", is_flag=True, help="Also each switch beside the plain layer.")
+@click.option(
+    "--peers", default="auto", show_default=True, help="Peers with commas between; auto: those installed; none."
+)
+@click.option("--point", "points", multiple=True, metavar="T,N,I,H", help="A size in place of the grid; more of them.")
+@click.option("--rounds", type=click.IntRange(min=3), default=None, help="Turns of each runtime  [default: 7, 15, 9].")
+@click.option("--calls", type=click.IntRange(min=1), default=10_000, show_default=True, help="Calls in streaming.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of turns.")
+@click.option("--json", "path", metavar="FILE", help="Write the run as JSON, or - for standard output.")
+def bench(
+    backends: tuple[str, ...],
+    grid: str,
+    threads: str,
+    precisions: tuple[str, ...],
+    modes: tuple[Mode, ...],
+    variants: bool,
+    peers: str,
+    points: tuple[str, ...],
+    rounds: int | None,
+    calls: int,
+    seed: int,
+    path: str | None,
+) -> None:
+    """Time BACKENDS (the fastest that is installed, where none is named) beside PyTorch, ONNX Runtime and JAX.
+
+    A runtime is timed at a point only where its values are right there. The exit code is 0 where every backend
+    that was named has right values wherever it ran, else 1; 2 where the command is wrong.
+
+    \b
+    Examples:
+      lstmcore bench numba --grid quick
+      lstmcore bench numba numpy --threads 1 --mode training --json run.json
+      lstmcore bench numba --mode streaming --point 1,1,64,128
+    """
+    from lstmcore.training.files import write_atomically
+    from lstmcore_conformance.benchmarks.results import Outcome
+    from lstmcore_conformance.benchmarks.run import PLANS, Request, run
+    from lstmcore_conformance.benchmarks.summary import document
+    from lstmcore_conformance.benchmarks.table import show
+
+    if path not in (None, "-") and not Path(str(path)).parent.is_dir():
+        raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
+    plan = PLANS[grid]
+    request = Request(
+        backends=tuple(dict.fromkeys(registry.get_backend(name).name for name in backends or (None,))),
+        peers=_peers(peers),
+        grid=grid,
+        modes=tuple(dict.fromkeys(modes)),
+        threads=_threads(threads),
+        precisions=tuple(dict.fromkeys(precisions)),
+        variants=variants,
+        points=tuple(map(_point, points)),
+        plan=plan if rounds is None else replace(plan, rounds=rounds),
+        calls=calls,
+        seed=seed,
+    )
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        task = bar.add_task("bench", total=None)
+        found = run(
+            request,
+            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+        )
+    text = document(found)
+    if path == "-":
+        click.echo(text, nl=False)
+    else:
+        show(found, Console())
+        if path is not None:
+            write_atomically(path, text.encode())
+    bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
+    failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
+    if failed or any(one["kind"] == "backend" and "message" in one for one in found.runtimes):
+        sys.exit(1)
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    """The peers that are meant."""
+    from lstmcore_conformance.benchmarks.runtimes import PEERS, missing
+
+    if text == "auto":
+        return tuple(name for name, (_, _, packages) in PEERS.items() if packages and missing(name) is None)
+    names = tuple(dict.fromkeys(filter(None, text.split(",")))) if text != "none" else ()
+    for name in names:
+        if name not in PEERS:
+            raise ValueError(f"--peers: expected some of {', '.join(PEERS)}, or auto or none; got {name!r}")
+        if package := missing(name):
+            raise ImportError(f"--peers {name}: needs the package {package}: 'pip install {package}'")
+    return names
+
+
+def _threads(text: str) -> tuple[int, ...]:
+    """The numbers of threads that are meant, each once."""
+    from lstmcore_conformance.benchmarks.machine import cores
+
+    found = []
+    for word in text.split(","):
+        if word != "all" and not (word.isdecimal() and 1 <= int(word) <= cores()):
+            raise ValueError(f"--threads: expected whole numbers from 1 to {cores()}, or all; got {word!r}")
+        found.append(cores() if word == "all" else int(word))
+    return tuple(dict.fromkeys(found))
+
+
+def _point(text: str) -> Point:
+    """The sizes that are meant."""
+    from lstmcore_conformance.benchmarks.jobs import Point
+
+    words = text.split(",")
+    if len(words) != 4 or not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ValueError(f"--point: expected four whole numbers T,N,I,H of at least 1; got {text!r}")
+    return Point(*map(int, words))

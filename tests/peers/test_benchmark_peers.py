@@ -1,0 +1,29 @@
+"""The peers of the benchmark compute the same LSTM, through their own calls, within the conformance budget."""
+
+from __future__ import annotations
+
+import pytest
+
+from lstmcore_conformance.benchmarks.jobs import MODES, Point
+from lstmcore_conformance.benchmarks.measuring import Plan
+from lstmcore_conformance.benchmarks.results import Outcome
+from lstmcore_conformance.benchmarks.run import Request, run
+from lstmcore_conformance.benchmarks.runtimes import PEERS
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_conforms_in_every_mode(peer: str, precision: str) -> None:
+    plan = Plan(rounds=3, seconds=0.001, repeats=0)
+    points = (Point(6, 3, 5, 7), Point(3, 1, 8, 4))
+    request = Request((), (peer,), modes=MODES, precisions=(precision,), points=points, plan=plan, calls=3)
+    found = run(request)
+    assert len(found.results) == 6
+    for one in found.results:
+        cannot = {
+            "onnxruntime": one.job.mode == "training" or precision == "float64",
+            "tutorial": one.job.mode != "inference",
+        }.get(peer, False)
+        assert one.outcome in ((Outcome.UNSUPPORTED,) if cannot else (Outcome.MEASURED, Outcome.NOISY)), one.message

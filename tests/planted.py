@@ -1,0 +1,63 @@
+"""Backends with a fault, as text of a plug-in: the benchmark runs them in processes of their own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_PLUGIN: Final = """
+import os
+import time
+from lstmcore.hookspecs import BackendInfo, hookimpl
+from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
+
+
+class Planted(TextbookKernel):
+{body}
+
+
+class Backend(TextbookBackend):
+    name = {name!r}
+    kernel = Planted
+
+
+@hookimpl
+def lstmcore_backend_info():
+    return BackendInfo({name!r}, "1", "a test", lambda: None)
+
+
+@hookimpl
+def lstmcore_backend():
+    return Backend()
+"""
+
+_BODIES: Final = {
+    "right": "    pass",
+    "slow": """
+    def _forward(self, *args, **more):
+        time.sleep(0.005)
+        return super()._forward(*args, **more)
+""",
+    "wrong": """
+    def _forward(self, *args, **more):
+        y, state, tape = super()._forward(*args, **more)
+        y[-1, -1, -1] += 0.001
+        return y, state, tape
+""",
+    "wrong_gradient": """
+    def _backward(self, *args):
+        found = super()._backward(*args)
+        found.parameters["weight_h"][0, 0] += 0.01
+        return found
+""",
+    "crashing": """
+    def _forward(self, *args, **more):
+        if args[1].shape[1] == 2:
+            os._exit(7)
+        return super()._forward(*args, **more)
+""",
+}
+
+
+def planted(kind: str) -> str:
+    """The text of a plug-in that registers a backend of that name with that fault."""
+    return _PLUGIN.format(name=kind, body=_BODIES[kind])

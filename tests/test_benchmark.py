@@ -1,0 +1,379 @@
+"""The benchmark: its rules hold for planted backends, and what it writes can be read again. Nothing tests speed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lstmcore.cli import main
+from lstmcore_conformance import budgets
+from lstmcore_conformance.benchmarks import grids, statistics
+from lstmcore_conformance.benchmarks.conformity import expectation, judge
+from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, save_arrays, save_data
+from lstmcore_conformance.benchmarks.jobs import MODES, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.run import Request, _result, run
+from lstmcore_conformance.benchmarks.summary import document, summaries, variants
+from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
+from lstmcore_conformance.benchmarks.worker import timed
+from lstmcore_conformance.subject import Failure
+from planted import planted
+from plugins import Install
+
+ROOT = Path(__file__).parent.parent
+SMALL = Point(4, 3, 5, 7)
+PLAN = Plan(rounds=3, seconds=0.001, repeats=0)
+
+
+@pytest.fixture
+def plant(install: Install) -> Callable[..., tuple[str, ...]]:
+    """Installs planted backends and returns their names."""
+
+    def add(*kinds: str) -> tuple[str, ...]:
+        for kind in kinds:
+            install(kind, planted(kind))
+        return kinds
+
+    return add
+
+
+def _run(backends: tuple[str, ...], **changes: Any) -> Benchmark:
+    return run(Request(**({"backends": backends, "points": (SMALL,), "plan": PLAN, "calls": 6} | changes)))
+
+
+def _by(benchmark: Benchmark) -> dict[tuple[str, Mode, Point], Result]:
+    return {(one.candidate.name, one.job.mode, one.job.point): one for one in benchmark.results}
+
+
+# What conforms has a time, what does not has none ---------------------------------------------------------------------
+
+
+def test_what_is_wrong_has_no_time(plant: Callable[..., tuple[str, ...]]) -> None:
+    found = _by(_run(plant("right", "wrong", "wrong_gradient"), modes=MODES))
+    step = SMALL._replace(T=1)
+    for mode, point in (("inference", SMALL), ("training", SMALL), ("streaming", step)):
+        right = found["right", mode, point]
+        assert right.outcome in (Outcome.MEASURED, Outcome.NOISY)
+        assert right.median_s is not None
+        assert right.median_s > 0
+        assert right.share is not None
+        assert right.share <= 1
+        wrong = found["wrong", mode, point]
+        assert wrong.outcome is Outcome.WRONG
+        assert wrong.message.startswith("y[")
+        assert wrong.share is not None
+        assert wrong.share > 1
+        assert (wrong.median_s, wrong.rounds, wrong.calls, wrong.gflops) == (None, (), 0, None)
+    assert found["wrong_gradient", "inference", SMALL].median_s is not None
+    assert found["wrong_gradient", "training", SMALL].outcome is Outcome.WRONG
+    assert found["wrong_gradient", "training", SMALL].message.startswith("d_weight_h[0, 0]")
+
+
+def test_a_process_that_ends_is_an_error_and_stops_nobody(plant: Callable[..., tuple[str, ...]]) -> None:
+    crash = SMALL._replace(N=2)
+    found = _by(_run(plant("right", "crashing"), points=(crash, SMALL), modes=("inference",)))
+    assert found["crashing", "inference", crash].outcome is Outcome.ERROR
+    assert found["crashing", "inference", crash].message == "its process ended by exit code 7"
+    assert found["crashing", "inference", SMALL].median_s is not None
+    assert found["right", "inference", crash].median_s is not None
+
+
+def test_what_is_not_declared_is_unsupported() -> None:
+    (result,) = _run(("numpy",), precisions=("tf32",), modes=("inference",)).results
+    assert result.outcome is Outcome.UNSUPPORTED
+    assert "tf32" in result.message
+
+
+def test_a_backend_that_cannot_start_is_told(plant: Callable[..., tuple[str, ...]], install: Install) -> None:
+    install("absent", reason="it needs a chip")
+    benchmark = _run((*plant("right"), "absent"), modes=("inference",))
+    (facts,) = (one for one in benchmark.runtimes if one["name"] == "absent")
+    assert "it needs a chip" in facts["message"]
+    assert _by(benchmark)["right", "inference", SMALL].median_s is not None
+
+
+def test_a_job_that_fails_while_it_is_timed_is_an_error() -> None:
+    class Broken:
+        def ask(self, do: str, **_: Any) -> Mapping[str, Any]:
+            raise EndedError("its process ended by SIGSEGV")
+
+    found = measure({"one": (Broken(), "key")}, PLAN, np.random.default_rng(0))  # type: ignore[dict-item]  # a stand-in
+    assert found["one"].message == "its process ended by SIGSEGV"
+
+
+def test_more_threads_than_allowed_is_no_time() -> None:
+    made = Result(Job("inference", SMALL), Candidate("backend", "one", 1), Outcome.MEASURED, share=0.1)
+    samples = Samples(rounds=[1.0] * 3, calls=[1.0] * 3, cpu=5.7, wall=3.0, elapsed=3.0)
+    found = _result(made, samples, PLAN)
+    assert found.outcome is Outcome.THREADS
+    assert found.median_s is None
+    assert found.message == "1.90 processors were busy with 1 allowed"
+    assert _result(made, replace(samples, cpu=3.1), PLAN).outcome is Outcome.MEASURED
+
+
+def test_a_time_is_noisy_by_its_spread_and_by_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmcore_conformance.benchmarks.machine.cores", lambda: 2)
+    made = Result(Job("inference", SMALL), Candidate("backend", "one", 2), Outcome.MEASURED, share=0.1)
+    quiet = Samples(rounds=[1.0] * 4, calls=[1.0] * 4, cpu=8.0, wall=4.0, elapsed=4.0)
+    assert _result(made, quiet, PLAN).outcome is Outcome.MEASURED
+    assert "the spread is" in _result(made, replace(quiet, rounds=[1.0, 1.0, 2.0, 2.0]), PLAN).message
+    disturbed = replace(quiet, others=2.0)
+    assert _result(made, disturbed, PLAN).outcome is Outcome.NOISY
+    assert "other processes kept 0.5 processors busy" in _result(made, disturbed, PLAN).message
+    alone = replace(made, candidate=Candidate("backend", "one", 1))
+    assert _result(alone, replace(disturbed, cpu=4.0), PLAN).outcome is Outcome.MEASURED
+
+
+# Turns ----------------------------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """A worker whose calls take what `times` says; it writes down when it was asked."""
+
+    def __init__(self, name: str, log: list[str], times: Callable[[int], float] = lambda turn: 1e-3) -> None:
+        self.name, self.log, self.times, self.turn = name, log, times, 0
+
+    def ask(self, do: str, **details: Any) -> Mapping[str, Any]:
+        assert do == "measure"
+        self.log.append(self.name)
+        self.turn += 1
+        taken = int(self.times(self.turn - 1) * 1e9)
+        return {"ns": [taken] * 3, "cpu_ns": 3 * taken, "wall_ns": 3 * taken, "used_ns": 4 * taken}
+
+
+def _fakes(*fakes: Fake) -> dict[str, Any]:
+    return {fake.name: (fake, "key") for fake in fakes}
+
+
+def test_candidates_take_turns_in_an_order_drawn_anew() -> None:
+    log: list[str] = []
+    names = ["a", "b", "c", "d"]
+    plan = Plan(rounds=12, repeats=0)
+    found = measure(_fakes(*(Fake(name, log) for name in names)), plan, np.random.default_rng(1))
+    rounds = [tuple(log[i : i + 4]) for i in range(0, 48, 4)]
+    assert all(sorted(one) == names for one in rounds)
+    assert len(set(rounds)) > 6
+    assert all(len(one.rounds) == 12 for one in found.values())
+
+
+def test_a_spread_above_the_bound_is_measured_again_with_all_others() -> None:
+    log: list[str] = []
+    wild = Fake("wild", log, lambda turn: 1e-3 * (1 + turn % 2) if turn < 10 else 1e-3)
+    found = measure(_fakes(wild, Fake("calm", log)), Plan(rounds=10, repeats=3), np.random.default_rng(1))
+    assert found["wild"].attempts == found["calm"].attempts == 2
+    assert found["wild"].spread == 0
+    assert log.count("calm") == 20
+    still = Fake("still", [], lambda turn: 1e-3 * (1 + turn % 2))
+    found = measure(_fakes(still), Plan(rounds=10, repeats=3), np.random.default_rng(1))
+    assert found["still"].attempts == 4
+    assert found["still"].spread > 0.1
+
+
+def test_calls_are_timed_one_by_one() -> None:
+    done: list[int] = []
+    assert len(timed(lambda: done.append(1), 10**9, 5)) == len(done) == 5
+    assert len(timed(lambda: done.append(1), 0, 5)) == 1
+
+
+# Jobs, grids, files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_grids_have_each_point_once(mode: Mode) -> None:
+    quick, standard, full = (grids.points(name, mode) for name in grids.NAMES)
+    assert len(set(full)) == len(full)
+    assert set(quick) <= set(standard) <= set(full)
+    if mode == "streaming":
+        assert {point.T for point in full} == {1}
+    with pytest.raises(ValueError, match="grid: expected one of quick"):
+        grids.points("other", mode)
+
+
+def test_operations_of_a_call() -> None:
+    assert Job("inference", Point(2, 3, 5, 7)).flops == 8 * 2 * 3 * 7 * 12
+    assert Job("training", Point(2, 3, 5, 7)).flops == 3 * 8 * 2 * 3 * 7 * 12
+    assert Job("inference", Point(2, 3, 5, 7)).bytes == 4 * (2 * 4 * 7 * 12 + 2 * 3 * 12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_data_go_to_a_worker_and_back(variant: str, mode: Mode, tmp_path: Path) -> None:
+    job = Job(mode, SMALL, "float32", variant)
+    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+    save_data(tmp_path / "data", job.case.data)
+    found, given = load_data(tmp_path / "data"), job.case.data
+    sent = {name: array for name, array in given.arrays() if not name.startswith("tangents")}
+    came = dict(found.arrays())
+    assert set(came) == set(sent)
+    for name, array in came.items():
+        np.testing.assert_array_equal(array, sent[name])
+    assert (found.masks is not None) == (mode == "training" and variant in ("zoneout", "recurrent_dropout"))
+    for pair, want in ((found.state, given.state), (found.dstate, given.dstate)):
+        np.testing.assert_array_equal(np.concatenate(pair, axis=1), np.concatenate(want, axis=1))
+
+
+def test_values_are_judged_by_the_budget(tmp_path: Path) -> None:
+    job = Job("training", SMALL)
+    expected = expectation(job)
+    assert {"y", "h_n", "c_n", "dx", "dh0", "dc0", "d_weight_x", "d_weight_h", "d_bias"} == set(expected)
+    right = {name: one.value.astype(one.dtype) for name, one in expected.items()}
+    save_arrays(tmp_path / "outputs", right)
+    assert judge(load_arrays(tmp_path / "outputs"), expected).share < 1
+    for name, one in expected.items():
+        moved = right[name].copy()
+        moved.flat[0] += 2 * one.budget
+        with pytest.raises(Failure, match=name):
+            judge(right | {name: moved}, expected)
+        with pytest.raises(Failure, match=f"{name}: expected; got nothing"):
+            judge({other: array for other, array in right.items() if other != name}, expected)
+    budgets.forget()
+
+
+def test_the_threads_are_told_to_every_library(plant: Callable[..., tuple[str, ...]]) -> None:
+    assert environment(1)["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=false"
+    assert "XLA_FLAGS" not in environment(2)
+    assert {environment(2)[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL", "LSTMCORE")} == {"2"}
+    plant("right")
+    with Worker(Candidate("backend", "right", 1)) as worker:
+        with pytest.raises(FailedError, match="KeyError: 'none'"):
+            worker.ask("measure", key="none", seconds=0.001, most=1, settle=False)
+        text = Path(f"/proc/{worker.process.pid}/environ")
+        if text.exists():
+            assert b"\0LSTMCORE_NUM_THREADS=1\0" in b"\0" + text.read_bytes()
+
+
+# What a run comes to --------------------------------------------------------------------------------------------------
+
+
+def _made(name: str, kind: Any, point: Point, median: float, **changes: Any) -> Result:
+    rounds = tuple(median * factor for factor in (0.98, 1.0, 1.02, 1.0, 1.0))
+    known = {"share": 0.2, "median_s": median, "spread": 0.02, "rounds": rounds, "quantiles": {"0.99": median}}
+    job = changes.pop("job", Job("inference", point))
+    return Result(job, Candidate(kind, name, 1), Outcome.MEASURED, **(known | changes))
+
+
+def made_benchmark(results: tuple[Result, ...]) -> Benchmark:
+    machine = {"processor": "made up", "cores": 2, "load": 0.0}
+    candidates = dict.fromkeys(one.candidate for one in results)
+    runtimes = tuple({"name": c.name, "kind": c.kind, "threads": c.threads, "label": c.label} for c in candidates)
+    return Benchmark("2026-01-01T00:00:00+00:00", 1.0, machine, {}, {}, runtimes, (), results)
+
+
+def test_ratios_are_of_the_best_peer() -> None:
+    one, two = Point(4, 3, 5, 7), Point(4, 3, 5, 8)
+    results = (
+        _made("numpy", "backend", one, 2e-3),
+        _made("torch", "peer", one, 8e-3),
+        _made("jax", "peer", one, 4e-3),
+        _made("numpy", "backend", two, 4e-3),
+        _made("torch", "peer", two, 2e-3),
+        replace(_made("jax", "peer", two, 1e-3), outcome=Outcome.WRONG, median_s=None),
+    )
+    (found,) = summaries(made_benchmark(results))
+    assert [comparison.ratio for comparison in found.comparisons] == [2.0, 0.5]
+    assert [comparison.peer.candidate.name for comparison in found.comparisons] == ["jax", "torch"]
+    assert found.mean == pytest.approx(1.0)
+    assert found.worst.ours.job.point == two
+    assert found.comparisons[0].low <= 2 <= found.comparisons[0].high
+
+
+def test_variants_are_beside_the_plain_layer_of_the_same_round() -> None:
+    grid = _made("numpy", "backend", SMALL, 9e-3)
+    plain = _made("numpy", "backend", SMALL, 2e-3, beside_variants=True)
+    slow = _made("numpy", "backend", SMALL, 3e-3, beside_variants=True, job=Job("inference", SMALL, variant="peephole"))
+    (found,) = variants(made_benchmark((grid, plain, slow)))
+    assert (found.name, found.mean) == ("peephole", pytest.approx(1.5))
+
+
+def test_a_run_is_read_again(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    benchmark = _run(plant("right", "wrong"), modes=("inference",), variants=True)
+    assert {one.job.variant for one in benchmark.results if one.beside_variants} == set(VARIANTS)
+    file = tmp_path / "run.json"
+    file.write_text(document(benchmark))
+    assert Benchmark.load(file).to_dict() == benchmark.to_dict()
+    assert {one.candidate.name for one in Benchmark.load(file).timed()} == {"right"}
+    text = json.loads(file.read_text())
+    file.write_text(json.dumps(text | {"version": 99}))
+    with pytest.raises(ValueError, match="expected version 1 at most; got 99"):
+        Benchmark.load(file)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="expected a file that lstmcore bench wrote"):
+        Benchmark.load(file)
+
+
+def test_statistics() -> None:
+    assert statistics.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
+    assert statistics.geometric_mean([0.5, 8.0]) == pytest.approx(2.0)
+    rng = np.random.default_rng(0)
+    drift = 1 + 0.5 * rng.random(15)  # the machine's speed changes from round to round, for both alike
+    ratio, low, high = statistics.paired_ratio(1.1 * drift, drift)
+    assert ratio == pytest.approx(1.1)
+    assert low == pytest.approx(1.1)
+    assert high == pytest.approx(1.1)
+    ratio, low, high = statistics.unpaired_ratio(2 * drift, drift)
+    assert low <= 2 <= high
+    assert low < high
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    plant("right", "wrong")
+    common = ["--point", "4,3,5,7", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "3"]
+    file = tmp_path / "run.json"
+    done = CliRunner().invoke(main, ["bench", "right", *common, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "inference, float32, 1 thread" in done.output
+    assert Benchmark.load(file).settings["backends"] == ["right"]
+    done = CliRunner().invoke(main, ["bench", "right", "wrong", *common])
+    assert done.exit_code == 1
+    assert "does not conform" in done.output
+
+
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "benchmarking.md").read_text("utf-8"), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("lstmcore bench ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, on NumPy without peers, at one size and for a moment."""
+    monkeypatch.chdir(tmp_path)
+    words = ["numpy" if word == "numba" else word for word in shlex.split(line)[1:]]
+    words = [word for word in words if word not in ("quick", "standard") and not word.startswith("--grid")]
+    words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "3", "--calls", "6", "--threads", "1"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "0"], "--threads: expected whole numbers from 1 to"),
+        (["--threads", "1,many"], "got 'many'"),
+        (["--point", "4,3,5"], "--point: expected four whole numbers T,N,I,H of at least 1; got '4,3,5'"),
+        (
+            ["--peers", "other"],
+            "--peers: expected some of torch, onnxruntime, jax, tutorial, or auto or none; got 'other'",
+        ),
+        (["--json", "/nowhere/run.json"], "--json: expected a file in a folder that exists"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["bench", "numpy", *words])
+    assert done.exit_code == 2
+    assert message in done.output
