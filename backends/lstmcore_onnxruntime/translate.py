@@ -114,6 +114,16 @@ def model(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnx.ModelProt
     )
 
 
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node, as `attributes` has them."""
+
+    def text(value: Any) -> Any:
+        return value.decode() if isinstance(value, bytes) else value
+
+    found = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return {name: list(map(text, value)) if isinstance(value, list) else text(value) for name, value in found.items()}
+
+
 def directions(
     given: Mapping[str, Any], W: Array, R: Array, B: Array | None = None, P: Array | None = None
 ) -> tuple[tuple[LSTMConfig, dict[str, Array]], ...]:
