@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from lstmcore.cli import main
 from lstmcore_conformance import budgets
 from lstmcore_conformance.benchmarks import grids, statistics
+from lstmcore_conformance.benchmarks.comparing import changes
 from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, save_arrays, save_data
 from lstmcore_conformance.benchmarks.jobs import MODES, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.benchmarks.machine import describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.run import Request, _result, run
@@ -311,6 +313,53 @@ def test_a_run_is_read_again(plant: Callable[..., tuple[str, ...]], tmp_path: Pa
         Benchmark.load(file)
 
 
+def test_a_slower_kernel_shows_beyond_noise_and_a_slower_machine_does_not() -> None:
+    def result(name: str, kind: Any, median: float) -> Result:
+        rng = np.random.default_rng(len(name))
+        rounds = tuple(median * (1 + 0.02 * rng.standard_normal(15)))
+        return replace(_made(name, kind, SMALL, median), rounds=rounds)
+
+    def of(ours: float, machine: float) -> Benchmark:
+        both = (result("numpy", "backend", ours * machine), result("torch", "peer", 1e-3 * machine))
+        return made_benchmark(both)
+
+    (same,) = changes(of(2e-3, 1.0), of(2e-3, 1.0))
+    assert same.ratio == pytest.approx(1.0)
+    assert not same.slower
+    assert not same.faster
+    (slow_machine,) = changes(of(2e-3, 1.5), of(2e-3, 1.0))
+    assert not slow_machine.slower
+    assert slow_machine.peers == ("torch",)
+    (slower,) = changes(of(2.4e-3, 0.7), of(2e-3, 1.0))
+    assert slower.slower
+    assert slower.low < 1.2 < slower.high
+    (faster,) = changes(of(2e-3, 1.0), of(2.4e-3, 1.0))
+    assert faster.faster
+    alone = replace(of(2e-3, 1.5), results=of(2e-3, 1.5).results[:1])
+    (without,) = changes(alone, of(2e-3, 1.0))
+    assert without.slower
+    assert without.peers == ()
+    with pytest.raises(ValueError, match="expected runs of one machine; got cores 2 and 64"):
+        changes(replace(alone, machine={"processor": "made up", "cores": 64}), of(2e-3, 1.0))
+
+
+def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    """The same name with 5 ms more a call, several times what the call took, is slower in any weather."""
+    plant("right")
+    common = ["--point", "4,3,5,7", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "5"]
+    old, new = str(tmp_path / "old.json"), str(tmp_path / "new.json")
+    assert CliRunner().invoke(main, ["bench", "right", *common, "--json", old]).exit_code == 0
+    (module,) = tmp_path.glob("plugin_right_*.py")
+    module.write_text(planted("slow").replace("'slow'", "'right'"))
+    done = CliRunner().invoke(main, ["bench", "right", *common, "--json", new, "--compare", old])
+    assert done.exit_code == 1
+    assert "slower" in done.output
+    assert "1 slower, 0 faster, 0 without a change" in done.output
+    again = CliRunner().invoke(main, ["bench", "right", "--read", new, "--compare", new])
+    assert again.exit_code == 0
+    assert "0 slower, 0 faster, 1 without a change" in again.output
+
+
 def test_statistics() -> None:
     assert statistics.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
     assert statistics.geometric_mean([0.5, 8.0]) == pytest.approx(2.0)
@@ -353,6 +402,7 @@ COMMANDS = [
 def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, on NumPy without peers, at one size and for a moment."""
     monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text(document(replace(made_benchmark(()), machine=describe())), "utf-8")
     words = ["numpy" if word == "numba" else word for word in shlex.split(line)[1:]]
     words = [word for word in words if word not in ("quick", "standard") and not word.startswith("--grid")]
     words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "3", "--calls", "6", "--threads", "1"]

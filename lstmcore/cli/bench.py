@@ -16,6 +16,8 @@ from lstmcore.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from lstmcore_conformance.benchmarks.jobs import Mode, Point
+    from lstmcore_conformance.benchmarks.results import Benchmark
+    from lstmcore_conformance.benchmarks.run import Request
 
 
 @click.command("bench")
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
 @click.option("--calls", type=click.IntRange(min=1), default=10_000, show_default=True, help="Calls in streaming.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of turns.")
 @click.option("--json", "path", metavar="FILE", help="Write the run as JSON, or - for standard output.")
+@click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
+@click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
 def bench(
     backends: tuple[str, ...],
     grid: str,
@@ -70,26 +74,32 @@ def bench(
     calls: int,
     seed: int,
     path: str | None,
+    old_path: str | None,
+    read_path: str | None,
 ) -> None:
     """Time BACKENDS (the fastest that is installed, where none is named) beside PyTorch, ONNX Runtime and JAX.
 
     A runtime is timed at a point only where its values are right there. The exit code is 0 where every backend
-    that was named has right values wherever it ran, else 1; 2 where the command is wrong.
+    that was named has right values wherever it ran and, with --compare, none got slower beyond noise; else 1, and
+    2 where the command is wrong.
 
     \b
     Examples:
       lstmcore bench numba --grid quick
       lstmcore bench numba numpy --threads 1 --mode training --json run.json
       lstmcore bench numba --mode streaming --point 1,1,64,128
+      lstmcore bench numba --grid quick --compare run.json
     """
     from lstmcore.training.files import write_atomically
-    from lstmcore_conformance.benchmarks.results import Outcome
-    from lstmcore_conformance.benchmarks.run import PLANS, Request, run
+    from lstmcore_conformance.benchmarks import comparing
+    from lstmcore_conformance.benchmarks.results import Benchmark, Outcome
+    from lstmcore_conformance.benchmarks.run import PLANS, Request
     from lstmcore_conformance.benchmarks.summary import document
     from lstmcore_conformance.benchmarks.table import show
 
     if path not in (None, "-") and not Path(str(path)).parent.is_dir():
         raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
+    old = None if old_path is None else Benchmark.load(old_path)
     plan = PLANS[grid]
     request = Request(
         backends=tuple(dict.fromkeys(registry.get_backend(name).name for name in backends or (None,))),
@@ -104,6 +114,31 @@ def bench(
         calls=calls,
         seed=seed,
     )
+    found = _measured(request) if read_path is None else Benchmark.load(read_path)
+    changes = [] if old is None else comparing.changes(found, old)
+    text = document(found)
+    if path == "-":
+        click.echo(text, nl=False)
+    else:
+        show(found, Console())
+        if path is not None:
+            write_atomically(path, text.encode())
+        if old is not None:
+            comparing.show(changes, Console())
+    bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
+    failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
+    if (
+        failed
+        or any(one.slower for one in changes)
+        or any(one["kind"] == "backend" and "message" in one for one in found.runtimes)
+    ):
+        sys.exit(1)
+
+
+def _measured(request: Request) -> Benchmark:
+    """Run it, with a bar where somebody looks."""
+    from lstmcore_conformance.benchmarks.run import run
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,21 +149,10 @@ def bench(
         disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task("bench", total=None)
-        found = run(
+        return run(
             request,
             progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
-    text = document(found)
-    if path == "-":
-        click.echo(text, nl=False)
-    else:
-        show(found, Console())
-        if path is not None:
-            write_atomically(path, text.encode())
-    bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
-    failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
-    if failed or any(one["kind"] == "backend" and "message" in one for one in found.runtimes):
-        sys.exit(1)
 
 
 def _peers(text: str) -> tuple[str, ...]:

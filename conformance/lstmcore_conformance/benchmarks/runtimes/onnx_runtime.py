@@ -42,7 +42,7 @@ class ONNXRuntime(Runtime):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         model = _model(job, data).SerializeToString()
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        made = (_Streaming if job.mode == "streaming" else _Inference)(session, data)
+        made = (_Streaming if job.mode == "streaming" else _Inference)(session, job, data)
         return Prepared(made, made.outputs, made.how)
 
 
@@ -77,39 +77,59 @@ def _model(job: Job, data: Data) -> Any:
 class _Inference:
     how = "InferenceSession.run_with_iobinding of one LSTM node, spinning only within the call"
 
-    def __init__(self, session: Any, data: Data) -> None:
+    def __init__(self, session: Any, job: Job, data: Data) -> None:
         self.session = session
-        self.x, self.h, self.c = data.x, *(np.ascontiguousarray(part[None]) for part in data.state or ())
-        self.binding = session.io_binding()
-        for name, array in (("X", self.x), ("h", self.h), ("c", self.c)):
-            self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in _OUTPUTS:
-            self.binding.bind_output(name)
+        steps, batch, _, hidden = job.point
+        self.x, self.state, self.last = data.x, _pair(data.state), _pair(data.state)
+        self.y = np.empty((steps, 1, batch, hidden), data.x.dtype)
+        self.binding = _bound(session, self.x, self.state, self.y, self.last)
 
     def __call__(self) -> Any:
         self.session.run_with_iobinding(self.binding)
 
     def outputs(self) -> Mapping[str, Array]:
         self()
-        y, h, c = self.binding.copy_outputs_to_cpu()
-        return {"y": y[:, 0], "h_n": h[0], "c_n": c[0]}
+        return {"y": self.y[:, 0], "h_n": self.last[0][0], "c_n": self.last[1][0]}
 
 
 class _Streaming:
-    how = "InferenceSession.run of one LSTM node, a step a call, the state handed on"
+    how = "InferenceSession.run_with_iobinding of one LSTM node, a step a call, two states that take turns"
 
-    def __init__(self, session: Any, data: Data) -> None:
-        self.run = session.run
-        self.state = [np.ascontiguousarray(part[None]) for part in data.state or ()]
-        self.steps = [data.x[t : t + 1].copy() for t in range(len(data.x))]
-        self.last, self.t = self.state, 0
+    def __init__(self, session: Any, job: Job, data: Data) -> None:
+        self.run, self.initial = session.run_with_iobinding, data.state
+        self.states = (_pair(data.state), _pair(data.state))
+        self.y = np.empty((STREAMED, 1, job.point.N, job.point.H), data.x.dtype)
+        self.steps = [data.x[t : t + 1].copy() for t in range(STREAMED)]
+        self.bindings = [
+            _bound(session, self.steps[t], self.states[t % 2], self.y[t : t + 1], self.states[(t + 1) % 2])
+            for t in range(STREAMED)
+        ]
+        self.t = 0
 
     def __call__(self) -> Any:
-        y, *self.last = self.run(_OUTPUTS, {"X": self.steps[self.t], "h": self.last[0], "c": self.last[1]})
+        self.run(self.bindings[self.t])
         self.t = (self.t + 1) % STREAMED
-        return y
 
     def outputs(self) -> Mapping[str, Array]:
-        self.last, self.t = self.state, 0
-        y = np.concatenate([self() for _ in self.steps])
-        return {"y": y[:, 0], "h_n": self.last[0][0], "c_n": self.last[1][0]}
+        for part, value in zip(self.states[0], _pair(self.initial), strict=True):
+            part[...] = value
+        self.t = 0
+        for _ in range(STREAMED):
+            self()
+        h, c = self.states[STREAMED % 2]
+        return {"y": self.y[:, 0].copy(), "h_n": h[0].copy(), "c_n": c[0].copy()}
+
+
+def _pair(state: Any) -> tuple[Array, Array]:
+    """Copies of h and c as the node takes them."""
+    return np.array(state.h[None], order="C"), np.array(state.c[None], order="C")
+
+
+def _bound(session: Any, x: Array, state: tuple[Array, Array], y: Array, last: tuple[Array, Array]) -> Any:
+    """A binding of the node to that memory, which has to stay."""
+    binding = session.io_binding()
+    inputs, outputs = zip(("X", "h", "c"), (x, *state), strict=True), zip(_OUTPUTS, (y, *last), strict=True)
+    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays:
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    return binding

@@ -41,13 +41,12 @@ _wait: Any = jax.block_until_ready
 
 
 def _lstm(parameters: Mapping[str, Any], x: Any, h: Any, c: Any) -> Any:
-    """y, h and c. The weights are turned round in the program, once a call."""
-    recurrent = parameters["weight_h"].T
-    inputs = x @ parameters["weight_x"].T + parameters.get("bias", 0.0)
+    """y, h and c; the weights are (I, 4H) and (H, 4H), as JAX's own libraries keep them."""
+    inputs = x @ parameters["weight_x"] + parameters.get("bias", 0.0)
 
     def step(state: Any, given: Any) -> Any:
         h, c = state
-        i, f, g, o = jnp.split(given + h @ recurrent, 4, axis=1)
+        i, f, g, o = jnp.split(given + h @ parameters["weight_h"], 4, axis=1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
@@ -65,7 +64,7 @@ class _Inference:
     how = "jax.jit of lax.scan, waited for by block_until_ready"
 
     def __init__(self, data: Data) -> None:
-        parameters = {name: jnp.asarray(array) for name, array in data.parameters.items()}
+        parameters = {name: jnp.asarray(_turned(name, array)) for name, array in data.parameters.items()}
         self.given: Any = (parameters, jnp.asarray(data.x), *map(jnp.asarray, data.state or ()))
         self.run = jax.jit(_lstm)
 
@@ -90,7 +89,9 @@ class _Training(_Inference):
     def outputs(self) -> Mapping[str, Array]:
         done, (parameters, dx, dh, dc) = self()
         given = {"dx": np.asarray(dx), "dh0": np.asarray(dh), "dc0": np.asarray(dc)}
-        return _named(done) | given | {f"d_{name}": np.asarray(array) for name, array in parameters.items()}
+        return (
+            _named(done) | given | {f"d_{name}": _turned(name, np.asarray(array)) for name, array in parameters.items()}
+        )
 
 
 class _Streaming(_Inference):
@@ -111,6 +112,11 @@ class _Streaming(_Inference):
         self.last, self.t = self.state, 0
         y = jnp.concatenate([self() for _ in self.steps])
         return _named((y, *self.last))
+
+
+def _turned(name: str, array: Array) -> Array:
+    """Weights as the other side has them."""
+    return np.ascontiguousarray(array.T) if name.startswith("weight") else array
 
 
 def _named(done: Any) -> dict[str, Array]:
