@@ -14,17 +14,18 @@ from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 from lstmcore_numba import passes, steps
 from lstmcore_numba.compiling import address
-from lstmcore_numba.norms import linear, normalise
+from lstmcore_numba.norms import linear
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, own_masks, pack, padded
-from lstmcore_numba.threads import ROWS, share, with_threads
+from lstmcore_numba.threads import ROWS, Threads
+from lstmcore_numba.tiles import PANEL
 
-#: Numbers of the input product that are made at once when nothing is recorded, so that they stay in the cache.
-_BLOCK: Final = 1 << 18
-#: Rows from which the product of the input is made step by step, while its result is in the cache; with fewer, the
-#: weights would be read again for too little work.
-_FUSED: Final = 8
-#: Rows from which threads take rows of the batch; with fewer they take hidden units, and meet after every step.
+#: Bytes of the input's products that are made at once when nothing is recorded, so that they stay in the cache.
+_AHEAD: Final = 1 << 20
+#: Rows from which threads take rows of the batch where the weights fit into a core's cache; else they take hidden
+#: units, and meet after every step.
 _ROWS_APART: Final = 48
+#: Bytes of weights that fit.
+_FIT: Final = 1 << 20
 #: Multiply-adds of a step for which a meeting is worth its time.
 _STEP_WORTH: Final = 100_000
 
@@ -114,12 +115,7 @@ class NumbaKernel(Kernel):
             c[:, : config.hidden_size] = np.where(empty[:, None], 0, state.c)
         direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
         y = out if direct and out is not None else np.empty((count, batch, config.output_size), dtype)
-        size = count if record or batch >= _FUSED else max(2, _BLOCK // max(1, batch * layout.wide))
-        saved = None
-        starts = range(0, count, max(size, 1)) if count else (0,)
-        for start in reversed(starts) if config.reverse else starts:
-            part = slice(start, min(start + size, count))
-            saved, h, c = self._block(weights, x[part], h, c, ends - start, own, part, y[part], record)
+        saved, h, c = self._run_forward(weights, x, h, c, ends, own, y, record=record)
         last = State(h[:, : config.output_size].astype(self.storage), c[:, : config.hidden_size].copy())
         if state is not None:
             last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
@@ -136,7 +132,7 @@ class NumbaKernel(Kernel):
             x = np.where(active, x, 0)
         return np.ascontiguousarray(x, self.dtype)
 
-    def _block(
+    def _run_forward(
         self,
         weights: Weights,
         x: Array,
@@ -144,11 +140,11 @@ class NumbaKernel(Kernel):
         c_first: Array,
         ends: Array,
         masks: OwnMasks,
-        part: slice,
         y: Array,
+        *,
         record: bool,
     ) -> tuple[Saved | None, Array, Array]:
-        """Some steps; the tape and the state after them."""
+        """The tape and the state after the last step."""
         config, layout, dtype = self.config, self.layout, self.dtype
         count, batch, width = x.shape
         kept = count + 1 if record or count < 2 else 2
@@ -156,10 +152,11 @@ class NumbaKernel(Kernel):
         at = count if config.reverse and (record or count < 2) else 0
         h[at], c[at] = h_first, c_first
         each = count if record else 1
-        fused = batch >= _FUSED and not config.layer_norm
-        rooms = 1 if not record and (fused or config.layer_norm) else count
-        norms = self._norms(weights, count, batch, record=record)
-        gates = aligned((rooms, batch, layout.blocks, layout.gates, layout.lanes), dtype)
+        ahead = max(1, min(count, _AHEAD // max(1, batch * layout.wide * dtype.itemsize)))
+        rooms = count if record else ahead
+        norms = self._norms(weights, rooms, count, batch, record=record)
+        room = 1 if config.layer_norm and not record else rooms
+        gates = aligned((room, batch, layout.blocks, layout.gates, layout.lanes), dtype)
         raw = np.empty_like(gates) if record and self.raw else np.empty((1, 1, 1, 1, 1), dtype)
         masked = len(masks.recurrent) > 0
         inner = config.recurrent_size
@@ -169,36 +166,17 @@ class NumbaKernel(Kernel):
         projected = np.empty((each if projects else 1, batch, layout.output), dtype)
         if not x.flags.writeable:
             x = x.copy()  # compiled code is made for arrays that may be written to
-        if not fused:
-            flat_x = x.reshape(count * batch, width)
-            target = norms.x if config.layer_norm else gates
-            flat_gates = target.reshape(count * batch, *gates.shape[2:])
-            share(
-                lambda first, last: passes.input_product(flat_x, weights.input, flat_gates, first, last),
-                count * batch,
-                ROWS,
-                self._cost(count * batch, width),
-            )
-        if config.layer_norm:
-            normalise(
-                flat_gates,
-                norms.deviation_x.reshape(count * batch),
-                layout.real,
-                layout.tail,
-                norms.eps,
-                0,
-                count * batch,
-            )
         step = self._code(steps.forward, masks, record=record)
         step_cell = self._code(steps.forward_cell, masks, record=record) if config.layer_norm else 0
         step_output = self._code(steps.forward_output, masks, record=record) if projects else 0
-        mask_h, mask_c = masks.hidden[part], masks.cell[part]
-
-        counter = np.zeros(1, np.int64)
-        whole = (0, layout.blocks)
-
-        def work(first: int, last: int, blocks: tuple[int, int] = whole, parts: int = 1) -> None:
+        cost = self._cost(count * batch, inner + width)
+        by_units = self._by_units(batch, inner + width, masked=masked)
+        if by_units and cost < count * _STEP_WORTH:
+            cost = 0
+        with Threads(layout.blocks if by_units else batch // ROWS, cost) as team:
             passes.forward(
+                team,
+                by_units,
                 step,
                 step_output,
                 step_cell,
@@ -206,7 +184,6 @@ class NumbaKernel(Kernel):
                 norms,
                 config.reverse,
                 self.of_cell,
-                fused,
                 ends,
                 x,
                 weights.input,
@@ -215,8 +192,8 @@ class NumbaKernel(Kernel):
                 weights.peephole,
                 weights.projection,
                 masks.recurrent,
-                mask_h,
-                mask_c,
+                masks.hidden,
+                masks.cell,
                 gates,
                 raw,
                 operand,
@@ -225,23 +202,7 @@ class NumbaKernel(Kernel):
                 h,
                 c,
                 y,
-                first,
-                last,
-                *blocks,
-                counter,
-                parts,
-            )
-
-        cost = self._cost(count * batch, inner + width * fused)
-        if projects or masked or config.layer_norm or batch >= _ROWS_APART or cost < count * _STEP_WORTH:
-            share(work, batch, ROWS, cost)
-        else:
-            with_threads(
-                lambda part, parts: work(
-                    0, batch, (layout.blocks * part // parts, layout.blocks * (part + 1) // parts), parts
-                ),
-                layout.blocks,
-                cost,
+                np.zeros(1, np.int64),
             )
         end = 0 if config.reverse and kept > 2 else count if kept != 2 else count % 2
         if kept == 2 and count == 1:
@@ -249,14 +210,21 @@ class NumbaKernel(Kernel):
         saved = Saved(weights, ends, masks, x, h, c, gates, raw, operand, q, projected, norms) if record else None
         return saved, h[end], c[end]
 
-    def _norms(self, w: Weights, count: int, batch: int, *, record: bool) -> passes.Norms:
+    def _by_units(self, batch: int, inner: int, *, masked: bool) -> bool:
+        """Whether threads take hidden units, rather than rows of the batch."""
+        config, layout = self.config, self.layout
+        if config.proj_size > 0 or config.layer_norm or masked:
+            return False
+        return batch < _ROWS_APART or inner * layout.wide * self.dtype.itemsize > _FIT
+
+    def _norms(self, w: Weights, ahead: int, count: int, batch: int, *, record: bool) -> passes.Norms:
         """Room for what layer norm needs and leaves; next to none without."""
         config, layout, dtype = self.config, self.layout, self.dtype
         if not config.layer_norm:
             return self.no_norms
         each, wide = count if record else 1, (layout.blocks, layout.gates, layout.lanes)
         return passes.Norms(
-            aligned((count, batch, *wide), dtype),
+            aligned((ahead, batch, *wide), dtype),
             np.empty((count, batch), dtype),
             aligned((each, batch, *wide), dtype),
             np.empty((each, batch), dtype),
@@ -296,8 +264,14 @@ class NumbaKernel(Kernel):
         step = self._code(steps.backward, masks, record=True)
         step_output = self._code(steps.backward_output, masks, record=True) if projects else 0
 
-        def work(first: int, last: int) -> None:
+        cost = self._cost(count * batch, config.recurrent_size)
+        by_units = self._by_units(batch, config.recurrent_size, masked=len(masks.recurrent) > 0)
+        if by_units and cost < count * _STEP_WORTH:
+            cost = 0
+        with Threads(-(-layout.blocks // PANEL) if by_units else batch // ROWS, cost) as team:
             passes.backward(
+                team,
+                by_units,
                 step,
                 step_output,
                 step_cell,
@@ -326,17 +300,14 @@ class NumbaKernel(Kernel):
                 doperand,
                 dh,
                 dc,
-                first,
-                last,
+                np.zeros(1, np.int64),
             )
-
-        share(work, batch, ROWS, self._cost(count * batch, config.recurrent_size))
         rows = count * batch
-        flat, x = dz.reshape(rows, layout.wide), saved.x.reshape(rows, width)
-        from_x, from_h = flat, dz_h.reshape(rows, layout.wide)
+        each = (rows, *dz.shape[2:])
+        x, from_x, from_h = saved.x.reshape(rows, width), dz.reshape(each), dz_h.reshape(each)
         if normed:
             dz_x = dz * norms.gain_x
-            from_x = dz_x.reshape(rows, layout.wide)
+            from_x = dz_x.reshape(each)
             linear(
                 norms.x.reshape(rows, *dz.shape[2:]),
                 norms.deviation_x.reshape(rows),
@@ -345,49 +316,39 @@ class NumbaKernel(Kernel):
                 0,
                 rows,
             )
-        found = {
-            "weight_x": layout.gathered(self._gradient(from_x, x)[:, :width]),
-            "weight_h": layout.gathered(self._gradient(from_h, self._operand(saved))[:, : config.recurrent_size]),
-        }
+        found: dict[str, Array] = {}
+        hidden = config.hidden_size
+        found["weight_x"], found["bias"] = self._weight_gradient(from_x, x, hidden, width)
+        found["weight_h"], _ = self._weight_gradient(from_h, self._operand(saved), hidden, config.recurrent_size)
         if normed:
+            found["bias"] = layout.of_gates(dz.sum(axis=(0, 1)))
             found["norm_gain_x"] = layout.of_gates(np.einsum("tnbgl,tnbgl->bgl", dz, norms.x))
             found["norm_gain_h"] = layout.of_gates(np.einsum("tnbgl,tnbgl->bgl", dz, norms.h))
             norm_c = norms.c.reshape(count, batch, layout.hidden)
             found["norm_gain_c"] = np.einsum("tnk,tnk->k", dc_out, norm_c)[: config.hidden_size]
             found["norm_bias_c"] = dc_out.sum(axis=(0, 1))[: config.hidden_size]
-        if config.bias:
-            sums = np.empty(layout.wide, dtype)
-            passes.column_sums(flat, sums)
-            found["bias"] = layout.gathered(sums[:, None])[:, 0]
         if config.proj_size:
-            dproj = self._gradient(dprojected.reshape(rows, layout.output), saved.q.reshape(rows, layout.hidden))
-            found["weight_proj"] = dproj[: config.proj_size, : config.hidden_size]
+            units = dprojected.reshape(rows, layout.output // layout.lanes, 1, layout.lanes)
+            of_q = saved.q.reshape(rows, layout.hidden)
+            found["weight_proj"], _ = self._weight_gradient(units, of_q, config.proj_size, hidden)
         if config.peephole:
             found["peephole"] = self._peephole(saved, dz)
         wide_dx = aligned((rows, layout.whole(width)), dtype)
-        share(
-            lambda first, last: passes.rows_product(from_x, w.back_input, wide_dx, first, last),
-            rows,
-            ROWS,
-            self._cost(rows, width),
-        )
+        with Threads(rows // ROWS, self._cost(rows, width)) as team:
+            passes.rows_product(team, from_x.reshape(rows, layout.wide), w.back_input, wide_dx)
         dx = wide_dx[:, :width].reshape(count, batch, width)
         state = State(dh[:, : config.output_size].astype(self.storage), dc[:, : config.hidden_size].copy())
         named = {name: found[name].astype(self.storage) for name in config.parameter_shapes}
         return Gradients(dx.astype(self.storage, copy=False), state, named)
 
-    def _gradient(self, a: Array, b: Array) -> Array:
-        """``a^T b``; the last axis of the result in whole vectors."""
-        whole = self.layout.whole(b.shape[1])
-        b = b if whole == b.shape[1] else padded(b, 1, whole)
-        out = aligned((a.shape[1], b.shape[1]), self.dtype)
-        share(
-            lambda first, last: passes.gradient(a, b, out, first, last),
-            a.shape[1],
-            ROWS,
-            float(a.shape[0]) * a.shape[1] * b.shape[1],
-        )
-        return out
+    def _weight_gradient(self, dz: Array, a: Array, size: int, columns: int) -> tuple[Array, Array]:
+        """``dz^T a`` for dz (rows, B, G, lanes) of `size` units and the first columns of a; sums of dz's rows."""
+        _, blocks, gates, lanes = dz.shape
+        of_weight, of_bias = np.empty((gates * size, columns), self.dtype), np.empty(gates * size, self.dtype)
+        sums, found = aligned(dz.shape[1:], self.dtype), aligned((blocks, columns, gates, lanes), self.dtype)
+        with Threads(blocks, float(dz.size) * columns) as team:
+            passes.weight_gradient(team, dz, a, size, sums, found, of_weight, of_bias)
+        return of_weight, of_bias
 
     def _operand(self, saved: Saved) -> Array:
         """What R multiplied at every step, (T N, R) or wider."""
@@ -478,8 +439,9 @@ class NumbaKernel(Kernel):
         step_cell = self._code(steps.tangent_cell, masks, record=True) if normed else 0
         step_output = self._code(steps.tangent_output, masks, record=True) if projects else 0
 
-        def work(first: int, last: int) -> None:
+        with Threads(batch // ROWS, self._cost(rows, config.recurrent_size)) as team:
             passes.tangent(
+                team,
                 step,
                 step_output,
                 step_cell,
@@ -510,11 +472,7 @@ class NumbaKernel(Kernel):
                 th,
                 tc,
                 ty,
-                first,
-                last,
             )
-
-        share(work, batch, ROWS, self._cost(rows, config.recurrent_size))
         th_last, tc_last = th[count % 2], tc[count % 2]
         last = State(th_last[:, : config.output_size].astype(self.storage), tc_last[:, : config.hidden_size].copy())
         if tangents.state is not None:

@@ -1,4 +1,7 @@
-"""The loops over time: forward, backward and along tangents, for some rows of a batch.
+"""The loops over time: forward, backward and along tangents, and the products around them.
+
+Every public pass takes a team of threads and what the function with an underscore before it takes after `part` and
+`parts`.
 
 Arrays have whole vectors on their last axis: Hp and Pp are H and P padded, B the blocks of hidden units, and a row of
 gates is (B, G, lanes). Names of arrays are those of the equations.
@@ -12,8 +15,9 @@ import numpy as np
 
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import linear, normalise
+from lstmcore_numba.parallel import meet, outlined, side_by_side
 from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, PANEL, call_step, meet, panel, product
+from lstmcore_numba.tiles import BYTES, PANEL, call_step, panel, product
 
 _LENGTHS: Final = int(At.LENGTHS)
 _STEP: Final = int(At.STEP)
@@ -58,7 +62,9 @@ _FIELDS: Final = len(At)
 #: Rows of the input that are multiplied by all weights before the next ones.
 _CHUNK: Final = 96
 #: Rows whose part of a gradient is summed before the next ones, so that they stay in the cache.
-_DEPTH: Final = 128
+_DEPTH: Final = 512
+#: Columns of a gradient that are turned around together.
+_COLUMNS: Final = 32
 
 
 @compiled
@@ -105,37 +111,11 @@ def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) ->
 
 
 @compiled
-def input_product(x: Any, weight: Any, gates: Any, first: int, last: int) -> None:
-    """``gates = W x`` for rows `first` to `last` of x (rows, I) and gates (rows, B, G, lanes)."""
-    inner = x.shape[1]
-    blocks, cols, lanes = gates.shape[1], gates.shape[2], gates.shape[3]
-    zero, size = x.dtype.type(0), x.itemsize
-    row_x, row_z = inner * size, blocks * cols * lanes * size
-    for start in range(first, last, _CHUNK):
-        rows = min(_CHUNK, last - start)
-        for block in range(blocks):
-            panel(
-                zero,
-                cols,
-                x.ctypes.data + start * row_x,
-                row_x,
-                size,
-                weight.ctypes.data + block * inner * cols * BYTES,
-                cols * BYTES,
-                gates.ctypes.data + start * row_z + block * cols * BYTES,
-                row_z,
-                inner,
-                rows,
-                True,
-            )
-
-
-@compiled
-def rows_product(a: Any, weight: Any, out: Any, first: int, last: int) -> None:
-    """``out = a W`` for rows `first` to `last`, with W in panels and the columns of `out` in whole vectors."""
+def _rows_product(part: int, parts: int, a: Any, weight: Any, out: Any) -> None:
     inner, size = a.shape[1], a.itemsize
     row_a, row_out = inner * size, out.shape[1] * size
-    for start in range(first, last, _CHUNK):
+    begin, end = a.shape[0] * part // parts, a.shape[0] * (part + 1) // parts
+    for start in range(begin, end, _CHUNK):
         product(
             a.dtype.type(0),
             row_out // BYTES,
@@ -146,48 +126,79 @@ def rows_product(a: Any, weight: Any, out: Any, first: int, last: int) -> None:
             out.ctypes.data + start * row_out,
             row_out,
             inner,
-            min(_CHUNK, last - start),
+            min(_CHUNK, end - start),
             True,
         )
 
 
 @compiled
-def gradient(a: Any, b: Any, out: Any, first: int, last: int) -> None:
-    """``out = a^T b`` for columns `first` to `last` of a (rows, A); the columns of b and out are whole vectors."""
-    size, zero = a.itemsize, a.dtype.type(0)
-    row_a, row_b = a.shape[1] * size, b.shape[1] * size
-    vectors = row_b // BYTES
-    out[first:last] = 0
-    for start in range(0, a.shape[0], _DEPTH):
-        depth = min(_DEPTH, a.shape[0] - start)
-        for column in range(0, vectors, PANEL):
+def rows_product(team: Any, *args: Any) -> None:
+    """``out = a W`` with W in panels and the columns of `out` in whole vectors: ``(a, weight, out)``."""
+    side_by_side(team, outlined(_rows_product, args))
+
+
+@compiled
+def _weight_gradient(
+    part: int, parts: int, dz: Any, a: Any, hidden: int, sums: Any, found: Any, of_weight: Any, of_bias: Any
+) -> None:
+    rows, blocks, cols, lanes = dz.shape
+    width, size = of_weight.shape[1], dz.itemsize
+    zero, wide = dz.dtype.type(0), cols * lanes
+    room = np.empty((_DEPTH + 1) * wide, dz.dtype)
+    start = (-room.ctypes.data % BYTES) // size
+    packed = room[start : start + _DEPTH * wide].reshape(_DEPTH, wide)
+    first, last = blocks * part // parts, blocks * (part + 1) // parts
+    found[first:last] = 0
+    sums[first:last] = 0
+    for begin in range(0, rows, _DEPTH):
+        depth = min(_DEPTH, rows - begin)
+        for block in range(first, last):
+            for k in range(depth):
+                for gate in range(cols):
+                    for lane in range(lanes):
+                        value = dz[begin + k, block, gate, lane]
+                        packed[k, gate * lanes + lane] = value
+                        sums[block, gate, lane] += value
             panel(
                 zero,
-                min(PANEL, vectors - column),
-                a.ctypes.data + start * row_a + first * size,
+                cols,
+                a.ctypes.data + begin * a.shape[1] * size,
                 size,
-                row_a,
-                b.ctypes.data + start * row_b + column * BYTES,
-                row_b,
-                out.ctypes.data + first * row_b + column * BYTES,
-                row_b,
+                a.shape[1] * size,
+                packed.ctypes.data,
+                cols * BYTES,
+                found.ctypes.data + block * width * cols * BYTES,
+                cols * BYTES,
                 depth,
-                last - first,
+                width,
                 False,
             )
+    for block in range(first, last):
+        real = min(lanes, hidden - block * lanes)
+        for gate in range(cols):
+            here = gate * hidden + block * lanes
+            of_bias[here : here + real] = sums[block, gate, :real]
+            for begin in range(0, width, _COLUMNS):
+                for lane in range(real):
+                    for k in range(begin, min(begin + _COLUMNS, width)):
+                        of_weight[here + lane, k] = found[block, k, gate, lane]
 
 
 @compiled
-def column_sums(a: Any, out: Any) -> None:
-    """The sum of the rows of `a`."""
-    out[:] = 0
-    for row in range(a.shape[0]):
-        for k in range(a.shape[1]):
-            out[k] += a[row, k]
+def weight_gradient(team: Any, *args: Any) -> None:
+    """``dz^T a``, and the sums of the rows of `dz`, where dz is (rows, B, G, lanes) and a (rows, columns or more).
+
+    Takes ``(dz, a, hidden, sums, found, of_weight, of_bias)``: `of_weight` (G H, columns) and `of_bias` (G H,) get the
+    results, `sums` (B, G, lanes) and `found` (B, columns, G, lanes) are room to work in.
+    """
+    side_by_side(team, outlined(_weight_gradient, args))
 
 
 @compiled
-def forward(
+def _forward(
+    part: int,
+    parts: int,
+    by_units: bool,
     step: int,
     step_output: int,
     step_cell: int,
@@ -195,7 +206,6 @@ def forward(
     norms: Any,
     reverse: bool,
     of_cell: bool,
-    fused: bool,
     lengths: Any,
     x: Any,
     input_weight: Any,
@@ -214,40 +224,40 @@ def forward(
     h: Any,
     c: Any,
     y: Any,
-    first: int,
-    last: int,
-    block_first: int,
-    block_last: int,
     counter: Any,
-    parts: int,
 ) -> None:
-    """All steps of rows `first` to `last` and of blocks `block_first` to `block_last`.
-
-    Unless `fused`, `gates` has the products of the input.
-
-    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) have the initial state where the first step reads it.
-    Where the blocks are shared among `parts` threads, these meet after every step.
-    """
     table = np.zeros(_FIELDS, np.int64)
-    steps = y.shape[0]
+    steps, batch, width = y.shape
     blocks, cols, lanes = gates.shape[2], gates.shape[3], gates.shape[4]
+    first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
+    block_first, block_last = (blocks * part // parts, blocks * (part + 1) // parts) if by_units else (0, blocks)
     zero, size = h.dtype.type(0), h.itemsize
     rows, inner = last - first, operand.shape[2]
     row_z, row_c, row_h = blocks * cols * lanes * size, c.shape[2] * size, h.shape[2] * size
-    row_x = x.shape[2] * size
-    output_blocks, width = h.shape[2] // lanes, y.shape[2]
+    output_blocks = h.shape[2] // lanes
     kept = h.shape[0] > 2 or steps < 2
     masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
     tail = hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
     table[_LENGTHS], table[_BIAS], table[_PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
+    products = norms.x if normed else gates
+    room = products.shape[0]
     now = steps if reverse and kept else 0
+    begin = 0
     for count in range(steps):
         t = steps - 1 - count if reverse else count
         following = (t if reverse else t + 1) if kept else 1 - now
+        if count % room == 0:
+            ahead = min(room, steps - count)
+            begin = t - ahead + 1 if reverse else t
+            _input_products(x, input_weight, products, begin, ahead, first, last, block_first, block_last)
+            if normed:
+                for k in range(ahead):
+                    normalise(norms.x[k], norms.deviation_x[begin + k], cols * hidden, tail, norms.eps, first, last)
+        place = t - begin
         table[_STEP] = t
-        table[_GATES], table[_RAW] = at(gates, t), at(raw, t)
+        table[_GATES], table[_RAW] = at(gates, place), at(raw, t)
         table[_MASK_C], table[_MASK_H] = at(mask_c, t), at(mask_h, t)
         table[_C_BEFORE], table[_C] = at(c, now), at(c, following)
         table[_H_BEFORE], table[_H] = at(h, now), at(h, following)
@@ -259,23 +269,11 @@ def forward(
                 for k in range(inner):
                     operand[slot, row, k] = mask_r[row, k] * (c[now, row, k] if of_cell else h[now, row, k])
             source, pitch = at(operand, t), inner * size
-        place = set_norms(table, norms, t) if normed else 0
+        held = 0
+        if normed:
+            held = set_norms(table, norms, t)
+            table[_NORM_X] = at(norms.x, place)
         for block in range(block_first, block_last):
-            if fused:
-                panel(
-                    zero,
-                    cols,
-                    at(x, t) + first * row_x,
-                    row_x,
-                    size,
-                    input_weight.ctypes.data + block * x.shape[2] * cols * BYTES,
-                    cols * BYTES,
-                    table[_GATES] + first * row_z + block * cols * BYTES,
-                    row_z,
-                    x.shape[2],
-                    rows,
-                    True,
-                )
             panel(
                 zero,
                 cols,
@@ -293,11 +291,11 @@ def forward(
             if not normed:
                 call_step(step, table.ctypes.data, block, first, last)
         if normed:
-            normalise(norms.h[place], norms.deviation_h[place], cols * hidden, tail, norms.eps, first, last)
+            normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
                 call_step(step, table.ctypes.data, block, first, last)
-            whole_cells(c[following], norms.c[place], hidden, first, last)
-            normalise(norms.c[place], norms.deviation_c[place], hidden, tail, norms.eps, first, last)
+            whole_cells(c[following], norms.c[held], hidden, first, last)
+            normalise(norms.c[held], norms.deviation_c[held], hidden, tail, norms.eps, first, last)
             for block in range(blocks):
                 call_step(step_cell, table.ctypes.data, block, first, last)
         if projects:
@@ -323,13 +321,65 @@ def forward(
             else:
                 for k in range(column, columns):
                     y[t, row, k] = 0
-        if parts > 1:
+        if by_units and parts > 1:
             meet(counter.ctypes.data, parts * (count + 1))
         now = following
 
 
 @compiled
-def backward(
+def _input_products(
+    x: Any,
+    weight: Any,
+    products: Any,
+    begin: int,
+    steps: int,
+    first: int,
+    last: int,
+    block_first: int,
+    block_last: int,
+) -> None:
+    """``W x`` of `steps` steps from `begin` on, into `products` (room, N, B, G, lanes).
+
+    The weights of a block are read once for all of them.
+    """
+    batch, inner = x.shape[1], x.shape[2]
+    blocks, cols, lanes = products.shape[2], products.shape[3], products.shape[4]
+    zero, size = x.dtype.type(0), x.itemsize
+    row_x, row_z = inner * size, blocks * cols * lanes * size
+    whole = last - first == batch
+    for block in range(block_first, block_last):
+        for step in range(1 if whole else steps):
+            panel(
+                zero,
+                cols,
+                x.ctypes.data + ((begin + step) * batch + first) * row_x,
+                row_x,
+                size,
+                weight.ctypes.data + block * inner * cols * BYTES,
+                cols * BYTES,
+                products.ctypes.data + (step * batch + first) * row_z + block * cols * BYTES,
+                row_z,
+                inner,
+                steps * batch if whole else last - first,
+                True,
+            )
+
+
+@compiled
+def forward(team: Any, *args: Any) -> None:
+    """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
+
+    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) have the initial state where the first step reads it.
+    `gates` (room, N, B, G, lanes), or ``norms.x``, has room for the products of the input for as many steps at a time.
+    """
+    side_by_side(team, outlined(_forward, args))
+
+
+@compiled
+def _backward(
+    part: int,
+    parts: int,
+    by_units: bool,
     step: int,
     step_output: int,
     step_cell: int,
@@ -358,20 +408,20 @@ def backward(
     doperand: Any,
     dh: Any,
     dc: Any,
-    first: int,
-    last: int,
+    counter: Any,
 ) -> None:
-    """All steps of rows `first` to `last`, last to first; `dh` and `dc` go from the final state to the initial one.
-
-    ``dz_h`` is the gradient of what R gives; without layer norm it is `dz` itself.
-    """
     table = np.zeros(_FIELDS, np.int64)
     steps, inner = dz.shape[0], dz.shape[2] * dz.shape[3] * dz.shape[4]
-    blocks, lanes = dz.shape[2], dz.shape[4]
+    batch, blocks, lanes = dz.shape[1], dz.shape[2], dz.shape[4]
+    panels = (blocks + PANEL - 1) // PANEL
+    first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
+    block_first = panels * part // parts * PANEL if by_units else 0
+    block_last = min(blocks, panels * (part + 1) // parts * PANEL) if by_units else blocks
     zero, size = dh.dtype.type(0), dh.itemsize
     rows = last - first
     row_z, row_c, row_h = inner * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
+    column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
     masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
     table[_DNORM_C] = dnorm_c.ctypes.data
     table[_LENGTHS], table[_PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
@@ -387,7 +437,7 @@ def backward(
         place = 0
         for row in range(first, last):
             if t < lengths[row]:
-                for k in range(width):
+                for k in range(column, columns):
                     dh[row, k] += dy[t, row, k]
         if projects:
             for block in range(output_blocks):
@@ -415,8 +465,10 @@ def backward(
                 if t < lengths[row]:
                     for k in range(hidden):
                         dc[row, k] += dnorm_c[row, k // lanes, 0, k % lanes]
-        for block in range(blocks):
+        for block in range(block_first, block_last):
             call_step(step, table.ctypes.data, block, first, last)
+        if by_units and parts > 1:
+            meet(counter.ctypes.data, parts * (count + 1))
         if normed:
             for row in range(first, last):
                 for block in range(blocks):
@@ -427,6 +479,9 @@ def backward(
             linear(norms.h[place], norms.deviation_h[place], dz_h[t], dz.shape[3] * hidden, first, last)
         target, pitch = (table[_DC], row_c) if of_cell else (table[_DH], row_h)
         vectors = blocks if of_cell else output_blocks
+        vector = 0
+        if by_units:
+            vector, vectors = block_first, block_last - block_first
         if masked:
             target = doperand.ctypes.data
         product(
@@ -435,8 +490,8 @@ def backward(
             at(dz_h, t) + first * row_z,
             row_z,
             size,
-            recurrent_weight.ctypes.data,
-            target + first * pitch,
+            recurrent_weight.ctypes.data + vector * inner * BYTES,
+            target + first * pitch + vector * BYTES,
             pitch,
             inner,
             rows,
@@ -453,7 +508,19 @@ def backward(
 
 
 @compiled
-def tangent(
+def backward(team: Any, *args: Any) -> None:
+    """All steps, last to first; `dh` and `dc` go from the gradient of the final state to that of the initial one.
+
+    ``dz_h`` is the gradient of what R gives; without layer norm it is `dz` itself. Shared by rows, or by hidden units
+    if `by_units`: a thread then needs what the others found of `dz` before it can go on with its own units.
+    """
+    side_by_side(team, outlined(_backward, args))
+
+
+@compiled
+def _tangent(
+    part: int,
+    parts: int,
     step: int,
     step_output: int,
     step_cell: int,
@@ -484,17 +551,10 @@ def tangent(
     th: Any,
     tc: Any,
     ty: Any,
-    first: int,
-    last: int,
 ) -> None:
-    """All steps of rows `first` to `last`; `tz` has all that does not depend on the tangent of the state.
-
-    With layer norm ``tz_h`` has what the tangent of R gives; without, it is `tz` itself.
-
-    ``th`` (2, N, Pp) and ``tc`` (2, N, Hp) begin with the tangent of the initial state.
-    """
     table = np.zeros(_FIELDS, np.int64)
-    steps = ty.shape[0]
+    steps, batch = ty.shape[0], ty.shape[1]
+    first, last = batch * part // parts, batch * (part + 1) // parts
     blocks, cols, lanes = tz.shape[2], tz.shape[3], tz.shape[4]
     zero, size = th.dtype.type(0), th.itemsize
     rows, inner = last - first, toperand.shape[1]
@@ -582,3 +642,13 @@ def tangent(
                 for k in range(width):
                     ty[t, row, k] = 0
         now = 1 - now
+
+
+@compiled
+def tangent(team: Any, *args: Any) -> None:
+    """All steps; `tz` has all that does not depend on the tangent of the state.
+
+    With layer norm ``tz_h`` has what the tangent of R gives; without, it is `tz` itself. ``th`` (2, N, Pp) and ``tc``
+    (2, N, Hp) begin with the tangent of the initial state.
+    """
+    side_by_side(team, outlined(_tangent, args))

@@ -1,22 +1,36 @@
-"""Work on rows of a batch side by side. Kernels release the interpreter lock, so that Python's own threads do."""
+"""The threads of this process that passes are shared with.
+
+They are started when they are first of use, look for work for about a millisecond after the last (`parallel`), and
+sleep until they are woken here.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
-from lstmcore.threads import asked_threads
+import numpy as np
+import numpy.typing as npt
 
-#: Multiply-adds below which handing work to a thread costs more than it saves.
-WORTH: Final = 2_000_000
-#: Threads of a process at most.
-_MOST: Final = 256
+from lstmcore_numba.parallel import Slot, Waiting, serve
+
+#: Multiply-adds below which a second thread does not save what it costs.
+WORTH: Final = 500_000
+#: Multiply-adds while which one look for a thread that has to wake up is worth it: a fifth of the time they take.
+_LOOK: Final = 8_000
+#: Looks at most, some milliseconds.
+_LOOKS: Final = 100_000
 #: Rows of a part at least: a tile full of them.
 ROWS: Final = 6
+_CACHE_LINE: Final = 64
+
+#: What a pass takes that runs on the calling thread alone.
+ALONE: Final = np.zeros(1, np.int64)
 
 
 def thread_count() -> int:
@@ -27,31 +41,89 @@ def thread_count() -> int:
     ValueError
         The variable is not a whole number of at least 1.
     """
-    asked = asked_threads()
-    if asked is not None:
-        return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("LSTMCORE_NUM_THREADS")
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got {asked!r}")
+    return int(asked)
+
+
+def _current_processor() -> Callable[[], int] | None:
+    """A function that tells on which processor the calling thread is, where the system has one and threads can move."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    found: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+    return found
+
+
+_CURRENT: Final = _current_processor()
+
+
+class _Worker(threading.Thread):
+    """A thread and its slot."""
+
+    def __init__(self) -> None:
+        super().__init__(name="lstmcore-numba", daemon=True)
+        room = np.zeros(3 * _CACHE_LINE // 8, np.int64)
+        start = (-room.ctypes.data % _CACHE_LINE) // 8
+        self.slot = room[start : start + _CACHE_LINE // 8]
+        self.address = self.slot.ctypes.data
+        self.asleep = threading.Lock()
+        self.asleep.acquire()
+        self.slot[Slot.STATE] = Waiting.ASLEEP
+        self.allowed: set[int] = set()
+
+    def run(self) -> None:
+        while True:
+            self.asleep.acquire()
+            if self.allowed:
+                os.sched_setaffinity(0, self.allowed)
+            serve(self.address)
+
+    def wake(self) -> None:
+        """Let it look for work, on another processor than this one.
+
+        Linux puts a thread that is woken where the one that woke it is, and leaves it there for some milliseconds. So
+        it is kept from that processor until it runs.
+        """
+        if _CURRENT is not None and self.native_id is not None:
+            self.allowed = os.sched_getaffinity(0)
+            elsewhere = self.allowed - {_CURRENT()}
+            if elsewhere:
+                os.sched_setaffinity(self.native_id, elsewhere)
+        self.slot[Slot.STATE] = Waiting.IDLE
+        self.asleep.release()
 
 
 class _Team:
-    """The threads of this process, and how many of them are free."""
+    """The threads of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.busy = 0
-        self.pool = ThreadPoolExecutor(_MOST, thread_name_prefix="lstmcore-numba")
+        self.free: list[_Worker] = []
+        self.size = 0
 
-    def take(self, wanted: int) -> int:
-        """Take up to `wanted` threads; what others have taken is not there, so that no call waits for another."""
+    def take(self, wanted: int) -> list[_Worker]:
+        """Up to `wanted` threads, awake; what others have taken is not there, so that no call waits for another."""
         with self.lock:
-            taken = max(0, min(wanted, thread_count() - 1 - self.busy, _MOST - self.busy))
-            self.busy += taken
-            return taken
+            busy = self.size - len(self.free)
+            wanted = max(0, min(wanted, thread_count() - 1 - busy))
+            while len(self.free) < wanted:
+                worker = _Worker()
+                worker.start()
+                self.free.append(worker)
+                self.size += 1
+            taken = [self.free.pop() for _ in range(wanted)]
+        for worker in taken:
+            if worker.slot[Slot.STATE] == Waiting.ASLEEP:
+                worker.wake()
+        return taken
 
-    def give(self, taken: int) -> None:
+    def give(self, taken: list[_Worker]) -> None:
         """Give them back."""
         with self.lock:
-            self.busy -= taken
+            self.free.extend(reversed(taken))
 
 
 @lru_cache(maxsize=1)
@@ -60,26 +132,27 @@ def _team(process: int) -> _Team:
     return _Team()
 
 
-def share(work: Callable[[int, int], None], size: int, least: int, cost: float) -> None:
-    """Call ``work(first, last)`` for parts of `size`, of `least` each or more, on the threads that are free.
+class Threads:
+    """``with Threads(most, cost) as team``: what a pass of `cost` multiply-adds in at most `most` parts takes."""
 
-    `cost` is how many multiply-adds they take together.
-    """
-    with_threads(lambda part, parts: work(size * part // parts, size * (part + 1) // parts), size // least, cost)
+    __slots__ = ("cost", "taken", "team", "wanted")
 
+    def __init__(self, most: int, cost: float) -> None:
+        self.cost, self.wanted = cost, 0
+        if most > 1 and cost >= 2 * WORTH:
+            self.wanted = min(most, int(cost // WORTH), thread_count()) - 1
+        self.taken: list[_Worker] = []
 
-def with_threads(work: Callable[[int, int], None], most: int, cost: float) -> None:
-    """Call ``work(part, parts)`` for every part side by side, with at most `most` parts: all of them run at once."""
-    wanted = int(min(most, cost // WORTH)) - 1
-    if wanted < 1 or (wanted := min(wanted, thread_count() - 1)) < 1:
-        work(0, 1)
-        return
-    team = _team(os.getpid())
-    taken = team.take(wanted)
-    try:
-        others = [team.pool.submit(work, part, taken + 1) for part in range(1, taken + 1)]
-        work(0, taken + 1)
-        for other in others:
-            other.result()
-    finally:
-        team.give(taken)
+    def __enter__(self) -> npt.NDArray[Any]:
+        if self.wanted < 1:
+            return ALONE
+        self.team = _team(os.getpid())
+        self.taken = self.team.take(self.wanted)
+        looks = min(int(self.cost // _LOOK), _LOOKS)
+        return np.array([looks, *(worker.address for worker in self.taken)])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.taken:
+            self.team.give(self.taken)

@@ -8,21 +8,20 @@ one row has a tile of one, so that results do not depend on how rows are split a
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
 
 from lstmcore_numba.jit import compiled, literal_intrinsic, plain_intrinsic
-from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.vectors import INDEX, Emitter, Vector, vector_bytes
 
 #: Bytes of a vector; the code below is compiled for it.
 BYTES: Final = vector_bytes()
-#: How often a thread looks whether the others have arrived before it gives way to them; some microseconds.
-_SPINS: Final = 2_000
 #: Vectors of a panel of weights that are worked on together.
 PANEL: Final = 4
+#: Values of the inner size that all tiles of a panel take before the next ones.
+_DEPTH: Final = 128
 
 
 #: Rows of a tile at most: with 4 vectors of weights, 24 sums fill the 32 registers of AVX-512.
@@ -148,53 +147,6 @@ def call_step(context: Any, function: Any, table: Any, block: Any, first: Any, l
     return types.void(*(types.int64,) * 5), emit
 
 
-@plain_intrinsic
-def arrive(context: Any, counter: Any) -> Any:
-    """Add 1 to the integer at the address `counter`, after all that was written before."""
-
-    def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
-        builder.atomic_rmw("add", builder.inttoptr(args[0], POINTER), ir.Constant(INDEX, 1), "acq_rel")
-        return target.get_dummy_value()
-
-    return types.void(types.int64), emit
-
-
-@plain_intrinsic
-def arrived(context: Any, counter: Any) -> Any:
-    """The integer at the address `counter`, before all that is read after."""
-
-    def emit(_: Any, builder: ir.IRBuilder, __: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], POINTER), "acquire", 8, typ=INDEX)
-
-    return types.int64(types.int64), emit
-
-
-@plain_intrinsic
-def give_way(context: Any) -> Any:
-    """Let another thread have the processor."""
-
-    def emit(target: Any, builder: ir.IRBuilder, _: Any, __: Any) -> Any:
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(ir.IntType(32), []), name)
-        builder.call(function, [])
-        return target.get_dummy_value()
-
-    return types.void(), emit
-
-
-@compiled
-def meet(counter: int, number: int) -> None:
-    """Wait until all have arrived, `number` times in total; gives way to others after a while."""
-    arrive(counter)
-    spins = 0
-    while arrived(counter) < number:
-        spins += 1
-        if spins > _SPINS:
-            give_way()
-
-
 @compiled
 def panel(
     zero: Any,
@@ -210,19 +162,27 @@ def panel(
     rows: int,
     fresh: bool,
 ) -> None:
-    """The product of all `rows` with one panel of 1 to 4 vectors."""
+    """The product of all `rows` with one panel of 1 to 4 vectors.
+
+    The inner size is cut, so that what is read of the panel is in the nearest cache for the next tile.
+    """
     tiles = (rows + ROWS - 1) // ROWS
-    for k in range(tiles):
-        first, height = rows * k // tiles, rows * (k + 1) // tiles - rows * k // tiles
-        from_a, to_c = a + first * a_row, c + first * c_row
-        if cols == 4:
-            tile(zero, 4, height, from_a, a_row, a_k, b, b_k, to_c, c_row, size, fresh)
-        elif cols == 3:
-            tile(zero, 3, height, from_a, a_row, a_k, b, b_k, to_c, c_row, size, fresh)
-        elif cols == 2:
-            tile(zero, 2, height, from_a, a_row, a_k, b, b_k, to_c, c_row, size, fresh)
-        else:
-            tile(zero, 1, height, from_a, a_row, a_k, b, b_k, to_c, c_row, size, fresh)
+    cuts = (size + _DEPTH - 1) // _DEPTH if tiles > 1 else 1
+    for cut in range(max(cuts, 1)):
+        begin = size * cut // cuts if cuts > 1 else 0
+        depth = size * (cut + 1) // cuts - begin if cuts > 1 else size
+        b_here, a_here, empty = b + begin * b_k, a + begin * a_k, fresh and cut == 0
+        for k in range(tiles):
+            first, height = rows * k // tiles, rows * (k + 1) // tiles - rows * k // tiles
+            from_a, to_c = a_here + first * a_row, c + first * c_row
+            if cols == 4:
+                tile(zero, 4, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
+            elif cols == 3:
+                tile(zero, 3, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
+            elif cols == 2:
+                tile(zero, 2, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
+            else:
+                tile(zero, 1, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
 
 
 @compiled

@@ -17,6 +17,8 @@ from llvmlite import ir
 
 INDEX: Final = ir.IntType(64)
 POINTER: Final = ir.PointerType()
+#: Tells an instruction of AVX-512 to round as the processor is set to.
+_CURRENT_ROUNDING: Final = 4
 
 
 def vector_bytes() -> int:
@@ -66,6 +68,26 @@ class Emitter:
         if function is None:
             function = ir.Function(self.builder.module, ir.FunctionType(self.type, [self.type] * len(values)), full)
         return Vector(self, self.builder.call(function, [value.value for value in values]))
+
+    @property
+    def widest(self) -> bool:
+        """Whether the vectors are those of AVX-512."""
+        return self.lanes * self.size == 64
+
+    @property
+    def suffix(self) -> str:
+        """What the processor's own instructions call the type."""
+        return "ps" if self.size == 4 else "pd"
+
+    def masked(self, full: str, values: list[Vector], options: list[ir.Value]) -> Vector:
+        """The result of an instruction of AVX-512 that could leave lanes out, in all lanes."""
+        lanes = ir.IntType(self.lanes)
+        types = [self.type] * len(values) + [lanes] + [option.type for option in options]
+        function = self.builder.module.globals.get(full)
+        if function is None:
+            function = ir.Function(self.builder.module, ir.FunctionType(self.type, types), full)
+        every = ir.Constant(lanes, (1 << self.lanes) - 1)
+        return Vector(self, self.builder.call(function, [value.value for value in values] + [every, *options]))
 
     def address(self, base: ir.Value, *offsets: ir.Value) -> ir.Value:
         """``base`` and the sum of `offsets`, in bytes; all are integers."""
@@ -211,6 +233,29 @@ class Vector:
         biased = e.builder.add(whole, ir.Constant(e.integers, [ir.Constant(e.integer, bias)] * e.lanes))
         bits = e.builder.shl(biased, ir.Constant(e.integers, [ir.Constant(e.integer, shift)] * e.lanes))
         return Vector(e, e.builder.bitcast(bits, e.type))
+
+    def scaled(self, power: Vector) -> Vector:
+        """This times 2 to `power`, as `power_of_two` has it; one instruction with AVX-512."""
+        e = self.emitter
+        if not e.widest:
+            return self * power.power_of_two()
+        name = f"llvm.x86.avx512.mask.scalef.{e.suffix}.512"
+        return e.masked(name, [self, power, e.constant(0)], [ir.Constant(ir.IntType(32), _CURRENT_ROUNDING)])
+
+    def over(self, divisor: Vector) -> Vector:
+        """``self / divisor`` for divisors from 1 to below the inverse of the least normal number.
+
+        AVX-512 has the first 14 bits of an inverse at a tenth of a division's price. A step of Newton's doubles
+        them, and what the quotient is off by is taken off at the end.
+        """
+        e = self.emitter
+        if not e.widest:
+            return self / divisor
+        inverse = e.masked(f"llvm.x86.avx512.rcp14.{e.suffix}.512", [divisor, e.constant(0)], [])
+        for _ in range(1 if e.size == 4 else 2):
+            inverse = inverse.fma((-divisor).fma(inverse, 1), inverse)
+        quotient = self * inverse
+        return inverse.fma((-divisor).fma(quotient, self), quotient)
 
     def rounded_to(self, storage: str) -> Vector:
         """As it is after a stay in memory as ``float16`` or ``bfloat16``."""

@@ -1,0 +1,241 @@
+"""Work of one compiled pass on several threads, which wait for it in compiled code.
+
+A thread that waits has a slot: some integers in a cache line of its own. A pass puts its address and that of its
+arguments there, and the thread takes them within a microsecond, without the interpreter. One that has waited for long
+falls asleep, and only the interpreter can wake it (`threads`).
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from lstmcore_numba.jit import compiled, plain_intrinsic
+from lstmcore_numba.vectors import INDEX
+
+_INTEGER: Final = INDEX.as_pointer()
+#: How often a thread looks whether the others have arrived before it gives way to them; some tens of microseconds.
+_SPINS: Final = 1_000
+#: How often a thread looks for work before it falls asleep; about a millisecond.
+PATIENCE: Final = 40_000
+
+
+class Slot(IntEnum):
+    """Integers of a slot. `STATE` is one of those below; `PARTS` is 0 until the work may begin."""
+
+    STATE = 0
+    FUNCTION = 1
+    ARGUMENTS = 2
+    PART = 3
+    PARTS = 4
+    DONE = 5
+
+
+class Waiting(IntEnum):
+    """What a thread does: looks for work, has some to take, has taken it, sleeps."""
+
+    IDLE = 0
+    POSTED = 1
+    TAKEN = 2
+    ASLEEP = 3
+
+
+_STATE: Final = 8 * int(Slot.STATE)
+_FUNCTION: Final = 8 * int(Slot.FUNCTION)
+_ARGUMENTS: Final = 8 * int(Slot.ARGUMENTS)
+_PART: Final = 8 * int(Slot.PART)
+_PARTS: Final = 8 * int(Slot.PARTS)
+_DONE: Final = 8 * int(Slot.DONE)
+_IDLE: Final = int(Waiting.IDLE)
+_POSTED: Final = int(Waiting.POSTED)
+_TAKEN: Final = int(Waiting.TAKEN)
+_ASLEEP: Final = int(Waiting.ASLEEP)
+
+
+@plain_intrinsic
+def read(context: Any, address: Any) -> Any:
+    """The integer at `address`, before all that is read after."""
+
+    def emit(_: Any, builder: ir.IRBuilder, __: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _INTEGER), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+@plain_intrinsic
+def write(context: Any, address: Any, value: Any) -> Any:
+    """Put `value` at `address`, after all that was written before."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _INTEGER), "release", 8)
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@plain_intrinsic
+def exchange(context: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Put `value` at `address` where `expected` is there; whether it was."""
+
+    def emit(_: Any, builder: ir.IRBuilder, __: Any, args: Any) -> Any:
+        found = builder.cmpxchg(builder.inttoptr(args[0], _INTEGER), args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), emit
+
+
+@plain_intrinsic
+def arrive(context: Any, counter: Any) -> Any:
+    """Add 1 to the integer at the address `counter`, after all that was written before."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
+        builder.atomic_rmw("add", builder.inttoptr(args[0], _INTEGER), ir.Constant(INDEX, 1), "acq_rel")
+        return target.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@plain_intrinsic
+def relax(context: Any) -> Any:
+    """Tell the processor that this is a loop that waits, where it has an instruction for that."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _: Any, __: Any) -> Any:
+        if "x86" in builder.module.triple or "i686" in builder.module.triple:
+            _outside(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        return target.get_dummy_value()
+
+    return types.void(), emit
+
+
+@plain_intrinsic
+def give_way(context: Any) -> Any:
+    """Let another thread have the processor."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _: Any, __: Any) -> Any:
+        _outside(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", ir.IntType(32))
+        return target.get_dummy_value()
+
+    return types.void(), emit
+
+
+def _outside(builder: ir.IRBuilder, name: str, result: ir.Type) -> None:
+    """Call a function without arguments."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, []), name)
+    builder.call(function, [])
+
+
+@plain_intrinsic
+def outlined(context: Any, inner: Any, args: Any) -> Any:
+    """The addresses of a function ``(arguments, part, parts)`` that calls ``inner(part, parts, *args)``, and of `args`.
+
+    Both hold until the caller returns.
+    """
+
+    def emit(target: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        found, tuple_type = signature.args[0].dispatcher, signature.args[1]
+        wanted = types.void(types.int64, types.int64, *tuple_type.types)
+        body = target.compile_subroutine(builder, found.py_func, wanted)
+        room = cgutils.alloca_once_value(builder, values[1])
+        kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
+        function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
+        function.linkage = "internal"
+        inside = ir.IRBuilder(function.append_basic_block())
+        given = inside.load(inside.inttoptr(function.args[0], values[1].type.as_pointer()))
+        each = [inside.extract_value(given, k) for k in range(len(tuple_type.types))]
+        target.call_internal_no_propagate(inside, body.fndesc, wanted, [*function.args[1:], *each])
+        inside.ret_void()
+        both = [builder.ptrtoint(function, INDEX), builder.ptrtoint(room, INDEX)]
+        return target.make_tuple(builder, signature.return_type, both)
+
+    return types.UniTuple(types.int64, 2)(inner, args), emit
+
+
+@plain_intrinsic
+def call_part(context: Any, function: Any, arguments: Any, part: Any, parts: Any) -> Any:
+    """Call what `outlined` made."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return target.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), emit
+
+
+@compiled
+def serve(slot: int) -> None:
+    """Do the work that is put into the slot at this address, until there was none for a while."""
+    waited = 0
+    while True:
+        if read(slot + _STATE) == _POSTED and exchange(slot + _STATE, _POSTED, _TAKEN):
+            wait_for(slot + _PARTS, 1)
+            call_part(read(slot + _FUNCTION), read(slot + _ARGUMENTS), read(slot + _PART), read(slot + _PARTS))
+            write(slot + _STATE, _IDLE)
+            write(slot + _DONE, 1)
+            waited = 0
+        elif waited < PATIENCE:
+            relax()
+            waited += 1
+        elif exchange(slot + _STATE, _IDLE, _ASLEEP):
+            return
+
+
+@compiled
+def side_by_side(team: Any, work: Any) -> None:
+    """Call the two addresses `work` of `outlined` for every part: one here, one on each thread of `team` awake.
+
+    ``team[0]`` says how often to look whether a thread has taken its part; who has not by then gets none. The others
+    are addresses of slots.
+    """
+    function, arguments = work
+    for slot in team[1:]:
+        write(slot + _FUNCTION, function)
+        write(slot + _ARGUMENTS, arguments)
+        write(slot + _PARTS, 0)
+        write(slot + _DONE, 0)
+        exchange(slot + _STATE, _IDLE, _POSTED)
+    for _ in range(team[0]):
+        taken = 0
+        for slot in team[1:]:
+            taken += read(slot + _STATE) == _TAKEN
+        if taken == len(team) - 1:
+            break
+        relax()
+    parts = 1
+    for slot in team[1:]:
+        if not exchange(slot + _STATE, _POSTED, _IDLE) and read(slot + _STATE) == _TAKEN:
+            write(slot + _PART, parts)
+            parts += 1
+    for slot in team[1:]:
+        if read(slot + _STATE) == _TAKEN:
+            write(slot + _PARTS, parts)
+    call_part(function, arguments, 0, parts)
+    for slot in team[1:]:
+        if read(slot + _PARTS) > 0:
+            wait_for(slot + _DONE, 1)
+
+
+@compiled
+def wait_for(address: int, least: int) -> None:
+    """Wait until the integer at `address` is `least` or more; gives way to others after a while."""
+    spins = 0
+    while read(address) < least:
+        spins += 1
+        if spins < _SPINS:
+            relax()
+        else:
+            give_way()
+
+
+@compiled
+def meet(counter: int, number: int) -> None:
+    """Wait until all have arrived, `number` times in total."""
+    arrive(counter)
+    wait_for(counter, number)
