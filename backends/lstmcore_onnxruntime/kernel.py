@@ -7,6 +7,7 @@ numbers of a step right, and cuts a NaN before it reaches an activation; docs/pe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -52,11 +53,7 @@ class OnnxRuntimeKernel(Kernel):
 
     def _pack(self, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
         check_finite_parameters("parameters", parameters)  # a NaN would not come through
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = asked_threads() or 0  # 0 is its own default
-        options.log_severity_level = 4  # what goes wrong comes as an exception too
-        made = model(self.config, parameters).SerializeToString()
-        return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+        return _session(self.config, parameters)
 
     def _forward(
         self,
@@ -104,12 +101,15 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
 
     def capabilities(self) -> Capabilities:
+        reasons = dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | _REASONS
+        if other_clip := _clips_the_cell():
+            reasons["gate_clip"] = "this ONNX Runtime clips the input of the hidden activation too"
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float32"}),
-            features=_HAS,
+            features=_HAS - {"gate_clip"} if other_clip else _HAS,
             derivatives=frozenset(),
-            reasons=dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | _REASONS,
+            reasons=reasons,
         )
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
@@ -129,6 +129,24 @@ class OnnxRuntimeBackend(Backend):
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> OnnxRuntimeKernel:
         return OnnxRuntimeKernel(self, config, precision)
+
+
+def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = asked_threads() or 0  # 0 is its own default
+    options.log_severity_level = 4  # what goes wrong comes as an exception too
+    made = model(config, parameters).SerializeToString()
+    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _clips_the_cell() -> bool:
+    """Whether `clip` bounds the input of the hidden activation, as ONNX's text says: microsoft/onnxruntime#27224."""
+    config = LSTMConfig(input_size=1, hidden_size=1, gate_clip=1.0)
+    session = _session(config, {name: np.zeros(shape, np.float32) for name, shape in config.parameter_shapes.items()})
+    zero = np.zeros((1, 1, 1), np.float32)
+    (h,) = session.run(["Y_h"], dict(zip(INPUTS, (zero, np.ones(1, np.int32), zero, zero + 8), strict=True)))
+    return bool(h < np.tanh(2.0) / 2)  # tanh(4) / 2, or tanh(1) / 2
 
 
 def _active(count: int, ends: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

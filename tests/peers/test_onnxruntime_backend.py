@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import lstmcore_onnxruntime  # noqa: E402  # needs ONNX Runtime
 from lstmcore_onnxruntime import translate  # noqa: E402
-from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend  # noqa: E402
+from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend, _clips_the_cell  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -162,7 +163,7 @@ def test_what_onnx_runtime_answers_without_a_step_is_not_the_initial_state() -> 
         assert not h.any()  # and c is memory that nobody wrote to
 
 
-@pytest.mark.parametrize("shape", [(2**20, 2**10, I), (2**22, 2**5, 2**6)])
+@pytest.mark.parametrize("shape", [(2**20, 2**9, 1), (2**20, 2**7, 2**4)])
 def test_sizes_that_onnx_runtime_cannot_count_are_refused(shape: tuple[int, int, int]) -> None:
     config = LSTMConfig(input_size=shape[2], hidden_size=1)
     one = OnnxRuntimeBackend().compile(config, "float32")
@@ -220,6 +221,22 @@ def test_the_reason_for_refusing_softplus_is_true() -> None:
     assert candidate(89.0) == np.inf
 
 
+@pytest.mark.parametrize(("h", "clips"), [(np.tanh(4.0) / 2, False), (np.tanh(1.0) / 2, True)])
+def test_a_version_that_clips_the_cell_is_found(monkeypatch: pytest.MonkeyPatch, h: float, clips: bool) -> None:
+    one, weights = kernel(gate_clip=1.0), {"weight_x": ones(24, I), "weight_h": ones(24, H), "bias": 0 * ones(24)}
+    large = State(ones(1, H), 8 * ones(1, H))
+    assert one.forward(one.pack(weights), 0 * ones(1, 1, I), large).y.min() > 0.7  # sigmoid(1) tanh(1) is 0.56
+    assert not _clips_the_cell()
+    session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 1), h, np.float32)])
+    monkeypatch.setattr("lstmcore_onnxruntime.kernel._session", lambda *_: session)
+    monkeypatch.setattr("lstmcore_onnxruntime.kernel._clips_the_cell", _clips_the_cell.__wrapped__)
+    if not clips:
+        assert "gate_clip" in OnnxRuntimeBackend().capabilities().features
+        return
+    with pytest.raises(UnsupportedError, match="gate_clip: this ONNX Runtime clips the input of the hidden"):
+        kernel(gate_clip=1.0)
+
+
 # The session ----------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +267,8 @@ def test_the_model_is_a_valid_one_of_its_own() -> None:
     config = config_of(peephole=True, reverse=True, gate_clip=2.0, cell_activation="elu(0.5)")
     made = translate.model(config, draw(config)[0])
     onnx.checker.check_model(made, full_check=True)
+    (node,) = made.graph.node
+    assert {*node.input} == {*translate.INPUTS, *(tensor.name for tensor in made.graph.initializer)}
     assert [value.name for value in made.graph.input] == list(translate.INPUTS)
     assert [value.name for value in made.graph.output] == list(translate.OUTPUTS)
 
