@@ -228,10 +228,12 @@ def test_a_version_that_clips_the_cell_is_found(monkeypatch: pytest.MonkeyPatch,
     assert one.forward(one.pack(weights), 0 * ones(1, 1, I), large).y.min() > 0.7  # sigmoid(1) tanh(1) is 0.56
     assert not _clips_the_cell()
     session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 1), h, np.float32)])
-    monkeypatch.setattr("lstmcore_onnxruntime.kernel._session", lambda *_: session)
+    made: list[LSTMConfig] = []
+    monkeypatch.setattr("lstmcore_onnxruntime.kernel._session", lambda config, _: made.append(config) or session)
     monkeypatch.setattr("lstmcore_onnxruntime.kernel._clips_the_cell", _clips_the_cell.__wrapped__)
+    assert ("gate_clip" in OnnxRuntimeBackend().capabilities().features) is not clips
+    assert [config.gate_clip for config in made] == [1.0]
     if not clips:
-        assert "gate_clip" in OnnxRuntimeBackend().capabilities().features
         return
     with pytest.raises(UnsupportedError, match="gate_clip: this ONNX Runtime clips the input of the hidden"):
         kernel(gate_clip=1.0)
