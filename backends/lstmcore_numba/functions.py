@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 import numpy as np
-from numpy.polynomial import chebyshev, polynomial
+from numpy.polynomial import chebyshev
 
 from lstmcore.config import Activation
 from lstmcore_numba.vectors import Vector
@@ -31,7 +31,7 @@ def _series(terms: int) -> list[float]:
     """
     bound = math.log(2) / 2
     taylor = np.array([bound**k / math.factorial(k + 2) for k in range(22)])
-    short = polynomial.Polynomial(chebyshev.cheb2poly(chebyshev.poly2cheb(taylor)[:terms])).coef
+    short = np.asarray(chebyshev.cheb2poly(chebyshev.poly2cheb(taylor)[:terms]), np.float64)
     return [float(value / bound**k) for k, value in enumerate(short)]
 
 

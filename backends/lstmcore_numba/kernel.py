@@ -202,6 +202,7 @@ class NumbaKernel(Kernel):
                 h,
                 c,
                 y,
+                ahead,
                 np.zeros(1, np.int64),
             )
         end = 0 if config.reverse and kept > 2 else count if kept != 2 else count % 2

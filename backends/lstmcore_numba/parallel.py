@@ -19,6 +19,7 @@ from lstmcore_numba.jit import compiled, plain_intrinsic
 from lstmcore_numba.vectors import INDEX
 
 _INTEGER: Final = INDEX.as_pointer()
+_ADDRESSES: Final[Any] = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # Numba has no types
 #: How often a thread looks whether the others have arrived before it gives way to them; some tens of microseconds.
 _SPINS: Final = 1_000
 #: How often a thread looks for work before it falls asleep; about a millisecond.
@@ -142,7 +143,7 @@ def outlined(context: Any, inner: Any, args: Any) -> Any:
         found, tuple_type = signature.args[0].dispatcher, signature.args[1]
         wanted = types.void(types.int64, types.int64, *tuple_type.types)
         body = target.compile_subroutine(builder, found.py_func, wanted)
-        room = cgutils.alloca_once_value(builder, values[1])
+        room = cgutils.alloca_once_value(builder, values[1])  # type: ignore[no-untyped-call]  # Numba has no types
         kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
         function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
         function.linkage = "internal"
@@ -154,7 +155,7 @@ def outlined(context: Any, inner: Any, args: Any) -> Any:
         both = [builder.ptrtoint(function, INDEX), builder.ptrtoint(room, INDEX)]
         return target.make_tuple(builder, signature.return_type, both)
 
-    return types.UniTuple(types.int64, 2)(inner, args), emit
+    return _ADDRESSES(inner, args), emit
 
 
 @plain_intrinsic

@@ -224,6 +224,7 @@ def _forward(
     h: Any,
     c: Any,
     y: Any,
+    ahead: int,
     counter: Any,
 ) -> None:
     table = np.zeros(_FIELDS, np.int64)
@@ -242,20 +243,21 @@ def _forward(
     columns = width if projects else min(width, block_last * lanes)
     table[_LENGTHS], table[_BIAS], table[_PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
     products = norms.x if normed else gates
-    room = products.shape[0]
+    all_kept = products.shape[0] == steps
     now = steps if reverse and kept else 0
-    begin = 0
+    origin = 0
     for count in range(steps):
         t = steps - 1 - count if reverse else count
         following = (t if reverse else t + 1) if kept else 1 - now
-        if count % room == 0:
-            ahead = min(room, steps - count)
-            begin = t - ahead + 1 if reverse else t
-            _input_products(x, input_weight, products, begin, ahead, first, last, block_first, block_last)
+        if count % ahead == 0:
+            some = min(ahead, steps - count)
+            begin = t - some + 1 if reverse else t
+            origin = 0 if all_kept else begin
+            _input_products(x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last)
             if normed:
-                for k in range(ahead):
-                    normalise(norms.x[k], norms.deviation_x[begin + k], cols * hidden, tail, norms.eps, first, last)
-        place = t - begin
+                for k in range(begin, begin + some):
+                    normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
+        place = t - origin
         table[_STEP] = t
         table[_GATES], table[_RAW] = at(gates, place), at(raw, t)
         table[_MASK_C], table[_MASK_H] = at(mask_c, t), at(mask_h, t)
@@ -332,13 +334,14 @@ def _input_products(
     weight: Any,
     products: Any,
     begin: int,
+    place: int,
     steps: int,
     first: int,
     last: int,
     block_first: int,
     block_last: int,
 ) -> None:
-    """``W x`` of `steps` steps from `begin` on, into `products` (room, N, B, G, lanes).
+    """``W x`` of `steps` steps from `begin` on, into `products` (room, N, B, G, lanes) from `place` on.
 
     The weights of a block are read once for all of them.
     """
@@ -357,7 +360,7 @@ def _input_products(
                 size,
                 weight.ctypes.data + block * inner * cols * BYTES,
                 cols * BYTES,
-                products.ctypes.data + (step * batch + first) * row_z + block * cols * BYTES,
+                products.ctypes.data + ((place + step) * batch + first) * row_z + block * cols * BYTES,
                 row_z,
                 inner,
                 steps * batch if whole else last - first,
@@ -370,7 +373,8 @@ def forward(team: Any, *args: Any) -> None:
     """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
 
     ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) have the initial state where the first step reads it.
-    `gates` (room, N, B, G, lanes), or ``norms.x``, has room for the products of the input for as many steps at a time.
+    The products of the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, N, B, G, lanes), or into
+    ``norms.x``.
     """
     side_by_side(team, outlined(_forward, args))
 
