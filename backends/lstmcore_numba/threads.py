@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.threads import asked_threads
 from lstmcore_numba.parallel import Slot, Waiting, serve
 
 #: Multiply-adds below which a second thread does not save what it costs.
@@ -41,12 +42,10 @@ def thread_count() -> int:
     ValueError
         The variable is not a whole number of at least 1.
     """
-    asked = os.environ.get("LSTMCORE_NUM_THREADS")
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got {asked!r}")
-    return int(asked)
+    asked = asked_threads()
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _current_processor() -> Callable[[], int] | None:
