@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from lstmcore.config import ACTIVATIONS, Activation, LSTMConfig
+from lstmcore.config import ACTIVATIONS, Activation, LSTMConfig, StackConfig
 
 Array: TypeAlias = npt.NDArray[Any]
 #: A configuration and its parameters.
@@ -40,6 +40,9 @@ FUNCTIONS: Final = {
 _OURS: Final = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 _DEFAULT: Final = ("Sigmoid", "Tanh", "Tanh")
 
+#: Direction -> whether each of its operator's directions is reversed.
+_DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+
 _GATES: Final = "iofg"
 _PEEPHOLES: Final = "iof"
 
@@ -56,12 +59,10 @@ def attributes(*configs: LSTMConfig) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The operator has not what a configuration asks for.
+        The operator has not what a configuration asks for, or two of them differ in more than the functions.
     """
+    _check(configs)
     first = configs[0]
-    for config in configs:
-        if reason := _missing(config):
-            raise ValueError(f"config: expected what ONNX's LSTM has; got {reason}")
     functions = list(chain.from_iterable(map(_functions, configs)))
     found: dict[str, Any] = {
         "hidden_size": first.hidden_size,
@@ -130,9 +131,16 @@ def directions(
     """The configuration and the parameters of every direction, from the operator's attributes and inputs.
 
     An attribute that is not given has ONNX's default; `layout` and `hidden_size` say nothing about either.
+
+    Raises
+    ------
+    ValueError
+        An attribute outside its domain.
     """
     direction = given.get("direction", "forward")
-    reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    if direction not in _DIRECTIONS:
+        raise ValueError(f"direction: expected one of {', '.join(_DIRECTIONS)}; got {direction!r}")
+    reverse = _DIRECTIONS[direction]
     functions = _activations(given, len(reverse))
     made = []
     for index, (reversed_, (gate, cell, hidden)) in enumerate(zip(reverse, functions, strict=True)):
@@ -158,10 +166,18 @@ def directions(
     return tuple(made)
 
 
-def _missing(config: LSTMConfig) -> str:
-    """What the operator has not, or an empty text."""
+def _check(configs: tuple[LSTMConfig, ...]) -> None:
+    """Raise unless one operator can have all `configs`."""
     known = {"no_bias", "reverse", "peephole", "gate_clip", "coupling:forget_from_input"}
-    return ", ".join(sorted(name for name in config.features - known if not name.startswith("activation:")))
+    for config in configs:
+        if missing := sorted(name for name in config.features - known if not name.startswith("activation:")):
+            raise ValueError(f"config: expected what ONNX's LSTM has; got {', '.join(missing)}")
+    if len(configs) != 1:
+        StackConfig((configs,))  # one forward and one reversed, of the same sizes
+        for name in ("bias", "peephole", "coupling", "gate_clip"):
+            found = [getattr(config, name) for config in configs]
+            if found[0] != found[1]:
+                raise ValueError(f"{name}: expected the same in both directions of an operator; got {found}")
 
 
 def _functions(config: LSTMConfig) -> Iterator[Activation]:
@@ -171,7 +187,10 @@ def _functions(config: LSTMConfig) -> Iterator[Activation]:
 
 def _activations(given: Mapping[str, Any], count: int) -> list[tuple[Activation, ...]]:
     """Three functions for each direction; each takes the next alpha and beta where it has one."""
-    names = [_OURS[name.lower()] for name in given.get("activations") or _DEFAULT * count]
+    theirs = given.get("activations") or _DEFAULT * count
+    names = [_OURS.get(name.lower(), "") for name in theirs]
+    if len(names) != 3 * count or "" in names:
+        raise ValueError(f"activations: expected {3 * count} of {', '.join(FUNCTIONS.values())}; got {list(theirs)}")
     left = {key: iter(given.get(f"activation_{key}") or ()) for key in ("alpha", "beta")}
     made = [Activation(name, **{key: next(left[key], None) for key in ACTIVATIONS[name]}) for name in names]
     return [tuple(made[3 * index : 3 * index + 3]) for index in range(count)]

@@ -266,6 +266,39 @@ def test_what_the_operator_has_not_is_an_error(switches: dict[str, Any]) -> None
         translate.attributes(config)
 
 
+@pytest.mark.parametrize(
+    ("directions", "told"),
+    [
+        (
+            ({}, {"reverse": True, "bias": False}),
+            r"bias: expected the same in both directions of an operator; got \[True",
+        ),
+        (({"gate_clip": 1.0}, {"reverse": True}), "gate_clip: expected the same in both directions"),
+        (({"reverse": True}, {}), r"layers\[0\]\[0\]\.reverse: expected False"),
+        (({}, {"reverse": True, "hidden_size": 3}), "hidden_size and proj_size must be the same"),
+    ],
+)
+def test_two_directions_that_one_operator_cannot_have_are_an_error(
+    directions: tuple[dict[str, Any], ...], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        translate.attributes(*(LSTMConfig(**{**WIDTHS, **switches}) for switches in directions))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"direction": "backward"}, "direction: expected one of forward, reverse, bidirectional; got 'backward'"),
+        ({"activations": ["Sigmoid", "Tanh"]}, r"activations: expected 3 of Sigmoid, .*; got \['Sigmoid', 'Tanh'\]"),
+        ({"activations": ["Sigmoid", "Tanh", "Gelu"]}, "activations: expected 3 of Sigmoid, .*'Gelu'"),
+        ({"clip": -1.0}, "gate_clip: expected a number > 0"),
+    ],
+)
+def test_attributes_outside_their_domain_are_an_error(attributes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        translate.directions(attributes, np.zeros((1, 28, 5)), np.zeros((1, 28, 7)))
+
+
 # Where ONNX, its reference evaluator and ONNX Runtime differ ----------------------------------------------------------
 
 #: What the evaluator reads.
