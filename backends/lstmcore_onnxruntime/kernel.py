@@ -135,6 +135,8 @@ def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = asked_threads() or 0  # 0 is its own default
     options.log_severity_level = 4  # what goes wrong comes as an exception too
+    # Every session has threads of its own. They would go on looking for work on the cores that the next session wants.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     made = model(config, parameters).SerializeToString()
     return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
 

@@ -252,6 +252,7 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, asked: str | Non
     one = kernel()
     session = one.pack(draw(one.config)[0])
     assert session.get_session_options().intra_op_num_threads == threads
+    assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
     assert told in one.receipt().reason
 
 
