@@ -60,9 +60,10 @@ def numba(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """The report's page in a browser; Chromium has to be installed."""
-    session.install("-e", ".[conformance]", *TESTS)
-    session.run("pytest", "-m", "browser", "tests/test_conformance_page.py", *session.posargs, env=_quiet())
+    """The reports' pages in a browser; Chromium has to be installed."""
+    session.install("-e", ".[conformance,bench,plot]", *TESTS)
+    pages = ("tests/test_conformance_page.py", "tests/test_benchmark_page.py")
+    session.run("pytest", "-m", "browser", *pages, *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -150,6 +151,7 @@ root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
+             "lstmcore_conformance/benchmarks/page.css",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):
@@ -178,4 +180,5 @@ def bench(session: nox.Session) -> None:
     session.install(".[bench,plot,numba,onnxruntime,jax]", TORCH)
     folder = HERE / "bench"
     folder.mkdir(exist_ok=True)
-    session.run("lstmcore", "bench", "--json", str(folder / "run.json"), *session.posargs, env=_quiet())
+    written = ("--json", str(folder / "run.json"), "--html", str(folder / "report.html"))
+    session.run("lstmcore", "bench", *written, *session.posargs, env=_quiet())

@@ -109,7 +109,7 @@ def test_a_job_that_fails_while_it_is_timed_is_an_error() -> None:
         def ask(self, do: str, **_: Any) -> Mapping[str, Any]:
             raise EndedError("its process ended by SIGSEGV")
 
-    found = measure({"one": (Broken(), "key")}, PLAN, np.random.default_rng(0))  # type: ignore[dict-item]  # a stand-in
+    found = measure({"one": (Broken(), "key")}, PLAN, np.random.default_rng(0), threads=1)  # type: ignore[dict-item]  # a stand-in
     assert found["one"].message == "its process ended by SIGSEGV"
 
 
@@ -153,30 +153,38 @@ class Fake:
         return {"ns": [taken] * 3, "cpu_ns": 3 * taken, "wall_ns": 3 * taken, "used_ns": 4 * taken}
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which nothing else runs."""
+    monkeypatch.setattr("lstmcore_conformance.benchmarks.machine.busy", lambda: 0.0)
+
+
 def _fakes(*fakes: Fake) -> dict[str, Any]:
     return {fake.name: (fake, "key") for fake in fakes}
 
 
+@pytest.mark.usefixtures("quiet")
 def test_candidates_take_turns_in_an_order_drawn_anew() -> None:
     log: list[str] = []
     names = ["a", "b", "c", "d"]
     plan = Plan(rounds=12, repeats=0)
-    found = measure(_fakes(*(Fake(name, log) for name in names)), plan, np.random.default_rng(1))
+    found = measure(_fakes(*(Fake(name, log) for name in names)), plan, np.random.default_rng(1), threads=1)
     rounds = [tuple(log[i : i + 4]) for i in range(0, 48, 4)]
     assert all(sorted(one) == names for one in rounds)
     assert len(set(rounds)) > 6
     assert all(len(one.rounds) == 12 for one in found.values())
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_spread_above_the_bound_is_measured_again_with_all_others() -> None:
     log: list[str] = []
     wild = Fake("wild", log, lambda turn: 1e-3 * (1 + turn % 2) if turn < 10 else 1e-3)
-    found = measure(_fakes(wild, Fake("calm", log)), Plan(rounds=10, repeats=3), np.random.default_rng(1))
+    found = measure(_fakes(wild, Fake("calm", log)), Plan(rounds=10, repeats=3), np.random.default_rng(1), threads=1)
     assert found["wild"].attempts == found["calm"].attempts == 2
     assert found["wild"].spread == 0
     assert log.count("calm") == 20
     still = Fake("still", [], lambda turn: 1e-3 * (1 + turn % 2))
-    found = measure(_fakes(still), Plan(rounds=10, repeats=3), np.random.default_rng(1))
+    found = measure(_fakes(still), Plan(rounds=10, repeats=3), np.random.default_rng(1), threads=1)
     assert found["still"].attempts == 4
     assert found["still"].spread > 0.1
 
@@ -420,7 +428,7 @@ def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatc
             ["--peers", "other"],
             "--peers: expected some of torch, onnxruntime, jax, tutorial, or auto or none; got 'other'",
         ),
-        (["--json", "/nowhere/run.json"], "--json: expected a file in a folder that exists"),
+        (["--json", "/nowhere/run.json"], "--json: expected a place in a folder that exists"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(words: list[str], message: str) -> None:

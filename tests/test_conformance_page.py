@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from lstmcore_conformance.mutants import MUTANTS
 from lstmcore_conformance.page import SHOWN, page
 from lstmcore_conformance.report import Report
 from lstmcore_conformance.textbook import TextbookBackend
+from pages import Text, in_browser
 
 
 @pytest.fixture(scope="module")
@@ -25,36 +23,6 @@ def passing() -> Report:
 @pytest.fixture(scope="module")
 def failing() -> Report:
     return run(MUTANTS["bias.dropped"].make(), precisions=["float32"], select="switches")
-
-
-class Text(HTMLParser):
-    """The text of a page, its tags with their attributes, and whether all are closed."""
-
-    VOID = frozenset({"meta", "br", "line", "circle", "polyline"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
 
 
 @pytest.mark.parametrize("which", ["passing", "failing"])
@@ -98,13 +66,6 @@ def test_every_item_that_ran_tells_its_sizes(passing: Report) -> None:
     assert case.sizes == {"T": 3, "N": 9, "I": 5, "H": 65, "P": 33, "L": 1, "D": 1}
 
 
-#: Added to a copy of the page: it tells in the title whether something is wider than the window.
-_PROBE = (
-    "<script>document.title = document.documentElement.scrollWidth > window.innerWidth ? 'TOO WIDE' : 'FITS';"
-    "parent.postMessage(document.title + ' ' + window.innerWidth, '*')</script>"
-)
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("which", ["passing", "failing"])
@@ -112,27 +73,11 @@ _PROBE = (
 def test_the_page_in_a_browser(
     which: str, width: int, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert browser is not None, "chromium: expected it on the path; install it with: apt-get install chromium"
     report: Report = request.getfixturevalue(which)
-    copy = tmp_path / "page.html"
-    copy.write_text(page(report).replace("</body>", f"{_PROBE}</body>"), "utf-8")
-    frame = tmp_path / "frame.html"  # a window has at least 500 pixels, a frame has as many as it is given
-    frame.write_text(
-        "<title></title><script>addEventListener('message', e => { document.title = e.data })</script>"
-        f'<iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe>'
-    )
-    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", *dark]
-    options += ["--enable-logging=stderr", "--window-size=1400,900", "--virtual-time-budget=5000", "--dump-dom"]
-    framed, done = (
-        subprocess.run([browser, *options, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
-        for file in (frame, copy)
-    )
-    assert f"<title>FITS {width}</title>" in framed.stdout
-    assert "CONSOLE" not in framed.stderr
-    assert report.verdict in Text(done.stdout[done.stdout.index("<html") :]).text
-    assert "CONSOLE" not in done.stderr
+    seen = in_browser(page(report), tmp_path, width, scheme)
+    assert seen.fits
+    assert report.verdict in seen.text
+    assert not seen.complaints
 
 
 def test_items_tell_their_switches(failing: Report) -> None:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 @click.option("--calls", type=click.IntRange(min=1), default=10_000, show_default=True, help="Calls in streaming.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of turns.")
 @click.option("--json", "path", metavar="FILE", help="Write the run as JSON, or - for standard output.")
+@click.option("--html", "html_path", metavar="FILE", help="Write the run as one page that needs no network.")
+@click.option("--pictures", "folder", metavar="FOLDER", help="Write the pictures as PNG and SVG.")
 @click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
 @click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
 def bench(
@@ -74,6 +76,8 @@ def bench(
     calls: int,
     seed: int,
     path: str | None,
+    html_path: str | None,
+    folder: str | None,
     old_path: str | None,
     read_path: str | None,
 ) -> None:
@@ -89,16 +93,21 @@ def bench(
       lstmcore bench numba numpy --threads 1 --mode training --json run.json
       lstmcore bench numba --mode streaming --point 1,1,64,128
       lstmcore bench numba --grid quick --compare run.json
+      lstmcore bench --read run.json --html report.html --pictures pictures
     """
     from lstmcore.training.files import write_atomically
+    from lstmcore.training.plots import require_matplotlib
     from lstmcore_conformance.benchmarks import comparing
     from lstmcore_conformance.benchmarks.results import Benchmark, Outcome
     from lstmcore_conformance.benchmarks.run import PLANS, Request
     from lstmcore_conformance.benchmarks.summary import document
     from lstmcore_conformance.benchmarks.table import show
 
-    if path not in (None, "-") and not Path(str(path)).parent.is_dir():
-        raise ValueError(f"--json: expected a file in a folder that exists; got {path}")
+    for option, file in (("--json", path), ("--html", html_path), ("--pictures", folder)):
+        if file not in (None, "-") and not Path(str(file)).parent.is_dir():
+            raise ValueError(f"{option}: expected a place in a folder that exists; got {file}")
+    if html_path is not None or folder is not None:
+        require_matplotlib()
     old = None if old_path is None else Benchmark.load(old_path)
     plan = PLANS[grid]
     request = Request(
@@ -125,6 +134,12 @@ def bench(
             write_atomically(path, text.encode())
         if old is not None:
             comparing.show(changes, Console())
+    if html_path is not None:
+        from lstmcore_conformance.benchmarks.page import page
+
+        write_atomically(html_path, page(found).encode())
+    if folder is not None:
+        _write_pictures(found, Path(folder))
     bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
     failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
     if (
@@ -153,6 +168,16 @@ def _measured(request: Request) -> Benchmark:
             request,
             progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
+
+
+def _write_pictures(found: Benchmark, folder: Path) -> None:
+    from lstmcore.training.files import write_atomically
+    from lstmcore_conformance.benchmarks.pictures import pictures, rendered
+
+    folder.mkdir(exist_ok=True)
+    for name, _, figure in pictures(found):
+        for kind in ("png", "svg"):
+            write_atomically(folder / f"{name}.{kind}", rendered(figure, kind))
 
 
 def _peers(text: str) -> tuple[str, ...]:

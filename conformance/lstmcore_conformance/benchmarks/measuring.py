@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks.machine import busy
+from lstmcore_conformance.benchmarks import machine
 from lstmcore_conformance.benchmarks.statistics import spread
 from lstmcore_conformance.benchmarks.team import EndedError, FailedError, Worker
 
@@ -28,14 +28,18 @@ class Plan:
     rounds, seconds
         How many turns a candidate has, and how long one takes; it has at least one call.
     bound
-        The spread of the rounds' medians above which all of them are measured again.
+        The spread of the rounds' medians above which a time is noisy.
+    others
+        Processors that a candidate was to have and that other processes kept busy, above which a time is noisy
+        whatever its spread.
     repeats
-        How often that is done at most; what is above the bound then is noisy.
+        How often all candidates of a point are measured again, at most, where a time is noisy.
     """
 
     rounds: int = 15
     seconds: float = 0.06
     bound: float = 0.1
+    others: float = 0.25
     repeats: int = 2
 
 
@@ -71,6 +75,18 @@ class Samples:
         """The spread of the rounds' medians."""
         return spread(self.rounds)
 
+    @property
+    def outside(self) -> float:
+        """Processors that other processes kept busy on average."""
+        return max(self.others / self.elapsed, 0.0) if self.elapsed else 0.0
+
+    def problems(self, plan: Plan, threads: int) -> list[str]:
+        """Why the time is noisy; nothing where it is not."""
+        found = [f"the spread is {self.spread:.0%}"] if self.spread > plan.bound else []
+        if threads + self.outside > machine.cores() + plan.others:
+            found.append(f"other processes kept {self.outside:.1f} processors busy")
+        return found
+
     def add(self, answer: Mapping[str, Any], machine: float, elapsed: float) -> None:
         """Add a turn of `elapsed` seconds, in which all processors together were busy for `machine` seconds."""
         calls = np.array(answer["ns"]) / 1e9
@@ -83,17 +99,22 @@ class Samples:
 
 
 def measure(
-    jobs: Mapping[Key, tuple[Worker, str]], plan: Plan, rng: np.random.Generator, *, calls: int | None = None
+    jobs: Mapping[Key, tuple[Worker, str]],
+    plan: Plan,
+    rng: np.random.Generator,
+    *,
+    threads: int,
+    calls: int | None = None,
 ) -> dict[Key, Samples]:
     """The samples of each job, which its worker has prepared under that key.
 
-    `calls` asks for that many calls in all, whatever they take.
+    `threads` is how many each may use; `calls` asks for that many calls in all, whatever they take.
     """
     for attempt in range(1, plan.repeats + 2):
         found = {name: Samples(attempts=attempt) for name in jobs}
         for _ in range(plan.rounds):
             _round(jobs, found, plan, rng, None if calls is None else -(-calls // plan.rounds))
-        if all(one.message or one.spread <= plan.bound for one in found.values()):
+        if not any(one.problems(plan, threads) for one in found.values() if not one.message):
             break
     return found
 
@@ -112,10 +133,10 @@ def _round(
         # One call before the clock starts brings weights back into the caches; a long one needs none.
         settle = not samples.rounds or samples.rounds[-1] < plan.seconds
         seconds, most = (plan.seconds, MOST) if calls is None else (3600.0, calls)
-        before, start = busy(), time.perf_counter()
+        before, start = machine.busy(), time.perf_counter()
         try:
             answer = worker.ask("measure", key=key, seconds=seconds, most=most, settle=settle)
         except (FailedError, EndedError) as error:
             samples.message = str(error)
             continue
-        samples.add(answer, busy() - before, time.perf_counter() - start)
+        samples.add(answer, machine.busy() - before, time.perf_counter() - start)

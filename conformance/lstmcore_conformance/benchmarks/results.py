@@ -45,7 +45,7 @@ class Result:
     rounds
         The rounds' medians; round k of one candidate is beside round k of the others.
     quantiles
-        Of all calls: "0.01" to "0.99".
+        Of all calls: "0" is the shortest, "1" the longest.
     calls, attempts
         How many calls were timed, and how often the point was measured until its spread was within the bound.
     cores, others

@@ -27,9 +27,7 @@ from lstmcore_conformance.subject import Failure
 
 #: Processors that a runtime may keep busy beyond the threads that it was given, as a share of them.
 MORE: Final = 0.15
-#: Processors that were asked for and that other processes kept busy, above which a time is noisy whatever its spread.
-OTHERS: Final = 0.25
-QUANTILES: Final = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+QUANTILES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 #: Packages whose versions are recorded beside those that the runtimes tell.
 PACKAGES: Final = ("lstmcore", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "jax", "jaxlib")
 
@@ -191,7 +189,7 @@ def _group(
         ready[candidate, job], residents[candidate, job] = _ready(candidate, job, expected[job], team, folder)
     right = {pair: (team.workers[pair[0]], str(pair[1])) for pair in pairs if ready[pair].outcome is Outcome.MEASURED}
     calls = request.calls if any(job.mode == "streaming" for _, job in right) else None
-    timed = measure(right, request.plan, rng, calls=calls) if right else {}
+    timed = measure(right, request.plan, rng, threads=pairs[0][0].threads, calls=calls) if right else {}
     results = []
     for pair in pairs:
         if pair in timed:
@@ -250,10 +248,7 @@ def _result(made: Result, samples: Samples, plan: Plan) -> Result:
     if cores > made.candidate.threads * (1 + MORE):
         message = f"{cores:.2f} processors were busy with {made.candidate.threads} allowed"
         return replace(made, outcome=Outcome.THREADS, message=message, cores=cores)
-    others = max(samples.others / samples.elapsed, 0.0)
-    problems = [f"the spread is {samples.spread:.0%}"] if samples.spread > plan.bound else []
-    if made.candidate.threads + others > machine.cores() + OTHERS:
-        problems.append(f"other processes kept {others:.1f} processors busy")
+    problems = samples.problems(plan, made.candidate.threads)
     found = np.quantile(samples.calls, QUANTILES)
     return replace(
         made,
@@ -266,5 +261,5 @@ def _result(made: Result, samples: Samples, plan: Plan) -> Result:
         calls=len(samples.calls),
         attempts=samples.attempts,
         cores=cores,
-        others=others,
+        others=samples.outside,
     )

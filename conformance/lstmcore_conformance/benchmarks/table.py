@@ -129,17 +129,25 @@ def _variants(benchmark: Benchmark) -> list[Table]:
 
 
 def _reasons(benchmark: Benchmark, console: Console) -> None:
-    """Why results have no time, or a noisy one: each reason once."""
+    """Why results have no time, each reason once; and how noisy the noisy ones are."""
     for facts in benchmark.runtimes:
         if "message" in facts:
             _line(console, f"{facts['label']}, {facts['threads']} threads: not started: {facts['message']}")
     found: dict[tuple[Candidate, str], list[Job]] = {}
     for one in benchmark.results:
-        if one.message:
+        if one.message and one.outcome is not Outcome.NOISY:
             found.setdefault((one.candidate, f"{one.outcome.value}: {one.message}"), []).append(one.job)
     for (candidate, reason), jobs in found.items():
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         _line(console, f"{candidate.label}, {candidate.threads} threads, {jobs[0]}{more}: {reason}")
+    for candidate in dict.fromkeys(one.candidate for one in benchmark.results):
+        timed = [one for one in benchmark.timed() if one.candidate == candidate]
+        if noisy := [one for one in timed if one.outcome is Outcome.NOISY]:
+            text = (
+                f"{candidate.label}, {candidate.threads} threads: {len(noisy)} of {len(timed)} times are noisy: spread"
+            )
+            spread, others = max(one.spread or 0.0 for one in noisy), max(one.others or 0.0 for one in noisy)
+            _line(console, f"{text} up to {spread:.0%}, other processes on up to {others:.1f} processors")
 
 
 def _line(console: Console, text: str) -> None:

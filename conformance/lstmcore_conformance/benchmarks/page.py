@@ -1,0 +1,177 @@
+"""A run as one page: no network, no script, light and dark, narrow and wide."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from lstmcore_conformance.benchmarks.pictures import pictures, rendered
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.summary import Setting, best_peer, compare, plain, settings, summaries, variants
+from lstmcore_conformance.benchmarks.table import cell
+
+
+def page(benchmark: Benchmark) -> str:
+    """The run as an HTML document."""
+    package = resources.files("lstmcore_conformance")
+    style = (package / "page.css").read_text("utf-8") + (package / "benchmarks" / "page.css").read_text("utf-8")
+    names = ", ".join(dict.fromkeys(one["label"] for one in benchmark.runtimes))
+    shown = list(pictures(benchmark))
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>LSTM benchmark: {escape(names)}</title>\n<style>{style}</style>\n</head>\n<body>",
+        f"<header><h1>LSTM runtimes side by side: {escape(names)}</h1></header>\n<main>",
+        *_verdicts(benchmark),
+        _facts(benchmark),
+        _runtimes(benchmark),
+        *(part for at in settings(benchmark.results) for part in _setting(benchmark, at)),
+        *_variants(benchmark),
+        *_without(benchmark),
+        "<h2>Pictures</h2>" * bool(shown),
+        *(_picture(title, rendered(figure, "svg")) for _, title, figure in shown),
+        "</main>",
+        f"<footer>Made by lstmcore bench {escape(benchmark.versions.get('lstmcore', ''))}; the rules are in "
+        "docs/benchmarking.md: values first, in turn, medians, first calls apart.</footer>\n</body>\n</html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _verdicts(benchmark: Benchmark) -> Iterator[str]:
+    """What the run comes to, one line for each backend and setting."""
+    found = summaries(benchmark)
+    if found:
+        yield _table(
+            "Best peer's time over the backend's: above 1 the backend is faster",
+            ("backend", "setting", "geometric mean", "worst point", "points"),
+            (
+                (
+                    one.backend,
+                    str(one.setting),
+                    f"{one.mean:.2f}",
+                    f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})",
+                    f"{len(one.comparisons)}, {sum(c.noisy for c in one.comparisons)} of them noisy"
+                    + (f", {one.refused} more without a time" if one.refused else ""),
+                )
+                for one in found
+            ),
+        )
+
+
+def _facts(benchmark: Benchmark) -> str:
+    machine, told = benchmark.machine, benchmark.settings
+    roofs = (
+        f"{one.threads} thread{'s' * (one.threads > 1)}, {one.precision}: {one.gflops:.0f} GFLOP/s; copies "
+        + ", ".join(f"{value:.0f} GB/s on {int(size) // 1024} KiB" for size, value in one.copies.items())
+        for one in benchmark.roofs
+    )
+    facts = {
+        "processor": f"{machine['processor']}, {machine['cores']} cores",
+        "features": ", ".join(machine.get("features", ())),
+        "caches": ", ".join(f"{name} {size}" for name, size in machine.get("caches", {}).items()),
+        "clock": f"{machine['clock_mhz']} MHz as the system tells it" if machine.get("clock_mhz") else "",
+        "measured peak": "; ".join(roofs),
+        "system": f"{machine.get('system', '')}, Python {machine.get('python', '')}",
+        "load": f"{machine['load']:.2f} before, {machine.get('load_after', 0.0):.2f} after",
+        "versions": ", ".join(f"{name} {version}" for name, version in benchmark.versions.items()),
+        "plan": ", ".join(f"{name} {value}" for name, value in told.get("plan", {}).items()),
+        "grid": f"{told.get('grid', '')}, seed {told.get('seed', '')}",
+        "run": f"{benchmark.started}, {benchmark.seconds:.0f} s",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
+    return f"<h2>Where and how</h2><dl>{rows}</dl>"
+
+
+def _runtimes(benchmark: Benchmark) -> str:
+    """Each runtime with the verdict on its values beside how it starts."""
+    rows = []
+    for facts in benchmark.runtimes:
+        key = (facts["kind"], facts["name"], facts["threads"])
+        own = [
+            one for one in benchmark.results if (one.candidate.kind, one.candidate.name, one.candidate.threads) == key
+        ]
+        judged = [one for one in own if one.share is not None or one.outcome is Outcome.WRONG]
+        wrong = sum(one.outcome is Outcome.WRONG for one in judged)
+        shares = [one.share for one in judged if one.share is not None and one.outcome is not Outcome.WRONG]
+        verdict = f"right at all {len(judged)} points" if judged else "nothing to judge"
+        verdict = f"does not conform at {wrong} of {len(judged)} points" if wrong else verdict
+        largest = f"; largest share of a budget {max(shares):.2g}" if shares else ""
+        said = f"not started: {facts['message']}" if "message" in facts else verdict + largest
+        import_s = f"{facts['import_s']:.2f}" if "import_s" in facts else ""
+        versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+        rows.append((facts["label"], str(facts["threads"]), versions, said, import_s))
+    headings = ("runtime", "threads", "versions", "values against the float64 reference", "import, s")
+    return _table("Runtimes", headings, rows)
+
+
+def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
+    results = plain(benchmark, at)
+    if not results:
+        return
+    candidates = list(dict.fromkeys(one.candidate for one in results))
+    ours = [one for one in candidates if one.kind == "backend"]
+    tail = at.mode == "streaming"
+    rows = []
+    for job in dict.fromkeys(one.job for one in results):
+        found = {one.candidate: one for one in results if one.job == job}
+        peer = best_peer(list(found.values()))
+        row = [str(job.point), *(cell(found.get(candidate), tail=tail).plain for candidate in candidates)]
+        rows.append((*row, *(_ratio(found[candidate], peer) for candidate in ours)))
+    headings = ("T, N, I, H", *(one.label for one in candidates), *(f"best peer / {one.label}" for one in ours))
+    unit = "us a step, median / 99th percentile" if tail else "ms a call"
+    yield _table(f"{at}: {unit}; ~ is noisy", headings, rows)
+
+
+def _ratio(one: Result, peer: Result | None) -> str:
+    if peer is None or one.median_s is None:
+        return ""
+    found = compare(one, peer)
+    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _variants(benchmark: Benchmark) -> Iterator[str]:
+    found = variants(benchmark)
+    if found:
+        rows = ((one.backend, str(one.setting), one.name, f"{one.mean:.2f}", f"{one.worst:.2f}") for one in found)
+        headings = ("backend", "setting", "switch", "geometric mean", "worst point")
+        yield _table("Time with a switch over the plain layer's", headings, rows)
+
+
+def _without(benchmark: Benchmark) -> Iterator[str]:
+    """What has no time, and why."""
+    reasons: dict[tuple[str, str], list[Result]] = {}
+    for one in benchmark.results:
+        if one.median_s is None:
+            reasons.setdefault((one.candidate.label, f"{one.outcome.value}: {one.message}"), []).append(one)
+    if reasons:
+        rows = ((label, f"{len(found)}, first {found[0].job}", why) for (label, why), found in reasons.items())
+        yield _table("Without a time", ("runtime", "calls", "why"), rows)
+
+
+def _picture(title: str, content: bytes) -> str:
+    data = b64encode(content).decode()
+    return (
+        f'<figure class="picture"><figcaption>{escape(title)}</figcaption>'
+        f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}"></figure>'
+    )
+
+
+def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in headings)
+    body = "\n".join(
+        "<tr>"
+        + f'<th scope="row">{escape(str(first))}</th>'
+        + "".join(
+            f'<td data-label="{escape(heading)}">{escape(str(value))}</td>'
+            for heading, value in zip(headings[1:], rest, strict=True)
+        )
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<table class="free"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}\n</tbody></table>"
+    )

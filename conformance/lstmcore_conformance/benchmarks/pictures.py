@@ -1,0 +1,301 @@
+"""A run as pictures (needs matplotlib, the extra `plot`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from lstmcore_conformance.benchmarks import grids
+from lstmcore_conformance.benchmarks.jobs import Job, Point
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.summary import best_peer, plain, roof_of, settings
+from lstmcore_conformance.benchmarks.table import digits
+from lstmcore_conformance.benchmarks.team import Candidate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colours that are told apart with any eyes (Okabe and Ito): the peers have theirs, backends take the others in turn.
+_PEERS: Final = {"torch": "#d55e00", "onnxruntime": "#009e73", "jax": "#cc79a7", "tutorial": "#8a8a8a"}
+_BACKENDS: Final = ("#0072b2", "#e69f00", "#56b4e9", "#000000", "#b39c00")
+_MARKS: Final = {"torch": "s", "onnxruntime": "D", "jax": "^", "tutorial": "v"}
+_INK: Final = "#33393f"
+_LETTERS: Final = {"T": "steps T", "N": "rows N", "H": "hidden units H"}
+
+
+def pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
+    """Name, what it shows, and the figure, for everything that the run has enough points for."""
+    for at in settings(benchmark.results):
+        results = [one for one in plain(benchmark, at) if one.median_s is not None]
+        name = f"{at.mode}-{at.precision}-{at.threads}"
+        if not results:
+            continue
+        if at.mode == "streaming":
+            yield f"latency-{name}", f"Latency of a step, {at}", _latency(results)
+            continue
+        yield f"speed-{name}", f"Speed beside the best peer, {at}", _speed(results)
+        for letter in _LETTERS:
+            if series := _sweep(results, letter):
+                title = f"Time against {_LETTERS[letter]}, {at}"
+                yield f"scaling-{letter}-{name}", title, _scaling(results, series, letter)
+        for backend in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+            cells = list(_cells(results, backend))
+            if len({(job.point.N, job.point.H) for job, *_ in cells}) > 3:
+                yield f"map-{backend}-{name}", f"{backend} over N and H, {at}", _maps(cells)
+        if (roof := roof_of(benchmark, at)) is not None:
+            yield f"roofline-{name}", f"Roofline, {at}", _roofline(results, roof.gflops, max(roof.copies.values()))
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The figure as "png" or "svg"; the same run gives the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "lstmcore", "svg.fonttype": "path"}):
+        figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return stream.getvalue()
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = [figure.add_subplot(1, columns, 1 + column) for column in range(columns)]
+    for one in axes:
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+        one.tick_params(colors=_INK, labelsize=9)
+    return figure, axes
+
+
+def _look(candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
+    """Colour, mark and label of each; backends in front."""
+    found: dict[Candidate, dict[str, Any]] = {}
+    colours = iter(_BACKENDS * 4)
+    for one in candidates:
+        peer = one.kind == "peer"
+        colour = _PEERS[one.name] if peer else next(colours)
+        mark = _MARKS[one.name] if peer else "o"
+        found[one] = {"color": colour, "marker": mark, "label": one.label, "zorder": 2 if peer else 3}
+    return found
+
+
+def _candidates(results: Sequence[Result]) -> list[Candidate]:
+    return list(dict.fromkeys(one.candidate for one in results))
+
+
+def _by_point(results: Sequence[Result]) -> dict[Job, list[Result]]:
+    found: dict[Job, list[Result]] = {}
+    for one in results:
+        found.setdefault(one.job, []).append(one)
+    return found
+
+
+def _plain_numbers(axis: Any, ticks: Sequence[float] | None = None, *, dense: bool = False) -> None:
+    """Numbers on a logarithmic axis as people write them."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    if ticks is not None:
+        axis.set_major_locator(FixedLocator(list(ticks)))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(
+            LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if dense else (1.0, 2.0, 5.0), numticks=9)
+        )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def _speed(results: Sequence[Result]) -> Figure:
+    """For each point of the table (each at all, where none is of it), how fast each runtime is beside the best peer."""
+    points = _by_point([one for one in results if one.job.point in grids.STANDARD] or results)
+    figure, (axes,) = _figure(8.2, 1.3 + 0.3 * len(points))
+    look, named = _look(_candidates(results)), set()
+    for row, here in enumerate(points.values()):
+        peer = best_peer(here)
+        base = peer.median_s if peer is not None else min(one.median_s or np.inf for one in here)
+        for one in here:
+            style = dict(look[one.candidate])
+            if one.candidate in named:
+                style.pop("label")
+            named.add(one.candidate)
+            if one.outcome is Outcome.NOISY:
+                style["markerfacecolor"] = "white"
+            axes.plot((base or 1.0) / (one.median_s or 1.0), row, linestyle="", markersize=7, **style)
+    axes.axvline(1, color=_INK, linewidth=1)
+    axes.set_xscale("log")
+    _plain_numbers(axes.xaxis, dense=True)
+    axes.set_yticks(range(len(points)), [str(job.point) for job in points])
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_ylabel("T, N, I, H", color=_INK)
+    axes.set_xlabel("speed over the best peer's (hollow: noisy)", color=_INK)
+    axes.grid(axis="both", color="#e3e6ea", linewidth=0.7)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=len(look), frameon=False, fontsize=9)
+    return figure
+
+
+def _sweep(results: Sequence[Result], letter: str) -> list[Point]:
+    """The longest run of points of which only that size differs; empty with fewer than four."""
+    found: dict[tuple[int, ...], list[Point]] = {}
+    for point in dict.fromkeys(one.job.point for one in results):
+        others = tuple(size for name, size in point._asdict().items() if name != letter)
+        found.setdefault(others, []).append(point)
+    longest = max(found.values(), key=len)
+    return sorted(longest) if len(longest) > 3 else []
+
+
+def _scaling(results: Sequence[Result], series: Sequence[Point], letter: str) -> Figure:
+    """Time against one size, the others fixed."""
+    figure, (axes,) = _figure(6.4, 4.2)
+    sizes = [getattr(point, letter) for point in series]
+    for candidate, style in _look(_candidates(results)).items():
+        times = {one.job.point: one.median_s for one in results if one.candidate == candidate}
+        pairs = [(size, times[point]) for size, point in zip(sizes, series, strict=True) if point in times]
+        axes.plot([size for size, _ in pairs], [1e3 * (time or 0.0) for _, time in pairs], markersize=5, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    _plain_numbers(axes.xaxis, sizes)
+    _plain_numbers(axes.yaxis)
+    fixed = ", ".join(f"{name} = {size}" for name, size in series[0]._asdict().items() if name != letter)
+    axes.set_xlabel(f"{_LETTERS[letter]} ({fixed})", color=_INK)
+    axes.set_ylabel("ms a call", color=_INK)
+    axes.grid(color="#e3e6ea", linewidth=0.7)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+_Cell = tuple[Job, float, float]
+
+
+def _cells(results: Sequence[Result], backend: str) -> Iterator[_Cell]:
+    """Job, seconds and ratio of each point at which the backend and a peer have a time."""
+    for job, here in _by_point(results).items():
+        ours = next((one for one in here if (one.candidate.kind, one.candidate.name) == ("backend", backend)), None)
+        peer = best_peer(here)
+        if ours is not None and peer is not None and ours.median_s and peer.median_s:
+            yield job, ours.median_s / job.point.T, peer.median_s / ours.median_s
+
+
+def _maps(cells: Sequence[_Cell]) -> Figure:
+    """Time of a step and ratio, over rows and hidden units; where points share both, their geometric mean."""
+    from matplotlib.colors import LogNorm
+
+    rows, columns = (sorted({getattr(job.point, letter) for job, *_ in cells}) for letter in "NH")
+    figure, axes = _figure(4.0 + 1.15 * len(columns), 1.6 + 0.42 * len(rows), 2)
+    ratios = [ratio for *_, ratio in cells]
+    reach = max(2.0, *ratios, *(1 / ratio for ratio in ratios))
+    shown: tuple[tuple[Axes, str, int, str, Any, Callable[[float], str]], ...] = (
+        (axes[0], "time of a step, us", 1, "viridis_r", None, lambda value: digits(value * 1e6)),
+        (axes[1], "best peer / ours", 2, "RdBu", LogNorm(1 / reach, reach), lambda value: f"{value:.2f}"),
+    )
+    for one, title, place, colours, norm, text in shown:
+        values = np.full((len(rows), len(columns)), np.nan)
+        for row, n in enumerate(rows):
+            for column, h in enumerate(columns):
+                here = [cell[place] for cell in cells if (n, h) == (cell[0].point.N, cell[0].point.H)]
+                if here:
+                    values[row, column] = np.exp(np.mean(np.log(np.array(here, float))))
+        image = one.imshow(values, cmap=colours, norm=norm or LogNorm(), aspect="auto", origin="lower")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else "black"
+                one.text(column, row, text(value), ha="center", va="center", fontsize=8, color=ink)
+        one.set_xticks(range(len(columns)), [str(value) for value in columns])
+        one.set_yticks(range(len(rows)), [str(value) for value in rows])
+        one.set_xlabel(_LETTERS["H"], color=_INK)
+        one.set_ylabel(_LETTERS["N"], color=_INK)
+        one.set_title(title, fontsize=10, color=_INK)
+    return figure
+
+
+def _roofline(results: Sequence[Result], peak: float, bandwidth: float) -> Figure:
+    """GFLOP/s against the operations for each byte that the products read, weights at every step."""
+    figure, (axes,) = _figure(6.8, 4.6)
+    intensities = [one.job.flops / one.job.bytes for one in results]
+    low, high = min(intensities) / 2, max(*intensities, 2 * peak / bandwidth) * 2
+    across = np.geomspace(low, high, 200)
+    axes.plot(across, np.minimum(peak, bandwidth * across), color=_INK, linewidth=1.5, zorder=1)
+    axes.annotate(
+        f"multiply-adds: {peak:.0f} GFLOP/s", (high, peak), (0, 5), textcoords="offset points", ha="right", fontsize=9
+    )
+    ridge = peak / bandwidth
+    middle = (low * ridge) ** 0.5
+    axes.annotate(
+        f"copies: {bandwidth:.0f} GB/s", (middle, bandwidth * middle), (-8, 4), textcoords="offset points", ha="right",
+        fontsize=9,
+    )  # fmt: skip
+    axes.axvline(ridge, color="#c8cdd3", linewidth=0.8, zorder=0)
+    for candidate, style in _look(_candidates(results)).items():
+        here = [one for one in results if one.candidate == candidate]
+        axes.plot(
+            [one.job.flops / one.job.bytes for one in here],
+            [one.gflops or 0.0 for one in here],
+            linestyle="",
+            markersize=6,
+            alpha=0.85,
+            **style,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
+    axes.set_xlabel("operations a byte, where the weights are read at every step", color=_INK)
+    axes.set_ylabel("GFLOP/s", color=_INK)
+    axes.grid(color="#e3e6ea", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def _latency(results: Sequence[Result]) -> Figure:
+    """For each point, the share of calls that took at most so long; the last hundredth is stretched."""
+    points = _by_point(results)
+    figure, axes = _figure(1.0 + 3.2 * len(points), 3.9, len(points))
+    look = _look(_candidates(results))
+    for place, (one, (job, here)) in enumerate(zip(axes, points.items(), strict=True)):
+        for result in here:
+            shares, times = _tail(result.quantiles)
+            one.plot(times, shares, **(look[result.candidate] | {"markersize": 4}))
+        one.set_xscale("log")
+        one.set_yscale("logit")
+        ticks = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+        one.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks] if not place else [])
+        one.set_ylim(0.008, 0.9993)
+        one.yaxis.set_minor_locator(_nothing())
+        _plain_numbers(one.xaxis)
+        one.tick_params(axis="x", labelrotation=45)
+        one.grid(color="#e3e6ea", linewidth=0.7)
+        one.set_title(f"N = {job.point.N}, I = {job.point.I}, H = {job.point.H}", fontsize=10, color=_INK)
+        one.set_xlabel("us a step", color=_INK)
+        if not place:
+            one.set_ylabel("share of calls that took at most so long", color=_INK)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(look), frameon=False, fontsize=9)
+    return figure
+
+
+def _nothing() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def _tail(quantiles: Mapping[str, float]) -> tuple[list[float], list[float]]:
+    """Shares and microseconds of the quantiles that a logit axis can show."""
+    pairs = sorted((float(share), 1e6 * time) for share, time in quantiles.items())
+    inner = [pair for pair in pairs if 0.005 <= pair[0] <= 0.9995]
+    return [share for share, _ in inner], [time for _, time in inner]

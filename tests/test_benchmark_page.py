@@ -1,0 +1,134 @@
+"""The benchmark as pictures and as a page: by its text, and in a browser where the session `report` brings one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lstmcore.cli import main
+from lstmcore_conformance.benchmarks import grids
+from lstmcore_conformance.benchmarks.jobs import MODES, Job
+from lstmcore_conformance.benchmarks.page import page
+from lstmcore_conformance.benchmarks.pictures import pictures, rendered
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.benchmarks.summary import document, summaries
+from lstmcore_conformance.benchmarks.team import Candidate
+from pages import Text, in_browser
+
+CANDIDATES = (
+    Candidate("backend", "numpy", 2),
+    Candidate("backend", "<b>own</b>", 2),
+    Candidate("peer", "torch", 2),
+    Candidate("peer", "onnxruntime", 2),
+)
+
+
+@pytest.fixture(scope="module")
+def made() -> Benchmark:
+    """Times by a formula: no machine has them."""
+    rng = np.random.default_rng(0)
+    results = [
+        _made(Job(mode, point), candidate, rng)
+        for mode in MODES
+        for point in grids.points("full", mode)
+        for candidate in CANDIDATES
+    ]
+    machine = {"processor": "made <up>", "cores": 2, "load": 0.1}
+    runtimes = tuple(
+        {"name": one.name, "kind": one.kind, "threads": one.threads, "label": one.label, "import_s": 0.5}
+        for one in CANDIDATES
+    )
+    roofs = (Roof(2, "float32", 400.0, 16, {"524288": 80.0, "268435456": 20.0}),)
+    return Benchmark("2026-01-01T00:00:00+00:00", 9.0, machine, {}, {}, runtimes, roofs, tuple(results))
+
+
+def _made(job: Job, candidate: Candidate, rng: np.random.Generator) -> Result:
+    if candidate.name == "onnxruntime" and job.mode == "training":
+        return Result(job, candidate, Outcome.UNSUPPORTED, "no gradients")
+    if candidate.name == "<b>own</b>" and job.point.H == 1024:
+        return Result(job, candidate, Outcome.WRONG, "y[0]: got <1>", share=7.0)
+    time = 1e-5 + job.flops / 2e11 * (1 + CANDIDATES.index(candidate) / 4)
+    rounds = tuple(time * np.exp(0.02 * rng.standard_normal(9)))
+    known = {"share": 0.2, "median_s": time, "spread": 0.02, "rounds": rounds}
+    tail = {"0": 0.9, "0.01": 0.95, "0.5": 1.0, "0.9": 1.1, "0.99": 1.5, "0.999": 3.0, "1": 9.0}
+    quantiles = {share: time * factor for share, factor in tail.items()}
+    return Result(job, candidate, Outcome.NOISY if job.point.N == 8 else Outcome.MEASURED, **known, quantiles=quantiles)
+
+
+def test_there_is_a_picture_of_everything(made: Benchmark) -> None:
+    names = [name for name, _, _ in pictures(made)]
+    for mode in ("inference", "training"):
+        kinds = ("speed", "scaling-T", "scaling-N", "scaling-H", "map-numpy", "map-<b>own</b>", "roofline")
+        assert {f"{kind}-{mode}-float32-2" for kind in kinds} <= set(names)
+    assert "latency-streaming-float32-2" in names
+    assert len(set(names)) == len(names)
+
+
+def test_pictures_are_the_same_twice_and_have_something_on_them(made: Benchmark) -> None:
+    kinds: set[str] = set()
+    for (name, title, figure), (_, _, again) in zip(pictures(made), pictures(made), strict=True):
+        kind = name.split("-")[0]
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        assert title
+        assert rendered(figure, "svg") == rendered(again, "svg")
+        png = rendered(figure, "png")
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 10_000
+    assert kinds == {"speed", "scaling", "map", "roofline", "latency"}
+
+
+def test_a_run_without_a_time_has_no_picture(made: Benchmark) -> None:
+    none = tuple(replace(one, median_s=None, rounds=()) for one in made.results)
+    assert list(pictures(replace(made, results=none))) == []
+    assert Text(page(replace(made, results=none))).open == []
+
+
+def test_the_page_says_what_the_run_says(made: Benchmark) -> None:
+    html = page(made)
+    found = Text(html)
+    assert found.open == []
+    for one in summaries(made):
+        assert f"{one.mean:.2f}" in found.text
+        assert f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})" in found.text
+    assert "does not conform at" in found.text
+    assert "y[0]: got <1>" in found.text
+    assert "made <up>" in found.text
+    assert "<b>own</b>" in found.text
+    assert "b" not in {tag for tag, _ in found.tags}
+    images = [dict(attributes) for tag, attributes in found.tags if tag == "img"]
+    assert len(images) == len(list(pictures(made)))
+    assert all(image["alt"] and str(image["src"]).startswith("data:image/svg+xml;base64,") for image in images)
+
+
+def test_the_page_asks_for_nothing_from_a_network(made: Benchmark) -> None:
+    for tag, attributes in Text(page(made)).tags:
+        assert tag not in ("script", "link", "iframe")
+        assert "href" not in attributes
+        assert str(attributes.get("src", "data:")).startswith("data:")
+
+
+def test_the_command_writes_page_and_pictures(made: Benchmark, tmp_path: Path) -> None:
+    few = replace(made, results=tuple(one for one in made.results if one.job.mode == "streaming"))
+    (tmp_path / "run.json").write_text(document(few), "utf-8")
+    words = ["bench", "--read", str(tmp_path / "run.json"), "--html", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(main, [*words, "--pictures", str(tmp_path / "pictures")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "page.html").read_text("utf-8") == page(few)
+    names = {file.name for file in (tmp_path / "pictures").iterdir()}
+    assert names == {"latency-streaming-float32-2.png", "latency-streaming-float32-2.svg"}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(made: Benchmark, width: int, scheme: str, tmp_path: Path) -> None:
+    seen = in_browser(page(made), tmp_path, width, scheme)
+    assert seen.fits
+    assert "LSTM runtimes side by side" in seen.text
+    assert not seen.complaints
