@@ -25,6 +25,7 @@ from lstmcore_conformance.benchmarks.machine import describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.run import Request, _result, run
+from lstmcore_conformance.benchmarks.startup import start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.benchmarks.worker import timed
@@ -366,6 +367,24 @@ def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], 
     again = CliRunner().invoke(main, ["bench", "right", "--read", new, "--compare", new])
     assert again.exit_code == 0
     assert "0 slower, 0 faster, 1 without a change" in again.output
+
+
+def test_a_start_counts_only_with_the_right_result(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    plant("right", "wrong")
+    found = {name: start(Candidate("backend", name, 1)) for name in ("right", "wrong", "absent")}
+    right = found["right"]
+    assert right.message == ""
+    assert right.import_s is not None
+    assert right.warm_s is not None
+    assert 0 < right.import_s < right.warm_s
+    assert right.installed_bytes is not None
+    assert right.installed_bytes > 10**6
+    assert found["wrong"].message.startswith("does not conform: y[49, 15, 127]")
+    assert "'absent'" in found["absent"].message
+    assert found["wrong"].warm_s is found["absent"].warm_s is None
+    file = tmp_path / "run.json"
+    file.write_text(document(replace(made_benchmark(()), starts=tuple(found.values()))))
+    assert Benchmark.load(file).starts == tuple(found.values())
 
 
 def test_statistics() -> None:

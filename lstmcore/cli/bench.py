@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     help="May be given again.",
 )
 @click.option("--variants", is_flag=True, help="Also each switch beside the plain layer.")
+@click.option("--startup", is_flag=True, help="Also the time from nothing to the first result.")
 @click.option(
     "--peers", default="auto", show_default=True, help="Peers with commas between; auto: those installed; none."
 )
@@ -70,6 +71,7 @@ def bench(
     precisions: tuple[str, ...],
     modes: tuple[Mode, ...],
     variants: bool,
+    startup: bool,
     peers: str,
     points: tuple[str, ...],
     rounds: int | None,
@@ -118,6 +120,7 @@ def bench(
         threads=_threads(threads),
         precisions=tuple(dict.fromkeys(precisions)),
         variants=variants,
+        startup=startup,
         points=tuple(map(_point, points)),
         plan=plan if rounds is None else replace(plan, rounds=rounds),
         calls=calls,

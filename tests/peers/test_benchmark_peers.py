@@ -9,8 +9,18 @@ from lstmcore_conformance.benchmarks.measuring import Plan
 from lstmcore_conformance.benchmarks.results import Outcome
 from lstmcore_conformance.benchmarks.run import Request, run
 from lstmcore_conformance.benchmarks.runtimes import PEERS
+from lstmcore_conformance.benchmarks.startup import start
+from lstmcore_conformance.benchmarks.team import Candidate
 
 pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("peer", [name for name in PEERS if name != "tutorial"])
+def test_a_peer_starts(peer: str) -> None:
+    found = start(Candidate("peer", peer, 1))
+    assert found.message == ""
+    assert found.installed_bytes is not None
+    assert found.installed_bytes > 10**7
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -10,8 +10,9 @@ from typing import Any
 
 from lstmcore_conformance.benchmarks.pictures import pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.startup import JOB
 from lstmcore_conformance.benchmarks.summary import Setting, best_peer, compare, plain, settings, summaries, variants
-from lstmcore_conformance.benchmarks.table import cell
+from lstmcore_conformance.benchmarks.table import STARTS, cell, start_cells
 
 
 def page(benchmark: Benchmark) -> str:
@@ -30,6 +31,7 @@ def page(benchmark: Benchmark) -> str:
         _runtimes(benchmark),
         *(part for at in settings(benchmark.results) for part in _setting(benchmark, at)),
         *_variants(benchmark),
+        *_starts(benchmark),
         *_without(benchmark),
         "<h2>Pictures</h2>" * bool(shown),
         *(_picture(title, rendered(figure, "svg")) for _, title, figure in shown),
@@ -138,6 +140,12 @@ def _variants(benchmark: Benchmark) -> Iterator[str]:
         rows = ((one.backend, str(one.setting), one.name, f"{one.mean:.2f}", f"{one.worst:.2f}") for one in found)
         headings = ("backend", "setting", "switch", "geometric mean", "worst point")
         yield _table("Time with a switch over the plain layer's", headings, rows)
+
+
+def _starts(benchmark: Benchmark) -> Iterator[str]:
+    if benchmark.starts:
+        rows = ((one.candidate.label, *start_cells(one)) for one in benchmark.starts)
+        yield _table(f"From nothing to the first result at {JOB.point}", ("runtime", *STARTS), rows)
 
 
 def _without(benchmark: Benchmark) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.benchmarks.startup import Start
 from lstmcore_conformance.benchmarks.team import Candidate
 
 SCHEMA: Final = "lstmcore-benchmark"
@@ -106,6 +107,10 @@ class Roof:
     copies: Mapping[str, float]
 
 
+#: Fields of a run that are tuples of objects.
+_LISTS: Final = ("runtimes", "roofs", "results", "starts")
+
+
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """A whole run.
@@ -126,6 +131,7 @@ class Benchmark:
     runtimes: tuple[Mapping[str, Any], ...]
     roofs: tuple[Roof, ...]
     results: tuple[Result, ...]
+    starts: tuple[Start, ...] = ()
 
     def timed(self) -> Iterator[Result]:
         """The results that have a time."""
@@ -135,7 +141,8 @@ class Benchmark:
         """A form for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values |= {"runtimes": list(self.runtimes), "roofs": [asdict(roof) for roof in self.roofs]}
-        return {"schema": SCHEMA, "version": VERSION} | values | {"results": [one.to_dict() for one in self.results]}
+        values |= {"results": [one.to_dict() for one in self.results], "starts": [asdict(one) for one in self.starts]}
+        return {"schema": SCHEMA, "version": VERSION} | values
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -154,10 +161,13 @@ class Benchmark:
             raise ValueError(f"{path}: expected a file that lstmcore bench wrote; got another")
         if values["version"] > VERSION:
             raise ValueError(f"{path}: expected version {VERSION} at most; got {values['version']}: update lstmcore")
-        known = {name: values[name] for name in cls.__slots__ if name not in ("runtimes", "roofs", "results")}
+        known = {name: values[name] for name in cls.__slots__ if name not in _LISTS}
         return cls(
             **known,
             runtimes=tuple(values["runtimes"]),
             roofs=tuple(Roof(**roof) for roof in values["roofs"]),
             results=tuple(map(Result.from_dict, values["results"])),
+            starts=tuple(
+                Start(**one | {"candidate": Candidate(**one["candidate"])}) for one in values.get("starts", ())
+            ),
         )

@@ -21,6 +21,7 @@ from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.roofs import roof
 from lstmcore_conformance.benchmarks.runtimes import Kind
+from lstmcore_conformance.benchmarks.startup import start
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker
 from lstmcore_conformance.budgets import Expectation
 from lstmcore_conformance.subject import Failure
@@ -52,6 +53,8 @@ class Request:
         Used in place of the grid's, where there are any.
     variants
         Whether the switches are compared with the plain layer, on the backends.
+    startup
+        Whether the time from nothing to a first result is measured, with the first number of threads.
     calls
         Calls of a streaming job in all.
     """
@@ -63,6 +66,7 @@ class Request:
     threads: tuple[int, ...] = (1,)
     precisions: tuple[str, ...] = ("float32",)
     variants: bool = False
+    startup: bool = False
     points: tuple[Point, ...] = ()
     plan: Plan = field(default_factory=Plan)
     calls: int = 10_000
@@ -92,7 +96,7 @@ class Request:
 
 def run(request: Request, progress: Progress | None = None) -> Benchmark:
     """Do what is asked for. The processes of the runtimes end with it."""
-    started, start = datetime.now(UTC), time.perf_counter()
+    started, begun = datetime.now(UTC), time.perf_counter()
     found, rng = machine.describe(), np.random.default_rng(request.seed)
     roofs = [roof(threads, precision) for threads in request.threads for precision in request.precisions]
     groups, results = list(request.groups()), []
@@ -108,15 +112,22 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:
                 results += [replace(one, beside_variants=not with_peers) for one in found_here]
             budgets.forget()
         runtimes = tuple(team.facts[candidate] for candidate in request.candidates)
+    starting = [one for one in request.candidates if request.startup and one.threads == request.threads[0]]
+    starts = []
+    for done, candidate in enumerate(starting):
+        if progress is not None:
+            progress(done, len(starting), f"start of {candidate.label}")
+        starts.append(start(candidate))
     return Benchmark(
         started=started.isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(time.perf_counter() - begun, 3),
         machine=found | {"load_after": machine.load()},
         settings=_settings(request),
         versions=machine.versions(PACKAGES),
         runtimes=runtimes,
         roofs=tuple(one for one in roofs if isinstance(one, Roof)),
         results=tuple(results),
+        starts=tuple(starts),
     )
 
 

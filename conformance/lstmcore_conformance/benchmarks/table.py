@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from lstmcore_conformance.benchmarks.jobs import Job
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.startup import JOB, Start
 from lstmcore_conformance.benchmarks.summary import (
     Setting,
     best_peer,
@@ -33,6 +35,8 @@ def show(benchmark: Benchmark, console: Console) -> None:
             console.print(table)
     for table in _variants(benchmark):
         console.print(table)
+    if benchmark.starts:
+        console.print(_starts(benchmark))
     _reasons(benchmark, console)
     for summary in summaries(benchmark):
         worst, count = summary.worst, len(summary.comparisons)
@@ -126,6 +130,27 @@ def _variants(benchmark: Benchmark) -> list[Table]:
             tables[key].add_column("geometric mean", justify="right")
         tables[key].add_row(one.name, *(f"{ratio:.2f}" for _, ratio in one.ratios), f"{one.mean:.2f}")
     return list(tables.values())
+
+
+def start_cells(one: Start) -> tuple[str, ...]:
+    """Seconds of a start, and megabytes."""
+    if one.message:
+        return (one.message, "", "", "")
+    numbers = (one.import_s, one.warm_s, one.cold_s)
+    return (*(f"{number or 0.0:.2f}" for number in numbers), f"{(one.installed_bytes or 0) / 1e6:.0f}")
+
+
+#: Headings of `start_cells`.
+STARTS: Final = ("imported, s", "first result, s", "with empty caches, s", "installed, MB")
+
+
+def _starts(benchmark: Benchmark) -> Table:
+    table = Table(title=f"From nothing to the first result at {JOB.point}", title_justify="left")
+    for heading in ("runtime", *STARTS):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    for one in benchmark.starts:
+        table.add_row(one.candidate.label, *start_cells(one))
+    return table
 
 
 def _reasons(benchmark: Benchmark, console: Console) -> None:

@@ -40,8 +40,8 @@ class ONNXRuntime(Runtime):
         options.log_severity_level = 3
         # Its threads spin while a call runs, which is its fastest, and not after: they would take the next one's cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        model = _model(job, data).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        content = model(job, data).SerializeToString()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         made = (_Streaming if job.mode == "streaming" else _Inference)(session, job, data)
         return Prepared(made, made.outputs, made.how)
 
@@ -49,7 +49,8 @@ class ONNXRuntime(Runtime):
 make = ONNXRuntime
 
 
-def _model(job: Job, data: Data) -> Any:
+def model(job: Job, data: Data) -> Any:
+    """One LSTM node with its weights, and the initial state as inputs."""
     steps, batch, width, hidden = job.point
 
     def rows(array: Array) -> Array:
