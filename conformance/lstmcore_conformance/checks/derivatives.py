@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from lstmcore import reference
 from lstmcore.backend import State, Tangents
 from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Array, Case
+from lstmcore_conformance.budgets import Expectation, Expected, Measure
+from lstmcore_conformance.cases import Array, Case, Data
 from lstmcore_conformance.checking import Scope, check
 from lstmcore_conformance.subject import Failure, Subject, compare
 from lstmcore_conformance.switches import SWITCHES, config_of
@@ -186,8 +187,12 @@ def kink_cases(scope: Scope) -> Iterator[Case]:
     needs=("backward",),
 )
 def kinks(subject: Subject, case: Case) -> Measure:
-    from lstmcore import reference
+    data, _, expected = on_kink(case)
+    return compare(subject.gradients(case, data), expected)
 
+
+def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:
+    """The data of one of `kink_cases`, and what is expected of its outputs and gradients."""
     _, bias, cell = KINKS[case.name.split(",", 1)[1]]
     data = case.data.map(np.array)
     if data.state is None:
@@ -195,14 +200,19 @@ def kinks(subject: Subject, case: Case) -> Measure:
     for name, array in data.parameters.items():
         array[...] = bias if name == "bias" else 0
     data.state.c[...] = cell
-    tape = reference.forward(case.config, data.parameters, data.x, data.state).tape
+    y, last, tape = reference.forward(case.config, data.parameters, data.x, data.state)
     right = reference.backward(case.config, tape, data.dy, data.dstate)
-    want = {"dx": right.x, "dh0": right.state.h, "dc0": right.state.c}
-    want |= {f"d_{name}": array for name, array in right.parameters.items()}
-    expected = {
-        name: replace(
-            known, value=want[name], budget=16 * case.policy.epsilon * max(1.0, float(np.abs(want[name]).max()))
+    outputs = {"y": y, "h_n": last.h, "c_n": last.c}
+    gradients = {"dx": right.x, "dh0": right.state.h, "dc0": right.state.c}
+    gradients |= {f"d_{name}": array for name, array in right.parameters.items()}
+    return data, _near(case, outputs), _near(case, gradients)
+
+
+def _near(case: Case, arrays: Mapping[str, Array]) -> Expectation:
+    """Within some roundings: a single step of exact numbers has no more."""
+    return {
+        name: Expected(
+            array, 16 * case.policy.epsilon * max(1.0, float(np.abs(array).max())), budgets.dtype_of(name, case)
         )
-        for name, known in budgets.gradients(case).items()
+        for name, array in arrays.items()
     }
-    return compare(subject.gradients(case, data), expected)

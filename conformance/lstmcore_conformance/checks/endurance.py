@@ -96,7 +96,7 @@ def extreme_cases(scope: Scope) -> Iterator[Case]:
                 yield replace(case, name=f"{case.name},T=N=1", steps=1, batch=1)
 
 
-def _extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
+def extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
     """Results below the smallest normal number may be 0."""
     tiny = float(np.finfo("float16" if case.precision == "float16" else "float32").tiny)
     return {name: replace(want, budget=want.budget + tiny) for name, want in expected.items()}
@@ -109,7 +109,7 @@ def _extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
     cases=extreme_cases,
 )
 def extreme_forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), _extreme(case, budgets.forward(case)))
+    return compare(subject.forward(case), extreme(case, budgets.forward(case)))
 
 
 @check(
@@ -120,7 +120,7 @@ def extreme_forward(subject: Subject, case: Case) -> Measure:
     needs=("backward",),
 )
 def extreme_backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), _extreme(case, budgets.gradients(case)))
+    return compare(subject.gradients(case), extreme(case, budgets.gradients(case)))
 
 
 def memory_cases(scope: Scope) -> Iterator[Case]:

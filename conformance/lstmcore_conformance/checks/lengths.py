@@ -148,14 +148,14 @@ def empty_rows(subject: Subject, case: Case) -> None:
     for content in (np.nan, np.inf):
         spoilt, clean = spoil(case, content), spoil(case, 0.0)
         got, want = subject.forward(case, spoilt), subject.forward(case, clean)
-        same_bits(f"{content} in a row of length 0", got, {**want, **_passed("{}_n", spoilt.state, want, empty)})
+        same_bits(f"{content} in a row of length 0", got, {**want, **passed("{}_n", spoilt.state, want, empty)})
         if "backward" in subject.declared.derivatives:
             got, want = subject.gradients(case, spoilt), subject.gradients(case, clean)
-            same_bits(f"{content} in a row of length 0", got, {**want, **_passed("d{}0", spoilt.dstate, want, empty)})
+            same_bits(f"{content} in a row of length 0", got, {**want, **passed("d{}0", spoilt.dstate, want, empty)})
         if "jvp" in subject.declared.derivatives:
             got, want = subject.tangents(case, spoilt), subject.tangents(case, clean)
-            want |= _passed("{}_n", spoilt.state, want, empty)
-            want |= _passed("t{}_n", spoilt.tangents.state, want, empty)
+            want |= passed("{}_n", spoilt.state, want, empty)
+            want |= passed("t{}_n", spoilt.tangents.state, want, empty)
             same_bits(f"{content} in a row of length 0", got, want)
 
 
@@ -169,7 +169,7 @@ def spoil(case: Case, content: float) -> Data:
     return data
 
 
-def _passed(form: str, given: State | None, arrays: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+def passed(form: str, given: State | None, arrays: Mapping[str, Array], rows: Array) -> dict[str, Array]:
     """The h and c of `arrays`, named by `form`, with what was given in those rows: there it passes unchanged."""
     if given is None:
         raise TypeError("expected a state")
