@@ -1,5 +1,6 @@
-/* Verifies an LSTM in C with the golden vectors: consumer FOLDER. Forward, one layer in one direction.
- * Compile with -DPLANT_GATE_SWAP to see a fault caught. docs/vectors.md describes the files. */
+/* Verifies an LSTM in C99 with the golden vectors: consumer FOLDER. One layer in one direction: forward with every
+ * switch, backward of the plain LSTM. README.md says what it prints, and which faults can be planted to see them
+ * caught; docs/vectors.md describes the files. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -7,11 +8,13 @@
 #include <string.h>
 
 #define MOST 128
-typedef struct { char role[16], name[64], kind[8]; double budget, *data; long size; } Tensor;
+typedef struct { char role[16], name[64], kind[8]; double budget, *data; long size; int compared; } Tensor;
 typedef struct { char key[32], value[96]; } Switch;
 static Tensor tensors[MOST];
-static Switch switches[MOST];
-static int tensor_count, switch_count;
+static Switch switches[MOST]; /* the defaults, then those of the case, which come before them where both are there */
+static int tensor_count, switch_count, default_count;
+
+/* The index ---------------------------------------------------------------------------------------------------- */
 
 static void die(const char *what, const char *which) { fprintf(stderr, "%s: %s\n", what, which); exit(2); }
 
@@ -20,7 +23,7 @@ static double *get(const char *name) {
     return NULL;
 }
 static const char *text(const char *key) {
-    for (int k = 0; k < switch_count; k++) if (!strcmp(switches[k].key, key)) return switches[k].value;
+    for (int k = switch_count - 1; k >= 0; k--) if (!strcmp(switches[k].key, key)) return switches[k].value;
     die("index.txt has no switch", key);
     return NULL;
 }
@@ -50,6 +53,8 @@ static double *load(const char *path, const char *kind, long start, long size) {
     if (!found) die("no memory for", path);
     return found;
 }
+
+/* The LSTM ----------------------------------------------------------------------------------------------------- */
 
 static double clip(double v, double bound) { return v > bound ? bound : v < -bound ? -bound : v; }
 
@@ -89,8 +94,9 @@ static void norm(double *v, int size, double eps) {
 }
 static double *row(const char *name, long start) { double *m = get(name); return m ? m + start : NULL; }
 
-/* Section 2 of SPEC.md for every row and step. y (T, N, P) starts as zeros, h (N, P) and c (N, H) as the state. */
-static void forward(int T, int N, double *y, double *h_all, double *c_all) {
+/* Section 2 of SPEC.md for every row and step. y (T, N, P) starts as zeros, h (N, P) and c (N, H) as the state.
+ * The tape (T, N, 5 H) gets i, f, g, o and the new c. */
+static void forward(int T, int N, double *y, double *h_all, double *c_all, double *tape) {
     int I = atoi(text("input_size")), H = atoi(text("hidden_size")), proj = atoi(text("proj_size")), P = proj ? proj : H;
     int cell = is("recurrence", "cell"), R = cell ? H : P, reverse = is("reverse", "1"), ln = is("layer_norm", "1");
     int from_i = is("coupling", "forget_from_input"), from_f = is("coupling", "input_from_forget");
@@ -133,6 +139,8 @@ static void forward(int T, int N, double *y, double *h_all, double *c_all) {
                 double keep = mc ? mc[j] : rate_c, fresh = clip(f * c[j] + i * g, cell_clip);
                 q[j] = c[j] = keep * c[j] + (1 - keep) * fresh;
                 o[j] = apply(s, clip(zx[at_o * H + j] + (p ? p[(peep - 1) * H + j] * c[j] : 0), gate_clip));
+                double *kept = tape + ((long)t * N + n) * 5 * H + j;
+                kept[0] = i, kept[H] = f, kept[2 * H] = g, kept[3 * H] = o[j], kept[4 * H] = c[j];
             }
             if (ln) {
                 norm(q, H, eps);
@@ -151,75 +159,174 @@ static void forward(int T, int N, double *y, double *h_all, double *c_all) {
     free(zx); free(zh); free(q); free(o);
 }
 
-/* max |got - expected| / budget, with `got` rounded as the precision stores it. */
+/* Whether backward can do the case: the switch that it does not know, or NULL. */
+static const char *beyond_backward(void) {
+    static const char *known[] = {"input_size", "hidden_size", "bias", "reverse", "layer_norm_eps"};
+    for (int k = default_count; k < switch_count; k++) {
+        int found = 0;
+        for (size_t e = 0; e < sizeof known / sizeof *known; e++) found |= !strcmp(switches[k].key, known[e]);
+        if (!found) return switches[k].key;
+    }
+    return NULL;
+}
+
+/* docs/backward.md without switches, row by row from the last step to the first. dx (T, N, I) and the gradients of
+ * the parameters start as zeros, dh (N, H) and dc (N, H) as dh_n and dc_n; they end as dh0 and dc0. */
+static void backward(int T, int N, const double *y, const double *tape, double *dx, double *dh_all, double *dc_all,
+                     double *dW, double *dR, double *db) {
+    int I = atoi(text("input_size")), H = atoi(text("hidden_size")), reverse = is("reverse", "1");
+    double *x = get("x"), *W = get("weight_x"), *R = get("weight_h"), *dy = get("dy"), *lengths = get("lengths");
+    double *zero = calloc((size_t)H, 8), *dz = calloc(4 * (size_t)H, 8);
+    if (!zero || !dz) die("no memory", "step");
+    for (int n = 0; n < N; n++) {
+        int length = lengths ? (int)lengths[n] : T;
+        double *dh = dh_all + n * H, *dc = dc_all + n * H;
+        for (int k = length - 1; k >= 0; k--) {
+            int t = reverse ? length - 1 - k : k, before = reverse ? t + 1 : t - 1; /* of the step before */
+            long at = (long)t * N + n, last = (long)before * N + n;
+            const double *i = tape + at * 5 * H, *f = i + H, *g = f + H, *o = g + H, *c = o + H;
+            const double *h0 = row("h0", (long)n * H), *c0 = row("c0", (long)n * H);
+            const double *h_before = k ? y + last * H : h0 ? h0 : zero;
+            const double *c_before = k ? tape + last * 5 * H + 4 * H : c0 ? c0 : zero;
+            for (int j = 0; j < H; j++) {
+                double u = tanh(c[j]), dh_j = dh[j] + (dy ? dy[at * H + j] : 0);
+                double d = dc[j] + dh_j * o[j] * (1 - u * u), carried = d;
+#ifdef PLANT_STALE_DC
+                carried = dc[j];
+#endif
+                dz[j] = d * g[j] * i[j] * (1 - i[j]);
+                dz[H + j] = d * c_before[j] * f[j] * (1 - f[j]);
+#ifdef PLANT_STALE_CELL
+                dz[H + j] = d * c[j] * f[j] * (1 - f[j]);
+#endif
+                dz[2 * H + j] = d * i[j] * (1 - g[j] * g[j]);
+                dz[3 * H + j] = dh_j * u * o[j] * (1 - o[j]);
+                dc[j] = carried * f[j];
+                dh[j] = 0;
+            }
+            for (int j = 0; j < 4 * H; j++) {
+                db[j] += dz[j];
+                for (int e = 0; e < I; e++) {
+                    dW[j * I + e] += dz[j] * x[at * I + e];
+                    dx[at * I + e] += W[j * I + e] * dz[j];
+                }
+                for (int e = 0; e < H; e++) {
+                    dR[j * H + e] += dz[j] * h_before[e];
+#ifdef PLANT_MISSING_TERM
+                    if (j >= H && j < 2 * H) continue; /* the forget gate's share of the gradient of h */
+#endif
+                    dh[e] += R[j * H + e] * dz[j];
+                }
+            }
+        }
+    }
+    free(zero); free(dz);
+}
+
+/* The verdict -------------------------------------------------------------------------------------------------- */
+
+/* The largest |got - expected| / budget of an array, with `got` rounded as the precision stores it. What is equal, or
+ * NaN in both, is not off at all; an array that is not expected has no share. */
 static double share(const char *name, const double *got, int single) {
+    double worst = 0;
     for (int k = 0; k < tensor_count; k++) {
         if (strcmp(tensors[k].name, name)) continue;
-        double worst = 0;
+        tensors[k].compared = 1;
         for (long e = 0; e < tensors[k].size; e++) {
-            double error = fabs((single ? (double)(float)got[e] : got[e]) - tensors[k].data[e]);
-            if (error > 0 || isnan(error)) worst = isnan(error) ? INFINITY : fmax(worst, error / tensors[k].budget);
+            double found = single ? (double)(float)got[e] : got[e], want = tensors[k].data[e];
+            if (found == want || (isnan(found) && isnan(want))) continue;
+            double off = fabs(found - want) / tensors[k].budget;
+            worst = isnan(off) ? INFINITY : fmax(worst, off);
         }
-        return worst;
     }
-    die("no array", name);
-    return INFINITY;
+    return worst;
 }
-static double *state(const char *name, long size) {
+/* A copy of an array that is given, or zeros. */
+static double *copy_of(const char *name, long size) {
     double *copy = calloc((size_t)size + 1, 8), *given = get(name);
     if (!copy) die("no memory for", name);
     if (given) memcpy(copy, given, (size_t)size * 8);
     return copy;
 }
+static const char *unsupported_because(const char *precision) {
+    for (int k = default_count; k < switch_count; k++) if (!strcmp(switches[k].key, "num_layers")) return "a stack";
+    return strcmp(precision, "float16") ? NULL : "float16 storage";
+}
+
+/* Runs the case, prints a line, and returns whether it passes; counts where gradients were compared. */
+static int passes(const char *precision, const char *name, int T, int N, int *compared) {
+    int I = atoi(text("input_size")), H = atoi(text("hidden_size")), proj = atoi(text("proj_size"));
+    int P = proj ? proj : H, single = !strcmp(precision, "float32");
+    double *y = copy_of("", (long)T * N * P), *h = copy_of("h0", (long)N * P), *c = copy_of("c0", (long)N * H);
+    double *tape = copy_of("", (long)T * N * 5 * H);
+    forward(T, N, y, h, c, tape);
+    double outputs = fmax(share("y", y, single), fmax(share("h_n", h, single), share("c_n", c, single))), gradients = 0;
+    const char *beyond = beyond_backward();
+    if (!beyond) {
+        double *dx = copy_of("", (long)T * N * I), *dh = copy_of("dh_n", (long)N * H), *dc = copy_of("dc_n", (long)N * H);
+        double *dW = copy_of("", 4L * H * I), *dR = copy_of("", 4L * H * H), *db = copy_of("", 4L * H);
+        backward(T, N, y, tape, dx, dh, dc, dW, dR, db);
+        const char *names[] = {"dx", "dh0", "dc0", "d_weight_x", "d_weight_h", "d_bias"};
+        double *arrays[] = {dx, dh, dc, dW, dR, db};
+        for (int k = 0; k < 6; k++) gradients = fmax(gradients, share(names[k], arrays[k], single));
+        for (int k = 0; k < 6; k++) free(arrays[k]);
+        ++*compared;
+    }
+    for (int k = 0; k < tensor_count; k++) { /* nothing that is expected may be left out */
+        const Tensor *t = &tensors[k];
+        if (!t->compared && (!strcmp(t->role, "output") || (!beyond && !strcmp(t->role, "gradient"))))
+            die("nothing computes", t->name);
+    }
+    int good = outputs <= 1 && gradients <= 1;
+    printf("%s %s %s: outputs %.3g of the budget, ", good ? "ok" : "FAIL", precision, name, outputs);
+    if (beyond) printf("gradients not computed with %s\n", beyond);
+    else printf("gradients %.3g\n", gradients);
+    free(y); free(h); free(c); free(tape);
+    return good;
+}
 
 int main(int count, char **arguments) {
     if (count != 2) die("usage", "consumer FOLDER");
     char path[4096], line[512], precision[16] = "", file[64] = "", name[256] = "";
-    int T = 0, N = 0, passed = 0, failed = 0, unsupported = 0;
+    int T = 0, N = 0, passed = 0, failed = 0, unsupported = 0, compared = 0;
     snprintf(path, sizeof path, "%s/index.txt", arguments[1]);
     FILE *index = fopen(path, "r");
     if (!index) die("cannot read", path);
-    if (!fgets(line, sizeof line, index) || strcmp(line, "lstmcore-vectors 1\n")) die("another version", path);
+    if (!fgets(line, sizeof line, index) || strcmp(line, "lstmcore-vectors 2\n")) die("another version", path);
     while (fgets(line, sizeof line, index)) {
         char word[16];
         if (sscanf(line, "%15s", word) != 1) continue;
         if (!strcmp(word, "case")) {
-            tensor_count = switch_count = 0;
+            switch_count = default_count;
             if (sscanf(line, "case %15s %63s %d %d %255[^\n]", precision, file, &T, &N, name) != 5) die("bad line", line);
-        } else if (!strcmp(word, "model")) {
+        } else if (!strcmp(word, "default") || !strcmp(word, "model")) {
+            if (switch_count == MOST) die("too many switches", line);
             Switch *s = &switches[switch_count++];
-            if (switch_count > MOST || sscanf(line, "model %31s %95s", s->key, s->value) != 2) die("bad line", line);
+            if (sscanf(line, "%*s %31s %95s", s->key, s->value) != 2) die("bad line", line);
+            if (*word == 'd') default_count = switch_count;
         } else if (strcmp(word, "end")) {
+            if (tensor_count == MOST) die("too many tensors", line);
             Tensor *t = &tensors[tensor_count++];
             long start, dims;
             int used;
-            if (tensor_count > MOST || sscanf(line, "%15s %63s %7s %ld %lf %ld%n", t->role, t->name, t->kind, &start,
-                                              &t->budget, &dims, &used) != 6) die("bad line", line);
-            t->size = 1;
+            if (sscanf(line, "%15s %63s %7s %ld %lf %ld%n", t->role, t->name, t->kind, &start, &t->budget, &dims,
+                       &used) != 6) die("bad line", line);
+            t->size = 1, t->compared = 0;
             for (char *at = line + used; dims; dims--) t->size *= strtol(at, &at, 10);
             snprintf(path, sizeof path, "%s/%s", arguments[1], file);
             t->data = strcmp(t->kind, "F16") ? load(path, t->kind, start, t->size) : NULL;
         } else {
-            const char *reason = !strcmp(precision, "float16") ? "float16 storage" : NULL;
-            for (int k = 0; k < switch_count; k++) if (!strcmp(switches[k].key, "num_layers")) reason = "a stack";
+            const char *reason = unsupported_because(precision);
             if (reason) {
                 printf("unsupported %s %s: %s\n", precision, name, reason);
                 unsupported++;
-            } else {
-                int H = atoi(text("hidden_size")), P = atoi(text("proj_size")) ? atoi(text("proj_size")) : H;
-                double *y = state("", (long)T * N * P), *h = state("h0", (long)N * P), *c = state("c0", (long)N * H);
-                int single = !strcmp(precision, "float32");
-                forward(T, N, y, h, c);
-                double worst = fmax(share("y", y, single), fmax(share("h_n", h, single), share("c_n", c, single)));
-                printf("%s %s %s: %.3g of the budget\n", worst <= 1 ? "ok" : "FAIL", precision, name, worst);
-                if (worst <= 1) passed++; else failed++;
-                free(y); free(h); free(c);
-            }
+            } else if (passes(precision, name, T, N, &compared)) passed++;
+            else failed++;
             for (int k = 0; k < tensor_count; k++) free(tensors[k].data);
             tensor_count = 0;
         }
     }
     fclose(index);
-    printf("%d passed, %d failed, %d unsupported; forward only: gradients are not compared\n", passed, failed, unsupported);
+    printf("%d passed, %d failed, %d unsupported; gradients compared in %d\n", passed, failed, unsupported, compared);
     return failed || !passed;
 }
