@@ -95,8 +95,9 @@ def conformance(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Every mutant against every check of the suite; some minutes."""
+    """Every mutant against every check of the suite, and against the golden vectors alone; some minutes."""
     session.install("-e", ".[conformance]")
+    session.run("python", "-m", "lstmcore_conformance.vectors.measure", env=_quiet())
     session.run("python", "-m", "lstmcore_conformance.mutation", *session.posargs, env=_quiet())
 
 
