@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from golden_vectors import allowed
+from lstmcore.backend import Capabilities
 from lstmcore.registry import get_backend
 from lstmcore_conformance.cases import Array
 from lstmcore_conformance.mutants import MUTANTS, Mutant
@@ -137,6 +139,14 @@ def test_a_backend_that_raises_fails() -> None:
 
     names = [name for name, message in verify(Broken(), "float16") if "RuntimeError" in message]
     assert names == [entry.case.name for entry in entries("float16")]
+
+
+def test_gradients_are_asked_of_a_backend_that_declares_them() -> None:
+    class Inference(TextbookBackend):
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities(), derivatives=frozenset())
+
+    assert list(verify(Inference(), "float16")) == []
 
 
 @pytest.mark.parametrize("id", [id for id, mutant in MUTANTS.items() if reason(mutant) is None])
