@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
+from lstmcore_numba import memory
 from lstmcore_numba.tiles import BYTES, PANEL
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -91,10 +91,7 @@ class Layout:
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array with anything in it that starts at a multiple of the size of a vector."""
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + BYTES, np.uint8)
-    start = -room.ctypes.data % BYTES
-    return room[start : start + size].view(dtype).reshape(shape)
+    return memory.aligned(shape, dtype, BYTES)
 
 
 def in_order(array: Array) -> Array:
@@ -171,14 +168,15 @@ class OwnMasks:
     cell: Array
 
 
-def own_masks(layout: Layout, masks: Masks | None, empty: Array) -> OwnMasks:
+def own_masks(layout: Layout, masks: Masks | None, empty: Array | None) -> OwnMasks:
     """Copies of the masks; that of rows without steps is 0, whatever it holds."""
     masks = Masks() if masks is None else masks
     dtype = layout.dtype
     recurrent = np.zeros((0, 1), dtype)
     if masks.recurrent is not None:
         recurrent = np.array(masks.recurrent, dtype)
-        recurrent[empty] = 0
+        if empty is not None:
+            recurrent[empty] = 0
     none = np.zeros((0, 1, 1), dtype)
 
     def whole(mask: Array | None, size: int) -> Array:

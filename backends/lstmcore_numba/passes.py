@@ -3,8 +3,8 @@
 Every public pass takes a team of threads and what the function with an underscore before it takes after `part` and
 `parts`.
 
-Arrays have whole vectors on their last axis: Hp and Pp are H and P padded, B the blocks of hidden units, and a row of
-gates is (B, G, lanes). Names of arrays are those of the equations.
+Arrays have whole vectors on their last axis: Hp and Pp are H and P padded, B the blocks of hidden units, and gates of
+one step are (B, N, G, lanes). Names of arrays are those of the equations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import linear, normalise
 from lstmcore_numba.parallel import meet, outlined, side_by_side
 from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, PANEL, call_step, panel, product
+from lstmcore_numba.tiles import BYTES, PANEL, call_step, grouped_panel, grouped_product, panel, product
 
 _LENGTHS: Final = int(At.LENGTHS)
 _STEP: Final = int(At.STEP)
@@ -58,6 +58,7 @@ _DNORM_C: Final = int(At.DNORM_C)
 _TGAIN_C: Final = int(At.TGAIN_C)
 _TSHIFT_C: Final = int(At.TSHIFT_C)
 _TNORM_C: Final = int(At.TNORM_C)
+_BATCH: Final = int(At.BATCH)
 _FIELDS: Final = len(At)
 #: Rows of the input that are multiplied by all weights before the next ones.
 _CHUNK: Final = 96
@@ -76,7 +77,7 @@ def at(array: Any, index: int) -> Any:
 class Norms(NamedTuple):
     """What layer norm needs and leaves: normalised rows, what they were divided by, gains and the shift of the cell.
 
-    ``x`` and ``h`` are (T or 1, N, B, G, lanes), ``c`` (T or 1, N, B, 1, lanes), deviations (T or 1, N).
+    ``x`` and ``h`` are (T or 1, B, N, G, lanes), ``c`` (T or 1, B, N, 1, lanes), deviations (T or 1, N).
     """
 
     x: Any
@@ -103,45 +104,58 @@ def set_norms(table: Any, norms: Any, t: int) -> int:
 
 @compiled
 def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
-    """Copy cells (N, Hp) to (N, B, 1, lanes), with 0 behind the last unit."""
+    """Copy cells (N, Hp) to (B, N, 1, lanes), with 0 behind the last unit."""
     lanes = target.shape[3]
     for row in range(first, last):
         for k in range(source.shape[1]):
-            target[row, k // lanes, 0, k % lanes] = source[row, k] if k < hidden else 0
+            target[k // lanes, row, 0, k % lanes] = source[row, k] if k < hidden else 0
 
 
 @compiled
-def _rows_product(part: int, parts: int, a: Any, weight: Any, out: Any) -> None:
-    inner, size = a.shape[1], a.itemsize
-    row_a, row_out = inner * size, out.shape[1] * size
-    begin, end = a.shape[0] * part // parts, a.shape[0] * (part + 1) // parts
-    for start in range(begin, end, _CHUNK):
-        product(
-            a.dtype.type(0),
-            row_out // BYTES,
-            a.ctypes.data + start * row_a,
-            row_a,
+def _input_gradient(part: int, parts: int, dz: Any, weight: Any, dx: Any) -> None:
+    steps, blocks, batch, cols, lanes = dz.shape
+    size, wide = dz.itemsize, cols * lanes
+    row_z, row_x = wide * size, dx.shape[1] * size
+    first, last = 0, batch
+    begin, end = steps * part // parts, steps * (part + 1) // parts
+    if steps == 1:
+        first, last, begin, end = batch * part // parts, batch * (part + 1) // parts, 0, 1
+    at_once = max(1, _CHUNK // max(batch, 1))
+    pieces = (end - begin + at_once - 1) // at_once
+    for piece in range(pieces):
+        t = begin + (end - begin) * piece // pieces
+        some = begin + (end - begin) * (piece + 1) // pieces - t
+        grouped_product(
+            dz.dtype.type(0),
+            row_x // BYTES,
+            dz.ctypes.data + (t * blocks * batch + first) * row_z,
+            row_z,
             size,
+            batch * row_z,
+            (blocks - 1) * batch * row_z,
             weight.ctypes.data,
-            out.ctypes.data + start * row_out,
-            row_out,
-            inner,
-            min(_CHUNK, end - start),
+            dx.ctypes.data + (t * batch + first) * row_x,
+            row_x,
+            blocks,
+            wide,
+            some * (last - first),
+            max(last - first, 1),
             True,
         )
 
 
 @compiled
-def rows_product(team: Any, *args: Any) -> None:
-    """``out = a W`` with W in panels and the columns of `out` in whole vectors: ``(a, weight, out)``."""
-    side_by_side(team, outlined(_rows_product, args))
+def input_gradient(team: Any, *args: Any) -> None:
+    """``dx = dz W`` of all steps, for dz (T, B, N, G, lanes), W in panels and dx (T N, whole vectors)."""
+    side_by_side(team, outlined(_input_gradient, args))
 
 
 @compiled
 def _weight_gradient(
     part: int, parts: int, dz: Any, a: Any, hidden: int, sums: Any, found: Any, of_weight: Any, of_bias: Any
 ) -> None:
-    rows, blocks, cols, lanes = dz.shape
+    steps, blocks, batch, cols, lanes = dz.shape
+    rows = steps * batch
     width, size = of_weight.shape[1], dz.itemsize
     zero, wide = dz.dtype.type(0), cols * lanes
     room = np.empty((_DEPTH + 1) * wide, dz.dtype)
@@ -153,12 +167,16 @@ def _weight_gradient(
     for begin in range(0, rows, _DEPTH):
         depth = min(_DEPTH, rows - begin)
         for block in range(first, last):
+            t, row = begin // batch, begin % batch
             for k in range(depth):
                 for gate in range(cols):
                     for lane in range(lanes):
-                        value = dz[begin + k, block, gate, lane]
+                        value = dz[t, block, row, gate, lane]
                         packed[k, gate * lanes + lane] = value
                         sums[block, gate, lane] += value
+                row += 1
+                if row == batch:
+                    t, row = t + 1, 0
             panel(
                 zero,
                 cols,
@@ -186,7 +204,7 @@ def _weight_gradient(
 
 @compiled
 def weight_gradient(team: Any, *args: Any) -> None:
-    """``dz^T a``, and the sums of the rows of `dz`, where dz is (rows, B, G, lanes) and a (rows, columns or more).
+    """``dz^T a``, and the sums of the rows of `dz`, where dz is (T, B, N, G, lanes) and a (T N, columns or more).
 
     Takes ``(dz, a, hidden, sums, found, of_weight, of_bias)``: `of_weight` (G H, columns) and `of_bias` (G H,) get the
     results, `sums` (B, G, lanes) and `found` (B, columns, G, lanes) are room to work in.
@@ -198,13 +216,16 @@ def weight_gradient(team: Any, *args: Any) -> None:
 def _forward(
     part: int,
     parts: int,
+    reverse: bool,
+    h: Any,
+    c: Any,
+    y: Any,
     by_units: bool,
     step: int,
     step_output: int,
     step_cell: int,
     hidden: int,
     norms: Any,
-    reverse: bool,
     of_cell: bool,
     lengths: Any,
     x: Any,
@@ -221,28 +242,26 @@ def _forward(
     operand: Any,
     q: Any,
     projected: Any,
-    h: Any,
-    c: Any,
-    y: Any,
     ahead: int,
     counter: Any,
 ) -> None:
     table = np.zeros(_FIELDS, np.int64)
     steps, batch, width = y.shape
-    blocks, cols, lanes = gates.shape[2], gates.shape[3], gates.shape[4]
+    blocks, cols, lanes = gates.shape[1], gates.shape[3], gates.shape[4]
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
     block_first, block_last = (blocks * part // parts, blocks * (part + 1) // parts) if by_units else (0, blocks)
     zero, size = h.dtype.type(0), h.itemsize
     rows, inner = last - first, operand.shape[2]
-    row_z, row_c, row_h = blocks * cols * lanes * size, c.shape[2] * size, h.shape[2] * size
+    row_z, row_c, row_h = cols * lanes * size, c.shape[2] * size, h.shape[2] * size
     output_blocks = h.shape[2] // lanes
-    kept = h.shape[0] > 2 or steps < 2
-    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    kept = h.shape[0] == steps + 1
+    masked, projects = mask_r.shape[0] > 0, step_output != 0
     tail = hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
     table[_LENGTHS], table[_BIAS], table[_PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
-    products = norms.x if normed else gates
+    table[_BATCH] = batch
+    products = norms.x if norms is not None else gates
     all_kept = products.shape[0] == steps
     now = steps if reverse and kept else 0
     origin = 0
@@ -253,8 +272,10 @@ def _forward(
             some = min(ahead, steps - count)
             begin = t - some + 1 if reverse else t
             origin = 0 if all_kept else begin
-            _input_products(x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last)
-            if normed:
+            _input_products(
+                x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last
+            )
+            if norms is not None:
                 for k in range(begin, begin + some):
                     normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
         place = t - origin
@@ -271,10 +292,11 @@ def _forward(
                 for k in range(inner):
                     operand[slot, row, k] = mask_r[row, k] * (c[now, row, k] if of_cell else h[now, row, k])
             source, pitch = at(operand, t), inner * size
-        held = 0
-        if normed:
+        held, target = 0, table[_GATES]
+        if norms is not None:
             held = set_norms(table, norms, t)
             table[_NORM_X] = at(norms.x, place)
+            target = table[_NORM_H]
         for block in range(block_first, block_last):
             panel(
                 zero,
@@ -284,15 +306,15 @@ def _forward(
                 size,
                 recurrent_weight.ctypes.data + block * inner * cols * BYTES,
                 cols * BYTES,
-                (table[_NORM_H] if normed else table[_GATES]) + first * row_z + block * cols * BYTES,
+                target + (block * batch + first) * row_z,
                 row_z,
                 inner,
                 rows,
-                normed,
+                norms is not None,
             )
-            if not normed:
+            if norms is None:
                 call_step(step, table.ctypes.data, block, first, last)
-        if normed:
+        if norms is not None:
             normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
                 call_step(step, table.ctypes.data, block, first, last)
@@ -341,42 +363,73 @@ def _input_products(
     block_first: int,
     block_last: int,
 ) -> None:
-    """``W x`` of `steps` steps from `begin` on, into `products` (room, N, B, G, lanes) from `place` on.
+    """``W x`` of `steps` steps from `begin` on, into `products` (room, B, N, G, lanes) from `place` on.
 
     The weights of a block are read once for all of them.
     """
     batch, inner = x.shape[1], x.shape[2]
-    blocks, cols, lanes = products.shape[2], products.shape[3], products.shape[4]
-    zero, size = x.dtype.type(0), x.itemsize
-    row_x, row_z = inner * size, blocks * cols * lanes * size
-    whole = last - first == batch
+    blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
+    zero, size, group = x.dtype.type(0), x.itemsize, last - first
+    row_x, row_z = inner * size, cols * lanes * size
     for block in range(block_first, block_last):
-        for step in range(1 if whole else steps):
-            panel(
-                zero,
-                cols,
-                x.ctypes.data + ((begin + step) * batch + first) * row_x,
-                row_x,
-                size,
-                weight.ctypes.data + block * inner * cols * BYTES,
-                cols * BYTES,
-                products.ctypes.data + ((place + step) * batch + first) * row_z + block * cols * BYTES,
-                row_z,
-                inner,
-                steps * batch if whole else last - first,
-                True,
-            )
+        grouped_panel(
+            zero,
+            cols,
+            x.ctypes.data + (begin * batch + first) * row_x,
+            row_x,
+            size,
+            0,
+            (batch - group) * row_x,
+            weight.ctypes.data + block * inner * cols * BYTES,
+            cols * BYTES,
+            products.ctypes.data + ((place * blocks + block) * batch + first) * row_z,
+            row_z,
+            (blocks * batch - group) * row_z,
+            1,
+            inner,
+            steps * group,
+            max(group, 1),
+            True,
+        )
 
 
 @compiled
-def forward(team: Any, *args: Any) -> None:
+def _put(source: Any, target: Any) -> None:
+    """Copy a state (N, P) to (N, Pp), with 0 behind the last unit."""
+    for row in range(source.shape[0]):
+        for k in range(target.shape[1]):
+            target[row, k] = source[row, k] if k < source.shape[1] else 0
+
+
+@compiled
+def forward(
+    team: Any,
+    counter: Any,
+    first_h: Any,
+    first_c: Any,
+    last_h: Any,
+    last_c: Any,
+    reverse: bool,
+    h: Any,
+    c: Any,
+    y: Any,
+    *args: Any,
+) -> None:
     """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
 
-    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) have the initial state where the first step reads it.
-    The products of the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, N, B, G, lanes), or into
-    ``norms.x``.
+    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
+    the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
     """
-    side_by_side(team, outlined(_forward, args))
+    steps = y.shape[0]
+    kept = h.shape[0] == steps + 1
+    start = steps if reverse and kept else 0
+    _put(first_h, h[start])
+    _put(first_c, c[start])
+    counter[0] = 0
+    side_by_side(team, outlined(_forward, (reverse, h, c, y, *args, counter)))
+    end = steps - start if kept else steps % 2
+    last_h[:] = h[end, :, : last_h.shape[1]]
+    last_c[:] = c[end, :, : last_c.shape[1]]
 
 
 @compiled
@@ -415,18 +468,19 @@ def _backward(
     counter: Any,
 ) -> None:
     table = np.zeros(_FIELDS, np.int64)
-    steps, inner = dz.shape[0], dz.shape[2] * dz.shape[3] * dz.shape[4]
-    batch, blocks, lanes = dz.shape[1], dz.shape[2], dz.shape[4]
+    steps, blocks, batch, cols, lanes = dz.shape
+    inner = cols * lanes
     panels = (blocks + PANEL - 1) // PANEL
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
     block_first = panels * part // parts * PANEL if by_units else 0
     block_last = min(blocks, panels * (part + 1) // parts * PANEL) if by_units else blocks
     zero, size = dh.dtype.type(0), dh.itemsize
     rows = last - first
+    table[_BATCH] = batch
     row_z, row_c, row_h = inner * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
     column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
-    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    masked, projects = mask_r.shape[0] > 0, step_output != 0
     table[_DNORM_C] = dnorm_c.ctypes.data
     table[_LENGTHS], table[_PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
     table[_DH], table[_DC], table[_DQ] = dh.ctypes.data, dc.ctypes.data, dq.ctypes.data
@@ -459,7 +513,7 @@ def _backward(
                 rows,
                 True,
             )
-        if normed:
+        if norms is not None:
             place = set_norms(table, norms, t)
             table[_DC_OUT] = at(dc_out, t)
             for block in range(blocks):
@@ -468,19 +522,19 @@ def _backward(
             for row in range(first, last):
                 if t < lengths[row]:
                     for k in range(hidden):
-                        dc[row, k] += dnorm_c[row, k // lanes, 0, k % lanes]
+                        dc[row, k] += dnorm_c[k // lanes, row, 0, k % lanes]
         for block in range(block_first, block_last):
             call_step(step, table.ctypes.data, block, first, last)
         if by_units and parts > 1:
             meet(counter.ctypes.data, parts * (count + 1))
-        if normed:
+        if norms is not None:
             for row in range(first, last):
                 for block in range(blocks):
-                    for gate in range(dz.shape[3]):
+                    for gate in range(cols):
                         for lane in range(lanes):
                             gain = norms.gain_h[block, gate, lane]
-                            dz_h[t, row, block, gate, lane] = gain * dz[t, row, block, gate, lane]
-            linear(norms.h[place], norms.deviation_h[place], dz_h[t], dz.shape[3] * hidden, first, last)
+                            dz_h[t, block, row, gate, lane] = gain * dz[t, block, row, gate, lane]
+            linear(norms.h[place], norms.deviation_h[place], dz_h[t], cols * hidden, first, last)
         target, pitch = (table[_DC], row_c) if of_cell else (table[_DH], row_h)
         vectors = blocks if of_cell else output_blocks
         vector = 0
@@ -488,17 +542,21 @@ def _backward(
             vector, vectors = block_first, block_last - block_first
         if masked:
             target = doperand.ctypes.data
-        product(
+        grouped_product(
             zero,
             vectors,
             at(dz_h, t) + first * row_z,
             row_z,
             size,
-            recurrent_weight.ctypes.data + vector * inner * BYTES,
+            batch * row_z,
+            0,
+            recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
             target + first * pitch + vector * BYTES,
             pitch,
+            blocks,
             inner,
             rows,
+            max(rows, 1),
             masked,
         )
         if masked:
@@ -559,12 +617,13 @@ def _tangent(
     table = np.zeros(_FIELDS, np.int64)
     steps, batch = ty.shape[0], ty.shape[1]
     first, last = batch * part // parts, batch * (part + 1) // parts
-    blocks, cols, lanes = tz.shape[2], tz.shape[3], tz.shape[4]
+    blocks, cols, lanes = tz.shape[1], tz.shape[3], tz.shape[4]
     zero, size = th.dtype.type(0), th.itemsize
     rows, inner = last - first, toperand.shape[1]
-    row_z, row_c, row_h = blocks * cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
+    table[_BATCH] = batch
+    row_z, row_c, row_h = cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
     output_blocks, width = th.shape[2] // lanes, ty.shape[2]
-    masked, projects, normed = mask_r.shape[0] > 0, step_output != 0, step_cell != 0
+    masked, projects = mask_r.shape[0] > 0, step_output != 0
     table[_TNORM_C], table[_TGAIN_C] = tnorm_c.ctypes.data, tgain_c.ctypes.data
     table[_TSHIFT_C] = tshift_c.ctypes.data
     table[_LENGTHS], table[_PEEPHOLE], table[_TPEEPHOLE] = (
@@ -599,15 +658,15 @@ def _tangent(
                 size,
                 recurrent_weight.ctypes.data + block * inner * cols * BYTES,
                 cols * BYTES,
-                at(tz_h, t) + first * row_z + block * cols * BYTES,
+                at(tz_h, t) + (block * batch + first) * row_z,
                 row_z,
                 inner,
                 rows,
                 False,
             )
-            if not normed:
+            if norms is None:
                 call_step(step, table.ctypes.data, block, first, last)
-        if normed:
+        if norms is not None:
             place = set_norms(table, norms, t)
             linear(norms.h[place], norms.deviation_h[place], tz_h[t], cols * hidden, first, last)
             for row in range(first, last):
@@ -615,7 +674,7 @@ def _tangent(
                     for gate in range(cols):
                         for lane in range(lanes):
                             gain = norms.gain_h[block, gate, lane]
-                            tz[t, row, block, gate, lane] += gain * tz_h[t, row, block, gate, lane]
+                            tz[t, block, row, gate, lane] += gain * tz_h[t, block, row, gate, lane]
             for block in range(blocks):
                 call_step(step, table.ctypes.data, block, first, last)
             whole_cells(tc[1 - now], tnorm_c, hidden, first, last)

@@ -25,7 +25,7 @@ SIGNATURE: Final = ir.FunctionType(ir.VoidType(), [INDEX] * 4)
 class At(IntEnum):
     """Where the address of each array is in the table. Shapes: Hp and Pp are H and P in whole vectors, B blocks.
 
-    A row of gates is (B, G, lanes): all gates of a block lie side by side, in the order of ``config.gates``.
+    Gates are (B, N, G, lanes): all gates of a block of one row lie side by side, in the order of ``config.gates``.
     """
 
     LENGTHS = 0  # (N,) int64
@@ -34,20 +34,20 @@ class At(IntEnum):
     PEEPHOLE = 3  # (rows, Hp)
     MASK_C = 4  # (N, Hp)
     MASK_H = 5  # (N, Pp)
-    GATES = 6  # (N, B, G, lanes): pre-activations of the products, then the gates
-    RAW = 7  # (N, B, G, lanes): what the gate functions read, where their derivative needs it
+    GATES = 6  # (B, N, G, lanes): pre-activations of the products, then the gates
+    RAW = 7  # (B, N, G, lanes): what the gate functions read, where their derivative needs it
     C_BEFORE = 8  # (N, Hp)
     C = 9  # (N, Hp)
     H_BEFORE = 10  # (N, Pp)
     H = 11  # (N, Pp)
     Q = 12  # (N, Hp): what is projected
     PROJECTED = 13  # (N, Pp): before its clip
-    DZ = 14  # (N, B, G, lanes)
+    DZ = 14  # (B, N, G, lanes)
     DC = 15  # (N, Hp): of the cell after the step, then of the one before
     DH = 16  # (N, Pp): of h after the step, then the part of the one before that does not go through the gates
     DQ = 17  # (N, Hp)
     DPROJECTED = 18  # (N, Pp)
-    TZ = 19  # (N, B, G, lanes)
+    TZ = 19  # (B, N, G, lanes)
     TC_BEFORE = 20  # (N, Hp)
     TC = 21  # (N, Hp)
     TH_BEFORE = 22  # (N, Pp)
@@ -55,18 +55,19 @@ class At(IntEnum):
     TQ = 24  # (N, Hp)
     TPEEPHOLE = 25  # (rows, Hp)
     TPROJECTED = 26  # (N, Pp)
-    NORM_X = 27  # (N, B, G, lanes): the normalised product of x, of r, and the normalised cell
-    NORM_H = 28  # (N, B, G, lanes)
-    NORM_C = 29  # (N, Hp)
+    NORM_X = 27  # (B, N, G, lanes): the normalised product of x, of r, and the normalised cell
+    NORM_H = 28  # (B, N, G, lanes)
+    NORM_C = 29  # (B, N, lanes)
     GAIN_X = 30  # (B, G, lanes)
     GAIN_H = 31  # (B, G, lanes)
     GAIN_C = 32  # (1, Hp)
     SHIFT_C = 33  # (1, Hp)
     DC_OUT = 34  # (N, Hp): of the cell after its gain
-    DNORM_C = 35  # (N, Hp): of the normalised cell
+    DNORM_C = 35  # (B, N, lanes): of the normalised cell
     TGAIN_C = 36  # (1, Hp)
     TSHIFT_C = 37  # (1, Hp)
-    TNORM_C = 38  # (N, Hp)
+    TNORM_C = 38  # (B, N, lanes)
+    BATCH = 39  # not an address: N
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Step:
         self.blocks = -(-self.config.hidden_size // variant.lanes)
         self.output_blocks = -(-self.config.output_size // variant.lanes)
         self.count = len(self.config.gates)
+        self.before = self.builder.mul(self.block, self.address(At.BATCH))
 
     def address(self, field: At) -> ir.Value:
         """What the table has for `field`."""
@@ -142,14 +144,14 @@ class Step:
         return {k: self.parameter(field, row) for row, k in enumerate(self.config.peephole_gates)}
 
     def gate(self, base: ir.Value, row: ir.Value, name: str) -> ir.Value:
-        """The address of a gate in a (N, B, G, lanes) array."""
-        e = self.emitter
-        return e.address(
-            base,
-            self.times(row, self.blocks * self.count * self.width),
-            self.times(self.block, self.count * self.width),
-            e.index(self.config.gates.index(name) * self.width),
-        )
+        """The address of a gate in a (B, N, G, lanes) array."""
+        place = self.builder.add(self.before, row)
+        offset = self.emitter.index(self.config.gates.index(name) * self.width)
+        return self.emitter.address(base, self.times(place, self.count * self.width), offset)
+
+    def norm(self, base: ir.Value, row: ir.Value) -> ir.Value:
+        """The address in a (B, N, lanes) array."""
+        return self.emitter.address(base, self.times(self.builder.add(self.before, row), self.width))
 
     def cell(self, base: ir.Value, row: ir.Value) -> ir.Value:
         """The address in a (N, Hp) array."""
@@ -293,7 +295,7 @@ def forward_cell(s: Step) -> None:
         return None
 
     with s.rows(idle) as row:
-        c_out = scaled(e.load(s.cell(at[At.NORM_C], row)))
+        c_out = scaled(e.load(s.norm(at[At.NORM_C], row)))
         _leave(s, at, row, e.load(s.gate(at[At.GATES], row, "o")) * value(config.hidden_activation, c_out))
 
 
@@ -369,18 +371,18 @@ def backward_cell(s: Step) -> None:
 
     def idle(row: ir.Value) -> None:
         e.store(e.constant(0), s.cell(at[At.DC_OUT], row))
-        e.store(e.constant(0), s.cell(at[At.DNORM_C], row))
+        e.store(e.constant(0), s.norm(at[At.DNORM_C], row))
 
     with s.rows(idle) as row:
         dq = _arrive(s, at, row)
         o = e.load(s.gate(at[At.GATES], row, "o"))
         read = e.load(s.gate(at[At.RAW], row, "o")) if raw else None
-        c_out = scaled(e.load(s.cell(at[At.NORM_C], row)))
+        c_out = scaled(e.load(s.norm(at[At.NORM_C], row)))
         u = value(config.hidden_activation, c_out)
         e.store(dq * u * s.slope("o", o, read), s.gate(at[At.DZ], row, "o"))
         dc_out = dq * o * derivative(config.hidden_activation, c_out, u)
         e.store(dc_out, s.cell(at[At.DC_OUT], row))
-        e.store(dc_out * gain, s.cell(at[At.DNORM_C], row))
+        e.store(dc_out * gain, s.norm(at[At.DNORM_C], row))
 
 
 def backward(s: Step) -> None:
@@ -499,9 +501,9 @@ def tangent_cell(s: Step) -> None:
         return None
 
     with s.rows(idle) as row:
-        norm = e.load(s.cell(at[At.NORM_C], row))
+        norm = e.load(s.norm(at[At.NORM_C], row))
         c_out = scaled(norm)
-        tc_out = e.load(s.cell(at[At.TNORM_C], row)) * gain + norm * tgain + tshift
+        tc_out = e.load(s.norm(at[At.TNORM_C], row)) * gain + norm * tgain + tshift
         o, to = e.load(s.gate(at[At.GATES], row, "o")), e.load(s.gate(at[At.TZ], row, "o"))
         u = value(config.hidden_activation, c_out)
         _leave_tangent(s, at, row, to * u + o * derivative(config.hidden_activation, c_out, u) * tc_out)

@@ -39,19 +39,27 @@ def tile(
     a: Any,
     a_row: Any,
     a_k: Any,
+    a_chunk: Any,
+    a_gap: Any,
     b: Any,
     b_k: Any,
     c: Any,
     c_row: Any,
+    c_gap: Any,
+    chunks: Any,
     size: Any,
+    place: Any,
+    group: Any,
     fresh: Any,
 ) -> Any:
     """``c = a b``, or ``c += a b`` unless `fresh`, for 1 to `ROWS` rows and `cols` vectors.
 
-    `a`, `b` and `c` are addresses; ``a_row`` and ``a_k`` lie between rows and between values of the inner index of `a`,
-    ``b_k`` between the vectors of two values in `b`, ``c_row`` between rows of `c`, all in bytes.
+    `a`, `b` and `c` are addresses, and all distances are in bytes. The inner index goes over `chunks` of `size` values;
+    ``a_chunk`` and ``a_k`` lie between those in `a`, ``b_k`` between the vectors of two values in `b`. ``a_row`` and
+    ``c_row`` lie between rows, and ``a_gap`` and ``c_gap`` more between the last row of a group of `group` and the next
+    one's first; the first row of the tile is at `place` in its group.
     """
-    signature = types.void(zero, cols, *(types.int64,) * 9, types.boolean)
+    signature = types.void(zero, cols, *(types.int64,) * 15, types.boolean)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         rows, *rest = args[2:]
@@ -78,29 +86,41 @@ def _emit_tile(
     a: ir.Value,
     a_row: ir.Value,
     a_k: ir.Value,
+    a_chunk: ir.Value,
+    a_gap: ir.Value,
     b: ir.Value,
     b_k: ir.Value,
     c: ir.Value,
     c_row: ir.Value,
+    c_gap: ir.Value,
+    chunks: ir.Value,
     size: ir.Value,
+    place: ir.Value,
+    group: ir.Value,
     fresh: ir.Value,
 ) -> None:
     builder, height, width = e.builder, range(rows), range(cols)
-    rows_a = [e.address(a, builder.mul(a_row, e.index(r))) for r in height]
-    rows_c = [e.address(c, builder.mul(c_row, e.index(r))) for r in height]
+    zero, one = e.index(0), e.index(1)
+    rows_a, rows_c = [a], [c]
+    for _ in range(rows - 1):
+        place = builder.add(place, one)
+        first = builder.icmp_signed("==", place, group)
+        rows_a.append(e.address(rows_a[-1], a_row, builder.select(first, a_gap, zero)))
+        rows_c.append(e.address(rows_c[-1], c_row, builder.select(first, c_gap, zero)))
+        place = builder.select(first, zero, place)
     places = [e.address(row, e.index(j * BYTES)) for row in rows_c for j in width]
     with builder.if_else(fresh) as (empty, started):
         with empty:
             nothing = builder.block
         with started:
-            sums = [e.load(place).value for place in places]
-            loaded = builder.block
-    first = []
-    for value in sums:
+            loaded = [e.load(spot).value for spot in places]
+            something = builder.block
+    sums = []
+    for value in loaded:
         start = builder.phi(e.type)
         start.add_incoming(e.constant(0).value, nothing)
-        start.add_incoming(value, loaded)
-        first.append(start)
+        start.add_incoming(value, something)
+        sums.append(start)
 
     def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
         vectors = [e.load(e.address(weights, e.index(j * BYTES))) for j in width]
@@ -110,28 +130,32 @@ def _emit_tile(
             found += [number.fma(vector, Vector(e, sums[r * cols + j])).value for j, vector in enumerate(vectors)]
         return found
 
-    start, weights, along = e.index(0), b, e.index(0)
-    if rows == 1:
-        parts = [first] + [[e.constant(0).value] * cols for _ in range(_UNROLL - 1)]
-        whole = builder.sdiv(size, e.index(_UNROLL))
-        with e.loop(e.index(0), whole, [value for part in parts for value in part] + [weights, along]) as loop:
+    unroll, own = _UNROLL if rows == 1 else 1, len(sums)
+    sums += [e.constant(0).value] * (own * (unroll - 1))
+    whole = builder.sdiv(size, e.index(unroll))
+    with e.loop(zero, chunks, [*sums, b, zero]) as over:
+        *sums, weights, base = over.values
+        with e.loop(zero, whole, [*sums, weights, base]) as loop:
             *sums, weights, along = loop.values
             found = []
-            for part in range(_UNROLL):
-                found += added(sums[part * cols : (part + 1) * cols], weights, along)
+            for part in range(unroll):
+                found += added(sums[part * own : (part + 1) * own], weights, along)
                 weights, along = builder.add(weights, b_k), builder.add(along, a_k)
             loop.carried = [*found, weights, along]
         *sums, weights, along = loop.values
-        pairs = [Vector(e, value) for value in sums]
-        while len(pairs) > cols:
-            half = len(pairs) // 2
-            pairs = [one + other for one, other in zip(pairs[:half], pairs[half:], strict=True)]
-        first, start = [pair.value for pair in pairs], builder.mul(whole, e.index(_UNROLL))
-    with e.loop(start, size, [*first, weights, along]) as loop:
-        *sums, weights, along = loop.values
-        loop.carried = [*added(sums, weights, along), builder.add(weights, b_k), builder.add(along, a_k)]
-    for place, value in zip(places, loop.values, strict=False):
-        e.store(Vector(e, value), place)
+        if unroll > 1:
+            with e.loop(builder.mul(whole, e.index(unroll)), size, [*sums[:own], weights, along]) as loop:
+                *some, weights, along = loop.values
+                loop.carried = [*added(some, weights, along), builder.add(weights, b_k), builder.add(along, a_k)]
+            *some, weights, along = loop.values
+            sums = [*some, *sums[own:]]
+        over.carried = [*sums, weights, builder.add(base, a_chunk)]
+    *sums, _, _ = over.values
+    while len(sums) > own:
+        half = len(sums) // 2
+        sums = [(Vector(e, x) + Vector(e, y)).value for x, y in zip(sums[:half], sums[half:], strict=True)]
+    for spot, value in zip(places, sums, strict=True):
+        e.store(Vector(e, value), spot)
 
 
 @plain_intrinsic
@@ -145,6 +169,136 @@ def call_step(context: Any, function: Any, table: Any, block: Any, first: Any, l
         return _.get_dummy_value()
 
     return types.void(*(types.int64,) * 5), emit
+
+
+@compiled
+def grouped_panel(
+    zero: Any,
+    cols: int,
+    a: int,
+    a_row: int,
+    a_k: int,
+    a_chunk: int,
+    a_gap: int,
+    b: int,
+    b_k: int,
+    c: int,
+    c_row: int,
+    c_gap: int,
+    chunks: int,
+    size: int,
+    rows: int,
+    group: int,
+    fresh: bool,
+) -> None:
+    """The product of all `rows` with one panel of 1 to 4 vectors; distances are those of `tile`.
+
+    The inner size is cut, so that what is read of the panel is in the nearest cache for the next tile: into groups of
+    chunks, or where there is but one, into parts of it.
+    """
+    tiles = (rows + ROWS - 1) // ROWS
+    cuts = (chunks * size + _DEPTH - 1) // _DEPTH if tiles > 1 else 1
+    cuts = min(cuts, chunks if chunks > 1 else size)
+    for cut in range(max(cuts, 1)):
+        some, depth, begin, offset = chunks, size, 0, 0
+        if cuts > 1 and chunks > 1:
+            start = chunks * cut // cuts
+            some = chunks * (cut + 1) // cuts - start
+            begin, offset = start * size, start * a_chunk
+        elif cuts > 1:
+            begin = size * cut // cuts
+            depth = size * (cut + 1) // cuts - begin
+            offset = begin * a_k
+        from_b, empty = b + begin * b_k, fresh and cut == 0
+        for k in range(tiles):
+            first = rows * k // tiles
+            height, before, place = rows * (k + 1) // tiles - first, first // group, first % group
+            from_a = a + offset + first * a_row + before * a_gap
+            to_c = c + first * c_row + before * c_gap
+            if cols == 4:
+                tile(
+                    zero,
+                    4,
+                    height,
+                    from_a,
+                    a_row,
+                    a_k,
+                    a_chunk,
+                    a_gap,
+                    from_b,
+                    b_k,
+                    to_c,
+                    c_row,
+                    c_gap,
+                    some,
+                    depth,
+                    place,
+                    group,
+                    empty,
+                )
+            elif cols == 3:
+                tile(
+                    zero,
+                    3,
+                    height,
+                    from_a,
+                    a_row,
+                    a_k,
+                    a_chunk,
+                    a_gap,
+                    from_b,
+                    b_k,
+                    to_c,
+                    c_row,
+                    c_gap,
+                    some,
+                    depth,
+                    place,
+                    group,
+                    empty,
+                )
+            elif cols == 2:
+                tile(
+                    zero,
+                    2,
+                    height,
+                    from_a,
+                    a_row,
+                    a_k,
+                    a_chunk,
+                    a_gap,
+                    from_b,
+                    b_k,
+                    to_c,
+                    c_row,
+                    c_gap,
+                    some,
+                    depth,
+                    place,
+                    group,
+                    empty,
+                )
+            else:
+                tile(
+                    zero,
+                    1,
+                    height,
+                    from_a,
+                    a_row,
+                    a_k,
+                    a_chunk,
+                    a_gap,
+                    from_b,
+                    b_k,
+                    to_c,
+                    c_row,
+                    c_gap,
+                    some,
+                    depth,
+                    place,
+                    group,
+                    empty,
+                )
 
 
 @compiled
@@ -162,27 +316,51 @@ def panel(
     rows: int,
     fresh: bool,
 ) -> None:
-    """The product of all `rows` with one panel of 1 to 4 vectors.
+    """The product of all `rows` with one panel of 1 to 4 vectors."""
+    grouped_panel(zero, cols, a, a_row, a_k, 0, 0, b, b_k, c, c_row, 0, 1, size, rows, max(rows, 1), fresh)
 
-    The inner size is cut, so that what is read of the panel is in the nearest cache for the next tile.
-    """
-    tiles = (rows + ROWS - 1) // ROWS
-    cuts = (size + _DEPTH - 1) // _DEPTH if tiles > 1 else 1
-    for cut in range(max(cuts, 1)):
-        begin = size * cut // cuts if cuts > 1 else 0
-        depth = size * (cut + 1) // cuts - begin if cuts > 1 else size
-        b_here, a_here, empty = b + begin * b_k, a + begin * a_k, fresh and cut == 0
-        for k in range(tiles):
-            first, height = rows * k // tiles, rows * (k + 1) // tiles - rows * k // tiles
-            from_a, to_c = a_here + first * a_row, c + first * c_row
-            if cols == 4:
-                tile(zero, 4, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
-            elif cols == 3:
-                tile(zero, 3, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
-            elif cols == 2:
-                tile(zero, 2, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
-            else:
-                tile(zero, 1, height, from_a, a_row, a_k, b_here, b_k, to_c, c_row, depth, empty)
+
+@compiled
+def grouped_product(
+    zero: Any,
+    vectors: int,
+    a: int,
+    a_row: int,
+    a_k: int,
+    a_chunk: int,
+    a_gap: int,
+    b: int,
+    c: int,
+    c_row: int,
+    chunks: int,
+    size: int,
+    rows: int,
+    group: int,
+    fresh: bool,
+) -> None:
+    """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4; distances as in `tile`."""
+    for first in range(0, vectors, PANEL):
+        cols = min(PANEL, vectors - first)
+        here, there = b + first * chunks * size * BYTES, c + first * BYTES
+        grouped_panel(
+            zero,
+            cols,
+            a,
+            a_row,
+            a_k,
+            a_chunk,
+            a_gap,
+            here,
+            cols * BYTES,
+            there,
+            c_row,
+            0,
+            chunks,
+            size,
+            rows,
+            group,
+            fresh,
+        )
 
 
 @compiled
@@ -200,7 +378,4 @@ def product(
     fresh: bool,
 ) -> None:
     """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4."""
-    for first in range(0, vectors, PANEL):
-        cols = min(PANEL, vectors - first)
-        here = b + first * size * BYTES
-        panel(zero, cols, a, a_row, a_k, here, cols * BYTES, c + first * BYTES, c_row, size, rows, fresh)
+    grouped_product(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh)

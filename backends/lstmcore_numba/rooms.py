@@ -1,0 +1,120 @@
+"""The arrays that a forward pass works in, and how it is shared among threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lstmcore_numba.packing import Array, Layout, aligned
+from lstmcore_numba.threads import ROWS
+
+#: Bytes of the input's products that are made at once, so that they stay in the cache.
+_AHEAD: Final = 1 << 20
+#: Rows from which threads take rows of the batch where the weights fit into a core's cache; else they take hidden
+#: units, and meet after every step.
+_ROWS_APART: Final = 48
+#: Bytes of weights that fit.
+_FIT: Final = 1 << 20
+#: Multiply-adds of a step for which a meeting is worth its time.
+_STEP_WORTH: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How threads share a pass: by hidden units or by rows, in how many parts at most, and its multiply-adds."""
+
+    by_units: bool
+    most: int
+    cost: float
+
+
+def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool, units_at_once: int = 1) -> Sharing:
+    """For products of `inner` values at every step; a thread takes `units_at_once` blocks of hidden units or more."""
+    config = layout.config
+    cost = float(steps) * batch * inner * layout.wide
+    apart = config.proj_size > 0 or config.layer_norm or masked
+    large = inner * layout.wide * layout.dtype.itemsize > _FIT
+    if apart or (batch >= _ROWS_APART and not large):
+        return Sharing(False, batch // ROWS, cost)
+    worth = cost >= steps * _STEP_WORTH
+    return Sharing(True, -(-layout.blocks // units_at_once), cost if worth else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """For T steps of N rows. Arrays are those of `passes.forward`; what a configuration does not have is tiny.
+
+    Attributes
+    ----------
+    full
+        (N,) the length of rows without one.
+    zero_h, zero_c
+        The state before the first step where none is given.
+    ahead
+        Steps whose products of the input are made at once.
+    norms
+        Rows and deviations of `passes.Norms`.
+    counter
+        Where threads meet.
+    """
+
+    gates: Array
+    raw: Array
+    operand: Array
+    q: Array
+    projected: Array
+    h: Array
+    c: Array
+    norms: tuple[Array, ...] | None
+    full: Array
+    zero_h: Array
+    zero_c: Array
+    ahead: int
+    sharing: Sharing
+    counter: Array
+
+    @property
+    def size(self) -> int:
+        """Bytes of the largest arrays."""
+        return int(self.gates.nbytes + self.h.nbytes + self.c.nbytes)
+
+
+def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: bool, raw: bool) -> Room:
+    """Room for a call; for all steps where it is recorded."""
+    config, dtype = layout.config, layout.dtype
+    kept = steps + 1 if record else 2
+    ahead = max(1, min(steps, _AHEAD // max(1, batch * layout.wide * dtype.itemsize)))
+    each = steps if record else 1
+    products = steps if record else ahead
+    wide = (layout.blocks, batch, layout.gates, layout.lanes)
+    gates = aligned((products if record or not config.layer_norm else 1, *wide), dtype)
+    projects = config.proj_size > 0
+    norms = None
+    if config.layer_norm:
+        norms = (
+            aligned((products, *wide), dtype),
+            np.empty((steps, batch), dtype),
+            aligned((each, *wide), dtype),
+            np.empty((each, batch), dtype),
+            aligned((each, layout.blocks, batch, 1, layout.lanes), dtype),
+            np.empty((each, batch), dtype),
+        )
+    inner = config.recurrent_size
+    return Room(
+        gates=gates,
+        raw=np.empty_like(gates) if record and raw else np.empty((1, 1, 1, 1, 1), dtype),
+        operand=np.empty((each, batch, inner) if masked else (1, 1, inner), dtype),
+        q=np.zeros((each if projects else 1, batch, layout.hidden), dtype),
+        projected=np.empty((each if projects else 1, batch, layout.output), dtype),
+        h=aligned((kept, batch, layout.output), dtype),
+        c=aligned((kept, batch, layout.hidden), dtype),
+        norms=norms,
+        full=np.full(batch, steps, np.int64),
+        zero_h=np.zeros((batch, config.output_size), dtype),
+        zero_c=np.zeros((batch, config.hidden_size), dtype),
+        ahead=ahead,
+        sharing=sharing(layout, steps, batch, inner + config.input_size, masked=masked),
+        counter=np.zeros(1, np.int64),
+    )
