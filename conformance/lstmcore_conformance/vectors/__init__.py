@@ -6,6 +6,6 @@ docs/vectors.md describes the files. ``python -m lstmcore_conformance.vectors`` 
 
 from __future__ import annotations
 
-from lstmcore_conformance.vectors.reading import HERE, SCHEMA, VERSION, Entry, entries, model_of, verify
+from lstmcore_conformance.vectors.reading import HERE, Entry, entries, verify
 
-__all__ = ["HERE", "SCHEMA", "VERSION", "Entry", "entries", "model_of", "verify"]
+__all__ = ["HERE", "Entry", "entries", "verify"]

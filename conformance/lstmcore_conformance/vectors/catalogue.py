@@ -30,7 +30,7 @@ NARROW: Final = {"input_size": 2, "hidden_size": 3}
 _WIDTHS: Final[Mapping[str, Any]] = {"input_size": 3, "hidden_size": 4}
 SMALL: Final[Mapping[str, Mapping[str, Any]]] = {
     name: {**SWITCHES[name], **_WIDTHS, **({"proj_size": 2} if "proj_size" in SWITCHES[name] else {})}
-    for name in ("plain", "no_bias", "reverse", "proj_size", "peephole", *EVERYTHING)
+    for name in ("plain", "no_bias", "reverse", "proj_size", *EVERYTHING)
 }
 
 
