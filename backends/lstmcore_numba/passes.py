@@ -141,6 +141,7 @@ def _input_gradient(part: int, parts: int, dz: Any, weight: Any, dx: Any) -> Non
             some * (last - first),
             max(last - first, 1),
             True,
+            False,
         )
 
 
@@ -297,7 +298,9 @@ def _forward(
             held = set_norms(table, norms, t)
             table[_NORM_X] = at(norms.x, place)
             target = table[_NORM_H]
-        for block in range(block_first, block_last):
+        for index in range(block_last - block_first):
+            # To and fro, so that a step starts with the weights that the one before ended with, in the cache.
+            block = block_first + index if count % 2 == 0 else block_last - 1 - index
             panel(
                 zero,
                 cols,
@@ -558,6 +561,7 @@ def _backward(
             rows,
             max(rows, 1),
             masked,
+            count % 2 == 1,
         )
         if masked:
             for row in range(first, last):

@@ -337,9 +337,15 @@ def grouped_product(
     rows: int,
     group: int,
     fresh: bool,
+    turned: bool,
 ) -> None:
-    """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4; distances as in `tile`."""
-    for first in range(0, vectors, PANEL):
+    """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4; distances as in `tile`.
+
+    `turned` begins with the last panel: what is read of the weights last is in the cache for who reads it next.
+    """
+    panels = (vectors + PANEL - 1) // PANEL
+    for index in range(panels):
+        first = PANEL * (panels - 1 - index if turned else index)
         cols = min(PANEL, vectors - first)
         here, there = b + first * chunks * size * BYTES, c + first * BYTES
         grouped_panel(
@@ -378,4 +384,4 @@ def product(
     fresh: bool,
 ) -> None:
     """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4."""
-    grouped_product(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh)
+    grouped_product(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh, False)
