@@ -15,6 +15,7 @@ nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
+COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20")
 PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
@@ -183,3 +184,10 @@ def bench(session: nox.Session) -> None:
     folder.mkdir(exist_ok=True)
     written = ("--json", str(folder / "run.json"), "--html", str(folder / "report.html"))
     session.run("lstmcore", "bench", *written, *session.posargs, env=_quiet())
+
+
+@nox.session(name="bench-instructions")
+def bench_instructions(session: nox.Session) -> None:
+    """Instructions of small cases under callgrind beside the stored baseline; valgrind has to be installed."""
+    session.install("-e", ".[bench]", *COUNTED)
+    session.run("python", "-m", "lstmcore_conformance.benchmarks.instructions", *session.posargs, env=_quiet())

@@ -37,6 +37,11 @@ _BODIES: Final = {
         time.sleep(0.005)
         return super()._forward(*args, **more)
 """,
+    "twice": """
+    def _forward(self, *args, **more):
+        super()._forward(*args, **more)
+        return super()._forward(*args, **more)
+""",
     "wrong": """
     def _forward(self, *args, **more):
         y, state, tape = super()._forward(*args, **more)
