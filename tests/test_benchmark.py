@@ -24,6 +24,7 @@ from lstmcore_conformance.benchmarks.jobs import MODES, VARIANTS, Job, Mode, Poi
 from lstmcore_conformance.benchmarks.machine import describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
 from lstmcore_conformance.benchmarks.startup import start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
@@ -261,6 +262,19 @@ def test_the_threads_are_told_to_every_library(plant: Callable[..., tuple[str, .
         text = Path(f"/proc/{worker.process.pid}/environ")
         if text.exists():
             assert b"\0LSTMCORE_NUM_THREADS=1\0" in b"\0" + text.read_bytes()
+
+
+def test_the_roof_is_the_best_that_was_seen() -> None:
+    """Other work on the machine lowers a measurement, so that a later one never lowers the roof."""
+    pytest.importorskip("llvmlite", reason="the loop of multiply-adds is compiled by llvmlite")
+    found = meter(1, "float32")
+    assert found is not None
+    found.again()
+    first = found.roof
+    found.again()
+    assert 0 < first.gflops <= found.roof.gflops
+    assert all(0 < speed <= found.roof.copies[size] for size, speed in first.copies.items())
+    assert meter(1, "float16") is None
 
 
 # What a run comes to --------------------------------------------------------------------------------------------------

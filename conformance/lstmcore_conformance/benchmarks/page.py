@@ -150,13 +150,14 @@ def _starts(benchmark: Benchmark) -> Iterator[str]:
 
 def _without(benchmark: Benchmark) -> Iterator[str]:
     """What has no time, and why."""
+    failed = [(one.candidate.label, "start", one.message) for one in benchmark.starts if one.message]
     reasons: dict[tuple[str, str], list[Result]] = {}
     for one in benchmark.results:
         if one.median_s is None:
             reasons.setdefault((one.candidate.label, f"{one.outcome.value}: {one.message}"), []).append(one)
-    if reasons:
-        rows = ((label, f"{len(found)}, first {found[0].job}", why) for (label, why), found in reasons.items())
-        yield _table("Without a time", ("runtime", "calls", "why"), rows)
+    rows = [(label, f"{len(found)}, first {found[0].job}", why) for (label, why), found in reasons.items()]
+    if rows or failed:
+        yield _table("Without a time", ("runtime", "calls", "why"), rows + failed)
 
 
 def _picture(title: str, content: bytes) -> str:

@@ -52,7 +52,7 @@ class Result:
     cores, others
         Processors that the runtime kept busy on average, and that everything else did meanwhile.
     peak_bytes
-        The most memory in use beyond what the loaded runtime had before.
+        The most memory in use beyond what the runtime had with everything compiled and no layer.
     beside_variants
         Whether it was timed in turn with the variants of its layer, and not with peers.
     """

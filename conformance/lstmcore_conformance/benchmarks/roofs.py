@@ -18,29 +18,48 @@ import numpy as np
 from lstmcore_conformance.benchmarks.results import Roof
 
 CHAINS: Final = 16
-#: Turns of the loop in a call, and how often a measurement is repeated; the best counts.
+#: Turns of the loop in a call, and how often it is repeated each time that `Meter.again` is called.
 TURNS: Final = 2_000_000
-REPEATS: Final = 5
+REPEATS: Final = 3
 #: Working sets of the copies: within a core's second cache, and beyond every cache but the largest.
 COPIES: Final = (512 * 1024, 256 * 1024 * 1024)
 
 
-def roof(threads: int, precision: str) -> Roof | None:
-    """The machine's peak with that many threads in float32 or float64; None where it cannot be measured."""
+def meter(threads: int, precision: str) -> Meter | None:
+    """What measures the roof with that many threads in float32 or float64; None where it cannot be measured."""
     if precision not in ("float32", "float64"):
         return None
     try:
         import llvmlite.binding as llvm
     except ImportError:
         return None
-    features = llvm.get_host_cpu_features()
-    bits = 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
-    lanes = bits // (32 if precision == "float32" else 64)
-    engine, run = _loop(llvm, precision, lanes)
-    seconds = _best(threads, lambda _: run(TURNS))
-    del engine
-    copies = {str(size): _copy(threads, size) for size in COPIES}
-    return Roof(threads, precision, 2.0 * TURNS * CHAINS * lanes * threads / seconds / 1e9, lanes, copies)
+    return Meter(llvm, threads, precision)
+
+
+class Meter:
+    """Measures the roof again and again in a run: other work on the machine lowers it, and the best counts."""
+
+    def __init__(self, llvm: Any, threads: int, precision: str) -> None:
+        features = llvm.get_host_cpu_features()
+        bits = 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
+        self.lanes = bits // (32 if precision == "float32" else 64)
+        self.threads, self.precision = threads, precision
+        self._engine, self._run = _loop(llvm, precision, self.lanes)
+        self._seconds = float("inf")
+        self._copies = dict.fromkeys(COPIES, 0.0)
+
+    def again(self) -> None:
+        """Measure once more."""
+        self._seconds = min(self._seconds, _best(self.threads, lambda _: self._run(TURNS)))
+        for size in COPIES:
+            self._copies[size] = max(self._copies[size], _copy(self.threads, size))
+
+    @property
+    def roof(self) -> Roof:
+        """The best so far."""
+        gflops = 2.0 * TURNS * CHAINS * self.lanes * self.threads / self._seconds / 1e9
+        copies = {str(size): speed for size, speed in self._copies.items()}
+        return Roof(self.threads, self.precision, gflops, self.lanes, copies)
 
 
 def _loop(llvm: Any, precision: str, lanes: int) -> tuple[Any, Callable[[int], float]]:

@@ -18,8 +18,8 @@ from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.exchange import load_arrays, save_data
 from lstmcore_conformance.benchmarks.jobs import VARIANTS, Job, Mode, Point
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
-from lstmcore_conformance.benchmarks.roofs import roof
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.runtimes import Kind
 from lstmcore_conformance.benchmarks.startup import start
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker
@@ -97,13 +97,16 @@ class Request:
 def run(request: Request, progress: Progress | None = None) -> Benchmark:
     """Do what is asked for. The processes of the runtimes end with it."""
     started, begun = datetime.now(UTC), time.perf_counter()
-    found, rng = machine.describe(), np.random.default_rng(request.seed)
-    roofs = [roof(threads, precision) for threads in request.threads for precision in request.precisions]
+    described, rng = machine.describe(), np.random.default_rng(request.seed)
+    kinds = [(threads, precision) for threads in request.threads for precision in request.precisions]
+    meters = [gauge for kind in kinds if (gauge := meter(*kind)) is not None]
     groups, results = list(request.groups()), []
     with tempfile.TemporaryDirectory(prefix="lstmcore-bench-") as folder, Team(request.candidates) as team:
         for done, (jobs, with_peers) in enumerate(groups):
             if progress is not None:
                 progress(done, len(groups), str(jobs[0]) if with_peers else f"variants, {jobs[0]}")
+            for gauge in meters:
+                gauge.again()
             expected = _prepared(jobs, Path(folder))
             for threads in request.threads:
                 taking = [one for one in team.candidates(threads) if with_peers or one.kind == "backend"]
@@ -121,11 +124,11 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:
     return Benchmark(
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - begun, 3),
-        machine=found | {"load_after": machine.load()},
+        machine=described | {"load_after": machine.load()},
         settings=_settings(request),
         versions=machine.versions(PACKAGES),
         runtimes=runtimes,
-        roofs=tuple(one for one in roofs if isinstance(one, Roof)),
+        roofs=tuple(gauge.roof for gauge in meters),
         results=tuple(results),
         starts=tuple(starts),
     )

@@ -132,10 +132,8 @@ def best_peer(results: Sequence[Result]) -> Result | None:
 
 
 def compare(ours: Result, peer: Result) -> Comparison:
-    """The two beside each other."""
-    return Comparison(
-        ours, peer, (peer.median_s or 0.0) / (ours.median_s or 1.0), *paired_ratio(peer.rounds, ours.rounds)[1:]
-    )
+    """The two beside each other, round by round."""
+    return Comparison(ours, peer, *paired_ratio(peer.rounds, ours.rounds))
 
 
 def summaries(benchmark: Benchmark) -> list[Summary]:
@@ -169,7 +167,7 @@ def variants(benchmark: Benchmark) -> list[Variant]:
             for one in here:
                 base = plains.get((at, one.candidate, one.job.point))
                 if (one.candidate.name, one.job.variant) == (backend, name) and base is not None:
-                    ratios.append((one.job, (one.median_s or 0.0) / (base.median_s or 1.0)))
+                    ratios.append((one.job, paired_ratio(one.rounds, base.rounds)[0]))
             if ratios:
                 found.append(Variant(at, backend, name, tuple(ratios)))
     return found

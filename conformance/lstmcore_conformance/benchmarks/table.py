@@ -135,7 +135,7 @@ def _variants(benchmark: Benchmark) -> list[Table]:
 def start_cells(one: Start) -> tuple[str, ...]:
     """Seconds of a start, and megabytes."""
     if one.message:
-        return (one.message, "", "", "")
+        return ("failed", "", "", "")
     numbers = (one.import_s, one.warm_s, one.cold_s)
     return (*(f"{number or 0.0:.2f}" for number in numbers), f"{(one.installed_bytes or 0) / 1e6:.0f}")
 
@@ -164,16 +164,21 @@ def _reasons(benchmark: Benchmark, console: Console) -> None:
             found.setdefault((one.candidate, f"{one.outcome.value}: {one.message}"), []).append(one.job)
     for (candidate, reason), jobs in found.items():
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-        _line(console, f"{candidate.label}, {candidate.threads} threads, {jobs[0]}{more}: {reason}")
+        _line(console, f"{_who(candidate)}, {jobs[0]}{more}: {reason}")
+    for start in benchmark.starts:
+        if start.message:
+            _line(console, f"{start.candidate.label}, start: {start.message}")
     for candidate in dict.fromkeys(one.candidate for one in benchmark.results):
         timed = [one for one in benchmark.timed() if one.candidate == candidate]
         if noisy := [one for one in timed if one.outcome is Outcome.NOISY]:
-            text = (
-                f"{candidate.label}, {candidate.threads} threads: {len(noisy)} of {len(timed)} times are noisy: spread"
-            )
+            text = f"{_who(candidate)}: {len(noisy)} of {len(timed)} times are noisy: spread"
             spread, others = max(one.spread or 0.0 for one in noisy), max(one.others or 0.0 for one in noisy)
             _line(console, f"{text} up to {spread:.0%}, other processes on up to {others:.1f} processors")
 
 
 def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _who(candidate: Candidate) -> str:
+    return f"{candidate.label}, {candidate.threads} thread{'s' * (candidate.threads > 1)}"
