@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from lstmcore.backend import (
     Backend,
     Forward,
     Gradients,
+    Kernel,
     Masks,
     Receipt,
     StackKernel,
@@ -85,21 +86,22 @@ class ComposedStack(StackKernel):
                     shape = (*x.shape[:2], 2 * self._width)
                     target = _namespace(x).empty(shape, dtype=x.dtype)
                 halves = (target[:, :, : self._width], target[:, :, self._width :])
-            for half in halves:
-                index = len(finals)
-                y, last, kept = self.kernels[index]._forward(
+            first = len(finals)
+            calls = [
+                (
                     weights[index],
                     source,
                     _entry(state, index),
                     lengths,
                     None if masks is None else masks.layers[index],
-                    record=record,
-                    out=half,
+                    half,
                 )
-                finals.append(last)
-                saved.append(kept)
-            if self._directions == 2:
-                y = target
+                for index, half in enumerate(halves, first)
+            ]
+            found = self._forward_layer(self.kernels[first : first + len(calls)], calls, record=record)
+            finals += [last for _, last, _ in found]
+            saved += [kept for _, _, kept in found]
+            y = target if self._directions == 2 else found[0][0]
         tape = StackTape(tuple(saved), dropout) if record else None
         return Forward(y, _stacked(finals, copy=record), tape)
 
@@ -108,12 +110,16 @@ class ComposedStack(StackKernel):
         parameters: list[dict[str, Array]] = []
         for layer in reversed(range(self._layers)):
             dx = None
-            for direction in reversed(range(self._directions)):
-                index = layer * self._directions + direction
-                half = dy
-                if dy is not None and self._directions == 2:
-                    half = dy[:, :, direction * self._width : (direction + 1) * self._width]
-                found = self.kernels[index]._backward(weights[index], tape.saved[index], half, _entry(dstate, index))
+            indices = range(layer * self._directions, (layer + 1) * self._directions)
+            halves: tuple[Array | None, ...] = (dy,) * len(indices)
+            if dy is not None and self._directions == 2:
+                halves = (dy[:, :, : self._width], dy[:, :, self._width :])
+            calls = [
+                (weights[index], tape.saved[index], half, _entry(dstate, index))
+                for index, half in zip(indices, halves, strict=True)
+            ]
+            every = self._backward_layer(self.kernels[indices.start : indices.stop], calls)
+            for index, found in reversed(list(zip(indices, every, strict=True))):
                 states.append(found.state)
                 parameters.append({full: found.parameters[name] for name, full in self._names[index]})
                 if dx is None:
@@ -162,6 +168,18 @@ class ComposedStack(StackKernel):
                 outputs.append((primal.y, tangent.y))
             y, ty = outputs[0] if self._directions == 1 else map(self._beside, *outputs)
         return Forward(y, _stacked(finals, copy=False)), Forward(ty, _stacked(tfinals, copy=False))
+
+    def _forward_layer(
+        self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]], *, record: bool
+    ) -> Sequence[tuple[Array, State, Any]]:
+        """`Kernel._forward` of each direction of a layer, with arguments in its order; they do not need each other."""
+        return [
+            kernel._forward(*args, record=record, out=out) for kernel, (*args, out) in zip(kernels, calls, strict=True)
+        ]
+
+    def _backward_layer(self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        """`Kernel._backward` of each direction of a layer."""
+        return [kernel._backward(*args) for kernel, args in zip(kernels, calls, strict=True)]
 
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
         return tuple(kernel.receipt(steps, batch) for kernel in self.kernels)

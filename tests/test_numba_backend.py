@@ -90,19 +90,21 @@ def test_functions_of_special_numbers(dtype: str) -> None:
 SIZES = [(7, 1, 5, 600), (6, 16, 64, 128), (6, 13, 96, 260), (5, 64, 64, 96)]
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_the_number_of_threads_changes_no_bit(
-    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int], bidirectional: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lstmcore_numba import kernel, threads
+    from lstmcore_numba import rooms, threads
 
     monkeypatch.setattr(threads, "WORTH", 1000)  # so that these small models are shared too
-    monkeypatch.setattr(kernel, "_STEP_WORTH", 1000)
+    monkeypatch.setattr(rooms, "_STEP_WORTH", 1000)
+    monkeypatch.setattr(rooms, "_BESIDE_WORTH", 1000)
     used: list[int] = []
     taken = threads._Team.take
 
-    def take(team: Any, wanted: int) -> Any:
-        found = taken(team, wanted)
+    def take(team: Any, wanted: int, limit: int | None = None) -> Any:
+        found = taken(team, wanted, limit)
         used.append(len(found))
         return found
 
@@ -111,11 +113,11 @@ def test_the_number_of_threads_changes_no_bit(
     steps, batch, width, hidden = shape
     rng = np.random.default_rng(0)
     x = rng.normal(size=(steps, batch, width)).astype(np.float32)
-    dy = rng.normal(size=(steps, batch, hidden)).astype(np.float32)
+    dy = rng.normal(size=(steps, batch, hidden * (1 + bidirectional))).astype(np.float32)
     found = []
     for count in (1, 2, 3):
         monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
-        lstm = LSTM(width, hidden, backend="numba", seed=0)
+        lstm = LSTM(width, hidden, bidirectional=bidirectional, backend="numba", seed=0)
         y, (h, c), tape = lstm.record(x)
         gradients = lstm.backward(tape, dy)
         found.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
@@ -124,6 +126,108 @@ def test_the_number_of_threads_changes_no_bit(
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_a_thread_that_waits_takes_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import threads
+    from lstmcore_numba.jit import compiled
+    from lstmcore_numba.parallel import outlined, side_by_side
+
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
+
+    def inner(part: int, parts: int, found: Any) -> None:
+        found[part] = 10 * parts + part
+
+    run_part = compiled(inner)
+
+    def outer(team: Any, found: Any) -> None:
+        side_by_side(team, outlined(run_part, (found,)))
+
+    run = compiled(outer)
+    seen = set()
+    for _ in range(200):  # a busy machine may not give the thread a processor in time
+        found = np.zeros(2, np.int64)
+        with threads.Threads(2, 1e12) as team:
+            run(team, found)
+        seen.add(tuple(int(value) for value in found))
+        if (20, 21) in seen:
+            break
+    assert seen <= {(10, 0), (20, 21)}
+    assert (20, 21) in seen
+
+
+def test_a_call_may_be_limited_to_some_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import threads
+    from lstmcore_numba.kernel import NumbaBackend
+
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "3")
+    asked: list[int] = []
+    taken = threads._Team.take
+
+    def take(team: Any, wanted: int, limit: int | None = None) -> Any:
+        asked.append(wanted)
+        return taken(team, wanted, limit)
+
+    monkeypatch.setattr(threads._Team, "take", take)
+    x = np.random.default_rng(0).normal(size=(20, 64, 64)).astype(np.float32)
+    LSTM(64, 96, backend=NumbaBackend(), seed=0)(x)
+    assert asked == [2]
+    LSTM(64, 96, backend=NumbaBackend(threads=2), seed=0)(x)
+    assert asked == [2, 1]
+    LSTM(64, 96, backend=NumbaBackend(threads=1), seed=0)(x)
+    assert asked == [2, 1]
+
+
+@pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)])
+def test_a_wrong_limit_of_threads_is_an_error(threads: Any, error: type[Exception]) -> None:
+    from lstmcore_numba.kernel import NumbaBackend
+
+    with pytest.raises(error, match=r"^threads: expected"):
+        NumbaBackend(threads)
+
+
+def test_memory_is_used_again_and_never_while_it_is_in_use() -> None:
+    from lstmcore_numba import memory
+
+    pool = memory._Pool()
+    dtype = np.dtype(np.float32)
+    size = 1 << 20
+
+    def array() -> Any:
+        lease = memory._Lease(pool, pool.take(4 * size))
+        return np.asarray(lease).view(dtype)[:size]
+
+    first, second = array(), array()
+    first[...], second[...] = 1, 2
+    part, places = first[size // 2 :].reshape(2, -1), {first.ctypes.data, second.ctypes.data}
+    del first  # `part` still lies in its memory
+    third = array()
+    third[...] = 3
+    assert (part == 1).all()
+    assert third.ctypes.data not in places
+    del part, second, third
+    again = [array() for _ in range(3)]
+    assert places < {one.ctypes.data for one in again}
+    assert pool.size == 0
+
+
+def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import memory
+
+    monkeypatch.setattr(memory, "_MOST", 3 << 20)
+    pool = memory._Pool()
+    leases = [memory._Lease(pool, pool.take(1 << 20)) for _ in range(5)]
+    assert pool.size == 0
+    leases.clear()
+    assert pool.size == 3 << 20
+
+
+def test_a_row_of_nan_leaves_nothing_in_the_room_of_the_next_call() -> None:
+    lstm = LSTM(5, 7, proj_size=3, backend="numba", seed=0)
+    x = np.random.default_rng(0).normal(size=(4, 2, 5)).astype(np.float32)
+    wanted = lstm(x)[0]
+    lstm(np.full_like(x, np.nan))
+    np.testing.assert_array_equal(lstm(x)[0], wanted)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
@@ -196,6 +300,21 @@ print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values(
 """
     assert json.loads(run_python(code, tmp_path)) == [0, 1]
     assert json.loads(run_python(code, tmp_path)) == [1, 0]
+
+
+def test_only_the_first_process_says_that_it_compiles(tmp_path: Path) -> None:
+    code = """
+import contextlib, io
+import numpy as np
+from lstmcore import LSTM
+with contextlib.redirect_stderr(io.StringIO()) as told:
+    for units in (4, 5):
+        LSTM(3, units, backend="numba", seed=0)(np.zeros((2, 1, 3), np.float32))
+    LSTM(3, 4, dtype="float64", backend="numba", seed=0)(np.zeros((2, 1, 3)))
+print(told.getvalue(), end="")
+"""
+    assert run_python(code, tmp_path) == "lstmcore: compiling for this processor, which takes some seconds\n"
+    assert run_python(code, tmp_path) == ""
 
 
 def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
 from numba import njit
+from numba.core import event
 from numba.extending import intrinsic
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
@@ -26,6 +28,25 @@ def compiled(function: Compiled) -> Compiled:
     except RuntimeError:  # no folder to keep it in
         return cast(Compiled, njit(nogil=True)(function))
 
+
+class _Announcer(event.Listener):
+    """Says once a process that code is compiled: it takes seconds, and it happens once on a machine."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def on_start(self, started: Any) -> None:
+        of = started.data["dispatcher"].py_func.__module__
+        if not self.told and of.split(".")[0] == __package__:
+            self.told = True
+            kept = "" if _KEPT else ", in every process with LSTMCORE_VECTOR_BYTES"
+            print(f"lstmcore: compiling for this processor, which takes some seconds{kept}", file=sys.stderr)  # noqa: T201  # whoever waits should know why
+
+    def on_end(self, ended: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcer())  # type: ignore[no-untyped-call]  # Numba has no types
 
 #: Decorators of functions that emit code, whose arguments' values are not known, or are where they are literal.
 #: Numba's own types have no place for the arguments that such a function has when it is called.

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
-from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision
+from lstmcore.stack import ComposedStack
 from lstmcore_numba import memory, passes, steps
 from lstmcore_numba.compiling import address
 from lstmcore_numba.norms import gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
-from lstmcore_numba.rooms import Room, make_room, sharing
+from lstmcore_numba.rooms import Room, Sharing, make_room, run_beside, sharing
 from lstmcore_numba.threads import ALONE, ROWS, Threads
 from lstmcore_numba.tiles import PANEL
 
@@ -40,11 +41,36 @@ class Saved:
     norms: passes.Norms | None
 
 
+class _Begun(NamedTuple):
+    """A forward call before its pass."""
+
+    args: tuple[Any, ...]
+    room: Room
+    y: Array
+    last_h: Array
+    last_c: Array
+    saved: Saved | None
+
+
+class _BegunBackward(NamedTuple):
+    """A backward call before its pass."""
+
+    args: tuple[Any, ...]
+    sharing: Sharing
+    dz: Array
+    dz_h: Array
+    dc_out: Array
+    dprojected: Array
+    dh: Array
+    dc: Array
+
+
 class NumbaKernel(Kernel):
     """One layer in one direction. Every call has its own buffers, so calls may run side by side."""
 
-    def __init__(self, backend: Backend, config: LSTMConfig, precision: Precision) -> None:
+    def __init__(self, backend: NumbaBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
+        self.limit = backend.threads
         self.dtype, self.storage = np.dtype(precision.compute), np.dtype(precision.storage)
         self.same_dtype = self.dtype == self.storage
         self.layout = Layout(config, self.dtype)
@@ -77,6 +103,9 @@ class NumbaKernel(Kernel):
             self.codes[key] = address(emit, variant)
         return self.codes[key]
 
+    def _threads(self, most: int, cost: float) -> Threads:
+        return Threads(most, cost, self.limit)
+
     def _cost(self, rows: int, inner: int) -> float:
         return float(rows) * inner * self.layout.wide
 
@@ -93,6 +122,23 @@ class NumbaKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, Saved | None]:
+        begun = self._begin(weights, x, state, lengths, masks, record=record, out=out)
+        with self._threads(begun.room.sharing.most, begun.room.sharing.cost) as team:
+            passes.forward(team, *begun.args)
+        return self._end(begun, state, lengths, record=record, out=out)
+
+    def _begin(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> _Begun:
+        """The arrays of a call, and the arguments of its pass."""
         config, dtype = self.config, self.dtype
         count, batch, _ = x.shape
         empty = None if lengths is None else lengths == 0
@@ -113,50 +159,57 @@ class NumbaKernel(Kernel):
         y = out if direct and out is not None else memory.empty((count, batch, config.output_size), dtype)
         last_h, last_c = np.empty(room.zero_h.shape, dtype), np.empty(room.zero_c.shape, dtype)
         norms = self._norms(room, weights)
-        with Threads(room.sharing.most, room.sharing.cost) as team:
-            passes.forward(
-                team,
-                room.counter,
-                first_h,
-                first_c,
-                last_h,
-                last_c,
-                config.reverse,
-                room.h,
-                room.c,
-                y,
-                room.sharing.by_units,
-                self._code(steps.forward, own, record=record),
-                self._code(steps.forward_output, own, record=record) if config.proj_size else 0,
-                self._code(steps.forward_cell, own, record=record) if config.layer_norm else 0,
-                config.hidden_size,
-                norms,
-                self.of_cell,
-                ends,
-                own_x,
-                weights.input,
-                weights.recurrent,
-                weights.bias,
-                weights.peephole,
-                weights.projection,
-                own.recurrent,
-                own.hidden,
-                own.cell,
-                room.gates,
-                room.raw,
-                room.operand,
-                room.q,
-                room.projected,
-                room.ahead,
-            )
-        last = State(last_h if self.same_dtype else last_h.astype(self.storage), last_c)
-        if state is not None and empty is not None:
+        args = (
+            room.counter,
+            first_h,
+            first_c,
+            last_h,
+            last_c,
+            config.reverse,
+            room.h,
+            room.c,
+            y,
+            room.sharing.by_units,
+            self._code(steps.forward, own, record=record),
+            self._code(steps.forward_output, own, record=record) if config.proj_size else 0,
+            self._code(steps.forward_cell, own, record=record) if config.layer_norm else 0,
+            config.hidden_size,
+            norms,
+            self.of_cell,
+            ends,
+            own_x,
+            weights.input,
+            weights.recurrent,
+            weights.bias,
+            weights.peephole,
+            weights.projection,
+            own.recurrent,
+            own.hidden,
+            own.cell,
+            room.gates,
+            room.raw,
+            room.operand,
+            room.q,
+            room.projected,
+            room.ahead,
+        )
+        saved = Saved(weights, ends, own, own_x, room, norms) if record else None
+        return _Begun(args, room, y, last_h, last_c, saved)
+
+    def _end(
+        self, begun: _Begun, state: State | None, lengths: Any, *, record: bool, out: Array | None
+    ) -> tuple[Array, State, Saved | None]:
+        """What `_forward` returns, after the pass."""
+        y, last_h = begun.y, begun.last_h
+        last = State(last_h if self.same_dtype else last_h.astype(self.storage), begun.last_c)
+        if state is not None and lengths is not None:
+            empty = lengths == 0
             last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
         if out is None:
             out = y if self.same_dtype else y.astype(self.storage)
-        elif not direct:
+        elif y is not out:
             out[...] = y
-        return out, last, Saved(weights, ends, own, own_x, room, norms) if record else None
+        return out, last, begun.saved
 
     def _own(self, array: Array) -> Array:
         """`array`, or a copy: in the dtype of arithmetic, in order and one that may be written to.
@@ -195,12 +248,15 @@ class NumbaKernel(Kernel):
     # backward ---------------------------------------------------------------------------------------------------------
 
     def _backward(self, weights: Weights, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
-        with np.errstate(all="ignore"):  # what overflows becomes infinite, as IEEE 754 says
-            return self._run_backward(saved, dy, dstate)
+        begun = self._begin_backward(saved, dy, dstate)
+        with self._threads(begun.sharing.most, begun.sharing.cost) as team:
+            passes.backward(team, *begun.args)
+        return self._end_backward(saved, begun)
 
-    def _run_backward(self, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
+    def _begin_backward(self, saved: Saved, dy: Array | None, dstate: State | None) -> _BegunBackward:
+        """The arrays of a backward pass, and its arguments."""
         config, layout, dtype = self.config, self.layout, self.dtype
-        count, batch, width = saved.x.shape
+        count, batch, _ = saved.x.shape
         w, masks = saved.weights, saved.masks
         dh, dc = np.zeros((batch, layout.output), dtype), np.zeros((batch, layout.hidden), dtype)
         if dstate is not None:
@@ -223,45 +279,55 @@ class NumbaKernel(Kernel):
         shared = sharing(
             layout, count, batch, config.recurrent_size, masked=len(masks.recurrent) > 0, units_at_once=PANEL
         )
-        with Threads(shared.most, shared.cost) as team:
-            passes.backward(
-                team,
-                shared.by_units,
-                step,
-                step_output,
-                step_cell,
-                config.hidden_size,
-                norms,
-                config.reverse,
-                self.of_cell,
-                saved.lengths,
-                w.back_recurrent,
-                w.peephole,
-                w.back_projection,
-                masks.recurrent,
-                masks.hidden,
-                masks.cell,
-                room.gates,
-                room.raw,
-                room.projected,
-                room.c,
-                given,
-                dz,
-                dz_h,
-                dc_out,
-                dnorm_c,
-                dprojected,
-                dq,
-                doperand,
-                dh,
-                dc,
-                np.zeros(1, np.int64),
-            )
+        args = (
+            shared.by_units,
+            step,
+            step_output,
+            step_cell,
+            config.hidden_size,
+            norms,
+            config.reverse,
+            self.of_cell,
+            saved.lengths,
+            w.back_recurrent,
+            w.peephole,
+            w.back_projection,
+            masks.recurrent,
+            masks.hidden,
+            masks.cell,
+            room.gates,
+            room.raw,
+            room.projected,
+            room.c,
+            given,
+            dz,
+            dz_h,
+            dc_out,
+            dnorm_c,
+            dprojected,
+            dq,
+            doperand,
+            dh,
+            dc,
+            np.zeros(1, np.int64),
+        )
+        return _BegunBackward(args, shared, dz, dz_h, dc_out, dprojected, dh, dc)
+
+    def _end_backward(self, saved: Saved, begun: _BegunBackward) -> Gradients:
+        """What `_backward` returns, after the pass."""
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, as IEEE 754 says
+            return self._gradients(saved, begun)
+
+    def _gradients(self, saved: Saved, begun: _BegunBackward) -> Gradients:
+        config, layout, dtype = self.config, self.layout, self.dtype
+        count, batch, width = saved.x.shape
+        w, norms = saved.weights, saved.norms
+        dz, dz_h, dc_out, dprojected, dh, dc = begun[2:]
         rows = count * batch
         x, dz_x = saved.x.reshape(rows, width), dz
         if norms is not None:
             dz_x = aligned(dz.shape, dtype)
-            with Threads(count, self._cost(rows, _NORM_COST)) as team:
+            with self._threads(count, self._cost(rows, _NORM_COST)) as team:
                 linear_steps(team, norms.x, norms.deviation_x, norms.gain_x, dz, dz_x, layout.real)
         found: dict[str, Array] = {}
         hidden = config.hidden_size
@@ -269,7 +335,7 @@ class NumbaKernel(Kernel):
         found["weight_h"], _ = self._weight_gradient(dz_h, self._operand(saved), hidden, config.recurrent_size)
         if norms is not None:
             gains = [np.empty((layout.blocks, layout.gates, layout.lanes), dtype) for _ in range(3)]
-            with Threads(layout.blocks, self._cost(rows, _NORM_COST)) as team:
+            with self._threads(layout.blocks, self._cost(rows, _NORM_COST)) as team:
                 gain_gradients(team, dz, norms.x, norms.h, *gains)
             names = ("norm_gain_x", "norm_gain_h", "bias")
             found |= {name: layout.of_gates(gain) for name, gain in zip(names, gains, strict=True)}
@@ -285,7 +351,7 @@ class NumbaKernel(Kernel):
             found["peephole"] = self._peephole(saved, dz)
         wide_dx = aligned((rows, layout.whole(width)), dtype)
         most = rows // ROWS if count == 1 else min(count, rows // ROWS)
-        with Threads(most, self._cost(rows, width)) as team:
+        with self._threads(most, self._cost(rows, width)) as team:
             passes.input_gradient(team, dz_x, w.back_input, wide_dx)
         dx = wide_dx[:, :width].reshape(count, batch, width)
         state = State(dh[:, : config.output_size].astype(self.storage), dc[:, : config.hidden_size].copy())
@@ -297,7 +363,7 @@ class NumbaKernel(Kernel):
         _, blocks, _, gates, lanes = dz.shape
         of_weight, of_bias = np.empty((gates * size, columns), self.dtype), np.empty(gates * size, self.dtype)
         sums, found = aligned((blocks, gates, lanes), self.dtype), aligned((blocks, columns, gates, lanes), self.dtype)
-        with Threads(blocks, float(dz.size) * columns) as team:
+        with self._threads(blocks, float(dz.size) * columns) as team:
             passes.weight_gradient(team, dz, a, size, sums, found, of_weight, of_bias)
         return of_weight, of_bias
 
@@ -396,7 +462,7 @@ class NumbaKernel(Kernel):
         step_cell = self._code(steps.tangent_cell, masks, record=True) if normed else 0
         step_output = self._code(steps.tangent_output, masks, record=True) if projects else 0
 
-        with Threads(batch // ROWS, self._cost(rows, config.recurrent_size)) as team:
+        with self._threads(batch // ROWS, self._cost(rows, config.recurrent_size)) as team:
             passes.tangent(
                 team,
                 step,
@@ -442,10 +508,65 @@ def _active(x: Array, ends: Array) -> Array:
     return np.where(np.arange(len(x))[:, None, None] < ends[:, None], x, 0)
 
 
+class NumbaStack(ComposedStack):
+    """Layers one after the other; both directions of one side by side where that is faster."""
+
+    kernels: tuple[NumbaKernel, ...]
+
+    def _forward_layer(
+        self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]], *, record: bool
+    ) -> Sequence[tuple[Array, State, Any]]:
+        own = [kernel for kernel in kernels if isinstance(kernel, NumbaKernel)]
+        _, x, *_ = calls[0]
+        if len(own) == 1 or not run_beside(own[0].layout, len(x), x.shape[1]):
+            return super()._forward_layer(kernels, calls, record=record)
+        both = [kernel._begin(*args, record=record, out=out) for kernel, (*args, out) in zip(own, calls, strict=True)]
+        with self._threads([begun.room.sharing for begun in both]) as team:
+            passes.forward_both(team, *(begun.args for begun in both))
+        return [
+            kernel._end(begun, state, lengths, record=record, out=out)
+            for kernel, begun, (_, _, state, lengths, _, out) in zip(own, both, calls, strict=True)
+        ]
+
+    def _backward_layer(self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        own = [kernel for kernel in kernels if isinstance(kernel, NumbaKernel)]
+        _, first, *_ = calls[0]
+        if len(own) == 1 or not run_beside(own[0].layout, len(first.x), first.x.shape[1]):
+            return super()._backward_layer(kernels, calls)
+        both = [
+            kernel._begin_backward(saved, dy, dstate) for kernel, (_, saved, dy, dstate) in zip(own, calls, strict=True)
+        ]
+        with self._threads([begun.sharing for begun in both]) as team:
+            passes.backward_both(team, *(begun.args for begun in both))
+        return [
+            kernel._end_backward(saved, begun) for kernel, begun, (_, saved, _, _) in zip(own, both, calls, strict=True)
+        ]
+
+    def _threads(self, both: Sequence[Sharing]) -> Threads:
+        """One for each direction, or more where these share it on."""
+        most = sum(shared.most if shared.cost else 1 for shared in both)
+        return Threads(max(2, most), sum(shared.work for shared in both), self.kernels[0].limit)
+
+
 class NumbaBackend(Backend):
-    """Every switch, gradients and jvp, in vector code."""
+    """Every switch, gradients and jvp, in vector code.
+
+    Parameters
+    ----------
+    threads
+        Threads that a call may use at most; None for ``LSTMCORE_NUM_THREADS``, else the processors that the process may
+        use. The results are the same for any number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `threads` is no whole number, or below 1.
+    """
 
     name = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = None if threads is None else integer("threads", threads, 1)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -463,3 +584,6 @@ class NumbaBackend(Backend):
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> NumbaKernel:
         return NumbaKernel(self, config, precision)
+
+    def _compile_stack(self, stack: StackConfig, precision: Precision) -> NumbaStack:
+        return NumbaStack(self, stack, precision)

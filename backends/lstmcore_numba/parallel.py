@@ -27,14 +27,14 @@ PATIENCE: Final = 40_000
 
 
 class Slot(IntEnum):
-    """Integers of a slot. `STATE` is one of those below; `PARTS` is 0 until the work may begin."""
+    """Where the integers of a slot are, in bytes. `PARTS` is 0 until the work may begin."""
 
     STATE = 0
-    FUNCTION = 1
-    ARGUMENTS = 2
-    PART = 3
-    PARTS = 4
-    DONE = 5
+    FUNCTION = 8
+    ARGUMENTS = 16
+    PART = 24
+    PARTS = 32
+    DONE = 40
 
 
 class Waiting(IntEnum):
@@ -44,18 +44,6 @@ class Waiting(IntEnum):
     POSTED = 1
     TAKEN = 2
     ASLEEP = 3
-
-
-_STATE: Final = 8 * int(Slot.STATE)
-_FUNCTION: Final = 8 * int(Slot.FUNCTION)
-_ARGUMENTS: Final = 8 * int(Slot.ARGUMENTS)
-_PART: Final = 8 * int(Slot.PART)
-_PARTS: Final = 8 * int(Slot.PARTS)
-_DONE: Final = 8 * int(Slot.DONE)
-_IDLE: Final = int(Waiting.IDLE)
-_POSTED: Final = int(Waiting.POSTED)
-_TAKEN: Final = int(Waiting.TAKEN)
-_ASLEEP: Final = int(Waiting.ASLEEP)
 
 
 @plain_intrinsic
@@ -175,16 +163,21 @@ def serve(slot: int) -> None:
     """Do the work that is put into the slot at this address, until there was none for a while."""
     waited = 0
     while True:
-        if read(slot + _STATE) == _POSTED and exchange(slot + _STATE, _POSTED, _TAKEN):
-            wait_for(slot + _PARTS, 1)
-            call_part(read(slot + _FUNCTION), read(slot + _ARGUMENTS), read(slot + _PART), read(slot + _PARTS))
-            write(slot + _STATE, _IDLE)
-            write(slot + _DONE, 1)
+        if read(slot + Slot.STATE) == Waiting.POSTED and exchange(slot + Slot.STATE, Waiting.POSTED, Waiting.TAKEN):
+            wait_for(slot + Slot.PARTS, 1)
+            call_part(
+                read(slot + Slot.FUNCTION),
+                read(slot + Slot.ARGUMENTS),
+                read(slot + Slot.PART),
+                read(slot + Slot.PARTS),
+            )
+            write(slot + Slot.STATE, Waiting.IDLE)
+            write(slot + Slot.DONE, 1)
             waited = 0
         elif waited < PATIENCE:
             relax()
             waited += 1
-        elif exchange(slot + _STATE, _IDLE, _ASLEEP):
+        elif exchange(slot + Slot.STATE, Waiting.IDLE, Waiting.ASLEEP):
             return
 
 
@@ -197,30 +190,30 @@ def side_by_side(team: Any, work: Any) -> None:
     """
     function, arguments = work
     for slot in team[1:]:
-        write(slot + _FUNCTION, function)
-        write(slot + _ARGUMENTS, arguments)
-        write(slot + _PARTS, 0)
-        write(slot + _DONE, 0)
-        exchange(slot + _STATE, _IDLE, _POSTED)
+        write(slot + Slot.FUNCTION, function)
+        write(slot + Slot.ARGUMENTS, arguments)
+        write(slot + Slot.PARTS, 0)
+        write(slot + Slot.DONE, 0)
+        exchange(slot + Slot.STATE, Waiting.IDLE, Waiting.POSTED)
     for _ in range(team[0]):
         taken = 0
         for slot in team[1:]:
-            taken += read(slot + _STATE) == _TAKEN
+            taken += read(slot + Slot.STATE) == Waiting.TAKEN
         if taken == len(team) - 1:
             break
         relax()
     parts = 1
     for slot in team[1:]:
-        if not exchange(slot + _STATE, _POSTED, _IDLE) and read(slot + _STATE) == _TAKEN:
-            write(slot + _PART, parts)
+        if not exchange(slot + Slot.STATE, Waiting.POSTED, Waiting.IDLE) and read(slot + Slot.STATE) == Waiting.TAKEN:
+            write(slot + Slot.PART, parts)
             parts += 1
     for slot in team[1:]:
-        if read(slot + _STATE) == _TAKEN:
-            write(slot + _PARTS, parts)
+        if read(slot + Slot.STATE) == Waiting.TAKEN:
+            write(slot + Slot.PARTS, parts)
     call_part(function, arguments, 0, parts)
     for slot in team[1:]:
-        if read(slot + _PARTS) > 0:
-            wait_for(slot + _DONE, 1)
+        if read(slot + Slot.PARTS) > 0:
+            wait_for(slot + Slot.DONE, 1)
 
 
 @compiled

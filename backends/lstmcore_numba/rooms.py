@@ -18,28 +18,47 @@ _ROWS_APART: Final = 48
 #: Bytes of weights that fit.
 _FIT: Final = 1 << 20
 #: Multiply-adds of a step for which a meeting is worth its time.
-_STEP_WORTH: Final = 100_000
+_STEP_WORTH: Final = 45_000
+#: Multiply-adds of a direction for which it is worth to run another one beside it.
+_BESIDE_WORTH: Final = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How threads share a pass: by hidden units or by rows, in how many parts at most, and its multiply-adds."""
+    """How threads share a pass: by hidden units or by rows, and in how many parts at most.
+
+    Attributes
+    ----------
+    work
+        Its multiply-adds.
+    cost
+        The same, or 0 where steps are too short for threads to meet after each.
+    """
 
     by_units: bool
     most: int
+    work: float
     cost: float
 
 
 def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool, units_at_once: int = 1) -> Sharing:
     """For products of `inner` values at every step; a thread takes `units_at_once` blocks of hidden units or more."""
     config = layout.config
-    cost = float(steps) * batch * inner * layout.wide
+    work = float(steps) * batch * inner * layout.wide
     apart = config.proj_size > 0 or config.layer_norm or masked
     large = inner * layout.wide * layout.dtype.itemsize > _FIT
     if apart or (batch >= _ROWS_APART and not large):
-        return Sharing(False, batch // ROWS, cost)
-    worth = cost >= steps * _STEP_WORTH
-    return Sharing(True, -(-layout.blocks // units_at_once), cost if worth else 0.0)
+        return Sharing(False, batch // ROWS, work, work)
+    worth = work >= steps * _STEP_WORTH
+    return Sharing(True, -(-layout.blocks // units_at_once), work, work if worth else 0.0)
+
+
+def run_beside(layout: Layout, steps: int, batch: int) -> bool:
+    """Whether two directions had better run side by side: for few rows, and weights that fit into a core's cache."""
+    inner = layout.config.recurrent_size + layout.config.input_size
+    if batch >= _ROWS_APART or inner * layout.wide * layout.dtype.itemsize > _FIT:
+        return False
+    return float(steps) * batch * inner * layout.wide >= _BESIDE_WORTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class _Worker(threading.Thread):
         self.address = self.slot.ctypes.data
         self.asleep = threading.Lock()
         self.asleep.acquire()
-        self.slot[Slot.STATE] = Waiting.ASLEEP
+        self.slot[Slot.STATE // 8] = Waiting.ASLEEP
         self.allowed: set[int] = set()
 
     def run(self) -> None:
@@ -91,7 +91,7 @@ class _Worker(threading.Thread):
             elsewhere = self.allowed - {_CURRENT()}
             if elsewhere:
                 os.sched_setaffinity(self.native_id, elsewhere)
-        self.slot[Slot.STATE] = Waiting.IDLE
+        self.slot[Slot.STATE // 8] = Waiting.IDLE
         self.asleep.release()
 
 
@@ -103,11 +103,14 @@ class _Team:
         self.free: list[_Worker] = []
         self.size = 0
 
-    def take(self, wanted: int) -> list[_Worker]:
-        """Up to `wanted` threads, awake; what others have taken is not there, so that no call waits for another."""
+    def take(self, wanted: int, limit: int | None = None) -> list[_Worker]:
+        """Up to `wanted` threads, awake, as long as no more than `limit` work, with the caller; else `thread_count`.
+
+        What others have taken is not there, so that no call waits for another.
+        """
         with self.lock:
             busy = self.size - len(self.free)
-            wanted = max(0, min(wanted, thread_count() - 1 - busy))
+            wanted = max(0, min(wanted, (limit or thread_count()) - 1 - busy))
             while len(self.free) < wanted:
                 worker = _Worker()
                 worker.start()
@@ -115,7 +118,7 @@ class _Team:
                 self.size += 1
             taken = [self.free.pop() for _ in range(wanted)]
         for worker in taken:
-            if worker.slot[Slot.STATE] == Waiting.ASLEEP:
+            if worker.slot[Slot.STATE // 8] == Waiting.ASLEEP:
                 worker.wake()
         return taken
 
@@ -132,21 +135,24 @@ def _team(process: int) -> _Team:
 
 
 class Threads:
-    """``with Threads(most, cost) as team``: what a pass of `cost` multiply-adds in at most `most` parts takes."""
+    """``with Threads(most, cost) as team``: what a pass of `cost` multiply-adds in at most `most` parts takes.
 
-    __slots__ = ("cost", "taken", "team", "wanted")
+    `limit` is how many threads the caller allows, None for `thread_count`.
+    """
 
-    def __init__(self, most: int, cost: float) -> None:
-        self.cost, self.wanted = cost, 0
+    __slots__ = ("cost", "limit", "taken", "team", "wanted")
+
+    def __init__(self, most: int, cost: float, limit: int | None = None) -> None:
+        self.cost, self.limit, self.wanted = cost, limit, 0
         if most > 1 and cost >= 2 * WORTH:
-            self.wanted = min(most, int(cost // WORTH), thread_count()) - 1
+            self.wanted = min(most, int(cost // WORTH), limit or thread_count()) - 1
         self.taken: list[_Worker] = []
 
     def __enter__(self) -> npt.NDArray[Any]:
         if self.wanted < 1:
             return ALONE
         self.team = _team(os.getpid())
-        self.taken = self.team.take(self.wanted)
+        self.taken = self.team.take(self.wanted, self.limit)
         looks = min(int(self.cost // _LOOK), _LOOKS)
         return np.array([looks, *(worker.address for worker in self.taken)])
 

@@ -1,0 +1,27 @@
+"""The loops over time: forward, backward and along tangents, and the products around them.
+
+Every public pass takes a team of threads and what the function with an underscore before it takes after `part` and
+`parts`.
+
+Arrays have whole vectors on their last axis: Hp and Pp are H and P padded, B the blocks of hidden units, and gates of
+one step are (B, N, G, lanes). Names of arrays are those of the equations.
+"""
+
+from __future__ import annotations
+
+from lstmcore_numba.passes.backward import backward, backward_both
+from lstmcore_numba.passes.common import Norms
+from lstmcore_numba.passes.forward import forward, forward_both
+from lstmcore_numba.passes.gradients import input_gradient, weight_gradient
+from lstmcore_numba.passes.tangent import tangent
+
+__all__ = [
+    "Norms",
+    "backward",
+    "backward_both",
+    "forward",
+    "forward_both",
+    "input_gradient",
+    "tangent",
+    "weight_gradient",
+]

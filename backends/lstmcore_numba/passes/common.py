@@ -1,0 +1,54 @@
+"""What the loops over time share."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from lstmcore_numba.jit import compiled
+from lstmcore_numba.steps import At
+
+#: Entries of a table of addresses.
+FIELDS: Final = len(At)
+
+
+@compiled
+def at(array: Any, index: int) -> Any:
+    """The address of ``array[index]``; of the first where there is but one (what is not kept, or does not change)."""
+    return array.ctypes.data + (index * array.strides[0] if array.shape[0] > 1 else 0)
+
+
+class Norms(NamedTuple):
+    """What layer norm needs and leaves: normalised rows, what they were divided by, gains and the shift of the cell.
+
+    ``x`` and ``h`` are (T or 1, B, N, G, lanes), ``c`` (T or 1, B, N, 1, lanes), deviations (T or 1, N).
+    """
+
+    x: Any
+    deviation_x: Any
+    h: Any
+    deviation_h: Any
+    c: Any
+    deviation_c: Any
+    gain_x: Any
+    gain_h: Any
+    gain_c: Any
+    shift_c: Any
+    eps: float
+
+
+@compiled
+def set_norms(table: Any, norms: Any, t: int) -> int:
+    """Put the addresses for step `t` into the table; the place of the step in the arrays."""
+    table[At.NORM_X], table[At.NORM_H], table[At.NORM_C] = at(norms.x, t), at(norms.h, t), at(norms.c, t)
+    table[At.GAIN_X], table[At.GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
+    table[At.GAIN_C], table[At.SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
+    return t if norms.h.shape[0] > 1 else 0
+
+
+@compiled
+def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
+    """Copy cells (N, Hp) to (B, N, 1, lanes), with 0 behind the last unit."""
+    lanes = target.shape[3]
+    for row in range(first, last):
+        for k in range(source.shape[1]):
+            target[k // lanes, row, 0, k % lanes] = source[row, k] if k < hidden else 0

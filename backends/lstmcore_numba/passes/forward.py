@@ -1,0 +1,271 @@
+"""The loop over time, forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lstmcore_numba.jit import compiled
+from lstmcore_numba.norms import normalise
+from lstmcore_numba.parallel import meet, outlined, side_by_side
+from lstmcore_numba.passes.common import FIELDS, at, set_norms, whole_cells
+from lstmcore_numba.steps import At
+from lstmcore_numba.tiles import BYTES, call_step, grouped_panel, panel, product
+
+
+@compiled
+def _forward(
+    part: int,
+    parts: int,
+    reverse: bool,
+    h: Any,
+    c: Any,
+    y: Any,
+    by_units: bool,
+    step: int,
+    step_output: int,
+    step_cell: int,
+    hidden: int,
+    norms: Any,
+    of_cell: bool,
+    lengths: Any,
+    x: Any,
+    input_weight: Any,
+    recurrent_weight: Any,
+    bias: Any,
+    peephole: Any,
+    projection: Any,
+    mask_r: Any,
+    mask_h: Any,
+    mask_c: Any,
+    gates: Any,
+    raw: Any,
+    operand: Any,
+    q: Any,
+    projected: Any,
+    ahead: int,
+    counter: Any,
+) -> None:
+    table = np.zeros(FIELDS, np.int64)
+    steps, batch, width = y.shape
+    blocks, cols, lanes = gates.shape[1], gates.shape[3], gates.shape[4]
+    first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
+    block_first, block_last = (blocks * part // parts, blocks * (part + 1) // parts) if by_units else (0, blocks)
+    zero, size = h.dtype.type(0), h.itemsize
+    rows, inner = last - first, operand.shape[2]
+    row_z, row_c, row_h = cols * lanes * size, c.shape[2] * size, h.shape[2] * size
+    output_blocks = h.shape[2] // lanes
+    kept = h.shape[0] == steps + 1
+    masked, projects = mask_r.shape[0] > 0, step_output != 0
+    tail = hidden - (blocks - 1) * lanes
+    column = 0 if projects else block_first * lanes
+    columns = width if projects else min(width, block_last * lanes)
+    table[At.LENGTHS], table[At.BIAS], table[At.PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
+    table[At.BATCH] = batch
+    products = norms.x if norms is not None else gates
+    all_kept = products.shape[0] == steps
+    now = steps if reverse and kept else 0
+    origin = 0
+    for count in range(steps):
+        t = steps - 1 - count if reverse else count
+        following = (t if reverse else t + 1) if kept else 1 - now
+        if count % ahead == 0:
+            some = min(ahead, steps - count)
+            begin = t - some + 1 if reverse else t
+            origin = 0 if all_kept else begin
+            _input_products(
+                x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last
+            )
+            if norms is not None:
+                for k in range(begin, begin + some):
+                    normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
+        place = t - origin
+        table[At.STEP] = t
+        table[At.GATES], table[At.RAW] = at(gates, place), at(raw, t)
+        table[At.MASK_C], table[At.MASK_H] = at(mask_c, t), at(mask_h, t)
+        table[At.C_BEFORE], table[At.C] = at(c, now), at(c, following)
+        table[At.H_BEFORE], table[At.H] = at(h, now), at(h, following)
+        table[At.Q], table[At.PROJECTED] = at(q, t), at(projected, t)
+        source, pitch = (table[At.C_BEFORE], row_c) if of_cell else (table[At.H_BEFORE], row_h)
+        if masked:
+            slot = t if operand.shape[0] > 1 else 0
+            for row in range(first, last):
+                for k in range(inner):
+                    operand[slot, row, k] = mask_r[row, k] * (c[now, row, k] if of_cell else h[now, row, k])
+            source, pitch = at(operand, t), inner * size
+        held, target = 0, table[At.GATES]
+        if norms is not None:
+            held = set_norms(table, norms, t)
+            table[At.NORM_X] = at(norms.x, place)
+            target = table[At.NORM_H]
+        for index in range(block_last - block_first):
+            # To and fro, so that a step starts with the weights that the one before ended with, in the cache.
+            block = block_first + index if count % 2 == 0 else block_last - 1 - index
+            panel(
+                zero,
+                cols,
+                source + first * pitch,
+                pitch,
+                size,
+                recurrent_weight.ctypes.data + block * inner * cols * BYTES,
+                cols * BYTES,
+                target + (block * batch + first) * row_z,
+                row_z,
+                inner,
+                rows,
+                norms is not None,
+            )
+            if norms is None:
+                call_step(step, table.ctypes.data, block, first, last)
+        if norms is not None:
+            normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
+            for block in range(blocks):
+                call_step(step, table.ctypes.data, block, first, last)
+            whole_cells(c[following], norms.c[held], hidden, first, last)
+            normalise(norms.c[held], norms.deviation_c[held], hidden, tail, norms.eps, first, last)
+            for block in range(blocks):
+                call_step(step_cell, table.ctypes.data, block, first, last)
+        if projects:
+            product(
+                zero,
+                output_blocks,
+                table[At.Q] + first * row_c,
+                row_c,
+                size,
+                projection.ctypes.data,
+                table[At.PROJECTED] + first * row_h,
+                row_h,
+                c.shape[2],
+                rows,
+                True,
+            )
+            for block in range(output_blocks):
+                call_step(step_output, table.ctypes.data, block, first, last)
+        for row in range(first, last):
+            if t < lengths[row]:
+                for k in range(column, columns):
+                    y[t, row, k] = h[following, row, k]
+            else:
+                for k in range(column, columns):
+                    y[t, row, k] = 0
+        if by_units and parts > 1:
+            meet(counter.ctypes.data, parts * (count + 1))
+        now = following
+
+
+@compiled
+def _input_products(
+    x: Any,
+    weight: Any,
+    products: Any,
+    begin: int,
+    place: int,
+    steps: int,
+    first: int,
+    last: int,
+    block_first: int,
+    block_last: int,
+) -> None:
+    """``W x`` of `steps` steps from `begin` on, into `products` (room, B, N, G, lanes) from `place` on.
+
+    The weights of a block are read once for all of them.
+    """
+    batch, inner = x.shape[1], x.shape[2]
+    blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
+    zero, size, group = x.dtype.type(0), x.itemsize, last - first
+    row_x, row_z = inner * size, cols * lanes * size
+    for block in range(block_first, block_last):
+        grouped_panel(
+            zero,
+            cols,
+            x.ctypes.data + (begin * batch + first) * row_x,
+            row_x,
+            size,
+            0,
+            (batch - group) * row_x,
+            weight.ctypes.data + block * inner * cols * BYTES,
+            cols * BYTES,
+            products.ctypes.data + ((place * blocks + block) * batch + first) * row_z,
+            row_z,
+            (blocks * batch - group) * row_z,
+            1,
+            inner,
+            steps * group,
+            max(group, 1),
+            True,
+        )
+
+
+@compiled
+def _put(source: Any, target: Any) -> None:
+    """Copy a state (N, P) to (N, Pp), with 0 behind the last unit."""
+    for row in range(source.shape[0]):
+        for k in range(target.shape[1]):
+            target[row, k] = source[row, k] if k < source.shape[1] else 0
+
+
+@compiled
+def _prepare(counter: Any, first_h: Any, first_c: Any, reverse: bool, h: Any, c: Any, y: Any) -> None:
+    """Put the first state where the first step reads it."""
+    start = y.shape[0] if reverse and h.shape[0] == y.shape[0] + 1 else 0
+    _put(first_h, h[start])
+    _put(first_c, c[start])
+    counter[0] = 0
+
+
+@compiled
+def _finish(last_h: Any, last_c: Any, reverse: bool, h: Any, c: Any, y: Any) -> None:
+    """Take the last state from where the last step left it."""
+    steps = y.shape[0]
+    end = steps % 2
+    if h.shape[0] == steps + 1:
+        end = 0 if reverse else steps
+    last_h[:] = h[end, :, : last_h.shape[1]]
+    last_c[:] = c[end, :, : last_c.shape[1]]
+
+
+@compiled
+def forward(
+    team: Any,
+    counter: Any,
+    first_h: Any,
+    first_c: Any,
+    last_h: Any,
+    last_c: Any,
+    reverse: bool,
+    h: Any,
+    c: Any,
+    y: Any,
+    *args: Any,
+) -> None:
+    """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
+
+    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
+    the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
+    """
+    _prepare(counter, first_h, first_c, reverse, h, c, y)
+    side_by_side(team, outlined(_forward, (reverse, h, c, y, *args, counter)))
+    _finish(last_h, last_c, reverse, h, c, y)
+
+
+@compiled
+def _forward_both(part: int, parts: int, first: Any, second: Any) -> None:
+    if parts == 1:
+        _forward(0, 1, *first)
+        _forward(0, 1, *second)
+    elif part % 2 == 0:
+        _forward(part // 2, (parts + 1) // 2, *first)
+    else:
+        _forward(part // 2, parts // 2, *second)
+
+
+@compiled
+def forward_both(team: Any, first: Any, second: Any) -> None:
+    """`forward` of two directions, whose arguments are two tuples; each on half of the threads."""
+    _prepare(first[0], first[1], first[2], first[5], first[6], first[7], first[8])
+    _prepare(second[0], second[1], second[2], second[5], second[6], second[7], second[8])
+    one, other = (*first[5:], first[0]), (*second[5:], second[0])
+    side_by_side(team, outlined(_forward_both, (one, other)))
+    _finish(first[3], first[4], first[5], first[6], first[7], first[8])
+    _finish(second[3], second[4], second[5], second[6], second[7], second[8])
