@@ -153,7 +153,7 @@ root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
-             "lstmcore_conformance/benchmarks/page.css",
+             "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/benchmarks/benchmark.schema.json",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):

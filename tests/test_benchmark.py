@@ -7,9 +7,11 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -26,7 +28,7 @@ from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
-from lstmcore_conformance.benchmarks.startup import start
+from lstmcore_conformance.benchmarks.startup import Start, start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.benchmarks.worker import timed
@@ -320,8 +322,25 @@ def test_variants_are_beside_the_plain_layer_of_the_same_round() -> None:
     assert (found.name, found.mean) == ("peephole", pytest.approx(1.5))
 
 
+SCHEMA = json.loads((resources.files("lstmcore_conformance.benchmarks") / "benchmark.schema.json").read_text("utf-8"))
+
+
+def test_a_run_fits_the_schema_in_which_only_what_conforms_has_a_time() -> None:
+    results = [_made("numpy", "backend", SMALL, 2e-3), _made("torch", "peer", SMALL, 8e-3)]
+    results.append(Result(Job("training", SMALL), Candidate("peer", "jax", 1), Outcome.WRONG, "y[0]", share=7.0))
+    starts = (Start(Candidate("backend", "numpy", 1), 0.1, 0.2, 0.3, 10**7),)
+    values = json.loads(document(replace(made_benchmark(tuple(results)), starts=starts)))
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.validate(values)
+    for change in ({"outcome": "does not conform"}, {"share": 1.5}, {"median_s": None}):
+        values["results"][0] = results[0].to_dict() | change
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate(values)
+
+
 def test_a_run_is_read_again(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
     benchmark = _run(plant("right", "wrong"), modes=("inference",), variants=True)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(document(benchmark)))
     assert {one.job.variant for one in benchmark.results if one.beside_variants} == set(VARIANTS)
     file = tmp_path / "run.json"
     file.write_text(document(benchmark))
