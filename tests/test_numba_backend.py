@@ -109,7 +109,7 @@ def test_the_number_of_threads_changes_no_bit(
         return found
 
     monkeypatch.setattr(threads._Team, "take", take)
-    monkeypatch.setattr(threads, "_LOOK", 1)  # however long it takes a thread to wake up
+    monkeypatch.setattr(threads, "_SPEED", 1e6)  # however long it takes a thread to wake up
     steps, batch, width, hidden = shape
     rng = np.random.default_rng(0)
     x = rng.normal(size=(steps, batch, width)).astype(np.float32)

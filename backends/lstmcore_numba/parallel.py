@@ -22,8 +22,6 @@ _INTEGER: Final = INDEX.as_pointer()
 _ADDRESSES: Final[Any] = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # Numba has no types
 #: How often a thread looks whether the others have arrived before it gives way to them; some tens of microseconds.
 _SPINS: Final = 1_000
-#: How often a thread looks for work before it falls asleep; about a millisecond.
-PATIENCE: Final = 40_000
 
 
 class Slot(IntEnum):
@@ -159,8 +157,15 @@ def call_part(context: Any, function: Any, arguments: Any, part: Any, parts: Any
 
 
 @compiled
-def serve(slot: int) -> None:
-    """Do the work that is put into the slot at this address, until there was none for a while."""
+def look(count: int) -> None:
+    """Wait for as long as `count` looks take."""
+    for _ in range(count):
+        relax()
+
+
+@compiled
+def serve(slot: int, patience: int) -> None:
+    """Do the work that is put into the slot at this address, until there was none for as many looks as `patience`."""
     waited = 0
     while True:
         if read(slot + Slot.STATE) == Waiting.POSTED and exchange(slot + Slot.STATE, Waiting.POSTED, Waiting.TAKEN):
@@ -174,7 +179,7 @@ def serve(slot: int) -> None:
             write(slot + Slot.STATE, Waiting.IDLE)
             write(slot + Slot.DONE, 1)
             waited = 0
-        elif waited < PATIENCE:
+        elif waited < patience:
             relax()
             waited += 1
         elif exchange(slot + Slot.STATE, Waiting.IDLE, Waiting.ASLEEP):

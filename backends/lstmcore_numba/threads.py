@@ -1,6 +1,6 @@
 """The threads of this process that passes are shared with.
 
-They are started when they are first of use, look for work for about a millisecond after the last (`parallel`), and
+They are started when they are first of use, look for work for two milliseconds after the last (`parallel`), and
 sleep until they are woken here.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, Final
 
@@ -18,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
-from lstmcore_numba.parallel import Slot, Waiting, serve
+from lstmcore_numba.parallel import Slot, Waiting, look, serve
 
 #: Multiply-adds below which a second thread does not save what it costs.
 WORTH: Final = 500_000
-#: Multiply-adds while which one look for a thread that has to wake up is worth it: a fifth of the time they take.
-_LOOK: Final = 8_000
-#: Looks at most, some milliseconds.
-_LOOKS: Final = 100_000
+#: Multiply-adds in a second, about; and the share of the time of its work that a pass waits for threads to wake up,
+#: and the seconds that it waits at most.
+_SPEED: Final = 8e10
+_SHARE: Final = 0.2
+_LONGEST: Final = 5e-3
+#: Seconds for which a thread looks for work before it falls asleep.
+_PATIENCE: Final = 2e-3
 #: Rows of a part at least: a tile full of them.
 ROWS: Final = 6
 _CACHE_LINE: Final = 64
@@ -46,6 +50,15 @@ def thread_count() -> int:
     if asked is not None:
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def looks_per_second() -> float:
+    """How often a thread that waits can look in a second; processors differ by a factor of ten."""
+    look(100)
+    start = time.perf_counter()
+    look(10_000)
+    return 10_000 / (time.perf_counter() - start)
 
 
 def _current_processor() -> Callable[[], int] | None:
@@ -78,7 +91,7 @@ class _Worker(threading.Thread):
             self.asleep.acquire()
             if self.allowed:
                 os.sched_setaffinity(0, self.allowed)
-            serve(self.address)
+            serve(self.address, int(_PATIENCE * looks_per_second()))
 
     def wake(self) -> None:
         """Let it look for work, on another processor than this one.
@@ -153,7 +166,7 @@ class Threads:
             return ALONE
         self.team = _team(os.getpid())
         self.taken = self.team.take(self.wanted, self.limit)
-        looks = min(int(self.cost // _LOOK), _LOOKS)
+        looks = int(min(_SHARE * self.cost / _SPEED, _LONGEST) * looks_per_second())
         return np.array([looks, *(worker.address for worker in self.taken)])
 
     def __exit__(
