@@ -102,10 +102,9 @@ def _runtimes(benchmark: Benchmark) -> str:
         verdict = f"does not conform at {wrong} of {len(judged)} points" if wrong else verdict
         largest = f"; largest share of a budget {max(shares):.2g}" if shares else ""
         said = f"not started: {facts['message']}" if "message" in facts else verdict + largest
-        import_s = f"{facts['import_s']:.2f}" if "import_s" in facts else ""
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
-        rows.append((facts["label"], str(facts["threads"]), versions, said, import_s))
-    headings = ("runtime", "threads", "versions", "values against the float64 reference", "import, s")
+        rows.append((facts["label"], str(facts["threads"]), versions, said))
+    headings = ("runtime", "threads", "versions", "values against the float64 reference")
     return _table("Runtimes", headings, rows)
 
 

@@ -120,7 +120,7 @@ class Benchmark:
     settings
         Grid, modes, plan, seed.
     runtimes
-        A dictionary for each candidate: label, versions, import_s, and message where it could not be started.
+        A dictionary for each candidate: label, versions, and message where it could not be started.
     """
 
     started: str

@@ -141,7 +141,7 @@ def _settings(request: Request) -> dict[str, Any]:
 
 
 class Team:
-    """The workers, started when they are first needed, and again where one ended."""
+    """The workers: one for each candidate, started again where one ended."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.workers: dict[Candidate, Worker] = {}
@@ -161,12 +161,14 @@ class Team:
             self.facts[candidate] |= worker.facts
 
     def candidates(self, threads: int) -> list[Candidate]:
-        """Those with that many threads that could be started."""
-        return [one for one in self.workers if one.threads == threads]
+        """Those with that many threads, in the order in which they were asked for; some may not have started."""
+        return [one for one in self.facts if one.threads == threads]
 
     def again(self, candidate: Candidate) -> None:
         """Start anew the worker that has ended."""
-        self.workers.pop(candidate).close()
+        ended = self.workers.pop(candidate, None)
+        if ended is not None:
+            ended.close()
         self._start(candidate)
 
     def __enter__(self) -> Team:
@@ -199,9 +201,20 @@ def _group(
     """Prepare the jobs on their candidates, judge them, and time in turn those that are right."""
     ready: dict[tuple[Candidate, Job], Result] = {}
     residents: dict[tuple[Candidate, Job], int | None] = {}
+    workers: dict[tuple[Candidate, Job], Worker | None] = {}
     for candidate, job in pairs:
+        workers[candidate, job] = team.workers.get(candidate)
         ready[candidate, job], residents[candidate, job] = _ready(candidate, job, expected[job], team, folder)
-    right = {pair: (team.workers[pair[0]], str(pair[1])) for pair in pairs if ready[pair].outcome is Outcome.MEASURED}
+    right: dict[tuple[Candidate, Job], tuple[Worker, str]] = {}
+    for pair in pairs:
+        worker = workers[pair]
+        if ready[pair].outcome is not Outcome.MEASURED or worker is None:
+            continue
+        if team.workers.get(pair[0]) is worker:
+            right[pair] = (worker, str(pair[1]))
+        else:
+            message = "its process ended while another variant was prepared"
+            ready[pair] = replace(ready[pair], outcome=Outcome.ERROR, message=message)
     calls = request.calls if any(job.mode == "streaming" for _, job in right) else None
     timed = measure(right, request.plan, rng, threads=pairs[0][0].threads, calls=calls) if right else {}
     results = []
@@ -248,8 +261,10 @@ def _dropped(pair: tuple[Candidate, Job], team: Team) -> int | None:
     candidate, job = pair
     try:
         found: int | None = team.workers[candidate].ask("drop", key=str(job))["peak"]
-    except (FailedError, EndedError, KeyError):
+    except (FailedError, EndedError):
         team.again(candidate)
+        return None
+    except KeyError:  # it could not be started again
         return None
     return found
 

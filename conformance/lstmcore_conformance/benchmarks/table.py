@@ -155,9 +155,6 @@ def _starts(benchmark: Benchmark) -> Table:
 
 def _reasons(benchmark: Benchmark, console: Console) -> None:
     """Why results have no time, each reason once; and how noisy the noisy ones are."""
-    for facts in benchmark.runtimes:
-        if "message" in facts:
-            _line(console, f"{facts['label']}, {facts['threads']} threads: not started: {facts['message']}")
     found: dict[tuple[Candidate, str], list[Job]] = {}
     for one in benchmark.results:
         if one.message and one.outcome is not Outcome.NOISY:

@@ -1,7 +1,8 @@
 """The process of one runtime with one number of threads: it does what the parent asks, one line of JSON at a time.
 
 `team.Worker` starts it as ``python -m lstmcore_conformance.benchmarks.worker KIND NAME THREADS``. Its second answer
-tells how long the import took. Whatever a library prints goes to standard error: answers have a pipe of their own.
+tells versions, or why the runtime cannot be imported. Whatever a library prints goes to standard error: answers have a
+pipe of their own.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ def main(kind: str, name: str, threads: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _answer(answers, lambda: {"pid": os.getpid()})
-    start = time.perf_counter()
     server: Server | None = None
 
     def started() -> dict[str, Any]:
         nonlocal server
         server = Server(kind, name, threads)
-        return {"import_s": time.perf_counter() - start, "versions": server.runtime.versions()}
+        return {"versions": server.runtime.versions()}
 
     _answer(answers, started)
     for line in sys.stdin:
