@@ -157,9 +157,10 @@ def call_part(context: Any, function: Any, arguments: Any, part: Any, parts: Any
 
 
 @compiled
-def look(count: int) -> None:
-    """Wait for as long as `count` looks take."""
+def look(address: int, count: int) -> None:
+    """Look `count` times, as a thread that waits does."""
     for _ in range(count):
+        read(address)
         relax()
 
 
