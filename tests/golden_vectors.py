@@ -7,8 +7,9 @@ from typing import Final
 from lstmcore.precision import get_precision
 from lstmcore_conformance.budgets import SAFETY
 
-#: The share of a float64 budget that the answers, which are evaluated in float64, may use. A budget is SAFETY times what
-#: the textbook evaluation loses; that of float64 is scaled from float32, whose roundings are others: twice as much.
+#: The share of a float64 budget that the answers, which are evaluated in float64, may use. A budget is SAFETY times
+#: what the textbook evaluation loses; that of float64 is scaled from float32, whose roundings are others: twice as
+#: much.
 SHARE: Final = 2 / SAFETY
 
 

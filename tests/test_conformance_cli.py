@@ -89,6 +89,42 @@ def test_the_plugin_never_skips_what_was_named(tmp_path: Path, arguments: tuple[
     assert "skipped" not in found.stdout
 
 
+@pytest.mark.parametrize("arguments", [("--lstm-seed", "-1"), ("--lstm-seed", "x"), ("--lstm-max-examples", "0")])
+def test_the_plugin_refuses_draws_that_there_cannot_be(tmp_path: Path, arguments: tuple[str, str]) -> None:
+    found = run_pytest(tmp_path, "--lstm-backend", "reference", *arguments)
+    assert found.returncode == 4
+    assert "expected a whole number of at least" in found.stderr
+
+
+def test_the_plugin_draws_what_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(
+        """
+import pytest
+from lstmcore_conformance.plugin import _SUBJECT
+
+
+@pytest.fixture(autouse=True, scope="session")
+def told(pytestconfig):
+    draws = pytestconfig.stash[_SUBJECT].draws
+    print(f"seed {draws.seed}, {draws.max_examples} examples")
+"""
+    )
+    options = ("--lstm-seed", "7", "--lstm-max-examples", "3", "-s", "-k", "drawn.forward", "-p", "counting")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir=.", "-p", "no:cacheprovider"]
+    command += ["-p", "lstmcore_conformance.plugin", "--pyargs", "lstmcore_conformance", "--lstm-backend", "reference"]
+    found = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "seed 7, 3 examples" in found.stdout
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--html", "--badge"])
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(tmp_path: Path, option: str) -> None:
+    found = conform("reference", option, str(tmp_path))
+    assert found.exit_code == 2
+    assert f"{option}: expected a file in a folder that exists; got {tmp_path}" in found.output
+    assert "passed" not in found.output
+
+
 def test_the_full_profile_runs_more_and_the_report_names_it(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     found = conform("reference", "-k", "forward.long", "--profile", "full", "--json", str(path))

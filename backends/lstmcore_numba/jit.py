@@ -29,24 +29,24 @@ def compiled(function: Compiled) -> Compiled:
         return cast(Compiled, njit(nogil=True)(function))
 
 
-class _Announcer(event.Listener):
+class _Announcer:
     """Says once a process that code is compiled: it takes seconds, and it happens once on a machine."""
 
     def __init__(self) -> None:
         self.told = False
 
-    def on_start(self, started: Any) -> None:
-        of = started.data["dispatcher"].py_func.__module__
-        if not self.told and of.split(".")[0] == __package__:
+    def notify(self, event: Any) -> None:
+        """Hear that Numba starts or ends to compile a function."""
+        of = event.data["dispatcher"].py_func.__module__
+        if event.is_start and not self.told and of.split(".")[0] == __package__:
             self.told = True
             kept = "" if _KEPT else ", in every process with LSTMCORE_VECTOR_BYTES"
             print(f"lstmcore: compiling for this processor, which takes some seconds{kept}", file=sys.stderr)  # noqa: T201  # whoever waits should know why
 
-    def on_end(self, ended: Any) -> None:
-        pass
 
-
-event.register("numba:compile", _Announcer())  # type: ignore[no-untyped-call]  # Numba has no types
+_EVENTS: Final[Any] = event  # Numba has types where it is installed, but not of everything
+_EVENTS.Listener.register(_Announcer)
+_EVENTS.register("numba:compile", _Announcer())
 
 #: Decorators of functions that emit code, whose arguments' values are not known, or are where they are literal.
 #: Numba's own types have no place for the arguments that such a function has when it is called.

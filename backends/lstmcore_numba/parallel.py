@@ -19,7 +19,9 @@ from lstmcore_numba.jit import compiled, plain_intrinsic
 from lstmcore_numba.vectors import INDEX
 
 _INTEGER: Final = INDEX.as_pointer()
-_ADDRESSES: Final[Any] = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # Numba has no types
+#: Numba has types where it is installed, but not of everything.
+_TYPES: Final[Any] = types
+_CODE: Final[Any] = cgutils
 #: How often a thread looks whether the others have arrived before it gives way to them; some tens of microseconds.
 _SPINS: Final = 1_000
 
@@ -129,7 +131,7 @@ def outlined(context: Any, inner: Any, args: Any) -> Any:
         found, tuple_type = signature.args[0].dispatcher, signature.args[1]
         wanted = types.void(types.int64, types.int64, *tuple_type.types)
         body = target.compile_subroutine(builder, found.py_func, wanted)
-        room = cgutils.alloca_once_value(builder, values[1])  # type: ignore[no-untyped-call]  # Numba has no types
+        room = _CODE.alloca_once_value(builder, values[1])
         kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
         function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
         function.linkage = "internal"
@@ -141,7 +143,7 @@ def outlined(context: Any, inner: Any, args: Any) -> Any:
         both = [builder.ptrtoint(function, INDEX), builder.ptrtoint(room, INDEX)]
         return target.make_tuple(builder, signature.return_type, both)
 
-    return _ADDRESSES(inner, args), emit
+    return _TYPES.UniTuple(_TYPES.int64, 2)(inner, args), emit
 
 
 @plain_intrinsic

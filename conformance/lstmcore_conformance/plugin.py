@@ -8,9 +8,12 @@ the asserts of every module of this distribution, compiled kernels included.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+
 import pytest
 
-from lstmcore_conformance.subject import Subject
+from lstmcore_conformance.subject import EXAMPLES, SEED, Draws, Subject
 from lstmcore_conformance.suite import items
 
 pytest.register_assert_rewrite("lstmcore_conformance.test_suite")
@@ -34,6 +37,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="quick",
         help="full also runs what takes long.  [default: quick]",
     )
+    group.addoption(
+        "--lstm-seed",
+        metavar="N",
+        type=_whole(0),
+        default=SEED,
+        help=f"Seed of the cases that are drawn.  [default: {SEED}]",
+    )
+    group.addoption(
+        "--lstm-max-examples",
+        metavar="N",
+        type=_whole(1),
+        default=EXAMPLES,
+        help=f"Cases that a check draws.  [default: {EXAMPLES}]",
+    )
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}; got {text!r}")
+        return int(text)
+
+    return read
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,8 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from lstmcore.registry import get_backend
 
+    draws = Draws(config.getoption("lstm_seed"), config.getoption("lstm_max_examples"))
     try:
-        config.stash[_SUBJECT] = Subject(get_backend(name))
+        config.stash[_SUBJECT] = Subject(get_backend(name), draws)
     except (ImportError, LookupError, RuntimeError, ValueError) as error:
         raise pytest.UsageError(f"--lstm-backend: {error}") from error
 

@@ -81,7 +81,9 @@ def conform(
     from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
 
     for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
-        if file is not None and not (option == "--json" and file == "-") and not Path(file).parent.is_dir():
+        if file is None or (option == "--json" and file == "-"):
+            continue
+        if Path(file).is_dir() or not Path(file).parent.is_dir():
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
