@@ -280,6 +280,35 @@ assert report.conforms
     assert "passes" in run_python(code, tmp_path, LSTMCORE_VECTOR_BYTES=width)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_computes_though_a_thread_of_its_parent_held_the_memory(tmp_path: Path) -> None:
+    code = """
+import os, threading
+import numpy as np
+from lstmcore import LSTM
+from lstmcore_numba import memory
+lstm, x = LSTM(64, 96, backend="numba", seed=0), np.ones((50, 64, 64), np.float32)
+wanted = lstm(x)[0]
+held, done = threading.Event(), threading.Event()
+def hold():
+    with memory._POOL.lock:
+        held.set()
+        done.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(lstm(x)[0], wanted) else 1)
+timer = threading.Timer(60, os.kill, (child, 9))
+timer.start()
+_, status = os.waitpid(child, 0)
+timer.cancel()
+done.set()
+print(os.waitstatus_to_exitcode(status))
+"""
+    assert run_python(code, tmp_path) == "0\n"
+
+
 def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba.vectors import vector_bytes
 

@@ -7,6 +7,7 @@ as long as a tenth to a third of the step itself.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any, Final
 
@@ -22,10 +23,14 @@ class _Pool:
     """Blocks of memory by size."""
 
     def __init__(self) -> None:
-        # One that the same thread may take twice: the collector can call `give` at any place, also within `take`.
-        self.lock = threading.RLock()
         self.blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}
         self.size = 0
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make the lock: another one in a forked process, whose parent's may be held by a thread that it has not."""
+        # One that the same thread may take twice: the collector can call `give` at any place, also within `take`.
+        self.lock = threading.RLock()
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
         """A block of at least `size` bytes; at most an eighth more."""
@@ -47,6 +52,8 @@ class _Pool:
 
 
 _POOL: Final = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOL.renew_lock)
 
 
 class _Lease:
