@@ -70,7 +70,7 @@ def report(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that train for longer."""
-    session.install("-e", ".[plot,conformance]", *TESTS)
+    session.install("-e", ".[plot,conformance,bench]", *TESTS)
     session.run("pytest", "-m", "slow", *session.posargs, env=_quiet())
 
 

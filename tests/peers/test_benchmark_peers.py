@@ -36,4 +36,6 @@ def test_a_peer_conforms_in_every_mode(peer: str, precision: str) -> None:
             "onnxruntime": one.job.mode == "training" or precision == "float64",
             "tutorial": one.job.mode != "inference",
         }.get(peer, False)
-        assert one.outcome in ((Outcome.UNSUPPORTED,) if cannot else (Outcome.MEASURED, Outcome.NOISY)), one.message
+        # That a peer kept to its threads can only be judged of calls longer than these: JAX hands each to a thread.
+        right = (Outcome.MEASURED, Outcome.NOISY, Outcome.THREADS)
+        assert one.outcome in ((Outcome.UNSUPPORTED,) if cannot else right), one.message
