@@ -43,7 +43,7 @@ class ComposedStack(StackKernel):
     def __init__(self, backend: Backend, stack: StackConfig, precision: Precision) -> None:
         super().__init__(backend, stack, precision)
         compiled = {config: backend.compile(config, precision) for config in dict.fromkeys(stack.configs)}
-        self.kernels = tuple(compiled[config] for config in stack.configs)
+        self.kernels: tuple[Kernel, ...] = tuple(compiled[config] for config in stack.configs)
         self._names = tuple(
             tuple((name, name + suffix) for name in config.parameter_shapes)
             for config, suffix in zip(stack.configs, stack.suffixes, strict=True)
@@ -67,7 +67,7 @@ class ComposedStack(StackKernel):
         record: bool = False,
         out: Array | None = None,
     ) -> Forward:
-        if len(self.kernels) == 1:  # as below, in a third of the time: calls of one step are many
+        if len(self.kernels) == 1:  # as below without its lists: calls of one step are many
             mask = None if masks is None else masks.layers[0]
             y, last, kept = self.kernels[0]._forward(
                 weights[0], x, _entry(state, 0), lengths, mask, record=record, out=out
@@ -98,7 +98,7 @@ class ComposedStack(StackKernel):
                 )
                 for index, half in enumerate(halves, first)
             ]
-            found = self._forward_layer(self.kernels[first : first + len(calls)], calls, record=record)
+            found = self._forward_layer(first, calls, record=record)
             finals += [last for _, last, _ in found]
             saved += [kept for _, _, kept in found]
             y = target if self._directions == 2 else found[0][0]
@@ -110,16 +110,15 @@ class ComposedStack(StackKernel):
         parameters: list[dict[str, Array]] = []
         for layer in reversed(range(self._layers)):
             dx = None
-            indices = range(layer * self._directions, (layer + 1) * self._directions)
-            halves: tuple[Array | None, ...] = (dy,) * len(indices)
+            first = layer * self._directions
+            halves: tuple[Array | None, ...] = (dy,) * self._directions
             if dy is not None and self._directions == 2:
                 halves = (dy[:, :, : self._width], dy[:, :, self._width :])
             calls = [
                 (weights[index], tape.saved[index], half, _entry(dstate, index))
-                for index, half in zip(indices, halves, strict=True)
+                for index, half in enumerate(halves, first)
             ]
-            every = self._backward_layer(self.kernels[indices.start : indices.stop], calls)
-            for index, found in reversed(list(zip(indices, every, strict=True))):
+            for index, found in reversed(list(enumerate(self._backward_layer(first, calls), first))):
                 states.append(found.state)
                 parameters.append({full: found.parameters[name] for name, full in self._names[index]})
                 if dx is None:
@@ -170,16 +169,23 @@ class ComposedStack(StackKernel):
         return Forward(y, _stacked(finals, copy=False)), Forward(ty, _stacked(tfinals, copy=False))
 
     def _forward_layer(
-        self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]], *, record: bool
+        self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
     ) -> Sequence[tuple[Array, State, Any]]:
-        """`Kernel._forward` of each direction of a layer, with arguments in its order; they do not need each other."""
+        """`Kernel._forward` of the directions of a layer, kernels from `first` on, with arguments in its order.
+
+        They do not need each other's results.
+        """
         return [
-            kernel._forward(*args, record=record, out=out) for kernel, (*args, out) in zip(kernels, calls, strict=True)
+            kernel._forward(*args, record=record, out=out)
+            for kernel, (*args, out) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
         ]
 
-    def _backward_layer(self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
-        """`Kernel._backward` of each direction of a layer."""
-        return [kernel._backward(*args) for kernel, args in zip(kernels, calls, strict=True)]
+    def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        """`Kernel._backward` of the directions of a layer, kernels from `first` on."""
+        return [
+            kernel._backward(*args)
+            for kernel, args in zip(self.kernels[first : first + len(calls)], calls, strict=True)
+        ]
 
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
         return tuple(kernel.receipt(steps, batch) for kernel in self.kernels)

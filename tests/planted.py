@@ -54,6 +54,12 @@ _BODIES: Final = {
         found.parameters["weight_h"][0, 0] += 0.01
         return found
 """,
+    "crashing_at_peephole": """
+    def _forward(self, *args, **more):
+        if self.config.peephole:
+            os._exit(7)
+        return super()._forward(*args, **more)
+""",
     "crashing": """
     def _forward(self, *args, **more):
         if args[1].shape[1] == 2:

@@ -25,6 +25,7 @@ from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, sav
 from lstmcore_conformance.benchmarks.jobs import MODES, VARIANTS, Job, Mode, Point
 from lstmcore_conformance.benchmarks.machine import describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
+from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
@@ -106,6 +107,21 @@ def test_a_backend_that_cannot_start_is_told(plant: Callable[..., tuple[str, ...
     (facts,) = (one for one in benchmark.runtimes if one["name"] == "absent")
     assert "it needs a chip" in facts["message"]
     assert _by(benchmark)["right", "inference", SMALL].median_s is not None
+    absent = _by(benchmark)["absent", "inference", SMALL]
+    assert absent.outcome is Outcome.ERROR
+    assert "it needs a chip" in absent.message
+    assert "it needs a chip" in page(benchmark)
+
+
+def test_a_process_that_ends_takes_its_other_variants_along(plant: Callable[..., tuple[str, ...]]) -> None:
+    """What was prepared before goes with the process, what comes after is done by the next one."""
+    found = _run(plant("right", "crashing_at_peephole"), modes=("inference",), variants=True)
+    order = list(VARIANTS)
+    for one in found.results:
+        crashing = one.candidate.name == "crashing_at_peephole" and one.beside_variants
+        gone = crashing and order.index(one.job.variant) <= order.index("peephole")
+        assert (one.outcome is Outcome.ERROR) == gone, one
+    assert json.loads(document(found))
 
 
 def test_a_job_that_fails_while_it_is_timed_is_an_error() -> None:

@@ -39,8 +39,7 @@ def made() -> Benchmark:
     ]
     machine = {"processor": "made <up>", "cores": 2, "load": 0.1}
     runtimes = tuple(
-        {"name": one.name, "kind": one.kind, "threads": one.threads, "label": one.label, "import_s": 0.5}
-        for one in CANDIDATES
+        {"name": one.name, "kind": one.kind, "threads": one.threads, "label": one.label} for one in CANDIDATES
     )
     roofs = (Roof(2, "float32", 400.0, 16, {"524288": 80.0, "268435456": 20.0}),)
     return Benchmark("2026-01-01T00:00:00+00:00", 9.0, machine, {}, {}, runtimes, roofs, tuple(results))

@@ -48,7 +48,6 @@ _EVENTS: Final[Any] = event  # Numba has types where it is installed, but not of
 _EVENTS.Listener.register(_Announcer)
 _EVENTS.register("numba:compile", _Announcer())
 
-#: Decorators of functions that emit code, whose arguments' values are not known, or are where they are literal.
-#: Numba's own types have no place for the arguments that such a function has when it is called.
+#: The decorator of functions that emit code. Numba's own type has no place for the arguments that such a function has
+#: when it is called.
 plain_intrinsic: Final[Callable[[Any], Any]] = intrinsic
-literal_intrinsic: Final[Callable[[Any], Any]] = intrinsic(prefer_literal=True)

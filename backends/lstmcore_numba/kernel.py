@@ -49,6 +49,7 @@ class _Begun(NamedTuple):
     y: Array
     last_h: Array
     last_c: Array
+    empty: Array | None
     saved: Saved | None
 
 
@@ -106,9 +107,6 @@ class NumbaKernel(Kernel):
     def _threads(self, most: int, cost: float) -> Threads:
         return Threads(most, cost, self.limit)
 
-    def _cost(self, rows: int, inner: int) -> float:
-        return float(rows) * inner * self.layout.wide
-
     # forward ----------------------------------------------------------------------------------------------------------
 
     def _forward(
@@ -125,7 +123,7 @@ class NumbaKernel(Kernel):
         begun = self._begin(weights, x, state, lengths, masks, record=record, out=out)
         with self._threads(begun.room.sharing.most, begun.room.sharing.cost) as team:
             passes.forward(team, *begun.args)
-        return self._end(begun, state, lengths, record=record, out=out)
+        return self._end(begun, state, out)
 
     def _begin(
         self,
@@ -194,16 +192,13 @@ class NumbaKernel(Kernel):
             room.ahead,
         )
         saved = Saved(weights, ends, own, own_x, room, norms) if record else None
-        return _Begun(args, room, y, last_h, last_c, saved)
+        return _Begun(args, room, y, last_h, last_c, empty, saved)
 
-    def _end(
-        self, begun: _Begun, state: State | None, lengths: Any, *, record: bool, out: Array | None
-    ) -> tuple[Array, State, Saved | None]:
+    def _end(self, begun: _Begun, state: State | None, out: Array | None) -> tuple[Array, State, Saved | None]:
         """What `_forward` returns, after the pass."""
-        y, last_h = begun.y, begun.last_h
+        y, last_h, empty = begun.y, begun.last_h, begun.empty
         last = State(last_h if self.same_dtype else last_h.astype(self.storage), begun.last_c)
-        if state is not None and lengths is not None:
-            empty = lengths == 0
+        if state is not None and empty is not None:
             last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
         if out is None:
             out = y if self.same_dtype else y.astype(self.storage)
@@ -241,9 +236,7 @@ class NumbaKernel(Kernel):
         """What layer norm needs and leaves."""
         if room.norms is None:
             return None
-        x, deviation_x, h, deviation_h, c, deviation_c = room.norms
-        rows = (x, deviation_x, h, deviation_h, c, deviation_c)
-        return passes.Norms(*rows, w.gain_x, w.gain_h, w.gain_c, w.shift_c, self.config.layer_norm_eps)
+        return passes.Norms(*room.norms, w.gain_x, w.gain_h, w.gain_c, w.shift_c, self.config.layer_norm_eps)
 
     # backward ---------------------------------------------------------------------------------------------------------
 
@@ -327,7 +320,7 @@ class NumbaKernel(Kernel):
         x, dz_x = saved.x.reshape(rows, width), dz
         if norms is not None:
             dz_x = aligned(dz.shape, dtype)
-            with self._threads(count, self._cost(rows, _NORM_COST)) as team:
+            with self._threads(count, self.layout.work(rows, _NORM_COST)) as team:
                 linear_steps(team, norms.x, norms.deviation_x, norms.gain_x, dz, dz_x, layout.real)
         found: dict[str, Array] = {}
         hidden = config.hidden_size
@@ -335,7 +328,7 @@ class NumbaKernel(Kernel):
         found["weight_h"], _ = self._weight_gradient(dz_h, self._operand(saved), hidden, config.recurrent_size)
         if norms is not None:
             gains = [np.empty((layout.blocks, layout.gates, layout.lanes), dtype) for _ in range(3)]
-            with self._threads(layout.blocks, self._cost(rows, _NORM_COST)) as team:
+            with self._threads(layout.blocks, self.layout.work(rows, _NORM_COST)) as team:
                 gain_gradients(team, dz, norms.x, norms.h, *gains)
             names = ("norm_gain_x", "norm_gain_h", "bias")
             found |= {name: layout.of_gates(gain) for name, gain in zip(names, gains, strict=True)}
@@ -351,7 +344,7 @@ class NumbaKernel(Kernel):
             found["peephole"] = self._peephole(saved, dz)
         wide_dx = aligned((rows, layout.whole(width)), dtype)
         most = rows // ROWS if count == 1 else min(count, rows // ROWS)
-        with self._threads(most, self._cost(rows, width)) as team:
+        with self._threads(most, self.layout.work(rows, width)) as team:
             passes.input_gradient(team, dz_x, w.back_input, wide_dx)
         dx = wide_dx[:, :width].reshape(count, batch, width)
         state = State(dh[:, : config.output_size].astype(self.storage), dc[:, : config.hidden_size].copy())
@@ -462,7 +455,7 @@ class NumbaKernel(Kernel):
         step_cell = self._code(steps.tangent_cell, masks, record=True) if normed else 0
         step_output = self._code(steps.tangent_output, masks, record=True) if projects else 0
 
-        with self._threads(batch // ROWS, self._cost(rows, config.recurrent_size)) as team:
+        with self._threads(batch // ROWS, self.layout.work(rows, config.recurrent_size)) as team:
             passes.tangent(
                 team,
                 step,
@@ -514,25 +507,23 @@ class NumbaStack(ComposedStack):
     kernels: tuple[NumbaKernel, ...]
 
     def _forward_layer(
-        self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]], *, record: bool
+        self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
     ) -> Sequence[tuple[Array, State, Any]]:
-        own = [kernel for kernel in kernels if isinstance(kernel, NumbaKernel)]
-        _, x, *_ = calls[0]
+        own, (_, x, *_) = self.kernels[first : first + len(calls)], calls[0]
         if len(own) == 1 or not run_beside(own[0].layout, len(x), x.shape[1]):
-            return super()._forward_layer(kernels, calls, record=record)
+            return super()._forward_layer(first, calls, record=record)
         both = [kernel._begin(*args, record=record, out=out) for kernel, (*args, out) in zip(own, calls, strict=True)]
         with self._threads([begun.room.sharing for begun in both]) as team:
             passes.forward_both(team, *(begun.args for begun in both))
         return [
-            kernel._end(begun, state, lengths, record=record, out=out)
-            for kernel, begun, (_, _, state, lengths, _, out) in zip(own, both, calls, strict=True)
+            kernel._end(begun, state, out)
+            for kernel, begun, (_, _, state, _, _, out) in zip(own, both, calls, strict=True)
         ]
 
-    def _backward_layer(self, kernels: Sequence[Kernel], calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
-        own = [kernel for kernel in kernels if isinstance(kernel, NumbaKernel)]
-        _, first, *_ = calls[0]
-        if len(own) == 1 or not run_beside(own[0].layout, len(first.x), first.x.shape[1]):
-            return super()._backward_layer(kernels, calls)
+    def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        own, (_, tape, *_) = self.kernels[first : first + len(calls)], calls[0]
+        if len(own) == 1 or not run_beside(own[0].layout, len(tape.x), tape.x.shape[1]):
+            return super()._backward_layer(first, calls)
         both = [
             kernel._begin_backward(saved, dy, dstate) for kernel, (_, saved, dy, dstate) in zip(own, calls, strict=True)
         ]

@@ -64,14 +64,21 @@ def linear(norm: Any, deviation: Any, d: Any, count: int, first: int, last: int)
 
 
 @compiled
+def scaled(gain: Any, d: Any, out: Any, first: int, last: int) -> None:
+    """``out = gain d`` for rows `first` to `last`."""
+    blocks, gates, lanes = d.shape[0], d.shape[2], d.shape[3]
+    for block in range(blocks):
+        for row in range(first, last):
+            for gate in range(gates):
+                for lane in range(lanes):
+                    out[block, row, gate, lane] = gain[block, gate, lane] * d[block, row, gate, lane]
+
+
+@compiled
 def _linear_steps(part: int, parts: int, norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int) -> None:
-    steps, blocks, rows, gates, lanes = d.shape
+    steps, rows = d.shape[0], d.shape[2]
     for t in range(steps * part // parts, steps * (part + 1) // parts):
-        for block in range(blocks):
-            for row in range(rows):
-                for gate in range(gates):
-                    for lane in range(lanes):
-                        out[t, block, row, gate, lane] = gain[block, gate, lane] * d[t, block, row, gate, lane]
+        scaled(gain, d[t], out[t], 0, rows)
         linear(norm[t], deviation[t], out[t], count, 0, rows)
 
 

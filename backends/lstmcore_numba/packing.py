@@ -44,6 +44,10 @@ class Layout:
         """The least multiple of `lanes` that is not below `size`."""
         return -(-size // self.lanes) * self.lanes
 
+    def work(self, rows: int, inner: int) -> float:
+        """Multiply-adds of a product of `rows` by `inner` values with all gates."""
+        return float(rows) * inner * self.wide
+
     def spread(self, rows: Array) -> Array:
         """Parameters (G H, K) as (B, G, lanes, K), padded with zeros."""
         apart = rows.reshape(self.gates, self.config.hidden_size, rows.shape[1])

@@ -43,11 +43,9 @@ class Sharing:
 
 def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool, units_at_once: int = 1) -> Sharing:
     """For products of `inner` values at every step; a thread takes `units_at_once` blocks of hidden units or more."""
-    config = layout.config
-    work = float(steps) * batch * inner * layout.wide
+    config, work = layout.config, layout.work(steps * batch, inner)
     apart = config.proj_size > 0 or config.layer_norm or masked
-    large = inner * layout.wide * layout.dtype.itemsize > _FIT
-    if apart or (batch >= _ROWS_APART and not large):
+    if apart or (batch >= _ROWS_APART and _fits(layout, inner)):
         return Sharing(False, batch // ROWS, work, work)
     worth = work >= steps * _STEP_WORTH
     return Sharing(True, -(-layout.blocks // units_at_once), work, work if worth else 0.0)
@@ -56,9 +54,12 @@ def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool,
 def run_beside(layout: Layout, steps: int, batch: int) -> bool:
     """Whether two directions had better run side by side: for few rows, and weights that fit into a core's cache."""
     inner = layout.config.recurrent_size + layout.config.input_size
-    if batch >= _ROWS_APART or inner * layout.wide * layout.dtype.itemsize > _FIT:
-        return False
-    return float(steps) * batch * inner * layout.wide >= _BESIDE_WORTH
+    return batch < _ROWS_APART and _fits(layout, inner) and layout.work(steps * batch, inner) >= _BESIDE_WORTH
+
+
+def _fits(layout: Layout, inner: int) -> bool:
+    """Whether the weights of a step fit into a core's cache."""
+    return inner * layout.wide * layout.dtype.itemsize <= _FIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Room:
     projected: Array
     h: Array
     c: Array
-    norms: tuple[Array, ...] | None
+    norms: tuple[Array, Array, Array, Array, Array, Array] | None
     full: Array
     zero_h: Array
     zero_c: Array

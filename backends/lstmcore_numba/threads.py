@@ -156,9 +156,10 @@ class Threads:
     __slots__ = ("cost", "limit", "taken", "team", "wanted")
 
     def __init__(self, most: int, cost: float, limit: int | None = None) -> None:
-        self.cost, self.limit, self.wanted = cost, limit, 0
+        self.cost, self.wanted = cost, 0
         if most > 1 and cost >= 2 * WORTH:
-            self.wanted = min(most, int(cost // WORTH), limit or thread_count()) - 1
+            self.limit = limit or thread_count()
+            self.wanted = min(most, int(cost // WORTH), self.limit) - 1
         self.taken: list[_Worker] = []
 
     def __enter__(self) -> npt.NDArray[Any]:

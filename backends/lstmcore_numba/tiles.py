@@ -13,7 +13,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.jit import compiled, literal_intrinsic, plain_intrinsic
+from lstmcore_numba.jit import compiled, plain_intrinsic
 from lstmcore_numba.vectors import INDEX, Emitter, Vector, vector_bytes
 
 #: Bytes of a vector; the code below is compiled for it.
@@ -30,7 +30,7 @@ ROWS: Final = 6 if BYTES == 64 else 3
 _UNROLL: Final = 4
 
 
-@literal_intrinsic
+@plain_intrinsic
 def tile(
     context: Any,
     zero: Any,
@@ -52,27 +52,29 @@ def tile(
     group: Any,
     fresh: Any,
 ) -> Any:
-    """``c = a b``, or ``c += a b`` unless `fresh`, for 1 to `ROWS` rows and `cols` vectors.
+    """``c = a b``, or ``c += a b`` unless `fresh`, for 1 to `ROWS` rows and 1 to `PANEL` vectors, which `cols` says.
 
     `a`, `b` and `c` are addresses, and all distances are in bytes. The inner index goes over `chunks` of `size` values;
     ``a_chunk`` and ``a_k`` lie between those in `a`, ``b_k`` between the vectors of two values in `b`. ``a_row`` and
     ``c_row`` lie between rows, and ``a_gap`` and ``c_gap`` more between the last row of a group of `group` and the next
     one's first; the first row of the tile is at `place` in its group.
     """
-    signature = types.void(zero, cols, *(types.int64,) * 15, types.boolean)
+    signature = types.void(zero, *(types.int64,) * 16, types.boolean)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        rows, *rest = args[2:]
+        _, cols, rows, *rest = args
         dtype = str(signature.args[0])
         e = Emitter(builder, dtype, BYTES // (4 if dtype == "float32" else 8))
         done = builder.append_basic_block("tiled")
-        cases = builder.switch(rows, done)
-        for height in range(1, ROWS + 1):
-            block = builder.append_basic_block(f"rows{height}")
-            cases.add_case(ir.Constant(rows.type, height), block)
-            builder.position_at_end(block)
-            _emit_tile(e, height, signature.args[1].literal_value, *rest)
-            builder.branch(done)
+        shape = builder.add(builder.mul(cols, e.index(ROWS + 1)), rows)
+        cases = builder.switch(shape, done)
+        for width in range(1, PANEL + 1):
+            for height in range(1, ROWS + 1):
+                block = builder.append_basic_block(f"tile{height}x{width}")
+                cases.add_case(e.index(width * (ROWS + 1) + height), block)
+                builder.position_at_end(block)
+                _emit_tile(e, height, width, *rest)
+                builder.branch(done)
         builder.position_at_end(done)
         return target.get_dummy_value()
 
@@ -215,90 +217,26 @@ def grouped_panel(
             height, before, place = rows * (k + 1) // tiles - first, first // group, first % group
             from_a = a + offset + first * a_row + before * a_gap
             to_c = c + first * c_row + before * c_gap
-            if cols == 4:
-                tile(
-                    zero,
-                    4,
-                    height,
-                    from_a,
-                    a_row,
-                    a_k,
-                    a_chunk,
-                    a_gap,
-                    from_b,
-                    b_k,
-                    to_c,
-                    c_row,
-                    c_gap,
-                    some,
-                    depth,
-                    place,
-                    group,
-                    empty,
-                )
-            elif cols == 3:
-                tile(
-                    zero,
-                    3,
-                    height,
-                    from_a,
-                    a_row,
-                    a_k,
-                    a_chunk,
-                    a_gap,
-                    from_b,
-                    b_k,
-                    to_c,
-                    c_row,
-                    c_gap,
-                    some,
-                    depth,
-                    place,
-                    group,
-                    empty,
-                )
-            elif cols == 2:
-                tile(
-                    zero,
-                    2,
-                    height,
-                    from_a,
-                    a_row,
-                    a_k,
-                    a_chunk,
-                    a_gap,
-                    from_b,
-                    b_k,
-                    to_c,
-                    c_row,
-                    c_gap,
-                    some,
-                    depth,
-                    place,
-                    group,
-                    empty,
-                )
-            else:
-                tile(
-                    zero,
-                    1,
-                    height,
-                    from_a,
-                    a_row,
-                    a_k,
-                    a_chunk,
-                    a_gap,
-                    from_b,
-                    b_k,
-                    to_c,
-                    c_row,
-                    c_gap,
-                    some,
-                    depth,
-                    place,
-                    group,
-                    empty,
-                )
+            tile(
+                zero,
+                cols,
+                height,
+                from_a,
+                a_row,
+                a_k,
+                a_chunk,
+                a_gap,
+                from_b,
+                b_k,
+                to_c,
+                c_row,
+                c_gap,
+                some,
+                depth,
+                place,
+                group,
+                empty,
+            )
 
 
 @compiled

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lstmcore import registry
+from lstmcore.cli._console import progress_bar
 from lstmcore.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -157,15 +157,7 @@ def _measured(request: Request) -> Benchmark:
     """Run it, with a bar where somebody looks."""
     from lstmcore_conformance.benchmarks.run import run
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("bench", total=None)
         return run(
             request,

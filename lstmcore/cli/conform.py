@@ -8,8 +8,8 @@ from typing import Literal
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lstmcore.cli._console import progress_bar
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
 
@@ -87,15 +87,7 @@ def conform(
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(f"conform {name}", total=None)
         report = run(
             backend,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import linear
+from lstmcore_numba.norms import linear, scaled
 from lstmcore_numba.parallel import meet, outlined, side_by_side
 from lstmcore_numba.passes.common import FIELDS, at, set_norms
 from lstmcore_numba.steps import At
@@ -110,12 +110,7 @@ def _backward(
         if by_units and parts > 1:
             meet(counter.ctypes.data, parts * (count + 1))
         if norms is not None:
-            for row in range(first, last):
-                for block in range(blocks):
-                    for gate in range(cols):
-                        for lane in range(lanes):
-                            gain = norms.gain_h[block, gate, lane]
-                            dz_h[t, block, row, gate, lane] = gain * dz[t, block, row, gate, lane]
+            scaled(norms.gain_h, dz[t], dz_h[t], first, last)
             linear(norms.h[place], norms.deviation_h[place], dz_h[t], cols * hidden, first, last)
         target, pitch = (table[At.DC], row_c) if of_cell else (table[At.DH], row_h)
         vectors = blocks if of_cell else output_blocks

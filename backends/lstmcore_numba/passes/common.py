@@ -46,6 +46,28 @@ def set_norms(table: Any, norms: Any, t: int) -> int:
 
 
 @compiled
+def masked_operand(target: Any, mask: Any, state: Any, first: int, last: int) -> None:
+    """``target = mask state`` for rows `first` to `last`; a state may be wider, in whole vectors."""
+    for row in range(first, last):
+        for k in range(target.shape[1]):
+            target[row, k] = mask[row, k] * state[row, k]
+
+
+@compiled
+def put_outputs(
+    target: Any, state: Any, lengths: Any, t: int, first: int, last: int, column: int, columns: int
+) -> None:
+    """Copy the columns `column` to `columns` of a state to the outputs of step `t`; 0 past a row's end."""
+    for row in range(first, last):
+        if t < lengths[row]:
+            for k in range(column, columns):
+                target[row, k] = state[row, k]
+        else:
+            for k in range(column, columns):
+                target[row, k] = 0
+
+
+@compiled
 def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
     """Copy cells (N, Hp) to (B, N, 1, lanes), with 0 behind the last unit."""
     lanes = target.shape[3]

@@ -9,7 +9,7 @@ import numpy as np
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import normalise
 from lstmcore_numba.parallel import meet, outlined, side_by_side
-from lstmcore_numba.passes.common import FIELDS, at, set_norms, whole_cells
+from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, call_step, grouped_panel, panel, product
 
@@ -90,9 +90,7 @@ def _forward(
         source, pitch = (table[At.C_BEFORE], row_c) if of_cell else (table[At.H_BEFORE], row_h)
         if masked:
             slot = t if operand.shape[0] > 1 else 0
-            for row in range(first, last):
-                for k in range(inner):
-                    operand[slot, row, k] = mask_r[row, k] * (c[now, row, k] if of_cell else h[now, row, k])
+            masked_operand(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
             source, pitch = at(operand, t), inner * size
         held, target = 0, table[At.GATES]
         if norms is not None:
@@ -142,13 +140,7 @@ def _forward(
             )
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
-        for row in range(first, last):
-            if t < lengths[row]:
-                for k in range(column, columns):
-                    y[t, row, k] = h[following, row, k]
-            else:
-                for k in range(column, columns):
-                    y[t, row, k] = 0
+        put_outputs(y[t], h[following], lengths, t, first, last, column, columns)
         if by_units and parts > 1:
             meet(counter.ctypes.data, parts * (count + 1))
         now = following

@@ -9,7 +9,7 @@ import numpy as np
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import linear
 from lstmcore_numba.parallel import outlined, side_by_side
-from lstmcore_numba.passes.common import FIELDS, at, set_norms, whole_cells
+from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, call_step, panel, product
 
@@ -80,9 +80,7 @@ def _tangent(
         table[At.TH_BEFORE], table[At.TH] = at(th, now), at(th, 1 - now)
         source, pitch = (table[At.TC_BEFORE], row_c) if of_cell else (table[At.TH_BEFORE], row_h)
         if masked:
-            for row in range(first, last):
-                for k in range(inner):
-                    toperand[row, k] = mask_r[row, k] * (tc[now, row, k] if of_cell else th[now, row, k])
+            masked_operand(toperand, mask_r, tc[now] if of_cell else th[now], first, last)
             source, pitch = toperand.ctypes.data, inner * size
         for block in range(blocks):
             panel(
@@ -132,13 +130,7 @@ def _tangent(
             )
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
-        for row in range(first, last):
-            if t < lengths[row]:
-                for k in range(width):
-                    ty[t, row, k] = th[1 - now, row, k]
-            else:
-                for k in range(width):
-                    ty[t, row, k] = 0
+        put_outputs(ty[t], th[1 - now], lengths, t, first, last, 0, width)
         now = 1 - now
 
 

@@ -13,9 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases import Array, Data
+from lstmcore_onnxruntime.translate import tensors
 
-#: Gate rows in the node's order i, o, f, g out of ours, i, f, g, o.
-_ORDER: Final = (0, 3, 1, 2)
 _OUTPUTS: Final = ("Y", "Y_h", "Y_c")
 
 
@@ -53,13 +52,7 @@ def model(job: Job, data: Data) -> Any:
     """One LSTM node with its weights, and the initial state as inputs."""
     steps, batch, width, hidden = job.point
 
-    def rows(array: Array) -> Array:
-        return np.concatenate([np.split(array, 4)[k] for k in _ORDER])
-
-    constants = {"W": rows(data.parameters["weight_x"])[None], "R": rows(data.parameters["weight_h"])[None]}
-    if job.config.bias:
-        bias = rows(data.parameters["bias"])
-        constants["B"] = np.concatenate([bias, np.zeros_like(bias)])[None]
+    constants = tensors((job.config, data.parameters))
     node = helper.make_node(
         "LSTM", ["X", "W", "R", "B" if job.config.bias else "", "", "h", "c"], list(_OUTPUTS), hidden_size=hidden
     )
