@@ -222,6 +222,25 @@ def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert pool.size == 3 << 20
 
 
+@pytest.mark.parametrize("coupling", ["none", "input_from_forget"])
+def test_sums_over_thousands_of_rows_stay_within_the_budget(coupling: Any) -> None:
+    """Weights' and biases' gradients are sums over T N rows: one after the other they lose more than the textbook's."""
+    from lstmcore.config import LSTMConfig
+    from lstmcore.registry import get_backend
+    from lstmcore_conformance import budgets
+    from lstmcore_conformance.cases import Case
+
+    model = LSTMConfig(input_size=128, hidden_size=128, coupling=coupling)
+    case = Case(name="many rows", model=model, precision="float32", steps=100, batch=64)
+    data, kernel = case.data, get_backend("numba").compile(model, "float32")
+    weights = kernel.pack(data.parameters)
+    tape = kernel.forward(weights, data.x, data.state, record=True).tape
+    found = kernel.backward(weights, tape, data.dy, data.dstate).parameters
+    expected = budgets.gradients(case)
+    for name, value in found.items():
+        assert budgets.measure(f"d_{name}", value, expected[f"d_{name}"]).share <= 1, name
+
+
 def test_a_row_of_nan_leaves_nothing_in_the_room_of_the_next_call() -> None:
     lstm = LSTM(5, 7, proj_size=3, backend="numba", seed=0)
     x = np.random.default_rng(0).normal(size=(4, 2, 5)).astype(np.float32)

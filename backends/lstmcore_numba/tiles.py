@@ -111,18 +111,6 @@ def _emit_tile(
         rows_c.append(e.address(rows_c[-1], c_row, builder.select(first, c_gap, zero)))
         place = builder.select(first, zero, place)
     places = [e.address(row, e.index(j * BYTES)) for row in rows_c for j in width]
-    with builder.if_else(fresh) as (empty, started):
-        with empty:
-            nothing = builder.block
-        with started:
-            loaded = [e.load(spot).value for spot in places]
-            something = builder.block
-    sums = []
-    for value in loaded:
-        start = builder.phi(e.type)
-        start.add_incoming(e.constant(0).value, nothing)
-        start.add_incoming(value, something)
-        sums.append(start)
 
     def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
         vectors = [e.load(e.address(weights, e.index(j * BYTES))) for j in width]
@@ -132,8 +120,8 @@ def _emit_tile(
             found += [number.fma(vector, Vector(e, sums[r * cols + j])).value for j, vector in enumerate(vectors)]
         return found
 
-    unroll, own = _UNROLL if rows == 1 else 1, len(sums)
-    sums += [e.constant(0).value] * (own * (unroll - 1))
+    unroll, own = _UNROLL if rows == 1 else 1, len(places)
+    sums = [e.constant(0).value] * (own * unroll)
     whole = builder.sdiv(size, e.index(unroll))
     with e.loop(zero, chunks, [*sums, b, zero]) as over:
         *sums, weights, base = over.values
@@ -156,8 +144,13 @@ def _emit_tile(
     while len(sums) > own:
         half = len(sums) // 2
         sums = [(Vector(e, x) + Vector(e, y)).value for x, y in zip(sums[:half], sums[half:], strict=True)]
-    for spot, value in zip(places, sums, strict=True):
-        e.store(Vector(e, value), spot)
+    with builder.if_else(fresh) as (empty, started):
+        with empty:
+            for spot, value in zip(places, sums, strict=True):
+                e.store(Vector(e, value), spot)
+        with started:  # what is there is added last: a sum of thousands loses less in parts than in one go
+            for spot, value in zip(places, sums, strict=True):
+                e.store(e.load(spot) + Vector(e, value), spot)
 
 
 @plain_intrinsic

@@ -69,6 +69,7 @@ def _weight_gradient(
     room = np.empty((_DEPTH + 1) * wide, dz.dtype)
     start = (-room.ctypes.data % BYTES) // size
     packed = room[start : start + _DEPTH * wide].reshape(_DEPTH, wide)
+    some = np.empty((cols, lanes), dz.dtype)
     first, last = blocks * part // parts, blocks * (part + 1) // parts
     found[first:last] = 0
     sums[first:last] = 0
@@ -76,15 +77,17 @@ def _weight_gradient(
         depth = min(_DEPTH, rows - begin)
         for block in range(first, last):
             t, row = begin // batch, begin % batch
+            some[:] = 0
             for k in range(depth):
                 for gate in range(cols):
                     for lane in range(lanes):
                         value = dz[t, block, row, gate, lane]
                         packed[k, gate * lanes + lane] = value
-                        sums[block, gate, lane] += value
+                        some[gate, lane] += value
                 row += 1
                 if row == batch:
                     t, row = t + 1, 0
+            sums[block] += some
             panel(
                 zero,
                 cols,
