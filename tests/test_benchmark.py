@@ -413,7 +413,7 @@ def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], 
     assert done.exit_code == 1
     assert "slower" in done.output
     assert "1 slower, 0 faster, 0 without a change" in done.output
-    again = CliRunner().invoke(main, ["bench", "right", "--read", new, "--compare", new])
+    again = CliRunner().invoke(main, ["bench", "--read", new, "--compare", new])
     assert again.exit_code == 0
     assert "0 slower, 0 faster, 1 without a change" in again.output
 
@@ -496,6 +496,7 @@ def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatc
             ["--peers", "other"],
             "--peers: expected some of torch, onnxruntime, jax, tutorial, or auto or none; got 'other'",
         ),
+        (["--read", "run.json"], "--read: expected no backends, since nothing is measured; got numpy"),
         (["--json", "/nowhere/run.json"], "--json: expected a place in a folder that exists"),
     ],
 )

@@ -110,23 +110,28 @@ def bench(
             raise ValueError(f"{option}: expected a place in a folder that exists; got {file}")
     if html_path is not None or folder is not None:
         require_matplotlib()
+    if read_path is not None and backends:
+        raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
     old = None if old_path is None else Benchmark.load(old_path)
-    plan = PLANS[grid]
-    request = Request(
-        backends=tuple(dict.fromkeys(registry.get_backend(name).name for name in backends or (None,))),
-        peers=_peers(peers),
-        grid=grid,
-        modes=tuple(dict.fromkeys(modes)),
-        threads=_threads(threads),
-        precisions=tuple(dict.fromkeys(precisions)),
-        variants=variants,
-        startup=startup,
-        points=tuple(map(_point, points)),
-        plan=plan if rounds is None else replace(plan, rounds=rounds),
-        calls=calls,
-        seed=seed,
-    )
-    found = _measured(request) if read_path is None else Benchmark.load(read_path)
+    if read_path is not None:
+        found = Benchmark.load(read_path)
+    else:
+        plan = PLANS[grid]
+        request = Request(
+            backends=tuple(dict.fromkeys(registry.get_backend(name).name for name in backends or (None,))),
+            peers=_peers(peers),
+            grid=grid,
+            modes=tuple(dict.fromkeys(modes)),
+            threads=_threads(threads),
+            precisions=tuple(dict.fromkeys(precisions)),
+            variants=variants,
+            startup=startup,
+            points=tuple(map(_point, points)),
+            plan=plan if rounds is None else replace(plan, rounds=rounds),
+            calls=calls,
+            seed=seed,
+        )
+        found = _measured(request)
     changes = [] if old is None else comparing.changes(found, old)
     text = document(found)
     if path == "-":
