@@ -63,7 +63,7 @@ def numba(session: nox.Session) -> None:
 def report(session: nox.Session) -> None:
     """The reports' pages in a browser; Chromium has to be installed."""
     session.install("-e", ".[conformance,bench,plot]", *TESTS)
-    pages = ("tests/test_conformance_page.py", "tests/test_benchmark_page.py")
+    pages = ("tests/test_conformance_page.py", "tests/test_benchmark_page.py", "tests/test_conformance_scoreboard.py")
     session.run("pytest", "-m", "browser", *pages, *session.posargs, env=_quiet())
 
 
@@ -153,7 +153,8 @@ root = min(sdist, key=len).split("/")[0]
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
-             "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/benchmarks/benchmark.schema.json",
+             "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/scoreboard/page.css",
+             "lstmcore_conformance/benchmarks/benchmark.schema.json",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):
@@ -180,10 +181,16 @@ def plugin(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Backends beside PyTorch, ONNX Runtime and JAX; the run goes to bench/."""
     session.install(".[bench,plot,numba,onnxruntime,jax]", TORCH)
-    folder = HERE / "bench"
-    folder.mkdir(exist_ok=True)
-    written = ("--json", str(folder / "run.json"), "--html", str(folder / "report.html"))
-    session.run("lstmcore", "bench", *written, *session.posargs, env=_quiet())
+    session.run("lstmcore", "bench", "--report", str(HERE / "bench"), *session.posargs, env=_quiet())
+
+
+@nox.session
+def scoreboard(session: nox.Session) -> None:
+    """docs/scoreboard.* and its top in the README, from reports/ (see conformance) and the runs in docs/benchmarks/."""
+    session.install(".[bench]")
+    files = sorted(map(str, (*HERE.glob("reports/*.json"), *HERE.glob("docs/benchmarks/*/run.json"))))
+    written = ("--out", str(HERE / "docs" / "scoreboard.md"), "--readme", str(HERE / "README.md"))
+    session.run("python", "-m", "lstmcore_conformance.scoreboard", *files, *written, env=_quiet())
 
 
 @nox.session(name="bench-instructions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,24 @@ def test_the_command_writes_page_and_pictures(made: Benchmark, tmp_path: Path) -
     assert (tmp_path / "page.html").read_text("utf-8") == page(few)
     names = {file.name for file in (tmp_path / "pictures").iterdir()}
     assert names == {"latency-streaming-float32-2.png", "latency-streaming-float32-2.svg"}
+
+
+def test_the_command_writes_a_folder_to_publish(made: Benchmark, tmp_path: Path) -> None:
+    few = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    (tmp_path / "run.json").write_text(document(few), "utf-8")
+    folder = tmp_path / "standard"
+    done = CliRunner().invoke(main, ["bench", "--read", str(tmp_path / "run.json"), "--report", str(folder)])
+    assert done.exit_code == 1  # something in it does not conform
+    assert Benchmark.load(folder / "run.json") == Benchmark.load(tmp_path / "run.json")
+    assert (folder / "report.html").read_text("utf-8") == page(few)
+    text = (folder / "README.md").read_text("utf-8")
+    for one in summaries(few):
+        assert f"| {one.mean:.2f} | {one.worst.ratio:.2f} at {one.worst.ours.job.point}" in text
+    assert "\\<b\\>own" in text
+    shown = set(re.findall(r"!\[.*\]\(pictures/(.*)\)", text))
+    assert shown == {file.name for file in (folder / "pictures").iterdir()}
+    assert len(shown) == len(list(pictures(few)))
+    assert "map-_b_own_b_-inference-float32-2.png" in shown
 
 
 @pytest.mark.browser

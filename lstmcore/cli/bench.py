@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 @click.option("--json", "path", metavar="FILE", help="Write the run as JSON, or - for standard output.")
 @click.option("--html", "html_path", metavar="FILE", help="Write the run as one page that needs no network.")
 @click.option("--pictures", "folder", metavar="FOLDER", help="Write the pictures as PNG and SVG.")
+@click.option("--report", "report", metavar="FOLDER", help="Write all of that into a folder, to publish it.")
 @click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
 @click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
 def bench(
@@ -80,6 +81,7 @@ def bench(
     path: str | None,
     html_path: str | None,
     folder: str | None,
+    report: str | None,
     old_path: str | None,
     read_path: str | None,
 ) -> None:
@@ -105,10 +107,10 @@ def bench(
     from lstmcore_conformance.benchmarks.summary import document
     from lstmcore_conformance.benchmarks.table import show
 
-    for option, file in (("--json", path), ("--html", html_path), ("--pictures", folder)):
+    for option, file in (("--json", path), ("--html", html_path), ("--pictures", folder), ("--report", report)):
         if file not in (None, "-") and not Path(str(file)).parent.is_dir():
             raise ValueError(f"{option}: expected a place in a folder that exists; got {file}")
-    if html_path is not None or folder is not None:
+    if any(place is not None for place in (html_path, folder, report)):
         require_matplotlib()
     if read_path is not None and backends:
         raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
@@ -147,7 +149,13 @@ def bench(
 
         write_atomically(html_path, page(found).encode())
     if folder is not None:
-        _write_pictures(found, Path(folder))
+        from lstmcore_conformance.benchmarks.folder import write_pictures
+
+        write_pictures(found, Path(folder), ("png", "svg"))
+    if report is not None:
+        from lstmcore_conformance.benchmarks.folder import write_folder
+
+        write_folder(found, Path(report))
     bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
     failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
     if (
@@ -168,16 +176,6 @@ def _measured(request: Request) -> Benchmark:
             request,
             progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
         )
-
-
-def _write_pictures(found: Benchmark, folder: Path) -> None:
-    from lstmcore.training.files import write_atomically
-    from lstmcore_conformance.benchmarks.pictures import pictures, rendered
-
-    folder.mkdir(exist_ok=True)
-    for name, _, figure in pictures(found):
-        for kind in ("png", "svg"):
-            write_atomically(folder / f"{name}.{kind}", rendered(figure, kind))
 
 
 def _peers(text: str) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def _verdicts(benchmark: Benchmark) -> Iterator[str]:
     """What the run comes to, one line for each backend and setting."""
     found = summaries(benchmark)
     if found:
-        yield _table(
+        yield data_table(
             "Best peer's time over the backend's: above 1 the backend is faster",
             ("backend", "setting", "geometric mean", "worst point", "points"),
             (
@@ -105,7 +105,7 @@ def _runtimes(benchmark: Benchmark) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
         rows.append((facts["label"], str(facts["threads"]), versions, said))
     headings = ("runtime", "threads", "versions", "values against the float64 reference")
-    return _table("Runtimes", headings, rows)
+    return data_table("Runtimes", headings, rows)
 
 
 def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
         rows.append((*row, *(_ratio(found[candidate], peer) for candidate in ours)))
     headings = ("T, N, I, H", *(one.label for one in candidates), *(f"best peer / {one.label}" for one in ours))
     unit = "us a step, median / 99th percentile" if tail else "ms a call"
-    yield _table(f"{at}: {unit}; ~ is noisy", headings, rows)
+    yield data_table(f"{at}: {unit}; ~ is noisy", headings, rows)
 
 
 def _ratio(one: Result, peer: Result | None) -> str:
@@ -138,13 +138,13 @@ def _variants(benchmark: Benchmark) -> Iterator[str]:
     if found:
         rows = ((one.backend, str(one.setting), one.name, f"{one.mean:.2f}", f"{one.worst:.2f}") for one in found)
         headings = ("backend", "setting", "switch", "geometric mean", "worst point")
-        yield _table("Time with a switch over the plain layer's", headings, rows)
+        yield data_table("Time with a switch over the plain layer's", headings, rows)
 
 
 def _starts(benchmark: Benchmark) -> Iterator[str]:
     if benchmark.starts:
         rows = ((one.candidate.label, *start_cells(one)) for one in benchmark.starts)
-        yield _table(f"From nothing to the first result at {JOB.point}", ("runtime", *STARTS), rows)
+        yield data_table(f"From nothing to the first result at {JOB.point}", ("runtime", *STARTS), rows)
 
 
 def _without(benchmark: Benchmark) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _without(benchmark: Benchmark) -> Iterator[str]:
             reasons.setdefault((one.candidate.label, f"{one.outcome.value}: {one.message}"), []).append(one)
     rows = [(label, f"{len(found)}, first {found[0].job}", why) for (label, why), found in reasons.items()]
     if rows or failed:
-        yield _table("Without a time", ("runtime", "calls", "why"), rows + failed)
+        yield data_table("Without a time", ("runtime", "calls", "why"), rows + failed)
 
 
 def _picture(title: str, content: bytes) -> str:
@@ -167,7 +167,8 @@ def _picture(title: str, content: bytes) -> str:
     )
 
 
-def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def data_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose rows stand one cell below the other where the window is narrow."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in headings)
     body = "\n".join(
         "<tr>"

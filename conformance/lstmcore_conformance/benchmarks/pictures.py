@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,11 @@ def pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
                 yield f"map-{backend}-{name}", f"{backend} over N and H, {at}", _maps(cells)
         if (roof := roof_of(benchmark, at)) is not None:
             yield f"roofline-{name}", f"Roofline, {at}", _roofline(results, roof.gflops, max(roof.copies.values()))
+
+
+def file_name(name: str) -> str:
+    """The name of a picture as every system takes it for a file."""
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -125,10 +125,14 @@ def plain(benchmark: Benchmark, at: Setting) -> list[Result]:
     return [one for one in benchmark.results if setting(one) == at and not one.beside_variants]
 
 
+def fastest(results: Iterable[Result]) -> Result | None:
+    """The one with the least time, None where none has any."""
+    return min((one for one in results if one.median_s is not None), key=lambda one: one.median_s or 0.0, default=None)
+
+
 def best_peer(results: Sequence[Result]) -> Result | None:
     """The fastest peer of one point, None where none has a time."""
-    timed = [one for one in results if one.candidate.kind == "peer" and one.median_s is not None]
-    return min(timed, key=lambda one: one.median_s or 0.0, default=None)
+    return fastest(one for one in results if one.candidate.kind == "peer")
 
 
 def compare(ours: Result, peer: Result) -> Comparison:

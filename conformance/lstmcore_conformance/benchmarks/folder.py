@@ -1,0 +1,64 @@
+"""A run as a folder to publish: its JSON, the page, the pictures as PNG, and what code hosts show of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from lstmcore.training.files import write_atomically
+from lstmcore_conformance.benchmarks.page import page
+from lstmcore_conformance.benchmarks.pictures import file_name, pictures, rendered
+from lstmcore_conformance.benchmarks.results import Benchmark
+from lstmcore_conformance.benchmarks.summary import document, summaries
+from lstmcore_conformance.markdown import head, line, row
+
+_COLUMNS: Final = (
+    "backend",
+    "setting",
+    "best peer / ours, geometric mean",
+    "worst",
+    "points",
+    "noisy",
+    "without a time",
+)
+
+
+def write_folder(benchmark: Benchmark, folder: Path) -> None:
+    """Write run.json, report.html, README.md and pictures/; the folder is made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "run.json", document(benchmark).encode())
+    write_atomically(folder / "report.html", page(benchmark).encode())
+    shown = write_pictures(benchmark, folder / "pictures", ("png",))
+    write_atomically(folder / "README.md", "\n".join(_readme(benchmark, shown)).encode())
+
+
+def write_pictures(benchmark: Benchmark, folder: Path, kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """Write every picture in those kinds, "png" and "svg"; name and title of each."""
+    folder.mkdir(exist_ok=True)
+    shown = []
+    for name, title, figure in pictures(benchmark):
+        for kind in kinds:
+            write_atomically(folder / f"{file_name(name)}.{kind}", rendered(figure, kind))
+        shown.append((file_name(name), title))
+    return shown
+
+
+def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> Iterator[str]:
+    machine, told = benchmark.machine, benchmark.settings
+    yield "# A run of `lstmcore bench`\n"
+    yield (
+        f"{benchmark.started[:10]}, {line(machine['processor'])}, {machine['cores']} cores, load {machine['load']:.2f}"
+        f" before; grid {told.get('grid', '')}, seed {told.get('seed', '')}. All figures are in [run.json](run.json) "
+        "and on one page, [report.html](report.html).\n"
+    )
+    if found := summaries(benchmark):
+        yield from head(_COLUMNS)
+        for one in found:
+            worst = f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})"
+            noisy = sum(comparison.noisy for comparison in one.comparisons)
+            cells = (one.backend, one.setting, f"{one.mean:.2f}", worst, len(one.comparisons), noisy, one.refused)
+            yield row(line(str(cell)) for cell in cells)
+        yield ""
+    for name, title in shown:
+        yield f"## {line(title)}\n\n![{line(title)}](pictures/{name}.png)\n"

@@ -1,0 +1,271 @@
+"""What the scoreboard shows: digests of reports and of benchmarks, small enough to be kept beside the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lstmcore.config import check_version
+from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.benchmarks import results
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.runtimes import PEERS
+from lstmcore_conformance.benchmarks.statistics import geometric_mean
+from lstmcore_conformance.benchmarks.summary import Setting, compare, fastest, plain, settings
+from lstmcore_conformance.report import REPORT_VERSION
+
+SCHEMA: Final = "lstmcore-scoreboard"
+VERSION: Final = 1
+
+#: What a row takes from a report.
+_NEEDED: Final = {
+    "backend": str,
+    "conforms": bool,
+    "selection": str | None,
+    "profile": str,
+    "precisions": list,
+    "features": list,
+    "derivatives": list,
+    "undeclared": dict,
+    "versions": dict,
+    "machine": str,
+    "started": str,
+    "counts": dict,
+    "checks": list,
+}
+
+Digest = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Digests of reports, in the order of their rows, and of benchmarks."""
+
+    reports: tuple[Digest, ...]
+    benchmarks: tuple[Digest, ...]
+
+    def to_json(self) -> str:
+        """The JSON form, which `load` takes as well."""
+        values = {"schema": SCHEMA, "version": VERSION, "reports": self.reports, "benchmarks": self.benchmarks}
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @property
+    def sections(self) -> list[str]:
+        """The sections of the specification that any report has checks of, in their order."""
+        return sorted({name for report in self.reports for name in report["sections"]}, key=_number)
+
+    @property
+    def columns(self) -> list[tuple[str, Digest, Digest]]:
+        """Heading, benchmark and column of each setting that was measured."""
+        found = [(heading(run, column), run, column) for run in self.benchmarks for column in run["columns"]]
+        twice = {text for text, count in Counter(text for text, *_ in found).items() if count > 1}
+        return [(f"{text}, {run['started'][:10]}" if text in twice else text, run, col) for text, run, col in found]
+
+    @property
+    def rows(self) -> list[tuple[str, str, Digest | None]]:
+        """Label, name and report of each runtime; None where it was only timed."""
+        found: list[tuple[str, str, Digest | None]] = [(label(r["backend"]), r["backend"], r) for r in self.reports]
+        known = {text for text, *_ in found}
+        for _, _, column in self.columns:
+            for cell in column["cells"]:
+                if cell["label"] not in known:
+                    known.add(cell["label"])
+                    own = next((r for r in self.reports if r["backend"] == cell["name"]), None)
+                    found.append((cell["label"], cell["name"], own))
+        return sorted(found, key=lambda row: (row[0].lower(), row[2]["started"] if row[2] else ""))
+
+
+def label(name: str) -> str:
+    """The name that readers know; where it is a peer's, the benchmark times the peer's own call, not our adapter."""
+    return PEERS[name][1] if name in PEERS else name
+
+
+def heading(run: Digest, column: Digest) -> str:
+    """The heading of a column of speed."""
+    return f"{run['grid']} grid, {Setting(column['mode'], column['precision'], column['threads'])}"
+
+
+def load(paths: Iterable[str | Path]) -> Board:
+    """The board of reports, benchmarks and boards, told apart by what is in them.
+
+    Raises
+    ------
+    ValueError
+        Another file, one of a newer version, or one without a field that the scoreboard needs.
+    OSError
+        A file cannot be read.
+    """
+    reports: list[Digest] = []
+    benchmarks: list[Digest] = []
+    for path in paths:
+        values = _read(path)
+        if values["schema"] == SCHEMA:
+            check_version(f"{path}: scoreboard", values.get("version"), VERSION)
+            reports += values["reports"]
+            benchmarks += values["benchmarks"]
+        elif values["schema"] == results.SCHEMA:
+            benchmarks.append(of_benchmark(Benchmark.load(path)))
+        else:
+            reports.append(of_report(path, values))
+    return board(reports, benchmarks)
+
+
+def board(reports: Iterable[Digest], benchmarks: Iterable[Digest] = ()) -> Board:
+    """The board with everything in its order."""
+    return Board(
+        tuple(sorted(reports, key=lambda report: (report["backend"], report["started"]))),
+        tuple(sorted(benchmarks, key=lambda run: run["started"])),
+    )
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a report in JSON; {error}") from None
+    if not isinstance(values, dict) or values.get("schema") not in (SCHEMA, results.SCHEMA, "lstmcore-conformance"):
+        raise ValueError(
+            f"{path}: expected a report of 'lstmcore conform --json' or a run of 'lstmcore bench --json'; "
+            "got another file"
+        )
+    return values
+
+
+def of_report(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the scoreboard keeps of a report in JSON.
+
+    Raises
+    ------
+    ValueError
+        A newer version, or a field that is missing.
+    """
+    check_version(f"{path}: report", values.get("version"), REPORT_VERSION)
+    for name, kind in _NEEDED.items():
+        if name not in values or not isinstance(values[name], kind):
+            raise ValueError(f"{path}: {name} is missing or is of another type than a report has")
+    sections: dict[str, dict[str, Any]] = {}
+    for check in values["checks"]:
+        one = sections.setdefault(check["section"], {"cases": 0, "failed": 0, "expected": 0, "share": None, "in": ""})
+        outcomes = Counter(item["outcome"] for item in check["items"])
+        one["cases"] += check["cases"]
+        one["failed"] += outcomes["failed"] + outcomes["error"]
+        one["expected"] += outcomes["expected failure"]
+        if check.get("worst"):
+            share = check["worst"]["share"]
+            if one["share"] is None or as_number(share) > as_number(one["share"]):
+                one |= {"share": share, "in": check["id"]}
+    kept = {name: values[name] for name in _NEEDED if name != "checks"}
+    return kept | {"sections": sections}
+
+
+def as_number(share: float | str) -> float:
+    """A share as a report writes it; one that is no number is worse than all others."""
+    value = float(share)
+    return math.inf if math.isnan(value) else value
+
+
+def of_benchmark(run: Benchmark) -> dict[str, Any]:
+    """What the scoreboard keeps of a run: for each setting how every runtime does beside the fastest."""
+    columns = []
+    for at in settings(run.results):
+        here = plain(run, at)
+        if not here:
+            continue
+        best = {job: fastest([one for one in here if one.job == job]) for job in dict.fromkeys(o.job for o in here)}
+        candidates = dict.fromkeys(one.candidate for one in here)
+        cells = [
+            {"name": candidate.name, "label": candidate.label}
+            | _cell([one for one in here if one.candidate == candidate], best)
+            for candidate in candidates
+        ]
+        columns.append({**at._asdict(), "points": len(best), "cells": cells})
+    return {
+        "started": run.started,
+        "grid": "own" if run.settings.get("points") else run.settings.get("grid", "own"),
+        "machine": f"{run.machine['processor']}, {run.machine['cores']} cores",
+        "load": run.machine["load"],
+        "versions": dict(run.versions),
+        "columns": columns,
+    }
+
+
+def _cell(own: Sequence[Result], best: Mapping[Any, Result | None]) -> dict[str, Any]:
+    """A runtime in one setting: the geometric mean of the fastest time over its own, and what is to be said of it."""
+    timed = [(one, peer) for one in own if one.median_s is not None and (peer := best[one.job]) is not None]
+    without = [one for one in own if one.median_s is None]
+    reasons: dict[str, list[str]] = {}
+    for one in without:
+        reasons.setdefault(one.outcome.value, []).append(f"{one.job.point}: {one.message}")
+    return {
+        "speed": geometric_mean([compare(one, peer).ratio for one, peer in timed]) if timed else None,
+        "timed": len(timed),
+        "noisy": sum(one.outcome is Outcome.NOISY for one, _ in timed),
+        "without": {outcome: len(found) for outcome, found in reasons.items()},
+        "why": {outcome: found[0] for outcome, found in reasons.items()},
+    }
+
+
+# What cells say -------------------------------------------------------------------------------------------------------
+
+
+def verdict(report: Digest | None) -> str:
+    """How many cases passed; it does not say more than what ran."""
+    if report is None:
+        return "not checked"
+    counts = report["counts"]
+    passed = counts.get("passed", 0)
+    bad = counts.get("failed", 0) + counts.get("error", 0)
+    if bad or not report["conforms"]:
+        return f"does not conform: {bad} of {passed + bad} failed"
+    unrun = set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"])
+    if report["selection"] is not None:
+        return f"{passed} of a selection, not of the suite"
+    expected = f"; {count} expected failures" if (count := counts.get("expected failure", 0)) else ""
+    if unrun:
+        return f"{passed}; {', '.join(sorted(unrun))} declared, not run{expected}"
+    return f"{passed}{expected}" if expected else f"all {passed} of the {report['profile']} profile"
+
+
+def section_cell(report: Digest | None, section: str) -> str:
+    """Cases of a section, and the largest share of a budget."""
+    one = None if report is None else report["sections"].get(section)
+    if one is None or not one["cases"]:
+        return "-"
+    if one["failed"]:
+        return f"{one['failed']} of {one['cases']} failed"
+    told = f"{one['cases']}" if one["share"] is None else f"{one['cases']} ({as_number(one['share']):.2g})"
+    return f"{told}, {one['expected']} expected failures" if one["expected"] else told
+
+
+def speed_cell(column: Digest, text: str) -> str:
+    """The speed of the runtime of that label in a column, or why it has none."""
+    one = next((cell for cell in column["cells"] if cell["label"] == text), None)
+    if one is None:
+        return "not measured"
+    reasons = ", ".join(one["without"])
+    if not one["timed"]:
+        return reasons
+    notes = [f"{one['noisy']} of {one['timed']} noisy"] if one["noisy"] else []
+    notes += [f"{outcome} at {count} of {column['points']}" for outcome, count in one["without"].items()]
+    return f"{'~' if one['noisy'] else ''}{one['speed']:.2f}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def reasons(shown: Board) -> list[tuple[str, str, str]]:
+    """Runtime, column and reason of everything that has no time for another reason than that it is not declared."""
+    return [
+        (cell["label"], text, f"{outcome} at {cell['without'][outcome]} of {column['points']} points; {why}")
+        for text, _, column in shown.columns
+        for cell in column["cells"]
+        for outcome, why in cell["why"].items()
+        if outcome != Outcome.UNSUPPORTED.value
+    ]
+
+
+def _number(section: str) -> int:
+    first = section.split()[0]
+    return int(first) if first.isdecimal() else 0

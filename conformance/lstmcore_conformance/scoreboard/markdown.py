@@ -1,0 +1,152 @@
+"""The scoreboard as Markdown, and its top for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lstmcore.config import FEATURES
+from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.markdown import head, line, row
+from lstmcore_conformance.scoreboard.board import (
+    Board,
+    Digest,
+    as_number,
+    label,
+    reasons,
+    section_cell,
+    speed_cell,
+    verdict,
+)
+
+#: Between these lines the README shows the top of the scoreboard.
+BEGIN: Final = "<!-- scoreboard: made by python -m lstmcore_conformance.scoreboard -->"
+END: Final = "<!-- end of the scoreboard -->"
+
+_HEAD: Final = """# Scoreboard
+
+Made by `python -m lstmcore_conformance.scoreboard` from the reports of `lstmcore conform NAME --json FILE`
+and the runs of `lstmcore bench --json FILE`: nothing by hand.
+"""
+SECTIONS: Final = (
+    "A section of the specification shows how many cases of it ran and passed and, in brackets, the largest error as a "
+    "share of its budget; 1 is the whole budget ([conformance.md](conformance.md)). Fewer cases are not a fault: what "
+    "a backend does not declare is not run; it is listed below with the reason that the backend gives."
+)
+SPEED: Final = (
+    "Speed is the fastest runtime's time over this one's, in the geometric mean over the points of the grid: 1.00 is "
+    "the fastest everywhere, 0.50 takes twice as long. A point counts only where the values of that run are right "
+    "([benchmarking.md](benchmarking.md)); ~ is noisy. PyTorch, ONNX Runtime and JAX are timed through their own "
+    "fastest call, and checked through our adapter."
+)
+COLUMNS: Final = (
+    "runtime",
+    "versions",
+    "precisions",
+    "derivatives",
+    "switches",
+    "cases passed",
+    "worst share",
+    "date",
+)
+
+
+def scoreboard(board: Board) -> str:
+    """The page: runtimes as rows, conformance by section and speed by grid as columns; then what ran and what not."""
+    columns = board.columns
+    numbers = [name.split()[0] for name in board.sections]
+    headings = ["runtime", "conformance", *numbers, *(text for text, *_ in columns)]
+    lines = [_HEAD, *head(headings)]
+    for text, _, report in board.rows:
+        cells = [line(text), line(verdict(report))]
+        cells += [section_cell(report, name) for name in board.sections]
+        lines.append(row([*cells, *(line(speed_cell(column, text)) for _, _, column in columns)]))
+    lines += ["", f"Sections: {'; '.join(board.sections)}. {SECTIONS}"] if board.sections else []
+    lines += ["", SPEED, "", *(f"- {line(text)}" for text in runs(board))] if columns else []
+    if found := reasons(board):
+        lines += ["", "## Without a time", "", *(f"- {line(a)}, {line(b)}: {line(why)}" for a, b, why in found)]
+    lines += ["", "## What ran", "", *head(COLUMNS)]
+    lines += [row(list(map(line, ran(report)))) for report in board.reports]
+    lines += ["", "## What is refused"]
+    for text, groups in refusals(board):
+        said = [f"- {line(', '.join(names))}: {line(reason)}" for reason, names in groups.items()]
+        lines += ["", f"### {line(text)}", "", *(said or ["Nothing."])]
+    return "\n".join(lines) + "\n"
+
+
+def excerpt(board: Board) -> str:
+    """The top, for the README: each runtime's conformance, and its speed in at most four settings."""
+    columns = board.columns[:4]
+    headings = ["runtime", "conformance", *(text for text, *_ in columns)]
+    lines = [*head(headings)]
+    for text, _, report in board.rows:
+        cells = [text, verdict(report), *(speed_cell(column, text) for _, _, column in columns)]
+        lines.append(row(list(map(line, cells))))
+    said = (
+        "Speed is the fastest runtime's time over this one's, in the geometric mean over the grid; ~ is noisy. "
+        * bool(columns)
+    )
+    return "\n".join([*lines, "", f"{said}More in [docs/scoreboard.md](docs/scoreboard.md)."]) + "\n"
+
+
+def placed(text: str, part: str) -> str:
+    """`text` with `part` between the two marks.
+
+    Raises
+    ------
+    ValueError
+        The marks are not there, each once.
+    """
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(f"{END}\n")
+    if not begin or not end or BEGIN in after or END in after:
+        raise ValueError(f"expected the lines {BEGIN!r} and {END!r}, each once and in this order")
+    return before + begin + "\n" + part + "\n" + end + after
+
+
+def runs(board: Board) -> list[str]:
+    """A line for each benchmark: when, where and of what."""
+    return [
+        f"{run['grid']} grid: {run['started'][:10]}, {run['machine']}, load {run['load']:.2f} before; "
+        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        for run in board.benchmarks
+    ]
+
+
+def ran(report: Digest) -> list[str]:
+    """A row of the table of what ran."""
+    known = [name for name in report["features"] if name in FEATURES]
+    switches = f"all {len(FEATURES)}" if len(known) == len(FEATURES) else f"{len(known)} of {len(FEATURES)}"
+    if 0 < len(known) <= len(FEATURES) // 2:
+        switches += f": {', '.join(known)}"
+    order = [name for name in PRECISIONS if name in report["precisions"]]
+    return [
+        label(report["backend"]),
+        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        ", ".join(order) or "none",
+        ", ".join(report["derivatives"]) or "none",
+        switches,
+        verdict(report),
+        _worst(report["sections"]),
+        f"{report['started'][:10]}, {report['machine']}",
+    ]
+
+
+def refusals(board: Board) -> list[tuple[str, dict[str, list[str]]]]:
+    """Each runtime with reason -> what is refused for it; the same is told once."""
+    told: list[tuple[str, dict[str, list[str]]]] = []
+    for report in board.reports:
+        groups: dict[str, list[str]] = {}
+        for name, reason in report["undeclared"].items():
+            groups.setdefault(reason, []).append(name)
+        if (entry := (label(report["backend"]), groups)) not in told:
+            told.append(entry)
+    return told
+
+
+def _worst(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    found = [(as_number(one["share"]), str(one["in"])) for one in sections.values() if one["share"] is not None]
+    if not found:
+        return "none"
+    share, id = max(found)
+    return f"{share:.3g} ({id})"
