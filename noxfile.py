@@ -130,7 +130,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        own = ("numpy", "numba", "jax", "onnxruntime", "torch", "reference", "conformance")
+        own = ("numpy", "numba", "cupy", "jax", "onnxruntime", "torch", "reference", "conformance")
         toplevel = ",".join(("lstmcore", *(f"lstmcore_{name}" for name in own)))
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))

@@ -1,0 +1,1 @@
+"""The backend ``cupy``: CUDA kernels made for this LSTM, on an NVIDIA GPU."""

@@ -1,0 +1,611 @@
+// One layer in one direction: the part of SPEC.md, section 2, that is not a product of matrices, and its derivatives.
+//
+// A block works on one row of the batch (blockIdx.x); blockIdx.y and the threads share its hidden units, but with layer
+// norm, whose sums go over the row, one block has all of them. The macros come from variants.py: the switches, GATES,
+// the places of the gates (I_GATE ... -1 where a gate has no rows) and of the peepholes, and the activations.
+//
+// Rows past their end hold their state; what the tape has there is 0, so that products over all rows and steps are right.
+
+#include "activations.cuh"
+#include "block.cuh"
+#include "call.cuh"
+
+#ifndef KERNEL  // the emulator has its own
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(MAX_THREADS) name(const Call a, const int s)
+#endif
+
+// j runs over the `width` columns of this block's row
+#define FOR_UNITS(j, width)                                                         \
+    for (long long j = blockIdx.y * blockDim.x + threadIdx.x; j < (width); j += gridDim.y * blockDim.x)
+
+// The places of entries ---------------------------------------------------------------------------------------------------
+
+__device__ inline long long time_of(const Call& a, const long long s) {
+    return REVERSE ? a.T - 1 - s : s;
+}
+
+// Whether step `s` is one of row `n`'s own. There is no step -1 and no step T.
+__device__ inline bool active(const Call& a, const long long n, const long long s) {
+    return s >= 0 && s < a.T && (!a.ends || time_of(a, s) < a.ends[n]);
+}
+
+__device__ inline bool has_steps(const Call& a, const long long n) {
+    return a.T > 0 && (!a.ends || a.ends[n] > 0);
+}
+
+// Parts of a step ---------------------------------------------------------------------------------------------------------
+
+__device__ inline real gate_value(const int gate, real z) {
+#ifdef GATE_CLIP
+    z = clipped(z, (real)GATE_CLIP);
+#endif
+    return gate == G_GATE ? CELL_VALUE(z) : GATE_VALUE(z);
+}
+
+__device__ inline real gate_slope(const int gate, const real z) {
+    real limited = z, factor = 1;
+#ifdef GATE_CLIP
+    limited = clipped(z, (real)GATE_CLIP);
+    factor = inside(z, (real)GATE_CLIP);
+#endif
+    return factor * (gate == G_GATE ? CELL_SLOPE(limited, CELL_VALUE(limited)) : GATE_SLOPE(limited, GATE_VALUE(limited)));
+}
+
+struct Gates {
+    real i, f, g;
+};
+
+// i, f and g from their pre-activations, one made from the other where they are coupled.
+__device__ inline Gates early_gates(const real* z) {
+    Gates gates;
+    gates.g = gate_value(G_GATE, z[G_GATE]);
+#if I_GATE >= 0
+    gates.i = gate_value(I_GATE, z[I_GATE]);
+#endif
+#if F_GATE >= 0
+    gates.f = gate_value(F_GATE, z[F_GATE]);
+#else
+    gates.f = 1 - gates.i;
+#endif
+#if I_GATE < 0
+    gates.i = 1 - gates.f;
+#endif
+    return gates;
+}
+
+__device__ inline real cell_unclipped(const Gates& gates, const real c_before) {
+    return gates.f * c_before + gates.i * gates.g;
+}
+
+__device__ inline real keep_cell(const Call& a, const long long s, const long long n, const long long j) {
+    return a.mask_c ? a.mask_c[(time_of(a, s) * a.N + n) * a.H + j] : (real)ZONEOUT_CELL;
+}
+
+__device__ inline real keep_hidden(const Call& a, const long long s, const long long n, const long long k) {
+    return a.mask_h ? a.mask_h[(time_of(a, s) * a.N + n) * a.P + k] : (real)ZONEOUT_HIDDEN;
+}
+
+__device__ inline real keep_recurrent(const Call& a, const long long n, const long long k) {
+    return a.mask_r ? a.mask_r[n * a.R + k] : (real)1;
+}
+
+// The z of all gates of unit j, as the tape has them.
+__device__ inline void read_gates(const Call& a, const long long s, const long long n, const long long j, real* z) {
+    const real* row = a.z + (time_of(a, s) * a.N + n) * GATES * a.H;
+    for (int gate = 0; gate < GATES; ++gate) z[gate] = row[gate * a.H + j];
+}
+
+// The normalised c after gain and shift.
+__device__ inline real scaled_cell(const Call& a, const long long j, const real normalised) {
+    real value = a.gain_c[j] * normalised;
+    if (a.shift_c) value += a.shift_c[j];
+    return value;
+}
+
+// What step s + 1 reads from this one, times its mask; 0 where that step is not one of the row's own.
+__device__ inline void write_recurrent(
+    const Call& a, const long long s, const long long n, const long long k, const real value) {
+    if (s + 1 < a.T)
+        a.r[time_of(a, s + 1) * a.r_stride + n * a.R + k] = active(a, n, s + 1) ? keep_recurrent(a, n, k) * value : 0;
+}
+
+// Forward -----------------------------------------------------------------------------------------------------------------
+
+// x with 0 in padding: whatever is there reaches no sum. One block for each (t, n).
+KERNEL(load_input) {
+    const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N;
+    const bool own = !a.ends || t < a.ends[n];
+    FOR_UNITS(k, a.I) a.x_clean[blockIdx.x * a.I + k] = own ? loaded(a.x[blockIdx.x * a.I + k]) : 0;
+}
+
+// What the first step reads.
+KERNEL(begin) {
+    const long long n = blockIdx.x;
+#if RECURRENCE_CELL
+    FOR_UNITS(j, a.H) write_recurrent(a, -1, n, j, a.c[n * a.H + j]);
+#else
+    FOR_UNITS(k, a.P) write_recurrent(a, -1, n, k, a.h[n * a.P + k]);
+#endif
+}
+
+#if LAYER_NORM
+// W x normalised in its place, for one (t, n) a block.
+KERNEL(normalise_input) {
+    const long long count = GATES * a.H;
+    real* row = a.from_x + blockIdx.x * count;
+    const Norm norm = norm_of(row, count);
+    for (long long k = threadIdx.x; k < count; k += blockDim.x) row[k] = (row[k] - norm.mean) / norm.deviation;
+    if (threadIdx.x == 0) a.deviation_x[blockIdx.x] = norm.deviation;
+}
+#endif
+
+// h of unit k from the (projected) output, and y and r from it.
+__device__ inline void emit(const Call& a, const long long s, const long long n, const long long k, real h_new) {
+    real* h = a.h + n * a.P + k;
+#ifdef PROJ_CLIP
+    h_new = clipped(h_new, (real)PROJ_CLIP);
+#endif
+#if HAS_ZONEOUT_HIDDEN
+    const real keep = keep_hidden(a, s, n, k);
+    h_new = keep * *h + (1 - keep) * h_new;
+#endif
+    const stored bits = rounded(h_new);
+    *h = loaded(bits);
+    a.y[(time_of(a, s) * a.N + n) * a.P + k] = bits;
+#if !RECURRENCE_CELL
+    write_recurrent(a, s, n, k, *h);
+#endif
+}
+
+// As `emit` in padding.
+__device__ inline void emit_padding(const Call& a, const long long s, const long long n, const long long k) {
+    a.y[(time_of(a, s) * a.N + n) * a.P + k] = rounded(0);
+#if !RECURRENCE_CELL
+    write_recurrent(a, s, n, k, a.h[n * a.P + k]);
+#endif
+}
+
+KERNEL(forward_cell) {
+    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    const real* c_before = a.c + s * a.c_stride + n * a.H;
+    real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
+    if (!active(a, n, s)) {  // the whole block
+        FOR_UNITS(j, a.H) {
+            c_after[j] = c_before[j];
+#if RECURRENCE_CELL
+            write_recurrent(a, s, n, j, c_before[j]);
+#endif
+#if PROJECTION
+            a.q[time_of(a, s) * a.q_stride + n * a.H + j] = 0;
+#else
+            emit_padding(a, s, n, j);
+#endif
+            for (int gate = 0; gate < GATES; ++gate) {
+                if (a.z) a.z[row * columns + gate * a.H + j] = 0;
+                if (a.norm_h) a.norm_h[row * columns + gate * a.H + j] = 0;
+            }
+        }
+        if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = 1;
+        return;
+    }
+    const real* from_x = a.from_x + row * columns;
+    const real* from_h = a.from_h + n * columns;
+#if LAYER_NORM
+    const Norm norm = norm_of(from_h, columns);
+    if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = norm.deviation;
+#endif
+    FOR_UNITS(j, a.H) {
+        // z = LN(W x) + LN(R (m_r r)) + b
+        real z[GATES];
+        for (int gate = 0; gate < GATES; ++gate) {
+            const long long k = gate * a.H + j;
+#if LAYER_NORM
+            const real normalised = (from_h[k] - norm.mean) / norm.deviation;
+            if (a.norm_h) a.norm_h[row * columns + k] = normalised;
+            z[gate] = a.gain_x[k] * from_x[k] + a.gain_h[k] * normalised;
+#else
+            z[gate] = from_x[k] + from_h[k];
+#endif
+            if (a.bias) z[gate] += a.bias[k];
+        }
+        const real before = c_before[j];
+#if PEEPHOLE && I_GATE >= 0
+        z[I_GATE] += a.peephole[I_PEEPHOLE * a.H + j] * before;
+#endif
+#if PEEPHOLE && F_GATE >= 0
+        z[F_GATE] += a.peephole[F_PEEPHOLE * a.H + j] * before;
+#endif
+        // c = zoneout(clip(f c + i g))
+        real c = cell_unclipped(early_gates(z), before);
+#ifdef CELL_CLIP
+        c = clipped(c, (real)CELL_CLIP);
+#endif
+#if HAS_ZONEOUT_CELL
+        const real keep = keep_cell(a, s, n, j);
+        c = keep * before + (1 - keep) * c;
+#endif
+        c_after[j] = c;
+#if PEEPHOLE
+        z[O_GATE] += a.peephole[O_PEEPHOLE * a.H + j] * c;
+#endif
+        if (a.z)
+            for (int gate = 0; gate < GATES; ++gate) a.z[row * columns + gate * a.H + j] = z[gate];
+#if RECURRENCE_CELL
+        write_recurrent(a, s, n, j, c);
+#endif
+        // q = o u(LN(c)); with layer norm o waits in place of R r until all c are there
+        const real o = gate_value(O_GATE, z[O_GATE]);
+#if LAYER_NORM
+        a.from_h[n * columns + O_GATE * a.H + j] = o;
+    }
+    __syncthreads();  // norm_of reads c of all units
+    const Norm norm_c = norm_of(c_after, a.H);
+    FOR_UNITS(j, a.H) {
+        const real c = scaled_cell(a, j, (c_after[j] - norm_c.mean) / norm_c.deviation);
+        const real o = from_h[O_GATE * a.H + j];
+#endif
+        const real q = o * HIDDEN_VALUE(c);
+#if PROJECTION
+        a.q[time_of(a, s) * a.q_stride + n * a.H + j] = q;
+#else
+        emit(a, s, n, j, q);
+#endif
+    }
+}
+
+#if PROJECTION
+// After W_proj q.
+KERNEL(forward_output) {
+    const long long n = blockIdx.x;
+    const bool own = active(a, n, s);
+    FOR_UNITS(k, a.P) {
+        if (own)
+            emit(a, s, n, k, a.projected[time_of(a, s) * a.projected_stride + n * a.P + k]);
+        else
+            emit_padding(a, s, n, k);
+    }
+}
+#endif
+
+// h as it is stored: y of one step.
+KERNEL(store_hidden) {
+    FOR_UNITS(k, a.P) a.y[blockIdx.x * a.P + k] = rounded(a.h[blockIdx.x * a.P + k]);
+}
+
+// Backward: d_ is the gradient of the scalar with respect to the value of that name ------------------------------------------
+
+// dh or dc with what came through the product of the step taken back before, s + 1; 0 of it where that was padding.
+__device__ inline real carried(
+    const Call& a, const long long s, const long long n, const long long k, const real value) {
+    return active(a, n, s + 1) ? value + keep_recurrent(a, n, k) * a.dr[n * a.R + k] : value;
+}
+
+// The gradient of the (projected) output before clip and zoneout; dh becomes that of the step before.
+__device__ inline real output_gradient(
+    const Call& a, const long long s, const long long n, const long long k, const bool own) {
+    const long long entry = n * a.P + k;
+    real dh = a.dh[entry];
+#if !RECURRENCE_CELL
+    dh = carried(a, s, n, k, dh);
+#endif
+    if (!own) {
+        a.dh[entry] = dh;
+        return 0;
+    }
+    if (a.dy) dh += loaded(a.dy[time_of(a, s) * a.N * a.P + entry]);
+    real dh_before = 0;
+#if HAS_ZONEOUT_HIDDEN
+    const real keep = keep_hidden(a, s, n, k);
+    dh_before = keep * dh;
+    dh = (1 - keep) * dh;
+#endif
+#ifdef PROJ_CLIP
+    dh *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], (real)PROJ_CLIP);
+#endif
+    a.dh[entry] = dh_before;
+    return dh;
+}
+
+#if PROJECTION
+// Before dq = W_proj^T d_projected.
+KERNEL(backward_output) {
+    const long long n = blockIdx.x;
+    const bool own = active(a, n, s);
+    FOR_UNITS(k, a.P) a.d_projected[(time_of(a, s) * a.N + n) * a.P + k] = output_gradient(a, s, n, k, own);
+}
+#endif
+
+KERNEL(backward_cell) {
+    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    const real* c_before = a.c + s * a.c_stride + n * a.H;
+    const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
+    real* dz = a.dz + row * columns;
+    const bool own = active(a, n, s);
+    if (!own) {  // the whole block
+        FOR_UNITS(j, a.H) {
+#if RECURRENCE_CELL
+            a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j]);
+#endif
+#if !PROJECTION
+            output_gradient(a, s, n, j, false);
+#endif
+            for (int gate = 0; gate < GATES; ++gate) {
+                dz[gate * a.H + j] = 0;
+                if (a.dz_h) a.dz_h[row * columns + gate * a.H + j] = 0;
+            }
+            if (a.dn) a.dn[row * a.H + j] = a.norm_c[row * a.H + j] = 0;
+        }
+        return;
+    }
+#if LAYER_NORM
+    const Norm norm_c = norm_of(c_after, a.H);
+    real sum = 0, along = 0;
+#endif
+    FOR_UNITS(j, a.H) {
+        // q = o u(LN(c)), o = s(z_o + p_o c)
+#if PROJECTION
+        const real dq = a.dq[n * a.H + j];
+#else
+        const real dq = output_gradient(a, s, n, j, true);
+#endif
+        const real z_o = a.z[row * columns + O_GATE * a.H + j], o = gate_value(O_GATE, z_o);
+#if LAYER_NORM
+        const real normalised = (c_after[j] - norm_c.mean) / norm_c.deviation, c = scaled_cell(a, j, normalised);
+#else
+        const real c = c_after[j];
+#endif
+        const real u = HIDDEN_VALUE(c);
+        real dn = dq * o * HIDDEN_SLOPE(c, u);
+        dz[O_GATE * a.H + j] = dq * u * gate_slope(O_GATE, z_o);
+#if LAYER_NORM
+        a.dn[row * a.H + j] = dn;
+        a.norm_c[row * a.H + j] = normalised;
+        sum += dn * a.gain_c[j];
+        along += normalised * dn * a.gain_c[j];
+    }
+    sum = block_sum(sum) / a.H;
+    along = block_sum(along) / a.H;
+    FOR_UNITS(j, a.H) {
+        const real normalised = a.norm_c[row * a.H + j];
+        const real dn = (a.dn[row * a.H + j] * a.gain_c[j] - sum - normalised * along) / norm_c.deviation;
+#endif
+        real dc = a.dc[n * a.H + j];
+#if RECURRENCE_CELL
+        dc = carried(a, s, n, j, dc);
+#endif
+        dc += dn;
+#if PEEPHOLE
+        dc += dz[O_GATE * a.H + j] * a.peephole[O_PEEPHOLE * a.H + j];
+#endif
+        // c = keep c_before + (1 - keep) clip(f c_before + i g)
+        real z[GATES];
+        read_gates(a, s, n, j, z);
+        const Gates gates = early_gates(z);
+        const real before = c_before[j];
+        real dc_before = 0;
+#if HAS_ZONEOUT_CELL
+        const real keep = keep_cell(a, s, n, j);
+        dc_before = keep * dc;
+        dc = (1 - keep) * dc;
+#endif
+#ifdef CELL_CLIP
+        dc *= inside(cell_unclipped(gates, before), (real)CELL_CLIP);
+#endif
+        dc_before += dc * gates.f;
+        dz[G_GATE * a.H + j] = dc * gates.i * gate_slope(G_GATE, z[G_GATE]);
+#if I_GATE >= 0
+        const real cell_of_i = F_GATE >= 0 ? gates.g : gates.g - before;
+        const real dz_i = dc * cell_of_i * gate_slope(I_GATE, z[I_GATE]);
+        dz[I_GATE * a.H + j] = dz_i;
+#if PEEPHOLE
+        dc_before += dz_i * a.peephole[I_PEEPHOLE * a.H + j];
+#endif
+#endif
+#if F_GATE >= 0
+        const real cell_of_f = I_GATE >= 0 ? before : before - gates.g;
+        const real dz_f = dc * cell_of_f * gate_slope(F_GATE, z[F_GATE]);
+        dz[F_GATE * a.H + j] = dz_f;
+#if PEEPHOLE
+        dc_before += dz_f * a.peephole[F_PEEPHOLE * a.H + j];
+#endif
+#endif
+        a.dc[n * a.H + j] = dc_before;
+    }
+#if LAYER_NORM
+    __syncthreads();  // the sums read dz of all units
+    const real* normalised = a.norm_h + row * columns;
+    real* dz_h = a.dz_h + row * columns;
+    sum = along = 0;
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x) {
+        sum += dz[k] * a.gain_h[k];
+        along += normalised[k] * dz[k] * a.gain_h[k];
+    }
+    sum = block_sum(sum) / columns;
+    along = block_sum(along) / columns;
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x)
+        dz_h[k] = (dz[k] * a.gain_h[k] - sum - normalised[k] * along) / a.deviation_h[row];
+#endif
+}
+
+#if LAYER_NORM
+// The gradient of W x from that of z, for one (t, n) a block.
+KERNEL(backward_normalise_input) {
+    const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N, columns = GATES * a.H;
+    const real* dz = a.dz + blockIdx.x * columns;
+    const real* normalised = a.from_x + blockIdx.x * columns;
+    real* dz_x = a.dz_x + blockIdx.x * columns;
+    real sum = 0, along = 0;
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x) {
+        sum += dz[k] * a.gain_x[k];
+        along += normalised[k] * dz[k] * a.gain_x[k];
+    }
+    sum = block_sum(sum) / columns;
+    along = block_sum(along) / columns;
+    const bool own = !a.ends || t < a.ends[n];
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x)
+        dz_x[k] = own ? (dz[k] * a.gain_x[k] - sum - normalised[k] * along) / a.deviation_x[blockIdx.x] : 0;
+}
+#endif
+
+// The gradient of the initial state: what came through the product of the first step. s is -1.
+KERNEL(backward_last) {
+    const long long n = blockIdx.x;
+#if RECURRENCE_CELL
+    FOR_UNITS(j, a.H) a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j]);
+#else
+    FOR_UNITS(k, a.P) a.dh[n * a.P + k] = carried(a, s, n, k, a.dh[n * a.P + k]);
+#endif
+}
+
+// The directional derivative: t_ is the change of the value of that name along the tangents -----------------------------------
+
+__device__ inline void write_recurrent_tangent(
+    const Call& a, const long long s, const long long n, const long long k, const real value) {
+    a.t_r[n * a.R + k] = active(a, n, s + 1) ? keep_recurrent(a, n, k) * value : 0;
+}
+
+KERNEL(tangent_begin) {
+    const long long n = blockIdx.x;
+#if RECURRENCE_CELL
+    FOR_UNITS(j, a.H) write_recurrent_tangent(a, -1, n, j, a.t_c[n * a.H + j]);
+#else
+    FOR_UNITS(k, a.P) write_recurrent_tangent(a, -1, n, k, a.t_h[n * a.P + k]);
+#endif
+}
+
+// As `emit`.
+__device__ inline void emit_tangent(
+    const Call& a, const long long s, const long long n, const long long k, real t_new, const bool own) {
+    const long long entry = n * a.P + k;
+    if (own) {
+#ifdef PROJ_CLIP
+        t_new *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], (real)PROJ_CLIP);
+#endif
+#if HAS_ZONEOUT_HIDDEN
+        const real keep = keep_hidden(a, s, n, k);
+        t_new = keep * a.t_h[entry] + (1 - keep) * t_new;
+#endif
+        a.t_h[entry] = t_new;
+    }
+    a.t_y[time_of(a, s) * a.N * a.P + entry] = rounded(own ? t_new : 0);
+#if !RECURRENCE_CELL
+    write_recurrent_tangent(a, s, n, k, a.t_h[entry]);
+#endif
+}
+
+KERNEL(tangent_cell) {
+    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    const real* c_before = a.c + s * a.c_stride + n * a.H;
+    const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
+    if (!active(a, n, s)) {  // the whole block
+        FOR_UNITS(j, a.H) {
+#if RECURRENCE_CELL
+            write_recurrent_tangent(a, s, n, j, a.t_c[n * a.H + j]);
+#endif
+#if PROJECTION
+            a.t_q[n * a.H + j] = 0;
+#else
+            emit_tangent(a, s, n, j, 0, false);
+#endif
+        }
+        return;
+    }
+    const real* t_from_x = a.t_from_x + row * columns;
+    real* t_from_h = a.t_from_h + n * columns;
+#if LAYER_NORM
+    const real* normalised_h = a.norm_h + row * columns;
+    real sum = 0, along = 0;
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x) {
+        if (a.t_weight_h) t_from_h[k] += a.t_weight_h[row * columns + k];
+        sum += t_from_h[k];
+        along += normalised_h[k] * t_from_h[k];
+    }
+    sum = block_sum(sum) / columns;
+    along = block_sum(along) / columns;
+    const Norm norm_c = norm_of(c_after, a.H);
+    real sum_c = 0, along_c = 0;
+#endif
+    FOR_UNITS(j, a.H) {
+        real z[GATES], tz[GATES];
+        read_gates(a, s, n, j, z);
+        for (int gate = 0; gate < GATES; ++gate) {
+            const long long k = gate * a.H + j;
+            real through = t_from_h[k];
+#if LAYER_NORM
+            through = a.gain_h[k] * (through - sum - normalised_h[k] * along) / a.deviation_h[row];
+            through += a.t_gain_h[k] * normalised_h[k];
+#else
+            if (a.t_weight_h) through += a.t_weight_h[row * columns + k];
+#endif
+            tz[gate] = t_from_x[k] + through;
+        }
+        const Gates gates = early_gates(z);
+        const real before = c_before[j], t_before = a.t_c[n * a.H + j];
+        Gates t;
+        t.g = tz[G_GATE] * gate_slope(G_GATE, z[G_GATE]);
+#if I_GATE >= 0
+#if PEEPHOLE
+        tz[I_GATE] += a.t_peephole[I_PEEPHOLE * a.H + j] * before + a.peephole[I_PEEPHOLE * a.H + j] * t_before;
+#endif
+        t.i = tz[I_GATE] * gate_slope(I_GATE, z[I_GATE]);
+#endif
+#if F_GATE >= 0
+#if PEEPHOLE
+        tz[F_GATE] += a.t_peephole[F_PEEPHOLE * a.H + j] * before + a.peephole[F_PEEPHOLE * a.H + j] * t_before;
+#endif
+        t.f = tz[F_GATE] * gate_slope(F_GATE, z[F_GATE]);
+#else
+        t.f = -t.i;
+#endif
+#if I_GATE < 0
+        t.i = -t.f;
+#endif
+        real tc = t.f * before + gates.f * t_before + t.i * gates.g + gates.i * t.g;
+#ifdef CELL_CLIP
+        tc *= inside(cell_unclipped(gates, before), (real)CELL_CLIP);
+#endif
+#if HAS_ZONEOUT_CELL
+        const real keep = keep_cell(a, s, n, j);
+        tc = keep * t_before + (1 - keep) * tc;
+#endif
+        a.t_c[n * a.H + j] = tc;
+#if RECURRENCE_CELL
+        write_recurrent_tangent(a, s, n, j, tc);
+#endif
+#if PEEPHOLE
+        tz[O_GATE] += a.t_peephole[O_PEEPHOLE * a.H + j] * c_after[j] + a.peephole[O_PEEPHOLE * a.H + j] * tc;
+#endif
+        const real t_o = tz[O_GATE] * gate_slope(O_GATE, z[O_GATE]);
+#if LAYER_NORM
+        t_from_h[O_GATE * a.H + j] = t_o;  // waits here until the sums over c are there
+        sum_c += tc;
+        along_c += (c_after[j] - norm_c.mean) / norm_c.deviation * tc;
+    }
+    sum_c = block_sum(sum_c) / a.H;
+    along_c = block_sum(along_c) / a.H;
+    FOR_UNITS(j, a.H) {
+        const real normalised = (c_after[j] - norm_c.mean) / norm_c.deviation, c = scaled_cell(a, j, normalised);
+        const real t_o = t_from_h[O_GATE * a.H + j], z_o = a.z[row * columns + O_GATE * a.H + j];
+        real tn = a.gain_c[j] * (a.t_c[n * a.H + j] - sum_c - normalised * along_c) / norm_c.deviation;
+        tn += a.t_gain_c[j] * normalised;
+        if (a.t_shift_c) tn += a.t_shift_c[j];
+#else
+        const real c = c_after[j], tn = tc, z_o = z[O_GATE];
+#endif
+        const real u = HIDDEN_VALUE(c);
+        const real t_q = t_o * u + gate_value(O_GATE, z_o) * HIDDEN_SLOPE(c, u) * tn;
+#if PROJECTION
+        a.t_q[n * a.H + j] = t_q;
+#else
+        emit_tangent(a, s, n, j, t_q, true);
+#endif
+    }
+}
+
+#if PROJECTION
+KERNEL(tangent_output) {
+    const long long n = blockIdx.x;
+    const bool own = active(a, n, s);
+    FOR_UNITS(k, a.P) emit_tangent(a, s, n, k, a.t_projected[n * a.P + k], own);
+}
+#endif
