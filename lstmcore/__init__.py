@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("lstmcore")
+try:
+    __version__ = version("lstmcore")
+except PackageNotFoundError:  # the code of a repository that nobody installed
+    __version__ = "0+unknown"
 
 from lstmcore.backend import State, UnsupportedError
 from lstmcore.config import Activation, LSTMConfig, StackConfig

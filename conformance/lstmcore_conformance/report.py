@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Final
 
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.budgets import Measure
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
 REPORT_VERSION: Final = 1
@@ -233,6 +232,9 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, the failures and the verdict."""
+        from rich.table import Table  # a report is made, and written, where rich is not installed
+        from rich.text import Text
+
         table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
         table.add_column("check", no_wrap=True)
         table.add_column("section", no_wrap=True)

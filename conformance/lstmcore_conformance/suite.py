@@ -181,7 +181,7 @@ def run(
         A precision that is not declared, an expression that is not well formed, or one that selects nothing; an
         expected failure that no check and no item has as its id.
     """
-    subject, start, started = Subject(backend, draws), time.perf_counter(), datetime.now(UTC)
+    subject, started = Subject(backend, draws), datetime.now(UTC)
     todo = list(items(subject, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
@@ -193,8 +193,22 @@ def run(
         if progress is not None:
             progress(position, len(todo), item.id)
         found.setdefault(item.check.id, []).append(run_item(subject, item))
+    return report_on(subject, found, started, precisions, select=select, profile=profile, expected_failures=expected)
+
+
+def report_on(
+    subject: Subject,
+    found: Mapping[str, list[ItemReport]],
+    started: datetime,
+    precisions: Iterable[str] | None = None,
+    *,
+    select: str | None = None,
+    profile: Profile = "quick",
+    expected_failures: Mapping[str, str] | None = None,
+) -> Report:
+    """The report of what `run_item` found: id of a check -> its items. The other arguments are those of `run`."""
     checks = {check.id: check for check in all_checks()}
-    declared = subject.declared
+    backend, declared, expected = subject.backend, subject.declared, expected_failures or {}
     return Report(
         backend=backend.name,
         device=declared.device,
@@ -211,7 +225,7 @@ def run(
         },
         machine=f"{platform.system()} {platform.machine()}",
         started=started.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - start,
+        seconds=(datetime.now(UTC) - started).total_seconds(),
         checks=tuple(
             CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(judged(results, expected)))
             for id, results in found.items()

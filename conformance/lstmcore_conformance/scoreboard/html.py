@@ -69,7 +69,7 @@ def _cells(board: Board, text: str, report: Digest | None) -> Iterator[str]:
         bar = (
             ""
             if fast is None
-            else f'<span class="bar" aria-hidden="true"><span style="width:{100 * fast:.0f}%"></span></span>'
+            else f'<span class="bar" aria-hidden="true"><span style="width:{100 * min(fast, 1):.0f}%"></span></span>'
         )
         yield f'<td data-label="{escape(heading)}" class="{state}">{escape(cell)}{bar}</td>'
 
