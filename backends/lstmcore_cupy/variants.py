@@ -10,11 +10,9 @@ from typing import Final
 from lstmcore.config import Activation, LSTMConfig
 from lstmcore.precision import Precision
 
-#: In the order in which they need each other.
-_FILES: Final = ("storage.cuh", "activations.cuh", "call.cuh", "block.cuh", "lstm.cu")
 _STORAGE: Final = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 3}
-
-Macros = tuple[tuple[str, str], ...]
+_INCLUDE: Final = re.compile(r'#include "([\w.]+)"')
+_ROLES: Final = ("gate", "cell", "hidden")
 
 
 @cache
@@ -23,56 +21,84 @@ def _text(name: str) -> str:
 
 
 @cache
-def source() -> str:
-    """All files as one text, so that a compiler needs no path and a cache sees every change."""
-    parts = []
-    for name in _FILES:
-        lines = _text(name).splitlines()
-        kept = ["" if line.startswith(('#include "', "#pragma once")) else line for line in lines]
-        parts.append("\n".join([f'#line 1 "{name}"', *kept]))
-    return "\n".join(parts) + "\n"
+def source(name: str) -> str:
+    """A file and those that it includes as one text, so that a compiler needs no path and a cache sees every change."""
+    done: set[str] = set()
+
+    def lines(name: str) -> list[str]:
+        if name in done:
+            return []
+        done.add(name)
+        found = [f'#line 1 "{name}"']
+        for number, line in enumerate(_text(name).splitlines(), 1):
+            if include := _INCLUDE.match(line):
+                found += [*lines(include[1]), f'#line {number + 1} "{name}"']
+            elif line != "#pragma once":
+                found.append(line)
+            else:
+                found.append("")
+        return found
+
+    return "\n".join(lines(name)) + "\n"
 
 
 @cache
-def call_fields() -> tuple[str, ...]:
-    """The fields of ``struct Call`` in their order; each has 8 bytes."""
-    return tuple(re.findall(r"^ {4}(?:const )?(?:real|stored|long long)\*? (\w+);", _text("call.cuh"), re.MULTILINE))
+def fields(struct: str) -> dict[str, int]:
+    """The fields of a struct of the sources, each with its place; all have 8 bytes."""
+    body = re.search(rf"struct {struct} {{\n(.*?)^}};", source("rows.cu") + source("lstm.cu"), re.DOTALL | re.MULTILINE)
+    if body is None:
+        raise ValueError(f"struct: expected one of the sources; got {struct!r}")
+    names = re.findall(r"^ {4}(?:const )?(?:real|stored|long long|Number)\*? (\w+);", body[1], re.MULTILINE)
+    return {name: place for place, name in enumerate(names)}
 
 
 @cache
-def macros(config: LSTMConfig, precision: Precision) -> Macros:
-    """Name -> value of every macro. Sizes are arguments: one program serves all of them."""
+def numbers(config: LSTMConfig) -> dict[str, float]:
+    """The switches that are numbers, which are fields of ``struct Call``: one program serves all their values."""
+    found = {name: getattr(config, name) for name in ("layer_norm_eps", "zoneout_hidden", "zoneout_cell")}
+    found |= {name: getattr(config, name) or 0.0 for name in ("gate_clip", "cell_clip", "proj_clip")}
+    for role in _ROLES:
+        function: Activation = getattr(config, f"{role}_activation")
+        found |= {f"{role}_alpha": function.alpha or 0.0, f"{role}_beta": function.beta or 0.0}
+    return found
+
+
+def _macros(config: LSTMConfig, precision: Precision) -> dict[str, str | int]:
     gates, peepholes = config.gates, config.peephole_gates
     values: dict[str, str | int] = {
         "STORAGE": _STORAGE[precision.storage],
         "GATES": len(gates),
-        "REVERSE": int(config.reverse),
         "PEEPHOLE": int(config.peephole),
         "PROJECTION": int(bool(config.proj_size)),
         "RECURRENCE_CELL": int(config.recurrence == "cell"),
         "LAYER_NORM": int(config.layer_norm),
-        "LAYER_NORM_EPS": repr(config.layer_norm_eps),
         "HAS_ZONEOUT_HIDDEN": int(config.zoneout_hidden > 0),
         "HAS_ZONEOUT_CELL": int(config.zoneout_cell > 0),
-        "ZONEOUT_HIDDEN": repr(config.zoneout_hidden),
-        "ZONEOUT_CELL": repr(config.zoneout_cell),
     }
     for gate in "ifgo":
         values[f"{gate.upper()}_GATE"] = gates.index(gate) if gate in gates else -1
         values[f"{gate.upper()}_PEEPHOLE"] = peepholes.index(gate) if gate in peepholes else -1
     for name in ("gate_clip", "cell_clip", "proj_clip"):
-        bound = getattr(config, name)
-        if bound is not None:
-            values[name.upper()] = repr(bound)
-    for role in ("gate", "cell", "hidden"):
-        function: Activation = getattr(config, f"{role}_activation")
-        parameters = f"(real){function.alpha or 0.0!r}, (real){function.beta or 0.0!r}"
-        values[f"{role.upper()}_VALUE(z)"] = f"{function.name}_value(z, {parameters})"
-        values[f"{role.upper()}_SLOPE(z, y)"] = f"{function.name}_slope(z, y, {parameters})"
-    return tuple((name, str(value)) for name, value in values.items())
+        values[f"HAS_{name.upper()}"] = int(getattr(config, name) is not None)
+    for role in _ROLES:
+        function = getattr(config, f"{role}_activation").name
+        given = f"a.{role}_alpha.value, a.{role}_beta.value"
+        values[f"{role.upper()}_VALUE(z)"] = f"{function}_value(z, {given})"
+        values[f"{role.upper()}_SLOPE(z, y)"] = f"{function}_slope(z, y, {given})"
+    return values
 
 
+@cache
 def program(config: LSTMConfig, precision: Precision) -> str:
-    """The CUDA C++ of a configuration: its macros, then the sources."""
-    head = "".join(f"#define {name} {value}\n" for name, value in macros(config, precision))
-    return head + source()
+    """The CUDA C++ of a configuration: its macros, then the sources. Sizes and numbers are arguments of its kernels."""
+    return _defined(_macros(config, precision)) + source("lstm.cu")
+
+
+@cache
+def rows_program(precision: Precision) -> str:
+    """The CUDA C++ of what does not depend on the configuration."""
+    return _defined({"STORAGE": _STORAGE[precision.storage]}) + source("rows.cu")
+
+
+def _defined(macros: dict[str, str | int]) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in macros.items())

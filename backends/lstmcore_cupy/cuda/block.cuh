@@ -1,10 +1,19 @@
-// Sums over the threads of a block. The order of the additions is fixed, so that two calls give the same bits.
+// How kernels are written, and sums over the threads of a block. The order of the additions is fixed, so that two calls
+// give the same bits.
 #pragma once
 
 #include "storage.cuh"
 
 #define WARP 32
 #define MAX_THREADS 256
+
+#ifndef KERNEL  // the emulator has its own
+#define KERNEL(name, Struct) extern "C" __global__ void __launch_bounds__(MAX_THREADS) name(const Struct a)
+#endif
+
+// j runs over the `width` columns of this block's row, which blockIdx.y and the threads share
+#define FOR_UNITS(j, width) \
+    for (long long j = blockIdx.y * blockDim.x + threadIdx.x; j < (width); j += gridDim.y * blockDim.x)
 
 // The sum of `value` over all threads of the block, in every one of them. All threads must call it.
 __device__ inline real block_sum(real value) {
@@ -14,7 +23,7 @@ __device__ inline real block_sum(real value) {
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = value;
     __syncthreads();
     real sum = 0;
-    for (int warp = 0; warp < blockDim.x / WARP; ++warp) sum += parts[warp];
+    for (unsigned warp = 0; warp < blockDim.x / WARP; ++warp) sum += parts[warp];
     return sum;
 }
 
@@ -24,11 +33,11 @@ struct Norm {
 };
 
 // Mean and deviation, sqrt(variance + eps), of `count` numbers that the threads of the block see alike.
-__device__ inline Norm norm_of(const real* row, const long long count) {
+__device__ inline Norm norm_of(const real* row, const long long count, const real eps) {
     real sum = 0;
     for (long long k = threadIdx.x; k < count; k += blockDim.x) sum += row[k];
     const real mean = block_sum(sum) / count;
     sum = 0;
     for (long long k = threadIdx.x; k < count; k += blockDim.x) sum += (row[k] - mean) * (row[k] - mean);
-    return {mean, sqrt(block_sum(sum) / count + (real)LAYER_NORM_EPS)};
+    return {mean, sqrt(block_sum(sum) / count + eps)};
 }

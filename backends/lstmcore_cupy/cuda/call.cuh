@@ -1,6 +1,6 @@
 // What the kernels of a call are given: sizes, and arrays in row-major order on the device.
 //
-// Every field has 8 bytes and is on a line of its own; passes.py reads their names and order from here. An array that
+// Every field has 8 bytes and is on a line of its own; calls.py reads their names and order from here. An array that
 // a configuration or a call does not have is null. Letters are those of SPEC.md: GH = G * H gate rows. The first axis is
 // time, but for c, which has one entry more and is in the order in which the steps s = 0, 1, ... run: see `time_of`.
 #pragma once
@@ -8,13 +8,28 @@
 #include "storage.cuh"
 
 struct Call {
+    long long s;                 // the step
     long long T;
     long long N;
     long long I;
     long long H;
     long long P;
     long long R;
+    long long reverse;           // 1: from the last step to the first
     const long long* ends;       // (N): the length of each row, null: all T
+    // The switches that are numbers
+    Number layer_norm_eps;
+    Number zoneout_hidden;
+    Number zoneout_cell;
+    Number gate_clip;
+    Number cell_clip;
+    Number proj_clip;
+    Number gate_alpha;           // of the activations
+    Number gate_beta;
+    Number cell_alpha;
+    Number cell_beta;
+    Number hidden_alpha;
+    Number hidden_beta;
     // Parameters
     const real* bias;            // (GH)
     const real* peephole;        // (2 or 3, H)
@@ -27,13 +42,12 @@ struct Call {
     const real* mask_h;          // (T, N, P)
     const real* mask_c;          // (T, N, H)
     // Forward. A stride is the distance from one step to the next: 0 where only the newest is kept.
-    const stored* x;             // (T, N, I)
-    real* x_clean;               // (T, N, I): x with 0 in padding
-    real* from_x;                // (T, N, GH): W x; with layer norm its normalised value
-    real* from_h;                // (N, GH): R (m_r r) of this step
-    real* z;                     // (T, N, GH): before the gate clip; null: not kept
+    long long first;             // the time of the first row of from_x, which may have fewer than T
+    real* from_x;                // (T, N, GH): W x, to which R (m_r r) was added; with layer norm W x normalised
+    real* from_h;                // (N, GH): R (m_r r) of this step, with layer norm
+    real* z;                     // (T, N, GH): before the gate clip; null: not kept. May be from_x but for layer norm
     real* norm_h;                // (T, N, GH): R (m_r r) normalised; null: not kept
-    real* deviation_x;           // (T, N): what W x was divided by
+    real* deviation_x;           // (T, N): what W x was divided by; null: not kept
     real* deviation_h;           // (T, N)
     real* r;                     // (T, N, R): m_r times what the gates read, 0 in padding
     long long r_stride;
@@ -51,20 +65,22 @@ struct Call {
     real* dc;                    // (N, H)
     real* dr;                    // (N, R): of m_r r of the step taken back last
     real* dz;                    // (T, N, GH)
-    real* dz_x;                  // (T, N, GH): of W x
-    real* dz_h;                  // (T, N, GH): of R (m_r r)
+    real* dz_x;                  // (T, N, GH): of W x, with layer norm
+    real* dz_h;                  // (T, N, GH): of R (m_r r), with layer norm
     real* d_projected;           // (T, N, P)
     real* dq;                    // (N, H)
     real* dn;                    // (T, N, H): of the normalised c after gain and shift
     real* norm_c;                // (T, N, H)
-    // Directional derivative
+    // Directional derivative. The tangents of parameters are 0 where they are not given.
+    const real* t_bias;          // (GH)
     const real* t_peephole;      // (2 or 3, H)
+    const real* t_gain_x;        // (GH)
     const real* t_gain_h;        // (GH)
     const real* t_gain_c;        // (H)
     const real* t_shift_c;       // (H)
-    const real* t_from_x;        // (T, N, GH): all of z that does not go through R
+    real* t_from_x;              // (T, N, GH): all of z that does not go through R
     real* t_from_h;              // (N, GH): R t_r of this step
-    const real* t_weight_h;      // (T, N, GH): t_R r
+    const real* t_weight_h;      // (T, N, GH): t_R r; null: 0
     real* t_r;                   // (N, R)
     real* t_c;                   // (N, H)
     real* t_h;                   // (N, P)

@@ -2,7 +2,8 @@
 //
 // A block works on one row of the batch (blockIdx.x); blockIdx.y and the threads share its hidden units, but with layer
 // norm, whose sums go over the row, one block has all of them. The macros come from variants.py: the switches, GATES,
-// the places of the gates (I_GATE ... -1 where a gate has no rows) and of the peepholes, and the activations.
+// the places of the gates (I_GATE ... -1 where a gate has no rows) and of the peepholes, and the activations, which
+// need the call for their parameters.
 //
 // Rows past their end hold their state; what the tape has there is 0, so that products over all rows and steps are right.
 
@@ -10,18 +11,10 @@
 #include "block.cuh"
 #include "call.cuh"
 
-#ifndef KERNEL  // the emulator has its own
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(MAX_THREADS) name(const Call a, const int s)
-#endif
-
-// j runs over the `width` columns of this block's row
-#define FOR_UNITS(j, width)                                                         \
-    for (long long j = blockIdx.y * blockDim.x + threadIdx.x; j < (width); j += gridDim.y * blockDim.x)
-
 // The places of entries ---------------------------------------------------------------------------------------------------
 
 __device__ inline long long time_of(const Call& a, const long long s) {
-    return REVERSE ? a.T - 1 - s : s;
+    return a.reverse ? a.T - 1 - s : s;
 }
 
 // Whether step `s` is one of row `n`'s own. There is no step -1 and no step T.
@@ -29,24 +22,20 @@ __device__ inline bool active(const Call& a, const long long n, const long long 
     return s >= 0 && s < a.T && (!a.ends || time_of(a, s) < a.ends[n]);
 }
 
-__device__ inline bool has_steps(const Call& a, const long long n) {
-    return a.T > 0 && (!a.ends || a.ends[n] > 0);
-}
-
 // Parts of a step ---------------------------------------------------------------------------------------------------------
 
-__device__ inline real gate_value(const int gate, real z) {
-#ifdef GATE_CLIP
-    z = clipped(z, (real)GATE_CLIP);
+__device__ inline real gate_value(const Call& a, const int gate, real z) {
+#if HAS_GATE_CLIP
+    z = clipped(z, a.gate_clip.value);
 #endif
     return gate == G_GATE ? CELL_VALUE(z) : GATE_VALUE(z);
 }
 
-__device__ inline real gate_slope(const int gate, const real z) {
+__device__ inline real gate_slope(const Call& a, const int gate, const real z) {
     real limited = z, factor = 1;
-#ifdef GATE_CLIP
-    limited = clipped(z, (real)GATE_CLIP);
-    factor = inside(z, (real)GATE_CLIP);
+#if HAS_GATE_CLIP
+    limited = clipped(z, a.gate_clip.value);
+    factor = inside(z, a.gate_clip.value);
 #endif
     return factor * (gate == G_GATE ? CELL_SLOPE(limited, CELL_VALUE(limited)) : GATE_SLOPE(limited, GATE_VALUE(limited)));
 }
@@ -56,14 +45,14 @@ struct Gates {
 };
 
 // i, f and g from their pre-activations, one made from the other where they are coupled.
-__device__ inline Gates early_gates(const real* z) {
+__device__ inline Gates early_gates(const Call& a, const real* z) {
     Gates gates;
-    gates.g = gate_value(G_GATE, z[G_GATE]);
+    gates.g = gate_value(a, G_GATE, z[G_GATE]);
 #if I_GATE >= 0
-    gates.i = gate_value(I_GATE, z[I_GATE]);
+    gates.i = gate_value(a, I_GATE, z[I_GATE]);
 #endif
 #if F_GATE >= 0
-    gates.f = gate_value(F_GATE, z[F_GATE]);
+    gates.f = gate_value(a, F_GATE, z[F_GATE]);
 #else
     gates.f = 1 - gates.i;
 #endif
@@ -78,11 +67,11 @@ __device__ inline real cell_unclipped(const Gates& gates, const real c_before) {
 }
 
 __device__ inline real keep_cell(const Call& a, const long long s, const long long n, const long long j) {
-    return a.mask_c ? a.mask_c[(time_of(a, s) * a.N + n) * a.H + j] : (real)ZONEOUT_CELL;
+    return a.mask_c ? a.mask_c[(time_of(a, s) * a.N + n) * a.H + j] : a.zoneout_cell.value;
 }
 
 __device__ inline real keep_hidden(const Call& a, const long long s, const long long n, const long long k) {
-    return a.mask_h ? a.mask_h[(time_of(a, s) * a.N + n) * a.P + k] : (real)ZONEOUT_HIDDEN;
+    return a.mask_h ? a.mask_h[(time_of(a, s) * a.N + n) * a.P + k] : a.zoneout_hidden.value;
 }
 
 __device__ inline real keep_recurrent(const Call& a, const long long n, const long long k) {
@@ -111,15 +100,8 @@ __device__ inline void write_recurrent(
 
 // Forward -----------------------------------------------------------------------------------------------------------------
 
-// x with 0 in padding: whatever is there reaches no sum. One block for each (t, n).
-KERNEL(load_input) {
-    const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N;
-    const bool own = !a.ends || t < a.ends[n];
-    FOR_UNITS(k, a.I) a.x_clean[blockIdx.x * a.I + k] = own ? loaded(a.x[blockIdx.x * a.I + k]) : 0;
-}
-
 // What the first step reads.
-KERNEL(begin) {
+KERNEL(begin, Call) {
     const long long n = blockIdx.x;
 #if RECURRENCE_CELL
     FOR_UNITS(j, a.H) write_recurrent(a, -1, n, j, a.c[n * a.H + j]);
@@ -130,20 +112,20 @@ KERNEL(begin) {
 
 #if LAYER_NORM
 // W x normalised in its place, for one (t, n) a block.
-KERNEL(normalise_input) {
+KERNEL(normalise_input, Call) {
     const long long count = GATES * a.H;
     real* row = a.from_x + blockIdx.x * count;
-    const Norm norm = norm_of(row, count);
+    const Norm norm = norm_of(row, count, a.layer_norm_eps.value);
     for (long long k = threadIdx.x; k < count; k += blockDim.x) row[k] = (row[k] - norm.mean) / norm.deviation;
-    if (threadIdx.x == 0) a.deviation_x[blockIdx.x] = norm.deviation;
+    if (a.deviation_x && threadIdx.x == 0) a.deviation_x[blockIdx.x] = norm.deviation;
 }
 #endif
 
 // h of unit k from the (projected) output, and y and r from it.
 __device__ inline void emit(const Call& a, const long long s, const long long n, const long long k, real h_new) {
     real* h = a.h + n * a.P + k;
-#ifdef PROJ_CLIP
-    h_new = clipped(h_new, (real)PROJ_CLIP);
+#if HAS_PROJ_CLIP
+    h_new = clipped(h_new, a.proj_clip.value);
 #endif
 #if HAS_ZONEOUT_HIDDEN
     const real keep = keep_hidden(a, s, n, k);
@@ -165,8 +147,8 @@ __device__ inline void emit_padding(const Call& a, const long long s, const long
 #endif
 }
 
-KERNEL(forward_cell) {
-    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+KERNEL(forward_cell, Call) {
+    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
     const real* c_before = a.c + s * a.c_stride + n * a.H;
     real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
     if (!active(a, n, s)) {  // the whole block
@@ -188,10 +170,10 @@ KERNEL(forward_cell) {
         if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = 1;
         return;
     }
-    const real* from_x = a.from_x + row * columns;
-    const real* from_h = a.from_h + n * columns;
+    const real* from_x = a.from_x + (row - a.first * a.N) * columns;
 #if LAYER_NORM
-    const Norm norm = norm_of(from_h, columns);
+    real* from_h = a.from_h + n * columns;
+    const Norm norm = norm_of(from_h, columns, a.layer_norm_eps.value);
     if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = norm.deviation;
 #endif
     FOR_UNITS(j, a.H) {
@@ -204,7 +186,7 @@ KERNEL(forward_cell) {
             if (a.norm_h) a.norm_h[row * columns + k] = normalised;
             z[gate] = a.gain_x[k] * from_x[k] + a.gain_h[k] * normalised;
 #else
-            z[gate] = from_x[k] + from_h[k];
+            z[gate] = from_x[k];
 #endif
             if (a.bias) z[gate] += a.bias[k];
         }
@@ -216,9 +198,9 @@ KERNEL(forward_cell) {
         z[F_GATE] += a.peephole[F_PEEPHOLE * a.H + j] * before;
 #endif
         // c = zoneout(clip(f c + i g))
-        real c = cell_unclipped(early_gates(z), before);
-#ifdef CELL_CLIP
-        c = clipped(c, (real)CELL_CLIP);
+        real c = cell_unclipped(early_gates(a, z), before);
+#if HAS_CELL_CLIP
+        c = clipped(c, a.cell_clip.value);
 #endif
 #if HAS_ZONEOUT_CELL
         const real keep = keep_cell(a, s, n, j);
@@ -234,12 +216,12 @@ KERNEL(forward_cell) {
         write_recurrent(a, s, n, j, c);
 #endif
         // q = o u(LN(c)); with layer norm o waits in place of R r until all c are there
-        const real o = gate_value(O_GATE, z[O_GATE]);
+        const real o = gate_value(a, O_GATE, z[O_GATE]);
 #if LAYER_NORM
-        a.from_h[n * columns + O_GATE * a.H + j] = o;
+        from_h[O_GATE * a.H + j] = o;
     }
     __syncthreads();  // norm_of reads c of all units
-    const Norm norm_c = norm_of(c_after, a.H);
+    const Norm norm_c = norm_of(c_after, a.H, a.layer_norm_eps.value);
     FOR_UNITS(j, a.H) {
         const real c = scaled_cell(a, j, (c_after[j] - norm_c.mean) / norm_c.deviation);
         const real o = from_h[O_GATE * a.H + j];
@@ -255,8 +237,8 @@ KERNEL(forward_cell) {
 
 #if PROJECTION
 // After W_proj q.
-KERNEL(forward_output) {
-    const long long n = blockIdx.x;
+KERNEL(forward_output, Call) {
+    const long long s = a.s, n = blockIdx.x;
     const bool own = active(a, n, s);
     FOR_UNITS(k, a.P) {
         if (own)
@@ -266,11 +248,6 @@ KERNEL(forward_output) {
     }
 }
 #endif
-
-// h as it is stored: y of one step.
-KERNEL(store_hidden) {
-    FOR_UNITS(k, a.P) a.y[blockIdx.x * a.P + k] = rounded(a.h[blockIdx.x * a.P + k]);
-}
 
 // Backward: d_ is the gradient of the scalar with respect to the value of that name ------------------------------------------
 
@@ -299,8 +276,8 @@ __device__ inline real output_gradient(
     dh_before = keep * dh;
     dh = (1 - keep) * dh;
 #endif
-#ifdef PROJ_CLIP
-    dh *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], (real)PROJ_CLIP);
+#if HAS_PROJ_CLIP
+    dh *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], a.proj_clip.value);
 #endif
     a.dh[entry] = dh_before;
     return dh;
@@ -308,15 +285,15 @@ __device__ inline real output_gradient(
 
 #if PROJECTION
 // Before dq = W_proj^T d_projected.
-KERNEL(backward_output) {
-    const long long n = blockIdx.x;
+KERNEL(backward_output, Call) {
+    const long long s = a.s, n = blockIdx.x;
     const bool own = active(a, n, s);
     FOR_UNITS(k, a.P) a.d_projected[(time_of(a, s) * a.N + n) * a.P + k] = output_gradient(a, s, n, k, own);
 }
 #endif
 
-KERNEL(backward_cell) {
-    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+KERNEL(backward_cell, Call) {
+    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
     const real* c_before = a.c + s * a.c_stride + n * a.H;
     const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
     real* dz = a.dz + row * columns;
@@ -338,7 +315,7 @@ KERNEL(backward_cell) {
         return;
     }
 #if LAYER_NORM
-    const Norm norm_c = norm_of(c_after, a.H);
+    const Norm norm_c = norm_of(c_after, a.H, a.layer_norm_eps.value);
     real sum = 0, along = 0;
 #endif
     FOR_UNITS(j, a.H) {
@@ -348,7 +325,7 @@ KERNEL(backward_cell) {
 #else
         const real dq = output_gradient(a, s, n, j, true);
 #endif
-        const real z_o = a.z[row * columns + O_GATE * a.H + j], o = gate_value(O_GATE, z_o);
+        const real z_o = a.z[row * columns + O_GATE * a.H + j], o = gate_value(a, O_GATE, z_o);
 #if LAYER_NORM
         const real normalised = (c_after[j] - norm_c.mean) / norm_c.deviation, c = scaled_cell(a, j, normalised);
 #else
@@ -356,7 +333,7 @@ KERNEL(backward_cell) {
 #endif
         const real u = HIDDEN_VALUE(c);
         real dn = dq * o * HIDDEN_SLOPE(c, u);
-        dz[O_GATE * a.H + j] = dq * u * gate_slope(O_GATE, z_o);
+        dz[O_GATE * a.H + j] = dq * u * gate_slope(a, O_GATE, z_o);
 #if LAYER_NORM
         a.dn[row * a.H + j] = dn;
         a.norm_c[row * a.H + j] = normalised;
@@ -380,7 +357,7 @@ KERNEL(backward_cell) {
         // c = keep c_before + (1 - keep) clip(f c_before + i g)
         real z[GATES];
         read_gates(a, s, n, j, z);
-        const Gates gates = early_gates(z);
+        const Gates gates = early_gates(a, z);
         const real before = c_before[j];
         real dc_before = 0;
 #if HAS_ZONEOUT_CELL
@@ -388,14 +365,14 @@ KERNEL(backward_cell) {
         dc_before = keep * dc;
         dc = (1 - keep) * dc;
 #endif
-#ifdef CELL_CLIP
-        dc *= inside(cell_unclipped(gates, before), (real)CELL_CLIP);
+#if HAS_CELL_CLIP
+        dc *= inside(cell_unclipped(gates, before), a.cell_clip.value);
 #endif
         dc_before += dc * gates.f;
-        dz[G_GATE * a.H + j] = dc * gates.i * gate_slope(G_GATE, z[G_GATE]);
+        dz[G_GATE * a.H + j] = dc * gates.i * gate_slope(a, G_GATE, z[G_GATE]);
 #if I_GATE >= 0
         const real cell_of_i = F_GATE >= 0 ? gates.g : gates.g - before;
-        const real dz_i = dc * cell_of_i * gate_slope(I_GATE, z[I_GATE]);
+        const real dz_i = dc * cell_of_i * gate_slope(a, I_GATE, z[I_GATE]);
         dz[I_GATE * a.H + j] = dz_i;
 #if PEEPHOLE
         dc_before += dz_i * a.peephole[I_PEEPHOLE * a.H + j];
@@ -403,7 +380,7 @@ KERNEL(backward_cell) {
 #endif
 #if F_GATE >= 0
         const real cell_of_f = I_GATE >= 0 ? before : before - gates.g;
-        const real dz_f = dc * cell_of_f * gate_slope(F_GATE, z[F_GATE]);
+        const real dz_f = dc * cell_of_f * gate_slope(a, F_GATE, z[F_GATE]);
         dz[F_GATE * a.H + j] = dz_f;
 #if PEEPHOLE
         dc_before += dz_f * a.peephole[F_PEEPHOLE * a.H + j];
@@ -429,7 +406,7 @@ KERNEL(backward_cell) {
 
 #if LAYER_NORM
 // The gradient of W x from that of z, for one (t, n) a block.
-KERNEL(backward_normalise_input) {
+KERNEL(backward_normalise_input, Call) {
     const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N, columns = GATES * a.H;
     const real* dz = a.dz + blockIdx.x * columns;
     const real* normalised = a.from_x + blockIdx.x * columns;
@@ -448,8 +425,8 @@ KERNEL(backward_normalise_input) {
 #endif
 
 // The gradient of the initial state: what came through the product of the first step. s is -1.
-KERNEL(backward_last) {
-    const long long n = blockIdx.x;
+KERNEL(backward_last, Call) {
+    const long long s = a.s, n = blockIdx.x;
 #if RECURRENCE_CELL
     FOR_UNITS(j, a.H) a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j]);
 #else
@@ -464,7 +441,32 @@ __device__ inline void write_recurrent_tangent(
     a.t_r[n * a.R + k] = active(a, n, s + 1) ? keep_recurrent(a, n, k) * value : 0;
 }
 
-KERNEL(tangent_begin) {
+// All of z along the tangents that does not go through R, from that of W x, for one (t, n) a block.
+KERNEL(tangent_input, Call) {
+    const long long columns = GATES * a.H;
+    real* row = a.t_from_x + blockIdx.x * columns;
+#if LAYER_NORM
+    const real* normalised = a.from_x + blockIdx.x * columns;
+    real sum = 0, along = 0;
+    for (long long k = threadIdx.x; k < columns; k += blockDim.x) {
+        sum += row[k];
+        along += normalised[k] * row[k];
+    }
+    sum = block_sum(sum) / columns;
+    along = block_sum(along) / columns;
+#endif
+    FOR_UNITS(k, columns) {
+        real value = row[k];
+#if LAYER_NORM
+        value = a.gain_x[k] * (value - sum - normalised[k] * along) / a.deviation_x[blockIdx.x];
+        value += a.t_gain_x[k] * normalised[k];
+#endif
+        if (a.t_bias) value += a.t_bias[k];
+        row[k] = value;
+    }
+}
+
+KERNEL(tangent_begin, Call) {
     const long long n = blockIdx.x;
 #if RECURRENCE_CELL
     FOR_UNITS(j, a.H) write_recurrent_tangent(a, -1, n, j, a.t_c[n * a.H + j]);
@@ -478,8 +480,8 @@ __device__ inline void emit_tangent(
     const Call& a, const long long s, const long long n, const long long k, real t_new, const bool own) {
     const long long entry = n * a.P + k;
     if (own) {
-#ifdef PROJ_CLIP
-        t_new *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], (real)PROJ_CLIP);
+#if HAS_PROJ_CLIP
+        t_new *= inside(a.projected[time_of(a, s) * a.projected_stride + entry], a.proj_clip.value);
 #endif
 #if HAS_ZONEOUT_HIDDEN
         const real keep = keep_hidden(a, s, n, k);
@@ -493,8 +495,8 @@ __device__ inline void emit_tangent(
 #endif
 }
 
-KERNEL(tangent_cell) {
-    const long long n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+KERNEL(tangent_cell, Call) {
+    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
     const real* c_before = a.c + s * a.c_stride + n * a.H;
     const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
     if (!active(a, n, s)) {  // the whole block
@@ -522,7 +524,7 @@ KERNEL(tangent_cell) {
     }
     sum = block_sum(sum) / columns;
     along = block_sum(along) / columns;
-    const Norm norm_c = norm_of(c_after, a.H);
+    const Norm norm_c = norm_of(c_after, a.H, a.layer_norm_eps.value);
     real sum_c = 0, along_c = 0;
 #endif
     FOR_UNITS(j, a.H) {
@@ -539,21 +541,21 @@ KERNEL(tangent_cell) {
 #endif
             tz[gate] = t_from_x[k] + through;
         }
-        const Gates gates = early_gates(z);
+        const Gates gates = early_gates(a, z);
         const real before = c_before[j], t_before = a.t_c[n * a.H + j];
         Gates t;
-        t.g = tz[G_GATE] * gate_slope(G_GATE, z[G_GATE]);
+        t.g = tz[G_GATE] * gate_slope(a, G_GATE, z[G_GATE]);
 #if I_GATE >= 0
 #if PEEPHOLE
         tz[I_GATE] += a.t_peephole[I_PEEPHOLE * a.H + j] * before + a.peephole[I_PEEPHOLE * a.H + j] * t_before;
 #endif
-        t.i = tz[I_GATE] * gate_slope(I_GATE, z[I_GATE]);
+        t.i = tz[I_GATE] * gate_slope(a, I_GATE, z[I_GATE]);
 #endif
 #if F_GATE >= 0
 #if PEEPHOLE
         tz[F_GATE] += a.t_peephole[F_PEEPHOLE * a.H + j] * before + a.peephole[F_PEEPHOLE * a.H + j] * t_before;
 #endif
-        t.f = tz[F_GATE] * gate_slope(F_GATE, z[F_GATE]);
+        t.f = tz[F_GATE] * gate_slope(a, F_GATE, z[F_GATE]);
 #else
         t.f = -t.i;
 #endif
@@ -561,8 +563,8 @@ KERNEL(tangent_cell) {
         t.i = -t.f;
 #endif
         real tc = t.f * before + gates.f * t_before + t.i * gates.g + gates.i * t.g;
-#ifdef CELL_CLIP
-        tc *= inside(cell_unclipped(gates, before), (real)CELL_CLIP);
+#if HAS_CELL_CLIP
+        tc *= inside(cell_unclipped(gates, before), a.cell_clip.value);
 #endif
 #if HAS_ZONEOUT_CELL
         const real keep = keep_cell(a, s, n, j);
@@ -575,7 +577,7 @@ KERNEL(tangent_cell) {
 #if PEEPHOLE
         tz[O_GATE] += a.t_peephole[O_PEEPHOLE * a.H + j] * c_after[j] + a.peephole[O_PEEPHOLE * a.H + j] * tc;
 #endif
-        const real t_o = tz[O_GATE] * gate_slope(O_GATE, z[O_GATE]);
+        const real t_o = tz[O_GATE] * gate_slope(a, O_GATE, z[O_GATE]);
 #if LAYER_NORM
         t_from_h[O_GATE * a.H + j] = t_o;  // waits here until the sums over c are there
         sum_c += tc;
@@ -593,7 +595,7 @@ KERNEL(tangent_cell) {
         const real c = c_after[j], tn = tc, z_o = z[O_GATE];
 #endif
         const real u = HIDDEN_VALUE(c);
-        const real t_q = t_o * u + gate_value(O_GATE, z_o) * HIDDEN_SLOPE(c, u) * tn;
+        const real t_q = t_o * u + gate_value(a, O_GATE, z_o) * HIDDEN_SLOPE(c, u) * tn;
 #if PROJECTION
         a.t_q[n * a.H + j] = t_q;
 #else
@@ -603,8 +605,8 @@ KERNEL(tangent_cell) {
 }
 
 #if PROJECTION
-KERNEL(tangent_output) {
-    const long long n = blockIdx.x;
+KERNEL(tangent_output, Call) {
+    const long long s = a.s, n = blockIdx.x;
     const bool own = active(a, n, s);
     FOR_UNITS(k, a.P) emit_tangent(a, s, n, k, a.t_projected[n * a.P + k], own);
 }

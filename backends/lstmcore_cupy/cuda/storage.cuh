@@ -18,6 +18,12 @@ typedef float real;
 typedef unsigned short stored;
 #endif
 
+// A number among the fields of a struct, all of which have 8 bytes.
+union Number {
+    real value;
+    long long word;
+};
+
 #if STORAGE == STORAGE_BFLOAT16
 
 __device__ inline real loaded(stored bits) {
