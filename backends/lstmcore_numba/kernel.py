@@ -333,8 +333,9 @@ class NumbaKernel(Kernel):
             names = ("norm_gain_x", "norm_gain_h", "bias")
             found |= {name: layout.of_gates(gain) for name, gain in zip(names, gains, strict=True)}
             cells = dc_out.reshape(count, batch, layout.blocks, layout.lanes)
-            found["norm_gain_c"] = np.einsum("tnbl,tbnl->bl", cells, norms.c[:, :, :, 0]).ravel()[: config.hidden_size]
-            found["norm_bias_c"] = dc_out.sum(axis=(0, 1))[: config.hidden_size]
+            of_gain = np.einsum("tnbl,tbnl->tbl", cells, norms.c[:, :, :, 0]).sum(axis=0)
+            found["norm_gain_c"] = of_gain.ravel()[: config.hidden_size]
+            found["norm_bias_c"] = dc_out.sum(axis=1).sum(axis=0)[: config.hidden_size]
         if config.proj_size:
             whole = (count, batch, layout.output // layout.lanes, 1, layout.lanes)
             units = np.ascontiguousarray(dprojected.reshape(whole).swapaxes(1, 2))
@@ -375,14 +376,14 @@ class NumbaKernel(Kernel):
         return states[:-1] if self.config.reverse else states[1:]
 
     def _peephole(self, saved: Saved, dz: Array) -> Array:
-        """The gradient of the peepholes."""
+        """The gradient of the peepholes: rows are summed within a step first, which loses less than one long sum."""
         config = self.config
         count, blocks, batch, _, lanes = dz.shape
         shape = (count, batch, blocks, lanes)
         rows = []
         for k in config.peephole_gates:
             read = (self._after if k == "o" else self._before)(saved.room.c).reshape(shape)
-            rows.append(np.einsum("tbnl,tnbl->bl", dz[:, :, :, config.gates.index(k)], read).ravel())
+            rows.append(np.einsum("tbnl,tnbl->tbl", dz[:, :, :, config.gates.index(k)], read).sum(axis=0).ravel())
         return np.stack(rows)[:, : config.hidden_size]
 
     # along tangents ---------------------------------------------------------------------------------------------------

@@ -96,16 +96,21 @@ def _gain_gradients(
     part: int, parts: int, d: Any, norm_x: Any, norm_h: Any, of_x: Any, of_h: Any, of_bias: Any
 ) -> None:
     steps, blocks, rows, gates, lanes = d.shape
+    by_x, by_h, by_bias = np.empty((3, gates, lanes), d.dtype)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         of_x[block], of_h[block], of_bias[block] = 0, 0, 0
         for t in range(steps):
+            by_x[:], by_h[:], by_bias[:] = 0, 0, 0
             for row in range(rows):
                 for gate in range(gates):
                     for lane in range(lanes):
                         value = d[t, block, row, gate, lane]
-                        of_x[block, gate, lane] += value * norm_x[t, block, row, gate, lane]
-                        of_h[block, gate, lane] += value * norm_h[t, block, row, gate, lane]
-                        of_bias[block, gate, lane] += value
+                        by_x[gate, lane] += value * norm_x[t, block, row, gate, lane]
+                        by_h[gate, lane] += value * norm_h[t, block, row, gate, lane]
+                        by_bias[gate, lane] += value
+            of_x[block] += by_x
+            of_h[block] += by_h
+            of_bias[block] += by_bias
 
 
 @compiled
