@@ -104,6 +104,13 @@ def test_another_way_uses_well_under_the_budget(name: str, precision: str) -> No
     assert max(shares) < 0.6
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_long_sums_in_another_order_use_well_under_the_budget(name: str) -> None:
+    report = run(VARIANTS[name](), precisions=["float32"], select="backward.rows")
+    assert [item.message for item in report.bad] == []
+    assert max(item.worst.share for check in report.checks for item in check.items if item.worst) < 0.6
+
+
 @pytest.mark.parametrize(
     "name", ["precision.tf32", "precision.half_arithmetic", "precision.forget_bias_1e-3", "precision.cell_in_half"]
 )

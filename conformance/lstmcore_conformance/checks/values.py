@@ -43,6 +43,14 @@ SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "T=200": (200, 2, {}),
 }
 
+#: T and N over which `backward.rows` sums: enough that one running sum in the compute dtype goes over the budget.
+ROWS: Final = (64, 1024)
+#: What of the configuration differs in its cases; every kind of parameter is in one of them.
+SUMMED: Final[Mapping[str, Mapping[str, Any]]] = {
+    name: {**SWITCHES[name], "input_size": 3, "hidden_size": 5}
+    for name in ("plain", "proj_size", "forget_from_input,peephole", "layer_norm_eps")
+}
+
 
 def switch_cases(scope: Scope) -> Iterator[Case]:
     """Every switch alone, in every precision."""
@@ -72,6 +80,14 @@ def size_cases(scope: Scope) -> Iterator[Case]:
     for precision in scope.precisions:
         for name, (steps, batch, changes) in SIZES.items():
             yield Case(name=name, model=config_of(changes), precision=precision, steps=steps, batch=batch)
+
+
+def row_cases(scope: Scope) -> Iterator[Case]:
+    """Small models over very many rows."""
+    steps, batch = ROWS
+    for precision in scope.precisions:
+        for name, changes in SUMMED.items():
+            yield Case(name=f"rows,{name}", model=config_of(changes), precision=precision, steps=steps, batch=batch)
 
 
 def _forward(subject: Subject, case: Case) -> Measure:
@@ -130,4 +146,15 @@ def no_state(subject: Subject, case: Case) -> Measure:
     needs=("backward",),
 )
 def no_state_gradients(subject: Subject, case: Case) -> Measure:
+    return _gradients(subject, case)
+
+
+@check(
+    "backward.rows",
+    f"gradients of parameters are right where they are sums over {ROWS[0] * ROWS[1]:,} rows",
+    section=8,
+    cases=row_cases,
+    needs=("backward",),
+)
+def row_gradients(subject: Subject, case: Case) -> Measure:
     return _gradients(subject, case)

@@ -436,6 +436,67 @@ edits(
     "drawn.linear",
 )
 
+_RUNNING = (
+    "    return Gradients(dx, State(dh, dc), dp)",
+    "    return Gradients(dx, State(dh, dc), dp)\n\n\n"
+    "def _running(total, rows):\n"
+    "    return np.cumsum(np.concatenate([total[None], rows]), axis=0, dtype=total.dtype)[-1]",
+)
+edits(
+    "hidden.running_bias",
+    "the gradient of the bias is one running sum over all rows of all steps",
+    (_RUNNING, ('dp["bias"] += dz_all.sum(axis=0)', 'dp["bias"][...] = _running(dp["bias"], dz_all)')),
+    "backward.rows",
+)
+edits(
+    "hidden.running_products",
+    "the gradients of W and R are one running sum over all rows of all steps",
+    (
+        _RUNNING,
+        (
+            'dp["weight_x"] += from_x.T @ step.x',
+            'dp["weight_x"][...] = _running(dp["weight_x"], from_x[:, :, None] * step.x[:, None])',
+        ),
+        (
+            'dp["weight_h"] += from_h.T @ step.recurrent',
+            'dp["weight_h"][...] = _running(dp["weight_h"], from_h[:, :, None] * step.recurrent[:, None])',
+        ),
+    ),
+    "backward.rows",
+)
+edits(
+    "hidden.running_peephole",
+    "the gradients of peepholes are one running sum over all rows of all steps",
+    (
+        _RUNNING,
+        (
+            'dpeephole["o"] += (dz["o"] * step.c).sum(axis=0)',
+            'dpeephole["o"][...] = _running(dpeephole["o"], dz["o"] * step.c)',
+        ),
+        (
+            "dpeephole[k] += (dz[k] * step.c_before).sum(axis=0)",
+            "dpeephole[k][...] = _running(dpeephole[k], dz[k] * step.c_before)",
+        ),
+    ),
+    "backward.rows",
+)
+edits(
+    "hidden.running_norms",
+    "the gradients of the gains and the shift of layer norm are one running sum over all rows of all steps",
+    (
+        _RUNNING,
+        ('dp["norm_bias_c"] += dc_out.sum(axis=0)', 'dp["norm_bias_c"][...] = _running(dp["norm_bias_c"], dc_out)'),
+        *(
+            (
+                f'dp["norm_gain_{k}"] += ({d} * step.norms["{k}"].value).sum(axis=0)',
+                f'dp["norm_gain_{k}"][...] = _running(dp["norm_gain_{k}"], {d} * step.norms["{k}"].value)',
+            )
+            for k, d in (("c", "dc_out"), ("x", "dz_all"), ("h", "dz_all"))
+        ),
+    ),
+    "backward.rows",
+)
+
 # Kernels ------------------------------------------------------------------------------------------------------------
 
 
