@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ import pytest
 
 from lstmcore.backend import Forward, Gradients, Kernel, State, UnsupportedError
 from lstmcore.config import LSTMConfig
+from lstmcore_conformance import run
+from lstmcore_conformance.expected import load
+from lstmcore_conformance.report import Outcome
 
 torch = pytest.importorskip("torch")
+import lstmcore_torch  # noqa: E402  # needs PyTorch
 from lstmcore_torch.kernel import TorchBackend  # noqa: E402  # needs PyTorch
 
 pytestmark = pytest.mark.peers
@@ -145,6 +150,19 @@ def test_what_pytorch_has_not_is_refused_with_the_reason(precision: str, switche
 def test_the_reason_for_refusing_half_precision_is_true(dtype: Any) -> None:
     _, (_, c) = torch.nn.LSTM(I, H, dtype=dtype)(torch.zeros(T, N, I, dtype=dtype))
     assert c.dtype == dtype
+
+
+def test_the_failures_that_are_expected_are_those_of_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(lstmcore_torch.__file__).with_name("expected_failures.toml")
+    ids = load(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        for id in ids:
+            assert run(TorchBackend(), select=id).conforms
+    report = run(TorchBackend(), select="backward.rows", expected_failures=ids)
+    found = {item.id: item.outcome for check in report.checks for item in check.items}
+    assert {id for id, outcome in found.items() if outcome is Outcome.EXPECTED} == set(ids)
+    assert report.conforms
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch's own, on its way there
