@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from lstmcore.backend import Masks, State, Tangents
 from lstmcore_conformance import budgets
@@ -82,6 +83,13 @@ class _Calls:
 def other_dtype(array: Array) -> Array:
     """The same numbers in a dtype that no precision wants there."""
     return array.astype(np.float32 if array.dtype == np.float64 else np.float64)
+
+
+def masked(array: Any) -> Any:
+    """The same numbers, one of them hidden by a mask."""
+    mask = np.zeros(array.shape, bool)
+    mask.flat[0] = True
+    return np.ma.array(array, mask=mask)
 
 
 @check("errors.x", "an x of another rank, width, dtype or type is an error that names it", section=9, cases=error_cases)
@@ -204,6 +212,7 @@ def wrong_masks(subject: Subject, case: Case) -> None:
             cut, other = (calls.device(mask[..., 1:]), calls.device(mask.astype(np.int64)))
             yield (f"{name} one column short", calls.forward(masks=masks._replace(**{name: cut})), ValueError, name)
             yield (f"{name} whole numbers", calls.forward(masks=masks._replace(**{name: other})), TypeError, name)
+            yield f"{name} masked", calls.forward(masks=masks._replace(**{name: masked(mask)})), TypeError, name
         steps, batch = plain.steps, plain.batch
         width, dtype = plain.config.hidden_size, plain.policy.compute
         for name, shape in (
@@ -219,8 +228,63 @@ def wrong_masks(subject: Subject, case: Case) -> None:
 
 
 @check(
+    "errors.masked",
+    "a masked array is an error that names the argument: what its mask hides would be computed with",
+    section=9,
+    cases=error_cases,
+)
+def masked_arrays(subject: Subject, case: Case) -> None:
+    calls, data, declared = _Calls(subject, case), case.data, subject.declared
+    given, kernel, weights = calls.data, calls.kernel, calls.weights
+
+    def replaced(pair: State | None, entry: str) -> State:
+        if pair is None:
+            raise TypeError(f"case {case.id}: expected a pair of h and c")
+        return pair._replace(**{entry: masked(getattr(pair, entry))})
+
+    def packing(name: str) -> Callable[[], object]:
+        return lambda: kernel.pack(given.parameters | {name: masked(given.parameters[name])})
+
+    def backward(dy: Any, dstate: Any) -> Callable[[], object]:
+        return lambda: kernel.backward(weights, tape, dy, dstate)
+
+    def jvp(tangents: Tangents) -> Callable[[], object]:
+        return lambda: kernel.jvp(weights, given.x, given.state, tangents)
+
+    def mistakes() -> Iterator[Mistake]:
+        yield "x", calls.forward(x=masked(data.x)), TypeError, "x"
+        for entry in State._fields:
+            name = f"state.{entry}"
+            yield name, calls.forward(state=replaced(data.state, entry)), TypeError, name
+            if tape is not None:
+                yield f"d{name}", backward(None, replaced(data.dstate, entry)), TypeError, f"d{name}"
+        for name in data.parameters:
+            yield name, packing(name), TypeError, name
+        if "lengths" in declared.features:
+            yield "lengths", calls.forward(lengths=masked(np.full(case.batch, case.steps))), TypeError, "lengths"
+        if declared.device == "cpu":
+            yield (
+                "out",
+                calls.forward(out=masked(budgets.forward(case)["y"].value.astype(data.x.dtype))),
+                TypeError,
+                "out",
+            )
+        if tape is not None:
+            yield "dy", backward(masked(data.dy), None), TypeError, "dy"
+        if "jvp" in declared.derivatives:
+            yield "tangents.x", jvp(Tangents(x=masked(data.tangents.x))), TypeError, "tangents.x"
+            moved = {name: masked(array) for name, array in (data.tangents.parameters or {}).items()}
+            yield "tangents.parameters", jvp(Tangents(parameters=moved)), TypeError, "tangents.parameters"
+
+    record = "backward" in declared.derivatives
+    tape = subject.call(case, given, record=True, weights=weights).tape if record else None
+    judge(mistakes())
+    calls.still_works()
+
+
+@check(
     "errors.out",
-    "an out that does not fit, is read-only or overlaps an input is an error that names it",
+    "an out that does not fit, is read-only or overlaps an input or itself is an error that names it",
     section=9,
     cases=error_cases,
 )
@@ -243,6 +307,15 @@ def wrong_out(subject: Subject, case: Case) -> None:
             wide = np.zeros((square.steps + 1, square.batch, square.config.output_size), empty.dtype)
             wide[1:] = square.data.x
             yield ("x one step off", calls.forward(x=wide[1:], out=wide[:-1]), ValueError, "out")
+            step, row, number = empty.strides
+            for what, strides in (
+                ("one row for all", (step, 0, number)),
+                ("one step for all", (0, row, number)),
+                ("rows that begin within others", (step, number, number)),
+                ("steps that begin within others", (row, row, number)),
+            ):
+                shared = as_strided(np.zeros_like(empty), empty.shape, strides)
+                yield f"entries that share memory: {what}", calls.forward(out=shared), ValueError, "out"
 
     judge(mistakes())
     calls.still_works()

@@ -83,6 +83,35 @@ def _any_parameters() -> dict[str, Any]:
     return {"pack": pack}
 
 
+def _unmasked() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
+        return Kernel.forward(self, weights, np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x, state, **given)
+
+    return {"forward": forward}
+
+
+def _unmasked_parameters() -> dict[str, Any]:
+    def pack(self: Any, parameters: Any) -> Any:
+        known = {k: np.asarray(v) if isinstance(v, np.ma.MaskedArray) else v for k, v in dict(parameters).items()}
+        return Kernel.pack(self, known)
+
+    return {"pack": pack}
+
+
+def _out_copied() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, out: Any = None, **given: Any) -> Forward:
+        try:
+            return Kernel.forward(self, weights, x, state, out=out, **given)
+        except ValueError as error:
+            if "memory of its own for every entry" not in str(error):
+                raise
+        done = Kernel.forward(self, weights, x, state, **given)
+        out[...] = done.y
+        return done._replace(y=out)
+
+    return {"forward": forward}
+
+
 _overridden("errors.runtime", "mistakes are RuntimeErrors", "errors.x", _raising(RuntimeError, "forward"))
 _overridden(
     "errors.nameless", "the message does not name the argument", "errors.state", _raising(ValueError, "forward")
@@ -94,3 +123,6 @@ _overridden("errors.parameters_extra", "unknown parameters are ignored", "errors
 _overridden("errors.masks", "a wrong mask is a RuntimeError", "errors.masks", _raising(RuntimeError, "forward"))
 _overridden("errors.out", "a wrong out is a RuntimeError", "errors.out", _raising(RuntimeError, "forward"))
 _overridden("errors.tangents", "a wrong tangent is a RuntimeError", "errors.tangents", _raising(RuntimeError, "jvp"))
+_overridden("errors.masked", "the mask of a masked x is ignored", "errors.masked", _unmasked)
+_overridden("errors.masked_weights", "masks of parameters are ignored", "errors.masked", _unmasked_parameters)
+_overridden("errors.out_of_itself", "an out whose entries share memory is written to", "errors.out", _out_copied)
