@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.files import check_writable
 from lstmcore.lstm import LSTM
 from lstmcore.training import (
     SGD,
@@ -37,7 +38,6 @@ from lstmcore.training import (
     pad,
     plot_history,
 )
-from lstmcore.training.files import check_writable
 
 STEP = 1e-6
 LENGTHS = (3, 5, 4)
@@ -840,7 +840,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("lstmcore.training.files.os.fsync", full)
+    monkeypatch.setattr("lstmcore.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         model.save(path)
     assert path.read_bytes() == before

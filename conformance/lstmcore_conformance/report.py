@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lstmcore.files import write_atomically
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.budgets import Measure
 
@@ -226,8 +227,6 @@ class Report:
 
     def write_json(self, path: str | Path) -> None:
         """Write the JSON form to `path`, all of it or nothing."""
-        from lstmcore.training.files import write_atomically  # heavier than a report is otherwise
-
         write_atomically(path, self.to_json().encode())
 
     def show(self, console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lstmcore import datasets
 from lstmcore.datasets import Classification, Series
-from lstmcore.training.files import check_writable
+from lstmcore.files import check_writable
 
 
 def open_data(data: str, target: str | None) -> Classification | Series:

@@ -99,7 +99,7 @@ def bench(
       lstmcore bench numba --grid quick --compare run.json
       lstmcore bench --read run.json --html report.html --pictures pictures
     """
-    from lstmcore.training.files import write_atomically
+    from lstmcore.files import write_atomically
     from lstmcore.training.plots import require_matplotlib
     from lstmcore_conformance.benchmarks import comparing
     from lstmcore_conformance.benchmarks.results import Benchmark, Outcome

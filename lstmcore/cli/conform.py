@@ -72,7 +72,7 @@ def conform(
       lstmcore conform numpy -k 'backward and peephole'
       lstmcore conform numpy --profile full --html report.html
     """
-    from lstmcore.training.files import write_atomically
+    from lstmcore.files import write_atomically
     from lstmcore_conformance import run
     from lstmcore_conformance.badge import badge
     from lstmcore_conformance.expected import load

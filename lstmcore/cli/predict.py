@@ -12,7 +12,7 @@ import click
 from lstmcore.cli._data import check_files
 from lstmcore.cli.evaluate import load_for
 from lstmcore.datasets import Classification, Series, Windows
-from lstmcore.training.files import write_atomically
+from lstmcore.files import write_atomically
 from lstmcore.training.forecast import ForecastTask, forecasts
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.readout import DTYPES

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.numpy import save
 
 from lstmcore.backend import UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig, check_version, integer
+from lstmcore.files import write_atomically
 from lstmcore.lstm import LSTM
 from lstmcore.precision import get_precision
 from lstmcore.training.model import SequenceModel, check_widths, json_types
@@ -33,57 +32,6 @@ _KEY: Final = "lstmcore"
 _READOUT: Final = ("hidden_size", "output_size", "activation", "x_size", "steps", "dtype")
 #: The standardisations of a `SequenceModel`.
 SCALINGS: Final = ("input_scaling", "target_scaling")
-
-
-def check_writable(name: str, path: str | Path) -> Path:
-    """The file that `path` means, links followed. A folder, a pipe or a device never gives way to a file.
-
-    Raises
-    ------
-    ValueError
-        No file could be written there; the message begins with `name`.
-    """
-    shown = repr(str(path))
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        mode = None
-    except OSError as error:
-        raise ValueError(f"{name}: expected a file that can be written; got {shown}: {error.strerror}") from None
-    if (mode is not None and stat.S_ISDIR(mode)) or (mode is None and str(path).endswith(("/", os.sep))):
-        raise ValueError(f"{name}: expected a file; got the folder {shown}")
-    if mode is not None and not stat.S_ISREG(mode):
-        raise ValueError(f"{name}: expected a file; got {shown}, a pipe or a device, which a file would replace")
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        raise ValueError(f"{name}: expected a file in a folder that exists; got {shown}: make the folder first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{name}: expected a file in a folder that you may write to; got {shown}")
-    return target
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write `content` to a temporary file in the same folder, then rename it: the file is whole or it is not there.
-
-    A link stays and the file that it leads to is replaced; an existing file keeps its permissions.
-
-    Raises
-    ------
-    ValueError
-        As `check_writable`.
-    """
-    target = check_writable("path", path)
-    temporary = target.with_name(f".lstmcore-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lstmcore.training.files import write_atomically
+from lstmcore.files import write_atomically
 from lstmcore.training.history import History
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lstmcore.config import finite, integer
+from lstmcore.files import check_writable
 from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import batches_by_length, split
-from lstmcore.training.files import check_writable
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import LOSSES, Loss
 from lstmcore.training.model import Evaluation, SequenceModel, Targets

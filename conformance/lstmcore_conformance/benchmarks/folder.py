@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from lstmcore.training.files import write_atomically
+from lstmcore.files import write_atomically
 from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.pictures import file_name, pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark

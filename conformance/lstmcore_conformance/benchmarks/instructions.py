@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import click
 
+from lstmcore.files import write_atomically
 from lstmcore.registry import get_backend
-from lstmcore.training.files import write_atomically
 from lstmcore_conformance.benchmarks.jobs import Job, Point
 from lstmcore_conformance.benchmarks.machine import versions
 from lstmcore_conformance.benchmarks.team import environment

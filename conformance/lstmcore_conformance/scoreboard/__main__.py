@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lstmcore.files import write_atomically
 from lstmcore_conformance.scoreboard import excerpt, load, page, placed, scoreboard
 
 
@@ -20,8 +21,6 @@ from lstmcore_conformance.scoreboard import excerpt, load, page, placed, scorebo
 @click.option("--readme", metavar="FILE", help="A page whose part between the marks becomes the top of the scoreboard.")
 def main(paths: tuple[str, ...], out: str | None, readme: str | None) -> None:
     """Make the scoreboard of reports, of benchmarks, and of an older scoreboard's JSON."""
-    from lstmcore.training.files import write_atomically  # heavier than the rest
-
     try:
         board = load(paths)
         if out is not None and Path(out).suffix != ".md":
