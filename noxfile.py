@@ -156,7 +156,7 @@ for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", 
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
              "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/scoreboard/page.css",
-             "lstmcore_conformance/benchmarks/benchmark.schema.json",
+             "lstmcore_conformance/benchmarks/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):
@@ -184,6 +184,13 @@ def bench(session: nox.Session) -> None:
     """Backends beside PyTorch, ONNX Runtime and JAX; the run goes to bench/."""
     session.install(".[bench,plot,numba,onnxruntime,jax]", TORCH)
     session.run("lstmcore", "bench", "--report", str(HERE / "bench"), *session.posargs, env=_quiet())
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """The backend cupy on an NVIDIA GPU: conformance, then speed beside PyTorch (cuDNN); results go to gpu/."""
+    session.install("-e", ".[cupy]", TORCH)
+    session.run("python", "-m", "lstmcore_conformance.gpu", "--out", str(HERE / "gpu"), *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -1,0 +1,165 @@
+"""A whole run: conformance, microbenchmarks, variants, and the grid beside the peer, each as far as time goes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore.files import write_atomically
+from lstmcore_conformance.gpu.parts import conformance
+from lstmcore_conformance.gpu.places import Place, draw
+from lstmcore_conformance.gpu.plan import VARIANTS, Deadline, Point
+from lstmcore_conformance.gpu.table import summary
+from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare
+from lstmcore_conformance.report import Report
+
+SCHEMA: Final = "lstmcore-gpu"
+VERSION: Final = 1
+STAGES: Final = ("conformance", "micro", "variants", "benchmark")
+#: The share of the time that conformance may take; the rest is for what follows.
+CONFORMANCE: Final = 0.45
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known so far; it is written after every stage, so that what a limit cuts off is not lost."""
+
+    place: Place
+    kind: str
+    folder: Path
+    say: Say
+    commit: str = ""
+    report: Report | None = None
+    micro: dict[str, float | str] = field(default_factory=dict)
+    variants: dict[str, dict[str, Side]] = field(default_factory=dict)
+    points: list[Compared] = field(default_factory=list)
+    not_reached: list[Point] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        report = self.report
+        judged = None
+        if report is not None:
+            judged = {"conforms": report.conforms, "verdict": report.verdict, "cases": report.count}
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - self.started).total_seconds(), 1),
+            "commit": self.commit,
+            "place": self.place.name,
+            "peer": self.place.peer_name,
+            "facts": self.place.facts(),
+            "conformance": judged,
+            "micro": self.micro,
+            "variants": {
+                setting: {name: side.to_dict() for name, side in sides.items()}
+                for setting, sides in self.variants.items()
+            },
+            "points": [one.to_dict() for one in self.points],
+            "not_reached": [str(point) for point in self.not_reached],
+            "errors": self.errors,
+            "summary": summary(self.points, self.variants),
+        }
+
+    def write(self) -> dict[str, Any]:
+        """Write results.json, and conformance.json where there is a report."""
+        values = self.to_dict()
+        write_atomically(self.folder / "results.json", (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+        if self.report is not None:
+            self.report.write_json(self.folder / "conformance.json")
+        return values
+
+    @property
+    def good(self) -> bool:
+        """Whether all that was run conforms and nothing failed."""
+        outcomes = [side.outcome for one in self.points for side in (one.ours, one.peer)]
+        outcomes += [side.outcome for sides in self.variants.values() for side in sides.values()]
+        conforms = self.report is None or self.report.conforms
+        return conforms and not self.errors and not {"does not conform", "error"} & set(outcomes)
+
+    # Stages -----------------------------------------------------------------------------------------------------------
+
+    def run(self, stages: Iterable[str], seconds: float, workers: int, select: str | None) -> dict[str, Any]:
+        """Run the stages, in their order; what one of them raises is an error that the others outlive."""
+        wanted, deadline = set(stages), Deadline(seconds)
+        work: dict[str, Callable[[], None]] = {
+            "conformance": lambda: self._conformance(CONFORMANCE * seconds, workers, select),
+            "micro": lambda: self.micro.update(self.place.micro()),
+            "variants": lambda: self._variants(deadline),
+            "benchmark": lambda: self._benchmark(deadline),
+        }
+        for stage in STAGES:
+            if stage in wanted:
+                self.say(f"{stage}, {deadline.left:.0f} s left")
+                try:
+                    work[stage]()
+                except Exception as error:  # the other stages may still tell something
+                    self.errors.append(f"{stage}: {type(error).__name__}: {' '.join(str(error).split())}")
+                    self.say(self.errors[-1])
+                self.write()
+        return self.write()
+
+    def _conformance(self, seconds: float, workers: int, select: str | None) -> None:
+        self.report = conformance(self.place, self.kind, workers, seconds, select)
+        self.say(self.report.verdict)
+
+    def _variants(self, deadline: Deadline) -> None:
+        """Each switch beside the plain layer. Its values are what conformance judges, at sizes of the suite."""
+        rng, (steps, rows, hidden) = np.random.default_rng(0), self.place.grid.varied
+        for precision in self.place.grid.precisions[:2]:
+            if self.place.refusal(precision) is not None or deadline.left < 0:
+                continue
+            point = Point(precision, "training", steps, rows, hidden)
+            given = {name: draw(point, **switches) for name, switches in {"plain": {}, **VARIANTS}.items()}
+            self.variants[str(point)] = beside_plain(self.place, self.place.grid, point, given, rng)
+            self.place.forget()
+
+    def _benchmark(self, deadline: Deadline) -> None:
+        grid, rng = self.place.grid, np.random.default_rng(1)
+        for n, h in grid.sizes():
+            points = list(grid.points(n, h))
+            if deadline.left < 0:
+                self.not_reached += points
+                continue
+            given = draw(points[0])
+            try:
+                want = self.place.truth(given)
+            except Exception as error:  # without it these sizes cannot be judged; others can
+                self.errors.append(f"N={n}, H={h} in float64: {type(error).__name__}: {' '.join(str(error).split())}")
+                self.not_reached += points
+                continue
+            self.place.forget()
+            for point in points:
+                if deadline.left < 0:
+                    self.not_reached.append(point)
+                    continue
+                found = compare(self.place, grid, point, given, want, rng)
+                self.points.append(found)
+                ratio = found.ratio
+                told = f"{ratio[0]:.2f}" if ratio else f"ours {found.ours.outcome}, peer {found.peer.outcome}"
+                self.say(f"  {point}: {told} {found.ours.message or found.peer.message}".rstrip())
+                self.place.forget()
+            del want
+            self.place.forget(given)
+
+
+def commit() -> str:
+    """The commit of the code, where git and its repository are there."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603  (our own words)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

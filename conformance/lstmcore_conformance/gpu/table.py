@@ -1,0 +1,100 @@
+"""What a run comes to, in few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lstmcore_conformance.benchmarks.statistics import geometric_mean
+from lstmcore_conformance.gpu.plan import GOALS, MOST_OF_PLAIN, Goal, Point, persistent
+from lstmcore_conformance.gpu.timing import Compared, Side
+
+
+def summary(points: Sequence[Compared], variants: Mapping[str, Mapping[str, Side]]) -> dict[str, Any]:
+    """Means and worst points by precision and mode, and how far the goals are reached; for JSON and for the table."""
+    kinds = dict.fromkeys((one.point.precision, one.point.mode) for one in points)
+    return {
+        "ratios": [
+            {"precision": precision, "mode": mode}
+            | _figures([one for one in points if (one.point.precision, one.point.mode) == (precision, mode)])
+            for precision, mode in kinds
+        ],
+        "goals": [_goal(goal, points) for goal in GOALS],
+        "variants": [
+            {"setting": setting, "variant": name, "over_plain": over, "reached": over <= MOST_OF_PLAIN}
+            for setting, sides in variants.items()
+            for name, side in sides.items()
+            if name != "plain" and (over := _over(side, sides.get("plain"))) is not None
+        ],
+    }
+
+
+def _over(side: Side, plain: Side | None) -> float | None:
+    if side.median is None or plain is None or plain.median is None:
+        return None
+    return side.median / plain.median
+
+
+def _figures(points: Sequence[Compared]) -> dict[str, Any]:
+    """Of the points with a ratio; `wrong` are those at which a side does not conform, `without` all without a ratio."""
+    ratios = [(one.ratio[0], one) for one in points if one.ratio is not None]
+    wrong = sum("does not conform" in (one.ours.outcome, one.peer.outcome) for one in points)
+    found: dict[str, Any] = {"points": len(ratios), "without": len(points) - len(ratios), "wrong": wrong}
+    if not ratios:
+        return found | {"mean": None, "worst": None, "worst_at": None, "noisy": 0}
+    worst, at = min(ratios, key=lambda pair: pair[0])
+    noisy = sum(one.noisy for _, one in ratios)
+    mean = geometric_mean([ratio for ratio, _ in ratios])
+    return found | {"mean": mean, "worst": worst, "worst_at": _sizes(at.point), "noisy": noisy}
+
+
+def _sizes(point: Point) -> str:
+    return f"N={point.N}, H={point.H}"
+
+
+def _goal(goal: Goal, points: Sequence[Compared]) -> dict[str, Any]:
+    """Whether a goal is reached; None where there was no point to say so by."""
+    about = [one for one in points if goal.holds_for(one.point)]
+    if goal.precisions == ("float16",):
+        about = [one for one in about if persistent(one.point)]
+    figures = _figures(about)
+    reached: bool | None = None
+    if figures["mean"] is not None:
+        reached = not figures["without"] and (
+            (goal.least_mean is None or figures["mean"] >= goal.least_mean)
+            and (goal.least is None or figures["worst"] >= goal.least)
+        )
+    return {"goal": goal.name, "least_mean": goal.least_mean, "least": goal.least, "reached": reached} | figures
+
+
+def lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The table, of the run's JSON."""
+    facts = values["facts"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    yield f"{facts['device']}; driver {facts.get('driver', 'none')}; {versions}; commit {values['commit']}"
+    yield values["conformance"]["verdict"] if values["conformance"] else "conformance: not run"
+    for name, cost in values["micro"].items():
+        yield f"  {name}: {cost if isinstance(cost, str) else f'{cost:.2f} us'}"
+    yield f"time of {values['peer']} over ours, inputs on the device ({values['place']}):"
+    yield (
+        f"  {'precision':10}{'mode':11}{'points':>7}{'mean':>7}{'worst':>7}  "
+        f"{'at':15}{'noisy':>6}{'without':>8}{'wrong':>6}"
+    )
+    for one in values["summary"]["ratios"]:
+        mean, worst = (f"{one[name]:.2f}" if one[name] is not None else "-" for name in ("mean", "worst"))
+        yield (
+            f"  {one['precision']:10}{one['mode']:11}{one['points']:>7}{mean:>7}{worst:>7}  "
+            f"{one['worst_at'] or '-':15}{one['noisy']:>6}{one['without']:>8}{one['wrong']:>6}"
+        )
+    for one in values["summary"]["goals"]:
+        said = {True: "reached", False: "missed", None: "open"}[one["reached"]]
+        wanted = [f"mean >= {one['least_mean']:g}"] if one["least_mean"] is not None else []
+        wanted += [f"worst >= {one['least']:g}"] if one["least"] is not None else []
+        yield f"  goal, forward and backward, {one['goal']}, {', '.join(wanted)}: {said}, {one['points']} points"
+    for one in values["summary"]["variants"]:
+        said = "reached" if one["reached"] else "missed"
+        yield f"  {one['setting']}, {one['variant']}: {one['over_plain']:.2f} of plain, goal {MOST_OF_PLAIN:g}: {said}"
+    if values["not_reached"]:
+        yield f"  no time was left for {len(values['not_reached'])} points, first {values['not_reached'][0]}"
+    for text in values["errors"]:
+        yield f"  error: {text}"

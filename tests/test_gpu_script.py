@@ -1,0 +1,296 @@
+"""The script for a GPU, on the processor: every stage of it, what it says of faults, and where there is no GPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore.backend import Backend
+from lstmcore_conformance.gpu import micro, parts, table
+from lstmcore_conformance.gpu.__main__ import main
+from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
+from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
+from lstmcore_conformance.gpu.session import STAGES, Session
+from lstmcore_conformance.gpu.timing import Compared, Side, compare, judge_ours, judge_peer
+from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
+
+ROOT = Path(__file__).parent.parent
+POINT = Point("float32", "training", 6, 3, 5)
+
+
+def _compared(place: StandIn, point: Point = POINT) -> Compared:
+    given = draw(point)
+    return compare(place, place.grid, point, given, place.truth(given), np.random.default_rng(0))
+
+
+class Wrong(TextbookKernel):
+    """One gradient is a little off."""
+
+    def _backward(self, *args: Any) -> Any:
+        found = super()._backward(*args)
+        found.parameters["weight_h"][0, 0] += 0.01
+        return found
+
+
+class Broken(TextbookKernel):
+    """It cannot do what it declares."""
+
+    def _forward(self, *args: Any, **more: Any) -> Any:
+        raise RuntimeError("the kernel ran into a wall")
+
+
+def _backend(kernel_class: type[TextbookKernel]) -> Backend:
+    class Planted(TextbookBackend):
+        name = "planted"
+        kernel = kernel_class
+
+    return Planted()
+
+
+# The whole of it ------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "deep" / "gpu"
+    words = ["--stand-in", "-k", "forward.no_state", "--workers", "2", "--commit", "abc", "--out", str(folder)]
+    assert main(words) == 0
+    values = json.loads((folder / "results.json").read_text("utf-8"))
+    assert (values["schema"], values["version"], values["commit"]) == ("lstmcore-gpu", 1, "abc")
+    assert values["conformance"]["conforms"]
+    report = json.loads((folder / "conformance.json").read_text("utf-8"))
+    assert report["schema"] == "lstmcore-conformance"
+    assert [check["id"] for check in report["checks"]] == ["forward.no_state"]
+    assert report["counts"] == {"passed": values["conformance"]["cases"]}
+    assert len(values["points"]) == len(STAND_IN.all()) == 16
+    for one in values["points"]:
+        for side in ("ours", "peer"):
+            assert one[side]["outcome"] in ("measured", "noisy")
+            assert one[side]["median_s"] > 0
+        assert one["ours"]["share"] <= 1
+        assert one["low"] <= one["ratio"] <= one["high"]
+    assert [set(sides) for sides in values["variants"].values()] == [
+        {"plain", "layer norm", "zoneout", "peephole", "CIFG"}
+    ] * 2
+    assert values["micro"]["a call of nothing"] > 0
+    assert values["not_reached"] == values["errors"] == []
+    told = capsys.readouterr().out
+    assert told.endswith("\n".join(table.lines(values)) + "\n")
+    for text in ("12 selected cases", "float16   training", "times say nothing", "CIFG", "open, 0 points"):
+        assert text in told
+
+
+def test_it_needs_no_package_beyond_numpy_and_pluggy(tmp_path: Path) -> None:
+    """Nothing else that is not Python's own can be imported, and lstmcore is not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib import metadata\n"
+        "class Nothing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        top = name.partition('.')[0]\n"
+        "        own = top.startswith('lstmcore') or top in ('numpy', 'pluggy') or top in sys.stdlib_module_names\n"
+        "        if not own and not top.startswith('_'):\n"
+        "            raise ImportError(f'{name} is not to be used')\n"
+        "sys.meta_path.insert(0, Nothing())\n"
+        "known = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'lstmcore':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return known(name)\n"
+        "metadata.version = version\n"
+    )
+    paths = [str(tmp_path), *(str(ROOT / folder) for folder in ("", "backends", "conformance"))]
+    words = ["-m", "lstmcore_conformance.gpu", "--stand-in", "-k", "forward.no_state", "--out", str(tmp_path / "out")]
+    env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "out" / "conformance.json").read_text("utf-8"))
+    assert report["versions"]["lstmcore"] == "not installed"
+
+
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever this machine has: a CuPy that cannot be imported is no GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main([]) == 2
+    told = capsys.readouterr().out
+    assert told.startswith("no GPU: CuPy cannot be imported")
+    assert "Nothing was run" in told
+    assert not Path("gpu").exists()
+
+
+@pytest.mark.parametrize("chip", ["80", "90"])
+def test_the_microbenchmarks_compile(chip: str) -> None:
+    """By NVRTC, which needs no driver."""
+    compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
+    try:
+        compiler._get_nvrtc_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed: {error}")
+    log = io.StringIO()
+    program = compiler._NVRTCProgram(micro.source(), "micro.cu")
+    program.compile(("--std=c++17", f"-arch=sm_{chip}", "--ptxas-options=-v"), log)
+    assert set(re.findall(r"(\d+) bytes spill", log.getvalue())) == {"0"}
+
+
+def test_what_time_does_not_reach_is_told(tmp_path: Path) -> None:
+    place, said = StandIn(), []
+    session = Session(place, "stand-in", tmp_path, said.append)
+    values = session.run(["benchmark"], 0.0, 1, None)
+    assert values["points"] == []
+    assert values["not_reached"] == [str(point) for point in STAND_IN.all()]
+    assert any("no time was left for 16 points" in line for line in table.lines(values))
+
+
+def test_a_suite_that_was_cut_off_is_no_verdict_on_the_suite() -> None:
+    report = parts.conformance(StandIn(), "stand-in", 1, 0.0, "forward.no_state")
+    assert report.count < 12
+    assert "cases, for which there was time" in str(report.selection)
+    assert "the suite was not run as a whole" in report.verdict or not report.conforms
+
+
+def test_a_stage_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(StandIn):
+        def micro(self) -> dict[str, float | str]:
+            raise RuntimeError("the device is lost")
+
+        def truth(self, given: Any) -> Named:
+            if given.x.shape[1] == 2:
+                raise MemoryError("no room")
+            return super().truth(given)
+
+    monkeypatch.setattr("lstmcore_conformance.gpu.session.conformance", lambda *_: 1 / 0)
+    session = Session(Gone(), "stand-in", tmp_path, lambda text: None)
+    values = session.run(STAGES, 60.0, 1, None)
+    assert values["errors"][:2] == [
+        "conformance: ZeroDivisionError: division by zero",
+        "micro: RuntimeError: the device is lost",
+    ]
+    assert values["errors"][2] == "N=2, H=5 in float64: MemoryError: no room"
+    assert len(values["points"]) == len(values["not_reached"]) == 8
+    assert not session.good
+
+
+# Points ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "outcome", "told"),
+    [
+        (Wrong, "does not conform", "d_weight_h is off by"),
+        (Broken, "error", "RuntimeError: the kernel ran into a wall"),
+    ],
+)
+def test_what_is_wrong_has_no_time(kernel: type[TextbookKernel], outcome: str, told: str) -> None:
+    found = _compared(StandIn(_backend(kernel)))
+    assert (found.ours.outcome, found.ours.times, found.ratio) == (outcome, [], None)
+    assert told in found.ours.message
+    assert found.peer.outcome in ("measured", "noisy")
+    if kernel is Wrong:  # the forward pass is right
+        assert _compared(StandIn(_backend(kernel)), replace(POINT, mode="inference")).ratio is not None
+
+
+def test_a_precision_that_is_not_declared_is_unsupported() -> None:
+    found = _compared(StandIn(), replace(POINT, precision="tf32"))
+    assert found.ours.outcome == "unsupported"
+    assert "TF32" in found.ours.message
+    assert found.peer.times
+
+
+def test_a_peer_that_is_wrong_is_nothing_to_compare_with() -> None:
+    class Off(StandIn):
+        def peer(self, given: Any, precision: str, mode: Any) -> Ready:
+            made = super().peer(given, precision, mode)
+            if precision == "float64":
+                return made
+
+            def outputs() -> Named:
+                found = dict(made.outputs())
+                found["y"] = found["y"] + 0.5
+                return found
+
+            return Ready(made.call, outputs, made.how)
+
+    found = _compared(Off())
+    assert (found.peer.outcome, found.peer.times) == ("does not conform", [])
+    assert "nothing to judge it by" in found.ours.message
+    assert found.ratio is None
+
+
+def test_budgets_follow_what_the_peer_loses() -> None:
+    epsilon = 2.0**-23
+    peer = {"y": 2 * epsilon, "dx": 0.0}
+    assert judge_peer(peer, "float32") == ("right", "")
+    assert judge_peer({"y": 300 * epsilon}, "float32")[0] == "does not conform"
+    assert judge_peer({"y": 0.2}, "bfloat16")[0] == "does not conform"
+    assert judge_ours({"y": 14.9 * epsilon, "dx": 2.9 * epsilon}, peer, "float32")[0] == "right"
+    assert judge_ours({"y": 15.1 * epsilon, "dx": 0.0}, peer, "float32")[0] == "does not conform"
+    outcome, message, share = judge_ours({"y": 0.0, "dx": float("inf")}, peer, "float32")
+    assert (outcome, share) == ("does not conform", float("inf"))
+    assert "dx" in message
+
+
+def test_data_are_numbers_of_every_storage_dtype() -> None:
+    given = draw(Point("float32", "training", 150, 3, 40))
+    arrays = [given.x, given.dy, *given.state, *given.dstate, *given.parameters.values()]
+    for array in arrays:
+        np.testing.assert_array_equal(array.astype(np.float16).astype(np.float32), array)
+        assert not (array.view(np.uint32) & 0xFFFF).any()  # a bfloat16 has the upper half of the bits
+        assert array.std() > 0.05
+    assert len(np.unique(given.x, axis=0)) == 150
+
+
+def test_a_nan_is_infinitely_far() -> None:
+    place = StandIn()
+    assert place.error(np.array([np.nan]), np.array([0.0])) == float("inf")
+    assert place.error(np.zeros(3), np.zeros(2)) == float("inf")
+
+
+# Goals ----------------------------------------------------------------------------------------------------------------
+
+
+def _made(point: Point, ratio: float) -> Compared:
+    return Compared(point, Side("measured", times=[1.0] * 3), Side("measured", times=[ratio] * 3))
+
+
+def _goals(make: Callable[[Point], float]) -> list[bool | None]:
+    points = [_made(point, make(point)) for point in GPU.all()]
+    return [goal["reached"] for goal in table.summary(points, {})["goals"]]
+
+
+def test_the_grid_is_the_issues_and_the_goals_judge_it() -> None:
+    points = GPU.all()
+    assert {point.T for point in points} == {512}
+    assert len(points) == 6 * 5 * 4 * 2 == len(set(points))
+    assert all(point.N <= 64 and 256 <= point.H <= 1024 for point in points[: 9 * 8])
+    assert _goals(lambda point: 2.1) == [True, True, True]
+    assert _goals(lambda point: 1.9) == [False, True, True]
+    assert _goals(lambda point: 0.96 if point.H == 1024 and point.N == 16 else 3.0) == [False, True, True]
+    assert _goals(lambda point: 0.9 if point.H == 2048 else 2.5) == [True, False, True]
+    assert _goals(lambda point: 0.8 if point.precision == "float16" else 2.5) == [True, True, False]
+    assert _goals(lambda point: 0.8 if point.precision == "float32" else 2.5) == [True, True, True]
+    assert [goal["reached"] for goal in table.summary([], {})["goals"]] == [None] * len(GOALS)
+    one = [Compared(points[1], Side("does not conform"), Side("measured", times=[1.0]))]
+    assert table.summary([*one, _made(points[3], 9.0)], {})["goals"][0]["reached"] is False
+
+
+def test_which_points_cudnns_persistent_kernel_takes() -> None:
+    taken = {(point.N, point.H) for point in GPU.all() if persistent(point)}
+    assert taken == {(n, h) for n in (16, 64, 128) for h in (128, 256, 512, 1024)}
+
+
+def test_a_deadline_passes() -> None:
+    assert Deadline(60).left > 0
+    assert Deadline(0).left <= 0
