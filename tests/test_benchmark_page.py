@@ -97,6 +97,11 @@ def test_the_page_says_what_the_run_says(made: Benchmark) -> None:
         assert f"{one.mean:.2f}" in found.text
         assert f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})" in found.text
     assert "does not conform at" in found.text
+    setting = found.text.split("inference, float32, 2 threads: ms a call")[1].split("ms a call")[0]
+    standard = len(grids.points("full", "inference"))
+    wide = sum(point.H == 1024 for point in grids.points("full", "inference"))
+    verdicts = f"right at all {standard} points; largest share of a budget 0.2"
+    assert f"values{verdicts}does not conform at {wide} of {standard} points" in setting
     assert "y[0]: got <1>" in found.text
     assert "made <up>" in found.text
     assert "<b>own</b>" in found.text
@@ -125,7 +130,9 @@ def test_the_command_writes_page_and_pictures(made: Benchmark, tmp_path: Path) -
 
 
 def test_the_command_writes_a_folder_to_publish(made: Benchmark, tmp_path: Path) -> None:
-    few = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    points = (*grids.QUICK, grids.STANDARD[-1])
+    some = [one for one in made.results if one.job.mode == "inference" and one.job.point in points]
+    few = replace(made, results=tuple(some))
     (tmp_path / "run.json").write_text(document(few), "utf-8")
     folder = tmp_path / "standard"
     done = CliRunner().invoke(main, ["bench", "--read", str(tmp_path / "run.json"), "--report", str(folder)])

@@ -95,17 +95,21 @@ def _runtimes(benchmark: Benchmark) -> str:
         own = [
             one for one in benchmark.results if (one.candidate.kind, one.candidate.name, one.candidate.threads) == key
         ]
-        judged = [one for one in own if one.share is not None or one.outcome is Outcome.WRONG]
-        wrong = sum(one.outcome is Outcome.WRONG for one in judged)
-        shares = [one.share for one in judged if one.share is not None and one.outcome is not Outcome.WRONG]
-        verdict = f"right at all {len(judged)} points" if judged else "nothing to judge"
-        verdict = f"does not conform at {wrong} of {len(judged)} points" if wrong else verdict
-        largest = f"; largest share of a budget {max(shares):.2g}" if shares else ""
-        said = f"not started: {facts['message']}" if "message" in facts else verdict + largest
+        said = f"not started: {facts['message']}" if "message" in facts else _verdict(own)
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
         rows.append((facts["label"], str(facts["threads"]), versions, said))
     headings = ("runtime", "threads", "versions", "values against the float64 reference")
     return data_table("Runtimes", headings, rows)
+
+
+def _verdict(results: Sequence[Result]) -> str:
+    """What the values of these results come to."""
+    judged = [one for one in results if one.share is not None or one.outcome is Outcome.WRONG]
+    wrong = sum(one.outcome is Outcome.WRONG for one in judged)
+    shares = [one.share for one in judged if one.share is not None and one.outcome is not Outcome.WRONG]
+    verdict = f"right at all {len(judged)} points" if judged else "nothing to judge"
+    verdict = f"does not conform at {wrong} of {len(judged)} points" if wrong else verdict
+    return verdict + (f"; largest share of a budget {max(shares):.2g}" if shares else "")
 
 
 def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
@@ -119,8 +123,13 @@ def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
     for job in dict.fromkeys(one.job for one in results):
         found = {one.candidate: one for one in results if one.job == job}
         peer = best_peer(list(found.values()))
-        row = [str(job.point), *(cell(found.get(candidate), tail=tail).plain for candidate in candidates)]
+        row = [
+            str(job.point).replace(" ", "\u00a0"),
+            *(cell(found.get(candidate), tail=tail).plain for candidate in candidates),
+        ]
         rows.append((*row, *(_ratio(found[candidate], peer) for candidate in ours)))
+    own = (_verdict([one for one in results if one.candidate == candidate]) for candidate in candidates)
+    rows.append(("values", *own, *("" for _ in ours)))
     headings = ("T, N, I, H", *(one.label for one in candidates), *(f"best peer / {one.label}" for one in ours))
     unit = "us a step, median / 99th percentile" if tail else "ms a call"
     yield data_table(f"{at}: {unit}; ~ is noisy", headings, rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lstmcore_conformance.benchmarks import grids
 from lstmcore_conformance.benchmarks.jobs import Job, Point
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.summary import best_peer, plain, roof_of, settings
 from lstmcore_conformance.benchmarks.table import digits
 from lstmcore_conformance.benchmarks.team import Candidate
@@ -48,7 +48,7 @@ def pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
             if len({(job.point.N, job.point.H) for job, *_ in cells}) > 3:
                 yield f"map-{backend}-{name}", f"{backend} over N and H, {at}", _maps(cells)
         if (roof := roof_of(benchmark, at)) is not None:
-            yield f"roofline-{name}", f"Roofline, {at}", _roofline(results, roof.gflops, max(roof.copies.values()))
+            yield f"roofline-{name}", f"Roofline, {at}", _roofline(results, roof)
 
 
 def file_name(name: str) -> str:
@@ -173,7 +173,7 @@ def _scaling(results: Sequence[Result], series: Sequence[Point], letter: str) ->
         axes.plot([size for size, _ in pairs], [1e3 * (time or 0.0) for _, time in pairs], markersize=5, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    _plain_numbers(axes.xaxis, sizes)
+    _plain_numbers(axes.xaxis, _apart(sizes))
     _plain_numbers(axes.yaxis)
     fixed = ", ".join(f"{name} = {size}" for name, size in series[0]._asdict().items() if name != letter)
     axes.set_xlabel(f"{_LETTERS[letter]} ({fixed})", color=_INK)
@@ -181,6 +181,15 @@ def _scaling(results: Sequence[Result], series: Sequence[Point], letter: str) ->
     axes.grid(color="#e3e6ea", linewidth=0.7)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _apart(sizes: Sequence[int]) -> list[int]:
+    """Those whose numbers have room on a logarithmic axis."""
+    found: list[int] = []
+    for size in sizes:
+        if not found or size >= 1.5 * found[-1]:
+            found.append(size)
+    return found
 
 
 _Cell = tuple[Job, float, float]
@@ -228,23 +237,25 @@ def _maps(cells: Sequence[_Cell]) -> Figure:
     return figure
 
 
-def _roofline(results: Sequence[Result], peak: float, bandwidth: float) -> Figure:
-    """GFLOP/s against the operations for each byte that the products read, weights at every step."""
-    figure, (axes,) = _figure(6.8, 4.6)
+def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
+    """GFLOP/s against the operations for each byte that the products read, weights at every step.
+
+    One slope for each working set that was copied: weights that stay in registers or the first cache are above all.
+    """
+    figure, (axes,) = _figure(8.6, 4.6)
+    peak, fastest = roof.gflops, max(roof.copies.values())
     intensities = [one.job.flops / one.job.bytes for one in results]
-    low, high = min(intensities) / 2, max(*intensities, 2 * peak / bandwidth) * 2
+    low, high = min(intensities) / 2, max(*intensities, 2 * peak / fastest) * 2
     across = np.geomspace(low, high, 200)
-    axes.plot(across, np.minimum(peak, bandwidth * across), color=_INK, linewidth=1.5, zorder=1)
+    axes.plot([peak / fastest, high], [peak, peak], color=_INK, linewidth=1.5, zorder=1)
     axes.annotate(
         f"multiply-adds: {peak:.0f} GFLOP/s", (high, peak), (0, 5), textcoords="offset points", ha="right", fontsize=9
     )
-    ridge = peak / bandwidth
-    middle = (low * ridge) ** 0.5
-    axes.annotate(
-        f"copies: {bandwidth:.0f} GB/s", (middle, bandwidth * middle), (-8, 4), textcoords="offset points", ha="right",
-        fontsize=9,
-    )  # fmt: skip
-    axes.axvline(ridge, color="#c8cdd3", linewidth=0.8, zorder=0)
+    for (size, speed), line in zip(roof.copies.items(), ("-", "--", ":", "-."), strict=False):
+        shown = across[across <= peak / speed]
+        label = f"copies within {_binary(int(size))}: {speed:.0f} GB/s"
+        axes.plot(shown, speed * shown, color=_INK, linewidth=1.5, linestyle=line, zorder=1, label=label)
+    axes.axvline(peak / fastest, color="#c8cdd3", linewidth=0.8, zorder=0)
     for candidate, style in _look(_candidates(results)).items():
         here = [one for one in results if one.candidate == candidate]
         axes.plot(
@@ -263,8 +274,13 @@ def _roofline(results: Sequence[Result], peak: float, bandwidth: float) -> Figur
     axes.set_ylabel("GFLOP/s", color=_INK)
     axes.grid(color="#e3e6ea", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def _binary(size: int) -> str:
+    """A number of bytes as people write it."""
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
 
 
 def _latency(results: Sequence[Result]) -> Figure:
