@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -39,18 +40,27 @@ class Text(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
-#: Added to a copy of the page: it tells in the title whether something is wider than the window.
-_PROBE = (
-    "<script>document.title = document.documentElement.scrollWidth > window.innerWidth ? 'TOO WIDE' : 'FITS';"
-    "parent.postMessage(document.title + ' ' + window.innerWidth, '*')</script>"
-)
+#: Added to a copy of the page: it tells in the title whether something is wider than the window, and the smallest size
+#: of a letter in a drawing, in pixels.
+_PROBE = """<script>
+const letters = [...document.querySelectorAll("svg text")].map(text => {
+  const drawing = text.ownerSVGElement;
+  return parseFloat(getComputedStyle(text).fontSize) * drawing.clientWidth / drawing.viewBox.baseVal.width;
+});
+const fits = document.documentElement.scrollWidth > window.innerWidth ? "TOO WIDE" : "FITS";
+document.title = `${fits} ${window.innerWidth} ${Math.min(...letters)}`;
+parent.postMessage(document.title, "*");
+</script>"""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a browser made of a page: whether it fits the width, its text, and what the console said."""
+    """What a browser made of a page: whether it fits the width, the size of the smallest letter in a drawing in pixels
+    (infinite without drawings), its text, and whether the console said something.
+    """
 
     fits: bool
+    letters: float
     text: str
     complaints: bool
 
@@ -73,8 +83,11 @@ def in_browser(html: str, folder: Path, width: int, scheme: str) -> Seen:
         subprocess.run([browser, *options, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
         for file in (frame, copy)
     )
+    told = re.search(r"<title>(.*) (\d+) (\S+)</title>", framed.stdout)
+    assert told is not None, f"expected the page to tell its width in the title; got {framed.stdout}"
     return Seen(
-        f"<title>FITS {width}</title>" in framed.stdout,
+        told.group(1, 2) == ("FITS", str(width)),
+        float(told[3]),
         Text(done.stdout[done.stdout.index("<html") :]).text,
         "CONSOLE" in framed.stderr + done.stderr,
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from lstmcore.cli import main
 from lstmcore_conformance import run
 from lstmcore_conformance.badge import badge
-from lstmcore_conformance.expected import load
+from lstmcore_conformance.expected import judged, load, untried
 from lstmcore_conformance.junit import junit
 from lstmcore_conformance.mutants import MUTANTS
 from lstmcore_conformance.page import page
-from lstmcore_conformance.report import Outcome
+from lstmcore_conformance.report import ItemReport, Outcome
 from lstmcore_conformance.textbook import TextbookBackend
 
 FAULT, CHECK = "contract.dtype_wider", "forward.no_state"
@@ -43,6 +45,34 @@ def test_an_expected_failure_that_passes_is_a_failure(id: str) -> None:
     (item,) = report.bad
     assert item.message.startswith("expected to fail (was broken), and ")
     assert item.message.endswith("take it off the expected failures")
+
+
+def items(**outcomes: Outcome) -> list[ItemReport]:
+    return [ItemReport(f"{CHECK}[{name}]", name, outcome, message="said") for name, outcome in outcomes.items()]
+
+
+@pytest.mark.parametrize("id", [CHECK, f"{CHECK}[a]"])
+def test_what_the_suite_could_not_run_is_no_expected_failure(id: str) -> None:
+    found = judged(items(a=Outcome.ERROR, b=Outcome.PASSED), {id: "known"})
+    assert [item.outcome for item in found] == [Outcome.ERROR, Outcome.PASSED]
+    assert found[0].message == "expected to fail (known), and the suite could not run it: said"
+
+
+def test_a_case_that_is_left_out_hides_no_expected_failure_that_passes() -> None:
+    found = judged(items(a=Outcome.PASSED, b=Outcome.UNSUPPORTED), {CHECK: "known"})
+    assert [item.outcome for item in found] == [Outcome.FAILED, Outcome.UNSUPPORTED]
+    assert "every case of forward.no_state passes" in found[0].message
+
+
+def test_a_check_of_which_some_cases_pass_fails_as_expected() -> None:
+    found = judged(items(a=Outcome.FAILED, b=Outcome.PASSED), {CHECK: "known"})
+    assert [item.outcome for item in found] == [Outcome.EXPECTED, Outcome.PASSED]
+
+
+def test_expected_failures_that_did_not_run_are_known() -> None:
+    results = items(a=Outcome.PASSED, b=Outcome.UNSUPPORTED, c=Outcome.ERROR)
+    left = dict.fromkeys((f"{CHECK}[b]", f"{CHECK}[d]", "rows.nan"), "why")
+    assert untried(results, left | dict.fromkeys((CHECK, f"{CHECK}[a]", f"{CHECK}[c]"), "why")) == left
 
 
 def test_an_unknown_id_is_an_error() -> None:
@@ -99,11 +129,55 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
     found.stdout.fnmatch_lines(["*expected to fail (mended), and every case of forward.no_state passes*"])
 
 
-def test_an_id_outside_the_selection_is_known() -> None:
-    report = run(
-        TextbookBackend(),
-        precisions=["float32"],
-        select=CHECK,
-        expected_failures={"state.long": "slow", "rows.nan": "x"},
+def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from dataclasses import replace
+        from lstmcore_conformance import testing
+        from lstmcore_conformance.report import Outcome
+        from lstmcore_conformance.textbook import TextbookBackend
+
+        run_item = testing.run_item
+
+        def broken(subject, item):
+            found = run_item(subject, item)
+            return replace(found, outcome=Outcome.ERROR, message="own fault") if "peephole" in found.id else found
+
+        testing.run_item = broken
+
+        class Narrow(TextbookBackend):
+            name = "narrow"
+
+        class TestMade(testing.LSTMConformance):
+            precisions, seed, max_examples = ["float64"], 7, 2
+            expected_failures = {"forward.no_state[float64-no_state,peephole]": "hard", "rows.nan": "not selected",
+                                 "forward.long": "not in the profile"}
+
+            def make_backend(self):
+                return Narrow()
+
+            def test_the_backend_is_the_one_that_was_made(self):
+                assert type(self)._subject.backend.name == "narrow"
+                assert type(self)._subject.draws.options == " --seed 7 --max-examples 2"
+        """
     )
+    found = pytester.runpytest_subprocess("-rs", "-k", "no_state or expected_failures_fail or was_made")
+    counts = found.parseoutcomes()
+    assert (counts["failed"], counts["skipped"]) == (2, 1)
+    assert "xfailed" not in counts
+    found.stdout.fnmatch_lines(["*expected to fail (hard), and the suite could not run it: own fault*"])
+    found.stdout.fnmatch_lines(["SKIPPED*expected failures that did not run: rows.nan, forward.long"])
+
+
+def test_an_id_outside_the_selection_is_told() -> None:
+    left = {"state.long": "slow", "rows.nan": "x", "forward.switches[float16-plain]": "another precision"}
+    report = run(TextbookBackend(), precisions=["float32"], select=CHECK, expected_failures=left)
     assert report.conforms
+    assert report.untried == left
+    assert report.verdict.endswith("; 3 expected failures did not run")
+    assert report.to_dict()["untried"] == left
+    written = io.StringIO()
+    report.show(Console(file=written, width=120))
+    for id, reason in left.items():
+        assert f"EXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}" in written.getvalue()
+        assert id in page(report)

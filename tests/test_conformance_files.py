@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from lstmcore.cli import main
 from lstmcore_conformance.badge import badge
 from lstmcore_conformance.junit import junit
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
+from lstmcore_conformance.page import page
+from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report, Result
 
 GREEN = "#1a7f37"
 
@@ -42,6 +46,36 @@ PASSED = ItemReport("forward.x[a]", "a", Outcome.PASSED)
 FAILED = ItemReport("forward.x[b]", "b", Outcome.FAILED, message='<script>"&\x00', reproduce="lstmcore conform a<b>")
 LEFT_OUT = ItemReport("forward.x[c]", "c", Outcome.UNSUPPORTED, message="no <lengths>")
 BROKEN = ItemReport("forward.x[d]", "d", Outcome.ERROR, message="ValueError: no")
+KNOWN = ItemReport("forward.x[e]", "e", Outcome.EXPECTED, message="expected (issue 1): off")
+RUNS = [
+    (report(PASSED, LEFT_OUT), Result.CONFORMS, "a<b> conforms in float64: all 1 case of the quick profile passed"),
+    (report(PASSED, KNOWN), Result.PARTIAL, "a<b> conforms in float64 but for 1 expected failure: 1 case passed"),
+    (
+        report(PASSED, PASSED, selection="x"),
+        Result.PARTIAL,
+        "a<b> passes 2 selected cases in float64; the suite was not run as a whole",
+    ),
+    (
+        report(PASSED, undeclared={name: "no" for name in UNDECLARED if name != "float32"}),
+        Result.PARTIAL,
+        "a<b> conforms in float64: all 1 case of the quick profile passed; declared and not tested: float32",
+    ),
+    (report(PASSED, FAILED, selection="x"), Result.FAILS, "a<b> does not conform: 1 of 2 cases failed"),
+    (report(BROKEN), Result.FAILS, "a<b> does not conform: 1 of 1 case failed"),
+    (report(LEFT_OUT), Result.NOTHING, "nothing was tested of a<b>: it declares nothing that the selected cases need"),
+]
+STYLES = {Result.CONFORMS: "32m", Result.PARTIAL: "33m", Result.FAILS: "31m", Result.NOTHING: "31m"}
+
+
+@pytest.mark.parametrize(("found", "result", "verdict"), RUNS)
+def test_verdict_page_table_and_json_tell_the_same_result(found: Report, result: Result, verdict: str) -> None:
+    assert (found.result, found.verdict) == (result, verdict)
+    assert found.conforms is (result in (Result.CONFORMS, Result.PARTIAL))
+    assert found.to_dict()["result"] == result.value
+    assert f'<p class="verdict {result.name.lower()}">{escape(verdict)}</p>' in page(found)
+    written = io.StringIO()
+    found.show(Console(file=written, force_terminal=True, color_system="standard", width=100))
+    assert f"[1;{STYLES[result]}{verdict}" in written.getvalue()
 
 
 def test_junit_tells_every_item_with_its_outcome() -> None:
@@ -63,6 +97,7 @@ def test_junit_tells_every_item_with_its_outcome() -> None:
         (report(PASSED, LEFT_OUT), "1 passed", True),
         (report(PASSED, selection="x"), "partial | 1 passed", False),
         (report(PASSED, undeclared={}), "partial | 1 passed", False),
+        (report(PASSED, KNOWN), "partial | 1 passed", False),
         (report(PASSED, FAILED), "1 of 2 failed", False),
         (report(PASSED, BROKEN), "1 of 2 failed", False),
         (report(LEFT_OUT), "nothing ran", False),

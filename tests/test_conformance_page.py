@@ -43,6 +43,23 @@ def test_the_page_says_what_the_report_says(which: str, request: pytest.FixtureR
     assert found.text.count("the dashed line is the limit") == 2
 
 
+def test_a_row_says_what_it_is_however_it_is_laid_out(failing: Report) -> None:
+    roles = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "td": "cell"}
+    for tag, attributes in Text(page(failing)).tags:
+        head = {"col": "columnheader", "row": "rowheader"}.get(attributes.get("scope") or "")
+        if tag in roles or tag == "th":
+            assert attributes.get("role") == (head if tag == "th" else roles[tag])
+
+
+def test_one_case_is_not_called_cases(passing: Report) -> None:
+    one = replace(passing.checks[0], items=passing.checks[0].items[:1])
+    report = replace(passing, checks=(one, *passing.checks[1:]))
+    counts = [check.ran for check in report.checks]
+    given = [attributes["data-unit"] for _, attributes in Text(page(report)).tags if "data-unit" in attributes]
+    assert given == ["case" if count == 1 else "cases" for count in counts]
+    assert given[0] == "case"
+
+
 def test_the_page_asks_for_nothing_from_a_network(passing: Report) -> None:
     for tag, attributes in Text(page(passing)).tags:
         assert tag not in ("script", "link", "img", "iframe")
@@ -76,6 +93,7 @@ def test_the_page_in_a_browser(
     report: Report = request.getfixturevalue(which)
     seen = in_browser(page(report), tmp_path, width, scheme)
     assert seen.fits
+    assert 10 < seen.letters < 20
     assert report.verdict in seen.text
     assert not seen.complaints
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Final
 from xml.sax.saxutils import escape
 
-from lstmcore_conformance.report import Outcome, Report
+from lstmcore_conformance.report import Report, Result
 
 _LABEL: Final = "LSTM conformance"
-_GREEN, _RED, _GREY, _AMBER = "#1a7f37", "#b42318", "#4b5563", "#8a5a00"
+_COLOURS: Final = {
+    Result.CONFORMS: "#1a7f37",
+    Result.PARTIAL: "#8a5a00",
+    Result.FAILS: "#b42318",
+    Result.NOTHING: "#4b5563",
+}
 
 
 def badge(report: Report) -> str:
     """The badge as an SVG document; green only where the whole suite of the profile ran on all declared precisions."""
-    text, colour = _said(report)
+    text, colour = _said(report), _COLOURS[report.result]
     left, right = _width(_LABEL), _width(text)
     name = escape(f"{_LABEL}: {text}")
     return (
@@ -28,15 +33,13 @@ def badge(report: Report) -> str:
     )
 
 
-def _said(report: Report) -> tuple[str, str]:
-    if report.bad:
-        return f"{len(report.bad)} of {report.count} failed", _RED
-    if not report.count:
-        return "nothing ran", _GREY
-    expected = any(item.outcome is Outcome.EXPECTED for check in report.checks for item in check.items)
-    if expected or report.selection or report.untested:
-        return f"partial | {report.count} passed", _AMBER
-    return f"{report.count} passed", _GREEN
+def _said(report: Report) -> str:
+    if report.result is Result.FAILS:
+        return f"{len(report.bad)} of {report.count} failed"
+    if report.result is Result.NOTHING:
+        return str(report.result.value)
+    passed = f"{report.count - len(report.expected)} passed"
+    return passed if report.result is Result.CONFORMS else f"{report.result.value} | {passed}"
 
 
 def _width(text: str) -> int:

@@ -31,25 +31,42 @@ def load(path: str | Path) -> dict[str, str]:
 def check_ids(expected: Mapping[str, str], known: Iterable[str]) -> None:
     """Raise `ValueError` for an id that no check and no item has."""
     names = set(known)
-    if unknown := sorted(set(expected) - names - {name.partition("[")[0] for name in names}):
+    if unknown := sorted(set(expected) - names - {check_of(name) for name in names}):
         raise ValueError(f"expected failures: expected ids of checks or items; got {', '.join(unknown)}")
 
 
 def judged(results: list[ItemReport], expected: Mapping[str, str]) -> list[ItemReport]:
-    """The results with failures that were expected as such, and those that did not come as failures."""
+    """The results with failures that were expected as such, and those that did not come as failures.
+
+    What the suite could not run is no failure that was expected: it stays an error, and says nothing about the backend.
+    """
     found = [_one(item, expected) for item in results]
-    failing = {item.id.partition("[")[0] for item in results if item.outcome is Outcome.FAILED}
-    for id in sorted(set(expected) - failing - {item.id for item in results}):
-        last = max((k for k, item in enumerate(found) if item.id.partition("[")[0] == id), default=None)
-        if last is not None and found[last].outcome is Outcome.PASSED:
-            found[last] = _surprise(found[last], expected[id], f"every case of {id} passes")
+    for id in sorted(set(expected) - {item.id for item in results}):
+        own = [k for k, item in enumerate(results) if check_of(item.id) == id]
+        passed = [k for k in own if results[k].outcome is Outcome.PASSED]
+        if passed and not any(results[k].outcome.bad for k in own):
+            found[passed[-1]] = _surprise(found[passed[-1]], expected[id], f"every case of {id} passes")
     return found
 
 
+def untried(results: Iterable[ItemReport], expected: Mapping[str, str]) -> dict[str, str]:
+    """Those of which no case ran: left out by a selection, a profile or precisions, or not declared."""
+    ran = {item.id for item in results if item.outcome is not Outcome.UNSUPPORTED}
+    ran |= {check_of(id) for id in ran}
+    return {id: reason for id, reason in expected.items() if id not in ran}
+
+
+def check_of(id: str) -> str:
+    """The id of the check that the item with that id belongs to."""
+    return id.partition("[")[0]
+
+
 def _one(item: ItemReport, expected: Mapping[str, str]) -> ItemReport:
-    reason = expected.get(item.id, expected.get(item.id.partition("[")[0]))
+    reason = expected.get(item.id, expected.get(check_of(item.id)))
     if reason is not None and item.outcome is Outcome.FAILED:
         return replace(item, outcome=Outcome.EXPECTED, message=f"expected ({reason}): {item.message}")
+    if reason is not None and item.outcome is Outcome.ERROR:
+        return replace(item, message=f"expected to fail ({reason}), and the suite could not run it: {item.message}")
     if item.id in expected and item.outcome is Outcome.PASSED:
         return _surprise(item, expected[item.id], "it passes")
     return item

@@ -23,7 +23,7 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>LSTM conformance of {name}</title>\n<style>{style}</style>\n</head>\n<body>",
         f"<header><h1>LSTM conformance of {name}</h1>",
-        f'<p class="verdict{"" if report.conforms else " bad"}">{escape(report.verdict)}</p></header>\n<main>',
+        f'<p class="verdict {report.result.name.lower()}">{escape(report.verdict)}</p></header>\n<main>',
         _facts(report),
         *_failures(report),
         *_expected(report),
@@ -32,6 +32,7 @@ def page(report: Report) -> str:
         "A budget is what the textbook evaluation in the same precision may lose on the same case.</p>",
         f'<div class="plots">{_plot(report, "T", "steps T")}{_plot(report, "H", "hidden units H")}</div>',
         *_undeclared(report),
+        *_untried(report),
         "<h2>Checks by section of the specification</h2>",
         *(_section(title, list(checks)) for title, checks in groupby(report.checks, lambda check: check.section)),
         "</main>",
@@ -79,10 +80,16 @@ def _failure(item: ItemReport) -> str:
 
 
 def _expected(report: Report) -> Iterator[str]:
-    items = [item for check in report.checks for item in check.items if item.outcome is Outcome.EXPECTED]
-    if items:
+    if report.expected:
         yield "<h2>Expected failures</h2><dl>"
-        yield from (f"<dt><code>{escape(item.id)}</code></dt><dd>{escape(item.message)}</dd>" for item in items)
+        yield from (f"<dt><code>{escape(i.id)}</code></dt><dd>{escape(i.message)}</dd>" for i in report.expected)
+        yield "</dl>"
+
+
+def _untried(report: Report) -> Iterator[str]:
+    if report.untried:
+        yield "<h2>Expected failures that did not run</h2><dl>"
+        yield from (f"<dt><code>{escape(id)}</code></dt><dd>{escape(why)}</dd>" for id, why in report.untried.items())
         yield "</dl>"
 
 
@@ -99,12 +106,13 @@ def _undeclared(report: Report) -> Iterator[str]:
 
 
 def _section(title: str, checks: list[CheckReport]) -> str:
+    """A table; narrow pages lay its rows out as grids, so every part says what it is."""
     rows = "\n".join(_row(check) for check in checks)
+    heads = {"check": "check", "claim": "claim", "number": "cases", "share": "largest share"}
+    columns = "".join(f'<th scope="col" role="columnheader" class="{k}">{text}</th>' for k, text in heads.items())
     return (
-        f"<table><caption>{escape(title)}</caption><thead><tr>"
-        '<th scope="col" class="check">check</th><th scope="col" class="claim">claim</th>'
-        '<th scope="col" class="number">cases</th><th scope="col" class="share">largest share</th>'
-        f"</tr></thead><tbody>\n{rows}\n</tbody></table>"
+        f'<table role="table"><caption>{escape(title)}</caption><thead role="rowgroup"><tr role="row">{columns}'
+        f'</tr></thead><tbody role="rowgroup">\n{rows}\n</tbody></table>'
     )
 
 
@@ -113,8 +121,10 @@ def _row(check: CheckReport) -> str:
     share = "" if worst is None or worst.worst is None else _share(worst.worst.share)
     said = "" if check.outcome is Outcome.PASSED else f'<br><span class="{outcome}">{outcome}</span>'
     return (
-        f'<tr><th scope="row"><code>{escape(check.id)}</code>{said}</th><td class="claim">{escape(check.claim)}</td>'
-        f'<td class="cases {outcome}">{check.ran}</td><td>{share}</td></tr>'
+        f'<tr role="row"><th scope="row" role="rowheader"><code>{escape(check.id)}</code>{said}</th>'
+        f'<td role="cell" class="claim">{escape(check.claim)}</td>'
+        f'<td role="cell" class="cases {outcome}" data-unit="{"case" if check.ran == 1 else "cases"}">{check.ran}</td>'
+        f'<td role="cell">{share}</td></tr>'
     )
 
 
@@ -125,7 +135,7 @@ def _share(share: float) -> str:
 
 # The plot: log share against log size ---------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 460, 250, 44, 34
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 460, 262, 54, 46
 
 
 def _largest(items: Iterable[ItemReport], letter: str) -> dict[str, dict[int, float]]:
@@ -149,7 +159,7 @@ def _plot(report: Report, letter: str, label: str) -> str:
     decades = range(-2, math.ceil(math.log10(top)) + 1)
 
     def across(size: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 12) * math.log(size) / max(math.log(most), 1e-9)
+        return _LEFT + (_WIDTH - _LEFT - 18) * math.log(size) / max(math.log(most), 1e-9)
 
     def up(share: float) -> float:
         low, high = decades[0], max(decades[-1], 0) + 0.15
@@ -160,10 +170,12 @@ def _plot(report: Report, letter: str, label: str) -> str:
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{up(10.0**k):.1f}" y2="{up(10.0**k):.1f}"/>'
         for k in decades
     ]
-    marks += [f'<text x="{_LEFT - 6}" y="{up(10.0**k) + 4:.1f}" text-anchor="end">{10.0**k:g}</text>' for k in decades]
+    for k in decades:
+        text = f"{10.0**k:g}" if k < 4 else f"1e{k}"
+        marks.append(f'<text x="{_LEFT - 6}" y="{up(10.0**k) + 4:.1f}" text-anchor="end">{text}</text>')
     marks.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH}" y1="{up(1):.1f}" y2="{up(1):.1f}"/>')
     ticks = [size for size in (1, 4, 16, 64, 256, 1024) if size <= most]
-    marks += [f'<text x="{across(size):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{size}</text>' for size in ticks]
+    marks += [f'<text x="{across(size):.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{size}</text>' for size in ticks]
     for style, (precision, shares) in zip("abcde", series.items(), strict=False):
         points = [(across(size), up(share)) for size, share in sorted(shares.items())]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -175,6 +187,6 @@ def _plot(report: Report, letter: str, label: str) -> str:
     )
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Largest share against {escape(label)}">'
-        f'{"".join(marks)}<text x="{_WIDTH}" y="{_HEIGHT - 1}" text-anchor="end">{escape(label)}</text></svg>'
+        f'{"".join(marks)}<text x="{_WIDTH}" y="{_HEIGHT - 6}" text-anchor="end">{escape(label)}</text></svg>'
         f"<figcaption>{keys}; the dashed line is the limit.</figcaption></figure>"
     )

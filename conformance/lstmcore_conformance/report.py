@@ -38,6 +38,15 @@ class Outcome(Enum):
         return self in (Outcome.FAILED, Outcome.ERROR)
 
 
+class Result(Enum):
+    """What a run as a whole says about a backend; badge, page, table and JSON have it from here."""
+
+    CONFORMS = "conforms"
+    PARTIAL = "partial"
+    FAILS = "does not conform"
+    NOTHING = "nothing ran"
+
+
 @dataclass(frozen=True, slots=True)
 class ItemReport:
     """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters, `switches` what no default is."""
@@ -143,6 +152,8 @@ class Report:
         ``"quick"`` where what takes long was left out, ``"full"`` where it was not.
     seed, max_examples
         How the cases were drawn.
+    untried
+        Expected failures of which no case ran -> why they are expected.
     """
 
     backend: str
@@ -160,6 +171,7 @@ class Report:
     profile: str = "quick"
     seed: int = 0
     max_examples: int = 0
+    untried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def untested(self) -> tuple[str, ...]:
@@ -167,9 +179,23 @@ class Report:
         return tuple(name for name in PRECISIONS if name not in self.undeclared and name not in self.precisions)
 
     @property
+    def result(self) -> Result:
+        """Conforms only where all of the profile ran in every declared precision and all of it passed."""
+        if self.bad:
+            return Result.FAILS
+        if not self.count:
+            return Result.NOTHING
+        return Result.PARTIAL if self.expected or self.selection or self.untested else Result.CONFORMS
+
+    @property
     def conforms(self) -> bool:
-        """Whether everything that ran passed, and something did."""
-        return not self.bad and any(check.ran for check in self.checks)
+        """Whether everything that ran passed, and something did; `result` tells whether that was everything."""
+        return self.result in (Result.CONFORMS, Result.PARTIAL)
+
+    @property
+    def expected(self) -> tuple[ItemReport, ...]:
+        """The items that failed as expected."""
+        return tuple(item for check in self.checks for item in check.items if item.outcome is Outcome.EXPECTED)
 
     @property
     def bad(self) -> tuple[ItemReport, ...]:
@@ -179,17 +205,22 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line; it does not say more than what ran."""
-        if not self.conforms:
-            return f"{self.backend} does not conform: {len(self.bad)} of {self.count} cases failed"
-        where = ", ".join(self.precisions)
+        where, known = ", ".join(self.precisions), len(self.expected)
         rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
+        if self.untried:
+            rest += f"; {counted(len(self.untried), 'expected failure')} did not run"
+        if self.result is Result.FAILS:
+            return f"{self.backend} does not conform: {len(self.bad)} of {counted(self.count, 'case')} failed{rest}"
+        if self.result is Result.NOTHING:
+            return f"nothing was tested of {self.backend}: it declares nothing that the selected cases need"
+        but = f" but for {counted(known, 'expected failure')}" if known else ""
         if self.selection:
-            what = f"{self.backend} passes the {self.count} selected cases in {where}"
+            what = f"{self.backend} passes {counted(self.count, 'selected case')} in {where}{but}"
             return f"{what}; the suite was not run as a whole{rest}"
-        if known := sum(item.outcome is Outcome.EXPECTED for check in self.checks for item in check.items):
-            passed = self.count - known
-            return f"{self.backend} conforms in {where} but for {known} expected failures: {passed} cases passed{rest}"
-        return f"{self.backend} conforms in {where}: all {self.count} cases of the {self.profile} profile passed{rest}"
+        if known:
+            return f"{self.backend} conforms in {where}{but}: {counted(self.count - known, 'case')} passed{rest}"
+        cases = counted(self.count, "case")
+        return f"{self.backend} conforms in {where}: all {cases} of the {self.profile} profile passed{rest}"
 
     @property
     def count(self) -> int:
@@ -204,6 +235,7 @@ class Report:
             "backend": self.backend,
             "device": self.device,
             "conforms": self.conforms,
+            "result": self.result.value,
             "verdict": self.verdict,
             "selection": self.selection,
             "profile": self.profile,
@@ -213,6 +245,7 @@ class Report:
             "features": list(self.features),
             "derivatives": list(self.derivatives),
             "undeclared": dict(self.undeclared),
+            "untried": dict(self.untried),
             "versions": dict(self.versions),
             "machine": self.machine,
             "started": self.started,
@@ -255,11 +288,10 @@ class Report:
             _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
         if len(self.bad) > _SHOWN:
             _plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
+        for id, reason in self.untried.items():
+            _plain(console, f"\nEXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}")
         console.print()
-        console.print(
-            Text(f"{self.verdict} ({self.seconds:.1f} s)", "bold green" if self.conforms else "bold red"),
-            soft_wrap=True,
-        )
+        console.print(Text(f"{self.verdict} ({self.seconds:.1f} s)", _RESULTS[self.result]), soft_wrap=True)
 
     def _show_unsupported(self, console: Console) -> None:
         """Print what did not run, every reason once: first what is not declared, then what is refused beside that."""
@@ -290,6 +322,18 @@ _STYLES: Final = {
     Outcome.ERROR: "bold red",
     Outcome.UNSUPPORTED: "yellow",
 }
+
+_RESULTS: Final = {
+    Result.CONFORMS: "bold green",
+    Result.PARTIAL: "bold yellow",
+    Result.FAILS: "bold red",
+    Result.NOTHING: "bold red",
+}
+
+
+def counted(count: int, what: str) -> str:
+    """For example "1 case", "2 cases"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _plain(console: Console, text: str) -> None:

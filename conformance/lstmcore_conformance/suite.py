@@ -17,7 +17,7 @@ from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
 from lstmcore_conformance.checking import Check, Profile, Scope, all_checks
-from lstmcore_conformance.expected import check_ids, judged
+from lstmcore_conformance.expected import check_ids, judged, untried
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.selection import selector
 from lstmcore_conformance.subject import Draws, Failure, Subject
@@ -171,7 +171,8 @@ def run(
     draws
         How many cases are drawn, and from which seed; the defaults of `Draws` where None.
     expected_failures
-        Id of a check or of an item -> why it fails. One that passes is a failure.
+        Id of a check or of an item -> why it fails. One that passes is a failure; `Report.untried` has those that did
+        not run.
     progress
         Called before every item with how many are done, how many there are and the id.
 
@@ -233,6 +234,7 @@ def report_on(
         profile=profile,
         seed=subject.draws.seed,
         max_examples=subject.draws.max_examples,
+        untried=untried((item for results in found.values() for item in results), expected),
     )
 
 
