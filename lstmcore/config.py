@@ -19,6 +19,9 @@ Recurrence = Literal["hidden", "cell"]
 #: Version of the dictionary form of a configuration. A file with a larger one was written by a newer lstmcore.
 CONFIG_VERSION: Final = 1
 
+#: Layers that `StackConfig.make` makes at most. Each is work before the first call; a slip of the hand would fill memory.
+MOST_LAYERS: Final = 2**16
+
 #: Activation name -> its parameters with the defaults of the ONNX operator set.
 ACTIVATIONS: Final[Mapping[str, Mapping[str, float]]] = {
     "sigmoid": {},
@@ -368,19 +371,21 @@ class StackConfig:
     def make(
         cls, config: LSTMConfig, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
     ) -> StackConfig:
-        """`num_layers` layers with the switches of `config`, in one or both directions."""
+        """`num_layers` layers, at most `MOST_LAYERS`, with the switches of `config`, in one or both directions."""
         num_layers = integer("num_layers", num_layers, 1)
+        if num_layers > MOST_LAYERS:
+            raise ValueError(f"num_layers: expected at most {MOST_LAYERS}; got {num_layers}")
         if not isinstance(bidirectional, bool):
             raise TypeError(f"bidirectional: expected True or False; got {bidirectional!r}")
         if config.reverse:
             raise ValueError("reverse: expected False here; use bidirectional=True for a second, reversed direction")
         switches = {item.name: getattr(config, item.name) for item in fields(LSTMConfig) if item.init}
         directions = (False, True) if bidirectional else (False,)
-        layers = []
-        for index in range(num_layers):
-            width = config.input_size if index == 0 else len(directions) * config.output_size
-            layers.append(tuple(LSTMConfig(**(switches | {"input_size": width, "reverse": r})) for r in directions))
-        return cls(tuple(layers), dropout)
+        first, above = (
+            tuple(LSTMConfig(**(switches | {"input_size": width, "reverse": reverse})) for reverse in directions)
+            for width in (config.input_size, len(directions) * config.output_size)
+        )
+        return cls((first, *[above] * (num_layers - 1)), dropout)
 
     @property
     def num_layers(self) -> int:

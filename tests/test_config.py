@@ -267,6 +267,7 @@ def test_stack_of_one_layer() -> None:
     [
         ({"num_layers": 0}, ValueError, r"num_layers: expected at least 1; got 0"),
         ({"num_layers": 1.5}, TypeError, r"num_layers: expected a whole number; got 1\.5"),
+        ({"num_layers": 10**9}, ValueError, r"num_layers: expected at most 65536; got 1000000000"),
         ({"bidirectional": 1}, TypeError, r"bidirectional: expected True or False; got 1"),
         ({"dropout": 1.0}, ValueError, r"dropout: expected a rate in \[0, 1\); got 1\.0"),
         ({"dropout": None}, TypeError, r"dropout: expected a number; got None"),

@@ -290,6 +290,7 @@ def test_one_sequence_takes_no_lengths_and_states_without_a_batch_axis(lstm: LST
     [
         ({"num_layers": 0}, ValueError, "num_layers: expected at least 1; got 0"),
         ({"num_layers": 1.0}, TypeError, "num_layers: expected a whole number; got 1.0"),
+        ({"num_layers": 10**9}, ValueError, "num_layers: expected at most 65536; got 1000000000"),
         ({"bias": 1}, TypeError, "bias: expected True or False; got 1"),
         ({"batch_first": 1}, TypeError, "batch_first: expected True or False; got 1"),
         ({"bidirectional": None}, TypeError, "bidirectional: expected True or False; got None"),
