@@ -19,7 +19,7 @@ Recurrence = Literal["hidden", "cell"]
 #: Version of the dictionary form of a configuration. A file with a larger one was written by a newer lstmcore.
 CONFIG_VERSION: Final = 1
 
-#: Layers that `StackConfig.make` makes at most. Each is work before the first call; a slip of the hand would fill memory.
+#: Layers that `StackConfig.make` makes at most: each takes time and memory before the first call.
 MOST_LAYERS: Final = 2**16
 
 #: Activation name -> its parameters with the defaults of the ONNX operator set.
