@@ -15,6 +15,7 @@ from golden_vectors import allowed
 from lstmcore.backend import Capabilities
 from lstmcore.registry import get_backend
 from lstmcore_conformance.cases import Array
+from lstmcore_conformance.checks.derivatives import KINKS
 from lstmcore_conformance.mutants import MUTANTS, Mutant
 from lstmcore_conformance.textbook import TextbookBackend
 from lstmcore_conformance.vectors import HERE, entries, verify
@@ -169,3 +170,9 @@ def test_a_fault_of_one_call_is_not_beyond() -> None:
     wrong = Mutant("new", "", "forward.switches", "float32", "", TextbookBackend)
     assert reason(wrong) is None
     assert caught(wrong) is None
+
+
+def test_every_precision_has_every_kink() -> None:
+    cases = json.loads((HERE / "index.json").read_text("utf-8"))["cases"]
+    found = {(case["precision"], case["name"]) for case in cases if case["name"].startswith("kink,")}
+    assert found == {(precision, f"kink,{name}") for precision in PRECISIONS for name in KINKS}

@@ -112,8 +112,7 @@ def vectors() -> Iterator[Vector]:
             yield from map(Vector, _sizes(precision))
             yield from map(Vector, _stacks(precision))
             yield from (Vector(case, far_out) for case in _extremes(precision))
-        if precision == "float32":
-            yield from (Vector(case, on_the_kink) for case in _kinks(precision))
+        yield from (Vector(case, on_the_kink) for case in _kinks(precision))
 
 
 def _case(precision: str, name: str, changes: Mapping[str, Any], **given: Any) -> Case:

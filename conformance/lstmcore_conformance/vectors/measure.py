@@ -23,6 +23,7 @@ _TANGENT: Final = "directional derivatives are not in the files"
 _CALLS: Final = "it shows from one call to the next"
 _MEMORY: Final = "it is how arguments and results lie in memory"
 _WORDS: Final = "it is what a backend says of itself or refuses"
+_ROWS: Final = "its sums are longer than those of the files"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
 #: The check that a mutant names, or the beginning of its id -> why vectors cannot catch it.
@@ -39,6 +40,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "tape.": _CALLS,
     "pack.": _CALLS,
     "drawn.same_bits": _CALLS,
+    "backward.rows": _ROWS,
     "jvp.": _TANGENT,
     "lengths.jvp": _TANGENT,
     "masks.jvp": _TANGENT,
