@@ -49,7 +49,7 @@ def tangents(case: Case, precision: str, copy: int = 0) -> Arrays:
     return _jvp(case, moved(case, copy), precision)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=6)  # a case in all its evaluations: tapes of many rows are large
 def _primal(case: Case, precision: str, copy: int) -> _Pass:
     return _forward(case, moved(case, copy), precision)
 
