@@ -488,3 +488,20 @@ def test_the_page_lists_every_check() -> None:
     from lstmcore_conformance.listing import table
 
     assert table() in (Path(__file__).parent.parent / "docs" / "conformance.md").read_text()
+
+
+class _Nameless(TextbookBackend):
+    name = None  # type: ignore[assignment]  # the mistake
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (TextbookBackend, r"got the class TextbookBackend$"),
+        ("textbook", r"expected an object of a class that inherits Backend; got str$"),
+        (_Nameless(), r"backend: expected _Nameless\.name, a text; got none$"),
+    ],
+)
+def test_what_is_no_backend_is_told(given: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run(given)

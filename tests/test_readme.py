@@ -23,6 +23,8 @@ def _blocks(language: str) -> list[str]:
 
 def test_python_snippets_run(tmp_path: Path) -> None:
     """The snippets run one after another in one file, with warnings as errors."""
+    (backend,) = (block for block in _blocks("python") if "class MyBackend" in block)
+    (tmp_path / "mine.py").write_text(backend, encoding="utf-8")
     script = tmp_path / "readme.py"
     script.write_text("\n".join(_blocks("python")), encoding="utf-8")
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
@@ -30,6 +32,8 @@ def test_python_snippets_run(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    (printed,) = re.findall(r"It prints `(.*)`\.", README)
+    assert printed in done.stdout.splitlines()
     assert (tmp_path / "speakers.safetensors").is_file()
 
 

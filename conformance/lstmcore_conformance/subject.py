@@ -60,9 +60,19 @@ class Draws:
 
 
 class Subject:
-    """Runs cases on a backend. What a backend raises where the case is declared is a `Failure`."""
+    """Runs cases on a backend. What a backend raises where the case is declared is a `Failure`.
+
+    Raises
+    ------
+    TypeError
+        What is given is no backend, or has no name.
+    """
 
     def __init__(self, backend: Backend, draws: Draws | None = None) -> None:
+        if not isinstance(backend, Backend):
+            raise TypeError(f"backend: expected an object of a class that inherits Backend; got {_kind(backend)}")
+        if not isinstance(getattr(backend, "name", None), str):
+            raise TypeError(f"backend: expected {type(backend).__name__}.name, a text; got none")
         self.backend = backend
         self.draws = Draws() if draws is None else draws
         self.declared: Capabilities = backend.capabilities()
@@ -227,3 +237,7 @@ def same_bits(what: str, got: Mapping[str, Array], expected: Mapping[str, Array]
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "(no message)"
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -77,7 +77,10 @@ class _Calls:
 
     def still_works(self) -> None:
         """After the mistakes a right call gives right numbers."""
-        compare(self.subject.forward(self.case), budgets.forward(self.case))
+        try:
+            compare(self.subject.forward(self.case), budgets.forward(self.case))
+        except Failure as failure:
+            raise Failure(f"a right call after the mistakes: {failure}", failure.worst) from failure
 
 
 def other_dtype(array: Array) -> Array:
