@@ -1,1 +1,36 @@
-"""The backend ``cupy``: CUDA kernels made for this LSTM, on an NVIDIA GPU."""
+"""The plug-in of the backend ``cupy``; its kernel is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lstmcore import __version__
+from lstmcore.backend import Backend
+from lstmcore.hookspecs import BackendInfo, hookimpl
+
+
+def _unavailable() -> str | None:
+    if find_spec("cupy") is None:
+        return "CuPy is not installed; install it with: pip install 'lstmcore[cupy]'"
+    import cupy
+
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy finds no usable NVIDIA GPU: {error}"
+    return None if count else "CuPy finds no NVIDIA GPU"
+
+
+@hookimpl
+def lstmcore_backend_info() -> BackendInfo:
+    """Tell what the backend is."""
+    return BackendInfo("cupy", __version__, "CUDA kernels made for this LSTM, on an NVIDIA GPU", _unavailable)
+
+
+@hookimpl
+def lstmcore_backend() -> Backend:
+    """Make the backend."""
+    from lstmcore_cupy.device import cuda_device
+    from lstmcore_cupy.kernel import CupyBackend
+
+    return CupyBackend(cuda_device(0))

@@ -99,6 +99,10 @@ class Device(ABC):
         """Copy into `target`, which is of this device or of the host and may have any strides."""
 
     @abstractmethod
+    def writable(self, array: Array | None) -> bool:
+        """Whether kernels can write to `array` as it is: on this device, in row-major order, aligned."""
+
+    @abstractmethod
     def address(self, array: Array) -> int:
         """Where the first entry of `array` is."""
 
@@ -246,6 +250,11 @@ class CudaDevice(Device):
         else:
             bits = _as_bits(target.dtype)
             target.view(bits)[...] = source.view(bits)
+
+    def writable(self, array: Array | None) -> bool:
+        if not isinstance(array, self._cupy.ndarray):
+            return False
+        return bool(array.flags.c_contiguous) and array.data.ptr % array.dtype.itemsize == 0
 
     def address(self, array: Array) -> int:
         return int(array.data.ptr)

@@ -1,0 +1,45 @@
+"""Packed parameters and what a forward pass leaves for the derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lstmcore.backend import Masks
+from lstmcore_cupy.calls import Programs
+from lstmcore_cupy.device import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Copies of the parameters by their names, to compute with, and the programs of the device where they are."""
+
+    programs: Programs
+    parameters: dict[str, Array]
+
+    def fields(self) -> dict[str, Array | None]:
+        """Those that are fields of ``struct Call``."""
+        given = self.parameters.get
+        return {
+            "bias": given("bias"),
+            "peephole": given("peephole"),
+            "gain_x": given("norm_gain_x"),
+            "gain_h": given("norm_gain_h"),
+            "gain_c": given("norm_gain_c"),
+            "shift_c": given("norm_bias_c"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The tape: all steps of a call. ``struct Call`` has the shapes under the same names.
+
+    `x` is wide and has 0 in padding. `to_host` tells that the call's arrays were NumPy's.
+    """
+
+    weights: Weights
+    ends: Array | None
+    masks: Masks
+    x: Array
+    kept: dict[str, Any]
+    to_host: bool
