@@ -113,8 +113,9 @@ def test_variables(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
         registry.backends()
 
 
-def test_auto_passes_over_what_refuses_and_says_so(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("cupy", reason="no cupy here")
+def test_auto_passes_over_what_refuses_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmcore_cupy._unavailable", lambda: "no cupy here")
+    monkeypatch.delenv(registry.BACKEND_VARIABLE, raising=False)
     monkeypatch.setenv(registry.PLUGINS_VARIABLE, "cupy,numpy,reference")
     stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
     selection = registry.select(stack, PRECISIONS["float32"], "auto")

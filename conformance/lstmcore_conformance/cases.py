@@ -33,8 +33,8 @@ TEXTBOOK: Final = {
     "float16": "float16",
 }
 
-#: The policy whose textbook evaluation says how far from a kink is enough. That of float32 is too near for TF32, and that
-#: of float16 too: it has the same epsilon and rounds only h, not every operand of a product.
+#: The policy whose textbook evaluation says how far from a kink is enough. For TF32 neither float32 does nor float16,
+#: which has the same epsilon and rounds only h, not every operand of a product.
 _MARGIN_OF: Final = {**TEXTBOOK, "tf32": "bfloat16"}
 
 #: How often a case is drawn at most; how far from a kink is enough, in errors of the textbook evaluation; and how many
