@@ -7,7 +7,10 @@ from typing import Final
 _PLUGIN: Final = """
 import os
 import time
+from dataclasses import replace
 from lstmcore.hookspecs import BackendInfo, hookimpl
+import numpy as np
+from lstmcore.backend import State
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 
 
@@ -18,7 +21,7 @@ class Planted(TextbookKernel):
 class Backend(TextbookBackend):
     name = {name!r}
     kernel = Planted
-
+{backend}
 
 @hookimpl
 def lstmcore_backend_info():
@@ -54,6 +57,17 @@ _BODIES: Final = {
         found.parameters["weight_h"][0, 0] += 0.01
         return found
 """,
+    "away": """
+    def _forward(self, weights, x, *args, **more):
+        if type(x) is np.ndarray:
+            raise TypeError("x is not on the device")
+        y, state, tape = super()._forward(weights, x, *args, **more)
+        return y.view(Away), State(*(part.view(Away) for part in state)), tape
+
+
+class Away(np.ndarray):
+    \"""An array that is on a device of its own.\"""
+""",
     "crashing_at_peephole": """
     def _forward(self, *args, **more):
         if self.config.peephole:
@@ -68,7 +82,21 @@ _BODIES: Final = {
 """,
 }
 
+#: Methods of the backend.
+_BACKENDS: Final = {
+    "away": """
+    def capabilities(self):
+        return replace(super().capabilities(), device="away")
+
+    def to_device(self, array):
+        return np.array(array).view(Away)
+
+    def to_host(self, array):
+        return np.asarray(array)
+""",
+}
+
 
 def planted(kind: str) -> str:
     """The text of a plug-in that registers a backend of that name with that fault."""
-    return _PLUGIN.format(name=kind, body=_BODIES[kind])
+    return _PLUGIN.format(name=kind, body=_BODIES[kind], backend=_BACKENDS.get(kind, ""))

@@ -113,6 +113,27 @@ def test_a_backend_that_cannot_start_is_told(plant: Callable[..., tuple[str, ...
     assert "it needs a chip" in page(benchmark)
 
 
+def test_a_backend_with_a_device_is_timed_with_its_arrays_there_too(
+    plant: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Through `LSTM` from host to host, and through its kernel with arrays that stay on the device."""
+    plant("away", "right")
+    words = ["--point", "4,3,5,7", "--threads", "1", "--peers", "none", "--rounds", "3", "--calls", "32", "--variants"]
+    words += [word for mode in MODES for word in ("--mode", mode)]
+    file = tmp_path / "run.json"
+    done = CliRunner().invoke(main, ["bench", "away", "right", *words, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(file.read_text("utf-8")))
+    found = Benchmark.load(file)
+    grid = [one for one in found.results if not one.beside_variants]
+    assert {one.candidate.label for one in grid} == {"away", "away (resident)", "right"}
+    for one in grid:
+        assert one.median_s is not None, one
+        assert one.candidate.resident == one.how.startswith("Kernel.forward")
+    assert not any(one.candidate.resident for one in found.results if one.beside_variants)
+    assert {facts["label"] for facts in found.runtimes} == {"away", "away (resident)", "right"}
+
+
 def test_a_process_that_ends_takes_its_other_variants_along(plant: Callable[..., tuple[str, ...]]) -> None:
     """What was prepared before goes with the process, what comes after is done by the next one."""
     found = _run(plant("right", "crashing_at_peephole"), modes=("inference",), variants=True)

@@ -53,7 +53,10 @@ def test_the_baseline_decides(stored: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_repository_has_a_baseline_of_every_case() -> None:
-    for one in json.loads(instructions.BASELINE.read_text("utf-8")).values():
+    baseline = json.loads(instructions.BASELINE.read_text("utf-8"))
+    assert set(baseline) == {"numpy", "numba"}
+    assert {"numba", "llvmlite"} <= set(baseline["numba"]["for"])
+    for one in baseline.values():
         assert set(one["counts"]) == set(CASES)
         assert NOTHING not in one["counts"]
         assert min(one["counts"].values()) > 0

@@ -119,8 +119,10 @@ def bench(
         found = Benchmark.load(read_path)
     else:
         plan = PLANS[grid]
+        meant = {found.name: found for found in (registry.get_backend(name) for name in backends or (None,))}
         request = Request(
-            backends=tuple(dict.fromkeys(registry.get_backend(name).name for name in backends or (None,))),
+            backends=tuple(meant),
+            residents=tuple(name for name, found in meant.items() if found.capabilities().device != "cpu"),
             peers=_peers(peers),
             grid=grid,
             modes=tuple(dict.fromkeys(modes)),

@@ -91,10 +91,8 @@ def _runtimes(benchmark: Benchmark) -> str:
     """Each runtime with the verdict on its values beside how it starts."""
     rows = []
     for facts in benchmark.runtimes:
-        key = (facts["kind"], facts["name"], facts["threads"])
-        own = [
-            one for one in benchmark.results if (one.candidate.kind, one.candidate.name, one.candidate.threads) == key
-        ]
+        key = (facts["label"], facts["threads"])
+        own = [one for one in benchmark.results if (one.candidate.label, one.candidate.threads) == key]
         said = f"not started: {facts['message']}" if "message" in facts else _verdict(own)
         versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
         rows.append((facts["label"], str(facts["threads"]), versions, said))

@@ -43,7 +43,7 @@ def pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
             if series := _sweep(results, letter):
                 title = f"Time against {_LETTERS[letter]}, {at}"
                 yield f"scaling-{letter}-{name}", title, _scaling(results, series, letter)
-        for backend in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+        for backend in dict.fromkeys(one.candidate.title for one in results if one.candidate.kind == "backend"):
             cells = list(_cells(results, backend))
             if len({(job.point.N, job.point.H) for job, *_ in cells}) > 3:
                 yield f"map-{backend}-{name}", f"{backend} over N and H, {at}", _maps(cells)
@@ -198,7 +198,7 @@ _Cell = tuple[Job, float, float]
 def _cells(results: Sequence[Result], backend: str) -> Iterator[_Cell]:
     """Job, seconds and ratio of each point at which the backend and a peer have a time."""
     for job, here in _by_point(results).items():
-        ours = next((one for one in here if (one.candidate.kind, one.candidate.name) == ("backend", backend)), None)
+        ours = next((one for one in here if (one.candidate.kind, one.candidate.title) == ("backend", backend)), None)
         peer = best_peer(here)
         if ours is not None and peer is not None and ours.median_s and peer.median_s:
             yield job, ours.median_s / job.point.T, peer.median_s / ours.median_s

@@ -49,6 +49,8 @@ class Request:
 
     Attributes
     ----------
+    residents
+        Those of `backends` that are timed with arrays on their device too.
     points
         Used in place of the grid's, where there are any.
     variants
@@ -60,6 +62,7 @@ class Request:
     """
 
     backends: tuple[str, ...]
+    residents: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     grid: str = "standard"
     modes: tuple[Mode, ...] = ("inference", "training")
@@ -75,9 +78,16 @@ class Request:
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Every runtime with every number of threads."""
-        kinds: tuple[tuple[Kind, tuple[str, ...]], ...] = (("backend", self.backends), ("peer", self.peers))
+        kinds: tuple[tuple[Kind, tuple[str, ...], bool], ...] = (
+            ("backend", self.backends, False),
+            ("backend", self.residents, True),
+            ("peer", self.peers, False),
+        )
         return tuple(
-            Candidate(kind, name, threads) for threads in self.threads for kind, names in kinds for name in names
+            Candidate(kind, name, threads, resident)
+            for threads in self.threads
+            for kind, names, resident in kinds
+            for name in names
         )
 
     def groups(self) -> Iterator[tuple[tuple[Job, ...], bool]]:
@@ -109,13 +119,18 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:
                 gauge.again()
             expected = _prepared(jobs, Path(folder))
             for threads in request.threads:
-                taking = [one for one in team.candidates(threads) if with_peers or one.kind == "backend"]
+                taking = [
+                    one
+                    for one in team.candidates(threads)
+                    if with_peers or (one.kind == "backend" and not one.resident)
+                ]
                 pairs = [(candidate, job) for candidate in taking for job in jobs]
                 found_here = _group(pairs, expected, team, request, rng, Path(folder))
                 results += [replace(one, beside_variants=not with_peers) for one in found_here]
             budgets.forget()
         runtimes = tuple(team.facts[candidate] for candidate in request.candidates)
     starting = [one for one in request.candidates if request.startup and one.threads == request.threads[0]]
+    starting = [one for one in starting if not one.resident]
     starts = []
     for done, candidate in enumerate(starting):
         if progress is not None:
@@ -147,7 +162,7 @@ class Team:
         self.workers: dict[Candidate, Worker] = {}
         self.facts: dict[Candidate, dict[str, Any]] = {}
         for candidate in candidates:
-            known = {"kind": candidate.kind, "name": candidate.name, "threads": candidate.threads}
+            known: dict[str, Any] = asdict(candidate)
             self.facts[candidate] = known | {"label": candidate.label}
             self._start(candidate)
 

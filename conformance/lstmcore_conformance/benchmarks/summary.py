@@ -145,11 +145,11 @@ def summaries(benchmark: Benchmark) -> list[Summary]:
     found = []
     for at in settings(benchmark.results):
         results = plain(benchmark, at)
-        for name in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+        for name in dict.fromkeys(one.candidate.title for one in results if one.candidate.kind == "backend"):
             pairs, refused = [], 0
             for job in dict.fromkeys(one.job for one in results):
                 here = [one for one in results if one.job == job]
-                ours = next(one for one in here if (one.candidate.kind, one.candidate.name) == ("backend", name))
+                ours = next(one for one in here if (one.candidate.kind, one.candidate.title) == ("backend", name))
                 peer = best_peer(here)
                 refused += ours.median_s is None
                 if peer is not None and ours.median_s is not None:

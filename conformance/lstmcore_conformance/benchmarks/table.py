@@ -91,13 +91,13 @@ def _times(at: Setting, results: Sequence[Result]) -> Table:
 def _figures(benchmark: Benchmark, at: Setting, results: Sequence[Result]) -> Iterator[Table]:
     """For each backend its speed beside the machine's, its error beside the budget, memory and the first call."""
     roof = roof_of(benchmark, at)
-    for name in dict.fromkeys(one.candidate.name for one in results if one.candidate.kind == "backend"):
+    for name in dict.fromkeys(one.candidate.title for one in results if one.candidate.kind == "backend"):
         table = Table(title=f"{name}, {at}", title_justify="left")
         table.add_column("T, N, I, H", no_wrap=True)
         for heading in ("GFLOP/s", "of the peak", "of the budget", "peak MB", "spread", "first call, s"):
             table.add_column(heading, justify="right")
         for job, found in _by_job(results):
-            one = next(o for o in found.values() if (o.candidate.kind, o.candidate.name) == ("backend", name))
+            one = next(o for o in found.values() if (o.candidate.kind, o.candidate.title) == ("backend", name))
             gflops = one.gflops
             row = (
                 "" if gflops is None else f"{gflops:.3g}",

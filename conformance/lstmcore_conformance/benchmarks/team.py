@@ -33,18 +33,27 @@ class FailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
-    """A runtime with a number of threads."""
+    """A runtime with a number of threads.
+
+    `resident` is of a backend with a device of its own: its arrays are there before the clock starts, and stay.
+    """
 
     kind: Kind
     name: str
     threads: int
+    resident: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name, and whether its arrays are on its device: what tells apart the backends of a run."""
+        return f"{self.name} (resident)" if self.resident else self.name
 
     @property
     def label(self) -> str:
         """The name that readers know; a backend of a peer's name is our adapter of it."""
         if self.kind == "peer":
             return PEERS[self.name][1]
-        return f"{self.name} (adapter)" if self.name in PEERS else self.name
+        return f"{self.title} (adapter)" if self.name in PEERS else self.title
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -63,6 +72,7 @@ class Worker:
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         words = ["-m", "lstmcore_conformance.benchmarks.worker", candidate.kind, candidate.name, str(candidate.threads)]
+        words += ["resident"] if candidate.resident else []
         env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
         # A plug-in may be found by a path that only this process knows.
         env |= environment(candidate.threads) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -1,8 +1,8 @@
 """The process of one runtime with one number of threads: it does what the parent asks, one line of JSON at a time.
 
-`team.Worker` starts it as ``python -m lstmcore_conformance.benchmarks.worker KIND NAME THREADS``. Its second answer
-tells versions, or why the runtime cannot be imported. Whatever a library prints goes to standard error: answers have a
-pipe of their own.
+`team.Worker` starts it as ``python -m lstmcore_conformance.benchmarks.worker KIND NAME THREADS [resident]``. Its
+second answer tells versions, or why the runtime cannot be imported. Whatever a library prints goes to standard error:
+answers have a pipe of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRETCH: Final = 0.004
 PATIENCE: Final = 0.5
 
 
-def main(kind: str, name: str, threads: int) -> None:
+def main(kind: str, name: str, threads: int, *, resident: bool = False) -> None:
     """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -33,7 +33,7 @@ def main(kind: str, name: str, threads: int) -> None:
 
     def started() -> dict[str, Any]:
         nonlocal server
-        server = Server(kind, name, threads)
+        server = Server(kind, name, threads, resident=resident)
         return {"versions": server.runtime.versions()}
 
     _answer(answers, started)
@@ -58,10 +58,10 @@ def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> None:
 class Server:
     """The jobs that are ready in this process; each method is a request."""
 
-    def __init__(self, kind: str, name: str, threads: int) -> None:
+    def __init__(self, kind: str, name: str, threads: int, *, resident: bool = False) -> None:
         from lstmcore_conformance.benchmarks import runtimes
 
-        self.runtime = runtimes.make(kind, name, threads)
+        self.runtime = runtimes.make(kind, name, threads, resident=resident)
         self.jobs: dict[str, Any] = {}
 
     def prepare(self, key: str, job: Mapping[str, Any], data: str, outputs: str) -> dict[str, Any]:
@@ -162,4 +162,4 @@ def _forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), resident="resident" in sys.argv[4:])

@@ -73,8 +73,8 @@ def missing(name: str) -> str | None:
     return next((package for package in PEERS[name][2] if find_spec(package) is None), None)
 
 
-def make(kind: str, name: str, threads: int) -> Runtime:
+def make(kind: str, name: str, threads: int, *, resident: bool = False) -> Runtime:
     """The runtime, imported."""
-    module = "registered" if kind == "backend" else PEERS[name][0]
+    module = PEERS[name][0] if kind == "peer" else "resident" if resident else "registered"
     found: Runtime = importlib.import_module(f"{__name__}.{module}").make(name, threads)
     return found
