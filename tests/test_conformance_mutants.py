@@ -47,6 +47,15 @@ def test_the_mutant_is_caught(mutant: Mutant) -> None:
         assert item.id in item.reproduce
 
 
+def test_a_leak_does_not_hide_in_memory_that_is_free() -> None:
+    held = [np.ones(6144, np.float32) for _ in range(4000)]
+    last = held.pop()  # what lies below it stays with the process when it is freed
+    del held
+    report = run(MUTANTS["hidden.leaks"].make(), precisions=["float32"], select="calls.memory", profile="full")
+    assert report.bad
+    assert last.all()
+
+
 def test_every_check_catches_a_mutant_or_says_why_it_stands() -> None:
     named = {mutant.caught_by for mutant in MUTANTS.values()}
     assert named | set(STANDS) == set(CHECKS)
