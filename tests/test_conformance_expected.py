@@ -169,6 +169,25 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines(["SKIPPED*expected failures that did not run: rows.nan, forward.long"])
 
 
+def test_the_class_of_tests_says_that_processes_do_not_know_each_others_results(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        """
+        from lstmcore_conformance.testing import LSTMConformance
+        from lstmcore_conformance.textbook import TextbookBackend
+
+        class TestMine(LSTMConformance):
+            backend, precisions = TextbookBackend(), ["float64"]
+            expected_failures = {"forward.no_state": "mended"}
+        """
+    )
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    found = pytester.runpytest_subprocess("-rs", "-k", "no_state or expected_failures_fail")
+    assert "failed" not in found.parseoutcomes()
+    found.stdout.fnmatch_lines(["SKIPPED*run without pytest-xdist*"])
+
+
 def test_an_id_outside_the_selection_is_told() -> None:
     left = {"state.long": "slow", "rows.nan": "x", "forward.switches[float16-plain]": "another precision"}
     report = run(TextbookBackend(), precisions=["float32"], select=CHECK, expected_failures=left)
