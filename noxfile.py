@@ -16,6 +16,8 @@ nox.needs_version = ">=2024.4.15"
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
+#: CuPy, and of the CUDA toolkit only what compiling needs.
+CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20")
 PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
@@ -49,7 +51,13 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS)
-    session.run("pytest", "-m", "not slow and not peers and not numba and not browser", *session.posargs, env=_quiet())
+    session.run(
+        "pytest",
+        "-m",
+        "not slow and not peers and not numba and not cupy and not browser",
+        *session.posargs,
+        env=_quiet(),
+    )
 
 
 @nox.session
@@ -57,6 +65,13 @@ def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
     session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", *session.posargs, env=_quiet())
+
+
+@nox.session
+def cupy(session: nox.Session) -> None:
+    """The CuPy backend without a GPU: its kernels are compiled for GPUs, and run on the processor; needs g++."""
+    session.install("-e", ".[conformance]", *TESTS, *CUDA)
+    session.run("pytest", "-m", "cupy", "tests/cupy", *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -10,7 +10,8 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
-    if find_spec("cupy") is None:
+    spec = find_spec("cupy")
+    if spec is None or spec.origin is None:  # without an origin it is a folder of that name
         return "CuPy is not installed; install it with: pip install 'lstmcore[cupy]'"
     import cupy
 

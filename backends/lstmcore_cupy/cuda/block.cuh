@@ -8,7 +8,7 @@
 #define MAX_THREADS 256
 
 #ifndef KERNEL  // the emulator has its own
-#define KERNEL(name, Struct) extern "C" __global__ void __launch_bounds__(MAX_THREADS) name(const Struct a)
+#define KERNEL(name, Struct) extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name(const Struct a)
 #endif
 
 // j runs over the `width` columns of this block's row, which blockIdx.y and the threads share

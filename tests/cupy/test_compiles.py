@@ -1,0 +1,98 @@
+"""Every kernel is compiled for the GPUs that are meant, on a machine that need not have one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lstmcore import registry
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_cupy.device import compiled
+from lstmcore_cupy.variants import fields, program, rows_program
+
+pytestmark = pytest.mark.cupy
+
+ARCHITECTURES = (80, 90)
+#: Registers of a thread at most, so that a multiprocessor, which has 65536, holds two blocks of 256 threads, or 2.5.
+REGISTERS = {"float64": 128, "float32": 102, "bfloat16": 102, "float16": 102}
+_KERNEL = re.compile(r"Compiling entry function '(\w+)'")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+def _programs() -> dict[str, tuple[str, str]]:
+    """Text of every program -> its storage format, and the first configuration that it is of."""
+    found: dict[str, tuple[str, str]] = {}
+    for storage in REGISTERS:
+        found[rows_program(PRECISIONS[storage])] = (storage, "rows")
+        for name, changes in SWITCHES.items():
+            found.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
+    return found
+
+
+PROGRAMS = _programs()
+
+
+@pytest.mark.parametrize("text", PROGRAMS, ids=["-".join(names) for names in PROGRAMS.values()])
+def test_every_kernel_compiles_within_its_registers_and_without_spills(text: str) -> None:
+    storage, _ = PROGRAMS[text]
+    with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
+        both = pool.map(lambda architecture: compiled(text, architecture, "--ptxas-options=-v"), ARCHITECTURES)
+        for architecture, (code, log) in zip(ARCHITECTURES, both, strict=True):
+            assert code.startswith(b"\x7fELF")
+            kernels = _KERNEL.findall(log)
+            assert "forward_cell" in kernels or "sum_rows" in kernels
+            registers = [int(number) for number in _REGISTERS.findall(log)]
+            assert len(registers) == len(kernels) == len(_SPILLS.findall(log))
+            assert max(registers) <= REGISTERS[storage], (architecture, dict(zip(kernels, registers, strict=True)))
+            spills = [numbers for numbers in _SPILLS.findall(log) if numbers != ("0", "0", "0")]
+            assert not spills, architecture
+
+
+def test_a_number_makes_no_program_of_its_own() -> None:
+    one, two = (config_of({"cell_clip": bound, "zoneout_cell": bound, "layer_norm": True}) for bound in (0.25, 0.75))
+    assert program(one, PRECISIONS["float32"]) == program(two, PRECISIONS["float32"])
+    assert program(one, PRECISIONS["float32"]) == program(one, PRECISIONS["tf32"])
+
+
+def test_fields_are_read_from_the_struct() -> None:
+    assert list(fields("Call"))[:3] == ["s", "T", "N"]
+    assert fields("Call")["t_y"] == len(fields("Call")) - 1
+    with pytest.raises(ValueError, match="struct: expected one of the sources; got 'Cal'"):
+        fields("Cal")
+
+
+def test_a_mistake_in_a_source_is_told_with_its_line() -> None:
+    from cupy.cuda.compiler import CompileException
+
+    wrong = rows_program(PRECISIONS["float32"]).replace("real sum = 0;", "real sum = nothing;")
+    with pytest.raises(CompileException, match=r'rows\.cu\(\d+\): error: identifier "nothing" is undefined'):
+        compiled(wrong, 90)
+
+
+def test_without_a_gpu_it_is_listed_with_the_reason_and_auto_takes_another() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LSTMCORE_")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    code = "import lstmcore, json; from lstmcore.cli import main; main(['backends'])"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "cupy: CuPy finds no usable NVIDIA GPU: " in run.stdout
+    code = "import lstmcore; print(lstmcore.LSTM(2, 3).backend.name)"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout in ("numba\n", "numpy\n")
+
+
+def test_auto_takes_it_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from emulation import EmulatedDevice
+
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr("lstmcore_cupy._unavailable", lambda: None)
+    monkeypatch.setattr("lstmcore_cupy.device.cuda_device", lambda number: EmulatedDevice())
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+    assert registry.select(stack, PRECISIONS["float32"], "auto").backend.name == "cupy"
