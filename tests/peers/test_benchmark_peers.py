@@ -23,9 +23,11 @@ def test_a_peer_starts(peer: str) -> None:
     assert found.installed_bytes > 10**7
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", "float64", "float16", "bfloat16", "tf32"])
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_peer_conforms_in_every_mode(peer: str, precision: str) -> None:
+    if precision == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     plan = Plan(rounds=3, seconds=0.001, repeats=0)
     points = (Point(6, 3, 5, 7), Point(3, 1, 8, 4))
     request = Request((), (peer,), modes=MODES, precisions=(precision,), points=points, plan=plan, calls=3)
@@ -33,9 +35,9 @@ def test_a_peer_conforms_in_every_mode(peer: str, precision: str) -> None:
     assert len(found.results) == 6
     for one in found.results:
         cannot = {
-            "onnxruntime": one.job.mode == "training" or precision == "float64",
-            "tutorial": one.job.mode != "inference",
-        }.get(peer, False)
+            "onnxruntime": one.job.mode == "training" or precision != "float32",
+            "tutorial": one.job.mode != "inference" or precision not in ("float32", "float64"),
+        }.get(peer, precision == "tf32")
         # That a peer kept to its threads can only be judged of calls longer than these: JAX hands each to a thread.
         right = (Outcome.MEASURED, Outcome.NOISY, Outcome.THREADS)
         assert one.outcome in ((Outcome.UNSUPPORTED,) if cannot else right), one.message

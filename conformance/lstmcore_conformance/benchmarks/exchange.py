@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 def load_arrays(path: Path) -> dict[str, Array]:
     """Read what `save_arrays` wrote."""
+    with suppress(ImportError):  # where it is installed, NumPy knows bfloat16 by it alone
+        import_module("ml_dtypes")
     return dict(load_file(path))
 
 

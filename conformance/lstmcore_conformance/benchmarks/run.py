@@ -49,8 +49,6 @@ class Request:
 
     Attributes
     ----------
-    residents
-        Those of `backends` that are timed with arrays on their device too.
     points
         Used in place of the grid's, where there are any.
     variants
@@ -59,10 +57,11 @@ class Request:
         Whether the time from nothing to a first result is measured, with the first number of threads.
     calls
         Calls of a streaming job in all.
+    residents
+        Those of `backends` that are timed with arrays on their device too.
     """
 
     backends: tuple[str, ...]
-    residents: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     grid: str = "standard"
     modes: tuple[Mode, ...] = ("inference", "training")
@@ -74,6 +73,7 @@ class Request:
     plan: Plan = field(default_factory=Plan)
     calls: int = 10_000
     seed: int = 0
+    residents: tuple[str, ...] = ()
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Array, Data
+from lstmcore_conformance.cases import Array, Data, storage_dtype
 
 
 class PyTorch(Runtime):
@@ -24,8 +24,8 @@ class PyTorch(Runtime):
         return {"torch": torch.__version__}
 
     def prepare(self, job: Job, data: Data) -> Prepared:
-        if job.precision not in ("float32", "float64"):
-            raise Unsupported(f"{job.precision}: compared in float32 and float64 only")
+        if job.precision == "tf32":
+            raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"torch.nn.LSTM has no {job.variant}")
         made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data)
@@ -48,11 +48,11 @@ class _Inference:
         self.names |= {"bias": "bias_ih_l0"} if config.bias else {}
         with torch.no_grad():
             for ours, theirs in self.names.items():
-                getattr(self.lstm, theirs).copy_(torch.from_numpy(data.parameters[ours]))
+                getattr(self.lstm, theirs).copy_(_tensor(data.parameters[ours]))
             if config.bias:
                 torch.nn.init.zeros_(self.lstm.get_parameter("bias_hh_l0")).requires_grad_(False)
-        self.x = torch.from_numpy(data.x.copy())
-        self.state = _state(data.state)
+        self.x = _tensor(data.x.copy())
+        self.state = _state(data.state, self.x.dtype)
 
     def __call__(self) -> Any:
         with torch.inference_mode():
@@ -70,7 +70,7 @@ class _Training(_Inference):
         self.x.requires_grad_()
         self.state = tuple(part.requires_grad_() for part in self.state)
         self.inputs = (self.x, *self.state, *(getattr(self.lstm, name) for name in self.names.values()))
-        self.incoming = (torch.from_numpy(np.array(data.dy)), *_state(data.dstate))
+        self.incoming = (_tensor(np.array(data.dy)), *_state(data.dstate, self.x.dtype))
 
     def __call__(self) -> Any:
         y, last = self.lstm(self.x, self.state)
@@ -78,8 +78,8 @@ class _Training(_Inference):
 
     def outputs(self) -> Mapping[str, Array]:
         done, (dx, dh, dc, *rest) = self()
-        given = {"dx": dx.numpy(), "dh0": dh[0].numpy(), "dc0": dc[0].numpy()}
-        named = {f"d_{name}": found.numpy() for name, found in zip(self.names, rest, strict=True)}
+        given = {"dx": _array(dx), "dh0": _array(dh[0]), "dc0": _cell(dc[0])}
+        named = {f"d_{name}": _array(found) for name, found in zip(self.names, rest, strict=True)}
         return _named(done) | given | named
 
 
@@ -103,10 +103,31 @@ class _Streaming(_Inference):
         return _named((y, self.last))
 
 
-def _state(state: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(np.array(part[None], order="C")) for part in state)
+def _tensor(array: Array) -> torch.Tensor:
+    """The array's memory as a tensor; PyTorch takes NumPy's bfloat16 by its bits alone."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """The tensor's memory as an array."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        found: Array = tensor.contiguous().view(torch.int16).numpy().view(storage_dtype("bfloat16"))
+        return found
+    return tensor.numpy()
+
+
+def _cell(tensor: torch.Tensor) -> Array:
+    """A cell state, which PyTorch keeps in 16 bits where x has them: as the contract names it, in float32."""
+    return _array(tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
+
+
+def _state(state: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(_tensor(np.array(part[None], order="C")).to(dtype) for part in state)
 
 
 def _named(done: Any) -> dict[str, Array]:
     y, (h, c) = done
-    return {"y": y.detach().numpy(), "h_n": h[0].detach().numpy(), "c_n": c[0].detach().numpy()}
+    return {"y": _array(y), "h_n": _array(h[0]), "c_n": _cell(c[0])}

@@ -25,6 +25,8 @@ class Tutorial(Runtime):
     def prepare(self, job: Job, data: Data) -> Prepared:
         if job.mode != "inference" or job.variant != "plain" or data.state is None:
             raise Unsupported("tutorials list the plain forward pass only")
+        if job.precision not in ("float32", "float64"):
+            raise Unsupported(f"{job.precision}: tutorials have one dtype for everything")
         x, (h, c), parameters = data.x, data.state, data.parameters
 
         def outputs() -> dict[str, Array]:

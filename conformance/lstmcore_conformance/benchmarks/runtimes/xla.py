@@ -27,8 +27,8 @@ class JAX(Runtime):
         return versions(("jax", "jaxlib"))
 
     def prepare(self, job: Job, data: Data) -> Prepared:
-        if job.precision not in ("float32", "float64"):
-            raise Unsupported(f"{job.precision}: compared in float32 and float64 only")
+        if job.precision == "tf32":
+            raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"{job.variant}: only the plain LSTM is compared")
         made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](data)
@@ -41,14 +41,19 @@ _wait: Any = jax.block_until_ready
 
 
 def _lstm(parameters: Mapping[str, Any], x: Any, h: Any, c: Any) -> Any:
-    """y, h and c; the weights are (I, 4H) and (H, 4H), as JAX's own libraries keep them."""
-    inputs = x @ parameters["weight_x"] + parameters.get("bias", 0.0)
+    """y, h and c; the weights are (I, 4H) and (H, 4H), as JAX's own libraries keep them.
+
+    Where x has 16 bits, sums, gates and c are in float32.
+    """
+    inputs = jnp.matmul(x, parameters["weight_x"], preferred_element_type=c.dtype)
+    if "bias" in parameters:
+        inputs = inputs + parameters["bias"]
 
     def step(state: Any, given: Any) -> Any:
         h, c = state
-        i, f, g, o = jnp.split(given + h @ parameters["weight_h"], 4, axis=1)
+        i, f, g, o = jnp.split(given + jnp.matmul(h, parameters["weight_h"], preferred_element_type=c.dtype), 4, axis=1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(h.dtype)
         return (h, c), h
 
     (h, c), y = jax.lax.scan(step, (h, c), inputs)
