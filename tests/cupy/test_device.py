@@ -41,7 +41,7 @@ class _Cublas:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def gemmEx(self, handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: int) -> None:  # noqa: N802
+    def gemmEx(self, handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: int) -> None:
         alpha, a, a_kind, a_distance, b, b_kind, b_distance, beta, c, c_kind, c_distance, compute, _ = rest
         left = _columns(a, a_kind, *((k, m) if turn_a else (m, k)), a_distance)
         right = _columns(b, b_kind, *((n, k) if turn_b else (k, n)), b_distance)

@@ -21,7 +21,7 @@ __device__ inline real block_sum(real value) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     __syncthreads();  // whoever still reads the sum before this one
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = value;
-    __syncthreads();
+    __syncthreads();  // the sums of all warps
     real sum = 0;
     for (unsigned warp = 0; warp < blockDim.x / WARP; ++warp) sum += parts[warp];
     return sum;
@@ -32,7 +32,7 @@ struct Norm {
     real deviation;
 };
 
-// Mean and deviation, sqrt(variance + eps), of `count` numbers that the threads of the block see alike.
+// Mean and deviation, sqrt(variance + eps), of `count` numbers. Each thread reads those of FOR_UNITS, so what it wrote itself.
 __device__ inline Norm norm_of(const real* row, const long long count, const real eps) {
     real sum = 0;
     for (long long k = threadIdx.x; k < count; k += blockDim.x) sum += row[k];

@@ -220,7 +220,6 @@ KERNEL(forward_cell, Call) {
 #if LAYER_NORM
         from_h[O_GATE * a.H + j] = o;
     }
-    __syncthreads();  // norm_of reads c of all units
     const Norm norm_c = norm_of(c_after, a.H, a.layer_norm_eps.value);
     FOR_UNITS(j, a.H) {
         const real c = scaled_cell(a, j, (c_after[j] - norm_c.mean) / norm_c.deviation);

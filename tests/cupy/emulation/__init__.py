@@ -1,0 +1,173 @@
+"""The kernels' own source on the processor, started by the code that starts them on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore_cupy.device import Array, Compute, Device, Program, Words
+
+Order = Literal["ascending", "descending", "mixed"]
+
+_HEADER = Path(__file__).parent / "cuda.h"
+#: Without optimisation, since most of the time goes into compiling.
+_FLAGS = ("-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+_SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+class EmulatedProgram(Program):
+    """A source as a library of the processor."""
+
+    def __init__(self, library: Path, order: Order, *, fibres: bool) -> None:
+        self._library, self._order, self._fibres = ctypes.CDLL(str(library)), order, fibres
+        self.launches: list[str] = []
+
+    def launch(
+        self,
+        kernel: str,
+        blocks: tuple[int, ...],
+        threads: int,
+        words: Words,
+        *,
+        shared_bytes: int = 0,
+        cooperative: bool = False,
+    ) -> None:
+        if shared_bytes or cooperative:
+            raise NotImplementedError("the emulator has neither dynamic shared memory nor cooperative launches")
+        if not 1 <= threads <= 1024 or min(blocks) < 1 or blocks[0] >= 2**31 or max((1, *blocks[1:])) >= 2**16:
+            raise ValueError(f"no GPU starts {blocks} blocks of {threads} threads")
+        grid = np.array((*blocks, 1, 1)[:3], np.int64)
+        order = np.arange(threads, dtype=np.int32)
+        if self._order == "descending":
+            order = order[::-1].copy()
+        elif self._order == "mixed":
+            np.random.default_rng(threads).shuffle(order)
+        given = [ctypes.c_void_p(array.ctypes.data) for array in (words, grid)]
+        backwards, fibres = int(self._order != "ascending"), int(self._fibres)
+        getattr(self._library, kernel)(*given, threads, ctypes.c_void_p(order.ctypes.data), backwards, fibres)
+
+    def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
+        return 16
+
+
+class EmulatedDevice(Device):
+    """Arrays are NumPy's; those that are new are full of NaN.
+
+    Parameters
+    ----------
+    order
+        In which the threads of a block are taken up; but for the ascending one blocks run last to first.
+    sanitize
+        Whether to compile with AddressSanitizer and UndefinedBehaviorSanitizer, which must be loaded already.
+    edit
+        What is done to every source before it is compiled.
+    """
+
+    name = "emulated"
+    multiprocessors = 4
+
+    def __init__(
+        self, order: Order = "ascending", *, sanitize: bool = False, edit: Callable[[str], str] | None = None
+    ) -> None:
+        self._order: Order = order
+        self._flags = (*_FLAGS, *(_SANITIZED if sanitize else ()))
+        self._edit = edit
+        self._programs: dict[str, EmulatedProgram] = {}
+        self._lock = threading.Lock()
+
+    def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def program(self, text: str) -> EmulatedProgram:
+        with self._lock:
+            if text not in self._programs:
+                # Only sums over a block have barriers and shuffles, and only layer norm has such sums.
+                fibres = "#define LAYER_NORM 1\n" in text
+                self._programs[text] = EmulatedProgram(self._built(text), self._order, fibres=fibres)
+            return self._programs[text]
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Compile programs, two at a time."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._built, texts))
+
+    def _built(self, text: str) -> Path:
+        """The library of a source, kept for later runs."""
+        source = f'#include "{_HEADER}"\n' + (text if self._edit is None else self._edit(text))
+        key = hashlib.sha256(repr((source, _HEADER.read_text("utf-8"), self._flags)).encode()).hexdigest()
+        folder = Path(tempfile.gettempdir()) / f"lstmcore-emulation-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        library = folder / f"{key}.so"
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as name:
+                made = Path(name) / "kernels.so"
+                command = ("g++", *self._flags, "-x", "c++", "-", "-o", str(made))
+                done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"g++ refuses the kernels: {done.stderr}")
+                made.replace(library)
+        return library
+
+    def home(self, array: Array) -> Device:
+        return self
+
+    def array(self, array: Array) -> Array:
+        return np.require(array, requirements=("C", "A"))
+
+    def host(self, array: Array) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = array
+        return found
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[...] = 0xFF
+        return array
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return np.zeros(shape, dtype)
+
+    def assign(self, target: Array, source: Array) -> None:
+        target[...] = source
+
+    def writable(self, array: Array | None) -> bool:
+        return isinstance(array, np.ndarray) and array.flags.carray
+
+    def address(self, array: Array) -> int:
+        return int(array.ctypes.data)
+
+    def product(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        compute: Compute,
+        turn_a: bool = False,
+        turn_b: bool = False,
+        accumulate: bool = False,
+    ) -> None:
+        if not all(matrix.ndim == 2 and matrix.flags.carray for matrix in (a, b, out)):
+            raise ValueError("a product takes matrices in row-major order")
+        if compute == "tf32":
+            a, b = tf32(a), tf32(b)
+        found = (a.T if turn_a else a) @ (b.T if turn_b else b)
+        out[...] = out + found if accumulate else found
+
+
+def tf32(array: Array) -> Array:
+    """Numbers of float32 to the nearest of TF32, ties to even."""
+    bits = array.view(np.uint32)
+    rounded = bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1)) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(array), rounded.view(np.float32), array)

@@ -1,0 +1,206 @@
+// The part of CUDA C++ that the kernels use, for a C++ compiler of the processor.
+//
+// The blocks of a grid run one after another. The threads of a block are fibres (ucontext) that run until a barrier or a
+// shuffle. They are taken up in a given order, so that a missing barrier shows as a wrong result in one of the orders.
+// Where a program has neither barriers nor shuffles its threads are calls of a function. What it does not show: missing
+// fences, races between blocks, blocks that wait for ones that are not resident.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+
+using std::exp;
+using std::expm1;
+using std::log1p;
+using std::sqrt;
+using std::tanh;
+
+struct Place {
+    unsigned x, y, z;
+};
+
+static thread_local Place threadIdx, blockIdx, blockDim, gridDim;
+
+static inline float __uint_as_float(const unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline unsigned __float_as_uint(const float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+namespace emulation {
+
+typedef void Body(const void*);
+
+constexpr size_t STACK = 1 << 16;
+constexpr int WARP_SIZE = 32;
+constexpr int MOST_THREADS = 1024;
+
+struct Barrier {
+    int arrived = 0;
+    long passed = 0;
+};
+
+// The block that an operating system's thread runs.
+struct Block {
+    ucontext_t scheduler;
+    std::vector<ucontext_t> contexts;
+    std::vector<char> stacks;
+    std::vector<char> done;
+    int current = 0, live = 0;
+    bool fibres = false;
+    Barrier block, warps[MOST_THREADS / WARP_SIZE];
+    double lanes[MOST_THREADS];
+    Body* body = nullptr;
+    const void* arguments = nullptr;
+};
+
+static thread_local Block state;
+
+[[noreturn]] static void fail(const char* message) {
+    std::fprintf(stderr, "emulation: %s\n", message);
+    std::abort();
+}
+
+static void pause() {
+    const int own = state.current;
+    swapcontext(&state.contexts[own], &state.scheduler);
+}
+
+static void wait(Barrier& barrier, const int count) {
+    if (!state.fibres) fail("a barrier in a program that was said to have none");
+    const long passed = barrier.passed;
+    if (++barrier.arrived == count) {
+        barrier.arrived = 0;
+        ++barrier.passed;
+    } else {
+        while (barrier.passed == passed) pause();
+    }
+}
+
+static void fibre() {
+    state.body(state.arguments);
+    state.done[state.current] = 1;
+    --state.live;
+    swapcontext(&state.contexts[state.current], &state.scheduler);
+}
+
+// How far the threads of a warp are: more after each of their steps.
+static long progress(const int warp) {
+    const Barrier& own = state.warps[warp];
+    return (state.block.passed + own.passed) * (MOST_THREADS + 1) + state.block.arrived + own.arrived - state.live;
+}
+
+static bool first_of_warp(const int* order, const int place) {
+    for (int k = 0; k < place; ++k)
+        if (order[k] / WARP_SIZE == order[place] / WARP_SIZE) return false;
+    return true;
+}
+
+// Let each thread of a warp run until it waits; whether any of them came further.
+static bool run_warp(const int warp, const int threads, const int* order) {
+    const long before = progress(warp);
+    for (int k = 0; k < threads; ++k) {
+        const int thread = order[k];
+        if (thread / WARP_SIZE != warp || state.done[thread]) continue;
+        state.current = thread;
+        threadIdx = {(unsigned)thread, 0, 0};
+        swapcontext(&state.scheduler, &state.contexts[thread]);
+    }
+    return progress(warp) != before;
+}
+
+// `order` has the threads in the order in which they are taken up. A warp runs as far as it can before the next one does:
+// what a barrier has to keep apart is then far apart in time.
+static void run_block(const int threads, const int* order) {
+    if (!state.fibres) {
+        for (int k = 0; k < threads; ++k) {
+            threadIdx = {(unsigned)order[k], 0, 0};
+            state.body(state.arguments);
+        }
+        return;
+    }
+    state.contexts.resize(threads);
+    state.stacks.resize(STACK * threads);
+    state.done.assign(threads, 0);
+    state.live = threads;
+    for (int k = 0; k < threads; ++k) {
+        getcontext(&state.contexts[k]);
+        state.contexts[k].uc_stack.ss_sp = &state.stacks[STACK * k];
+        state.contexts[k].uc_stack.ss_size = STACK;
+        state.contexts[k].uc_link = nullptr;
+        makecontext(&state.contexts[k], fibre, 0);
+    }
+    while (state.live > 0) {
+        bool moved = false;
+        for (int k = 0; k < threads; ++k)
+            if (first_of_warp(order, k))
+                while (run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
+        if (!moved) fail("threads wait for others that do not come");
+    }
+    if (state.block.arrived) fail("a barrier that not all threads of the block reached");
+}
+
+static void run(
+    Body* body, const void* arguments, const long* blocks, const int threads, const int* order, const int backwards,
+    const int fibres) {
+    if (threads > MOST_THREADS) fail("more threads than a block may have");
+    state.body = body;
+    state.arguments = arguments;
+    state.fibres = fibres;
+    state.block = Barrier();
+    for (Barrier& warp : state.warps) warp = Barrier();
+    gridDim = {(unsigned)blocks[0], (unsigned)blocks[1], (unsigned)blocks[2]};
+    blockDim = {(unsigned)threads, 1, 1};
+    const long all = blocks[0] * blocks[1] * blocks[2];
+    for (long k = 0; k < all; ++k) {
+        const long block = backwards ? all - 1 - k : k;
+        const long row = block / blocks[0];
+        blockIdx = {(unsigned)(block % blocks[0]), (unsigned)(row % blocks[1]), (unsigned)(row / blocks[1])};
+        run_block(threads, order);
+    }
+}
+
+}  // namespace emulation
+
+static inline void __syncthreads() {
+    emulation::wait(emulation::state.block, blockDim.x);
+}
+
+template <class T>
+static inline T __shfl_xor_sync(unsigned, const T value, const int distance) {
+    emulation::Block& state = emulation::state;
+    emulation::Barrier& warp = state.warps[threadIdx.x / emulation::WARP_SIZE];
+    const unsigned own = threadIdx.x;
+    state.lanes[own] = value;
+    emulation::wait(warp, emulation::WARP_SIZE);
+    const T other = (T)state.lanes[own ^ distance];
+    emulation::wait(warp, emulation::WARP_SIZE);
+    return other;
+}
+
+#define KERNEL(name, Struct)                                                                                    \
+    static void name##_body(const Struct& a);                                                                   \
+    static void name##_entry(const void* arguments) {                                                           \
+        name##_body(*(const Struct*)arguments);                                                                 \
+    }                                                                                                           \
+    extern "C" void name(                                                                                       \
+        const void* arguments, const long* blocks, int threads, const int* order, int backwards, int fibres) {  \
+        emulation::run(name##_entry, arguments, blocks, threads, order, backwards, fibres);                     \
+    }                                                                                                           \
+    static void name##_body(const Struct& a)
