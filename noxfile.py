@@ -172,6 +172,7 @@ for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", 
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
              "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/scoreboard/page.css",
              "lstmcore_conformance/benchmarks/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
+             "lstmcore_cupy/cuda/lstm.cu", "lstmcore_cupy/cuda/rows.cu", "lstmcore_cupy/cuda/block.cuh",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
              "lstmcore_conformance/vectors/float16.safetensors"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -210,7 +213,7 @@ class CudaDevice(Device):
         with self._lock:
             if text not in self._programs:
                 with self.active():
-                    self._programs[text] = _CudaProgram(_machine_code(text, self.architecture), self.multiprocessors)
+                    self._programs[text] = _CudaProgram(machine_code(text, self.architecture), self.multiprocessors)
             return self._programs[text]
 
     def home(self, array: Array) -> Device:
@@ -315,20 +318,21 @@ def cuda_device(number: int) -> CudaDevice:
     return CudaDevice(number)
 
 
-def _machine_code(text: str, architecture: int) -> bytes:
-    """As `compiled`, kept on disk beside what CuPy itself keeps there."""
-    from hashlib import sha256
-
-    from cupy.cuda import compiler
+def machine_code(text: str, architecture: int) -> bytes:
+    """The machine code of `compiled`, kept on disk in the folder of CuPy's own cache."""
     from cupy_backends.cuda.libs import nvrtc
 
-    key = repr((text, architecture, OPTIONS, nvrtc.getVersion()))
-    name = f"lstmcore_{sha256(key.encode()).hexdigest()}.cubin"
-    kept = compiler._kernel_cache_backend
-    code: bytes | None = kept.load(name)
-    if code is None:
-        code, _ = compiled(text, architecture)
-        kept.save(name, code, text)
+    key = hashlib.sha256(repr((text, architecture, OPTIONS, nvrtc.getVersion())).encode()).hexdigest()
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    kept = folder / f"lstmcore_{key}.cubin"
+    if kept.exists():
+        return kept.read_bytes()
+    code, _ = compiled(text, architecture)
+    with suppress(OSError):  # a folder that cannot be written to costs time and nothing else
+        folder.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+        part.write_bytes(code)
+        part.replace(kept)
     return code
 
 

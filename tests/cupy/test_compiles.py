@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy.device import compiled
+from lstmcore_cupy.device import compiled, machine_code
 from lstmcore_cupy.variants import fields, program, rows_program
 
 pytestmark = pytest.mark.cupy
@@ -75,6 +76,20 @@ def test_a_mistake_in_a_source_is_told_with_its_line() -> None:
     wrong = rows_program(PRECISIONS["float32"]).replace("real sum = 0;", "real sum = nothing;")
     with pytest.raises(CompileException, match=r'rows\.cu\(\d+\): error: identifier "nothing" is undefined'):
         compiled(wrong, 90)
+
+
+def test_machine_code_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = rows_program(PRECISIONS["float32"])
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kept"))
+    first = machine_code(text, 90)
+    (file,) = (tmp_path / "kept").iterdir()
+    assert file.read_bytes() == first
+    monkeypatch.setattr("lstmcore_cupy.device.compiled", lambda *arguments: pytest.fail("compiled again"))
+    assert machine_code(text, 90) == first
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
+    assert machine_code(text, 90) == first
 
 
 def test_without_a_gpu_it_is_listed_with_the_reason_and_auto_takes_another() -> None:
