@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 
 from lstmcore.backend import Backend
+from lstmcore.registry import get_backend
 from lstmcore_conformance.gpu import micro, parts, table
 from lstmcore_conformance.gpu.__main__ import main
 from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
 from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
 from lstmcore_conformance.gpu.session import STAGES, Session
 from lstmcore_conformance.gpu.timing import Compared, Side, compare, judge_ours, judge_peer
+from lstmcore_conformance.subject import Subject
+from lstmcore_conformance.suite import items
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +162,16 @@ def test_a_suite_that_was_cut_off_is_no_verdict_on_the_suite() -> None:
     assert report.count < 12
     assert "cases, for which there was time" in str(report.selection)
     assert "the suite was not run as a whole" in report.verdict or not report.conforms
+
+
+def test_every_case_is_somebodys_and_a_kernel_is_compiled_once() -> None:
+    subject = Subject(get_backend("numpy"))
+    every = list(items(subject))
+    shares = [[item for item in every if parts.share_of(item.case, 4) == index] for index in range(4)]
+    assert sum(map(len, shares)) == len(every)
+    assert all(len(share) > len(every) / 8 for share in shares)
+    kernels = [{(item.case.model, item.case.precision) for item in share if item.case} for share in shares]
+    assert len(set().union(*kernels)) == sum(map(len, kernels))
 
 
 def test_a_stage_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The conformance suite in several processes: the oracle is evaluated on the host, and a GPU's host has many cores.
 
-Each process runs every COUNT-th case until its time is up, then compiles what the benchmark will call, so that its
+Each process runs its share of the cases until its time is up, then compiles what the benchmark will call, so that its
 code is in the cache on disk: ``python -m lstmcore_conformance.gpu.parts PLACE INDEX COUNT SECONDS FILE [EXPRESSION]``.
 """
 
@@ -15,8 +15,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 from lstmcore_conformance.budgets import Measure
+from lstmcore_conformance.cases import Case
 from lstmcore_conformance.gpu.places import Place, StandIn, draw
 from lstmcore_conformance.gpu.plan import Deadline
 from lstmcore_conformance.report import ItemReport, Outcome, Report
@@ -39,7 +41,7 @@ def make(name: str) -> Place:
 def work(place: Place, index: int, count: int, seconds: float, select: str | None) -> dict[str, Any]:
     """What one process found: its items in order, and how many were its."""
     deadline, subject = Deadline(seconds), Subject(place.backend)
-    own = list(items(subject, select=select))[index::count]
+    own = [item for item in items(subject, select=select) if share_of(item.case, count) == index]
     done: list[dict[str, Any]] = []
     for item in own:
         if deadline.left < 0:
@@ -47,6 +49,11 @@ def work(place: Place, index: int, count: int, seconds: float, select: str | Non
         found = run_item(subject, item)
         done.append({"check": item.check.id, "item": _plain(found)})
     return {"all": len(own), "done": done, "warmed": _warm(place, index, count, deadline)}
+
+
+def share_of(case: Case | None, count: int) -> int:
+    """The process that runs `case`: cases of one kernel have the same, which compiles it once."""
+    return 0 if case is None else crc32(f"{case.model}{case.precision}".encode()) % count
 
 
 def _warm(place: Place, index: int, count: int, deadline: Deadline) -> int:
