@@ -24,6 +24,7 @@ from lstmcore_conformance.switches import SWITCHES, config_of
 from lstmcore_cupy import forward, variants
 from lstmcore_cupy.kernel import CupyBackend
 
+pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = [pytest.mark.cupy, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
 
 #: Precision -> what runs in it. The storage formats and what is computed in differ; the rest of the source is the same.
@@ -49,7 +50,7 @@ def _selected() -> Iterator[Item]:
         yield from items(SUBJECT, [precision], chosen)
 
 
-ITEMS = list(_selected()) if shutil.which("g++") else []
+ITEMS = list(_selected())
 
 
 @pytest.fixture(scope="module", autouse=True)
