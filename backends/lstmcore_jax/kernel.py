@@ -6,7 +6,9 @@ jvp; docs/peers-jax.md tells what that takes. All runs on the processor, also wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, Final, NamedTuple
 
@@ -189,12 +191,19 @@ class JaxKernel(Kernel):
         self.dtype = np.dtype(precision.storage)
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        reason = "XLA's code for this configuration and these sizes"
+        reason = "XLA's code for this configuration and these sizes, on threads of its own"
         return Receipt(self.backend.name, "cpu", self.precision.name, "lax.scan under jit", reason)
 
-    def _computing(self) -> Any:
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         """This thread computes in the kernel's dtype within; what the user has set for it is there again afterwards."""
-        return _enable_x64(self.dtype == np.float64)
+        with (
+            _enable_x64(self.dtype == np.float64),
+            jax.numpy_rank_promotion("allow"),
+            jax.numpy_dtype_promotion("standard"),
+            jax.transfer_guard("allow"),
+        ):
+            yield
 
     def _state(self, state: State | None, batch: int) -> State:
         widths = (self.config.output_size, self.config.hidden_size)
@@ -295,7 +304,9 @@ class JaxBackend(Backend):
         )
 
     def versions(self) -> dict[str, str]:
-        return {name: metadata.version(name) for name in ("jax", "jaxlib")}
+        """Those of JAX and jaxlib, and XLA's flags where they are set, since they change the code that is compiled."""
+        flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
+        return {name: metadata.version(name) for name in ("jax", "jaxlib")} | flags
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> JaxKernel:
         return JaxKernel(self, config, precision)
