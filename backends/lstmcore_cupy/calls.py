@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -173,11 +174,11 @@ class Programs:
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """A shape as that of rows."""
-    return int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    return prod(shape[:-1]), shape[-1]
 
 
 def _rows_of(array: Array) -> Array:
-    return array.reshape(_matrix(array.shape))
+    return array if array.ndim == 2 else array.reshape(_matrix(array.shape))
 
 
 def _stride(array: Array, axis: int) -> int:

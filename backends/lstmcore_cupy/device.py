@@ -242,7 +242,7 @@ class CudaDevice(Device):
         return bits.view(array.dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return self._cupy.empty(shape, dtype)
+        return self._cupy.empty(shape, _as_bits(dtype)).view(dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self._cupy.zeros(shape, _as_bits(dtype)).view(dtype)
@@ -279,7 +279,7 @@ class CudaDevice(Device):
         rows, columns = out.shape
         inner = a.shape[0] if turn_a else a.shape[1]
         kind, how = _cublas_types(out.dtype.itemsize, compute)
-        one, zero = _factors(out.dtype)
+        one, zero, *_ = _factors(out.dtype)
         cublas.gemmEx(
             self._cupy.cuda.device.get_cublas_handle(),
             cublas.CUBLAS_OP_T if turn_b else cublas.CUBLAS_OP_N,
@@ -287,14 +287,14 @@ class CudaDevice(Device):
             columns,
             rows,
             inner,
-            one.ctypes.data,
+            one,
             b.data.ptr,
             kind,
             b.shape[1],
             a.data.ptr,
             kind,
             a.shape[1],
-            (one if accumulate else zero).ctypes.data,
+            one if accumulate else zero,
             out.data.ptr,
             kind,
             columns,
@@ -354,5 +354,7 @@ def _cublas_types(size: int, compute: Compute) -> tuple[int, int]:
 
 
 @cache
-def _factors(dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    return np.array(1, dtype), np.array(0, dtype)
+def _factors(dtype: np.dtype[Any]) -> tuple[int, int, npt.NDArray[Any]]:
+    """Where 1 and 0 are, and the array that keeps them there."""
+    kept = np.array([1, 0], dtype)
+    return kept.ctypes.data, kept.ctypes.data + dtype.itemsize, kept
