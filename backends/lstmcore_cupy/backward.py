@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 from lstmcore.backend import Gradients, State
 from lstmcore_cupy.calls import Call, Programs
 from lstmcore_cupy.device import Array
-from lstmcore_cupy.weights import Saved, Weights
+from lstmcore_cupy.weights import Saved
 
 if TYPE_CHECKING:
     from lstmcore_cupy.kernel import CupyKernel
 
 
-def call_of(saved: Saved, weights: Weights, **values: Array | int | None) -> Call:
+def call_of(saved: Saved, **values: Array | int | None) -> Call:
     """A call on what was recorded."""
+    weights = saved.weights
     steps, batch, _ = saved.x.shape
-    config, kept, masks = weights.programs.config, saved.kept, saved.masks
-    call = weights.programs.call(T=steps, N=batch, ends=saved.ends, **weights.fields(), **kept, **values)
+    masks = saved.masks
+    call = weights.programs.call(T=steps, N=batch, ends=saved.ends, **weights.fields(), **saved.kept, **values)
     call.put(mask_r=masks.recurrent, mask_h=masks.zoneout_hidden, mask_c=masks.zoneout_cell)
-    call.put(r_stride=batch * config.recurrent_size, c_stride=batch * config.hidden_size)
-    call.put(q_stride=batch * config.hidden_size, projected_stride=batch * config.output_size)
     return call
 
 
@@ -46,7 +45,7 @@ def backward(kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State |
 
     dr = programs.zeros(batch, config.recurrent_size)
     dz = programs.empty(steps, batch, columns)
-    call = call_of(saved, weights, dy=None if dy is None else device.array(dy), dh=dh, dc=dc, dr=dr, dz=dz)
+    call = call_of(saved, dy=None if dy is None else device.array(dy), dh=dh, dc=dc, dr=dr, dz=dz)
     dz_x = dz_h = dz
     dn = d_projected = dq = None
     if normed:

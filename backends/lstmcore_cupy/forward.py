@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lstmcore.backend import Masks, State
+from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array
 from lstmcore_cupy.weights import Saved, Weights
 
@@ -29,62 +30,35 @@ def forward(
     out: Array | None,
 ) -> tuple[Array, State, Saved | None]:
     """See `Kernel._forward`. The arrays are of the device, or of the host."""
-    programs, config = weights.programs, kernel.config
-    device, p = programs.device, weights.parameters
+    programs, config, p = weights.programs, kernel.config, weights.parameters
+    device = programs.device
     steps, batch, width = x.shape
     hidden, output, recurrent = config.hidden_size, config.output_size, config.recurrent_size
-    columns = len(config.gates) * hidden
-    normed, projects = config.layer_norm, bool(config.proj_size)
-    to_host = isinstance(x, np.ndarray)
+    columns, normed = len(config.gates) * hidden, config.layer_norm
 
     ends = None if lengths is None else device.array(lengths)
-    masks = Masks() if masks is None else masks
-    own = Masks(*(None if mask is None else device.array(mask) for mask in masks))
+    own = Masks(*(None if mask is None else device.array(mask) for mask in masks or Masks()))
     if record:
         own = Masks(*(None if mask is None else mask.copy() for mask in own))
-    h = programs.zeros(batch, output) if state is None else programs.widen(state.h)
-    c = programs.empty(steps + 1 if record else 1, batch, hidden)
-    device.assign(c[0], programs.zeros(batch, hidden) if state is None else device.array(state.c))
     narrow = device.array(x)
-    stored_r = config.recurrence == "hidden" and own.recurrent is None
-    direct = device.writable(out)
-    y = out if direct else device.empty((steps, batch, output), programs.storage)
-    saved = None
-
-    size = steps if record else max(1, min(steps, BUFFER // max(1, batch * columns)))
-    some = steps if record else min(1, steps)
-    from_x = programs.empty(size, batch, columns)
-    r = programs.empty(some, batch, recurrent)
-    call = programs.call(T=steps, N=batch, ends=ends, **weights.fields())
-    call.put(mask_r=own.recurrent, mask_h=own.zoneout_hidden, mask_c=own.zoneout_cell)
-    call.put(from_x=from_x, r=r, r_stride=batch * recurrent if record else 0, h=h, y=y)
-    call.put(c=c, c_stride=batch * hidden if record else 0)
-    kept: dict[str, Any] = {"r": r, "c": c}
+    kept = _buffers(programs, steps, batch, record=record)
+    from_x, r, c = kept["from_x"], kept["r"], kept["c"]
+    q, projected = kept.get("q"), kept.get("projected")
     from_h = programs.empty(batch, columns) if normed else None
-    call.put(from_h=from_h)
-    if record:
-        kept["z"] = programs.empty(steps, batch, columns) if normed else from_x
-        if normed:
-            kept |= {"from_x": from_x, "norm_h": programs.empty(steps, batch, columns)}
-            kept |= {name: programs.empty(steps, batch) for name in ("deviation_x", "deviation_h")}
-    q = projected = None
-    if projects:
-        q, projected = programs.empty(some, batch, hidden), programs.empty(some, batch, output)
-        call.put(q_stride=batch * hidden if record else 0, projected_stride=batch * output if record else 0)
-        kept |= {"q": q, "projected": projected}
-    call.put(**kept)
-
-    if not steps * batch:
-        last = State(programs.narrow(h), c[0].copy())
-        if record:
-            saved = Saved(weights, ends, own, programs.empty(steps, batch, width), kept, to_host)
-        return y, last, saved
-
+    h = programs.zeros(batch, output) if state is None else programs.widen(state.h)
+    device.assign(c[0], programs.zeros(batch, hidden) if state is None else device.array(state.c))
+    y = out if device.writable(out) else device.empty((steps, batch, output), programs.storage)
     wide = programs.widen(narrow, ends) if record else None
-    weight_h = p["weight_h"]
+    saved = None if wide is None else Saved(weights, ends, own, wide, kept, isinstance(x, np.ndarray))
+    if not steps * batch:
+        return y, State(programs.narrow(h), c[0].copy()), saved
+
+    call = programs.call(T=steps, N=batch, ends=ends, h=h, y=y, from_h=from_h, **weights.fields(), **kept)
+    call.put(mask_r=own.recurrent, mask_h=own.zoneout_hidden, mask_c=own.zoneout_cell)
+    stored_r, weight_h = config.recurrence == "hidden" and own.recurrent is None, p["weight_h"]
     call.step(0, "begin", batch, recurrent)
-    for begin in range(0, steps, size):
-        count = min(size, steps - begin)
+    for begin in range(0, steps, len(from_x)):
+        count = min(len(from_x), steps - begin)
         first = steps - begin - count if config.reverse else begin
         part = programs.operand(narrow[first : first + count]) if wide is None else wide
         programs.product(part, p["weight_x"], from_x[:count], turn_b=True, stored=True)
@@ -102,7 +76,29 @@ def forward(
             if q is not None and projected is not None:
                 programs.product(q[at], p["weight_proj"], projected[at], turn_b=True)
                 call.step(s, "forward_output", batch, output)
-    last = State(programs.narrow(h), c[steps if record else 0].copy())
-    if wide is not None:
-        saved = Saved(weights, ends, own, wide, kept, to_host)
-    return y, last, saved
+    return y, State(programs.narrow(h), c[-1].copy()), saved
+
+
+def _buffers(programs: Programs, steps: int, batch: int, *, record: bool) -> dict[str, Any]:
+    """What steps write, as fields of ``struct Call``: for all of them where they are recorded, else for the newest."""
+    config = programs.config
+    hidden, output, recurrent = config.hidden_size, config.output_size, config.recurrent_size
+    columns = len(config.gates) * hidden
+    size = steps if record else max(1, min(steps, BUFFER // max(1, batch * columns)))
+    some, stride = (steps, batch) if record else (1, 0)
+    found: dict[str, Any] = {
+        "from_x": programs.empty(size, batch, columns),
+        "r": programs.empty(some, batch, recurrent),
+        "r_stride": stride * recurrent,
+        "c": programs.empty(steps + 1 if record else 1, batch, hidden),
+        "c_stride": stride * hidden,
+    }
+    if config.proj_size:
+        found |= {"q": programs.empty(some, batch, hidden), "q_stride": stride * hidden}
+        found |= {"projected": programs.empty(some, batch, output), "projected_stride": stride * output}
+    if record:
+        found["z"] = programs.empty(steps, batch, columns) if config.layer_norm else found["from_x"]
+    if record and config.layer_norm:
+        found["norm_h"] = programs.empty(steps, batch, columns)
+        found |= {name: programs.empty(steps, batch) for name in ("deviation_x", "deviation_h")}
+    return found

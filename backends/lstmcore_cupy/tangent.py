@@ -51,9 +51,7 @@ def jvp(kernel: CupyKernel, saved: Saved, tangents: Tangents) -> Forward:
         weight_h = programs.empty(steps, batch, columns)
         programs.product(saved.kept["r"], given["weight_h"], weight_h, turn_b=True)
     from_h, tr = programs.empty(batch, columns), programs.empty(batch, config.recurrent_size)
-    call = call_of(
-        saved, weights, t_from_x=from_x, t_from_h=from_h, t_weight_h=weight_h, t_r=tr, t_c=tc, t_h=th, t_y=ty
-    )
+    call = call_of(saved, t_from_x=from_x, t_from_h=from_h, t_weight_h=weight_h, t_r=tr, t_c=tc, t_h=th, t_y=ty)
     for name, parameter in _VECTORS.items():
         if parameter in shapes:
             call.put(**{name: given[parameter] if parameter in given else programs.zeros(*shapes[parameter])})

@@ -32,9 +32,16 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The tape: all steps of a call. ``struct Call`` has the shapes under the same names.
+    """The tape: all steps of a call.
 
-    `x` is wide and has 0 in padding. `to_host` tells that the call's arrays were NumPy's.
+    Attributes
+    ----------
+    x
+        To compute with; 0 in padding.
+    kept
+        Fields of ``struct Call``, which tells their shapes.
+    to_host
+        Whether the call's arrays were NumPy's.
     """
 
     weights: Weights
