@@ -49,7 +49,7 @@ def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> Iterator[
     yield "# A run of `lstmcore bench`\n"
     yield (
         f"{benchmark.started[:10]}, {line(machine['processor'])}, {machine['cores']} cores, load {machine['load']:.2f}"
-        f" before; grid {told.get('grid', '')}, seed {told.get('seed', '')}. All figures are in [run.json](run.json) "
+        f" before; {benchmark.grid} grid, seed {told.get('seed', '')}. All figures are in [run.json](run.json) "
         "and on one page, [report.html](report.html).\n"
     )
     if found := summaries(benchmark):

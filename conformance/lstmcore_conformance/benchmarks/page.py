@@ -80,7 +80,7 @@ def _facts(benchmark: Benchmark) -> str:
         "load": f"{machine['load']:.2f} before, {machine.get('load_after', 0.0):.2f} after",
         "versions": ", ".join(f"{name} {version}" for name, version in benchmark.versions.items()),
         "plan": ", ".join(f"{name} {value}" for name, value in told.get("plan", {}).items()),
-        "grid": f"{told.get('grid', '')}, seed {told.get('seed', '')}",
+        "grid": f"{benchmark.grid}, seed {told.get('seed', '')}",
         "run": f"{benchmark.started}, {benchmark.seconds:.0f} s",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)

@@ -133,6 +133,11 @@ class Benchmark:
     results: tuple[Result, ...]
     starts: tuple[Start, ...] = ()
 
+    @property
+    def grid(self) -> str:
+        """The name of the grid; "own" where points were given in its place."""
+        return "own" if self.settings.get("points") else str(self.settings.get("grid", "own"))
+
     def timed(self) -> Iterator[Result]:
         """The results that have a time."""
         return (result for result in self.results if result.median_s is not None)

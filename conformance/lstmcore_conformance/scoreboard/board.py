@@ -186,7 +186,7 @@ def of_benchmark(run: Benchmark) -> dict[str, Any]:
         columns.append({**at._asdict(), "points": len(best), "cells": cells})
     return {
         "started": run.started,
-        "grid": "own" if run.settings.get("points") else run.settings.get("grid", "own"),
+        "grid": run.grid,
         "machine": f"{run.machine['processor']}, {run.machine['cores']} cores",
         "load": run.machine["load"],
         "versions": dict(run.versions),
