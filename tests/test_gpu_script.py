@@ -89,6 +89,7 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert values["not_reached"] == values["errors"] == []
     told = capsys.readouterr().out
     assert told.endswith("\n".join(table.lines(values)) + "\n")
+    assert told.endswith((folder / "table.txt").read_text("utf-8"))
     for text in ("12 selected cases", "float16   training", "times say nothing", "CIFG", "open, 0 points"):
         assert text in told
 

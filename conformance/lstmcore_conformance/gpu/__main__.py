@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lstmcore.files import write_atomically
 from lstmcore_conformance.gpu.parts import make
 from lstmcore_conformance.gpu.session import STAGES, Session, commit
 from lstmcore_conformance.gpu.table import lines
@@ -46,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     workers = given.workers or max(1, min(8, (os.cpu_count() or 2) // 2))
     # What ends the run, the table and the last file, takes a moment too.
     values = session.run(given.stage or STAGES, 60 * given.minutes * 0.95, workers, given.select)
-    for line in lines(values):
-        _say(line)
+    text = "\n".join(lines(values))
+    write_atomically(folder / "table.txt", f"{text}\n".encode())
+    _say(text)
     return 0 if session.good else 1
 
 
