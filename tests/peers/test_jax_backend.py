@@ -257,6 +257,17 @@ def test_the_reason_for_these_copies_is_true() -> None:
     assert shared.sum() == array.size
 
 
+def test_a_call_that_records_nothing_hands_the_arrays_over_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, given, seen = kernel(), Given(), []
+    weights, run = one.pack(given.parameters), module._run_outputs
+    monkeypatch.setattr(module, "_run_outputs", lambda *arguments: seen.append(arguments) or run(*arguments))
+    one.forward(weights, given.x, given.state, lengths=LENGTHS, masks=given.masks)
+    ((_, call, arguments),) = seen
+    assert arguments.x is given.x
+    for passed, array in zip((*arguments.state, *call.masks), (*given.state, *given.masks), strict=True):
+        assert passed is array
+
+
 def test_programs_are_forgotten_once_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 3)
     program, kept = module._Program(lambda x: x + 1), []
