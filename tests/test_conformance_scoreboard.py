@@ -255,7 +255,7 @@ def test_speed_is_beside_the_fastest_and_says_what_is_wrong_with_it() -> None:
 
 def test_two_runs_of_one_grid_are_told_apart_by_their_dates() -> None:
     later = replace(several(), started="2026-02-03T00:00:00+00:00")
-    headings = [text for text, *_ in made(report(), runs=(later, several())).columns]
+    headings = [text for text, _ in made(report(), runs=(later, several())).columns]
     assert headings == [f"quick grid, inference, float32, 1 thread, 2026-0{month}-03" for month in (1, 2)]
     own = replace(several(), settings={"grid": "quick", "points": [{}]})
     assert made(report(), runs=(own,)).columns[0][0] == "own grid, inference, float32, 1 thread"

@@ -25,14 +25,13 @@ LARGE: Final = 2**20
 
 def missing() -> str | None:
     """Why there is no GPU that the run could use, or None."""
+    found: dict[str, Any] = {}
     for name, package in (("cupy", "CuPy"), ("torch", "PyTorch")):
         try:
-            importlib.import_module(name)
+            found[name] = importlib.import_module(name)
         except ImportError as error:
             return f"{package} cannot be imported: {error}"
-    import cupy
-    import torch
-
+    cupy, torch = found["cupy"], found["torch"]
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -61,7 +60,8 @@ class CUDA(Place):
         self.torch: Any = importlib.import_module("torch")
         self.grid = GPU
         self.backend = importlib.import_module("lstmcore_cupy").lstmcore_backend()
-        self._large: dict[int, Any] = {}
+        #: The arrays by their id, which is theirs for as long as they are kept here.
+        self._large: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         torch = self.torch
         torch.cuda.init()
         # One stream for both sides: neither waits for the other, and events of one time the work of either.
@@ -93,11 +93,12 @@ class CUDA(Place):
 
     def _tensor(self, array: npt.NDArray[np.float32], dtype: str) -> Any:
         """A tensor on the device. What is large goes there once, and stays until it is forgotten."""
-        tensor = self._large.get(id(array))
-        if tensor is None:
+        if id(array) in self._large:
+            tensor = self._large[id(array)][1]
+        else:
             tensor = self.torch.from_numpy(np.ascontiguousarray(array)).cuda()
             if array.size > LARGE:
-                self._large[id(array)] = tensor
+                self._large[id(array)] = array, tensor
         return tensor.to(getattr(self.torch, dtype)).detach()
 
     def to_place(self, array: npt.NDArray[np.float32], dtype: str) -> Array:

@@ -92,7 +92,7 @@ class Place(ABC):
         """What single operations cost, in microseconds, or why it was not found out."""
 
     def forget(self, given: Given | None = None) -> None:  # noqa: B027  (the processor has nothing to give back)
-        """Give memory back that nobody uses, that of `given` on the device too."""
+        """Give memory back that nobody uses; with `given`, that of data which are on the device too."""
 
     def refusal(self, precision: str) -> str | None:
         """Why the backend is not run in that precision, or None."""

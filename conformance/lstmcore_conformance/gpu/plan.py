@@ -45,7 +45,7 @@ class Grid:
     Attributes
     ----------
     varied
-        T, N and H of the variants, and their precisions.
+        T, N and H of the variants.
     rounds, seconds
         How many turns each side has at most, and how long a point may take once it has `FEWEST`.
     """
@@ -103,7 +103,7 @@ def _first(n: int, h: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the ratios of some points have to reach: torch's time over ours, and for variants our plain time over it."""
+    """What the ratios of some points, the peer's time over ours, have to reach in the mean and at the worst."""
 
     name: str
     precisions: tuple[str, ...]

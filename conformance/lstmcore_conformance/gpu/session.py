@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Session:
-    """What is known so far; it is written after every stage, so that what a limit cuts off is not lost."""
+    """What is known so far; it is written again and again, so that what a limit cuts off is not lost."""
 
     place: Place
     kind: str
@@ -124,7 +124,7 @@ class Session:
             point = Point(precision, "training", steps, rows, hidden)
             given = {name: draw(point, **switches) for name, switches in {"plain": {}, **VARIANTS}.items()}
             self.variants[str(point)] = beside_plain(self.place, self.place.grid, point, given, rng)
-            self.place.forget()
+            self.place.forget(given["plain"])
 
     def _benchmark(self, deadline: Deadline) -> None:
         grid, rng = self.place.grid, np.random.default_rng(1)
@@ -139,6 +139,7 @@ class Session:
             except Exception as error:  # without it these sizes cannot be judged; others can
                 self.errors.append(f"N={n}, H={h} in float64: {type(error).__name__}: {' '.join(str(error).split())}")
                 self.not_reached += points
+                self.place.forget(given)
                 continue
             self.place.forget()
             for point in points:
@@ -153,6 +154,7 @@ class Session:
                 self.place.forget()
             del want
             self.place.forget(given)
+            self.write()
 
 
 def commit() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -135,14 +136,9 @@ def compare(place: Place, grid: Grid, point: Point, given: Given, want: Named, r
         if name == "ours" and (reason := place.refusal(point.precision)):
             side.outcome, side.message = "unsupported", reason
             continue
-        made = _prepared(place, side, lambda p=prepare: p(given, point.precision, point.mode))  # type: ignore[misc]  # bound now
-        if made is None:
-            continue
-        call, outputs = made
-        if absent := [array for array in wanted if array not in outputs]:
-            side.outcome, side.message = "does not conform", f"nothing under the name {absent[0]}"
-            continue
-        ready[name], lost[name] = call, losses(place, outputs, wanted)
+        made = _prepared(place, side, partial(prepare, given, point.precision, point.mode), wanted)
+        if made is not None:
+            ready[name], lost[name] = made
     if "peer" in lost:
         peer.outcome, peer.message = judge_peer(lost["peer"], point.precision)
     if "ours" in lost and peer.outcome == "right":
@@ -154,15 +150,21 @@ def compare(place: Place, grid: Grid, point: Point, given: Given, want: Named, r
     return found
 
 
-def _prepared(place: Place, side: Side, prepare: Callable[[], Ready]) -> tuple[Ready, Named] | None:
-    """The call, done once, and what came of it; None where it raised."""
+def _prepared(
+    place: Place, side: Side, prepare: Callable[[], Ready], wanted: Named
+) -> tuple[Ready, dict[str, float]] | None:
+    """The call, done once, and what it loses of what is wanted; None where it raised, or gave less."""
     try:
         made = prepare()
         side.how, side.first_s = made.how, place.seconds(made.call)
-        return made, made.outputs()
+        outputs = made.outputs()
+        absent = [name for name in wanted if name not in outputs]
+        if not absent:
+            return made, losses(place, outputs, wanted)
+        side.outcome, side.message = "does not conform", f"nothing under the name {absent[0]}"
     except Exception as error:  # whatever a side raises is its result
         side.outcome, side.message = "error", f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return None
+    return None
 
 
 def _take_turns(place: Place, grid: Grid, sides: Mapping[str, tuple[Ready, Side]], rng: np.random.Generator) -> None:
@@ -197,7 +199,7 @@ def beside_plain(
     """The plain layer and its variants in turn."""
     sides, calls = {name: Side() for name in given}, {}
     for name, data in given.items():
-        made = _prepared(place, sides[name], lambda data=data: place.ours(data, point.precision, point.mode))  # type: ignore[misc]  # bound now
+        made = _prepared(place, sides[name], partial(place.ours, data, point.precision, point.mode), {})
         if made is not None:
             calls[name] = (made[0], sides[name])
     _take_turns(place, grid, calls, rng)

@@ -60,24 +60,24 @@ class Board:
         return sorted({name for report in self.reports for name in report["sections"]}, key=_number)
 
     @property
-    def columns(self) -> list[tuple[str, Digest, Digest]]:
-        """Heading, benchmark and column of each setting that was measured."""
+    def columns(self) -> list[tuple[str, Digest]]:
+        """Heading and column of each setting that was measured."""
         found = [(heading(run, column), run, column) for run in self.benchmarks for column in run["columns"]]
         twice = {text for text, count in Counter(text for text, *_ in found).items() if count > 1}
-        return [(f"{text}, {run['started'][:10]}" if text in twice else text, run, col) for text, run, col in found]
+        return [(f"{text}, {run['started'][:10]}" if text in twice else text, column) for text, run, column in found]
 
     @property
-    def rows(self) -> list[tuple[str, str, Digest | None]]:
-        """Label, name and report of each runtime; None where it was only timed."""
-        found: list[tuple[str, str, Digest | None]] = [(label(r["backend"]), r["backend"], r) for r in self.reports]
-        known = {text for text, *_ in found}
-        for _, _, column in self.columns:
+    def rows(self) -> list[tuple[str, Digest | None]]:
+        """Label and report of each runtime; None where it was only timed."""
+        found: list[tuple[str, Digest | None]] = [(label(report["backend"]), report) for report in self.reports]
+        known = {text for text, _ in found}
+        for _, column in self.columns:
             for cell in column["cells"]:
                 if cell["label"] not in known:
                     known.add(cell["label"])
                     own = next((r for r in self.reports if r["backend"] == cell["name"]), None)
-                    found.append((cell["label"], cell["name"], own))
-        return sorted(found, key=lambda row: (row[0].lower(), row[2]["started"] if row[2] else ""))
+                    found.append((cell["label"], own))
+        return sorted(found, key=lambda row: (row[0].lower(), row[1]["started"] if row[1] else ""))
 
 
 def label(name: str) -> str:
@@ -259,7 +259,7 @@ def reasons(shown: Board) -> list[tuple[str, str, str]]:
     """Runtime, column and reason of everything that has no time for another reason than that it is not declared."""
     return [
         (cell["label"], text, f"{outcome} at {cell['without'][outcome]} of {column['points']} points; {why}")
-        for text, _, column in shown.columns
+        for text, column in shown.columns
         for cell in column["cells"]
         for outcome, why in cell["why"].items()
         if outcome != Outcome.UNSUPPORTED.value

@@ -42,8 +42,8 @@ def _table(board: Board) -> str:
         f'<th scope="col" class="section"><abbr title="{escape(name)}">{escape(name.split()[0])}</abbr></th>'
         for name in board.sections
     )
-    head += "".join(f'<th scope="col">{escape(text)}</th>' for text, *_ in board.columns)
-    body = "\n".join(f"<tr>{''.join(_cells(board, text, report))}</tr>" for text, _, report in board.rows)
+    head += "".join(f'<th scope="col">{escape(text)}</th>' for text, _ in board.columns)
+    body = "\n".join(f"<tr>{''.join(_cells(board, text, report))}</tr>" for text, report in board.rows)
     legend = "; ".join(board.sections)
     caption = f"Conformance by section of the specification ({legend}), and speed" if legend else "Speed"
     return (
@@ -61,7 +61,7 @@ def _cells(board: Board, text: str, report: Digest | None) -> Iterator[str]:
         cell = section_cell(report, name)
         state = "failed" if "failed" in cell else "unsupported" if cell == "-" else "passed"
         yield f'<td data-label="{escape(name)}" class="{state}">{escape(cell)}</td>'
-    for heading, _, column in board.columns:
+    for heading, column in board.columns:
         cell = speed_cell(column, text)
         fast = next((one["speed"] for one in column["cells"] if one["label"] == text), None)
         state = "expected" if cell.startswith("~") else "" if fast is not None else "unsupported"

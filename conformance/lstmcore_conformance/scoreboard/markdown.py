@@ -55,12 +55,12 @@ def scoreboard(board: Board) -> str:
     """The page: runtimes as rows, conformance by section and speed by grid as columns; then what ran and what not."""
     columns = board.columns
     numbers = [name.split()[0] for name in board.sections]
-    headings = ["runtime", "conformance", *numbers, *(text for text, *_ in columns)]
+    headings = ["runtime", "conformance", *numbers, *(text for text, _ in columns)]
     lines = [_HEAD, *head(headings)]
-    for text, _, report in board.rows:
+    for text, report in board.rows:
         cells = [line(text), line(verdict(report))]
         cells += [section_cell(report, name) for name in board.sections]
-        lines.append(row([*cells, *(line(speed_cell(column, text)) for _, _, column in columns)]))
+        lines.append(row([*cells, *(line(speed_cell(column, text)) for _, column in columns)]))
     lines += ["", f"Sections: {'; '.join(board.sections)}. {SECTIONS}"] if board.sections else []
     lines += ["", SPEED, "", *(f"- {line(text)}" for text in runs(board))] if columns else []
     if found := reasons(board):
@@ -77,10 +77,10 @@ def scoreboard(board: Board) -> str:
 def excerpt(board: Board) -> str:
     """The top, for the README: each runtime's conformance, and its speed in at most four settings."""
     columns = board.columns[:4]
-    headings = ["runtime", "conformance", *(text for text, *_ in columns)]
+    headings = ["runtime", "conformance", *(text for text, _ in columns)]
     lines = [*head(headings)]
-    for text, _, report in board.rows:
-        cells = [text, verdict(report), *(speed_cell(column, text) for _, _, column in columns)]
+    for text, report in board.rows:
+        cells = [text, verdict(report), *(speed_cell(column, text) for _, column in columns)]
         lines.append(row(list(map(line, cells))))
     said = (
         "Speed is the fastest runtime's time over this one's, in the geometric mean over the grid; ~ is noisy. "
