@@ -112,11 +112,9 @@ def _tensor(array: Array) -> torch.Tensor:
 
 def _array(tensor: torch.Tensor) -> Array:
     """The tensor's memory as an array."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        found: Array = tensor.contiguous().view(torch.int16).numpy().view(storage_dtype("bfloat16"))
-        return found
-    return tensor.numpy()
+    tensor, short = tensor.detach(), tensor.dtype == torch.bfloat16
+    found: Array = (tensor.contiguous().view(torch.int16) if short else tensor).numpy()
+    return found.view(storage_dtype("bfloat16")) if short else found
 
 
 def _cell(tensor: torch.Tensor) -> Array:
