@@ -1,0 +1,163 @@
+"""The GPU's side of the interface on arrays that are not NumPy's: they have what CuPy's have and this backend uses."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from emulation import EmulatedDevice
+
+from lstmcore.config import LSTMConfig
+from lstmcore_conformance.report import Outcome
+from lstmcore_conformance.subject import Draws, Subject
+from lstmcore_conformance.suite import Item, items, run_item
+from lstmcore_cupy.device import CudaDevice, Program
+from lstmcore_cupy.kernel import CupyBackend
+
+pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
+pytestmark = [pytest.mark.cupy, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+
+
+class _Array:
+    """An array of a GPU: NumPy refuses it, and its entries come to the host by `get` alone."""
+
+    __array_ufunc__ = None
+    device = SimpleNamespace(id=0)
+
+    def __init__(self, own: np.ndarray) -> None:
+        self.own = own
+
+    def __array__(self, *arguments: Any, **named: Any) -> np.ndarray:
+        raise TypeError("implicit conversion to a NumPy array")
+
+    def __array_namespace__(self) -> Any:
+        return _namespace()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("shape", "dtype", "ndim", "strides", "flags"):
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+    @property
+    def data(self) -> SimpleNamespace:
+        return SimpleNamespace(ptr=self.own.ctypes.data)
+
+    @property
+    def T(self) -> _Array:
+        return _Array(self.own.T)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, index: Any) -> _Array:
+        return _Array(self.own[index])
+
+    def __setitem__(self, index: Any, value: _Array | float) -> None:
+        self.own[index] = value.own if isinstance(value, _Array) else value
+
+    def __iadd__(self, other: _Array) -> _Array:
+        self.own += other.own
+        return self
+
+    def __mul__(self, other: _Array) -> _Array:
+        return _Array(self.own * other.own)
+
+    def astype(self, dtype: Any) -> _Array:
+        return _Array(self.own.astype(dtype))
+
+    def view(self, dtype: Any) -> _Array:
+        return _Array(self.own.view(dtype))
+
+    def reshape(self, shape: Any) -> _Array:
+        if not self.own.flags.c_contiguous:
+            raise ValueError("a copy where a view was meant")
+        return _Array(self.own.reshape(shape))
+
+    def copy(self) -> _Array:
+        return _Array(self.own.copy())
+
+    def get(self) -> np.ndarray:
+        return self.own.copy()
+
+
+def _contiguous(array: _Array) -> _Array:
+    return array if array.own.flags.c_contiguous else _Array(np.ascontiguousarray(array.own))
+
+
+def _on_gpu(array: Any) -> _Array:
+    return array if isinstance(array, _Array) else _Array(np.array(array))
+
+
+def _namespace() -> Any:
+    return SimpleNamespace(
+        ndarray=_Array,
+        asarray=_on_gpu,
+        ascontiguousarray=_contiguous,
+        empty=lambda shape, dtype: _Array(np.full(shape, 0xFF, np.uint8).astype(dtype)),
+        zeros=lambda shape, dtype: _Array(np.zeros(shape, dtype)),
+        stack=lambda arrays: _Array(np.stack([array.own for array in arrays])),
+    )
+
+
+class _Gpu(CudaDevice):
+    """The GPU's own methods for arrays, with the emulator's programs and products."""
+
+    def __init__(self) -> None:
+        self._cupy, self.number, self.name, self.model = _namespace(), 0, "cuda:0", "none"
+        self.emulated = EmulatedDevice()
+
+    def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def program(self, text: str) -> Program:
+        return self.emulated.program(text)
+
+    def product(self, a: _Array, b: _Array, out: _Array, **options: Any) -> None:  # type: ignore[override]
+        self.emulated.product(a.own, b.own, out.own, **options)
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
+SUBJECT = Subject(CupyBackend(_Gpu()), Draws(max_examples=3))
+ITEMS = [
+    item
+    for precision in ("float32", "bfloat16")
+    for item in items(
+        SUBJECT,
+        [precision],
+        "switches and (plain or everything or proj_size) or inputs or outputs or lengths.forward or lengths.backward "
+        "or stack or tape or pack or masks.backward or backward.sizes",
+    )
+]
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=[item.id for item in ITEMS])
+def test_conforms(item: Item) -> None:
+    found = run_item(SUBJECT, item)
+    assert found.outcome is Outcome.PASSED, found.message
+
+
+def test_what_comes_out_is_where_x_was() -> None:
+    config = LSTMConfig(input_size=2, hidden_size=3)
+    kernel = SUBJECT.backend.compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    x = np.ones((4, 3, 2), "float32")
+    for given, kind in ((x, np.ndarray), (_Array(x), _Array)):
+        done = kernel.forward(weights, given, record=True)
+        found = kernel.backward(weights, done.tape, done.y)
+        arrays = (done.y, *done.state, found.x, *found.state, *found.parameters.values())
+        assert {type(array) for array in arrays} == {kind}
+
+
+def test_an_array_of_the_gpu_is_not_copied() -> None:
+    device = _Gpu()
+    array = _Array(np.ones((4, 3), "float32"))
+    assert device.array(array).own.ctypes.data == array.own.ctypes.data
+    assert device.writable(array)
+    assert not device.writable(_Array(array.own[:, ::2]))
+    assert not device.writable(array.own)
