@@ -15,7 +15,7 @@ from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy.device import compiled, machine_code
+from lstmcore_cupy.device import OPTIONS, compiled, machine_code
 from lstmcore_cupy.variants import fields, program, rows_program
 
 pytestmark = pytest.mark.cupy
@@ -55,6 +55,19 @@ def test_every_kernel_compiles_within_its_registers_and_without_spills(text: str
             assert max(registers) <= REGISTERS[storage], (architecture, dict(zip(kernels, registers, strict=True)))
             spills = [numbers for numbers in _SPILLS.findall(log) if numbers != ("0", "0", "0")]
             assert not spills, architecture
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "layer_norm", "everything", "everything_coupled", "hidden_activation=softplus"]
+)
+def test_what_computes_in_float32_has_no_step_in_float64(name: str) -> None:
+    from cupy.cuda.compiler import _NVRTCProgram
+
+    for storage, there in (("float32", False), ("bfloat16", False), ("float64", True)):
+        made = _NVRTCProgram(program(config_of(SWITCHES[name]), PRECISIONS[storage]), method="ptx")
+        assembly, _ = made.compile((*OPTIONS, "-arch=compute_80"))
+        text = assembly if isinstance(assembly, str) else assembly.decode()
+        assert (".f64" in text) == there
 
 
 def test_a_number_makes_no_program_of_its_own() -> None:
