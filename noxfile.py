@@ -15,6 +15,7 @@ nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
+JAX = "jax==0.10.2"  # .ci/run sets flags that XLA has in this version; XLA ends at one that it does not know
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
 #: CuPy, and of the CUDA toolkit only what compiling needs.
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
@@ -96,7 +97,7 @@ def peers(session: nox.Session) -> None:
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
     extra = f",{backend}" if backend in ("numba", "jax", "onnxruntime") else ""
-    pinned = {"torch": (TORCH,)}.get(backend, ())
+    pinned = {"torch": (TORCH,), "jax": (JAX,)}.get(backend, ())
     session.install(f".[conformance{extra}]", *pinned)
     (HERE / "reports").mkdir(exist_ok=True)
     report = str(HERE / "reports" / f"{backend}.json")
@@ -207,8 +208,10 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def scoreboard(session: nox.Session) -> None:
     """docs/scoreboard.* and its top in the README, from reports/ (see conformance) and the runs in docs/benchmarks/."""
-    session.install(".[bench]")
     files = sorted(map(str, (*HERE.glob("reports/*.json"), *HERE.glob("docs/benchmarks/*/run.json"))))
+    if not files:
+        session.error("expected reports in reports/ or runs in docs/benchmarks/; got none: nox -s conformance makes reports")
+    session.install(".[bench]")
     written = ("--out", str(HERE / "docs" / "scoreboard.md"), "--readme", str(HERE / "README.md"))
     session.run("python", "-m", "lstmcore_conformance.scoreboard", *files, *written, env=_quiet())
 
