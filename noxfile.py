@@ -210,7 +210,7 @@ def scoreboard(session: nox.Session) -> None:
     """docs/scoreboard.* and its top in the README, from reports/ (see conformance) and the runs in docs/benchmarks/."""
     files = sorted(map(str, (*HERE.glob("reports/*.json"), *HERE.glob("docs/benchmarks/*/run.json"))))
     if not files:
-        session.error("expected reports in reports/ or runs in docs/benchmarks/; got none: nox -s conformance makes reports")
+        session.error("expected reports in reports/ or runs in docs/benchmarks/; got none: run nox -s conformance")
     session.install(".[bench]")
     written = ("--out", str(HERE / "docs" / "scoreboard.md"), "--readme", str(HERE / "README.md"))
     session.run("python", "-m", "lstmcore_conformance.scoreboard", *files, *written, env=_quiet())
