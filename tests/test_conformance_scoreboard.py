@@ -84,7 +84,7 @@ def test_a_row_tells_what_was_run() -> None:
         ({"selection": "forward"}, "7 of a selection, not of the suite"),
         ({"precisions": ["float32"]}, "7; float64 declared, not run"),
         ({"profile": "full"}, "all 7 of the full profile"),
-        ({"counts": {"passed": 7, "expected failure": 2}}, "7; 2 expected failures"),
+        ({"counts": {"passed": 7, "expected failure": 2}}, "7 passed; 2 expected failures"),
     ],
 )
 def test_a_row_says_no_more_than_what_ran(changes: dict[str, Any], told: str) -> None:
@@ -178,7 +178,7 @@ def test_a_section_tells_its_cases_its_worst_share_and_what_failed() -> None:
         "3 (0.25)",
         "2 of 3 failed",
         "-",
-        "2 (0.1), 1 expected failures",
+        "2 (0.1), 1 expected failure",
         "1 (inf)",
     ]
 

@@ -225,10 +225,10 @@ def verdict(report: Digest | None) -> str:
     unrun = set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"])
     if report["selection"] is not None:
         return f"{passed} of a selection, not of the suite"
-    expected = f"; {count} expected failures" if (count := counts.get("expected failure", 0)) else ""
+    expected = f"; {_expected(count)}" if (count := counts.get("expected failure", 0)) else ""
     if unrun:
         return f"{passed}; {', '.join(sorted(unrun))} declared, not run{expected}"
-    return f"{passed}{expected}" if expected else f"all {passed} of the {report['profile']} profile"
+    return f"{passed} passed{expected}" if expected else f"all {passed} of the {report['profile']} profile"
 
 
 def section_cell(report: Digest | None, section: str) -> str:
@@ -239,7 +239,11 @@ def section_cell(report: Digest | None, section: str) -> str:
     if one["failed"]:
         return f"{one['failed']} of {one['cases']} failed"
     told = f"{one['cases']}" if one["share"] is None else f"{one['cases']} ({as_number(one['share']):.2g})"
-    return f"{told}, {one['expected']} expected failures" if one["expected"] else told
+    return f"{told}, {_expected(one['expected'])}" if one["expected"] else told
+
+
+def _expected(count: int) -> str:
+    return f"{count} expected failure{'s' * (count > 1)}"
 
 
 def speed_cell(column: Digest, text: str) -> str:
