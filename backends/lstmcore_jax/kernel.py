@@ -305,8 +305,9 @@ class JaxBackend(Backend):
 
     def versions(self) -> dict[str, str]:
         """Those of JAX and jaxlib, and XLA's flags where they are set, since they change the code that is compiled."""
-        flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
-        return {name: metadata.version(name) for name in ("jax", "jaxlib")} | flags
+        flags = os.environ.get("XLA_FLAGS")
+        versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
+        return versions | {"XLA_FLAGS": flags} if flags else versions
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> JaxKernel:
         return JaxKernel(self, config, precision)
