@@ -58,6 +58,11 @@ class Call:
         self._words[self._places["s"]] = s
         self.launch(kernel, rows, width, whole_rows=whole_rows)
 
+    def cooperate(self, kernel: str, blocks: int, threads: int, shared_bytes: int) -> None:
+        """Start a kernel whose blocks wait for each other."""
+        self.put(arrived=self._device.zeros((1,), np.dtype(np.int64)))
+        self._program.launch(kernel, (blocks,), threads, self._words, shared_bytes=shared_bytes, cooperative=True)
+
 
 class Programs:
     """The kernels of a configuration and a precision on a device, and what is done with rows and matrices beside them.
@@ -72,12 +77,12 @@ class Programs:
         #: 16-bit formats have no more than TF32, so nothing is lost there.
         self.compute: Compute = "tf32" if precision.name == "tf32" else "ieee"
         self.compute_stored: Compute = "ieee" if precision.name in ("float64", "float32") else "tf32"
-        self._program = device.program(variants.program(config, precision))
+        self.program = device.program(variants.program(config, precision))
         self._rows = device.program(variants.rows_program(precision))
 
     def call(self, **values: Array | int | None) -> Call:
         """A call of the configuration's kernels."""
-        call, config = Call(self.device, self._program, "Call"), self.config
+        call, config = Call(self.device, self.program, "Call"), self.config
         call.put_numbers(variants.numbers(config), self.real)
         call.put(
             I=config.input_size,

@@ -23,6 +23,8 @@ Compute = Literal["ieee", "tf32"]
 #: Of NVRTC. Unlike CuPy's own there is no -ftz: denormal numbers stay.
 OPTIONS: Final = ("-std=c++17",)
 _BITS: Final = np.dtype(np.uint16)
+#: Of shared memory that every kernel may have; for more it has to be asked.
+_SHARED_BYTES: Final = 48 << 10
 
 
 class Program(ABC):
@@ -68,6 +70,8 @@ class Device(ABC):
     #: As receipts name it.
     name: str
     multiprocessors: int
+    #: The most dynamic shared memory of a block, in bytes.
+    shared_bytes: int
 
     @abstractmethod
     def active(self) -> AbstractContextManager[object]:
@@ -170,21 +174,25 @@ class _CudaProgram(Program):
             if wanted > held:
                 raise ValueError(f"blocks: expected at most {held}, which the device holds at once; got {wanted}")
         argument = words.view(np.dtype((np.void, words.nbytes)))  # one entry: CuPy passes it by value
-        self._function(kernel)(
+        self._function(kernel, shared_bytes)(
             blocks, (threads,), (argument,), shared_mem=shared_bytes, enable_cooperative_groups=cooperative
         )
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
         from cupy_backends.cuda.api import driver
 
-        function = self._function(kernel)
+        function = self._function(kernel, shared_bytes)
         each = int(driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, threads, shared_bytes))
         return each * self._multiprocessors
 
-    def _function(self, kernel: str) -> Any:
+    def _function(self, kernel: str, shared_bytes: int) -> Any:
         function = self._functions.get(kernel)
         if function is None:
             function = self._functions[kernel] = self._module.get_function(kernel)
+        if shared_bytes > _SHARED_BYTES:
+            from cupy_backends.cuda.api import driver
+
+            driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
         return function
 
 
@@ -201,6 +209,7 @@ class CudaDevice(Device):
         properties = cupy.cuda.runtime.getDeviceProperties(self.number)
         self.model = properties["name"].decode()
         self.multiprocessors = int(properties["multiProcessorCount"])
+        self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
         self.architecture = int(self._device.compute_capability)
         self._programs: dict[str, _CudaProgram] = {}
         self._lock = threading.Lock()

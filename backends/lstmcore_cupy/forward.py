@@ -1,4 +1,4 @@
-"""The forward pass: one product for many steps of the input, then a product and a kernel for each step."""
+"""The forward pass: W x is one product for many steps, and these one launch, or a product and a kernel for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from lstmcore.backend import Masks, State
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array
+from lstmcore_cupy.persistent import Plan
 from lstmcore_cupy.weights import Saved, Weights
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def forward(
     if record:
         own = Masks(*(None if mask is None else mask.copy() for mask in own))
     narrow = device.array(x)
+    persistent = kernel.plan(programs, batch)
     kept = _buffers(programs, steps, batch, record=record)
+    if isinstance(persistent, Plan) and not record:  # one block may write the next r while another reads this one
+        kept |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}
     from_x, r, c = kept["from_x"], kept["r"], kept["c"]
     q, projected = kept.get("q"), kept.get("projected")
     from_h = programs.empty(batch, columns) if normed else None
@@ -65,6 +69,9 @@ def forward(
         call.put(first=first)
         if normed:
             call.launch("normalise_input", count * batch, columns, whole_rows=True)
+        if isinstance(persistent, Plan):
+            persistent.run(call, begin, count)
+            continue
         for s in range(begin, begin + count):
             t = steps - 1 - s if config.reverse else s
             at = t if record else 0

@@ -15,6 +15,7 @@ from lstmcore_cupy.backward import backward
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import forward
+from lstmcore_cupy.persistent import Plan, plan
 from lstmcore_cupy.tangent import jvp
 from lstmcore_cupy.weights import Saved, Weights
 
@@ -36,13 +37,21 @@ class CupyKernel(Kernel):
         self._lock = threading.Lock()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        return Receipt(
-            self.backend.name,
-            self.backend.device.name,
-            self.precision.name,
-            "a product and a kernel a step",
-            "W x is one product for all steps; each step is a product of cuBLAS and one kernel made for this LSTM",
-        )
+        device = self.backend.device
+        one, two = "all steps in one launch", "a product and a kernel a step"
+        if not self.backend.persistent:
+            reason = "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
+            return Receipt(self.backend.name, device.name, self.precision.name, two, reason)
+        with device.active():
+            found = self.plan(self.programs(device), 1 if batch is None else batch)
+        if isinstance(found, Plan):
+            reason = f"forward in {found.blocks} blocks that keep R in shared memory; backward and jvp step by step"
+            return Receipt(self.backend.name, device.name, self.precision.name, one, reason)
+        return Receipt(self.backend.name, device.name, self.precision.name, two, found, found)
+
+    def plan(self, programs: Programs, batch: int) -> Plan | str:
+        """How the persistent kernel runs a call, or why it does not."""
+        return plan(programs, batch) if self.backend.persistent else "the persistent kernel is not asked for"
 
     def programs(self, device: Device) -> Programs:
         """What is compiled for a device."""
@@ -121,12 +130,16 @@ class CupyKernel(Kernel):
 
 
 class CupyBackend(Backend):
-    """Every switch on an NVIDIA GPU. `device` is where arrays of the host go; calls run where their weights are."""
+    """Every switch on an NVIDIA GPU. `device` is where arrays of the host go; calls run where their weights are.
+
+    `persistent`: whether forward takes the persistent kernel where it can. It is not the default, since no GPU has run
+    it yet.
+    """
 
     name = "cupy"
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, *, persistent: bool = False) -> None:
+        self.device, self.persistent = device, persistent
 
     def capabilities(self) -> Capabilities:
         precisions, reasons = set(PRECISIONS), {}

@@ -21,6 +21,7 @@ class Weights:
         """Those that are fields of ``struct Call``."""
         given = self.parameters.get
         return {
+            "weight_h": given("weight_h"),
             "bias": given("bias"),
             "peephole": given("peephole"),
             "gain_x": given("norm_gain_x"),

@@ -164,10 +164,12 @@ from lstmcore_conformance.suite import items, run_item
 from lstmcore_cupy.kernel import CupyBackend
 
 edit = (lambda text: text.replace(*{fault!r})) if {fault!r} else None
-subject = Subject(CupyBackend(EmulatedDevice(sanitize=True, edit=edit)))
+device = EmulatedDevice(sanitize=True, edit=edit)
+subjects = [Subject(CupyBackend(device, persistent=persistent)) for persistent in (True, False)]
 chosen = "(forward or backward or jvp or masks or lengths) and (plain or everything or everything_coupled)"
 outcomes = [
     run_item(subject, item).outcome.value
+    for subject in subjects
     for precision in ("float32", "float16")
     for item in items(subject, [precision], "(" + chosen + ") and not rows and not long and not combination")
 ]
@@ -186,11 +188,20 @@ def test_sanitizers_find_nothing() -> None:
     run = _sanitized(None)
     assert run.returncode == 0, run.stderr[-3000:]
     number, outcomes = run.stdout.split(maxsplit=1)
-    assert int(number) > 50
+    assert int(number) > 100
     assert outcomes == "['passed']\n"
 
 
-def test_sanitizers_find_a_write_past_the_end() -> None:
-    run = _sanitized(("a.narrow_target[blockIdx.x * a.width + k]", "a.narrow_target[blockIdx.x * a.width + k + 1]"))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("a.narrow_target[blockIdx.x * a.width + k]", "a.narrow_target[blockIdx.x * a.width + k + 1]"),
+        ("room + a.units * GATES * K;", "room + a.units * GATES * K + 1;"),
+    ],
+    ids=["global memory", "shared memory"],
+)
+def test_sanitizers_find_a_write_past_the_end(fault: tuple[str, str]) -> None:
+    assert fault[0] in variants.source("lstm.cu") + variants.source("rows.cu")
+    run = _sanitized(fault)
     assert run.returncode != 0
     assert "heap-buffer-overflow" in run.stderr

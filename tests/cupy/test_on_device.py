@@ -27,6 +27,14 @@ def test_it_conforms(backend: Backend) -> None:
     assert report.conforms, report.verdict
 
 
+def test_the_persistent_kernel_conforms() -> None:
+    from lstmcore_cupy.device import cuda_device
+    from lstmcore_cupy.kernel import CupyBackend
+
+    report = run(CupyBackend(cuda_device(0), persistent=True))
+    assert report.conforms, report.verdict
+
+
 def test_arrays_of_the_gpu_go_in_and_come_out_and_are_not_copied(backend: Backend) -> None:
     import cupy
 

@@ -11,6 +11,10 @@
 #define KERNEL(name, Struct) extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name(const Struct a)
 #endif
 
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
 // j runs over the `width` columns of this block's row, which blockIdx.y and the threads share
 #define FOR_UNITS(j, width) \
     for (long long j = blockIdx.y * blockDim.x + threadIdx.x; j < (width); j += gridDim.y * blockDim.x)

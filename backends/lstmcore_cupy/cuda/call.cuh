@@ -31,6 +31,7 @@ struct Call {
     Number hidden_alpha;
     Number hidden_beta;
     // Parameters
+    const real* weight_h;        // (GH, R)
     const real* bias;            // (GH)
     const real* peephole;        // (2 or 3, H)
     const real* gain_x;          // (GH)
@@ -51,6 +52,7 @@ struct Call {
     real* deviation_h;           // (T, N)
     real* r;                     // (T, N, R): m_r times what the gates read, 0 in padding
     long long r_stride;
+    long long r_turns;           // 1: r is (2, N, R), of the newest step and the one before
     real* c;                     // (T + 1, N, H), by step
     long long c_stride;
     real* h;                     // (N, P): the newest
@@ -59,6 +61,10 @@ struct Call {
     real* projected;             // (T, N, P): W_proj q
     long long projected_stride;
     stored* y;                   // (T, N, P)
+    // Many steps in one launch: see persistent.cuh
+    long long steps;             // from step s
+    long long units;             // that a block has, fewer in the last one
+    long long* arrived;          // (1): blocks that came to a barrier of the grid, 0 at the launch
     // Backward
     const stored* dy;            // (T, N, P)
     real* dh;                    // (N, P): of h before the steps that were taken back, without what goes through dr

@@ -91,11 +91,16 @@ __device__ inline real scaled_cell(const Call& a, const long long j, const real 
     return value;
 }
 
+// Where r of step `s` begins.
+__device__ inline long long place_of_r(const Call& a, const long long s) {
+    return (a.r_turns ? s % 2 : time_of(a, s)) * a.r_stride;
+}
+
 // What step s + 1 reads from this one, times its mask; 0 where that step is not one of the row's own.
 __device__ inline void write_recurrent(
     const Call& a, const long long s, const long long n, const long long k, const real value) {
     if (s + 1 < a.T)
-        a.r[time_of(a, s + 1) * a.r_stride + n * a.R + k] = active(a, n, s + 1) ? keep_recurrent(a, n, k) * value : 0;
+        a.r[place_of_r(a, s + 1) + n * a.R + k] = active(a, n, s + 1) ? keep_recurrent(a, n, k) * value : 0;
 }
 
 // Forward -----------------------------------------------------------------------------------------------------------------
@@ -147,37 +152,74 @@ __device__ inline void emit_padding(const Call& a, const long long s, const long
 #endif
 }
 
-KERNEL(forward_cell, Call) {
-    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
-    const real* c_before = a.c + s * a.c_stride + n * a.H;
-    real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
-    if (!active(a, n, s)) {  // the whole block
-        FOR_UNITS(j, a.H) {
-            c_after[j] = c_before[j];
+// Unit j of a step that is padding.
+__device__ inline void pad_unit(const Call& a, const long long s, const long long n, const long long j) {
+    const long long row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    const real c = a.c[s * a.c_stride + n * a.H + j];
+    a.c[(s + 1) * a.c_stride + n * a.H + j] = c;
 #if RECURRENCE_CELL
-            write_recurrent(a, s, n, j, c_before[j]);
+    write_recurrent(a, s, n, j, c);
 #endif
 #if PROJECTION
-            a.q[time_of(a, s) * a.q_stride + n * a.H + j] = 0;
+    a.q[time_of(a, s) * a.q_stride + n * a.H + j] = 0;
 #else
-            emit_padding(a, s, n, j);
+    emit_padding(a, s, n, j);
 #endif
-            for (int gate = 0; gate < GATES; ++gate) {
-                if (a.z) a.z[row * columns + gate * a.H + j] = 0;
-                if (a.norm_h) a.norm_h[row * columns + gate * a.H + j] = 0;
-            }
-        }
+    for (int gate = 0; gate < GATES; ++gate) {
+        if (a.z) a.z[row * columns + gate * a.H + j] = 0;
+        if (a.norm_h) a.norm_h[row * columns + gate * a.H + j] = 0;
+    }
+}
+
+// c and r of unit j from its z, which lacks bias and peepholes; to the tape goes z with them. Returns o.
+__device__ inline real advance_cell(const Call& a, const long long s, const long long n, const long long j, real* z) {
+    const long long row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    if (a.bias)
+        for (int gate = 0; gate < GATES; ++gate) z[gate] += a.bias[gate * a.H + j];
+    const real before = a.c[s * a.c_stride + n * a.H + j];
+#if PEEPHOLE && I_GATE >= 0
+    z[I_GATE] += a.peephole[I_PEEPHOLE * a.H + j] * before;
+#endif
+#if PEEPHOLE && F_GATE >= 0
+    z[F_GATE] += a.peephole[F_PEEPHOLE * a.H + j] * before;
+#endif
+    // c = zoneout(clip(f c + i g))
+    real c = cell_unclipped(early_gates(a, z), before);
+#if HAS_CELL_CLIP
+    c = clipped(c, a.cell_clip.value);
+#endif
+#if HAS_ZONEOUT_CELL
+    const real keep = keep_cell(a, s, n, j);
+    c = keep * before + (1 - keep) * c;
+#endif
+    a.c[(s + 1) * a.c_stride + n * a.H + j] = c;
+#if PEEPHOLE
+    z[O_GATE] += a.peephole[O_PEEPHOLE * a.H + j] * c;
+#endif
+    if (a.z)
+        for (int gate = 0; gate < GATES; ++gate) a.z[row * columns + gate * a.H + j] = z[gate];
+#if RECURRENCE_CELL
+    write_recurrent(a, s, n, j, c);
+#endif
+    return gate_value(a, O_GATE, z[O_GATE]);
+}
+
+KERNEL(forward_cell, Call) {
+    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
+    if (!active(a, n, s)) {  // the whole block
+        FOR_UNITS(j, a.H) pad_unit(a, s, n, j);
         if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = 1;
         return;
     }
     const real* from_x = a.from_x + (row - a.first * a.N) * columns;
+    const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
 #if LAYER_NORM
     real* from_h = a.from_h + n * columns;
     const Norm norm = norm_of(from_h, columns, a.layer_norm_eps.value);
     if (a.deviation_h && threadIdx.x == 0) a.deviation_h[row] = norm.deviation;
 #endif
     FOR_UNITS(j, a.H) {
-        // z = LN(W x) + LN(R (m_r r)) + b
+        // z = LN(W x) + LN(R (m_r r))
         real z[GATES];
         for (int gate = 0; gate < GATES; ++gate) {
             const long long k = gate * a.H + j;
@@ -188,35 +230,9 @@ KERNEL(forward_cell, Call) {
 #else
             z[gate] = from_x[k];
 #endif
-            if (a.bias) z[gate] += a.bias[k];
         }
-        const real before = c_before[j];
-#if PEEPHOLE && I_GATE >= 0
-        z[I_GATE] += a.peephole[I_PEEPHOLE * a.H + j] * before;
-#endif
-#if PEEPHOLE && F_GATE >= 0
-        z[F_GATE] += a.peephole[F_PEEPHOLE * a.H + j] * before;
-#endif
-        // c = zoneout(clip(f c + i g))
-        real c = cell_unclipped(early_gates(a, z), before);
-#if HAS_CELL_CLIP
-        c = clipped(c, a.cell_clip.value);
-#endif
-#if HAS_ZONEOUT_CELL
-        const real keep = keep_cell(a, s, n, j);
-        c = keep * before + (1 - keep) * c;
-#endif
-        c_after[j] = c;
-#if PEEPHOLE
-        z[O_GATE] += a.peephole[O_PEEPHOLE * a.H + j] * c;
-#endif
-        if (a.z)
-            for (int gate = 0; gate < GATES; ++gate) a.z[row * columns + gate * a.H + j] = z[gate];
-#if RECURRENCE_CELL
-        write_recurrent(a, s, n, j, c);
-#endif
         // q = o u(LN(c)); with layer norm o waits in place of R r until all c are there
-        const real o = gate_value(a, O_GATE, z[O_GATE]);
+        const real o = advance_cell(a, s, n, j, z);
 #if LAYER_NORM
         from_h[O_GATE * a.H + j] = o;
     }
@@ -224,6 +240,8 @@ KERNEL(forward_cell, Call) {
     FOR_UNITS(j, a.H) {
         const real c = scaled_cell(a, j, (c_after[j] - norm_c.mean) / norm_c.deviation);
         const real o = from_h[O_GATE * a.H + j];
+#else
+        const real c = c_after[j];
 #endif
         const real q = o * HIDDEN_VALUE(c);
 #if PROJECTION
@@ -247,6 +265,8 @@ KERNEL(forward_output, Call) {
     }
 }
 #endif
+
+#include "persistent.cuh"
 
 // Backward: d_ is the gradient of the scalar with respect to the value of that name ------------------------------------------
 

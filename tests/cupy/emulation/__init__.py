@@ -44,8 +44,9 @@ class EmulatedProgram(Program):
         shared_bytes: int = 0,
         cooperative: bool = False,
     ) -> None:
-        if shared_bytes or cooperative:
-            raise NotImplementedError("the emulator has neither dynamic shared memory nor cooperative launches")
+        held = self.resident_blocks(kernel, threads, shared_bytes)
+        if shared_bytes > EmulatedDevice.shared_bytes or (cooperative and np.prod(blocks) > held):
+            raise ValueError(f"blocks: expected at most {held}, which the device holds at once; got {blocks}")
         if not 1 <= threads <= 1024 or min(blocks) < 1 or blocks[0] >= 2**31 or max((1, *blocks[1:])) >= 2**16:
             raise ValueError(f"no GPU starts {blocks} blocks of {threads} threads")
         grid = np.array((*blocks, 1, 1)[:3], np.int64)
@@ -55,11 +56,15 @@ class EmulatedProgram(Program):
         elif self._order == "mixed":
             np.random.default_rng(threads).shuffle(order)
         given = [ctypes.c_void_p(array.ctypes.data) for array in (words, grid)]
-        backwards, fibres = int(self._order != "ascending"), int(self._fibres)
-        getattr(self._library, kernel)(*given, threads, ctypes.c_void_p(order.ctypes.data), backwards, fibres)
+        backwards, fibres = int(self._order != "ascending"), int(self._fibres or cooperative)
+        run = getattr(self._library, kernel)
+        how = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative))
+        self.launches.append(kernel)
+        if run(*given, threads, ctypes.c_void_p(order.ctypes.data), *how):
+            raise RuntimeError(f"{kernel}: a thread trapped")
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
-        return 16
+        return EmulatedDevice.multiprocessors
 
 
 class EmulatedDevice(Device):
@@ -77,6 +82,7 @@ class EmulatedDevice(Device):
 
     name = "emulated"
     multiprocessors = 4
+    shared_bytes = 227 << 10
 
     def __init__(
         self, order: Order = "ascending", *, sanitize: bool = False, edit: Callable[[str], str] | None = None
@@ -93,7 +99,7 @@ class EmulatedDevice(Device):
     def program(self, text: str) -> EmulatedProgram:
         with self._lock:
             if text not in self._programs:
-                # Only sums over a block have barriers and shuffles, and only layer norm has such sums.
+                # But in cooperative launches only sums over a block have barriers and shuffles: those of layer norm.
                 fibres = "#define LAYER_NORM 1\n" in text
                 self._programs[text] = EmulatedProgram(self._built(text), self._order, fibres=fibres)
             return self._programs[text]

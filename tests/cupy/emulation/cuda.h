@@ -1,12 +1,15 @@
 // The part of CUDA C++ that the kernels use, for a C++ compiler of the processor.
 //
-// The blocks of a grid run one after another. The threads of a block are fibres (ucontext) that run until a barrier or a
-// shuffle. They are taken up in a given order, so that a missing barrier shows as a wrong result in one of the orders.
-// Where a program has neither barriers nor shuffles its threads are calls of a function. What it does not show: missing
-// fences, races between blocks, blocks that wait for ones that are not resident.
+// The blocks of a grid run one after another, those of a cooperative launch at once, each in a thread of the operating
+// system. The threads of a block are fibres (ucontext) that run until a barrier or a shuffle. They are taken up in a given
+// order, so that a missing barrier shows as a wrong result in one of the orders. Where a launch has neither barriers nor
+// shuffles its threads are calls of a function. What it does not show: missing fences, what a multiprocessor keeps of
+// earlier reads, blocks that wait for ones that are not resident.
 #pragma once
 
+#include <pthread.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -18,6 +21,7 @@
 #define __global__
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
+#define DYNAMIC_SHARED(type, name) type* const name = (type*)emulation::state.room
 
 using std::exp;
 using std::expm1;
@@ -63,7 +67,8 @@ struct Block {
     std::vector<char> stacks;
     std::vector<char> done;
     int current = 0, live = 0;
-    bool fibres = false;
+    bool fibres = false, trapped = false;
+    void* room = nullptr;  // dynamic shared memory
     Barrier block, warps[MOST_THREADS / WARP_SIZE];
     double lanes[MOST_THREADS];
     Body* body = nullptr;
@@ -78,12 +83,12 @@ static thread_local Block state;
 }
 
 static void pause() {
+    if (!state.fibres) fail("a thread waits in a program that was said to have no barriers");
     const int own = state.current;
     swapcontext(&state.contexts[own], &state.scheduler);
 }
 
 static void wait(Barrier& barrier, const int count) {
-    if (!state.fibres) fail("a barrier in a program that was said to have none");
     const long passed = barrier.passed;
     if (++barrier.arrived == count) {
         barrier.arrived = 0;
@@ -150,30 +155,76 @@ static void run_block(const int threads, const int* order) {
         bool moved = false;
         for (int k = 0; k < threads; ++k)
             if (first_of_warp(order, k))
-                while (run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
+                while (!state.trapped && run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
+        if (state.trapped) return;
         if (!moved) fail("threads wait for others that do not come");
     }
     if (state.block.arrived) fail("a barrier that not all threads of the block reached");
 }
 
-static void run(
-    Body* body, const void* arguments, const long* blocks, const int threads, const int* order, const int backwards,
-    const int fibres) {
-    if (threads > MOST_THREADS) fail("more threads than a block may have");
-    state.body = body;
-    state.arguments = arguments;
-    state.fibres = fibres;
+struct Launch {
+    Body* body;
+    const void* arguments;
+    const long* blocks;
+    int threads;
+    const int* order;
+    int backwards, fibres;
+    long shared_bytes;
+};
+
+struct Part {
+    const Launch* launch;
+    long first, count;
+    pthread_t runs_in;
+    bool trapped;
+};
+
+// Some blocks of a launch, one after another.
+static void* run_part(void* given) {
+    Part& part = *(Part*)given;
+    const Launch& a = *part.launch;
+    const long* blocks = a.blocks;
+    const long all = blocks[0] * blocks[1] * blocks[2];
+    state.body = a.body;
+    state.arguments = a.arguments;
+    state.fibres = a.fibres;
+    state.trapped = false;
     state.block = Barrier();
     for (Barrier& warp : state.warps) warp = Barrier();
     gridDim = {(unsigned)blocks[0], (unsigned)blocks[1], (unsigned)blocks[2]};
-    blockDim = {(unsigned)threads, 1, 1};
-    const long all = blocks[0] * blocks[1] * blocks[2];
-    for (long k = 0; k < all; ++k) {
-        const long block = backwards ? all - 1 - k : k;
+    blockDim = {(unsigned)a.threads, 1, 1};
+    for (long k = part.first; k < part.first + part.count && !state.trapped; ++k) {
+        const long block = a.backwards ? all - 1 - k : k;
         const long row = block / blocks[0];
         blockIdx = {(unsigned)(block % blocks[0]), (unsigned)(row % blocks[1]), (unsigned)(row / blocks[1])};
-        run_block(threads, order);
+        state.room = std::malloc(a.shared_bytes);
+        std::memset(state.room, 0xff, a.shared_bytes);  // NaN
+        run_block(a.threads, a.order);
+        std::free(state.room);
     }
+    part.trapped = state.trapped;
+    return nullptr;
+}
+
+// Whether it ended by a trap.
+static int run(const Launch& launch, const int cooperative) {
+    if (launch.threads > MOST_THREADS) fail("more threads than a block may have");
+    const long all = launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
+    std::vector<Part> parts;
+    if (cooperative)
+        for (long k = 0; k < all; ++k) parts.push_back({&launch, k, 1, {}, false});
+    else
+        parts.push_back({&launch, 0, all, {}, false});
+    if (cooperative) {
+        for (Part& part : parts)
+            if (pthread_create(&part.runs_in, nullptr, run_part, &part)) fail("no thread for a block");
+        for (Part& part : parts) pthread_join(part.runs_in, nullptr);
+    } else {
+        run_part(&parts[0]);
+    }
+    int trapped = 0;
+    for (const Part& part : parts) trapped |= part.trapped;
+    return trapped;
 }
 
 }  // namespace emulation
@@ -194,13 +245,41 @@ static inline T __shfl_xor_sync(unsigned, const T value, const int distance) {
     return other;
 }
 
+template <class T>
+static inline T __ldcg(const T* place) {
+    return *place;
+}
+
+// Every other block is late after it: what it ought to have written before is missing for the others.
+static inline unsigned long long atomicAdd(unsigned long long* place, const unsigned long long value) {
+    const unsigned long long before = __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST);
+    if (blockIdx.x % 2) usleep(2000);
+    return before;
+}
+
+static inline void __threadfence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static inline void __nanosleep(unsigned) {
+    usleep(1);
+}
+
+// The launch ends with an error.
+static inline void __trap() {
+    emulation::state.trapped = true;
+    for (;;) emulation::pause();
+}
+
 #define KERNEL(name, Struct)                                                                                    \
     static void name##_body(const Struct& a);                                                                   \
     static void name##_entry(const void* arguments) {                                                           \
         name##_body(*(const Struct*)arguments);                                                                 \
     }                                                                                                           \
-    extern "C" void name(                                                                                       \
-        const void* arguments, const long* blocks, int threads, const int* order, int backwards, int fibres) {  \
-        emulation::run(name##_entry, arguments, blocks, threads, order, backwards, fibres);                     \
+    extern "C" int name(                                                                                        \
+        const void* arguments, const long* blocks, int threads, const int* order, int backwards, int fibres,    \
+        long shared_bytes, int cooperative) {                                                                   \
+        return emulation::run(                                                                                  \
+            {name##_entry, arguments, blocks, threads, order, backwards, fibres, shared_bytes}, cooperative);   \
     }                                                                                                           \
     static void name##_body(const Struct& a)
