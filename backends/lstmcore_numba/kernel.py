@@ -15,10 +15,11 @@ from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision
 from lstmcore.stack import ComposedStack
 from lstmcore_numba import memory, passes, steps
+from lstmcore_numba.amx import PARTS
 from lstmcore_numba.compiling import address
 from lstmcore_numba.norms import gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
-from lstmcore_numba.rooms import Room, Sharing, make_room, run_beside, sharing
+from lstmcore_numba.rooms import Room, Sharing, in_parts, make_room, on_amx, run_beside, sharing
 from lstmcore_numba.threads import ALONE, ROWS, Threads
 from lstmcore_numba.tiles import PANEL
 
@@ -190,6 +191,7 @@ class NumbaKernel(Kernel):
             room.q,
             room.projected,
             room.ahead,
+            self._cut(room, weights),
         )
         saved = Saved(weights, ends, own, own_x, room, norms) if record else None
         return _Begun(args, room, y, last_h, last_c, empty, saved)
@@ -231,6 +233,15 @@ class NumbaKernel(Kernel):
                     del rooms[next(iter(rooms))]
                 rooms[key] = room
         return room
+
+    def _cut(self, room: Room, w: Weights) -> passes.Cut | None:
+        """The operands in parts, where products run on AMX."""
+        if room.cut is None:
+            return None
+        gates, vectors = self.layout.gates, self.layout.blocks * self.layout.gates
+        of_x = w.cut("input", vectors, gates, self.config.input_size)
+        of_h = w.cut("recurrent", vectors, gates, self.config.recurrent_size)
+        return None if of_x is None or of_h is None else passes.Cut(of_x, of_h, *room.cut)
 
     def _norms(self, room: Room, w: Weights) -> passes.Norms | None:
         """What layer norm needs and leaves."""
@@ -302,9 +313,23 @@ class NumbaKernel(Kernel):
             doperand,
             dh,
             dc,
+            self._cut_back(w, batch, shared.most),
             np.zeros(1, np.int64),
         )
         return _BegunBackward(args, shared, dz, dz_h, dc_out, dprojected, dh, dc)
+
+    def _cut_back(self, w: Weights, batch: int, most: int) -> passes.CutBack | None:
+        """The operands of the product with the recurrent weights in parts, where it runs on AMX."""
+        layout = self.layout
+        if not on_amx(layout, batch, layout.wide):
+            return None
+        width = layout.hidden if self.of_cell else layout.output
+        weights = w.cut("back_recurrent", width // layout.lanes, PANEL, layout.wide)
+        if weights is None:
+            return None
+        most = max(1, most)
+        flags, any_wild = np.zeros((2, most, batch), np.uint8), np.zeros((2, most), np.int64)
+        return passes.CutBack(weights, in_parts((2, PARTS), batch, layout.wide), flags, any_wild)
 
     def _end_backward(self, saved: Saved, begun: _BegunBackward) -> Gradients:
         """What `_backward` returns, after the pass."""
@@ -346,11 +371,18 @@ class NumbaKernel(Kernel):
         wide_dx = aligned((rows, layout.whole(width)), dtype)
         most = rows // ROWS if count == 1 else min(count, rows // ROWS)
         with self._threads(most, self.layout.work(rows, width)) as team:
-            passes.input_gradient(team, dz_x, w.back_input, wide_dx)
+            passes.input_gradient(team, dz_x, w.back_input, self._cut_input(w, rows), wide_dx)
         dx = wide_dx[:, :width].reshape(count, batch, width)
         state = State(dh[:, : config.output_size].astype(self.storage), dc[:, : config.hidden_size].copy())
         named = {name: found[name].astype(self.storage) for name in config.parameter_shapes}
         return Gradients(dx.astype(self.storage, copy=False), state, named)
+
+    def _cut_input(self, w: Weights, rows: int) -> Array | None:
+        """The weights of the input in parts, where their product with gradients of `rows` rows runs on AMX."""
+        layout = self.layout
+        if not on_amx(layout, rows, layout.wide):
+            return None
+        return w.cut("back_input", layout.whole(self.config.input_size) // layout.lanes, PANEL, layout.wide)
 
     def _weight_gradient(self, dz: Array, a: Array, size: int, columns: int) -> tuple[Array, Array]:
         """``dz^T a`` for dz (T, B, N, G, lanes) of `size` units and the first columns of a; sums of dz's rows."""
@@ -358,7 +390,8 @@ class NumbaKernel(Kernel):
         of_weight, of_bias = np.empty((gates * size, columns), self.dtype), np.empty(gates * size, self.dtype)
         sums, found = aligned((blocks, gates, lanes), self.dtype), aligned((blocks, columns, gates, lanes), self.dtype)
         with self._threads(blocks, float(dz.size) * columns) as team:
-            passes.weight_gradient(team, dz, a, size, sums, found, of_weight, of_bias)
+            cut = True if on_amx(self.layout, len(a), columns) else None
+            passes.weight_gradient(team, dz, a, size, sums, found, of_weight, of_bias, cut)
         return of_weight, of_bias
 
     def _operand(self, saved: Saved) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
 from lstmcore_numba import memory
+from lstmcore_numba.amx import DEPTH, PARTS, TILE_BYTES
+from lstmcore_numba.parts import pair_panels
 from lstmcore_numba.tiles import BYTES, PANEL
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -132,6 +134,16 @@ class Weights:
     gain_h: Array
     gain_c: Array
     shift_c: Array
+    in_parts: dict[str, Array | None] = field(default_factory=dict)
+
+    def cut(self, name: str, vectors: int, panel: int, inner: int) -> Array | None:
+        """The weights `name` in parts, which are made when they are first of use; None where they are not finite."""
+        if name not in self.in_parts:
+            found = aligned((vectors * -(-inner // DEPTH) * PARTS * TILE_BYTES // 2,), np.dtype(np.uint16))
+            wild = np.zeros(1, np.uint8)
+            pair_panels(getattr(self, name), vectors, panel, inner, found, wild)
+            self.in_parts[name] = None if wild[0] else found
+        return self.in_parts[name]
 
 
 def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from lstmcore_numba.amx import APART, DEPTH, PARTS, usable
 from lstmcore_numba.packing import Array, Layout, aligned
 from lstmcore_numba.threads import ROWS
 
@@ -14,7 +15,10 @@ from lstmcore_numba.threads import ROWS
 _AHEAD: Final = 1 << 20
 #: Rows from which threads take rows of the batch where the weights fit into a core's cache; else they take hidden
 #: units, and meet after every step.
-_ROWS_APART: Final = 48
+_ROWSAPART: Final = 48
+#: Rows from which products run on AMX, and values of the inner size.
+_AMX_ROWS: Final = 12
+_AMX_INNER: Final = 8
 #: Bytes of weights that fit.
 _FIT: Final = 1 << 20
 #: Multiply-adds of a step for which a meeting is worth its time.
@@ -45,7 +49,7 @@ def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool,
     """For products of `inner` values at every step; a thread takes `units_at_once` blocks of hidden units or more."""
     config, work = layout.config, layout.work(steps * batch, inner)
     apart = config.proj_size > 0 or config.layer_norm or masked
-    if apart or (batch >= _ROWS_APART and _fits(layout, inner)):
+    if apart or (batch >= _ROWSAPART and _fits(layout, inner)):
         return Sharing(False, batch // ROWS, work, work)
     worth = work >= steps * _STEP_WORTH
     return Sharing(True, -(-layout.blocks // units_at_once), work, work if worth else 0.0)
@@ -54,12 +58,25 @@ def sharing(layout: Layout, steps: int, batch: int, inner: int, *, masked: bool,
 def run_beside(layout: Layout, steps: int, batch: int) -> bool:
     """Whether two directions had better run side by side: for few rows, and weights that fit into a core's cache."""
     inner = layout.config.recurrent_size + layout.config.input_size
-    return batch < _ROWS_APART and _fits(layout, inner) and layout.work(steps * batch, inner) >= _BESIDE_WORTH
+    return batch < _ROWSAPART and _fits(layout, inner) and layout.work(steps * batch, inner) >= _BESIDE_WORTH
 
 
 def _fits(layout: Layout, inner: int) -> bool:
     """Whether the weights of a step fit into a core's cache."""
     return inner * layout.wide * layout.dtype.itemsize <= _FIT
+
+
+def on_amx(layout: Layout, batch: int, inner: int) -> bool:
+    """Whether products of `batch` rows and of `inner` values at least are made from parts."""
+    return layout.dtype == np.float32 and batch >= _AMX_ROWS and inner >= _AMX_INNER and usable()
+
+
+def in_parts(parts: tuple[int, ...], rows: int, inner: int) -> Array:
+    """Room for `rows` rows of `inner` values in parts: 0 where a row has no values, anything elsewhere."""
+    whole = -(-inner // DEPTH) * DEPTH
+    found = aligned((*parts, rows, whole + APART // 2), np.dtype(np.uint16))
+    found[..., inner:] = 0
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +95,8 @@ class Room:
         Rows and deviations of `passes.Norms`.
     counter
         Where threads meet.
+    cut
+        The arrays of `passes.Cut` that hold no weights.
     """
 
     gates: Array
@@ -94,6 +113,7 @@ class Room:
     ahead: int
     sharing: Sharing
     counter: Array
+    cut: tuple[Array, ...] | None
 
     @property
     def size(self) -> int:
@@ -122,6 +142,16 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
             np.empty((each, batch), dtype),
         )
     inner = config.recurrent_size
+    shared = sharing(layout, steps, batch, inner + config.input_size, masked=masked)
+    cut = None
+    if on_amx(layout, batch, min(inner, config.input_size)):
+        cut = (
+            in_parts((PARTS,), ahead * batch, config.input_size),
+            in_parts((2, PARTS), batch, inner),
+            np.zeros(ahead * batch, np.uint8),
+            np.zeros((2, max(1, shared.most), batch), np.uint8),
+            np.zeros((3, max(1, shared.most)), np.int64),
+        )
     return Room(
         gates=gates,
         raw=np.empty_like(gates) if record and raw else np.empty((1, 1, 1, 1, 1), dtype),
@@ -135,6 +165,7 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
         zero_h=np.zeros((batch, config.output_size), dtype),
         zero_c=np.zeros((batch, config.hidden_size), dtype),
         ahead=ahead,
-        sharing=sharing(layout, steps, batch, inner + config.input_size, masked=masked),
+        sharing=shared,
         counter=np.zeros(1, np.int64),
+        cut=cut,
     )

@@ -8,13 +8,14 @@ one row has a tile of one, so that results do not depend on how rows are split a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
 
 from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.vectors import INDEX, Emitter, Vector, vector_bytes
+from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector, vector_bytes
 
 #: Bytes of a vector; the code below is compiled for it.
 BYTES: Final = vector_bytes()
@@ -63,8 +64,7 @@ def tile(
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, cols, rows, *rest = args
-        dtype = str(signature.args[0])
-        e = Emitter(builder, dtype, BYTES // (4 if dtype == "float32" else 8))
+        e = _emitter(builder, signature.args[0])
         done = builder.append_basic_block("tiled")
         shape = builder.add(builder.mul(cols, e.index(ROWS + 1)), rows)
         cases = builder.switch(shape, done)
@@ -151,6 +151,52 @@ def _emit_tile(
         with started:  # what is there is added last: a sum of thousands loses less in parts than in one go
             for spot, value in zip(places, sums, strict=True):
                 e.store(e.load(spot) + Vector(e, value), spot)
+
+
+@plain_intrinsic
+def copy_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any, wanted: Any) -> Any:
+    """Copy `count` numbers from one address to another, or write zeros there unless they are `wanted`."""
+    signature = types.void(zero, types.int64, types.int64, types.int64, types.boolean)
+
+    def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        _, source, target, count, wanted = args
+        e = _emitter(builder, signature.args[0])
+        _emit_numbers(e, source, target, count, lambda new, _: builder.select(wanted, new, ir.Constant(new.type, None)))
+        return dummy.get_dummy_value()
+
+    return signature, emit
+
+
+@plain_intrinsic
+def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -> Any:
+    """Add `count` numbers at one address to those at another."""
+    signature = types.void(zero, types.int64, types.int64, types.int64)
+
+    def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        _emit_numbers(_emitter(builder, signature.args[0]), *args[1:], lambda new, old: builder.fadd(old, new))
+        return dummy.get_dummy_value()
+
+    return signature, emit
+
+
+def _emitter(builder: ir.IRBuilder, dtype: Any) -> Emitter:
+    return Emitter(builder, str(dtype), BYTES // (4 if str(dtype) == "float32" else 8))
+
+
+def _emit_numbers(
+    e: Emitter, source: ir.Value, target: ir.Value, count: ir.Value, combined: Callable[[ir.Value, ir.Value], ir.Value]
+) -> None:
+    """Write what `combined` makes of the numbers at `source` and at `target`, to `target`."""
+    b = e.builder
+    with e.loop(e.index(0), b.sdiv(count, e.index(e.lanes)), [source, target]) as loop:
+        here, there = loop.values
+        e.store(Vector(e, combined(e.load(here).value, e.load(there).value)), there)
+        loop.carried = [b.add(value, e.index(BYTES)) for value in loop.values]
+    with e.loop(e.index(0), b.srem(count, e.index(e.lanes)), list(loop.values)) as loop:
+        places = [b.inttoptr(value, POINTER) for value in loop.values]
+        number = combined(*(b.load(place, typ=e.real, align=e.size) for place in places))
+        b.store(number, places[1], align=e.size)
+        loop.carried = [b.add(value, e.index(e.size)) for value in loop.values]
 
 
 @plain_intrinsic

@@ -100,9 +100,31 @@ class Emitter:
         pointer = self.builder.inttoptr(address, POINTER)
         return Vector(self, self.builder.load(pointer, typ=self.type, align=self.size))
 
+    def load_some(self, address: ir.Value, mask: ir.Value) -> Vector:
+        """The numbers at `address` where the mask is set, else 0; the others need not be memory."""
+        full = f"llvm.masked.load.{self.name}.p0"
+        types = [POINTER, ir.IntType(32), mask.type, self.type]
+        function = self.builder.module.globals.get(full)
+        if function is None:
+            function = ir.Function(self.builder.module, ir.FunctionType(self.type, types), full)
+        pointer = self.builder.inttoptr(address, POINTER)
+        nothing = ir.Constant(self.type, None)
+        return Vector(self, self.builder.call(function, [pointer, ir.Constant(types[1], self.size), mask, nothing]))
+
     def store(self, value: Vector, address: ir.Value) -> None:
         """Write `value` to `address`, which need not be aligned."""
         self.builder.store(value.value, self.builder.inttoptr(address, POINTER), align=self.size)
+
+    def prefetch(self, address: ir.Value) -> None:
+        """Ask for the cache line of `address`, which need not be memory."""
+        number, name = ir.IntType(32), "llvm.prefetch.p0"
+        function = self.builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(
+                self.builder.module, ir.FunctionType(ir.VoidType(), [POINTER, number, number, number]), name
+            )
+        options = [ir.Constant(number, value) for value in (0, 3, 1)]  # to be read, into the nearest cache, data
+        self.builder.call(function, [self.builder.inttoptr(address, POINTER), *options])
 
     def broadcast(self, address: ir.Value) -> Vector:
         """The one number at `address` in every lane."""

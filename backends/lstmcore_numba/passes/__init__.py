@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from lstmcore_numba.passes.backward import backward, backward_both
 from lstmcore_numba.passes.common import Norms
+from lstmcore_numba.passes.cut import Cut, CutBack
 from lstmcore_numba.passes.forward import forward, forward_both
 from lstmcore_numba.passes.gradients import input_gradient, weight_gradient
 from lstmcore_numba.passes.tangent import tangent
 
 __all__ = [
+    "Cut",
+    "CutBack",
     "Norms",
     "backward",
     "backward_both",

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, release_tiles, shape_tiles
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import linear, scaled
 from lstmcore_numba.parallel import meet, outlined, side_by_side
+from lstmcore_numba.parts import cut_rows
 from lstmcore_numba.passes.common import FIELDS, at, set_norms
+from lstmcore_numba.passes.cut import cut_product, some_wild
 from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, PANEL, call_step, grouped_product, product
+from lstmcore_numba.tiles import BYTES, PANEL, add_numbers, call_step, grouped_product, product
 
 
 @compiled
@@ -47,11 +50,13 @@ def _backward(
     doperand: Any,
     dh: Any,
     dc: Any,
+    cut: Any,
     counter: Any,
 ) -> None:
     table = np.zeros(FIELDS, np.int64)
     steps, blocks, batch, cols, lanes = dz.shape
     inner = cols * lanes
+    cut_chunks = (blocks * inner + DEPTH - 1) // DEPTH
     panels = (blocks + PANEL - 1) // PANEL
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
     block_first = panels * part // parts * PANEL if by_units else 0
@@ -66,6 +71,14 @@ def _backward(
     table[At.DNORM_C] = dnorm_c.ctypes.data
     table[At.LENGTHS], table[At.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
     table[At.DH], table[At.DC], table[At.DQ] = dh.ctypes.data, dc.ctypes.data, dq.ctypes.data
+    shared = by_units and parts > 1
+    own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
+    cutters = (0, parts) if by_units else (part, part + 1)
+    if cut is not None:
+        shape_tiles(TILE)
+        cut_slot, cut_part, cut_row = cut.dz.strides[:3]
+        flags = part * batch if by_units else 0
+        cut_to, flags_to = cut.dz.ctypes.data + own * inner * 2, cut.wild.ctypes.data + flags
     for count in range(steps):
         t = count if reverse else steps - 1 - count
         table[At.STEP] = t
@@ -76,9 +89,9 @@ def _backward(
         table[At.PROJECTED], table[At.DPROJECTED] = at(projected, t), at(dprojected, t)
         place = 0
         for row in range(first, last):
-            if t < lengths[row]:
-                for k in range(column, columns):
-                    dh[row, k] += dy[t, row, k]
+            if t < lengths[row] and columns > column:
+                new, old = at(dy, t) + (row * width + column) * size, dh.ctypes.data + row * row_h + column * size
+                add_numbers(zero, new, old, columns - column)
         if projects:
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
@@ -107,11 +120,26 @@ def _backward(
                         dc[row, k] += dnorm_c[k // lanes, row, 0, k % lanes]
         for block in range(block_first, block_last):
             call_step(step, table.ctypes.data, block, first, last)
-        if by_units and parts > 1:
-            meet(counter.ctypes.data, parts * (count + 1))
         if norms is not None:
             scaled(norms.gain_h, dz[t], dz_h[t], first, last)
             linear(norms.h[place], norms.deviation_h[place], dz_h[t], cols * hidden, first, last)
+        if cut is not None:
+            slot = count % 2
+            cut.any_wild[slot, part] = cut_rows(
+                at(dz_h, t) + own * batch * row_z,
+                row_z,
+                cut_to + slot * cut_slot,
+                cut_row,
+                cut_part,
+                first,
+                last,
+                own_blocks,
+                batch * row_z,
+                inner,
+                flags_to + slot * cut.wild.strides[0],
+            )
+        if shared:
+            meet(counter.ctypes.data, parts * (count + 1))
         target, pitch = (table[At.DC], row_c) if of_cell else (table[At.DH], row_h)
         vectors = blocks if of_cell else output_blocks
         vector = 0
@@ -119,24 +147,48 @@ def _backward(
             vector, vectors = block_first, block_last - block_first
         if masked:
             target = doperand.ctypes.data
-        grouped_product(
-            zero,
-            vectors,
-            at(dz_h, t) + first * row_z,
-            row_z,
-            size,
-            batch * row_z,
-            0,
-            recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
-            target + first * pitch + vector * BYTES,
-            pitch,
-            blocks,
-            inner,
-            rows,
-            max(rows, 1),
-            masked,
-            count % 2 == 1,
-        )
+        if cut is not None:
+            cut_product(
+                zero,
+                vectors,
+                cut.dz.ctypes.data + slot * cut_slot,
+                cut_row,
+                cut_part,
+                cut.recurrent.ctypes.data + vector * cut_chunks * PARTS * TILE_BYTES,
+                at(dz_h, t),
+                row_z,
+                recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
+                target + first * pitch + vector * BYTES,
+                pitch,
+                blocks,
+                batch * row_z,
+                inner,
+                first,
+                last,
+                masked,
+                count % 2 == 1,
+                some_wild(cut.any_wild, slot, *cutters),
+                cut.wild[slot, : parts if by_units else 1],
+            )
+        else:
+            grouped_product(
+                zero,
+                vectors,
+                at(dz_h, t) + first * row_z,
+                row_z,
+                size,
+                batch * row_z,
+                0,
+                recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
+                target + first * pitch + vector * BYTES,
+                pitch,
+                blocks,
+                inner,
+                rows,
+                max(rows, 1),
+                masked,
+                count % 2 == 1,
+            )
         if masked:
             for row in range(first, last):
                 if t < lengths[row]:
@@ -145,6 +197,8 @@ def _backward(
                             dc[row, k] += mask_r[row, k] * doperand[row, k]
                         else:
                             dh[row, k] += mask_r[row, k] * doperand[row, k]
+    if cut is not None:
+        release_tiles()
 
 
 @compiled

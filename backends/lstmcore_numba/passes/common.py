@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.steps import At
+from lstmcore_numba.tiles import copy_numbers
 
 #: Entries of a table of addresses.
 FIELDS: Final = len(At)
@@ -55,16 +56,23 @@ def masked_operand(target: Any, mask: Any, state: Any, first: int, last: int) ->
 
 @compiled
 def put_outputs(
-    target: Any, state: Any, lengths: Any, t: int, first: int, last: int, column: int, columns: int
+    zero: Any,
+    target: int,
+    row_target: int,
+    source: int,
+    row_source: int,
+    lengths: Any,
+    t: int,
+    first: int,
+    last: int,
+    count: int,
 ) -> None:
-    """Copy the columns `column` to `columns` of a state to the outputs of step `t`; 0 past a row's end."""
+    """Copy `count` numbers of rows `first` to `last` of a state to the outputs of step `t`; 0 past a row's end.
+
+    `target` and `source` are addresses of row 0, and rows lie ``row_target`` and ``row_source`` bytes apart.
+    """
     for row in range(first, last):
-        if t < lengths[row]:
-            for k in range(column, columns):
-                target[row, k] = state[row, k]
-        else:
-            for k in range(column, columns):
-                target[row, k] = 0
+        copy_numbers(zero, source + row * row_source, target + row * row_target, count, t < lengths[row])
 
 
 @compiled

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import normalise
 from lstmcore_numba.parallel import meet, outlined, side_by_side
+from lstmcore_numba.parts import cut_rows
 from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
+from lstmcore_numba.passes.cut import cut_input_products, cut_inputs, mixed_panel, some_wild
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, call_step, grouped_panel, panel, product
 
@@ -45,6 +48,7 @@ def _forward(
     q: Any,
     projected: Any,
     ahead: int,
+    cut: Any,
     counter: Any,
 ) -> None:
     table = np.zeros(FIELDS, np.int64)
@@ -66,17 +70,62 @@ def _forward(
     products = norms.x if norms is not None else gates
     all_kept = products.shape[0] == steps
     now = steps if reverse and kept else 0
-    origin = 0
+    origin, met = 0, 0
+    shared = by_units and parts > 1
+    own, own_size = (
+        (block_first * lanes, min(inner, block_last * lanes) - block_first * lanes) if by_units else (0, inner)
+    )
+    cutters = (0, parts) if by_units else (part, part + 1)
+    chunks, step_bytes = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
+    if cut is not None:
+        shape_tiles(TILE)
+        cut_slot, cut_part, cut_row = cut.state.strides[:3]
+        flags = part * batch if by_units else 0
+        cut_to, flags_to, row_source = cut.state.ctypes.data, cut.wild.ctypes.data + flags, row_c if of_cell else row_h
+        slot_flags = cut.wild.strides[0]
+        cut_x, x_shares = (part, parts) if by_units else (0, 1)
+        if not masked:
+            start = (at(c, now) if of_cell else at(h, now)) + own * size
+            cut.any_wild[0, part] = cut_rows(
+                start, row_source, cut_to + own * 2, cut_row, cut_part, first, last, 1, 0, own_size, flags_to
+            )
+            if shared:
+                met += 1
+                meet(counter.ctypes.data, parts * met)
     for count in range(steps):
         t = steps - 1 - count if reverse else count
         following = (t if reverse else t + 1) if kept else 1 - now
+        if cut is not None:
+            slot_now = count % 2
+            here_cut = cut_to + slot_now * cut_slot
         if count % ahead == 0:
             some = min(ahead, steps - count)
             begin = t - some + 1 if reverse else t
             origin = 0 if all_kept else begin
-            _input_products(
-                x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last
-            )
+            if cut is not None:
+                cut.any_wild[2, part] = cut_inputs(cut_x, x_shares, x, cut, begin, some, first, last)
+                if shared:
+                    met += 1
+                    meet(counter.ctypes.data, parts * met)
+                wild = some_wild(cut.any_wild, 2, *cutters)
+                cut_input_products(
+                    x,
+                    input_weight,
+                    cut,
+                    wild,
+                    products,
+                    begin,
+                    begin - origin,
+                    some,
+                    first,
+                    last,
+                    block_first,
+                    block_last,
+                )
+            else:
+                _input_products(
+                    x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last
+                )
             if norms is not None:
                 for k in range(begin, begin + some):
                     normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
@@ -92,6 +141,22 @@ def _forward(
             slot = t if operand.shape[0] > 1 else 0
             masked_operand(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
             source, pitch = at(operand, t), inner * size
+            if cut is not None:
+                cut.any_wild[slot_now, part] = cut_rows(
+                    source,
+                    pitch,
+                    here_cut,
+                    cut_row,
+                    cut_part,
+                    first,
+                    last,
+                    1,
+                    0,
+                    inner,
+                    flags_to + slot_now * slot_flags,
+                )
+        if cut is not None:
+            wild = some_wild(cut.any_wild, slot_now, *cutters)
         held, target = 0, table[At.GATES]
         if norms is not None:
             held = set_norms(table, norms, t)
@@ -100,20 +165,60 @@ def _forward(
         for index in range(block_last - block_first):
             # To and fro, so that a step starts with the weights that the one before ended with, in the cache.
             block = block_first + index if count % 2 == 0 else block_last - 1 - index
-            panel(
-                zero,
-                cols,
-                source + first * pitch,
-                pitch,
-                size,
-                recurrent_weight.ctypes.data + block * inner * cols * BYTES,
-                cols * BYTES,
-                target + (block * batch + first) * row_z,
-                row_z,
-                inner,
-                rows,
-                norms is not None,
-            )
+            weights = recurrent_weight.ctypes.data + block * inner * cols * BYTES
+            there = target + (block * batch + first) * row_z
+            if cut is not None:
+                cut_weight = cut.recurrent.ctypes.data + block * chunks * step_bytes
+                if wild:
+                    mixed_panel(
+                        zero,
+                        cols,
+                        here_cut,
+                        cut_row,
+                        cut_part,
+                        cut_weight,
+                        source,
+                        pitch,
+                        weights,
+                        there,
+                        row_z,
+                        1,
+                        0,
+                        inner,
+                        first,
+                        last,
+                        norms is not None,
+                        cut.wild[slot_now, : parts if by_units else 1],
+                    )
+                else:
+                    amx_panel(
+                        cols,
+                        here_cut + first * cut_row,
+                        cut_row,
+                        cut_part,
+                        cut_weight,
+                        step_bytes,
+                        there,
+                        row_z,
+                        chunks,
+                        rows,
+                        norms is not None,
+                    )
+            else:
+                panel(
+                    zero,
+                    cols,
+                    source + first * pitch,
+                    pitch,
+                    size,
+                    weights,
+                    cols * BYTES,
+                    there,
+                    row_z,
+                    inner,
+                    rows,
+                    norms is not None,
+                )
             if norms is None:
                 call_step(step, table.ctypes.data, block, first, last)
         if norms is not None:
@@ -140,10 +245,20 @@ def _forward(
             )
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
-        put_outputs(y[t], h[following], lengths, t, first, last, column, columns)
-        if by_units and parts > 1:
-            meet(counter.ctypes.data, parts * (count + 1))
+        to, new, offset = at(y, t), at(h, following), column * size
+        put_outputs(zero, to + offset, width * size, new + offset, row_h, lengths, t, first, last, columns - column)
+        if cut is not None and not masked:
+            after, other = (at(c, following) if of_cell else at(h, following)) + own * size, 1 - slot_now
+            to = cut_to + other * cut_slot + own * 2
+            cut.any_wild[other, part] = cut_rows(
+                after, row_source, to, cut_row, cut_part, first, last, 1, 0, own_size, flags_to + other * slot_flags
+            )
+        if shared:
+            met += 1
+            meet(counter.ctypes.data, parts * met)
         now = following
+    if cut is not None:
+        release_tiles()
 
 
 @compiled

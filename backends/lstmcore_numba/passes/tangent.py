@@ -130,7 +130,7 @@ def _tangent(
             )
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
-        put_outputs(ty[t], th[1 - now], lengths, t, first, last, 0, width)
+        put_outputs(zero, at(ty, t), width * size, at(th, 1 - now), row_h, lengths, t, first, last, width)
         now = 1 - now
 
 
