@@ -321,9 +321,9 @@ class NumbaKernel(Kernel):
     def _cut_back(self, w: Weights, batch: int, most: int) -> passes.CutBack | None:
         """The operands of the product with the recurrent weights in parts, where it runs on AMX."""
         layout = self.layout
-        if not on_amx(layout, batch, layout.wide):
-            return None
         width = layout.hidden if self.of_cell else layout.output
+        if not on_amx(layout, batch, layout.wide, width):
+            return None
         weights = w.cut("back_recurrent", width // layout.lanes, PANEL, layout.wide)
         if weights is None:
             return None
@@ -380,9 +380,10 @@ class NumbaKernel(Kernel):
     def _cut_input(self, w: Weights, rows: int) -> Array | None:
         """The weights of the input in parts, where their product with gradients of `rows` rows runs on AMX."""
         layout = self.layout
-        if not on_amx(layout, rows, layout.wide):
+        width = layout.whole(self.config.input_size)
+        if not on_amx(layout, rows, layout.wide, width):
             return None
-        return w.cut("back_input", layout.whole(self.config.input_size) // layout.lanes, PANEL, layout.wide)
+        return w.cut("back_input", width // layout.lanes, PANEL, layout.wide)
 
     def _weight_gradient(self, dz: Array, a: Array, size: int, columns: int) -> tuple[Array, Array]:
         """``dz^T a`` for dz (T, B, N, G, lanes) of `size` units and the first columns of a; sums of dz's rows."""
@@ -390,7 +391,7 @@ class NumbaKernel(Kernel):
         of_weight, of_bias = np.empty((gates * size, columns), self.dtype), np.empty(gates * size, self.dtype)
         sums, found = aligned((blocks, gates, lanes), self.dtype), aligned((blocks, columns, gates, lanes), self.dtype)
         with self._threads(blocks, float(dz.size) * columns) as team:
-            cut = True if on_amx(self.layout, len(a), columns) else None
+            cut = True if on_amx(self.layout, min(len(a), columns), len(a), gates * size) else None
             passes.weight_gradient(team, dz, a, size, sums, found, of_weight, of_bias, cut)
         return of_weight, of_bias
 

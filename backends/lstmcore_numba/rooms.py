@@ -16,9 +16,10 @@ _AHEAD: Final = 1 << 20
 #: Rows from which threads take rows of the batch where the weights fit into a core's cache; else they take hidden
 #: units, and meet after every step.
 _ROWSAPART: Final = 48
-#: Rows from which products run on AMX, and values of the inner size.
-_AMX_ROWS: Final = 12
+#: Rows from which products run on AMX, values of the inner size, and multiply-adds of a product.
+_AMX_ROWS: Final = 32
 _AMX_INNER: Final = 8
+_AMX_WORTH: Final = 2_000_000
 #: Bytes of weights that fit.
 _FIT: Final = 1 << 20
 #: Multiply-adds of a step for which a meeting is worth its time.
@@ -66,9 +67,10 @@ def _fits(layout: Layout, inner: int) -> bool:
     return inner * layout.wide * layout.dtype.itemsize <= _FIT
 
 
-def on_amx(layout: Layout, batch: int, inner: int) -> bool:
-    """Whether products of `batch` rows and of `inner` values at least are made from parts."""
-    return layout.dtype == np.float32 and batch >= _AMX_ROWS and inner >= _AMX_INNER and usable()
+def on_amx(layout: Layout, rows: int, inner: int, outer: int) -> bool:
+    """Whether a product of `rows` rows and of `inner` values is made from parts; `outer` is its number of columns."""
+    enough = rows >= _AMX_ROWS and inner >= _AMX_INNER and rows * inner * outer >= _AMX_WORTH
+    return enough and layout.dtype == np.float32 and usable()
 
 
 def in_parts(parts: tuple[int, ...], rows: int, inner: int) -> Array:
@@ -144,7 +146,7 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
     inner = config.recurrent_size
     shared = sharing(layout, steps, batch, inner + config.input_size, masked=masked)
     cut = None
-    if on_amx(layout, batch, min(inner, config.input_size)):
+    if config.input_size >= _AMX_INNER and on_amx(layout, batch, inner, layout.wide):
         cut = (
             in_parts((PARTS,), ahead * batch, config.input_size),
             in_parts((2, PARTS), batch, inner),

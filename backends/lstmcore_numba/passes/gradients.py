@@ -11,7 +11,7 @@ from lstmcore_numba.jit import compiled
 from lstmcore_numba.parallel import outlined, side_by_side
 from lstmcore_numba.parts import cut_rows, pair_rows, turn_rows
 from lstmcore_numba.passes.cut import cut_product
-from lstmcore_numba.tiles import BYTES, add_numbers, grouped_product, panel
+from lstmcore_numba.tiles import BYTES, add_numbers, copy_numbers, grouped_product, panel
 
 #: Rows of the input that are multiplied by all weights before the next ones.
 _CHUNK: Final = 96
@@ -151,12 +151,11 @@ def _weight_gradient(
         for block in range(first, last):
             t, row = begin // batch, begin % batch
             some[:] = 0
+            row_z, to_some = wide * size, some.ctypes.data
             for k in range(depth):
-                for gate in range(cols):
-                    for lane in range(lanes):
-                        value = dz[t, block, row, gate, lane]
-                        packed[k, gate * lanes + lane] = value
-                        some[gate, lane] += value
+                here = dz.ctypes.data + ((t * blocks + block) * batch + row) * row_z
+                copy_numbers(zero, here, packed.ctypes.data + k * row_z, wide, True)
+                add_numbers(zero, here, to_some, wide)
                 row += 1
                 if row == batch:
                     t, row = t + 1, 0
