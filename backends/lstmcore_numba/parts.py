@@ -338,6 +338,6 @@ def cut_rows(
     flags: int,
 ) -> int:
     """`split_rows` for rows `first` to `last`; addresses are those of row 0."""
-    return split_rows(
-        source + first * pitch, pitch, target + first * row, row, part, last - first, runs, run, size, flags + first
-    )
+    here, there = source + first * pitch, target + first * row
+    wild: int = split_rows(here, pitch, there, row, part, last - first, runs, run, size, flags + first)
+    return wild

@@ -173,7 +173,9 @@ def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -
     signature = types.void(zero, types.int64, types.int64, types.int64)
 
     def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        _emit_numbers(_emitter(builder, signature.args[0]), *args[1:], lambda new, old: builder.fadd(old, new))
+        _, source, target, count = args
+        e = _emitter(builder, signature.args[0])
+        _emit_numbers(e, source, target, count, lambda new, old: builder.fadd(old, new))
         return dummy.get_dummy_value()
 
     return signature, emit

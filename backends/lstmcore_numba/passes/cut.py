@@ -117,7 +117,8 @@ def cut_inputs(part: int, parts: int, x: Any, cut: Any, begin: int, steps: int, 
     """Cut rows `first` to `last` of `steps` steps of `x` from `begin` on, or a share of all rows of them."""
     batch, inner = x.shape[1], x.shape[2]
     pitch, rows, flags = inner * 4, steps * batch, cut.wild_x.ctypes.data
-    source, target, part_bytes, row = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data, *cut.x.strides[:2]
+    source, target = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data
+    part_bytes, row = cut.x.strides[:2]
     if parts > 1 or last - first == batch:
         from_row, to_row = rows * part // parts, rows * (part + 1) // parts
         return cut_rows(source, pitch, target, row, part_bytes, from_row, to_row, 1, 0, inner, flags)
@@ -147,7 +148,8 @@ def cut_input_products(
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
     pitch, row_z, zero = inner * 4, cols * lanes * 4, x.dtype.type(0)
     chunks, step = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
-    source, target, part_bytes, row = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data, *cut.x.strides[:2]
+    source, target = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data
+    part_bytes, row = cut.x.strides[:2]
     to, packed, packed_parts = products.ctypes.data, weight.ctypes.data, cut.input.ctypes.data
     for block in range(block_first, block_last):
         cut_weight, exact_weight = packed_parts + block * chunks * step, packed + block * inner * cols * BYTES
