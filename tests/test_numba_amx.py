@@ -106,6 +106,15 @@ def test_weights_that_are_not_finite_are_multiplied_in_float32(
     assert np.isfinite(found[0]).all()
 
 
+def test_the_receipt_tells_of_amx(everywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.kernel import NumbaBackend
+
+    kernel = NumbaBackend().compile(LSTMConfig(input_size=40, hidden_size=48), "float32")
+    assert kernel.receipt(steps=5, batch=64).path == "vectors of 512 bits, products on AMX"
+    without(monkeypatch)
+    assert kernel.receipt(steps=5, batch=64).path == "vectors of 512 bits"
+
+
 def test_amx_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba import amx
 

@@ -19,7 +19,7 @@ from lstmcore_numba.amx import PARTS
 from lstmcore_numba.compiling import address
 from lstmcore_numba.norms import gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
-from lstmcore_numba.rooms import Room, Sharing, in_parts, make_room, on_amx, run_beside, sharing
+from lstmcore_numba.rooms import Room, Sharing, forward_on_amx, in_parts, make_room, on_amx, run_beside, sharing
 from lstmcore_numba.threads import ALONE, ROWS, Threads
 from lstmcore_numba.tiles import PANEL
 
@@ -84,6 +84,8 @@ class NumbaKernel(Kernel):
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         path = f"vectors of {8 * self.layout.lanes * self.dtype.itemsize} bits"
+        if batch is not None and forward_on_amx(self.layout, batch):
+            path += ", products on AMX"
         return Receipt(self.backend.name, "cpu", self.precision.name, path, "made for this processor and this LSTM")
 
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:

@@ -73,6 +73,12 @@ def on_amx(layout: Layout, rows: int, inner: int, outer: int) -> bool:
     return enough and layout.dtype == np.float32 and usable()
 
 
+def forward_on_amx(layout: Layout, batch: int) -> bool:
+    """Whether the products of a forward pass of `batch` rows are made from parts."""
+    config = layout.config
+    return config.input_size >= _AMX_INNER and on_amx(layout, batch, config.recurrent_size, layout.wide)
+
+
 def in_parts(parts: tuple[int, ...], rows: int, inner: int) -> Array:
     """Room for `rows` rows of `inner` values in parts: 0 where a row has no values, anything elsewhere."""
     whole = -(-inner // DEPTH) * DEPTH
@@ -146,7 +152,7 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
     inner = config.recurrent_size
     shared = sharing(layout, steps, batch, inner + config.input_size, masked=masked)
     cut = None
-    if config.input_size >= _AMX_INNER and on_amx(layout, batch, inner, layout.wide):
+    if forward_on_amx(layout, batch):
         cut = (
             in_parts((PARTS,), ahead * batch, config.input_size),
             in_parts((2, PARTS), batch, inner),
