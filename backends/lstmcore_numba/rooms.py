@@ -126,7 +126,7 @@ class Room:
     @property
     def size(self) -> int:
         """Bytes of the largest arrays."""
-        return int(self.gates.nbytes + self.h.nbytes + self.c.nbytes)
+        return int(self.gates.nbytes + self.h.nbytes + self.c.nbytes + sum(part.nbytes for part in self.cut or ()))
 
 
 def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: bool, raw: bool) -> Room:
