@@ -61,7 +61,7 @@ def tests(session: nox.Session) -> None:
 def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
-    session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", *session.posargs, env=_quiet())
+    session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", "tests/test_numba_amx.py", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -83,7 +83,7 @@ def report(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """The tests that train for longer."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS)
-    session.run("pytest", "-m", "slow", "--ignore=tests/cupy", *session.posargs, env=_quiet())
+    session.run("pytest", "-m", "slow and not numba", "--ignore=tests/cupy", *session.posargs, env=_quiet())
 
 
 @nox.session
