@@ -61,7 +61,8 @@ def tests(session: nox.Session) -> None:
 def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
-    session.run("pytest", "-m", "numba", "tests/test_numba_backend.py", "tests/test_numba_amx.py", *session.posargs, env=_quiet())
+    files = ("tests/test_numba_backend.py", "tests/test_numba_amx.py")
+    session.run("pytest", "-m", "numba", *files, *session.posargs, env=_quiet())
 
 
 @nox.session
