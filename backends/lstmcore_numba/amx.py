@@ -72,11 +72,7 @@ class _Tiles:
         self.e = e
 
     def _call(self, name: str, *args: ir.Value) -> None:
-        module, full = self.e.builder.module, f"llvm.x86.{name}"
-        function = module.globals.get(full)
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(ir.VoidType(), [arg.type for arg in args]), full)
-        self.e.builder.call(function, args)
+        self.e.call(f"llvm.x86.{name}", ir.VoidType(), *args)
 
     def configure(self, rows: ir.Value) -> None:
         """Give all tiles rows of 64 bytes, the last tile 16 of them and the others `rows`."""

@@ -63,11 +63,15 @@ class Emitter:
 
     def intrinsic(self, name: str, *values: Vector) -> Vector:
         """The result of an LLVM intrinsic, such as ``fma``, on vectors."""
-        full = f"llvm.{name}.{self.name}"
+        return Vector(self, self.call(f"llvm.{name}.{self.name}", self.type, *(value.value for value in values)))
+
+    def call(self, full: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+        """What an LLVM intrinsic gives, which is named in full and declared where it is first of use."""
         function = self.builder.module.globals.get(full)
         if function is None:
-            function = ir.Function(self.builder.module, ir.FunctionType(self.type, [self.type] * len(values)), full)
-        return Vector(self, self.builder.call(function, [value.value for value in values]))
+            kind = ir.FunctionType(result, [arg.type for arg in args])
+            function = ir.Function(self.builder.module, kind, full)
+        return self.builder.call(function, args)
 
     @property
     def widest(self) -> bool:
@@ -81,13 +85,8 @@ class Emitter:
 
     def masked(self, full: str, values: list[Vector], options: list[ir.Value]) -> Vector:
         """The result of an instruction of AVX-512 that could leave lanes out, in all lanes."""
-        lanes = ir.IntType(self.lanes)
-        types = [self.type] * len(values) + [lanes] + [option.type for option in options]
-        function = self.builder.module.globals.get(full)
-        if function is None:
-            function = ir.Function(self.builder.module, ir.FunctionType(self.type, types), full)
-        every = ir.Constant(lanes, (1 << self.lanes) - 1)
-        return Vector(self, self.builder.call(function, [value.value for value in values] + [every, *options]))
+        every = ir.Constant(ir.IntType(self.lanes), (1 << self.lanes) - 1)
+        return Vector(self, self.call(full, self.type, *(value.value for value in values), every, *options))
 
     def address(self, base: ir.Value, *offsets: ir.Value) -> ir.Value:
         """``base`` and the sum of `offsets`, in bytes; all are integers."""
@@ -102,14 +101,9 @@ class Emitter:
 
     def load_some(self, address: ir.Value, mask: ir.Value) -> Vector:
         """The numbers at `address` where the mask is set, else 0; the others need not be memory."""
-        full = f"llvm.masked.load.{self.name}.p0"
-        types = [POINTER, ir.IntType(32), mask.type, self.type]
-        function = self.builder.module.globals.get(full)
-        if function is None:
-            function = ir.Function(self.builder.module, ir.FunctionType(self.type, types), full)
-        pointer = self.builder.inttoptr(address, POINTER)
+        pointer, align = self.builder.inttoptr(address, POINTER), ir.Constant(ir.IntType(32), self.size)
         nothing = ir.Constant(self.type, None)
-        return Vector(self, self.builder.call(function, [pointer, ir.Constant(types[1], self.size), mask, nothing]))
+        return Vector(self, self.call(f"llvm.masked.load.{self.name}.p0", self.type, pointer, align, mask, nothing))
 
     def store(self, value: Vector, address: ir.Value) -> None:
         """Write `value` to `address`, which need not be aligned."""
@@ -117,14 +111,8 @@ class Emitter:
 
     def prefetch(self, address: ir.Value) -> None:
         """Ask for the cache line of `address`, which need not be memory."""
-        number, name = ir.IntType(32), "llvm.prefetch.p0"
-        function = self.builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(
-                self.builder.module, ir.FunctionType(ir.VoidType(), [POINTER, number, number, number]), name
-            )
-        options = [ir.Constant(number, value) for value in (0, 3, 1)]  # to be read, into the nearest cache, data
-        self.builder.call(function, [self.builder.inttoptr(address, POINTER), *options])
+        options = [ir.Constant(ir.IntType(32), value) for value in (0, 3, 1)]  # to be read, the nearest cache, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, POINTER), *options)
 
     def broadcast(self, address: ir.Value) -> Vector:
         """The one number at `address` in every lane."""
