@@ -1,4 +1,7 @@
-"""The backward pass as docs/backward.md derives it: a kernel and a product for each step, then large products, sums."""
+"""The backward pass as docs/backward.md derives it: a kernel and a product for each step, then large products, sums.
+
+The steps are one launch where there is a plan for it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 from lstmcore.backend import Gradients, State
 from lstmcore_cupy.calls import Call, Programs
 from lstmcore_cupy.device import Array
+from lstmcore_cupy.persistent import Loop, Pass, Plan
 from lstmcore_cupy.weights import Saved
 
 if TYPE_CHECKING:
@@ -23,8 +27,10 @@ def call_of(saved: Saved, **values: Array | int | None) -> Call:
     return call
 
 
-def backward(kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
-    """See `Kernel._backward`."""
+def backward(
+    kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State | None, directions: int = 1
+) -> Pass[Gradients]:
+    """See `Kernel._backward`. `directions` run side by side."""
     config, weights = kernel.config, saved.weights
     programs, p = weights.programs, weights.parameters
     device = programs.device
@@ -43,9 +49,8 @@ def backward(kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State |
         zeros = {name: device.zeros(shape, programs.storage) for name, shape in shapes.items()}
         return Gradients(dx, State(programs.narrow(dh), dc), zeros)
 
-    dr = programs.zeros(batch, config.recurrent_size)
     dz = programs.empty(steps, batch, columns)
-    call = call_of(saved, dy=None if dy is None else device.array(dy), dh=dh, dc=dc, dr=dr, dz=dz)
+    call = call_of(saved, dy=None if dy is None else device.array(dy), dh=dh, dc=dc, dz=dz)
     dz_x = dz_h = dz
     dn = d_projected = dq = None
     if normed:
@@ -54,14 +59,20 @@ def backward(kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State |
     if config.proj_size:
         d_projected, dq = programs.empty(steps, batch, output), programs.empty(batch, hidden)
         call.put(d_projected=d_projected, dq=dq)
-    for s in reversed(range(steps)):
-        t = steps - 1 - s if config.reverse else s
-        if d_projected is not None:
-            call.step(s, "backward_output", batch, output)
-            programs.product(d_projected[t], p["weight_proj"], dq)
-        call.step(s, "backward_cell", batch, hidden, whole_rows=normed)
-        programs.product(dz_h[t], p["weight_h"], dr)
-    call.step(-1, "backward_last", batch, config.recurrent_size)
+    persistent = kernel.plan(programs, "backward_persistent", batch, directions)
+    if isinstance(persistent, Plan):
+        yield Loop(persistent, programs, call)
+    else:
+        dr = programs.zeros(batch, config.recurrent_size)
+        call.put(dr=dr)
+        for s in reversed(range(steps)):
+            t = steps - 1 - s if config.reverse else s
+            if d_projected is not None:
+                call.step(s, "backward_output", batch, output)
+                programs.product(d_projected[t], p["weight_proj"], dq)
+            call.step(s, "backward_cell", batch, hidden, whole_rows=normed)
+            programs.product(dz_h[t], p["weight_h"], dr)
+        call.step(-1, "backward_last", batch, config.recurrent_size)
     if normed:
         call.launch("backward_normalise_input", steps * batch, columns, whole_rows=True)
 

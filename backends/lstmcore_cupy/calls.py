@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
@@ -58,10 +58,10 @@ class Call:
         self._words[self._places["s"]] = s
         self.launch(kernel, rows, width, whole_rows=whole_rows)
 
-    def cooperate(self, kernel: str, blocks: int, threads: int, shared_bytes: int) -> None:
-        """Start a kernel whose blocks wait for each other."""
-        self.put(arrived=self._device.zeros((1,), np.dtype(np.int64)))
-        self._program.launch(kernel, (blocks,), threads, self._words, shared_bytes=shared_bytes, cooperative=True)
+    @property
+    def words(self) -> Words:
+        """The struct as it is now."""
+        return self._words
 
 
 class Programs:
@@ -77,6 +77,8 @@ class Programs:
         #: 16-bit formats have no more than TF32, so nothing is lost there.
         self.compute: Compute = "tf32" if precision.name == "tf32" else "ieee"
         self.compute_stored: Compute = "ieee" if precision.name in ("float64", "float32") else "tf32"
+        #: Whether the persistent kernels multiply on tensor cores: with no loss in the 16-bit formats.
+        self.tensor_cores = precision.name not in ("float64", "float32")
         self.program = device.program(variants.program(config, precision))
         self._rows = device.program(variants.rows_program(precision))
 
@@ -175,6 +177,29 @@ class Programs:
             part = slice(first, first + _PRODUCT_ROWS)
             self.device.product(a[part], b[part], found, compute=self.compute, turn_a=True, accumulate=first > 0)
         return found
+
+
+def cooperate(
+    programs: Programs,
+    kernel: str,
+    calls: Sequence[Call],
+    blocks: tuple[int, int, int],
+    threads: int,
+    shared_bytes: int,
+) -> None:
+    """Start a kernel that takes a ``struct Directions`` and whose blocks wait for each other.
+
+    Raises
+    ------
+    RuntimeError
+        An earlier such launch gave up.
+    """
+    device = programs.device
+    device.check()
+    for call in calls:
+        call.put(arrived=device.zeros(blocks[1:2], np.dtype(np.int64)), failed=device.failed.ctypes.data)
+    words = np.concatenate([calls[0].words, calls[-1].words])
+    programs.program.launch(kernel, blocks, threads, words, shared_bytes=shared_bytes, cooperative=True)
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

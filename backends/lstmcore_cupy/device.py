@@ -72,6 +72,8 @@ class Device(ABC):
     multiprocessors: int
     #: The most dynamic shared memory of a block, in bytes.
     shared_bytes: int
+    #: One number of the host's memory to which kernels can write: not 0 where blocks gave up waiting for each other.
+    failed: Words
 
     @abstractmethod
     def active(self) -> AbstractContextManager[object]:
@@ -130,6 +132,15 @@ class Device(ABC):
     def versions(self) -> dict[str, str]:
         """Of the libraries that it computes with."""
         return {}
+
+    def check(self) -> None:
+        """Raise RuntimeError where a launch that has run by now gave up, once for it. Waits for nothing."""
+        if self.failed[0]:
+            self.failed[0] = 0
+            raise RuntimeError(
+                f"{self.name}: the blocks of a persistent kernel waited too long for each other, and what it computed "
+                "is NaN; run without it: CupyBackend(device, persistent=False)"
+            )
 
 
 def compiled(text: str, architecture: int, *options: str) -> tuple[bytes, str]:
@@ -211,6 +222,10 @@ class CudaDevice(Device):
         self.multiprocessors = int(properties["multiProcessorCount"])
         self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
         self.architecture = int(self._device.compute_capability)
+        with self.active():
+            pinned = cupy.cuda.alloc_pinned_memory(np.dtype(np.int64).itemsize)
+        self.failed = np.frombuffer(pinned, np.int64, 1)
+        self.failed[0] = 0
         self._programs: dict[str, _CudaProgram] = {}
         self._lock = threading.Lock()
 

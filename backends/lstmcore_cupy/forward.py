@@ -9,7 +9,7 @@ import numpy as np
 from lstmcore.backend import Masks, State
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array
-from lstmcore_cupy.persistent import Plan
+from lstmcore_cupy.persistent import Loop, Pass, Plan
 from lstmcore_cupy.weights import Saved, Weights
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def forward(
     *,
     record: bool,
     out: Array | None,
-) -> tuple[Array, State, Saved | None]:
-    """See `Kernel._forward`. The arrays are of the device, or of the host."""
+    directions: int = 1,
+) -> Pass[tuple[Array, State, Saved | None]]:
+    """See `Kernel._forward`. The arrays are of the device, or of the host. `directions` run side by side."""
     programs, config, p = weights.programs, kernel.config, weights.parameters
     device = programs.device
     steps, batch, width = x.shape
@@ -42,7 +43,7 @@ def forward(
     if record:
         own = Masks(*(None if mask is None else mask.copy() for mask in own))
     narrow = device.array(x)
-    persistent = kernel.plan(programs, batch)
+    persistent = kernel.plan(programs, "forward_persistent", batch, directions)
     kept = _buffers(programs, steps, batch, record=record)
     if isinstance(persistent, Plan) and not record:  # one block may write the next r while another reads this one
         kept |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}
@@ -70,7 +71,8 @@ def forward(
         if normed:
             call.launch("normalise_input", count * batch, columns, whole_rows=True)
         if isinstance(persistent, Plan):
-            persistent.run(call, begin, count)
+            call.put(s=begin, steps=count)
+            yield Loop(persistent, programs, call)
             continue
         for s in range(begin, begin + count):
             t = steps - 1 - s if config.reverse else s

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
-from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
+from lstmcore.stack import ComposedStack
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import forward
-from lstmcore_cupy.persistent import Plan, plan
+from lstmcore_cupy.persistent import Name, Pass, Plan, plan, together
 from lstmcore_cupy.tangent import jvp
 from lstmcore_cupy.weights import Saved, Weights
-
-Result = TypeVar("Result")
 
 
 class CupyKernel(Kernel):
@@ -34,24 +33,39 @@ class CupyKernel(Kernel):
     def __init__(self, backend: CupyBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
         self._programs: dict[str, Programs] = {}
+        self._plans: dict[tuple[str, Name, int, int], Plan | str] = {}
         self._lock = threading.Lock()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        return self.receipt_beside(batch, 1)
+
+    def receipt_beside(self, batch: int | None, directions: int) -> Receipt:
+        """The receipt of a direction where `directions` run side by side."""
         device = self.backend.device
+        name, where, precision = self.backend.name, device.name, self.precision.name
         one, two = "all steps in one launch", "a product and a kernel a step"
         if not self.backend.persistent:
             reason = "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
-            return Receipt(self.backend.name, device.name, self.precision.name, two, reason)
+            return Receipt(name, where, precision, two, reason)
         with device.active():
-            found = self.plan(self.programs(device), 1 if batch is None else batch)
-        if isinstance(found, Plan):
-            reason = f"forward in {found.blocks} blocks that keep R in shared memory; backward and jvp step by step"
-            return Receipt(self.backend.name, device.name, self.precision.name, one, reason)
-        return Receipt(self.backend.name, device.name, self.precision.name, two, found, found)
+            programs, rows = self.programs(device), 1 if batch is None else batch
+            ahead = self.plan(programs, "forward_persistent", rows, directions)
+            back = self.plan(programs, "backward_persistent", rows, directions)
+        if isinstance(ahead, str):
+            return Receipt(name, where, precision, two, ahead, ahead)
+        if isinstance(back, str):
+            return Receipt(name, where, precision, f"forward {one}, backward {two}", _told("forward", ahead), back)
+        reason = f"{_told('forward', ahead)}, {_told('backward', back)}; jvp step by step"
+        return Receipt(name, where, precision, one, reason)
 
-    def plan(self, programs: Programs, batch: int) -> Plan | str:
-        """How the persistent kernel runs a call, or why it does not."""
-        return plan(programs, batch) if self.backend.persistent else "the persistent kernel is not asked for"
+    def plan(self, programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
+        """How a persistent kernel runs a call, or why it does not."""
+        if not self.backend.persistent:
+            return "the persistent kernels are not asked for"
+        key = (programs.device.name, kernel, batch, directions)
+        if key not in self._plans:
+            self._plans[key] = plan(programs, kernel, batch, directions)
+        return self._plans[key]
 
     def programs(self, device: Device) -> Programs:
         """What is compiled for a device."""
@@ -77,29 +91,56 @@ class CupyKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, Saved | None]:
+        passed = self.forward_pass(weights, x, state, lengths, masks, record=record, out=out)
+        with weights.programs.device.active():
+            return together([passed])[0]
+
+    def forward_pass(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+        directions: int = 1,
+    ) -> Pass[tuple[Array, State, Saved | None]]:
+        """`_forward` as a pass, to be run while the weights' device is active."""
         device = weights.programs.device
         self._check_device(device, x)
-        with device.active():
-            y, last, saved = forward(self, weights, x, state, lengths, masks, record=record, out=out)
-            if isinstance(x, np.ndarray):
-                y = out if y is out else device.host(y)
-                last = State(*map(device.host, last))
-            if out is not None and y is not out:
-                device.assign(out, y)
-                y = out
+        y, last, saved = yield from forward(
+            self, weights, x, state, lengths, masks, record=record, out=out, directions=directions
+        )
+        if isinstance(x, np.ndarray):
+            y = out if y is out else device.host(y)
+            last = State(*map(device.host, last))
+            device.check()
+        if out is not None and y is not out:
+            device.assign(out, y)
+            y = out
         return y, last, saved
 
     def _backward(self, weights: Weights, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
+        with saved.weights.programs.device.active():
+            return together([self.backward_pass(saved, dy, dstate)])[0]
+
+    def backward_pass(
+        self, saved: Saved, dy: Array | None, dstate: State | None, *, directions: int = 1
+    ) -> Pass[Gradients]:
+        """`_backward` as a pass, to be run while the weights' device is active."""
         device = saved.weights.programs.device
-        with device.active():
-            found = backward(self, saved, dy, dstate)
-            if not saved.to_host:
-                return found
-            return Gradients(
-                device.host(found.x),
-                State(*map(device.host, found.state)),
-                {name: device.host(array) for name, array in found.parameters.items()},
-            )
+        found = yield from backward(self, saved, dy, dstate, directions)
+        if not saved.to_host:
+            return found
+        found = Gradients(
+            device.host(found.x),
+            State(*map(device.host, found.state)),
+            {name: device.host(array) for name, array in found.parameters.items()},
+        )
+        device.check()
+        return found
 
     def _jvp(
         self,
@@ -113,13 +154,15 @@ class CupyKernel(Kernel):
         device = weights.programs.device
         self._check_device(device, x)
         with device.active():
-            y, last, saved = forward(self, weights, x, state, lengths, masks, record=True, out=None)
+            (found,) = together([forward(self, weights, x, state, lengths, masks, record=True, out=None)])
+            y, last, saved = found
             if saved is None:  # never: it was recorded
                 raise RuntimeError("forward: recorded nothing")
             both = (Forward(y, last), jvp(self, saved, tangents))
             if not saved.to_host:
                 return both
             one, two = (Forward(device.host(each.y), State(*map(device.host, each.state))) for each in both)
+            device.check()
             return one, two
 
     def _check_device(self, device: Device, x: Array) -> None:
@@ -129,11 +172,38 @@ class CupyKernel(Kernel):
             raise ValueError(f"x: expected an array on {device.name}, where the weights are; got one on {home.name}")
 
 
+class CupyStack(ComposedStack):
+    """Kernels of all layers and directions; the loops over time of a layer's two directions share their launches."""
+
+    kernels: tuple[CupyKernel, ...]
+
+    def _forward_layer(
+        self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
+    ) -> Sequence[tuple[Array, State, Any]]:
+        passes = [
+            kernel.forward_pass(*args, record=record, out=out, directions=len(calls))
+            for kernel, (*args, out) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
+        ]
+        with calls[0][0].programs.device.active():
+            return together(passes)
+
+    def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        passes = [
+            kernel.backward_pass(*args, directions=len(calls))
+            for kernel, (_, *args) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
+        ]
+        with calls[0][0].programs.device.active():
+            return together(passes)
+
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        return tuple(kernel.receipt_beside(batch, self.stack.num_directions) for kernel in self.kernels)
+
+
 class CupyBackend(Backend):
     """Every switch on an NVIDIA GPU. `device` is where arrays of the host go; calls run where their weights are.
 
-    `persistent`: whether forward takes the persistent kernel where it can. It is not the default, since no GPU has run
-    it yet.
+    `persistent`: whether forward and backward take the persistent kernels where they can. They are not the default,
+    since no GPU has run them yet.
     """
 
     name = "cupy"
@@ -159,7 +229,19 @@ class CupyBackend(Backend):
             return device.array(array)
 
     def to_host(self, array: Array) -> Array:
-        return self.device.host(array)
+        found = self.device.host(array)
+        self.device.check()
+        return found
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)
+
+    def _compile_stack(self, stack: StackConfig, precision: Precision) -> CupyStack:
+        return CupyStack(self, stack, precision)
+
+
+def _told(what: str, found: Plan) -> str:
+    """A plan in a receipt."""
+    units, rows, directions = found.grid
+    sides = f", {directions} directions" if directions > 1 else ""
+    return f"{what} in {found.blocks} blocks that keep R on chip, {units} over the units, {rows} over the rows{sides}"

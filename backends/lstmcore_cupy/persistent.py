@@ -1,49 +1,170 @@
-"""The persistent kernel: all steps in one launch, the rows of R in the shared memory of the blocks that use them."""
+"""The persistent kernels: all steps in one launch, what is used of R in the shared memory of the blocks that use it."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from lstmcore_cupy.calls import Call, Programs
+from lstmcore_cupy.calls import Call, Programs, cooperate
 
-KERNEL: Final = "forward_persistent"
+Name = Literal["forward_persistent", "backward_persistent"]
 #: As in persistent.cuh.
 _TILE: Final = 16
-_QUAD: Final = 4
+_BLOCK: Final = 4
 _WARP: Final = 32
+#: As in mma.cuh: outputs of a fragment, and bytes of its columns.
+_OUTPUTS: Final = 8
+_FRAGMENT: Final = 32
 _MOST_WARPS: Final = 8
+#: Entries of a tile that a thread should load at most, with fewer than the most warps.
+_LOADS: Final = 16
+#: Into how many parts of columns a tile is cut where shared memory is short.
+_PARTS: Final = (1, 2, 4, 8)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a call is spread over the device: `units` hidden units for each block."""
+    """How a kernel is spread over the device.
 
+    Attributes
+    ----------
+    units, rows
+        Hidden units, and rows of the batch, of each block.
+    depth
+        Columns of a tile in shared memory.
+    grid
+        Blocks for all units, for all rows, for all directions.
+    """
+
+    kernel: Name
     units: int
-    blocks: int
+    rows: int
+    depth: int
+    grid: tuple[int, int, int]
     threads: int
     shared_bytes: int
 
-    def run(self, call: Call, begin: int, steps: int) -> None:
-        """Run `steps` steps from step `begin`."""
-        call.put(s=begin, steps=steps, units=self.units)
-        call.cooperate(KERNEL, self.blocks, self.threads, self.shared_bytes)
+    @property
+    def blocks(self) -> int:
+        """All of them, for one direction or both."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    def run(self, programs: Programs, calls: Sequence[Call]) -> None:
+        """Start the kernel on one direction, or on both."""
+        for call in calls:
+            call.put(units=self.units, rows=self.rows, depth=self.depth)
+        kernel = name_of(programs, self.kernel)
+        cooperate(programs, kernel, calls, (*self.grid[:2], len(calls)), self.threads, self.shared_bytes)
 
 
-def plan(programs: Programs, batch: int) -> Plan | str:
-    """The plan for a batch size, or why there is none."""
-    config, device = programs.config, programs.device
+class Loop(NamedTuple):
+    """All steps of a call of one direction, and how they are run."""
+
+    plan: Plan
+    programs: Programs
+    call: Call
+
+
+#: The pass of one direction: it gives out loops, which have to be run before it goes on.
+Pass: TypeAlias = Generator[Loop, None, Result]
+
+
+def together(passes: Sequence[Pass[Result]]) -> list[Result]:
+    """Run the passes of a layer's directions side by side, their loops in one launch where they are planned so."""
+    results: dict[int, Result] = {}
+    while len(results) < len(passes):
+        loops: list[Loop] = []
+        for index, each in enumerate(passes):
+            if index not in results:
+                try:
+                    loops.append(next(each))
+                except StopIteration as end:
+                    results[index] = end.value
+        joined = bool(loops) and loops[0].plan.grid[2] == len(loops)
+        for launch in [loops] if joined else [[loop] for loop in loops]:
+            launch[0].plan.run(launch[0].programs, [loop.call for loop in launch])
+    return [results[index] for index in range(len(passes))]
+
+
+def plan(programs: Programs, kernel: Name, batch: int, directions: int = 1) -> Plan | str:
+    """The plan for a batch size, or why there is none: for both directions in one launch if there is one."""
+    config = programs.config
     if config.layer_norm or config.proj_size:
-        return f"the persistent kernel has no {'layer norm' if config.layer_norm else 'projection'}"
-    units = -(-config.hidden_size // device.multiprocessors)
-    blocks = -(-config.hidden_size // units)
-    shared_bytes = (units * len(config.gates) + _TILE) * config.recurrent_size * programs.real.itemsize
-    if shared_bytes > device.shared_bytes:
+        return f"the persistent kernels have no {'layer norm' if config.layer_norm else 'projection'}"
+    found = _plan(programs, kernel, batch, directions)
+    return _plan(programs, kernel, batch, 1) if directions > 1 and isinstance(found, str) else found
+
+
+def _plan(programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
+    """The plan with the fewest sums for a block; of those that are alike, the one whose blocks read the fewest rows."""
+    device = programs.device
+    plans = list(_plans(programs, kernel, batch, directions))
+    if not plans:
+        return f"{device.name} has fewer multiprocessors than there are directions"
+    fitting = [each for each in plans if each.shared_bytes <= device.shared_bytes]
+    if not fitting:
+        least = min(each.shared_bytes for each in plans)
         have = f"of {device.name}, which has {device.shared_bytes}"
-        return f"R and a tile of r need {shared_bytes} bytes of the shared memory of each multiprocessor {have}"
-    quads = -(-min(batch, _TILE) // _QUAD)
-    threads = _WARP * max(1, min(_MOST_WARPS, units * quads))
-    held = programs.program.resident_blocks(KERNEL, threads, shared_bytes)
-    if held < blocks:
-        return f"{device.name} holds {held} of the {blocks} blocks of the persistent kernel at once"
-    return Plan(units, blocks, threads, shared_bytes)
+        return f"{kernel} needs {least} bytes of the shared memory of each multiprocessor {have}"
+    found = min(fitting, key=lambda each: (each.units * each.rows, each.rows, -each.depth))
+    held = programs.program.resident_blocks(name_of(programs, kernel), found.threads, found.shared_bytes)
+    if held < found.blocks:
+        return f"{device.name} holds {held} of the {found.blocks} blocks of {kernel} at once"
+    return found
+
+
+def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Iterator[Plan]:
+    """All ways to split the rows over blocks, with as many blocks for the units as there are then."""
+    hidden, gates = programs.config.hidden_size, len(programs.config.gates)
+    outputs, terms = (gates, hidden) if kernel == "forward_persistent" else (1, gates * hidden)
+    available, height = programs.device.multiprocessors // directions, min(max(1, batch), _TILE)
+    for rows in range(_TILE, max(1, batch) + _TILE, _TILE):
+        groups = max(1, _over(batch, rows))
+        if groups > available:
+            continue
+        units = _over(hidden, available // groups)
+        for parts in _PARTS:
+            depth = min(terms, _over(terms, parts * _WARP) * _WARP)
+            warps = _warps(programs, units * outputs, height, depth)
+            yield Plan(
+                kernel,
+                units,
+                rows,
+                depth,
+                (_over(hidden, units), groups, directions),
+                _WARP * warps,
+                _room(programs, units * outputs, terms, depth, warps),
+            )
+
+
+def name_of(programs: Programs, kernel: Name) -> str:
+    """The kernel in the sources: those of float32 have one more for tf32."""
+    return f"{kernel}_tf32" if programs.tensor_cores and programs.storage == programs.real else kernel
+
+
+def _warps(programs: Programs, outputs: int, height: int, depth: int) -> int:
+    """As many as have something to multiply and to load."""
+    if programs.tensor_cores:
+        tasks = _over(outputs, _OUTPUTS) * _over(depth * programs.storage.itemsize, _FRAGMENT)
+    else:
+        tasks = _over(outputs, _BLOCK) * _over(height, _BLOCK)
+    return min(_MOST_WARPS, max(tasks, _over(height * depth, _LOADS * _WARP)))
+
+
+def _room(programs: Programs, outputs: int, terms: int, depth: int, warps: int) -> int:
+    """Bytes of shared memory for the weights, a tile and the sums of a block."""
+    size = programs.real.itemsize
+    if not programs.tensor_cores:
+        return (outputs * terms + _TILE * depth + _TILE * outputs) * size
+    columns = _FRAGMENT // programs.storage.itemsize
+    weights = _over(outputs, _OUTPUTS) * _OUTPUTS * _over(terms, columns) * _FRAGMENT
+    pitch = _over(_over(depth, columns) * columns * size, 128) * 128 + 32  # as in mma.cuh, for a tile of float32
+    return weights + _TILE * (pitch + max(outputs, _OUTPUTS * warps) * size)
+
+
+def _over(number: int, each: int) -> int:
+    """How many of `each` there are in a number, the last one perhaps not full."""
+    return -(-number // each)

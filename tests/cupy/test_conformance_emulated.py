@@ -122,7 +122,7 @@ def test_a_missing_barrier_is_caught(barrier: str) -> None:
 
 #: Name -> what is there, what is in its place, and the items that must find it.
 FAULTS = {
-    "a row off by one": ("a.dr[n * a.R + k]", "a.dr[(n > 0 ? n - 1 : n) * a.R + k]", "backward.switches and plain"),
+    "a row off by one": ("a.dr[n * a.R + j]", "a.dr[(n > 0 ? n - 1 : n) * a.R + j]", "backward.switches and plain"),
     "a length off by one": (
         "time_of(a, s) < a.ends[n]",
         "time_of(a, s) <= a.ends[n]",
@@ -167,11 +167,12 @@ edit = (lambda text: text.replace(*{fault!r})) if {fault!r} else None
 device = EmulatedDevice(sanitize=True, edit=edit)
 subjects = [Subject(CupyBackend(device, persistent=persistent)) for persistent in (True, False)]
 chosen = "(forward or backward or jvp or masks or lengths) and (plain or everything or everything_coupled)"
+runs = [(subject, precision, chosen) for subject in subjects for precision in ("float32", "float16")]
+runs.append((subjects[0], "tf32", "(forward or backward) and plain"))
 outcomes = [
     run_item(subject, item).outcome.value
-    for subject in subjects
-    for precision in ("float32", "float16")
-    for item in items(subject, [precision], "(" + chosen + ") and not rows and not long and not combination")
+    for subject, precision, some in runs
+    for item in items(subject, [precision], "(" + some + ") and not rows and not long and not combination")
 ]
 print(len(outcomes), sorted(set(outcomes)))
 """
@@ -196,7 +197,7 @@ def test_sanitizers_find_nothing() -> None:
     "fault",
     [
         ("a.narrow_target[blockIdx.x * a.width + k]", "a.narrow_target[blockIdx.x * a.width + k + 1]"),
-        ("room + a.units * GATES * K;", "room + a.units * GATES * K + 1;"),
+        ("Product::tile_bytes(a.depth)", "Product::tile_bytes(5 * a.depth)"),
     ],
     ids=["global memory", "shared memory"],
 )

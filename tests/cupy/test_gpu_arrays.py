@@ -108,7 +108,7 @@ class _Gpu(CudaDevice):
 
     def __init__(self) -> None:
         self._cupy, self.number, self.name, self.model = _namespace(), 0, "cuda:0", "none"
-        self.emulated = EmulatedDevice()
+        self.emulated, self.failed = EmulatedDevice(), np.zeros(1, np.int64)
 
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -8,11 +8,12 @@
 #define MAX_THREADS 256
 
 #ifndef KERNEL  // the emulator has its own
-#define KERNEL(name, Struct) extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name(const Struct a)
+#define KERNEL(name, Struct) \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name(const __grid_constant__ Struct a)
 #endif
 
 #ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif
 
 // j runs over the `width` columns of this block's row, which blockIdx.y and the threads share

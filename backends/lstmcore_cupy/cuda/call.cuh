@@ -62,14 +62,17 @@ struct Call {
     long long projected_stride;
     stored* y;                   // (T, N, P)
     // Many steps in one launch: see persistent.cuh
-    long long steps;             // from step s
+    long long steps;             // from step s, forward; backward all of them
     long long units;             // that a block has, fewer in the last one
-    long long* arrived;          // (1): blocks that came to a barrier of the grid, 0 at the launch
+    long long rows;              // of the batch that a block has, fewer in the last ones
+    long long depth;             // columns that a tile has, fewer in the last one
+    long long* arrived;          // for each part of the batch: blocks that came to its barrier, 0 at the launch
+    long long* failed;           // (1), of the host: 1 where a launch gave up
     // Backward
     const stored* dy;            // (T, N, P)
     real* dh;                    // (N, P): of h before the steps that were taken back, without what goes through dr
     real* dc;                    // (N, H)
-    real* dr;                    // (N, R): of m_r r of the step taken back last
+    real* dr;                    // (N, R): of m_r r of the step taken back last; null where all are in one launch
     real* dz;                    // (T, N, GH)
     real* dz_x;                  // (T, N, GH): of W x, with layer norm
     real* dz_h;                  // (T, N, GH): of R (m_r r), with layer norm
@@ -93,4 +96,9 @@ struct Call {
     real* t_q;                   // (N, H)
     real* t_projected;           // (N, P)
     stored* t_y;                 // (T, N, P)
+};
+
+// One direction of a layer, or both.
+struct Directions {
+    Call of[2];
 };

@@ -266,23 +266,22 @@ KERNEL(forward_output, Call) {
 }
 #endif
 
-#include "persistent.cuh"
-
 // Backward: d_ is the gradient of the scalar with respect to the value of that name ------------------------------------------
 
 // dh or dc with what came through the product of the step taken back before, s + 1; 0 of it where that was padding.
+// `dr` is the gradient of m_r r of that step.
 __device__ inline real carried(
-    const Call& a, const long long s, const long long n, const long long k, const real value) {
-    return active(a, n, s + 1) ? value + keep_recurrent(a, n, k) * a.dr[n * a.R + k] : value;
+    const Call& a, const long long s, const long long n, const long long k, const real value, const real dr) {
+    return active(a, n, s + 1) ? value + keep_recurrent(a, n, k) * dr : value;
 }
 
 // The gradient of the (projected) output before clip and zoneout; dh becomes that of the step before.
 __device__ inline real output_gradient(
-    const Call& a, const long long s, const long long n, const long long k, const bool own) {
+    const Call& a, const long long s, const long long n, const long long k, const real dr, const bool own) {
     const long long entry = n * a.P + k;
     real dh = a.dh[entry];
 #if !RECURRENCE_CELL
-    dh = carried(a, s, n, k, dh);
+    dh = carried(a, s, n, k, dh, dr);
 #endif
     if (!own) {
         a.dh[entry] = dh;
@@ -307,53 +306,116 @@ __device__ inline real output_gradient(
 KERNEL(backward_output, Call) {
     const long long s = a.s, n = blockIdx.x;
     const bool own = active(a, n, s);
-    FOR_UNITS(k, a.P) a.d_projected[(time_of(a, s) * a.N + n) * a.P + k] = output_gradient(a, s, n, k, own);
+    FOR_UNITS(k, a.P) {
+        const real dr = a.dr[n * a.R + k];
+        a.d_projected[(time_of(a, s) * a.N + n) * a.P + k] = output_gradient(a, s, n, k, dr, own);
+    }
 }
 #endif
 
-KERNEL(backward_cell, Call) {
-    const long long s = a.s, n = blockIdx.x, row = time_of(a, s) * a.N + n, columns = GATES * a.H;
-    const real* c_before = a.c + s * a.c_stride + n * a.H;
-    const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
-    real* dz = a.dz + row * columns;
-    const bool own = active(a, n, s);
-    if (!own) {  // the whole block
-        FOR_UNITS(j, a.H) {
+// Unit j of a step that is padding.
+__device__ inline void pad_gradient(
+    const Call& a, const long long s, const long long n, const long long j, const real dr) {
+    const long long row = time_of(a, s) * a.N + n, columns = GATES * a.H;
 #if RECURRENCE_CELL
-            a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j]);
+    a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j], dr);
 #endif
 #if !PROJECTION
-            output_gradient(a, s, n, j, false);
+    output_gradient(a, s, n, j, dr, false);
 #endif
-            for (int gate = 0; gate < GATES; ++gate) {
-                dz[gate * a.H + j] = 0;
-                if (a.dz_h) a.dz_h[row * columns + gate * a.H + j] = 0;
-            }
-            if (a.dn) a.dn[row * a.H + j] = a.norm_c[row * a.H + j] = 0;
-        }
+    for (int gate = 0; gate < GATES; ++gate) {
+        a.dz[row * columns + gate * a.H + j] = 0;
+        if (a.dz_h) a.dz_h[row * columns + gate * a.H + j] = 0;
+    }
+    if (a.dn) a.dn[row * a.H + j] = a.norm_c[row * a.H + j] = 0;
+}
+
+// What q = o u(c) and o = s(z_o) give: dz of the output gate, and the gradient of c, which is normalised with layer norm.
+__device__ inline real backward_output_gate(
+    const Call& a, const long long s, const long long n, const long long j, const real dq, const real c) {
+    const long long place = (time_of(a, s) * a.N + n) * GATES * a.H + O_GATE * a.H + j;
+    const real z_o = a.z[place], u = HIDDEN_VALUE(c);
+    a.dz[place] = dq * u * gate_slope(a, O_GATE, z_o);
+    return dq * gate_value(a, O_GATE, z_o) * HIDDEN_SLOPE(c, u);
+}
+
+// dz of the other gates, and dc of the step before: `dn` is what came to c through u.
+__device__ inline void backward_gates(
+    const Call& a, const long long s, const long long n, const long long j, const real dn, const real dr) {
+    real* dz = a.dz + (time_of(a, s) * a.N + n) * GATES * a.H;
+    const real before = a.c[s * a.c_stride + n * a.H + j];
+    real dc = a.dc[n * a.H + j];
+#if RECURRENCE_CELL
+    dc = carried(a, s, n, j, dc, dr);
+#endif
+    dc += dn;
+#if PEEPHOLE
+    dc += dz[O_GATE * a.H + j] * a.peephole[O_PEEPHOLE * a.H + j];
+#endif
+    // c = keep before + (1 - keep) clip(f before + i g)
+    real z[GATES];
+    read_gates(a, s, n, j, z);
+    const Gates gates = early_gates(a, z);
+    real dc_before = 0;
+#if HAS_ZONEOUT_CELL
+    const real keep = keep_cell(a, s, n, j);
+    dc_before = keep * dc;
+    dc = (1 - keep) * dc;
+#endif
+#if HAS_CELL_CLIP
+    dc *= inside(cell_unclipped(gates, before), a.cell_clip.value);
+#endif
+    dc_before += dc * gates.f;
+    dz[G_GATE * a.H + j] = dc * gates.i * gate_slope(a, G_GATE, z[G_GATE]);
+#if I_GATE >= 0
+    const real cell_of_i = F_GATE >= 0 ? gates.g : gates.g - before;
+    const real dz_i = dc * cell_of_i * gate_slope(a, I_GATE, z[I_GATE]);
+    dz[I_GATE * a.H + j] = dz_i;
+#if PEEPHOLE
+    dc_before += dz_i * a.peephole[I_PEEPHOLE * a.H + j];
+#endif
+#endif
+#if F_GATE >= 0
+    const real cell_of_f = I_GATE >= 0 ? before : before - gates.g;
+    const real dz_f = dc * cell_of_f * gate_slope(a, F_GATE, z[F_GATE]);
+    dz[F_GATE * a.H + j] = dz_f;
+#if PEEPHOLE
+    dc_before += dz_f * a.peephole[F_PEEPHOLE * a.H + j];
+#endif
+#endif
+    a.dc[n * a.H + j] = dc_before;
+}
+
+// dr of unit j; 0 where the gates read no units but what a projection made of them.
+__device__ inline real gradient_of_r(const Call& a, const long long n, const long long j) {
+#if PROJECTION && !RECURRENCE_CELL
+    return 0;
+#else
+    return a.dr[n * a.R + j];
+#endif
+}
+
+KERNEL(backward_cell, Call) {
+    const long long s = a.s, n = blockIdx.x;
+    if (!active(a, n, s)) {  // the whole block
+        FOR_UNITS(j, a.H) pad_gradient(a, s, n, j, gradient_of_r(a, n, j));
         return;
     }
+    const real* c_after = a.c + (s + 1) * a.c_stride + n * a.H;
 #if LAYER_NORM
+    const long long row = time_of(a, s) * a.N + n, columns = GATES * a.H;
     const Norm norm_c = norm_of(c_after, a.H, a.layer_norm_eps.value);
     real sum = 0, along = 0;
 #endif
     FOR_UNITS(j, a.H) {
-        // q = o u(LN(c)), o = s(z_o + p_o c)
 #if PROJECTION
         const real dq = a.dq[n * a.H + j];
 #else
-        const real dq = output_gradient(a, s, n, j, true);
+        const real dq = output_gradient(a, s, n, j, gradient_of_r(a, n, j), true);
 #endif
-        const real z_o = a.z[row * columns + O_GATE * a.H + j], o = gate_value(a, O_GATE, z_o);
 #if LAYER_NORM
-        const real normalised = (c_after[j] - norm_c.mean) / norm_c.deviation, c = scaled_cell(a, j, normalised);
-#else
-        const real c = c_after[j];
-#endif
-        const real u = HIDDEN_VALUE(c);
-        real dn = dq * o * HIDDEN_SLOPE(c, u);
-        dz[O_GATE * a.H + j] = dq * u * gate_slope(a, O_GATE, z_o);
-#if LAYER_NORM
+        const real normalised = (c_after[j] - norm_c.mean) / norm_c.deviation;
+        const real dn = backward_output_gate(a, s, n, j, dq, scaled_cell(a, j, normalised));
         a.dn[row * a.H + j] = dn;
         a.norm_c[row * a.H + j] = normalised;
         sum += dn * a.gain_c[j];
@@ -364,51 +426,14 @@ KERNEL(backward_cell, Call) {
     FOR_UNITS(j, a.H) {
         const real normalised = a.norm_c[row * a.H + j];
         const real dn = (a.dn[row * a.H + j] * a.gain_c[j] - sum - normalised * along) / norm_c.deviation;
+#else
+        const real dn = backward_output_gate(a, s, n, j, dq, c_after[j]);
 #endif
-        real dc = a.dc[n * a.H + j];
-#if RECURRENCE_CELL
-        dc = carried(a, s, n, j, dc);
-#endif
-        dc += dn;
-#if PEEPHOLE
-        dc += dz[O_GATE * a.H + j] * a.peephole[O_PEEPHOLE * a.H + j];
-#endif
-        // c = keep c_before + (1 - keep) clip(f c_before + i g)
-        real z[GATES];
-        read_gates(a, s, n, j, z);
-        const Gates gates = early_gates(a, z);
-        const real before = c_before[j];
-        real dc_before = 0;
-#if HAS_ZONEOUT_CELL
-        const real keep = keep_cell(a, s, n, j);
-        dc_before = keep * dc;
-        dc = (1 - keep) * dc;
-#endif
-#if HAS_CELL_CLIP
-        dc *= inside(cell_unclipped(gates, before), a.cell_clip.value);
-#endif
-        dc_before += dc * gates.f;
-        dz[G_GATE * a.H + j] = dc * gates.i * gate_slope(a, G_GATE, z[G_GATE]);
-#if I_GATE >= 0
-        const real cell_of_i = F_GATE >= 0 ? gates.g : gates.g - before;
-        const real dz_i = dc * cell_of_i * gate_slope(a, I_GATE, z[I_GATE]);
-        dz[I_GATE * a.H + j] = dz_i;
-#if PEEPHOLE
-        dc_before += dz_i * a.peephole[I_PEEPHOLE * a.H + j];
-#endif
-#endif
-#if F_GATE >= 0
-        const real cell_of_f = I_GATE >= 0 ? before : before - gates.g;
-        const real dz_f = dc * cell_of_f * gate_slope(a, F_GATE, z[F_GATE]);
-        dz[F_GATE * a.H + j] = dz_f;
-#if PEEPHOLE
-        dc_before += dz_f * a.peephole[F_PEEPHOLE * a.H + j];
-#endif
-#endif
-        a.dc[n * a.H + j] = dc_before;
+        backward_gates(a, s, n, j, dn, gradient_of_r(a, n, j));
     }
 #if LAYER_NORM
     __syncthreads();  // the sums read dz of all units
+    const real* dz = a.dz + row * columns;
     const real* normalised = a.norm_h + row * columns;
     real* dz_h = a.dz_h + row * columns;
     sum = along = 0;
@@ -443,14 +468,18 @@ KERNEL(backward_normalise_input, Call) {
 }
 #endif
 
-// The gradient of the initial state: what came through the product of the first step. s is -1.
-KERNEL(backward_last, Call) {
-    const long long s = a.s, n = blockIdx.x;
+// The gradient of the initial state: what came through the product of the first step.
+__device__ inline void backward_state(const Call& a, const long long n, const long long k, const real dr) {
 #if RECURRENCE_CELL
-    FOR_UNITS(j, a.H) a.dc[n * a.H + j] = carried(a, s, n, j, a.dc[n * a.H + j]);
+    a.dc[n * a.H + k] = carried(a, -1, n, k, a.dc[n * a.H + k], dr);
 #else
-    FOR_UNITS(k, a.P) a.dh[n * a.P + k] = carried(a, s, n, k, a.dh[n * a.P + k]);
+    a.dh[n * a.P + k] = carried(a, -1, n, k, a.dh[n * a.P + k], dr);
 #endif
+}
+
+KERNEL(backward_last, Call) {
+    const long long n = blockIdx.x;
+    FOR_UNITS(k, a.R) backward_state(a, n, k, a.dr[n * a.R + k]);
 }
 
 // The directional derivative: t_ is the change of the value of that name along the tangents -----------------------------------
@@ -630,3 +659,5 @@ KERNEL(tangent_output, Call) {
     FOR_UNITS(k, a.P) emit_tangent(a, s, n, k, a.t_projected[n * a.P + k], own);
 }
 #endif
+
+#include "persistent.cuh"

@@ -1,79 +1,179 @@
 // All steps in one launch, where nothing but the product with R is a sum over units: no layer norm, no projection.
 //
-// A block has `units` hidden units for all rows of the batch and all steps, and keeps their rows of R in shared memory.
-// Of a step it reads all of r, TILE rows of the batch at a time, and writes its own units of the next one: between the
-// two is a barrier of the grid, so that all blocks have to be resident. What a thread alone writes and reads, c and h of
-// a unit and a row of the batch, needs none: the same thread has them in every step.
+// A block has `units` hidden units and `rows` rows of the batch for all steps: blockIdx.x tells which units, blockIdx.y
+// which rows, blockIdx.z which direction. It keeps what its units need of R in shared memory. Of a step it reads all of r
+// (backward all of dz) of its rows, TILE of them at a time, and writes its own units: between the two is a barrier of the
+// blocks that have the same rows and direction, all of which have to be resident. What a thread alone writes and reads, c
+// and h of a unit and a row, needs none: the same thread has them in every step.
+//
+// Room in shared memory: what is kept of R, a tile (TILE, depth), the sums of a tile (TILE, number of outputs). The product
+// with them is made of scalar multiply-adds or runs on tensor cores, see mma.cuh.
 #pragma once
 
 #include "block.cuh"
 #include "call.cuh"
+#include "mma.cuh"
 
 #if !LAYER_NORM && !PROJECTION
 
 #define TILE 16        // rows of the batch in shared memory
-#define QUAD 4         // of them that a warp multiplies at once
+#define BLOCK 4        // rows, and outputs, that a warp multiplies at once
 #define POLLS 8388608  // of a barrier, until it counts as one that never opens: some seconds
+#define GIVEN_UP (1ll << 40)
 
-// Wait until all blocks have come here `times` times. What threads wrote before is then there for the whole grid, but for
-// what a multiprocessor keeps of earlier reads: see __ldcg. A barrier that does not open ends the launch with an error.
-__device__ inline void grid_barrier(const Call& a, const long long times) {
+// What a block has.
+struct Share {
+    long long first_unit, first_row, last_row;
+    int units;
+};
+
+__device__ inline Share share_of(const Call& a) {
+    const long long unit = blockIdx.x * a.units, row = blockIdx.y * a.rows;
+    return {unit, row, row + a.rows < a.N ? row + a.rows : a.N, (int)(unit + a.units < a.H ? a.units : a.H - unit)};
+}
+
+// Wait until all blocks of the same rows and direction have come here `times` times. What they wrote before is then there
+// for all of them, but for what a multiprocessor keeps of earlier reads: see __ldcg. False where one did not come, which
+// all blocks are told, and the host.
+__device__ inline bool grid_barrier(const Call& a, const long long times) {
+    __shared__ bool open;
     __threadfence();
     __syncthreads();  // the block's writes
     if (threadIdx.x == 0) {
-        atomicAdd((unsigned long long*)a.arrived, 1ull);
+        long long* arrived = a.arrived + blockIdx.y;
+        atomicAdd((unsigned long long*)arrived, 1ull);
         const long long all = times * gridDim.x;
-        for (int polls = 0; *(volatile long long*)a.arrived < all; ++polls) {
-            if (polls == POLLS) __trap();
+        long long now = *(volatile long long*)arrived;
+        for (int polls = 0; now < all && polls < POLLS; ++polls) {
             __nanosleep(20);
+            now = *(volatile long long*)arrived;
         }
         __threadfence();
+        open = now >= all && now < GIVEN_UP;
+        if (!open) {
+            atomicAdd((unsigned long long*)arrived, (unsigned long long)GIVEN_UP);
+            *(volatile long long*)a.failed = 1;
+            __threadfence_system();
+        }
     }
     __syncthreads();  // the grid
+    return open;
 }
 
-// Room in shared memory: R (units, GATES, R) of the block's units, and r (TILE, R).
-KERNEL(forward_persistent, Call) {
-    DYNAMIC_SHARED(real, room);
-    const long long K = a.R, begin = blockIdx.x * a.units;
-    const int units = (int)(begin + a.units <= a.H ? a.units : a.H - begin);
-    real* rows_of_r = room + a.units * GATES * K;
-    for (long long e = threadIdx.x; e < units * GATES * K; e += blockDim.x) {
-        const long long j = begin + e / (GATES * K), gate = e / K % GATES;
-        room[e] = a.weight_h[(gate * a.H + j) * K + e % K];
+// Of two lanes that have parts of the same 2 HALF sums each takes half of the sums, and so on until two lanes have one sum:
+// lanes 2 k and 2 k + 1 get sum k in part[0].
+template <int HALF>
+__device__ inline void fold(real* part, const int lane) {
+    const bool upper = lane & 2 * HALF;
+#pragma unroll
+    for (int e = 0; e < HALF; ++e) {
+        const real own = upper ? part[HALF + e] : part[e], other = upper ? part[e] : part[HALF + e];
+        part[e] = own + __shfl_xor_sync(0xffffffffu, other, 2 * HALF);
     }
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    if constexpr (HALF > 1)
+        fold<HALF / 2>(part, lane);
+    else
+        part[0] += __shfl_xor_sync(0xffffffffu, part[0], 1);
+}
+
+// Products by multiply-adds of one number by another: what float64 and float32 have in place of `TensorProduct`, which
+// says what its functions do. The weights are (outputs, K).
+struct ScalarProduct {
+    typedef real Weight;
+
+    __device__ static long long weights_bytes(const long long outputs, const long long K) {
+        return outputs * K * sizeof(real);
+    }
+    __device__ static long long tile_bytes(const long long columns) {
+        return TILE * columns * sizeof(real);
+    }
+
+    template <class Source>
+    __device__ static void keep(
+        Weight* weights, const int outputs, const long long K, const bool outputs_first, const Source weight) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP, width = (int)K;
+        const int outer = outputs_first ? width : outputs, inner = outputs_first ? outputs : width;
+        for (int one = warp; one < outer; one += warps)
+            for (int two = lane; two < inner; two += WARP) {
+                const int o = outputs_first ? two : one, k = outputs_first ? one : two;
+                weights[o * width + k] = weight(o, k);
+            }
+    }
+
+    __device__ static void product(
+        const Weight* weights, const int outputs, const long long K, const real* source, const int rows, real* tile,
+        const long long depth, real* sums, const bool) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+        const int across = (rows + BLOCK - 1) / BLOCK, tasks = (outputs + BLOCK - 1) / BLOCK * across;
+        for (long long begin = 0; begin < K; begin += depth) {
+            const int columns = (int)(begin + depth < K ? depth : K - begin);
+            __syncthreads();  // whoever still reads the tile and the sums before these
+            for (int row = warp; row < across * BLOCK; row += warps)
+                for (int k = lane; k < columns; k += WARP)
+                    tile[row * columns + k] = row < rows ? __ldcg(source + row * K + begin + k) : 0;
+            __syncthreads();  // the tile, and the weights
+            for (int task = warp; task < tasks; task += warps) {
+                const int output = task / across * BLOCK, row = task % across * BLOCK;
+                const real* factors[BLOCK];
+#pragma unroll
+                for (int o = 0; o < BLOCK; ++o)  // outputs that are not there are not written
+                    factors[o] = weights + (output + o < outputs ? output + o : output) * K + begin;
+                // A lane has every 32nd term of the sums
+                real part[BLOCK * BLOCK] = {};
+                for (int k = lane; k < columns; k += WARP)
+#pragma unroll
+                    for (int o = 0; o < BLOCK; ++o)
+#pragma unroll
+                        for (int q = 0; q < BLOCK; ++q) part[o * BLOCK + q] += factors[o][k] * tile[(row + q) * columns + k];
+                fold<BLOCK * BLOCK / 2>(part, lane);
+                const int o = output + lane / 2 / BLOCK, n = row + lane / 2 % BLOCK;
+                if (lane % 2 || o >= outputs) continue;
+                sums[n * outputs + o] = begin ? sums[n * outputs + o] + part[0] : part[0];
+            }
+        }
+        __syncthreads();  // the sums
+    }
+};
+
+// After a barrier that did not open: nothing of steps from s on may look like a result.
+__device__ inline void forward_failed(const Call& a, const Share& share, const long long s) {
+    const real nothing = sqrt((real)-1);
+#pragma unroll 1  // code that hardly ever runs is to be short
+    for (long long n = share.first_row; n < share.last_row; ++n)
+#pragma unroll 1
+        for (long long unit = threadIdx.x; unit < share.units; unit += blockDim.x) {
+            const long long j = share.first_unit + unit;
+            a.h[n * a.H + j] = nothing;
+#pragma unroll 1
+            for (long long step = s; step < a.T; ++step) {
+                a.c[(step + 1) * a.c_stride + n * a.H + j] = nothing;
+                a.y[(time_of(a, step) * a.N + n) * a.H + j] = rounded(nothing);
+            }
+        }
+}
+
+template <class Product>
+__device__ inline void forward_steps(const Call& a) {
+    DYNAMIC_SHARED(char, room);
+    const Share share = share_of(a);
+    const int units = share.units, outputs = GATES * units;  // in the order (GATES, units)
+    const bool exact = !RECURRENCE_CELL && !a.mask_r;  // r is h, as it is stored
+    auto* weights = (typename Product::Weight*)room;
+    auto* tile = (real*)(room + Product::weights_bytes(GATES * a.units, a.H));
+    auto* sums = (real*)((char*)tile + Product::tile_bytes(a.depth));
+    Product::keep(weights, outputs, a.H, false, [&](const int o, const long long k) {
+        return a.weight_h[(o / units * a.H + share.first_unit + o % units) * a.H + k];
+    });
     for (long long step = 0; step < a.steps; ++step) {
         const long long s = a.s + step;
-        if (step > 0) grid_barrier(a, step);
-        const real* r = a.r + place_of_r(a, s);
-        for (long long first = 0; first < a.N; first += TILE) {
-            const int rows = (int)(a.N - first < TILE ? a.N - first : TILE);
-            __syncthreads();  // whoever still reads the tile before this one
-            for (long long e = threadIdx.x; e < TILE * K; e += blockDim.x)
-                rows_of_r[e] = e < rows * K ? __ldcg(r + first * K + e) : 0;
-            __syncthreads();  // the tile, and R
-            const int quads = (rows + QUAD - 1) / QUAD;
-            for (int task = warp; task < units * quads; task += warps) {
-                const int unit = task / quads, row = task % quads * QUAD;
-                const real* weights = room + unit * GATES * K;
-                // A lane has every 32nd term of the sums
-                real sums[GATES][QUAD] = {};
-                for (long long k = lane; k < K; k += WARP)
-#pragma unroll
-                    for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-                        for (int q = 0; q < QUAD; ++q)
-                            sums[gate][q] += weights[gate * K + k] * rows_of_r[(row + q) * K + k];
-#pragma unroll
-                for (int distance = WARP / 2; distance > 0; distance /= 2)
-#pragma unroll
-                    for (int gate = 0; gate < GATES; ++gate)
-#pragma unroll
-                        for (int q = 0; q < QUAD; ++q)
-                            sums[gate][q] += __shfl_xor_sync(0xffffffffu, sums[gate][q], distance);
-                if (lane >= QUAD || row + lane >= rows) continue;
-                const long long n = first + row + lane, j = begin + unit;
+        if (step > 0 && !grid_barrier(a, step)) return forward_failed(a, share, s);
+        for (long long first = share.first_row; first < share.last_row; first += TILE) {
+            const int rows = (int)(share.last_row - first < TILE ? share.last_row - first : TILE);
+            const real* r = a.r + place_of_r(a, s) + first * a.H;
+            Product::product(weights, outputs, a.H, r, rows, tile, a.depth, sums, exact);
+            for (int e = threadIdx.x; e < rows * units; e += blockDim.x) {
+                const int row = e / units, unit = e % units;
+                const long long n = first + row, j = share.first_unit + unit;
                 if (!active(a, n, s)) {
                     pad_unit(a, s, n, j);
                     continue;
@@ -81,16 +181,90 @@ KERNEL(forward_persistent, Call) {
                 const real* from_x = a.from_x + ((time_of(a, s) - a.first) * a.N + n) * GATES * a.H;
                 real z[GATES];
 #pragma unroll
-                for (int gate = 0; gate < GATES; ++gate) {
-                    z[gate] = from_x[gate * a.H + j];
-#pragma unroll
-                    for (int q = 0; q < QUAD; ++q) z[gate] += q == lane ? sums[gate][q] : 0;
-                }
+                for (int gate = 0; gate < GATES; ++gate)
+                    z[gate] = from_x[gate * a.H + j] + sums[row * outputs + gate * units + unit];
                 const real o = advance_cell(a, s, n, j, z);
                 emit(a, s, n, j, o * HIDDEN_VALUE(a.c[(s + 1) * a.c_stride + n * a.H + j]));
             }
         }
     }
 }
+
+// As `forward_failed`, of steps from s down.
+__device__ inline void backward_failed(const Call& a, const Share& share, const long long s) {
+    const real nothing = sqrt((real)-1);
+#pragma unroll 1  // code that hardly ever runs is to be short
+    for (long long n = share.first_row; n < share.last_row; ++n)
+#pragma unroll 1
+        for (long long unit = threadIdx.x; unit < share.units; unit += blockDim.x) {
+            const long long j = share.first_unit + unit;
+            a.dh[n * a.H + j] = a.dc[n * a.H + j] = nothing;
+#pragma unroll 1
+            for (long long step = s; step >= 0; --step)
+                for (int gate = 0; gate < GATES; ++gate)
+                    a.dz[((time_of(a, step) * a.N + n) * GATES + gate) * a.H + j] = nothing;
+        }
+}
+
+template <class Product>
+__device__ inline void backward_steps(const Call& a) {
+    DYNAMIC_SHARED(char, room);
+    const Share share = share_of(a);
+    const int units = share.units;
+    const long long columns = GATES * a.H;
+    auto* weights = (typename Product::Weight*)room;  // of columns of R
+    auto* tile = (real*)(room + Product::weights_bytes(a.units, columns));
+    auto* sums = (real*)((char*)tile + Product::tile_bytes(a.depth));
+    Product::keep(weights, units, columns, true, [&](const int o, const long long k) {
+        return a.weight_h[k * a.H + share.first_unit + o];
+    });
+    for (long long s = a.T - 1; s >= -1; --s) {  // at -1 is the initial state
+        if (s < a.T - 1 && !grid_barrier(a, a.T - 1 - s)) return backward_failed(a, share, s);
+        for (long long first = share.first_row; first < share.last_row; first += TILE) {
+            const int rows = (int)(share.last_row - first < TILE ? share.last_row - first : TILE);
+            if (s < a.T - 1) {
+                const real* dz = a.dz + (time_of(a, s + 1) * a.N + first) * columns;
+                Product::product(weights, units, columns, dz, rows, tile, a.depth, sums, false);
+            }
+            for (int e = threadIdx.x; e < rows * units; e += blockDim.x) {
+                const long long n = first + e / units, j = share.first_unit + e % units;
+                const real dr = s < a.T - 1 ? sums[e] : 0;
+                if (s < 0) {
+                    backward_state(a, n, j, dr);
+                } else if (!active(a, n, s)) {
+                    pad_gradient(a, s, n, j, dr);
+                } else {
+                    const real dq = output_gradient(a, s, n, j, dr, true);
+                    const real c = a.c[(s + 1) * a.c_stride + n * a.H + j];
+                    backward_gates(a, s, n, j, backward_output_gate(a, s, n, j, dq, c), dr);
+                }
+            }
+        }
+    }
+}
+
+#if STORAGE == STORAGE_FLOAT64 || STORAGE == STORAGE_FLOAT32
+typedef ScalarProduct Recurrent;
+#else
+typedef TensorProduct Recurrent;
+#endif
+
+KERNEL(forward_persistent, Directions) {
+    forward_steps<Recurrent>(a.of[blockIdx.z]);
+}
+
+KERNEL(backward_persistent, Directions) {
+    backward_steps<Recurrent>(a.of[blockIdx.z]);
+}
+
+#if STORAGE == STORAGE_FLOAT32
+KERNEL(forward_persistent_tf32, Directions) {
+    forward_steps<TensorProduct>(a.of[blockIdx.z]);
+}
+
+KERNEL(backward_persistent_tf32, Directions) {
+    backward_steps<TensorProduct>(a.of[blockIdx.z]);
+}
+#endif
 
 #endif

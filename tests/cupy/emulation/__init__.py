@@ -60,8 +60,7 @@ class EmulatedProgram(Program):
         run = getattr(self._library, kernel)
         how = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative))
         self.launches.append(kernel)
-        if run(*given, threads, ctypes.c_void_p(order.ctypes.data), *how):
-            raise RuntimeError(f"{kernel}: a thread trapped")
+        run(*given, threads, ctypes.c_void_p(order.ctypes.data), *how)
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
         return EmulatedDevice.multiprocessors
@@ -90,6 +89,7 @@ class EmulatedDevice(Device):
         self._order: Order = order
         self._flags = (*_FLAGS, *(_SANITIZED if sanitize else ()))
         self._edit = edit
+        self.failed = np.zeros(1, np.int64)
         self._programs: dict[str, EmulatedProgram] = {}
         self._lock = threading.Lock()
 

@@ -20,6 +20,7 @@
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(type, name) type* const name = (type*)emulation::state.room
 
@@ -67,10 +68,12 @@ struct Block {
     std::vector<char> stacks;
     std::vector<char> done;
     int current = 0, live = 0;
-    bool fibres = false, trapped = false;
+    bool fibres = false;
     void* room = nullptr;  // dynamic shared memory
     Barrier block, warps[MOST_THREADS / WARP_SIZE];
     double lanes[MOST_THREADS];
+    unsigned fragments[MOST_THREADS][6];  // of A, then of B
+    const void* rows[MOST_THREADS];
     Body* body = nullptr;
     const void* arguments = nullptr;
 };
@@ -155,8 +158,7 @@ static void run_block(const int threads, const int* order) {
         bool moved = false;
         for (int k = 0; k < threads; ++k)
             if (first_of_warp(order, k))
-                while (!state.trapped && run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
-        if (state.trapped) return;
+                while (run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
         if (!moved) fail("threads wait for others that do not come");
     }
     if (state.block.arrived) fail("a barrier that not all threads of the block reached");
@@ -176,7 +178,6 @@ struct Part {
     const Launch* launch;
     long first, count;
     pthread_t runs_in;
-    bool trapped;
 };
 
 // Some blocks of a launch, one after another.
@@ -188,12 +189,11 @@ static void* run_part(void* given) {
     state.body = a.body;
     state.arguments = a.arguments;
     state.fibres = a.fibres;
-    state.trapped = false;
     state.block = Barrier();
     for (Barrier& warp : state.warps) warp = Barrier();
     gridDim = {(unsigned)blocks[0], (unsigned)blocks[1], (unsigned)blocks[2]};
     blockDim = {(unsigned)a.threads, 1, 1};
-    for (long k = part.first; k < part.first + part.count && !state.trapped; ++k) {
+    for (long k = part.first; k < part.first + part.count; ++k) {
         const long block = a.backwards ? all - 1 - k : k;
         const long row = block / blocks[0];
         blockIdx = {(unsigned)(block % blocks[0]), (unsigned)(row % blocks[1]), (unsigned)(row / blocks[1])};
@@ -202,19 +202,17 @@ static void* run_part(void* given) {
         run_block(a.threads, a.order);
         std::free(state.room);
     }
-    part.trapped = state.trapped;
     return nullptr;
 }
 
-// Whether it ended by a trap.
-static int run(const Launch& launch, const int cooperative) {
+static void run(const Launch& launch, const int cooperative) {
     if (launch.threads > MOST_THREADS) fail("more threads than a block may have");
     const long all = launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
     std::vector<Part> parts;
     if (cooperative)
-        for (long k = 0; k < all; ++k) parts.push_back({&launch, k, 1, {}, false});
+        for (long k = 0; k < all; ++k) parts.push_back({&launch, k, 1, {}});
     else
-        parts.push_back({&launch, 0, all, {}, false});
+        parts.push_back({&launch, 0, all, {}});
     if (cooperative) {
         for (Part& part : parts)
             if (pthread_create(&part.runs_in, nullptr, run_part, &part)) fail("no thread for a block");
@@ -222,9 +220,6 @@ static int run(const Launch& launch, const int cooperative) {
     } else {
         run_part(&parts[0]);
     }
-    int trapped = 0;
-    for (const Part& part : parts) trapped |= part.trapped;
-    return trapped;
 }
 
 }  // namespace emulation
@@ -245,6 +240,96 @@ static inline T __shfl_xor_sync(unsigned, const T value, const int distance) {
     return other;
 }
 
+// Tensor cores: fragments are taken apart as the PTX ISA has them, entry by entry.
+
+#define EMULATED_MMA
+
+namespace emulation {
+
+typedef double Decode(unsigned bits);
+
+// Tensor cores do not look at the last 13 bits.
+static double of_tf32(const unsigned bits) {
+    return __uint_as_float(bits & 0xffffe000u);
+}
+
+static double of_bfloat16(const unsigned bits) {
+    return __uint_as_float(bits << 16);
+}
+
+static double of_float16(const unsigned bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double size = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    if (exponent == 31) size = fraction ? NAN : INFINITY;
+    return bits & 0x8000u ? -size : size;
+}
+
+// The sum as a tensor core makes it or better: of each term what is 2^-24 of the largest or more, the sum towards zero.
+static float sum(const std::vector<double>& terms) {
+    double largest = 0, plain = 0;
+    for (const double term : terms) {
+        plain += term;
+        largest = std::fmax(largest, std::fabs(term));
+    }
+    if (!std::isfinite(plain) || largest == 0) return (float)plain;
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - 24);
+    double total = 0;
+    for (const double term : terms) total += std::trunc(term / unit);
+    total *= unit;
+    const float found = (float)total;
+    return std::fabs(found) > std::fabs(total) && std::isfinite(found) ? std::nextafter(found, 0.0f) : found;
+}
+
+// D (16 x 8) += A (16 x K) B (K x 8) of a warp, with K 16 and `each` 2 numbers in a register, or 8 and 1.
+static void mma(float* d, const unsigned* a, const unsigned* b, Decode* decode, const int each) {
+    Barrier& warp = state.warps[threadIdx.x / WARP_SIZE];
+    const int first = threadIdx.x / WARP_SIZE * WARP_SIZE, lane = threadIdx.x % WARP_SIZE, bits = 32 / each;
+    std::memcpy(state.fragments[threadIdx.x], a, 4 * sizeof *a);
+    std::memcpy(state.fragments[threadIdx.x] + 4, b, 2 * sizeof *b);
+    wait(warp, WARP_SIZE);
+    // Column k is in register `half` of lane t of a group of four, and there it is number k % each
+    const auto entry = [&](const int group, const int t, const int place, const int k) {
+        const unsigned word = state.fragments[first + 4 * group + t][place];
+        return decode(each == 1 ? word : word >> bits * (k % each) & 0xffffu);
+    };
+    for (int e = 0; e < 4; ++e) {
+        const int row = lane / 4 + (e < 2 ? 0 : 8), column = lane % 4 * 2 + e % 2;
+        std::vector<double> terms = {d[e]};
+        for (int k = 0; k < 8 * each; ++k) {
+            const int half = k / (4 * each), t = k / each % 4;
+            terms.push_back(entry(row % 8, t, row / 8 + 2 * half, k) * entry(column, t, 4 + half, k));
+        }
+        d[e] = sum(terms);
+    }
+    wait(warp, WARP_SIZE);
+}
+
+}  // namespace emulation
+
+static inline unsigned to_tf32(const float value) {
+    const unsigned bits = __float_as_uint(value);
+    return std::isfinite(value) ? bits + 0x1000u & 0xffffe000u : bits;
+}
+
+static inline void mma_tf32(float* d, const unsigned* a, const unsigned* b) {
+    emulation::mma(d, a, b, emulation::of_tf32, 1);
+}
+
+#define mma_stored(d, a, b) \
+    emulation::mma(d, a, b, STORAGE == STORAGE_BFLOAT16 ? emulation::of_bfloat16 : emulation::of_float16, 2)
+
+static inline void load_matrices(unsigned* a, const void* row) {
+    if ((unsigned long)row % 16) emulation::fail("a row of ldmatrix that does not begin at a multiple of 16 bytes");
+    emulation::Block& state = emulation::state;
+    emulation::Barrier& warp = state.warps[threadIdx.x / emulation::WARP_SIZE];
+    const int lane = threadIdx.x % emulation::WARP_SIZE, first = threadIdx.x - lane;
+    state.rows[threadIdx.x] = row;
+    emulation::wait(warp, emulation::WARP_SIZE);
+    for (int m = 0; m < 4; ++m)
+        std::memcpy(a + m, (const char*)state.rows[first + 8 * m + lane / 4] + lane % 4 * 4, sizeof *a);
+    emulation::wait(warp, emulation::WARP_SIZE);
+}
+
 template <class T>
 static inline T __ldcg(const T* place) {
     return *place;
@@ -261,14 +346,12 @@ static inline void __threadfence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-static inline void __nanosleep(unsigned) {
-    usleep(1);
+static inline void __threadfence_system() {
+    __threadfence();
 }
 
-// The launch ends with an error.
-static inline void __trap() {
-    emulation::state.trapped = true;
-    for (;;) emulation::pause();
+static inline void __nanosleep(unsigned) {
+    usleep(1);
 }
 
 #define KERNEL(name, Struct)                                                                                    \
@@ -276,10 +359,10 @@ static inline void __trap() {
     static void name##_entry(const void* arguments) {                                                           \
         name##_body(*(const Struct*)arguments);                                                                 \
     }                                                                                                           \
-    extern "C" int name(                                                                                        \
+    extern "C" void name(                                                                                       \
         const void* arguments, const long* blocks, int threads, const int* order, int backwards, int fibres,    \
         long shared_bytes, int cooperative) {                                                                   \
-        return emulation::run(                                                                                  \
+        emulation::run(                                                                                         \
             {name##_entry, arguments, blocks, threads, order, backwards, fibres, shared_bytes}, cooperative);   \
     }                                                                                                           \
     static void name##_body(const Struct& a)
