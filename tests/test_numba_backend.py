@@ -90,11 +90,9 @@ def test_functions_of_special_numbers(dtype: str) -> None:
 SIZES = [(7, 1, 5, 600), (6, 16, 64, 128), (6, 13, 96, 260), (5, 64, 64, 96)]
 
 
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_the_number_of_threads_changes_no_bit(
-    shape: tuple[int, int, int, int], bidirectional: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def eager_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small models are shared too, and threads waited for; the threads that were taken, call by call."""
     from lstmcore_numba import rooms, threads
 
     monkeypatch.setattr(threads, "WORTH", 1000)  # so that these small models are shared too
@@ -109,7 +107,16 @@ def test_the_number_of_threads_changes_no_bit(
         return found
 
     monkeypatch.setattr(threads._Team, "take", take)
-    monkeypatch.setattr(threads, "_SPEED", 1e6)  # however long it takes a thread to wake up
+    monkeypatch.setattr(threads, "_SPEED", 1e2)  # however long it takes a thread to wake up
+    monkeypatch.setattr(threads, "_LONGEST", 1.0)
+    return used
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_the_number_of_threads_changes_no_bit(
+    shape: tuple[int, int, int, int], bidirectional: bool, eager_threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps, batch, width, hidden = shape
     rng = np.random.default_rng(0)
     x = rng.normal(size=(steps, batch, width)).astype(np.float32)
@@ -121,8 +128,25 @@ def test_the_number_of_threads_changes_no_bit(
         y, (h, c), tape = lstm.record(x)
         gradients = lstm.backward(tape, dy)
         found.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
-    assert 1 in used
-    assert 2 in used
+    assert 1 in eager_threads
+    assert 2 in eager_threads
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("batch", [12, 14, 20])
+def test_threads_that_share_few_rows_change_no_bit(
+    batch: int, eager_threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).normal(size=(4, batch, 40)).astype(np.float32)
+    found = []
+    for count in (1, 2, 3):
+        monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
+        lstm = LSTM(40, 200, proj_size=150, backend="numba", seed=0)  # rows, whose products are cut along 150 values
+        y, _, tape = lstm.record(x)
+        found.append([y, lstm.backward(tape, y).x])
+    assert sum(eager_threads) > 0
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
@@ -377,3 +401,34 @@ def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch: py
 
     monkeypatch.setattr(jit, "njit", refusing)
     assert jit.compiled(lambda x: x + 1)(2) == 3
+
+
+def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
+    from llvmlite import ir
+
+    from lstmcore_numba.ordering import spread_chains
+
+    number, place = ir.DoubleType(), ir.PointerType()
+    function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [place, place, ir.IntType(64)]), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    one, other, address = function.args
+    same_place = builder.inttoptr(builder.add(address, address), place, name="same_place")
+    old = builder.load(same_place, typ=number, name="old")
+    chains = []
+    for name in ("a", "b"):
+        value = old
+        for k in range(4):
+            value = builder.fadd(value, ir.Constant(number, 1.0), name=f"{name}{k}")
+        chains.append(value)
+    early = builder.store(ir.Constant(number, 2.0), one)
+    after = builder.load(one, typ=number, name="after")
+    middle = builder.store(chains[0], other)
+    last = builder.store(builder.fadd(after, chains[1], name="sum"), other)
+    builder.ret_void()
+    spread_chains(function)
+    order = function.entry_basic_block.instructions
+    names = [one.name for one in order if one.name and one.name[0] in "ab" and one.name != "after"]
+    assert names == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+    places = [order.index(one) for one in (old, early, after, middle, last)]
+    assert places == sorted(places)
+    assert order[-1].opname == "ret void"

@@ -32,6 +32,9 @@ DEPTH: Final = 32
 #: Bytes between the rows of a left operand, beside those that are there: rows a multiple of 4096 bytes apart would
 #: share a place in the nearest cache.
 APART: Final = 64
+#: Instructions' depths of the inner size that all tiles of a panel take before the next ones, where it has up to twice
+#: as many: both operands are then in the nearest cache. With more, sums would come and go too often.
+_CUT: Final = 4
 #: Bytes of a tile.
 TILE_BYTES: Final = 1024
 #: Which parts are multiplied, smallest products first: in every tile in this order, so that results do not depend on
@@ -148,11 +151,13 @@ def amx_tile(
     c_row: Any,
     chunks: Any,
     fresh: Any,
+    following: Any,
 ) -> Any:
     """``c = a b``, or ``c += a b`` unless `fresh`, for `high` tiles of rows (1 or 2) and `cols` vectors (1 to 4; 2).
 
     `a` and `b` are addresses of parts, `c` of float32; distances are in bytes: ``a_row`` and ``c_row`` between rows,
     ``a_part`` between parts, ``b_step`` between `DEPTH` values of the inner size, of which there are `chunks`.
+    `following` is the right operand that is read next.
     """
 
     def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
@@ -173,7 +178,7 @@ def amx_tile(
         builder.position_at_end(done)
         return target.get_dummy_value()
 
-    return types.void(*(types.int64,) * 10, types.boolean), emit
+    return types.void(*(types.int64,) * 10, types.boolean, types.int64), emit
 
 
 def _emit_tile(
@@ -189,6 +194,7 @@ def _emit_tile(
     c_row: ir.Value,
     chunks: ir.Value,
     fresh: ir.Value,
+    following: ir.Value,
 ) -> None:
     builder, tiles = e.builder, _Tiles(e)
     sums = [(r * cols + j, r, j) for r in range(high) for j in range(cols)]
@@ -214,9 +220,11 @@ def _emit_tile(
             tiles.load(4 + part, e.address(from_a, parts[part]), a_row)
         before: tuple[int, int] = (-1, -1)
         lines = range(0, cols * PARTS * TILE_BYTES, 64)
+        is_last = builder.icmp_signed("==", builder.add(loop.i, e.index(1)), chunks)
+        next_b = builder.select(is_last, following, builder.add(from_b, b_step))
         for turn, pair in enumerate(_PAIRS):
             for line in lines[turn :: len(_PAIRS)]:  # of the right operand at the next values of the inner size
-                e.prefetch(e.address(from_b, b_step, e.index(line)))
+                e.prefetch(e.address(next_b, e.index(line)))
             for r in range(high if high == 2 and pair[0] != before[0] else 0):
                 tiles.load(4 + r, e.address(from_a, parts[pair[0]], *([below] if r else [])), a_row)
             for j in range(cols if high == 2 and pair[1] != before[1] else 0):
@@ -244,31 +252,44 @@ def amx_panel(
     chunks: int,
     rows: int,
     fresh: bool,
+    following: int,
+    height: int,
 ) -> None:
     """The product of all `rows` with one panel of 1 to 4 vectors; arguments are those of `amx_tile`.
 
-    Tiles have 16 rows before and after.
+    Tiles have `height` rows before and after: 16, or `rows` where these are fewer and come again and again, since to
+    shape them takes as long as some products do.
     """
     pairs, tail = rows // (2 * TILE), rows % TILE
-    for first in range(0, cols if pairs > 0 else 0, 2):
-        for k in range(pairs):
-            row = 2 * TILE * k
-            amx_tile(
-                2,
-                min(2, cols - first),
-                a + row * a_row,
-                a_row,
-                a_part,
-                b + first * PARTS * TILE_BYTES,
-                b_step,
-                c + row * c_row + first * BYTES,
-                c_row,
-                chunks,
-                fresh,
-            )
+    depth = _CUT if chunks <= 2 * _CUT else chunks
+    for cut in range(0, chunks if pairs > 0 else 0, depth):
+        some = min(depth, chunks - cut)
+        for first in range(0, cols, 2):
+            here = b + first * PARTS * TILE_BYTES + cut * b_step
+            for k in range(pairs):
+                row = 2 * TILE * k
+                after = here
+                if k == pairs - 1:
+                    after = here + 2 * PARTS * TILE_BYTES
+                    if first + 2 >= cols:
+                        after = b + (cut + depth) * b_step if cut + depth < chunks else following
+                amx_tile(
+                    2,
+                    min(2, cols - first),
+                    a + row * a_row + cut * 2 * DEPTH,
+                    a_row,
+                    a_part,
+                    here,
+                    b_step,
+                    c + row * c_row + first * BYTES,
+                    c_row,
+                    some,
+                    fresh and cut == 0,
+                    after,
+                )
     for row in range(2 * TILE * pairs, rows, TILE):
-        if rows - row == tail:
+        if rows - row == tail and tail != height:
             shape_tiles(tail)
-        amx_tile(1, cols, a + row * a_row, a_row, a_part, b, b_step, c + row * c_row, c_row, chunks, fresh)
-    if tail > 0:
-        shape_tiles(TILE)
+        amx_tile(1, cols, a + row * a_row, a_row, a_part, b, b_step, c + row * c_row, c_row, chunks, fresh, following)
+    if tail > 0 and tail != height:
+        shape_tiles(height)

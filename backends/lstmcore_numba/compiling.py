@@ -10,6 +10,7 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from lstmcore_numba.ordering import spread_chains
 from lstmcore_numba.steps import SIGNATURE, Step, Variant
 
 _LOCK: Final = threading.Lock()
@@ -35,6 +36,7 @@ def _compiled(emit: Callable[[Step], None], variant: Variant) -> tuple[Any, int]
     step = Step(variant, function)
     emit(step)
     step.builder.ret_void()
+    spread_chains(function)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)

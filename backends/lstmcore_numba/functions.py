@@ -13,12 +13,10 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from lstmcore.config import Activation
-from lstmcore_numba.vectors import Vector
+from lstmcore_numba.vectors import ROUND, Vector
 
 #: ln(2) in two parts of which the first has zeros at its end, so that its multiples are exact.
 _LN2: Final = {4: (0.693359375, -2.12194440e-4), 8: (0.693147180369123816490, 1.90821492927058770002e-10)}
-#: Added to a number and taken off again, it leaves the nearest whole number: 1.5 times the range of the digits.
-_ROUND: Final = {4: 1.5 * 2.0**23, 8: 1.5 * 2.0**52}
 #: Beyond these expm1 is -1 to the last bit, or tanh is 1; and the largest argument of exp whose inverse is normal.
 _SATURATED: Final = {4: 20.0, 8: 40.0}
 _LARGEST: Final = {4: 87.0, 8: 708.0}
@@ -44,22 +42,36 @@ def expm1(x: Vector) -> Vector:
     return _expm1(x.clip(-_SATURATED[size], _LARGEST[size]))
 
 
-def _expm1(x: Vector) -> Vector:
-    n, part = _split(x)
+def _expm1(x: Vector, times: float = 1) -> Vector:
+    """``exp(times x) - 1``; `times` is a power of two, or minus one."""
+    n, r = _split(x, times)
     scale = n.power_of_two()
-    return scale.fma(part, scale - 1)
+    return scale.fma((r * r).fma(_polynomial(r, times), r * times), scale - 1)
 
 
-def _split(x: Vector) -> tuple[Vector, Vector]:
-    """``n`` and ``expm1(r)`` with ``x = n ln(2) + r``, so that ``exp(x) = 2^n (expm1(r) + 1)``."""
+def _exp(x: Vector, times: float) -> Vector:
+    """``exp(times x)``, as `_expm1`; for a power of two within the range of normal numbers."""
+    n, r = _split(x, times)
+    inner = _polynomial(r, times).fma(r, times)
+    return inner.fma(r, 1).scaled(n)
+
+
+def _split(x: Vector, times: float) -> tuple[Vector, Vector]:
+    """``n``, with `ROUND` added, and ``r``, such that ``times x = n ln(2) + times r``."""
     size = x.emitter.size
-    high, low = _LN2[size]
-    n = x.fma(1 / math.log(2), _ROUND[size]) - _ROUND[size]
-    r = (-n).fma(low, (-n).fma(high, x))
-    *others, total = (x.emitter.constant(value) for value in _SERIES[size])
+    high, low = (part / times for part in _LN2[size])
+    shifted = x.fma(times / math.log(2), ROUND[size])
+    n = shifted - ROUND[size]
+    return shifted, (-n).fma(low, (-n).fma(high, x))
+
+
+def _polynomial(r: Vector, times: float) -> Vector:
+    """``(expm1(times r) - times r) / r^2``, where ``|times r| <= ln(2) / 2``."""
+    terms = (value * times ** (2 + k) for k, value in enumerate(_SERIES[r.emitter.size]))
+    *others, total = (r.emitter.constant(value) for value in terms)
     for value in reversed(others):
         total = total.fma(r, value)
-    return n, (r * r).fma(total, r)
+    return total
 
 
 def tanh(x: Vector) -> Vector:
@@ -69,7 +81,7 @@ def tanh(x: Vector) -> Vector:
     """
     limit = _SATURATED[x.emitter.size] / 2
     size = x.abs()
-    e = _expm1(2 * x.emitter.constant(limit).where(size.compare(">", limit), size))
+    e = _expm1(x.emitter.constant(limit).where(size.compare(">", limit), size), 2)
     large = e.compare(">", 2)
     ratio = x.emitter.constant(2).where(large, e).over(e + 2)
     return (1 - ratio).where(large, ratio).with_sign_of(x)
@@ -78,9 +90,8 @@ def tanh(x: Vector) -> Vector:
 def sigmoid(x: Vector) -> Vector:
     """``1 / (1 + exp(-x))``: a gate that is all but closed keeps its precision, which half a tanh would not."""
     limit = _LARGEST[x.emitter.size]
-    n, part = _split(-x.clip(-limit, limit))
-    shut = x.compare("<", -limit)
-    return x.emitter.constant(0).where(shut, x.emitter.constant(1).over((part + 1).scaled(n) + 1))
+    opened = (_exp(x.clip(-limit, limit), -1) + 1).inverse()
+    return opened.where(x.reaches(-limit), 0)
 
 
 def log1p(x: Vector) -> Vector:

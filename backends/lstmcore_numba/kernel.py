@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
+from lstmcore.backend import (
+    Backend,
+    Capabilities,
+    Forward,
+    Gradients,
+    Kernel,
+    Masks,
+    Receipt,
+    StackMasks,
+    State,
+    Tangents,
+)
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision
-from lstmcore.stack import ComposedStack
+from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_numba import memory, passes, steps
 from lstmcore_numba.amx import PARTS
 from lstmcore_numba.compiling import address
 from lstmcore_numba.norms import gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
-from lstmcore_numba.rooms import Room, Sharing, forward_on_amx, in_parts, make_room, on_amx, run_beside, sharing
-from lstmcore_numba.threads import ALONE, ROWS, Threads
+from lstmcore_numba.parallel import KEPT_BYTES
+from lstmcore_numba.rooms import (
+    Room,
+    Sharing,
+    forward_on_amx,
+    in_parts,
+    make_room,
+    on_amx,
+    run_beside,
+    sharing,
+    wave_ahead,
+)
+from lstmcore_numba.threads import ALONE, ROWS, WORTH, Threads, thread_count
 from lstmcore_numba.tiles import PANEL
 
 #: Bytes of a room at most that a thread keeps for its next call, and rooms that it keeps.
 _KEPT_BYTES: Final = 1 << 22
 _KEPT_ROOMS: Final = 8
+#: Integers from a number that one thread writes to the next one, which another writes: no cache line has both.
+_APART: Final = 16
 #: Multiply-adds in the time of which a number is normalised, about.
 _NORM_COST: Final = 32
 
@@ -42,16 +66,67 @@ class Saved:
     norms: passes.Norms | None
 
 
+class _Kept:
+    """What a thread keeps for its next call of the same sizes: room, and a pass that can run again.
+
+    Attributes
+    ----------
+    weights
+        Those of the pass that can run again; None where there is none.
+    code, memory, places
+        Its machine code, its arguments, and the addresses at which these tell of y and x.
+    args
+        What the arguments tell of, so that it stays.
+    """
+
+    __slots__ = ("args", "code", "memory", "places", "room", "weights")
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.weights: Weights | None = None
+        self.code, self.memory, self.places = 0, 0, (0, 0)
+        self.args: tuple[Any, ...] = ()
+
+    def keep(self, weights: Weights, code: int, memory: Array, args: tuple[Any, ...]) -> None:
+        """Let a pass run again: with machine code `code` and arguments in `memory`, which tell of `args`."""
+        places = memory[KEPT_BYTES // 8 :]
+        self.code, self.memory = code, memory.ctypes.data
+        self.places = int(places[passes.Y_PLACE]), int(places[passes.X_PLACE])
+        self.weights, self.args = weights, (memory, *args)
+
+
 class _Begun(NamedTuple):
-    """A forward call before its pass."""
+    """A forward call before its pass; `held` is what `args` tells of by addresses."""
 
     args: tuple[Any, ...]
+    held: tuple[Any, ...]
     room: Room
     y: Array
     last_h: Array
     last_c: Array
     empty: Array | None
     saved: Saved | None
+
+
+class _InWave(NamedTuple):
+    """A layer of a wavefront.
+
+    Attributes
+    ----------
+    lowest
+        Whether it is the lowest of the stack: what others read is an own array, and has no values yet.
+    place
+        Its number in the wavefront.
+    ahead
+        By how many steps layers are behind the ones below.
+    tells
+        What it and its neighbours tell each other.
+    """
+
+    lowest: bool
+    place: int
+    ahead: int
+    tells: passes.Wave
 
 
 class _BegunBackward(NamedTuple):
@@ -138,17 +213,21 @@ class NumbaKernel(Kernel):
         *,
         record: bool,
         out: Array | None,
+        wave: _InWave | None = None,
     ) -> _Begun:
         """The arrays of a call, and the arguments of its pass."""
         config, dtype = self.config, self.dtype
         count, batch, _ = x.shape
         empty = None if lengths is None else lengths == 0
         own = self.no_masks if masks is None else own_masks(self.layout, masks, empty)
-        room = self._room(count, batch, masked=len(own.recurrent) > 0, record=record)
+        kept = self._room(count, batch, masked=len(own.recurrent) > 0, record=record, wave=wave)
+        room = kept.room
         ends = room.full if lengths is None else np.array(lengths, np.int64)
-        own_x = self._own(x if lengths is None else _active(x, ends))
-        if record and own_x is x:
-            own_x = in_order(x)
+        own_x = x
+        if wave is None or wave.lowest:
+            own_x = self._own(x if lengths is None else _active(x, ends))
+            if record and own_x is x:
+                own_x = in_order(x)
         first_h, first_c = room.zero_h, room.zero_c
         if state is not None:
             first_h, first_c = state
@@ -161,11 +240,6 @@ class NumbaKernel(Kernel):
         last_h, last_c = np.empty(room.zero_h.shape, dtype), np.empty(room.zero_c.shape, dtype)
         norms = self._norms(room, weights)
         args = (
-            room.counter,
-            first_h,
-            first_c,
-            last_h,
-            last_c,
             config.reverse,
             room.h,
             room.c,
@@ -194,9 +268,29 @@ class NumbaKernel(Kernel):
             room.projected,
             room.ahead,
             self._cut(room, weights),
+            room.counter,
+            None if wave is None else wave.tells,
+        )
+        memory_of_args = np.empty(KEPT_BYTES // 8 + len(args), np.int64)
+        code = passes.keep_forward(memory_of_args, memory_of_args[KEPT_BYTES // 8 :], *args)
+        plain = masks is None and lengths is None and wave is None
+        if plain and not record and room.size <= _KEPT_BYTES:
+            kept.keep(weights, code, memory_of_args, args)
+        call = (
+            code,
+            memory_of_args.ctypes.data,
+            room.counter,
+            first_h,
+            first_c,
+            last_h,
+            last_c,
+            config.reverse,
+            room.h,
+            room.c,
+            y,
         )
         saved = Saved(weights, ends, own, own_x, room, norms) if record else None
-        return _Begun(args, room, y, last_h, last_c, empty, saved)
+        return _Begun(call, (args, memory_of_args), room, y, last_h, last_c, empty, saved)
 
     def _end(self, begun: _Begun, state: State | None, out: Array | None) -> tuple[Array, State, Saved | None]:
         """What `_forward` returns, after the pass."""
@@ -219,22 +313,71 @@ class NumbaKernel(Kernel):
             return array
         return np.array(array, self.dtype, order="C")
 
-    def _room(self, count: int, batch: int, *, masked: bool, record: bool) -> Room:
+    def _room(self, count: int, batch: int, *, masked: bool, record: bool, wave: _InWave | None) -> _Kept:
         """Room for a call: that of an earlier one of this thread and these sizes, where nothing is recorded."""
+        place, ahead = (None, None) if wave is None else (wave.place, wave.ahead)
+
+        def make() -> _Kept:
+            room = make_room(self.layout, count, batch, masked=masked, record=record, raw=self.raw, most_ahead=ahead)
+            return _Kept(room)
+
         if record:
-            return make_room(self.layout, count, batch, masked=masked, record=True, raw=self.raw)
-        rooms: dict[tuple[int, int, bool], Room] | None = getattr(self.kept, "rooms", None)
-        if rooms is None:
-            rooms = self.kept.rooms = {}
-        key = (count, batch, masked)
-        room = rooms.get(key)
-        if room is None:
-            room = make_room(self.layout, count, batch, masked=masked, record=False, raw=self.raw)
-            if room.size <= _KEPT_BYTES:
+            return make()
+        rooms = self._rooms()
+        key = (count, batch, masked, place)
+        kept = rooms.get(key)
+        if kept is None:
+            kept = make()
+            if kept.room.size <= _KEPT_BYTES:
                 while len(rooms) >= _KEPT_ROOMS:
                     del rooms[next(iter(rooms))]
-                rooms[key] = room
-        return room
+                rooms[key] = kept
+        return kept
+
+    def _rooms(self) -> dict[tuple[int, int, bool, int | None], _Kept]:
+        """By steps, rows, whether a mask scales what the recurrent weights multiply, and place in a wavefront."""
+        rooms: dict[tuple[int, int, bool, int | None], _Kept] | None = getattr(self.kept, "rooms", None)
+        if rooms is None:
+            rooms = self.kept.rooms = {}
+        return rooms
+
+    def again(self, weights: Weights, x: Array, state: State | None, out: Array | None) -> Forward | None:
+        """As `NumbaStack.forward` of this kernel alone; None unless this thread has made such a call before.
+
+        A short call spends most of its time before and after its pass. Here all of it that stays is kept.
+        """
+        kept = self._rooms().get((x.shape[0], x.shape[1], False, None))
+        if kept is None or kept.weights is not weights or not self.same_dtype or not x.flags.carray:
+            return None
+        room, dtype = kept.room, self.dtype
+        y_shape, h_shape, c_shape = room.shapes
+        first_h, first_c = room.no_state if state is None else state
+        if out is None:
+            out = np.empty(y_shape, dtype)
+        if not (out.flags.carray and first_h.flags.carray and first_c.flags.carray):
+            return None
+        last_h, last_c = np.empty(h_shape, dtype), np.empty(c_shape, dtype)
+        args = (
+            kept.code,
+            kept.memory,
+            *kept.places,
+            room.counter,
+            first_h,
+            first_c,
+            last_h,
+            last_c,
+            self.config.reverse,
+            room.h,
+            room.c,
+            out,
+            x,
+        )
+        if room.sharing.most <= 1 or room.sharing.cost < 2 * WORTH:  # as `Threads` would find, in no time
+            passes.forward_again(ALONE, *args)
+        else:
+            with self._threads(room.sharing.most, room.sharing.cost) as team:
+                passes.forward_again(team, *args)
+        return Forward(out, State(last_h, last_c), None)
 
     def _cut(self, room: Room, w: Weights) -> passes.Cut | None:
         """The operands in parts, where products run on AMX."""
@@ -371,7 +514,7 @@ class NumbaKernel(Kernel):
         if config.peephole:
             found["peephole"] = self._peephole(saved, dz)
         wide_dx = aligned((rows, layout.whole(width)), dtype)
-        most = rows // ROWS if count == 1 else min(count, rows // ROWS)
+        most = rows // ROWS if count == 1 else count // -(-ROWS // max(1, batch))  # whole steps
         with self._threads(most, self.layout.work(rows, width)) as team:
             passes.input_gradient(team, dz_x, w.back_input, self._cut_input(w, rows), wide_dx)
         dx = wide_dx[:, :width].reshape(count, batch, width)
@@ -538,10 +681,98 @@ def _active(x: Array, ends: Array) -> Array:
     return np.where(np.arange(len(x))[:, None, None] < ends[:, None], x, 0)
 
 
+def _filled(layers: list[Any]) -> tuple[Any, ...]:
+    """As many as the next power of two, with the last one again: code is compiled for a number of them."""
+    return (*layers, *layers[-1:] * ((1 << (len(layers) - 1).bit_length()) - len(layers)))
+
+
 class NumbaStack(ComposedStack):
-    """Layers one after the other; both directions of one side by side where that is faster."""
+    """Both directions of a layer side by side, and layers of one direction in a wavefront, where that is faster."""
 
     kernels: tuple[NumbaKernel, ...]
+
+    def __init__(self, backend: NumbaBackend, stack: StackConfig, precision: Precision) -> None:
+        super().__init__(backend, stack, precision)
+        self.limit = backend.threads
+        self.may_wave = stack.num_layers > 1 and stack.num_directions == 1 and self.kernels[0].same_dtype
+
+    def _ahead(self, steps: int, batch: int, *, masked: bool = False) -> int:
+        """Steps by which a layer of a wavefront is behind the one below; 0 where there is none."""
+        if not self.may_wave:
+            return 0
+        different = dict.fromkeys(self.kernels)
+        ahead = min(wave_ahead(kernel.layout, steps, batch, masked=masked) for kernel in different)
+        return ahead if ahead and (self.limit or thread_count()) > 1 else 0
+
+    def forward(
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        if len(self.kernels) == 1 and lengths is None and masks is None and not record:
+            found = self.kernels[0].again(weights[0], x, state, out)
+            if found is not None:
+                return found
+        masked = masks is not None and any(one.recurrent is not None for one in masks.layers)
+        ahead = self._ahead(*x.shape[:2], masked=masked)
+        if ahead:
+            return self._forward_wave(ahead, weights, x, state, lengths, masks, record=record, out=out)
+        return super().forward(weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+
+    def _forward_wave(
+        self,
+        ahead: int,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: StackMasks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> Forward:
+        """`forward` of as many layers at once as there are threads, each behind the one below by `ahead` steps."""
+        count, threads = len(self.kernels), self.limit or thread_count()
+        dropout = masks.dropout if masks is not None else ()
+        nothing = np.zeros((0, 1, 1), self.kernels[0].dtype)
+        source, ends = x, []
+        for start in range(0, count, threads):
+            together = range(start, min(count, start + threads))
+            done = np.zeros((len(together), -(-threads // len(together)), _APART), np.int64)
+            below = done[0, :0]
+            layers = []
+            for layer, own_done in zip(together, done, strict=True):
+                kernel = self.kernels[layer]
+                mask = masked = nothing
+                if layer < count - 1 and dropout:
+                    mask = kernel._own(dropout[layer])
+                    masked = memory.empty(mask.shape, kernel.dtype)
+                own = None if masks is None else masks.layers[layer]
+                entry = None if state is None else State(state.h[layer], state.c[layer])
+                to = out if layer == count - 1 else None
+                wave = _InWave(layer == 0, layer - start, ahead, passes.Wave(below, own_done, mask, masked))
+                begun = kernel._begin(weights[layer], source, entry, lengths, own, record=record, out=to, wave=wave)
+                layers.append((kernel, begun, entry, to))
+                below, source = own_done, masked if len(mask) else begun.y
+            codes = np.array([begun.args[:2] for _, begun, _, _ in layers])
+            with self._threads([begun.room.sharing for _, begun, _, _ in layers]) as team:
+                passes.forward_wave(team, codes, _filled([begun.args[2:] for _, begun, _, _ in layers]))
+            ends += [kernel._end(begun, entry, to) for kernel, begun, entry, to in layers]
+        last = State(np.stack([one.h for _, one, _ in ends]), np.stack([one.c for _, one, _ in ends]))
+        tape = StackTape(tuple(saved for _, _, saved in ends), dropout) if record else None
+        return Forward(ends[-1][0], last, tape)
+
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        found = super().receipts(steps, batch)
+        if steps is None or batch is None or not self._ahead(steps, batch):
+            return found
+        return tuple(replace(one, path=f"{one.path}, layers in a wavefront") for one in found)
 
     def _forward_layer(
         self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
@@ -570,10 +801,10 @@ class NumbaStack(ComposedStack):
             kernel._end_backward(saved, begun) for kernel, begun, (_, saved, _, _) in zip(own, both, calls, strict=True)
         ]
 
-    def _threads(self, both: Sequence[Sharing]) -> Threads:
-        """One for each direction, or more where these share it on."""
-        most = sum(shared.most if shared.cost else 1 for shared in both)
-        return Threads(max(2, most), sum(shared.work for shared in both), self.kernels[0].limit)
+    def _threads(self, together: Sequence[Sharing]) -> Threads:
+        """One for each direction or layer, or more where these share it on."""
+        most = sum(max(1, shared.most) if shared.cost else 1 for shared in together)
+        return Threads(max(len(together), most), sum(shared.work for shared in together), self.limit)
 
 
 class NumbaBackend(Backend):

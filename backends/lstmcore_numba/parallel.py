@@ -22,8 +22,12 @@ _INTEGER: Final = INDEX.as_pointer()
 #: Numba has types where it is installed, but not of everything.
 _TYPES: Final[Any] = types
 _CODE: Final[Any] = cgutils
-#: How often a thread looks whether the others have arrived before it gives way to them; some tens of microseconds.
+#: Bytes of memory for arguments that are kept.
+KEPT_BYTES: Final = 1 << 13
+#: How often a thread looks whether the others have arrived before it gives way to them, some tens of microseconds; and
+#: where they may have more left to do than a step. On a busy machine who gives way is away for milliseconds.
 _SPINS: Final = 1_000
+MANY_SPINS: Final = 10_000
 
 
 class Slot(IntEnum):
@@ -129,21 +133,68 @@ def outlined(context: Any, inner: Any, args: Any) -> Any:
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         found, tuple_type = signature.args[0].dispatcher, signature.args[1]
-        wanted = types.void(types.int64, types.int64, *tuple_type.types)
-        body = target.compile_subroutine(builder, found.py_func, wanted)
         room = _CODE.alloca_once_value(builder, values[1])
-        kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
-        function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
-        function.linkage = "internal"
-        inside = ir.IRBuilder(function.append_basic_block())
-        given = inside.load(inside.inttoptr(function.args[0], values[1].type.as_pointer()))
-        each = [inside.extract_value(given, k) for k in range(len(tuple_type.types))]
-        target.call_internal_no_propagate(inside, body.fndesc, wanted, [*function.args[1:], *each])
-        inside.ret_void()
+        function = _outlined(target, builder, found, tuple_type, values[1].type)
         both = [builder.ptrtoint(function, INDEX), builder.ptrtoint(room, INDEX)]
         return target.make_tuple(builder, signature.return_type, both)
 
     return _TYPES.UniTuple(_TYPES.int64, 2)(inner, args), emit
+
+
+def _outlined(target: Any, builder: ir.IRBuilder, found: Any, tuple_type: Any, stored: ir.Type) -> ir.Function:
+    wanted = types.void(types.int64, types.int64, *tuple_type.types)
+    body = target.compile_subroutine(builder, found.py_func, wanted)
+    kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
+    function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
+    function.linkage = "internal"
+    inside = ir.IRBuilder(function.append_basic_block())
+    given = inside.load(inside.inttoptr(function.args[0], stored.as_pointer()))
+    each = [inside.extract_value(given, k) for k in range(len(tuple_type.types))]
+    target.call_internal_no_propagate(inside, body.fndesc, wanted, [*function.args[1:], *each])
+    inside.ret_void()
+    return function
+
+
+@plain_intrinsic
+def kept(context: Any, inner: Any, args: Any, room: Any, places: Any) -> Any:
+    """As `outlined`, with `args` in the memory at the address `room`: both hold as long as the arrays do.
+
+    At the address `places`, an integer for each of `args` becomes the address at which that of an array's numbers is
+    kept, so that another array of the same shape can take its place; 0 where there is no array.
+    """
+
+    def emit(target: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        found, tuple_type = signature.args[0].dispatcher, signature.args[1]
+        function = _outlined(target, builder, found, tuple_type, values[1].type)
+        if target.get_abi_sizeof(values[1].type) > KEPT_BYTES:
+            raise ValueError(f"kept arguments: expected at most {KEPT_BYTES} bytes")
+        _, _, room, places = values
+        stored = builder.inttoptr(room, values[1].type.as_pointer())
+        builder.store(_without_owners(target, builder, tuple_type, values[1]), stored)
+        index = builder.inttoptr(places, _INTEGER)
+        for k, kind in enumerate(tuple_type.types):
+            place: ir.Value = ir.Constant(INDEX, 0)
+            if isinstance(kind, types.Array):
+                data = target.data_model_manager[kind].get_field_position("data")
+                place = builder.ptrtoint(_CODE.gep_inbounds(builder, stored, 0, k, data), INDEX)
+            builder.store(place, builder.gep(index, [ir.Constant(INDEX, k)]))
+        return builder.ptrtoint(function, INDEX)
+
+    return types.int64(inner, args, types.int64, types.int64), emit
+
+
+def _without_owners(target: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> ir.Value:
+    """Arguments whose arrays do not count who refers to them: whoever keeps them sees to that."""
+    if isinstance(kind, _TYPES.BaseTuple):
+        for k, item in enumerate(kind.types):
+            bare = _without_owners(target, builder, item, builder.extract_value(value, k))
+            value = builder.insert_value(value, bare, k)
+    elif isinstance(kind, types.Array):
+        array = _CODE.create_struct_proxy(kind)(target, builder, value=value)
+        for name in ("meminfo", "parent"):
+            setattr(array, name, ir.Constant(getattr(array, name).type, None))
+        value = array._getvalue()
+    return value
 
 
 @plain_intrinsic
@@ -221,16 +272,16 @@ def side_by_side(team: Any, work: Any) -> None:
     call_part(function, arguments, 0, parts)
     for slot in team[1:]:
         if read(slot + Slot.PARTS) > 0:
-            wait_for(slot + Slot.DONE, 1)
+            wait_for(slot + Slot.DONE, 1, MANY_SPINS)
 
 
 @compiled
-def wait_for(address: int, least: int) -> None:
-    """Wait until the integer at `address` is `least` or more; gives way to others after a while."""
+def wait_for(address: int, least: int, looks: int = _SPINS) -> None:
+    """Wait until the integer at `address` is `least` or more; gives way to others after so many looks."""
     spins = 0
     while read(address) < least:
         spins += 1
-        if spins < _SPINS:
+        if spins < looks:
             relax()
         else:
             give_way()

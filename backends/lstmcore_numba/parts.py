@@ -147,6 +147,16 @@ class _Cutter(Emitter):
             self.builder.store(self.shortened(bits), self.builder.inttoptr(place, POINTER), align=2)
             place = self.builder.add(place, distance)
 
+    def store_pairs(self, parts: list[tuple[ir.Value, ir.Value]], place: ir.Value, distance: ir.Value) -> None:
+        """As `store_parts`, of two vectors one after the other: what is read as a whole is written as a whole."""
+        b, count = self.builder, 2 * self.lanes
+        halves = ir.VectorType(ir.IntType(16), count)
+        upper = ir.Constant(ir.VectorType(ir.IntType(32), count), [2 * k + 1 for k in range(count)])
+        for pair in parts:
+            first, second = (b.bitcast(bits, halves) for bits in pair)
+            b.store(b.shuffle_vector(first, second, upper), b.inttoptr(place, POINTER), align=2)
+            place = b.add(place, distance)
+
     def none(self) -> ir.Constant:
         """A mask of no lanes."""
         return ir.Constant(self.bits, None)
@@ -160,6 +170,11 @@ class _Cutter(Emitter):
         """Set the byte at `flag` if any lane of a mask is set."""
         with self.builder.if_then(self.any_lane(wild), likely=False):
             self.builder.store(ir.Constant(_BYTE, 1), self.builder.inttoptr(flag, POINTER))
+
+
+def _halves(e: _Cutter, place: ir.Value, left: ir.Value) -> list[tuple[ir.Value, ir.Value]]:
+    """Where two vectors begin, and how many values are left there."""
+    return [(place, left), (e.builder.add(place, e.index(BYTES)), e.builder.sub(left, e.index(TILE)))]
 
 
 def _emit_rows(
@@ -181,16 +196,25 @@ def _emit_rows(
         from_row, to_row, flag, so_far = row.values
         with e.loop(e.index(0), runs, [from_row, to_row, e.none()]) as part_of_row:
             from_run, *rest = part_of_row.values
-            with e.loop(e.index(0), vectors, [from_run, *rest, size]) as loop:
+            with e.loop(e.index(0), b.sdiv(vectors, e.index(2)), [from_run, *rest, size]) as loop:
+                here, there, wild, left = loop.values
+                one, other = (
+                    e.load_some(place, e.first_lanes(e.limited(count))) for place, count in _halves(e, here, left)
+                )
+                lower, found = e.parts(one)
+                upper, too = e.parts(other)
+                e.store_pairs(list(zip(lower, upper, strict=True)), there, part)
+                loop.carried = [
+                    b.add(here, e.index(2 * BYTES)),
+                    b.add(there, e.index(4 * TILE)),
+                    b.or_(wild, b.or_(found, too)),
+                    b.sub(left, e.index(2 * TILE)),
+                ]
+            with e.loop(e.index(0), b.srem(vectors, e.index(2)), list(loop.values)) as loop:
                 here, there, wild, left = loop.values
                 parts, found = e.parts(e.load_some(here, e.first_lanes(e.limited(left))))
                 e.store_parts(parts, there, part)
-                loop.carried = [
-                    b.add(here, e.index(BYTES)),
-                    b.add(there, e.index(2 * TILE)),
-                    b.or_(wild, found),
-                    b.sub(left, e.index(TILE)),
-                ]
+                loop.carried = [here, b.add(there, e.index(2 * TILE)), b.or_(wild, found), left]
             part_of_row.carried = [b.add(from_run, run), *loop.values[1:3]]
         odd = e.any_lane(part_of_row.values[2])
         b.store(b.zext(odd, _BYTE), b.inttoptr(flag, POINTER))

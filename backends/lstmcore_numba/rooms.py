@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from lstmcore_numba.amx import APART, DEPTH, PARTS, usable
+from lstmcore_numba.amx import APART, DEPTH, PARTS, TILE, usable
 from lstmcore_numba.packing import Array, Layout, aligned
 from lstmcore_numba.threads import ROWS
 
@@ -15,17 +15,24 @@ from lstmcore_numba.threads import ROWS
 _AHEAD: Final = 1 << 20
 #: Rows from which threads take rows of the batch where the weights fit into a core's cache; else they take hidden
 #: units, and meet after every step.
-_ROWSAPART: Final = 48
-#: Rows from which products run on AMX, values of the inner size, and multiply-adds of a product.
+_ROWSAPART: Final = 16
+#: Rows from which products run on AMX, values of the inner size, and multiply-adds of a product; the same of one tile.
 _AMX_ROWS: Final = 32
 _AMX_INNER: Final = 8
-_AMX_WORTH: Final = 2_000_000
+_AMX_WORTH: Final = 1_000_000
+_AMX_TILE_WORTH: Final = 4_000_000
 #: Bytes of weights that fit.
 _FIT: Final = 1 << 20
 #: Multiply-adds of a step for which a meeting is worth its time.
 _STEP_WORTH: Final = 45_000
 #: Multiply-adds of a direction for which it is worth to run another one beside it.
 _BESIDE_WORTH: Final = 2_000_000
+#: Multiply-adds of a layer for which a wavefront is worth it, and of a step at most where threads could share a layer
+#: as well; steps at least by which a layer is behind the one below, and how many times as many there are.
+_WAVE_WORTH: Final = 1_500_000
+_WAVE_STEP: Final = 1_200_000
+_WAVE_AHEAD: Final = 6
+_WAVE_RUNS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,40 @@ def run_beside(layout: Layout, steps: int, batch: int) -> bool:
     return batch < _ROWSAPART and _fits(layout, inner) and layout.work(steps * batch, inner) >= _BESIDE_WORTH
 
 
+def steps_ahead(layout: Layout, steps: int, batch: int) -> int:
+    """Steps whose products of the input are made at once."""
+    return max(1, min(steps, _AHEAD // max(1, batch * layout.wide * layout.dtype.itemsize)))
+
+
+def wave_ahead(layout: Layout, steps: int, batch: int, *, masked: bool) -> int:
+    """Steps by which a layer of a wavefront works behind the one below; 0 where layers had better run in turn.
+
+    A wavefront pays where a layer has no work for two threads, and where these would have to meet after short steps.
+    Its products of the input are those of fewer steps: no number of steps is taken that would leave some with so few
+    rows that they are one tile, which adds in another order.
+    """
+    most = steps // _WAVE_RUNS
+    if most < _WAVE_AHEAD:
+        return 0
+    inner = layout.config.recurrent_size + layout.config.input_size
+    work = layout.work(steps * batch, inner)
+    if work < _WAVE_WORTH or forward_on_amx(layout, batch):
+        return 0
+    shared = sharing(layout, steps, batch, inner, masked=masked)
+    short = shared.by_units and work <= steps * _WAVE_STEP and _fits(layout, inner)
+    if shared.most > 1 and shared.cost and not short:
+        return 0
+    if not _several(steps, batch, steps_ahead(layout, steps, batch)):
+        return 0
+    least = max(_WAVE_AHEAD, -(-ROWS // batch))
+    return next((ahead for ahead in range(least, most + 1) if _several(steps, batch, ahead)), 0)
+
+
+def _several(steps: int, batch: int, ahead: int) -> bool:
+    """Whether steps in runs of `ahead` leave no run with the rows of one tile."""
+    return batch * (steps % ahead or ahead) >= ROWS
+
+
 def _fits(layout: Layout, inner: int) -> bool:
     """Whether the weights of a step fit into a core's cache."""
     return inner * layout.wide * layout.dtype.itemsize <= _FIT
@@ -69,7 +110,8 @@ def _fits(layout: Layout, inner: int) -> bool:
 
 def on_amx(layout: Layout, rows: int, inner: int, outer: int) -> bool:
     """Whether a product of `rows` rows and of `inner` values is made from parts; `outer` is its number of columns."""
-    enough = rows >= _AMX_ROWS and inner >= _AMX_INNER and rows * inner * outer >= _AMX_WORTH
+    worth = _AMX_WORTH if rows >= _AMX_ROWS else _AMX_TILE_WORTH
+    enough = (rows >= _AMX_ROWS or rows == TILE) and inner >= _AMX_INNER and rows * inner * outer >= worth
     return enough and layout.dtype == np.float32 and usable()
 
 
@@ -95,8 +137,10 @@ class Room:
     ----------
     full
         (N,) the length of rows without one.
-    zero_h, zero_c
-        The state before the first step where none is given.
+    zero_h, zero_c, no_state
+        The state before the first step where none is given, and the same with an axis before it.
+    shapes
+        Of y, and of a state with an axis before it.
     ahead
         Steps whose products of the input are made at once.
     norms
@@ -118,6 +162,8 @@ class Room:
     full: Array
     zero_h: Array
     zero_c: Array
+    no_state: tuple[Array, Array]
+    shapes: tuple[tuple[int, ...], ...]
     ahead: int
     sharing: Sharing
     counter: Array
@@ -129,11 +175,15 @@ class Room:
         return int(self.gates.nbytes + self.h.nbytes + self.c.nbytes + sum(part.nbytes for part in self.cut or ()))
 
 
-def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: bool, raw: bool) -> Room:
-    """Room for a call; for all steps where it is recorded."""
+def make_room(
+    layout: Layout, steps: int, batch: int, *, masked: bool, record: bool, raw: bool, most_ahead: int | None = None
+) -> Room:
+    """Room for a call; for all steps where it is recorded. Products of x are made for `most_ahead` steps at most."""
     config, dtype = layout.config, layout.dtype
     kept = steps + 1 if record else 2
-    ahead = max(1, min(steps, _AHEAD // max(1, batch * layout.wide * dtype.itemsize)))
+    ahead = steps_ahead(layout, steps, batch)
+    if most_ahead is not None:
+        ahead = min(ahead, most_ahead)
     each = steps if record else 1
     products = steps if record else ahead
     wide = (layout.blocks, batch, layout.gates, layout.lanes)
@@ -160,6 +210,7 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
             np.zeros((2, max(1, shared.most), batch), np.uint8),
             np.zeros((3, max(1, shared.most)), np.int64),
         )
+    zero_h, zero_c = np.zeros((batch, config.output_size), dtype), np.zeros((batch, config.hidden_size), dtype)
     return Room(
         gates=gates,
         raw=np.empty_like(gates) if record and raw else np.empty((1, 1, 1, 1, 1), dtype),
@@ -170,8 +221,10 @@ def make_room(layout: Layout, steps: int, batch: int, *, masked: bool, record: b
         c=aligned((kept, batch, layout.hidden), dtype),
         norms=norms,
         full=np.full(batch, steps, np.int64),
-        zero_h=np.zeros((batch, config.output_size), dtype),
-        zero_c=np.zeros((batch, config.hidden_size), dtype),
+        zero_h=zero_h,
+        zero_c=zero_c,
+        no_state=(zero_h[None], zero_c[None]),
+        shapes=((steps, *zero_h.shape), (1, *zero_h.shape), (1, *zero_c.shape)),
         ahead=ahead,
         sharing=shared,
         counter=np.zeros(1, np.int64),

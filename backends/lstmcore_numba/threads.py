@@ -30,8 +30,8 @@ _SHARE: Final = 0.2
 _LONGEST: Final = 5e-3
 #: Seconds for which a thread looks for work before it falls asleep.
 _PATIENCE: Final = 2e-3
-#: Rows of a part at least: a tile full of them.
-ROWS: Final = 6
+#: Rows of a part at least: more than a tile, since a product of one tile adds in another order than one of several.
+ROWS: Final = 7
 _CACHE_LINE: Final = 64
 
 #: What a pass takes that runs on the calling thread alone.

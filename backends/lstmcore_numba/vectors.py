@@ -17,6 +17,8 @@ from llvmlite import ir
 
 INDEX: Final = ir.IntType(64)
 POINTER: Final = ir.PointerType()
+#: 1.5 times the range of the digits: a number's sum with it is a whole number, which its last bits tell.
+ROUND: Final = {4: 1.5 * 2.0**23, 8: 1.5 * 2.0**52}
 #: Tells an instruction of AVX-512 to round as the processor is set to.
 _CURRENT_ROUNDING: Final = 4
 
@@ -224,6 +226,10 @@ class Vector:
         """Where ``self relation other`` holds; nowhere for a NaN."""
         return self.emitter.builder.fcmp_ordered(relation, self.value, self.emitter.lift(other).value)
 
+    def reaches(self, number: float) -> ir.Value:
+        """Where this is `number` or more; everywhere for a NaN."""
+        return self.emitter.builder.fcmp_unordered(">=", self.value, self.emitter.constant(number).value)
+
     def where(self, condition: ir.Value, otherwise: Vector | float) -> Vector:
         """This where `condition` holds, else `otherwise`."""
         other = self.emitter.lift(otherwise)
@@ -236,36 +242,47 @@ class Vector:
         return ceiling.where(raised.compare(">", high), raised)
 
     def power_of_two(self) -> Vector:
-        """2 to a power that is whole and within the range of normal numbers."""
+        """2 to the whole number whose sum with `ROUND` this is, where that is a normal number."""
         e = self.emitter
         bias, shift = (127, 23) if e.size == 4 else (1023, 52)
-        whole = e.builder.fptosi(self.value, e.integers)
-        biased = e.builder.add(whole, ir.Constant(e.integers, [ir.Constant(e.integer, bias)] * e.lanes))
-        bits = e.builder.shl(biased, ir.Constant(e.integers, [ir.Constant(e.integer, shift)] * e.lanes))
-        return Vector(e, e.builder.bitcast(bits, e.type))
+        bits = e.builder.shl(e.builder.bitcast(self.value, e.integers), self._integers(shift))
+        return Vector(e, e.builder.bitcast(e.builder.add(bits, self._integers(bias << shift)), e.type))
+
+    def _integers(self, number: int) -> ir.Constant:
+        """The same integer in every lane."""
+        e = self.emitter
+        return ir.Constant(e.integers, [ir.Constant(e.integer, number)] * e.lanes)
 
     def scaled(self, power: Vector) -> Vector:
-        """This times 2 to `power`, as `power_of_two` has it; one instruction with AVX-512."""
+        """This times 2 to the whole number whose sum with `ROUND` is `power`; one instruction with AVX-512."""
         e = self.emitter
         if not e.widest:
             return self * power.power_of_two()
-        name = f"llvm.x86.avx512.mask.scalef.{e.suffix}.512"
+        name, power = f"llvm.x86.avx512.mask.scalef.{e.suffix}.512", power - ROUND[e.size]
         return e.masked(name, [self, power, e.constant(0)], [ir.Constant(ir.IntType(32), _CURRENT_ROUNDING)])
 
     def over(self, divisor: Vector) -> Vector:
         """``self / divisor`` for divisors from 1 to below the inverse of the least normal number.
 
-        AVX-512 has the first 14 bits of an inverse at a tenth of a division's price. A step of Newton's doubles
-        them, and what the quotient is off by is taken off at the end.
+        AVX-512 has the first 14 bits of an inverse at a tenth of a division's price, and a step of Newton's doubles
+        them. What the quotient is off by is taken off at the end.
         """
         e = self.emitter
         if not e.widest:
             return self / divisor
-        inverse = e.masked(f"llvm.x86.avx512.rcp14.{e.suffix}.512", [divisor, e.constant(0)], [])
-        for _ in range(1 if e.size == 4 else 2):
-            inverse = inverse.fma((-divisor).fma(inverse, 1), inverse)
+        inverse = divisor.inverse()
         quotient = self * inverse
         return inverse.fma((-divisor).fma(quotient, self), quotient)
+
+    def inverse(self) -> Vector:
+        """``1 / self`` for numbers as `over` has them, to 0.7 epsilons."""
+        e = self.emitter
+        if not e.widest:
+            return 1 / self
+        found = e.masked(f"llvm.x86.avx512.rcp14.{e.suffix}.512", [self, e.constant(0)], [])
+        for _ in range(1 if e.size == 4 else 2):
+            found = found.fma((-self).fma(found, 1), found)
+        return found
 
     def rounded_to(self, storage: str) -> Vector:
         """As it is after a stay in memory as ``float16`` or ``bfloat16``."""

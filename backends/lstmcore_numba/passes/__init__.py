@@ -10,21 +10,35 @@ one step are (B, N, G, lanes). Names of arrays are those of the equations.
 from __future__ import annotations
 
 from lstmcore_numba.passes.backward import backward, backward_both
-from lstmcore_numba.passes.common import Norms
+from lstmcore_numba.passes.common import Norms, Wave
 from lstmcore_numba.passes.cut import Cut, CutBack
-from lstmcore_numba.passes.forward import forward, forward_both
+from lstmcore_numba.passes.forward import (
+    X_PLACE,
+    Y_PLACE,
+    forward,
+    forward_again,
+    forward_both,
+    forward_wave,
+    keep_forward,
+)
 from lstmcore_numba.passes.gradients import input_gradient, weight_gradient
 from lstmcore_numba.passes.tangent import tangent
 
 __all__ = [
+    "X_PLACE",
+    "Y_PLACE",
     "Cut",
     "CutBack",
     "Norms",
+    "Wave",
     "backward",
     "backward_both",
     "forward",
+    "forward_again",
     "forward_both",
+    "forward_wave",
     "input_gradient",
+    "keep_forward",
     "tangent",
     "weight_gradient",
 ]

@@ -75,7 +75,7 @@ def _backward(
     own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
     cutters = (0, parts) if by_units else (part, part + 1)
     if cut is not None:
-        shape_tiles(TILE)
+        shape_tiles(min(TILE, rows))
         cut_slot, cut_part, cut_row = cut.dz.strides[:3]
         flags = part * batch if by_units else 0
         cut_to, flags_to = cut.dz.ctypes.data + own * inner * 2, cut.wild.ctypes.data + flags
@@ -169,6 +169,7 @@ def _backward(
                 count % 2 == 1,
                 some_wild(cut.any_wild, slot, *cutters),
                 cut.wild[slot, : parts if by_units else 1],
+                min(TILE, rows),
             )
         else:
             grouped_product(

@@ -37,6 +37,25 @@ class Norms(NamedTuple):
     eps: float
 
 
+class Wave(NamedTuple):
+    """What a layer of a wavefront and its neighbours tell each other.
+
+    Attributes
+    ----------
+    below, done
+        (threads, some) first how many steps each thread has finished: of the layer below, and of this one.
+    mask
+        (T, N, P) the dropout between this layer and the next one; no steps where there is none.
+    masked
+        Outputs times `mask`, which the next layer reads; as `mask` where there is none.
+    """
+
+    below: Any
+    done: Any
+    mask: Any
+    masked: Any
+
+
 @compiled
 def set_norms(table: Any, norms: Any, t: int) -> int:
     """Put the addresses for step `t` into the table; the place of the step in the arrays."""

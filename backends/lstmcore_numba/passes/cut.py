@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lstmcore_numba.amx import DEPTH, PARTS, TILE_BYTES, amx_panel
+from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.parts import cut_rows
 from lstmcore_numba.tiles import BYTES, PANEL, grouped_panel
@@ -86,11 +86,13 @@ def mixed_panel(
     last: int,
     fresh: bool,
     flags: Any,
+    height: int,
 ) -> None:
     """The product of rows `first` to `last` with one panel: from parts, and in float32 where a row is wild.
 
     `cut` and `source` are the addresses of row 0 in parts and in float32, `c` is that of the result of row `first`; a
-    row of `source` is `runs` runs of `size` values. `flags` (threads, rows) tells which rows are wild.
+    row of `source` is `runs` runs of `size` values. `flags` (threads, rows) tells which rows are wild, `height` is
+    that of `amx_panel`.
     """
     chunks = (runs * size + DEPTH - 1) // DEPTH
     begin = first
@@ -103,7 +105,21 @@ def mixed_panel(
         if row > begin:
             here, there = cut + begin * cut_row, c + (begin - first) * c_row
             step = cols * PARTS * TILE_BYTES
-            amx_panel(cols, here, cut_row, cut_part, cut_weight, step, there, c_row, chunks, row - begin, fresh)
+            amx_panel(
+                cols,
+                here,
+                cut_row,
+                cut_part,
+                cut_weight,
+                step,
+                there,
+                c_row,
+                chunks,
+                row - begin,
+                fresh,
+                cut_weight,
+                height,
+            )
         if wild:
             here, there = source + row * pitch, c + (row - first) * c_row
             grouped_panel(
@@ -144,7 +160,7 @@ def cut_input_products(
     block_last: int,
 ) -> None:
     """``W x`` of `steps` steps from `begin` on, into `products` (room, B, N, G, lanes) from `place` on."""
-    batch, inner = x.shape[1], x.shape[2]
+    batch, inner, height = x.shape[1], x.shape[2], min(TILE, last - first)
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
     pitch, row_z, zero = inner * 4, cols * lanes * 4, x.dtype.type(0)
     chunks, step = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
@@ -176,6 +192,7 @@ def cut_input_products(
                     to_row,
                     True,
                     cut.wild_x.reshape(1, -1),
+                    height,
                 )
             else:
                 amx_panel(
@@ -190,6 +207,8 @@ def cut_input_products(
                     chunks,
                     to_row - from_row,
                     True,
+                    cut_weight if k < steps - 1 else cut_weight + chunks * step,
+                    height,
                 )
 
 
@@ -215,6 +234,7 @@ def cut_product(
     turned: bool,
     wild: bool,
     flags: Any,
+    height: int,
 ) -> None:
     """The product of rows `first` to `last` with `vectors` columns of vectors; arguments are those of `mixed_panel`.
 
@@ -248,8 +268,12 @@ def cut_product(
                 last,
                 fresh,
                 flags,
+                height,
             )
         else:
             here = cut + first * cut_row
             step = cols * PARTS * TILE_BYTES
-            amx_panel(cols, here, cut_row, cut_part, parts, step, there, c_row, chunks, last - first, fresh)
+            after = cut_weight + max(0, place - PANEL if turned else place + PANEL) * chunks * PARTS * TILE_BYTES
+            amx_panel(
+                cols, here, cut_row, cut_part, parts, step, there, c_row, chunks, last - first, fresh, after, height
+            )

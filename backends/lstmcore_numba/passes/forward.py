@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, Final
 
 import numpy as np
 
 from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import normalise
-from lstmcore_numba.parallel import meet, outlined, side_by_side
+from lstmcore_numba.parallel import MANY_SPINS, call_part, kept, meet, outlined, side_by_side, wait_for, write
 from lstmcore_numba.parts import cut_rows
 from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
 from lstmcore_numba.passes.cut import cut_input_products, cut_inputs, mixed_panel, some_wild
@@ -50,6 +51,7 @@ def _forward(
     ahead: int,
     cut: Any,
     counter: Any,
+    wave: Any,
 ) -> None:
     table = np.zeros(FIELDS, np.int64)
     steps, batch, width = y.shape
@@ -62,7 +64,7 @@ def _forward(
     output_blocks = h.shape[2] // lanes
     kept = h.shape[0] == steps + 1
     masked, projects = mask_r.shape[0] > 0, step_output != 0
-    tail = hidden - (blocks - 1) * lanes
+    own_blocks, tail = block_last - block_first, hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
     table[At.LENGTHS], table[At.BIAS], table[At.PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
@@ -72,13 +74,16 @@ def _forward(
     now = steps if reverse and kept else 0
     origin, met = 0, 0
     shared = by_units and parts > 1
+    if wave is not None and part == 0:
+        for other in range(parts, wave.done.shape[0]):
+            write(at(wave.done, other), steps)
     own, own_size = (
         (block_first * lanes, min(inner, block_last * lanes) - block_first * lanes) if by_units else (0, inner)
     )
     cutters = (0, parts) if by_units else (part, part + 1)
     chunks, step_bytes = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
     if cut is not None:
-        shape_tiles(TILE)
+        shape_tiles(min(TILE, rows))
         cut_slot, cut_part, cut_row = cut.state.strides[:3]
         flags = part * batch if by_units else 0
         cut_to, flags_to, row_source = cut.state.ctypes.data, cut.wild.ctypes.data + flags, row_c if of_cell else row_h
@@ -102,6 +107,9 @@ def _forward(
             some = min(ahead, steps - count)
             begin = t - some + 1 if reverse else t
             origin = 0 if all_kept else begin
+            if wave is not None:
+                for other in range(wave.below.shape[0]):
+                    wait_for(at(wave.below, other), count + some, MANY_SPINS)
             if cut is not None:
                 cut.any_wild[2, part] = cut_inputs(cut_x, x_shares, x, cut, begin, some, first, last)
                 if shared:
@@ -162,7 +170,7 @@ def _forward(
             held = set_norms(table, norms, t)
             table[At.NORM_X] = at(norms.x, place)
             target = table[At.NORM_H]
-        for index in range(block_last - block_first):
+        for index in range(own_blocks):
             # To and fro, so that a step starts with the weights that the one before ended with, in the cache.
             block = block_first + index if count % 2 == 0 else block_last - 1 - index
             weights = recurrent_weight.ctypes.data + block * inner * cols * BYTES
@@ -189,8 +197,10 @@ def _forward(
                         last,
                         norms is not None,
                         cut.wild[slot_now, : parts if by_units else 1],
+                        min(TILE, rows),
                     )
                 else:
+                    turn = 0 if index == own_blocks - 1 else chunks * step_bytes
                     amx_panel(
                         cols,
                         here_cut + first * cut_row,
@@ -203,6 +213,8 @@ def _forward(
                         chunks,
                         rows,
                         norms is not None,
+                        cut_weight + turn if count % 2 == 0 else cut_weight - turn,
+                        min(TILE, rows),
                     )
             else:
                 panel(
@@ -219,8 +231,11 @@ def _forward(
                     rows,
                     norms is not None,
                 )
-            if norms is None:
-                call_step(step, table.ctypes.data, block, first, last)
+            # A block is worked on while the next one's product is under way, whose last sums are late.
+            if norms is None and index > 0:
+                call_step(step, table.ctypes.data, block - 1 if count % 2 == 0 else block + 1, first, last)
+        if norms is None:
+            call_step(step, table.ctypes.data, block_last - 1 if count % 2 == 0 else block_first, first, last)
         if norms is not None:
             normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
@@ -247,6 +262,10 @@ def _forward(
                 call_step(step_output, table.ctypes.data, block, first, last)
         to, new, offset = at(y, t), at(h, following), column * size
         put_outputs(zero, to + offset, width * size, new + offset, row_h, lengths, t, first, last, columns - column)
+        if wave is not None:
+            if wave.mask.shape[0] > 0:
+                _drop_out(y[t], wave.mask[t], wave.masked[t], lengths, t, first, last, column, columns)
+            write(at(wave.done, part), count + 1)
         if cut is not None and not masked:
             after, other = (at(c, following) if of_cell else at(h, following)) + own * size, 1 - slot_now
             to = cut_to + other * cut_slot + own * 2
@@ -259,6 +278,12 @@ def _forward(
         now = following
     if cut is not None:
         release_tiles()
+
+
+_ARGUMENTS: Final = list(inspect.signature(_forward).parameters)[2:]
+#: Where `y` and `x` are among what `keep_forward` keeps.
+Y_PLACE: Final = _ARGUMENTS.index("y")
+X_PLACE: Final = _ARGUMENTS.index("x")
 
 
 @compiled
@@ -305,11 +330,29 @@ def _input_products(
 
 
 @compiled
+def _drop_out(
+    source: Any, mask: Any, target: Any, lengths: Any, t: int, first: int, last: int, column: int, columns: int
+) -> None:
+    """``target = mask source``, (N, P), in some rows and columns of step `t`; 0 past a row's end."""
+    for row in range(first, last):
+        for k in range(column, columns):
+            target[row, k] = source[row, k] * mask[row, k] if t < lengths[row] else 0
+
+
+@compiled
 def _put(source: Any, target: Any) -> None:
     """Copy a state (N, P) to (N, Pp), with 0 behind the last unit."""
     for row in range(source.shape[0]):
         for k in range(target.shape[1]):
             target[row, k] = source[row, k] if k < source.shape[1] else 0
+
+
+@compiled
+def _take(source: Any, target: Any) -> None:
+    """The inverse of `_put`. An assignment of slices would take seconds to compile, for the texts of its errors."""
+    for row in range(target.shape[0]):
+        for k in range(target.shape[1]):
+            target[row, k] = source[row, k]
 
 
 @compiled
@@ -328,13 +371,26 @@ def _finish(last_h: Any, last_c: Any, reverse: bool, h: Any, c: Any, y: Any) -> 
     end = steps % 2
     if h.shape[0] == steps + 1:
         end = 0 if reverse else steps
-    last_h[:] = h[end, :, : last_h.shape[1]]
-    last_c[:] = c[end, :, : last_c.shape[1]]
+    _take(h[end], last_h)
+    _take(c[end], last_c)
+
+
+@compiled
+def keep_forward(room: Any, places: Any, *args: Any) -> int:
+    """Keep what `_forward` takes after `part` and `parts` in the array `room`, and return the address of its code.
+
+    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
+    the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
+    """
+    code: int = kept(_forward, args, room.ctypes.data, places.ctypes.data)
+    return code
 
 
 @compiled
 def forward(
     team: Any,
+    code: int,
+    room: int,
     counter: Any,
     first_h: Any,
     first_c: Any,
@@ -344,35 +400,85 @@ def forward(
     h: Any,
     c: Any,
     y: Any,
-    *args: Any,
 ) -> None:
     """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
 
-    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
-    the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
+    `code` and `room` are addresses: of what `keep_forward` returned, and of its arguments.
     """
     _prepare(counter, first_h, first_c, reverse, h, c, y)
-    side_by_side(team, outlined(_forward, (reverse, h, c, y, *args, counter)))
+    side_by_side(team, (code, room))
     _finish(last_h, last_c, reverse, h, c, y)
+
+
+@compiled
+def forward_again(
+    team: Any,
+    code: int,
+    room: int,
+    y_place: int,
+    x_place: int,
+    counter: Any,
+    first_h: Any,
+    first_c: Any,
+    last_h: Any,
+    last_c: Any,
+    reverse: bool,
+    h: Any,
+    c: Any,
+    y: Any,
+    x: Any,
+) -> None:
+    """`forward` with another `x` and `y`; states are (1, N, P) and (1, N, H)."""
+    write(y_place, y.ctypes.data)
+    write(x_place, x.ctypes.data)
+    _prepare(counter, first_h[0], first_c[0], reverse, h, c, y)
+    side_by_side(team, (code, room))
+    _finish(last_h[0], last_c[0], reverse, h, c, y)
 
 
 @compiled
 def _forward_both(part: int, parts: int, first: Any, second: Any) -> None:
     if parts == 1:
-        _forward(0, 1, *first)
-        _forward(0, 1, *second)
+        call_part(first[0], first[1], 0, 1)
+        call_part(second[0], second[1], 0, 1)
     elif part % 2 == 0:
-        _forward(part // 2, (parts + 1) // 2, *first)
+        call_part(first[0], first[1], part // 2, (parts + 1) // 2)
     else:
-        _forward(part // 2, parts // 2, *second)
+        call_part(second[0], second[1], part // 2, parts // 2)
 
 
 @compiled
 def forward_both(team: Any, first: Any, second: Any) -> None:
     """`forward` of two directions, whose arguments are two tuples; each on half of the threads."""
-    _prepare(first[0], first[1], first[2], first[5], first[6], first[7], first[8])
-    _prepare(second[0], second[1], second[2], second[5], second[6], second[7], second[8])
-    one, other = (*first[5:], first[0]), (*second[5:], second[0])
-    side_by_side(team, outlined(_forward_both, (one, other)))
-    _finish(first[3], first[4], first[5], first[6], first[7], first[8])
-    _finish(second[3], second[4], second[5], second[6], second[7], second[8])
+    _prepare(first[2], first[3], first[4], first[7], first[8], first[9], first[10])
+    _prepare(second[2], second[3], second[4], second[7], second[8], second[9], second[10])
+    side_by_side(team, outlined(_forward_both, (first[:2], second[:2])))
+    _finish(first[5], first[6], first[7], first[8], first[9], first[10])
+    _finish(second[5], second[6], second[7], second[8], second[9], second[10])
+
+
+@compiled
+def _forward_wave(part: int, parts: int, codes: Any) -> None:
+    count = len(codes)
+    for layer in range(part % count, count, parts):
+        sharers = max(1, (parts - layer + count - 1) // count)
+        call_part(codes[layer, 0], codes[layer, 1], part // count, sharers)
+
+
+@compiled
+def forward_wave(team: Any, codes: Any, layers: Any) -> None:
+    """`forward` of the layers of a stack in a wavefront, whose passes have a `Wave` each.
+
+    `codes` (layers, 2) are what `forward` takes as `code` and `room`, `layers` the rest of what it takes.
+
+    Threads are dealt to the layers in turn; where there are fewer, layers to the threads, from the first one up. A
+    layer waits only for the one below, which its own thread has finished or a thread that is there has begun or will
+    begin without waiting for this one: side by side run only those that have come. So one of them always goes on.
+    """
+    for layer in range(len(codes)):
+        args = layers[layer]
+        _prepare(args[0], args[1], args[2], args[5], args[6], args[7], args[8])
+    side_by_side(team, outlined(_forward_wave, (codes,)))
+    for layer in range(len(codes)):
+        args = layers[layer]
+        _finish(args[3], args[4], args[5], args[6], args[7], args[8])

@@ -95,6 +95,7 @@ def _input_gradient(part: int, parts: int, dz: Any, weight: Any, cut_weight: Any
                 False,
                 wild != 0,
                 flags[:, k * rows : (k + 1) * rows],
+                TILE,
             )
     if cut_weight is not None:
         release_tiles()
@@ -179,6 +180,8 @@ def _weight_gradient(
                     (depth + DEPTH - 1) // DEPTH,
                     width,
                     True,
+                    right.ctypes.data,
+                    TILE,
                 )
                 add_numbers(zero, result.ctypes.data, to, width * wide)
             else:
