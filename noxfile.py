@@ -61,7 +61,12 @@ def tests(session: nox.Session) -> None:
 def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
-    files = ("tests/test_numba_backend.py", "tests/test_numba_amx.py")
+    files = (
+        "tests/test_numba_backend.py",
+        "tests/test_numba_again.py",
+        "tests/test_numba_amx.py",
+        "tests/test_numba_wavefront.py",
+    )
     session.run("pytest", "-m", "numba", *files, *session.posargs, env=_quiet())
 
 

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from lstmcore.cli import main
 from lstmcore_conformance import budgets
-from lstmcore_conformance.benchmarks import grids, statistics
+from lstmcore_conformance.benchmarks import grids, roofs, statistics
 from lstmcore_conformance.benchmarks.comparing import changes
 from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, save_arrays, save_data
@@ -31,6 +33,7 @@ from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
 from lstmcore_conformance.benchmarks.startup import Start, start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
+from lstmcore_conformance.benchmarks.table import show
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.benchmarks.worker import timed
 from lstmcore_conformance.subject import Failure
@@ -84,6 +87,15 @@ def test_what_is_wrong_has_no_time(plant: Callable[..., tuple[str, ...]]) -> Non
     assert found["wrong_gradient", "inference", SMALL].median_s is not None
     assert found["wrong_gradient", "training", SMALL].outcome is Outcome.WRONG
     assert found["wrong_gradient", "training", SMALL].message.startswith("d_weight_h[0, 0]")
+
+
+def test_what_is_wrong_after_it_was_timed_has_no_time(plant: Callable[..., tuple[str, ...]]) -> None:
+    found = _by(_run(plant("right", "wrong_later"), modes=("inference",)))
+    assert found["right", "inference", SMALL].median_s is not None
+    wrong = found["wrong_later", "inference", SMALL]
+    assert wrong.outcome is Outcome.WRONG
+    assert wrong.message.startswith("after it was timed: y[")
+    assert (wrong.median_s, wrong.rounds, wrong.calls) == (None, (), 0)
 
 
 def test_a_process_that_ends_is_an_error_and_stops_nobody(plant: Callable[..., tuple[str, ...]]) -> None:
@@ -316,6 +328,26 @@ def test_the_roof_is_the_best_that_was_seen() -> None:
     assert meter(1, "float16") is None
 
 
+def test_a_copy_counts_the_bytes_that_it_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two threads, of which each touches as much memory as is said."""
+    moved: list[int] = []
+
+    def copyto(taken: Any, given: Any) -> None:
+        assert taken.nbytes == given.nbytes == 2**25
+        assert not np.shares_memory(taken, given)
+        moved.append(taken.nbytes + given.nbytes)
+
+    def best(threads: int, work: Callable[[int], object]) -> float:
+        for thread in range(threads):
+            work(thread)
+        return 0.5
+
+    monkeypatch.setattr(np, "copyto", copyto)
+    monkeypatch.setattr(roofs, "_best", best)
+    assert roofs._copy(2, 2**26) == pytest.approx(sum(moved) / 0.5 / 1e9)
+    assert len(moved) == 8
+
+
 # What a run comes to --------------------------------------------------------------------------------------------------
 
 
@@ -351,12 +383,36 @@ def test_ratios_are_of_the_best_peer() -> None:
     assert found.comparisons[0].low <= 2 <= found.comparisons[0].high
 
 
+def test_no_number_is_cut_where_the_terminal_is_narrow() -> None:
+    names = ("numpy", "own_backend", "third")
+    results = [_made(name, "backend", Point(100, 128, 1024, 1024), 0.04567e-3) for name in names]
+    results += [_made(name, "peer", Point(100, 128, 1024, 1024), 0.04567e-3) for name in ("torch", "onnxruntime")]
+    results += [replace(one, beside_variants=True) for one in results[:3]]
+    slow = Job("inference", Point(100, 128, 1024, 1024), variant="input_from_forget")
+    results += [_made(name, "backend", slow.point, 0.1e-3, beside_variants=True, job=slow) for name in names]
+    console = Console(file=StringIO(), width=40)
+    show(made_benchmark(tuple(results)), console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert text.count("0.0457") == 5
+    assert {line[-1] for line in text.splitlines() if line.startswith("│")} == {"│"}
+
+
 def test_variants_are_beside_the_plain_layer_of_the_same_round() -> None:
     grid = _made("numpy", "backend", SMALL, 9e-3)
     plain = _made("numpy", "backend", SMALL, 2e-3, beside_variants=True)
     slow = _made("numpy", "backend", SMALL, 3e-3, beside_variants=True, job=Job("inference", SMALL, variant="peephole"))
     (found,) = variants(made_benchmark((plain, slow, grid)))
-    assert (found.name, found.mean) == ("peephole", pytest.approx(1.5))
+    assert (found.name, found.mean, found.noisy) == ("peephole", pytest.approx(1.5), frozenset())
+    made = made_benchmark((replace(plain, outcome=Outcome.NOISY), slow, grid))
+    (found,) = variants(made)
+    assert found.noisy == {slow.job}
+    assert "~1.50" in page(made)
+    console = Console(file=StringIO(), width=200)
+    show(made, console)
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().count("~1.50") == 2
 
 
 SCHEMA = json.loads((resources.files("lstmcore_conformance.benchmarks") / "benchmark.schema.json").read_text("utf-8"))
@@ -437,6 +493,28 @@ def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], 
     again = CliRunner().invoke(main, ["bench", "--read", new, "--compare", new])
     assert again.exit_code == 0
     assert "0 slower, 0 faster, 1 without a change" in again.output
+    piped = CliRunner().invoke(main, ["bench", "--read", new, "--compare", old, "--json", "-"])
+    assert json.loads(piped.stdout)
+    assert "1 slower, 0 faster" in piped.stderr
+
+
+def test_what_cannot_be_compared_is_an_error(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
+    """Another machine before anything is measured; no call in common once what was measured is written."""
+    plant("right")
+    words = ["bench", "right", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "3"]
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    words += ["--compare", str(old), "--json", str(new)]
+    made = made_benchmark((_made("right", "backend", SMALL._replace(N=8), 1.0),))
+    old.write_text(document(made), "utf-8")
+    done = CliRunner().invoke(main, words)  # the standard grid, had it begun
+    assert done.exit_code == 2
+    assert "compare: expected runs of one machine; got processor made up and" in done.output
+    assert not new.exists()
+    old.write_text(document(replace(made, machine=describe())), "utf-8")
+    done = CliRunner().invoke(main, [*words, "--point", "4,3,5,7"])
+    assert done.exit_code == 2
+    assert "compare: expected runs with a backend, call and number of threads in common" in done.output
+    assert len(list(Benchmark.load(new).timed())) == 1
 
 
 def test_a_start_counts_only_with_the_right_result(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
@@ -481,6 +559,7 @@ def test_the_command(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["bench", "right", *common, "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert "inference, float32, 1 thread" in done.output
+    assert re.fullmatch(r"bench: 0:00:\d\d, 0 of 1 done, now inference float32 4, 3, 5, 7\n", done.stderr)
     assert Benchmark.load(file).settings["backends"] == ["right"]
     done = CliRunner().invoke(main, ["bench", "right", "wrong", *common])
     assert done.exit_code == 1
@@ -499,12 +578,20 @@ COMMANDS = [
 def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, on NumPy without peers, at one size and for a moment."""
     monkeypatch.chdir(tmp_path)
-    Path("run.json").write_text(document(replace(made_benchmark(()), machine=describe())), "utf-8")
+    slow = _made("numpy", "backend", SMALL, 1.0)
+    Path("run.json").write_text(document(replace(made_benchmark((slow,)), machine=describe())), "utf-8")
     words = ["numpy" if word == "numba" else word for word in shlex.split(line)[1:]]
     words = [word for word in words if word not in ("quick", "standard") and not word.startswith("--grid")]
-    words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "3", "--calls", "6", "--threads", "1"]
+    if "--read" not in words:
+        words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "3", "--calls", "6", "--threads", "1"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
+
+
+def test_what_is_read_is_not_measured() -> None:
+    done = CliRunner().invoke(main, ["bench", "--read", "run.json", "--mode", "training", "--grid", "standard"])
+    assert done.exit_code == 2
+    assert "--read: expected nothing that says what to measure; got --grid, --mode" in done.output
 
 
 @pytest.mark.parametrize(
@@ -518,7 +605,15 @@ def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatc
             "--peers: expected some of torch, onnxruntime, jax, tutorial, or auto or none; got 'other'",
         ),
         (["--read", "run.json"], "--read: expected no backends, since nothing is measured; got numpy"),
-        (["--json", "/nowhere/run.json"], "--json: expected a place in a folder that exists"),
+        (["--json", "/nowhere/run.json"], "--json: expected a file in a folder that exists"),
+        (["--json", "."], "--json: expected a file; got the folder '.'"),
+        (["--html", "."], "--html: expected a file; got the folder '.'"),
+        (
+            ["--json", "both", "--html", "both"],
+            "--html: expected a file of its own; got 'both'",
+        ),
+        (["--pictures", "/nowhere/pictures"], "--pictures: expected a folder, or a new one in a folder that exists"),
+        (["--report", __file__], "--report: expected a folder, or a new one in a folder that exists"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(words: list[str], message: str) -> None:

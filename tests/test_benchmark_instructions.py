@@ -46,6 +46,10 @@ def test_the_baseline_decides(stored: Path, monkeypatch: pytest.MonkeyPatch) -> 
     done = run(main, [])
     assert done.exit_code == 1
     assert "+15.0%  TOO MANY" in done.output
+    monkeypatch.setattr(instructions, "count", lambda name: {"a": 899, "b": 1801})
+    done = run(main, [])
+    assert done.exit_code == 0
+    assert [line.endswith("fewer: --update") for line in done.output.splitlines()] == [True, False]
     monkeypatch.setattr(instructions, "described", lambda name: OWN | {"python": "4"})
     done = run(main, [])
     assert done.exit_code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from click.testing import CliRunner
 
 from lstmcore.cli import main
 from lstmcore_conformance.benchmarks import grids
-from lstmcore_conformance.benchmarks.jobs import MODES, Job
+from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
 from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.pictures import pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.summary import document, summaries
+from lstmcore_conformance.benchmarks.table import digits
 from lstmcore_conformance.benchmarks.team import Candidate
 from pages import Text, in_browser
 
@@ -59,6 +61,34 @@ def _made(job: Job, candidate: Candidate, rng: np.random.Generator) -> Result:
     return Result(job, candidate, Outcome.NOISY if job.point.N == 8 else Outcome.MEASURED, **known, quantiles=quantiles)
 
 
+def _noisy(one: Result) -> Result:
+    return one if one.median_s is None else replace(one, outcome=Outcome.NOISY)
+
+
+def _hollow(axes: Any) -> int:
+    return sum(len(line.get_xdata()) for line in axes.lines if line.get_markerfacecolor() == "white")
+
+
+def test_noisy_times_are_hollow(made: Benchmark) -> None:
+    made = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    noisy = [one for one in made.results if one.outcome is Outcome.NOISY]
+    assert {one.job.point.N for one in noisy} == {8}
+    shown = {name.removesuffix("-inference-float32-2"): figure.axes[0] for name, _, figure in pictures(made)}
+    assert _hollow(shown["scaling-N"]) == _hollow(shown["roofline"]) == len(noisy)
+    assert _hollow(shown["scaling-H"]) == _hollow(shown["speed"]) == 0
+
+
+def test_no_point_is_left_out_of_the_speeds_but_those_of_sweeps(made: Benchmark) -> None:
+    def rows(points: set[Point]) -> set[str]:
+        some = tuple(one for one in made.results if one.job.mode == "inference" and one.job.point in points)
+        (axes,) = (figure.axes[0] for name, _, figure in pictures(replace(made, results=some)) if "speed" in name)
+        return {text.get_text() for text in axes.get_yticklabels()}
+
+    table, own = set(grids.STANDARD), {grids.STANDARD[0], grids.SWEEPS["T"][0]}
+    assert rows(table | own) == set(map(str, table))
+    assert rows(own) == set(map(str, own))
+
+
 def test_there_is_a_picture_of_everything(made: Benchmark) -> None:
     names = [name for name, _, _ in pictures(made)]
     for mode in ("inference", "training"):
@@ -66,6 +96,29 @@ def test_there_is_a_picture_of_everything(made: Benchmark) -> None:
         assert {f"{kind}-{mode}-float32-2" for kind in kinds} <= set(names)
     assert "latency-streaming-float32-2" in names
     assert len(set(names)) == len(names)
+
+
+def test_a_map_is_of_points_that_differ_in_rows_and_units_alone(made: Benchmark) -> None:
+    """Where the run has them; the sweeps' points have other inputs and steps."""
+    made = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    shown = {name: figure for name, _, figure in pictures(made)}
+    time, ratio = shown["map-numpy-inference-float32-2"].axes
+    for axes in (time, ratio):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["32", "64", "128", "256", "512"]
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["1", "4", "16", "64"]
+        assert len(axes.texts) == len(grids.MAP)
+    job = Job("inference", grids.MAP[7])
+    (here,) = (one for one in made.results if (one.job, one.candidate.name) == (job, "numpy"))
+    shown_there = {text.get_position(): text.get_text() for text in time.texts}
+    place = (("32", "64", "128", "256", "512").index(str(job.point.H)), ("1", "4", "16", "64").index(str(job.point.N)))
+    assert shown_there[place] == digits((here.median_s or 0.0) / job.point.T * 1e6)
+    loud = replace(made, results=tuple(_noisy(one) if one.job == job else one for one in made.results))
+    shown = {name: figure for name, _, figure in pictures(loud)}
+    marked = [text for text in shown["map-numpy-inference-float32-2"].axes[0].texts if text.get_text().startswith("~")]
+    assert [text.get_position() for text in marked] == [place]
+    few = replace(made, results=tuple(one for one in made.results if one.job.point in grids.STANDARD))
+    shown = {name: figure for name, _, figure in pictures(few)}
+    assert len(shown["map-numpy-inference-float32-2"].axes[0].texts) == len(grids.STANDARD)
 
 
 def test_pictures_are_the_same_twice_and_have_something_on_them(made: Benchmark) -> None:
@@ -101,6 +154,13 @@ def test_the_page_says_what_the_run_says(made: Benchmark) -> None:
     standard = len(grids.points("full", "inference"))
     wide = sum(point.H == 1024 for point in grids.points("full", "inference"))
     verdicts = f"right at all {standard} points; largest share of a budget 0.2"
+    one = next(one for one in made.results if one.job.point.N == 1 and one.median_s is not None)
+    (roof,) = made.roofs
+    assert roof.over(one.job) == pytest.approx(one.job.flops / one.job.bytes * 80.0)
+    assert roof.over(Job("inference", grids.STANDARD[-1])) == roof.gflops == 400.0
+    gflops = one.gflops or 0.0
+    shares = f"{gflops:.3g}{gflops / 400:.0%}{gflops / roof.over(one.job):.0%}0.2"
+    assert f"{one.job.point}{one.candidate.label}{shares}" in setting.replace("\u00a0", " ")
     assert f"values{verdicts}does not conform at {wide} of {standard} points" in setting
     assert "y[0]: got <1>" in found.text
     assert "made <up>" in found.text

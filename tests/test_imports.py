@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
+
+from lstmcore.cli import COMMANDS, main
 
 _TELL = """
 import json, sys
@@ -37,6 +41,20 @@ def test_help_loads_no_backend_no_suite_and_no_library_that_computes(words: list
     code = f"from lstmcore.cli import main; main({words!r}, standalone_mode=False)"
     packages, _ = _loaded(code)
     assert packages <= {"lstmcore", "numpy", "pluggy", "click", "rich", "safetensors"}
+
+
+def test_help_lists_every_command_and_loads_none() -> None:
+    packages, modules = _loaded("from lstmcore.cli import main; main(['--help'], standalone_mode=False)")
+    assert packages <= {"lstmcore", "numpy", "pluggy", "click"}
+    assert not {
+        name for name in modules if name.startswith(("lstmcore.cli.", "lstmcore.training", "lstmcore.datasets"))
+    }
+    found = CliRunner().invoke(main, ["--help"])
+    assert re.findall(r"^  ([a-z]+)  ", found.output.split("Commands:")[1], flags=re.MULTILINE) == list(COMMANDS)
+    for name in COMMANDS:
+        own = CliRunner().invoke(main, [name, "--help"])
+        assert own.exit_code == 0
+        assert f"Usage: main {name} " in own.output
 
 
 def test_the_benchmark_is_described_without_what_it_times() -> None:

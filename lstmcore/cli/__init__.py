@@ -12,14 +12,14 @@ import click
 
 from lstmcore.registry import PluginError, UnavailableError
 
-#: Sub-command -> module that has a command of the same name.
+#: Sub-command, which the module of its name here has, -> what ``lstmcore --help`` says of it.
 COMMANDS: Final[Mapping[str, str]] = {
-    "backends": "lstmcore.cli.backends",
-    "conform": "lstmcore.cli.conform",
-    "bench": "lstmcore.cli.bench",
-    "train": "lstmcore.cli.train",
-    "evaluate": "lstmcore.cli.evaluate",
-    "predict": "lstmcore.cli.predict",
+    "backends": "List the installed backends.",
+    "conform": "Check a backend against the specification.",
+    "bench": "Time backends beside PyTorch, ONNX Runtime and JAX.",
+    "train": "Train an LSTM on a data set or a CSV file.",
+    "evaluate": "Judge a model on the test part of its data.",
+    "predict": "Write what a model says about data.",
 }
 
 #: What a mistake of the user ends in; anything else is a defect and shows its traceback.
@@ -35,10 +35,16 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        module = f"{__name__}.{cmd_name}"
+        command = getattr(importlib.import_module(module), cmd_name)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{COMMANDS[cmd_name]}.{cmd_name}: expected a click command; got {type(command).__name__}")
+            raise TypeError(f"{module}.{cmd_name}: expected a click command; got {type(command).__name__}")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them, which takes as long as all the rest."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``."""

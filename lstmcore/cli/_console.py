@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
+import click
 from rich.console import Console
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 def console() -> Console:
@@ -16,16 +17,28 @@ def console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
-def progress_bar() -> Progress:
-    """What is done, how many of how many and for how long, on standard error where somebody looks."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+@contextmanager
+def progress(name: str, seconds: float = 0.0) -> Iterator[Callable[[int, int, str], None]]:
+    """What is done, how many of how many and for how long, on standard error: a bar where somebody looks, else lines.
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    Between two lines are so many `seconds` at least.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+    else:
+        start = told = time.monotonic()
+
+        def tell(done: int, total: int, what: str) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= seconds:
+                told = now
+                passed = timedelta(seconds=int(now - start))
+                click.echo(f"{name}: {passed}, {done} of {total} done, now {what}", err=True)
+
+        yield tell

@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from lstmcore import registry
-from lstmcore.cli._console import progress_bar
+from lstmcore.cli._console import progress
 from lstmcore.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from lstmcore_conformance.benchmarks.jobs import Mode, Point
-    from lstmcore_conformance.benchmarks.results import Benchmark
-    from lstmcore_conformance.benchmarks.run import Request
+
+
+#: Options that say nothing of what is measured.
+SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--read")
 
 
 @click.command("bench")
@@ -99,25 +102,31 @@ def bench(
       lstmcore bench numba --grid quick --compare run.json
       lstmcore bench --read run.json --html report.html --pictures pictures
     """
+    from lstmcore.cli._data import check_files
     from lstmcore.files import write_atomically
     from lstmcore.training.plots import require_matplotlib
-    from lstmcore_conformance.benchmarks import comparing
+    from lstmcore_conformance.benchmarks import comparing, machine
     from lstmcore_conformance.benchmarks.results import Benchmark, Outcome
-    from lstmcore_conformance.benchmarks.run import PLANS, Request
+    from lstmcore_conformance.benchmarks.run import PLANS, Request, run
     from lstmcore_conformance.benchmarks.summary import document
     from lstmcore_conformance.benchmarks.table import show
 
-    for option, file in (("--json", path), ("--html", html_path), ("--pictures", folder), ("--report", report)):
-        if file not in (None, "-") and not Path(str(file)).parent.is_dir():
-            raise ValueError(f"{option}: expected a place in a folder that exists; got {file}")
+    check_files({"--json": None if path == "-" else path, "--html": html_path}, {})
+    for option, place in (("--pictures", folder), ("--report", report)):
+        if place is not None and (Path(place).is_file() or not Path(place).parent.is_dir()):
+            raise ValueError(f"{option}: expected a folder, or a new one in a folder that exists; got {place!r}")
     if any(place is not None for place in (html_path, folder, report)):
         require_matplotlib()
     if read_path is not None and backends:
         raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
+    if read_path is not None and (given := _given(SHOWING)):
+        raise ValueError(f"--read: expected nothing that says what to measure; got {', '.join(given)}")
     old = None if old_path is None else Benchmark.load(old_path)
     if read_path is not None:
         found = Benchmark.load(read_path)
     else:
+        if old is not None:
+            comparing.check_machine(machine.describe(), old.machine)
         plan = PLANS[grid]
         meant = {found.name: found for found in (registry.get_backend(name) for name in backends or (None,))}
         request = Request(
@@ -135,8 +144,8 @@ def bench(
             calls=calls,
             seed=seed,
         )
-        found = _measured(request)
-    changes = [] if old is None else comparing.changes(found, old)
+        with progress("bench") as tell:
+            found = run(request, tell)
     text = document(found)
     if path == "-":
         click.echo(text, nl=False)
@@ -144,8 +153,6 @@ def bench(
         show(found, Console())
         if path is not None:
             write_atomically(path, text.encode())
-        if old is not None:
-            comparing.show(changes, Console())
     if html_path is not None:
         from lstmcore_conformance.benchmarks.page import page
 
@@ -158,6 +165,9 @@ def bench(
         from lstmcore_conformance.benchmarks.folder import write_folder
 
         write_folder(found, Path(report))
+    changes = [] if old is None else comparing.changes(found, old)
+    if old is not None:
+        comparing.show(changes, Console(stderr=path == "-"))
     bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
     failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
     if (
@@ -168,16 +178,12 @@ def bench(
         sys.exit(1)
 
 
-def _measured(request: Request) -> Benchmark:
-    """Run it, with a bar where somebody looks."""
-    from lstmcore_conformance.benchmarks.run import run
-
-    with progress_bar() as bar:
-        task = bar.add_task("bench", total=None)
-        return run(
-            request,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
-        )
+def _given(besides: tuple[str, ...]) -> list[str]:
+    """The options of this command line, but for these."""
+    context = click.get_current_context()
+    options = [one for one in context.command.params if isinstance(one, click.Option) and one.opts[0] not in besides]
+    sources = ((one.opts[0], context.get_parameter_source(one.name or "")) for one in options)
+    return [option for option, source in sources if source is ParameterSource.COMMANDLINE]
 
 
 def _peers(text: str) -> tuple[str, ...]:

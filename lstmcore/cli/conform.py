@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from lstmcore.cli._console import progress_bar
+from lstmcore.cli._console import progress
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
 
@@ -87,8 +87,7 @@ def conform(
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
-    with progress_bar() as bar:
-        task = bar.add_task(f"conform {name}", total=None)
+    with progress(f"conform {name}", seconds=30) as tell:
         report = run(
             backend,
             precisions=precisions or None,
@@ -96,9 +95,7 @@ def conform(
             profile=profile,
             draws=Draws(SEED if seed is None else seed, EXAMPLES if max_examples is None else max_examples),
             expected_failures=expected,
-            progress=lambda done, total, item: bar.update(
-                task, completed=done, total=total, description=item.partition("[")[0]
-            ),
+            progress=lambda done, total, item: tell(done, total, item.partition("[")[0]),
         )
     for text, file in ((junit, junit_path), (page, html_path), (badge, badge_path)):
         if file is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 from lstmcore_conformance.benchmarks.jobs import Job
 from lstmcore_conformance.benchmarks.results import Benchmark, Result
 from lstmcore_conformance.benchmarks.statistics import Values, unpaired_ratio
+from lstmcore_conformance.benchmarks.table import print_whole
 from lstmcore_conformance.benchmarks.team import Candidate
 
 #: The level of the intervals, so that a table of some fifty has few false alarms, and the smallest change that counts.
@@ -57,14 +58,23 @@ def changes(new: Benchmark, old: Benchmark) -> list[Change]:
     Raises
     ------
     ValueError
-        Runs of two machines.
+        Runs of two machines, or that have no time of the same backend at the same call in common.
     """
+    check_machine(new.machine, old.machine)
+    found = list(_changes(_known(new), _known(old)))
+    if not found:
+        raise ValueError(
+            "compare: expected runs with a backend, call and number of threads in common that has a time in both; "
+            "got none"
+        )
+    return found
+
+
+def check_machine(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` where runs of the two machines cannot be compared."""
     for name in ("processor", "cores"):
-        if new.machine.get(name) != old.machine.get(name):
-            raise ValueError(
-                f"compare: expected runs of one machine; got {name} {old.machine.get(name)} and {new.machine.get(name)}"
-            )
-    return list(_changes(_known(new), _known(old)))
+        if new.get(name) != old.get(name):
+            raise ValueError(f"compare: expected runs of one machine; got {name} {old.get(name)} and {new.get(name)}")
 
 
 def _known(benchmark: Benchmark) -> dict[_Key, Result]:
@@ -114,7 +124,7 @@ def show(found: list[Change], console: Console) -> None:
                 ", ".join(one.peers) or "itself",
             )
     if table.row_count:
-        console.print(table)
+        print_whole(table, console)
     calm = sum(not (one.slower or one.faster) for one in found)
     slower = sum(one.slower for one in found)
     console.print(

@@ -41,6 +41,8 @@ CALLS: Final = 5
 NOTHING: Final = "nothing"
 #: More instructions than this over the baseline fail, as a share of it.
 MORE: Final = 0.10
+#: A count below this share of the baseline's is told: with so old a baseline much has to go wrong before it fails.
+FEWER: Final = 0.9
 #: What code is made for by Numba: a processor with AVX2, as which valgrind shows itself. `counted` has it for llvmlite.
 CHIP: Final[Mapping[str, str]] = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
 BASELINE: Final = Path(__file__).with_name("instructions.json")
@@ -121,8 +123,12 @@ def main(backends: tuple[str, ...], update: bool) -> None:
             slow |= bool(too_many := more(counts, before)) and not update
             for case, number in counts.items():
                 change = f"{number / before[case] - 1:+.1%}" if case in before else "new"
-                fault = "  TOO MANY" if case in too_many and not update else ""
-                click.echo(f"{name:12} {case:24} {number:>12,} {change:>8}{fault}")
+                told = ""
+                if case in too_many:
+                    told = "  TOO MANY"
+                elif number < FEWER * before[case]:
+                    told = "  fewer: --update"
+                click.echo(f"{name:12} {case:24} {number:>12,} {change:>8}{'' if update else told}")
             baseline[name] = {"for": own, "counts": counts}
     except (ValueError, OSError, RuntimeError) as error:
         click.echo(f"error: {error}", err=True)

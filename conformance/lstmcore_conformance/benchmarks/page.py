@@ -8,11 +8,21 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from lstmcore_conformance.benchmarks.jobs import Job
 from lstmcore_conformance.benchmarks.pictures import pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.startup import JOB
-from lstmcore_conformance.benchmarks.summary import Setting, best_peer, compare, plain, settings, summaries, variants
-from lstmcore_conformance.benchmarks.table import STARTS, cell, start_cells
+from lstmcore_conformance.benchmarks.summary import (
+    Setting,
+    best_peer,
+    compare,
+    plain,
+    roof_of,
+    settings,
+    summaries,
+    variants,
+)
+from lstmcore_conformance.benchmarks.table import FIGURES, STARTS, cell, figure_cells, start_cells
 
 
 def page(benchmark: Benchmark) -> str:
@@ -122,7 +132,7 @@ def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
         found = {one.candidate: one for one in results if one.job == job}
         peer = best_peer(list(found.values()))
         row = [
-            str(job.point).replace(" ", "\u00a0"),
+            _point(job),
             *(cell(found.get(candidate), tail=tail).plain for candidate in candidates),
         ]
         rows.append((*row, *(_ratio(found[candidate], peer) for candidate in ours)))
@@ -131,21 +141,36 @@ def _setting(benchmark: Benchmark, at: Setting) -> Iterator[str]:
     headings = ("T, N, I, H", *(one.label for one in candidates), *(f"best peer / {one.label}" for one in ours))
     unit = "us a step, median / 99th percentile" if tail else "ms a call"
     yield data_table(f"{at}: {unit}; ~ is noisy", headings, rows)
+    figures = (
+        (_point(one.job), one.candidate.label, *figure_cells(one, roof_of(benchmark, at)))
+        for one in results
+        if one.median_s is not None
+    )
+    caption = "The peak is of bare multiply-adds, the roof of what copies within a core's cache bring too"
+    table = data_table(caption, ("T, N, I, H", "runtime", *FIGURES), figures)
+    yield f"<details><summary>{escape(str(at))}: speed beside the machine's, errors, memory</summary>{table}</details>"
+
+
+def _point(job: Job) -> str:
+    return str(job.point).replace(" ", "\u00a0")
 
 
 def _ratio(one: Result, peer: Result | None) -> str:
     if peer is None or one.median_s is None:
         return ""
     found = compare(one, peer)
-    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+    return f"{found.ratio:.2f} ({found.low:.2f}\u00a0to\u00a0{found.high:.2f})"
 
 
 def _variants(benchmark: Benchmark) -> Iterator[str]:
     found = variants(benchmark)
     if found:
-        rows = ((one.backend, str(one.setting), one.name, f"{one.mean:.2f}", f"{one.worst:.2f}") for one in found)
+        rows = (
+            (one.backend, str(one.setting), one.name, f"{'~' * bool(one.noisy)}{one.mean:.2f}", f"{one.worst:.2f}")
+            for one in found
+        )
         headings = ("backend", "setting", "switch", "geometric mean", "worst point")
-        yield data_table("Time with a switch over the plain layer's", headings, rows)
+        yield data_table("Time with a switch over the plain layer's; ~ has noisy points", headings, rows)
 
 
 def _starts(benchmark: Benchmark) -> Iterator[str]:

@@ -106,6 +106,22 @@ def _by_point(results: Sequence[Result]) -> dict[Job, list[Result]]:
     return found
 
 
+def _points(
+    axes: Axes, results: Sequence[Result], across: Sequence[float], up: Sequence[float], style: Mapping[str, Any]
+) -> None:
+    """Draw the results there, the noisy ones hollow."""
+    axes.plot(across, up, **style)
+    noisy = [place for place, one in enumerate(results) if one.outcome is Outcome.NOISY]
+    hollow = {**style, "label": None, "linestyle": "", "markerfacecolor": "white", "alpha": None}
+    axes.plot([across[place] for place in noisy], [up[place] for place in noisy], **hollow)
+
+
+def _of(points: Sequence[Point], results: Sequence[Result]) -> Sequence[Result]:
+    """Those of the points, where the run has them all; else all."""
+    whole = {one.job.point for one in results}.issuperset(points)
+    return [one for one in results if one.job.point in points] if whole else results
+
+
 def _plain_numbers(axis: Any, ticks: Sequence[float] | None = None, *, dense: bool = False) -> None:
     """Numbers on a logarithmic axis as people write them."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -125,8 +141,8 @@ def _plain_numbers(axis: Any, ticks: Sequence[float] | None = None, *, dense: bo
 
 
 def _speed(results: Sequence[Result]) -> Figure:
-    """For each point of the table (each at all, where none is of it), how fast each runtime is beside the best peer."""
-    points = _by_point([one for one in results if one.job.point in grids.STANDARD] or results)
+    """How fast each runtime is beside the best peer, at each point: of a run that sweeps sizes too, of the table's."""
+    points = _by_point(_of(grids.STANDARD, results))
     figure, (axes,) = _figure(8.2, 1.3 + 0.3 * len(points))
     look, named = _look(_candidates(results)), set()
     for row, here in enumerate(points.values()):
@@ -168,15 +184,16 @@ def _scaling(results: Sequence[Result], series: Sequence[Point], letter: str) ->
     figure, (axes,) = _figure(6.4, 4.2)
     sizes = [getattr(point, letter) for point in series]
     for candidate, style in _look(_candidates(results)).items():
-        times = {one.job.point: one.median_s for one in results if one.candidate == candidate}
-        pairs = [(size, times[point]) for size, point in zip(sizes, series, strict=True) if point in times]
-        axes.plot([size for size, _ in pairs], [1e3 * (time or 0.0) for _, time in pairs], markersize=5, **style)
+        here = {one.job.point: one for one in results if one.candidate == candidate}
+        found = [here[point] for point in series if point in here]
+        across = [getattr(one.job.point, letter) for one in found]
+        _points(axes, found, across, [1e3 * (one.median_s or 0.0) for one in found], style | {"markersize": 5})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _plain_numbers(axes.xaxis, _apart(sizes))
     _plain_numbers(axes.yaxis)
     fixed = ", ".join(f"{name} = {size}" for name, size in series[0]._asdict().items() if name != letter)
-    axes.set_xlabel(f"{_LETTERS[letter]} ({fixed})", color=_INK)
+    axes.set_xlabel(f"{_LETTERS[letter]} ({fixed}; hollow: noisy)", color=_INK)
     axes.set_ylabel("ms a call", color=_INK)
     axes.grid(color="#e3e6ea", linewidth=0.7)
     axes.legend(frameon=False, fontsize=9)
@@ -192,16 +209,20 @@ def _apart(sizes: Sequence[int]) -> list[int]:
     return found
 
 
-_Cell = tuple[Job, float, float]
+_Cell = tuple[Job, float, float, bool]
 
 
 def _cells(results: Sequence[Result], backend: str) -> Iterator[_Cell]:
-    """Job, seconds and ratio of each point at which the backend and a peer have a time."""
-    for job, here in _by_point(results).items():
+    """Job, seconds of a step, ratio and whether it is noisy, of each point at which the backend and a peer have a time.
+
+    Of the points that differ in N and H alone where the run has them all, else of every point.
+    """
+    for job, here in _by_point(_of(grids.MAP, results)).items():
         ours = next((one for one in here if (one.candidate.kind, one.candidate.title) == ("backend", backend)), None)
         peer = best_peer(here)
         if ours is not None and peer is not None and ours.median_s and peer.median_s:
-            yield job, ours.median_s / job.point.T, peer.median_s / ours.median_s
+            noisy = Outcome.NOISY in (ours.outcome, peer.outcome)
+            yield job, ours.median_s / job.point.T, peer.median_s / ours.median_s, noisy
 
 
 def _maps(cells: Sequence[_Cell]) -> Figure:
@@ -210,7 +231,8 @@ def _maps(cells: Sequence[_Cell]) -> Figure:
 
     rows, columns = (sorted({getattr(job.point, letter) for job, *_ in cells}) for letter in "NH")
     figure, axes = _figure(4.0 + 1.15 * len(columns), 1.6 + 0.42 * len(rows), 2)
-    ratios = [ratio for *_, ratio in cells]
+    ratios = [ratio for _, _, ratio, _ in cells]
+    noisy = {(job.point.N, job.point.H) for job, *_, marked in cells if marked}
     reach = max(2.0, *ratios, *(1 / ratio for ratio in ratios))
     shown: tuple[tuple[Axes, str, int, str, Any, Callable[[float], str]], ...] = (
         (axes[0], "time of a step, us", 1, "viridis_r", None, lambda value: digits(value * 1e6)),
@@ -228,12 +250,13 @@ def _maps(cells: Sequence[_Cell]) -> Figure:
             if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else "black"
-                one.text(column, row, text(value), ha="center", va="center", fontsize=8, color=ink)
+                mark = "~" * ((rows[row], columns[column]) in noisy)
+                one.text(column, row, mark + text(value), ha="center", va="center", fontsize=8, color=ink)
         one.set_xticks(range(len(columns)), [str(value) for value in columns])
         one.set_yticks(range(len(rows)), [str(value) for value in rows])
         one.set_xlabel(_LETTERS["H"], color=_INK)
         one.set_ylabel(_LETTERS["N"], color=_INK)
-        one.set_title(title, fontsize=10, color=_INK)
+        one.set_title(f"{title}{'; ~ is noisy' * bool(noisy)}", fontsize=10, color=_INK)
     return figure
 
 
@@ -247,10 +270,8 @@ def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
     intensities = [one.job.flops / one.job.bytes for one in results]
     low, high = min(intensities) / 2, max(*intensities, 2 * peak / fastest) * 2
     across = np.geomspace(low, high, 200)
-    axes.plot([peak / fastest, high], [peak, peak], color=_INK, linewidth=1.5, zorder=1)
-    axes.annotate(
-        f"multiply-adds: {peak:.0f} GFLOP/s", (high, peak), (0, 5), textcoords="offset points", ha="right", fontsize=9
-    )
+    label = f"multiply-adds in vectors: {peak:.0f} GFLOP/s"
+    axes.plot([peak / fastest, high], [peak, peak], color=_INK, linewidth=2.5, zorder=1, label=label)
     for (size, speed), line in zip(roof.copies.items(), ("-", "--", ":", "-."), strict=False):
         shown = across[across <= peak / speed]
         label = f"copies within {_binary(int(size))}: {speed:.0f} GB/s"
@@ -258,19 +279,14 @@ def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
     axes.axvline(peak / fastest, color="#c8cdd3", linewidth=0.8, zorder=0)
     for candidate, style in _look(_candidates(results)).items():
         here = [one for one in results if one.candidate == candidate]
-        axes.plot(
-            [one.job.flops / one.job.bytes for one in here],
-            [one.gflops or 0.0 for one in here],
-            linestyle="",
-            markersize=6,
-            alpha=0.85,
-            **style,
-        )
+        across_here = [one.job.flops / one.job.bytes for one in here]
+        style |= {"linestyle": "", "markersize": 6, "alpha": 0.85}
+        _points(axes, here, across_here, [one.gflops or 0.0 for one in here], style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain_numbers(axes.xaxis)
     _plain_numbers(axes.yaxis)
-    axes.set_xlabel("operations a byte, where the weights are read at every step", color=_INK)
+    axes.set_xlabel("operations a byte, where the weights are read at every step (hollow: noisy)", color=_INK)
     axes.set_ylabel("GFLOP/s", color=_INK)
     axes.grid(color="#e3e6ea", linewidth=0.7)
     axes.set_axisbelow(True)

@@ -52,7 +52,7 @@ class Result:
     cores, others
         Processors that the runtime kept busy on average, and that everything else did meanwhile.
     peak_bytes
-        The most memory in use beyond what the runtime had with everything compiled and no layer.
+        The most memory in use while it was timed beyond what the runtime had with everything compiled and no layer.
     beside_variants
         Whether it was timed in turn with the variants of its layer, and not with peers.
     """
@@ -105,6 +105,13 @@ class Roof:
     lanes: int
     #: Working set in bytes -> bytes read and written per 1e-9 s by a copy
     copies: Mapping[str, float]
+
+    def over(self, job: Job) -> float:
+        """GFLOP/s that the job reaches at most where its products read their weights at every step.
+
+        The smaller of what the multiply-adds do and of what the fastest copies bring.
+        """
+        return min(self.gflops, job.flops / job.bytes * max(self.copies.values()))
 
 
 #: Fields of a run that are tuples of objects.

@@ -115,7 +115,7 @@ end:
 
 def _copy(threads: int, size: int) -> float:
     """Bytes read and written per 1e-9 s by copies that touch `size` bytes in each thread."""
-    pairs = [np.ones((2, size // 8)) for _ in range(threads)]
+    pairs = [np.ones((2, size // 2), np.uint8) for _ in range(threads)]
     times = max(1, 2**28 // size)
 
     def work(thread: int) -> None:
@@ -123,7 +123,7 @@ def _copy(threads: int, size: int) -> float:
         for _ in range(times):
             np.copyto(taken, given)
 
-    return size / 2 * 2 * times * threads / _best(threads, work) / 1e9
+    return size * times * threads / _best(threads, work) / 1e9
 
 
 def _best(threads: int, work: Callable[[int], object]) -> float:

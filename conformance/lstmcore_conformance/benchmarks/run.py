@@ -235,10 +235,12 @@ def _group(
     results = []
     for pair in pairs:
         if pair in timed:
-            peak = _dropped(pair, team)
-            before = residents[pair]
-            beyond = None if peak is None or before is None else peak - before
-            results.append(replace(_result(ready[pair], timed[pair], request.plan), peak_bytes=beyond))
+            made, peak = _finished(ready[pair], expected[pair[1]], team, folder)
+            if made.outcome is Outcome.MEASURED or timed[pair].message:
+                before = residents[pair]
+                beyond = None if peak is None or before is None else peak - before
+                made = replace(_result(made, timed[pair], request.plan), peak_bytes=beyond)
+            results.append(made)
         else:
             results.append(ready[pair])
     return results
@@ -266,22 +268,30 @@ def _ready(
         team.again(candidate)
         return replace(nothing, message=str(error)), None
     except Failure as error:
-        worst = error.worst.share if error.worst and np.isfinite(error.worst.share) else None
-        return replace(made, outcome=Outcome.WRONG, message=str(error), share=worst), None
+        return replace(made, outcome=Outcome.WRONG, message=str(error), share=_worst(error)), None
     return replace(made, outcome=Outcome.MEASURED, share=share), answer["resident"]
 
 
-def _dropped(pair: tuple[Candidate, Job], team: Team) -> int | None:
-    """Forget a job; the most memory that its process had in use."""
-    candidate, job = pair
+def _finished(made: Result, expected: Expectation, team: Team, folder: Path) -> tuple[Result, int | None]:
+    """Judge the job once more after it was timed, and forget it; and the most memory that its process had in use."""
+    outputs = folder / "outputs.safetensors"
+    worker = team.workers.get(made.candidate)
+    if worker is None:  # it could not be started again
+        return replace(made, outcome=Outcome.ERROR, message="its process ended"), None
     try:
-        found: int | None = team.workers[candidate].ask("drop", key=str(job))["peak"]
-    except (FailedError, EndedError):
-        team.again(candidate)
-        return None
-    except KeyError:  # it could not be started again
-        return None
-    return found
+        answer = worker.ask("drop", key=str(made.job), outputs=str(outputs))
+        share = judge(load_arrays(outputs), expected).share
+    except (FailedError, EndedError) as error:
+        team.again(made.candidate)
+        return replace(made, outcome=Outcome.ERROR, message=f"after it was timed: {error}"), None
+    except Failure as error:
+        return replace(made, outcome=Outcome.WRONG, message=f"after it was timed: {error}", share=_worst(error)), None
+    return replace(made, share=max(share, made.share or 0.0)), answer["peak"]
+
+
+def _worst(error: Failure) -> float | None:
+    """The largest share of a budget, where it is a number."""
+    return error.worst.share if error.worst and np.isfinite(error.worst.share) else None
 
 
 def _result(made: Result, samples: Samples, plan: Plan) -> Result:

@@ -86,12 +86,13 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The time with a switch over the time of the plain layer, at each point."""
+    """The time with a switch over the time of the plain layer, at each point; `noisy` where either time is."""
 
     setting: Setting
     backend: str
     name: str
     ratios: tuple[tuple[Job, float], ...]
+    noisy: frozenset[Job] = frozenset()
 
     @property
     def mean(self) -> float:
@@ -107,7 +108,7 @@ class Variant:
         """A form for JSON."""
         ratios = [{"point": job.point._asdict(), "ratio": ratio} for job, ratio in self.ratios]
         known = {"backend": self.backend, "variant": self.name, "geometric_mean": self.mean, "worst": self.worst}
-        return {**self.setting._asdict(), **known, "ratios": ratios}
+        return {**self.setting._asdict(), **known, "noisy": len(self.noisy), "ratios": ratios}
 
 
 def setting(result: Result) -> Setting:
@@ -167,13 +168,15 @@ def variants(benchmark: Benchmark) -> list[Variant]:
     for at in settings(results):
         here = [one for one in results if setting(one) == at and one.job.variant != "plain"]
         for backend, name in dict.fromkeys((one.candidate.name, one.job.variant) for one in here):
-            ratios = []
+            ratios, noisy = [], set()
             for one in here:
                 base = plains.get((at, one.candidate, one.job.point))
                 if (one.candidate.name, one.job.variant) == (backend, name) and base is not None:
                     ratios.append((one.job, paired_ratio(one.rounds, base.rounds)[0]))
+                    if Outcome.NOISY in (one.outcome, base.outcome):
+                        noisy.add(one.job)
             if ratios:
-                found.append(Variant(at, backend, name, tuple(ratios)))
+                found.append(Variant(at, backend, name, tuple(ratios), frozenset(noisy)))
     return found
 
 

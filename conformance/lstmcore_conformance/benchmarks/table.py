@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.startup import JOB, Start
 from lstmcore_conformance.benchmarks.summary import (
     Setting,
@@ -32,11 +32,11 @@ def show(benchmark: Benchmark, console: Console) -> None:
     for at in settings(benchmark.results):
         results = plain(benchmark, at)
         for table in (_times(at, results), *_figures(benchmark, at, results)) if results else ():
-            console.print(table)
+            print_whole(table, console)
     for table in _variants(benchmark):
-        console.print(table)
+        print_whole(table, console)
     if benchmark.starts:
-        console.print(_starts(benchmark))
+        print_whole(_starts(benchmark), console)
     _reasons(benchmark, console)
     for summary in summaries(benchmark):
         worst, count = summary.worst, len(summary.comparisons)
@@ -47,6 +47,16 @@ def show(benchmark: Benchmark, console: Console) -> None:
             f"worst {worst.ratio:.2f} at {worst.ours.job.point} ({worst.peer.candidate.label}); {count} points{notes}"
         )
         console.print(Text(text, "bold"), soft_wrap=True)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print it as wide as its words are, also where the terminal is narrower: a number that is cut is another one."""
+    for column in table.columns:
+        texts = map(str, (column.header, *column.cells))
+        column.min_width = max(
+            len(word) for text in texts for word in ([text] if column.no_wrap else text.split() or [""])
+        )
+    console.print(table, crop=False)
 
 
 def digits(value: float) -> str:
@@ -88,26 +98,37 @@ def _times(at: Setting, results: Sequence[Result]) -> Table:
     return table
 
 
+#: Headings of `figure_cells`.
+FIGURES: Final = ("GFLOP/s", "of the peak", "of the roof", "of the budget", "peak MB", "spread", "first call, ms")
+
+
+def figure_cells(one: Result, roof: Roof | None) -> tuple[str, ...]:
+    """Speed beside the machine's, error beside the budget, memory and the first call."""
+    gflops = one.gflops
+    shares = ("", "")
+    if gflops is not None and roof is not None:
+        shares = (f"{gflops / roof.gflops:.0%}", f"{gflops / roof.over(one.job):.0%}")
+    return (
+        "" if gflops is None else f"{gflops:.3g}",
+        *shares,
+        "" if one.share is None else f"{one.share:.2g}",
+        "" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
+        "" if one.spread is None else f"{one.spread:.0%}",
+        "" if one.first_s is None else digits(one.first_s * 1e3),
+    )
+
+
 def _figures(benchmark: Benchmark, at: Setting, results: Sequence[Result]) -> Iterator[Table]:
-    """For each backend its speed beside the machine's, its error beside the budget, memory and the first call."""
+    """A table of `figure_cells` for each backend."""
     roof = roof_of(benchmark, at)
     for name in dict.fromkeys(one.candidate.title for one in results if one.candidate.kind == "backend"):
         table = Table(title=f"{name}, {at}", title_justify="left")
         table.add_column("T, N, I, H", no_wrap=True)
-        for heading in ("GFLOP/s", "of the peak", "of the budget", "peak MB", "spread", "first call, s"):
+        for heading in FIGURES:
             table.add_column(heading, justify="right")
         for job, found in _by_job(results):
             one = next(o for o in found.values() if (o.candidate.kind, o.candidate.title) == ("backend", name))
-            gflops = one.gflops
-            row = (
-                "" if gflops is None else f"{gflops:.3g}",
-                "" if gflops is None or roof is None else f"{gflops / roof.gflops:.0%}",
-                "" if one.share is None else f"{one.share:.2g}",
-                "" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.1f}",
-                "" if one.spread is None else f"{one.spread:.0%}",
-                "" if one.first_s is None else f"{one.first_s:.2g}",
-            )
-            table.add_row(str(job.point), *row)
+            table.add_row(str(job.point), *figure_cells(one, roof))
         yield table
 
 
@@ -128,7 +149,8 @@ def _variants(benchmark: Benchmark) -> list[Table]:
             for job, _ in one.ratios:
                 tables[key].add_column(str(job.point), justify="right")
             tables[key].add_column("geometric mean", justify="right")
-        tables[key].add_row(one.name, *(f"{ratio:.2f}" for _, ratio in one.ratios), f"{one.mean:.2f}")
+        cells = (f"{'~' * (job in one.noisy)}{ratio:.2f}" for job, ratio in one.ratios)
+        tables[key].add_row(one.name, *cells, f"{'~' * bool(one.noisy)}{one.mean:.2f}")
     return list(tables.values())
 
 

@@ -67,9 +67,10 @@ class Server:
     def prepare(self, key: str, job: Mapping[str, Any], data: str, outputs: str) -> dict[str, Any]:
         """Build the job, call it a first time and write its values for the parent to judge.
 
-        It is built once more for what is timed, so that memory that only compiling took is not counted.
+        It is built once more for what is timed, so that memory that only compiling took is not counted, and what
+        writing the values took is not either.
         """
-        from lstmcore_conformance.benchmarks.exchange import load_data, save_arrays
+        from lstmcore_conformance.benchmarks.exchange import load_data
         from lstmcore_conformance.benchmarks.jobs import Job
 
         given, wanted = load_data(Path(data)), Job.from_dict(job)
@@ -78,14 +79,17 @@ class Server:
         built = time.perf_counter()
         ready.call()
         first = time.perf_counter()
+        how = ready.how
         del ready
         gc.collect()
         _give_back()
-        _forget_peak()
         before = _memory("VmRSS")
-        self.jobs[key] = ready = self.runtime.prepare(wanted, given)
-        save_arrays(Path(outputs), ready.outputs())
-        return {"build_s": built - start, "first_s": first - built, "how": ready.how, "resident": before}
+        self.jobs[key] = self.runtime.prepare(wanted, given)
+        self._save(key, outputs)
+        gc.collect()
+        _give_back()
+        _forget_peak()
+        return {"build_s": built - start, "first_s": first - built, "how": how, "resident": before}
 
     def measure(self, key: str, seconds: float, most: int, settle: bool) -> dict[str, Any]:
         """Time calls for about that long, at least one and at most `most`; then wait until all threads rest."""
@@ -103,13 +107,22 @@ class Server:
         rest()
         return {"ns": times, "cpu_ns": cpu, "wall_ns": wall, "used_ns": time.process_time_ns() - began}
 
-    def drop(self, key: str) -> dict[str, Any]:
-        """Forget the job; tell the most memory that was in use since it was built for timing."""
-        self.jobs.pop(key, None)
+    def drop(self, key: str, outputs: str) -> dict[str, Any]:
+        """Write the job's values once more and forget it; tell the most memory that was in use while it was timed."""
         peak = _memory("VmHWM")
-        gc.collect()
-        _give_back()
+        try:
+            self._save(key, outputs)
+        finally:
+            self.jobs.pop(key, None)
+            gc.collect()
+            _give_back()
         return {"peak": peak}
+
+    def _save(self, key: str, outputs: str) -> None:
+        """Write the values of a job that is ready."""
+        from lstmcore_conformance.benchmarks.exchange import save_arrays
+
+        save_arrays(Path(outputs), self.jobs[key].outputs())
 
 
 def timed(call: Callable[[], Any], stretch: int, most: int) -> list[int]:
