@@ -73,7 +73,11 @@ _CURRENT: Final = _current_processor()
 
 
 class _Worker(threading.Thread):
-    """A thread and its slot."""
+    """A thread and its slot.
+
+    What the thread runs is compiled before it starts: were it to compile while its process forks, Numba's lock would
+    stay locked in the child for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="lstmcore-numba", daemon=True)
@@ -83,7 +87,9 @@ class _Worker(threading.Thread):
         self.address = self.slot.ctypes.data
         self.asleep = threading.Lock()
         self.asleep.acquire()
-        self.slot[Slot.STATE // 8] = Waiting.ASLEEP
+        self.patience = int(_PATIENCE * looks_per_second())
+        self.slot[Slot.STATE // 8] = Waiting.IDLE
+        serve(self.address, 0)  # finds nothing, and leaves the slot asleep
         self.allowed: set[int] = set()
 
     def run(self) -> None:
@@ -91,7 +97,7 @@ class _Worker(threading.Thread):
             self.asleep.acquire()
             if self.allowed:
                 os.sched_setaffinity(0, self.allowed)
-            serve(self.address, int(_PATIENCE * looks_per_second()))
+            serve(self.address, self.patience)
 
     def wake(self) -> None:
         """Let it look for work, on another processor than this one.
