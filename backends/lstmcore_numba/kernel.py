@@ -28,7 +28,7 @@ from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_numba import memory, passes, steps
 from lstmcore_numba.amx import PARTS
 from lstmcore_numba.compiling import address
-from lstmcore_numba.norms import gain_gradients, linear_steps
+from lstmcore_numba.norms import cell_gradients, gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
 from lstmcore_numba.parallel import KEPT_BYTES
 from lstmcore_numba.rooms import (
@@ -502,10 +502,10 @@ class NumbaKernel(Kernel):
                 gain_gradients(team, dz, norms.x, norms.h, *gains)
             names = ("norm_gain_x", "norm_gain_h", "bias")
             found |= {name: layout.of_gates(gain) for name, gain in zip(names, gains, strict=True)}
-            cells = dc_out.reshape(count, batch, layout.blocks, layout.lanes)
-            of_gain = np.einsum("tnbl,tbnl->tbl", cells, norms.c[:, :, :, 0]).sum(axis=0)
-            found["norm_gain_c"] = of_gain.ravel()[: config.hidden_size]
-            found["norm_bias_c"] = dc_out.sum(axis=1).sum(axis=0)[: config.hidden_size]
+            of_gain, of_shift = np.empty((2, layout.blocks, layout.lanes), dtype)
+            with self._threads(layout.blocks, rows * layout.hidden) as team:
+                cell_gradients(team, dc_out, norms.c, of_gain, of_shift)
+            found["norm_gain_c"], found["norm_bias_c"] = of_gain.ravel()[:hidden], of_shift.ravel()[:hidden]
         if config.proj_size:
             whole = (count, batch, layout.output // layout.lanes, 1, layout.lanes)
             units = np.ascontiguousarray(dprojected.reshape(whole).swapaxes(1, 2))

@@ -64,7 +64,7 @@ def tile(
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, cols, rows, *rest = args
-        e = _emitter(builder, signature.args[0])
+        e = emitter_of(builder, signature.args[0])
         done = builder.append_basic_block("tiled")
         shape = builder.add(builder.mul(cols, e.index(ROWS + 1)), rows)
         cases = builder.switch(shape, done)
@@ -160,7 +160,7 @@ def copy_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any, 
 
     def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, source, target, count, wanted = args
-        e = _emitter(builder, signature.args[0])
+        e = emitter_of(builder, signature.args[0])
         _emit_numbers(e, source, target, count, lambda new, _: builder.select(wanted, new, ir.Constant(new.type, None)))
         return dummy.get_dummy_value()
 
@@ -174,14 +174,15 @@ def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -
 
     def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, source, target, count = args
-        e = _emitter(builder, signature.args[0])
+        e = emitter_of(builder, signature.args[0])
         _emit_numbers(e, source, target, count, lambda new, old: builder.fadd(old, new))
         return dummy.get_dummy_value()
 
     return signature, emit
 
 
-def _emitter(builder: ir.IRBuilder, dtype: Any) -> Emitter:
+def emitter_of(builder: ir.IRBuilder, dtype: Any) -> Emitter:
+    """For vectors of numbers of a Numba type, as wide as the code here is compiled for."""
     return Emitter(builder, str(dtype), BYTES // (4 if str(dtype) == "float32" else 8))
 
 

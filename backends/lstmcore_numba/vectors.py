@@ -123,9 +123,17 @@ class Emitter:
 
     def spread(self, number: ir.Value) -> Vector:
         """A scalar in every lane."""
-        one = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return Vector(self, self.builder.shuffle_vector(one, ir.Constant(self.type, ir.Undefined), mask))
+        return Vector(self, self.in_every_lane(number))
+
+    def in_every_lane(self, number: ir.Value) -> ir.Value:
+        """The same of any type, as LLVM has it."""
+        nothing = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+        return self.builder.shuffle_vector(one, nothing, self.lane_numbers([0] * self.lanes))
+
+    def lane_numbers(self, numbers: list[int]) -> ir.Constant:
+        """An integer for each lane."""
+        return ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), numbers)
 
     def index(self, number: int) -> ir.Constant:
         """An integer constant."""
@@ -221,6 +229,15 @@ class Vector:
     def with_sign_of(self, other: Vector) -> Vector:
         """The absolute value with the sign of `other`."""
         return self.emitter.intrinsic("copysign", self, other)
+
+    def across(self) -> ir.Value:
+        """The sum of all lanes: halves are added until one number is left."""
+        e, total, distance = self.emitter, self, self.emitter.lanes // 2
+        while distance:
+            turned = e.lane_numbers([(lane + distance) % e.lanes for lane in range(e.lanes)])
+            total += Vector(e, e.builder.shuffle_vector(total.value, total.value, turned))
+            distance //= 2
+        return e.builder.extract_element(total.value, ir.Constant(ir.IntType(32), 0))
 
     def compare(self, relation: str, other: Vector | float) -> ir.Value:
         """Where ``self relation other`` holds; nowhere for a NaN."""

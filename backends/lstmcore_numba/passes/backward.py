@@ -8,10 +8,10 @@ import numpy as np
 
 from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, release_tiles, shape_tiles
 from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import linear, scaled
+from lstmcore_numba.norms import linear
 from lstmcore_numba.parallel import meet, outlined, side_by_side
 from lstmcore_numba.parts import cut_rows
-from lstmcore_numba.passes.common import FIELDS, at, set_norms
+from lstmcore_numba.passes.common import FIELDS, add_cells, at, set_norms
 from lstmcore_numba.passes.cut import cut_product, some_wild
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, PANEL, add_numbers, call_step, grouped_product, product
@@ -71,6 +71,7 @@ def _backward(
     table[At.DNORM_C] = dnorm_c.ctypes.data
     table[At.LENGTHS], table[At.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
     table[At.DH], table[At.DC], table[At.DQ] = dh.ctypes.data, dc.ctypes.data, dq.ctypes.data
+    one = np.ones((1, 1, lanes), dh.dtype)
     shared = by_units and parts > 1
     own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
     cutters = (0, parts) if by_units else (part, part + 1)
@@ -113,16 +114,12 @@ def _backward(
             table[At.DC_OUT] = at(dc_out, t)
             for block in range(blocks):
                 call_step(step_cell, table.ctypes.data, block, first, last)
-            linear(norms.c[place], norms.deviation_c[place], dnorm_c, hidden, first, last)
-            for row in range(first, last):
-                if t < lengths[row]:
-                    for k in range(hidden):
-                        dc[row, k] += dnorm_c[k // lanes, row, 0, k % lanes]
+            linear(norms.c[place], norms.deviation_c[place], one, dnorm_c, dnorm_c, hidden, first, last)
+            add_cells(dnorm_c, dc, lengths, t, first, last)
         for block in range(block_first, block_last):
             call_step(step, table.ctypes.data, block, first, last)
         if norms is not None:
-            scaled(norms.gain_h, dz[t], dz_h[t], first, last)
-            linear(norms.h[place], norms.deviation_h[place], dz_h[t], cols * hidden, first, last)
+            linear(norms.h[place], norms.deviation_h[place], norms.gain_h, dz[t], dz_h[t], cols * hidden, first, last)
         if cut is not None:
             slot = count % 2
             cut.any_wild[slot, part] = cut_rows(

@@ -97,7 +97,20 @@ def put_outputs(
 @compiled
 def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
     """Copy cells (N, Hp) to (B, N, 1, lanes), with 0 behind the last unit."""
-    lanes = target.shape[3]
+    blocks, lanes = target.shape[0], target.shape[3]
     for row in range(first, last):
-        for k in range(source.shape[1]):
-            target[k // lanes, row, 0, k % lanes] = source[row, k] if k < hidden else 0
+        for block in range(blocks):
+            for lane in range(lanes):
+                k = block * lanes + lane
+                target[block, row, 0, lane] = source[row, k] if k < hidden else 0
+
+
+@compiled
+def add_cells(source: Any, target: Any, lengths: Any, t: int, first: int, last: int) -> None:
+    """Add (B, N, 1, lanes) to cells (N, Hp), in rows that have a step `t`."""
+    blocks, lanes = source.shape[0], source.shape[3]
+    for row in range(first, last):
+        if t < lengths[row]:
+            for block in range(blocks):
+                for lane in range(lanes):
+                    target[row, block * lanes + lane] += source[block, row, 0, lane]

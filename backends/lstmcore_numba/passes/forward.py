@@ -9,10 +9,10 @@ import numpy as np
 
 from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
 from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import normalise
+from lstmcore_numba.norms import normalise, normalise_cells
 from lstmcore_numba.parallel import MANY_SPINS, call_part, kept, meet, outlined, side_by_side, wait_for, write
 from lstmcore_numba.parts import cut_rows
-from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
+from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms
 from lstmcore_numba.passes.cut import cut_input_products, cut_inputs, mixed_panel, some_wild
 from lstmcore_numba.steps import At
 from lstmcore_numba.tiles import BYTES, call_step, grouped_panel, panel, product
@@ -240,8 +240,7 @@ def _forward(
             normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
                 call_step(step, table.ctypes.data, block, first, last)
-            whole_cells(c[following], norms.c[held], hidden, first, last)
-            normalise(norms.c[held], norms.deviation_c[held], hidden, tail, norms.eps, first, last)
+            normalise_cells(c[following], norms.c[held], norms.deviation_c[held], hidden, tail, norms.eps, first, last)
             for block in range(blocks):
                 call_step(step_cell, table.ctypes.data, block, first, last)
         if projects:

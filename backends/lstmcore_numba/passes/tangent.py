@@ -67,6 +67,7 @@ def _tangent(
         tpeephole.ctypes.data,
     )
     table[At.TQ] = tq.ctypes.data
+    ones = np.ones((1, cols, lanes), th.dtype)
     now = 0
     for count in range(steps):
         t = steps - 1 - count if reverse else count
@@ -101,7 +102,7 @@ def _tangent(
                 call_step(step, table.ctypes.data, block, first, last)
         if norms is not None:
             place = set_norms(table, norms, t)
-            linear(norms.h[place], norms.deviation_h[place], tz_h[t], cols * hidden, first, last)
+            linear(norms.h[place], norms.deviation_h[place], ones, tz_h[t], tz_h[t], cols * hidden, first, last)
             for row in range(first, last):
                 for block in range(blocks):
                     for gate in range(cols):
@@ -111,7 +112,7 @@ def _tangent(
             for block in range(blocks):
                 call_step(step, table.ctypes.data, block, first, last)
             whole_cells(tc[1 - now], tnorm_c, hidden, first, last)
-            linear(norms.c[place], norms.deviation_c[place], tnorm_c, hidden, first, last)
+            linear(norms.c[place], norms.deviation_c[place], ones[:, :1], tnorm_c, tnorm_c, hidden, first, last)
             for block in range(blocks):
                 call_step(step_cell, table.ctypes.data, block, first, last)
         if projects:  # tprojected has W_proj's own tangent applied to q
