@@ -1,6 +1,6 @@
 """Layer norm in the Numba backend, row by row, beside long double; the conformance suite has whole calls.
 
-Tolerances are in epsilons of the largest number: one for each rounding on the way to a result, or for each term of a sum.
+Tolerances are in epsilons of the largest number: one for each rounding on the way to a result, or term of a sum.
 """
 
 from __future__ import annotations
