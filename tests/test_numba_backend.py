@@ -316,7 +316,7 @@ def test_every_width_of_vectors_that_the_machine_has(width: str, tmp_path: Path)
 from lstmcore.registry import get_backend
 from lstmcore_conformance import run
 select = "forward.sizes or backward.sizes or jvp.sizes or forward.switches or backward.switches"
-report = run(get_backend("numba"), precisions=["float32", "float64"], select=select)
+report = run(get_backend("numba"), precisions=["float32", "float64", "bfloat16"], select=select)
 print(report.verdict, [item.message for item in report.bad][:3], get_backend("numba").compile)
 assert report.conforms
 """
@@ -350,6 +350,40 @@ done.set()
 print(os.waitstatus_to_exitcode(status))
 """
     assert run_python(code, tmp_path) == "0\n"
+
+
+def test_bfloat16_is_declared_where_numpy_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore.backend import UnsupportedError
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba.kernel import NumbaBackend
+
+    assert "bfloat16" in NumbaBackend().capabilities().precisions
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # as where it is not installed
+    found = NumbaBackend().capabilities()
+    assert found.precisions == {"float64", "float32", "float16"}
+    assert "pip install ml_dtypes" in found.reasons["bfloat16"]
+    with pytest.raises(UnsupportedError, match="pip install ml_dtypes"):
+        NumbaBackend().compile(LSTMConfig(input_size=2, hidden_size=3), "bfloat16")
+    y, _ = LSTM(3, 4, dtype="float16", backend="numba", seed=0)(np.ones((2, 1, 3), np.float16))
+    assert y.dtype == np.float16
+
+
+def test_bfloat16_is_stored_and_the_cell_is_not() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    lstm = LSTM(5, 7, dtype="bfloat16", backend="numba", seed=0)
+    x = np.random.default_rng(0).normal(size=(6, 3, 5)).astype(ml_dtypes.bfloat16)
+    y, (h, c), tape = lstm.record(x)
+    gradients = lstm.backward(tape, np.ones_like(y))
+    stored = [y, h, gradients.x, gradients.state[0], *gradients.parameters.values()]
+    assert {array.dtype for array in stored} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {c.dtype, gradients.state[1].dtype} == {np.dtype(np.float32)}
+    # The same parameters in float32: h differs by a rounding a step, the cell is not rounded itself.
+    exact = LSTM(5, 7, backend="numba")
+    exact.load_parameters({name: array.astype(np.float32) for name, array in lstm.parameters.items()})
+    other, (_, other_c) = exact(x.astype(np.float32))
+    assert 0 < np.abs(y.astype(np.float32) - other).max() < 2**-7
+    assert 0 < np.abs(c - other_c).max() < 2**-7
+    assert (c != c.astype(ml_dtypes.bfloat16).astype(np.float32)).any()
 
 
 def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

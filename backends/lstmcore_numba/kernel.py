@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from lstmcore.backend import (
     Tangents,
 )
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
-from lstmcore.precision import Precision
+from lstmcore.precision import Precision, numpy_dtype
 from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_numba import memory, passes, steps
 from lstmcore_numba.amx import PARTS
@@ -52,6 +53,7 @@ _KEPT_ROOMS: Final = 8
 _APART: Final = 16
 #: Multiply-adds in the time of which a number is normalised, about.
 _NORM_COST: Final = 32
+_NO_BFLOAT16: Final = "NumPy has it from the package ml_dtypes alone: 'pip install ml_dtypes'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class NumbaKernel(Kernel):
     def __init__(self, backend: NumbaBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
         self.limit = backend.threads
-        self.dtype, self.storage = np.dtype(precision.compute), np.dtype(precision.storage)
+        self.dtype, self.storage = np.dtype(precision.compute), numpy_dtype(precision.storage)
         self.same_dtype = self.dtype == self.storage
         self.layout = Layout(config, self.dtype)
         self.of_cell = config.recurrence == "cell"
@@ -828,14 +830,12 @@ class NumbaBackend(Backend):
         self.threads = None if threads is None else integer("threads", threads, 1)
 
     def capabilities(self) -> Capabilities:
+        has_bfloat16 = find_spec("ml_dtypes") is not None
         return Capabilities(
             device="cpu",
-            precisions=frozenset({"float64", "float32", "float16"}),
+            precisions=frozenset({"float64", "float32", "float16"} | ({"bfloat16"} if has_bfloat16 else set())),
             features=FEATURES,
-            reasons={
-                "tf32": "processors have no TF32",
-                "bfloat16": "not written yet",
-            },
+            reasons={"tf32": "processors have no TF32"} | ({} if has_bfloat16 else {"bfloat16": _NO_BFLOAT16}),
         )
 
     def versions(self) -> dict[str, str]:
