@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lstmcore import LSTM
+from lstmcore.precision import numpy_dtype
 
 pytestmark = pytest.mark.numba
 
@@ -112,19 +113,24 @@ def eager_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return used
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_the_number_of_threads_changes_no_bit(
-    shape: tuple[int, int, int, int], bidirectional: bool, eager_threads: list[int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int],
+    bidirectional: bool,
+    dtype: str,
+    eager_threads: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps, batch, width, hidden = shape
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(steps, batch, width)).astype(np.float32)
-    dy = rng.normal(size=(steps, batch, hidden * (1 + bidirectional))).astype(np.float32)
+    x = rng.normal(size=(steps, batch, width)).astype(numpy_dtype(dtype))
+    dy = rng.normal(size=(steps, batch, hidden * (1 + bidirectional))).astype(numpy_dtype(dtype))
     found = []
     for count in (1, 2, 3):
         monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
-        lstm = LSTM(width, hidden, bidirectional=bidirectional, backend="numba", seed=0)
+        lstm = LSTM(width, hidden, bidirectional=bidirectional, dtype=dtype, backend="numba", seed=0)
         y, (h, c), tape = lstm.record(x)
         gradients = lstm.backward(tape, dy)
         found.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
@@ -135,15 +141,17 @@ def test_the_number_of_threads_changes_no_bit(
             np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [12, 14, 20])
 def test_threads_that_share_few_rows_change_no_bit(
-    batch: int, eager_threads: list[int], monkeypatch: pytest.MonkeyPatch
+    batch: int, dtype: str, eager_threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = np.random.default_rng(0).normal(size=(4, batch, 40)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(4, batch, 40)).astype(numpy_dtype(dtype))
     found = []
     for count in (1, 2, 3):
         monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
-        lstm = LSTM(40, 200, proj_size=150, backend="numba", seed=0)  # rows, whose products are cut along 150 values
+        # Rows, whose products are cut along 150 values.
+        lstm = LSTM(40, 200, proj_size=150, dtype=dtype, backend="numba", seed=0)
         y, _, tape = lstm.record(x)
         found.append([y, lstm.backward(tape, y).x])
     assert sum(eager_threads) > 0

@@ -26,7 +26,7 @@ from lstmcore.backend import (
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision, numpy_dtype
 from lstmcore.stack import ComposedStack, StackTape
-from lstmcore_numba import memory, passes, steps
+from lstmcore_numba import bf16, memory, passes, steps
 from lstmcore_numba.amx import PARTS
 from lstmcore_numba.compiling import address
 from lstmcore_numba.norms import cell_gradients, gain_gradients, linear_steps
@@ -154,6 +154,7 @@ class NumbaKernel(Kernel):
         self.same_dtype = self.dtype == self.storage
         self.layout = Layout(config, self.dtype)
         self.of_cell = config.recurrence == "cell"
+        self.pairs = precision.storage == "bfloat16" and not self.of_cell and bf16.usable()
         self.raw = steps.needs_raw(config)
         self.codes: dict[Any, int] = {}
         self.no_masks = own_masks(self.layout, None, None)
@@ -163,6 +164,8 @@ class NumbaKernel(Kernel):
         path = f"vectors of {8 * self.layout.lanes * self.dtype.itemsize} bits"
         if batch is not None and forward_on_amx(self.layout, batch):
             path += ", products on AMX"
+        elif self.pairs:
+            path += ", products of bfloat16 pairs"
         return Receipt(self.backend.name, "cpu", self.precision.name, path, "made for this processor and this LSTM")
 
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:
@@ -225,11 +228,17 @@ class NumbaKernel(Kernel):
         kept = self._room(count, batch, masked=len(own.recurrent) > 0, record=record, wave=wave)
         room = kept.room
         ends = room.full if lengths is None else np.array(lengths, np.int64)
-        own_x = x
+        own_x, input_weight, short = x, weights.input, None
         if wave is None or wave.lowest:
-            own_x = self._own(x if lengths is None else _active(x, ends))
+            active = x if lengths is None else _active(x, ends)
+            if record or room.short is None:
+                own_x = self._own(active)
             if record and own_x is x:
                 own_x = in_order(x)
+        read_x = own_x
+        if room.short is not None:
+            read_x, input_weight = bf16.paired(active), weights.paired("input")
+            short = passes.Short(weights.paired("recurrent"), room.short)
         first_h, first_c = room.zero_h, room.zero_c
         if state is not None:
             first_h, first_c = state
@@ -237,15 +246,17 @@ class NumbaKernel(Kernel):
                 # A row without steps only hands its state on: with 0 in its place a NaN there reaches no product.
                 first_h, first_c = (np.where(empty[:, None], 0, part) for part in (first_h, first_c))
             first_h, first_c = self._own(first_h), self._own(first_c)
-        direct = out is not None and self.same_dtype and out.flags.carray
-        y = out if direct and out is not None else memory.empty((count, batch, config.output_size), dtype)
+        y_dtype = dtype if short is None else self.storage
+        direct = out is not None and y_dtype == self.storage and out.flags.carray
+        y = out if direct and out is not None else memory.empty((count, batch, config.output_size), y_dtype)
+        own_y = y if short is None else y.view(np.uint16)
         last_h, last_c = np.empty(room.zero_h.shape, dtype), np.empty(room.zero_c.shape, dtype)
         norms = self._norms(room, weights)
         args = (
             config.reverse,
             room.h,
             room.c,
-            y,
+            own_y,
             room.sharing.by_units,
             self._code(steps.forward, own, record=record),
             self._code(steps.forward_output, own, record=record) if config.proj_size else 0,
@@ -254,8 +265,8 @@ class NumbaKernel(Kernel):
             norms,
             self.of_cell,
             ends,
-            own_x,
-            weights.input,
+            read_x,
+            input_weight,
             weights.recurrent,
             weights.bias,
             weights.peephole,
@@ -270,6 +281,7 @@ class NumbaKernel(Kernel):
             room.projected,
             room.ahead,
             self._cut(room, weights),
+            short,
             room.counter,
             None if wave is None else wave.tells,
         )
@@ -289,7 +301,7 @@ class NumbaKernel(Kernel):
             config.reverse,
             room.h,
             room.c,
-            y,
+            own_y,
         )
         saved = Saved(weights, ends, own, own_x, room, norms) if record else None
         return _Begun(call, (args, memory_of_args), room, y, last_h, last_c, empty, saved)
@@ -301,7 +313,7 @@ class NumbaKernel(Kernel):
         if state is not None and empty is not None:
             last.h[empty], last.c[empty] = state.h[empty], state.c[empty]
         if out is None:
-            out = y if self.same_dtype else y.astype(self.storage)
+            out = y.astype(self.storage, copy=False)
         elif y is not out:
             out[...] = y
         return out, last, begun.saved
@@ -320,8 +332,18 @@ class NumbaKernel(Kernel):
         place, ahead = (None, None) if wave is None else (wave.place, wave.ahead)
 
         def make() -> _Kept:
-            room = make_room(self.layout, count, batch, masked=masked, record=record, raw=self.raw, most_ahead=ahead)
-            return _Kept(room)
+            return _Kept(
+                make_room(
+                    self.layout,
+                    count,
+                    batch,
+                    masked=masked,
+                    record=record,
+                    raw=self.raw,
+                    most_ahead=ahead,
+                    short=self.pairs and not masked and not forward_on_amx(self.layout, batch),
+                )
+            )
 
         if record:
             return make()
@@ -349,15 +371,20 @@ class NumbaKernel(Kernel):
         A short call spends most of its time before and after its pass. Here all of it that stays is kept.
         """
         kept = self._rooms().get((x.shape[0], x.shape[1], False, None))
-        if kept is None or kept.weights is not weights or not self.same_dtype or not x.flags.carray:
+        if kept is None or kept.weights is not weights or not x.flags.carray:
             return None
         room, dtype = kept.room, self.dtype
+        if room.short is None and not self.same_dtype:
+            return None
         y_shape, h_shape, c_shape = room.shapes
         first_h, first_c = room.no_state if state is None else state
         if out is None:
-            out = np.empty(y_shape, dtype)
+            out = np.empty(y_shape, self.storage)
         if not (out.flags.carray and first_h.flags.carray and first_c.flags.carray):
             return None
+        own_y = out
+        if room.short is not None:
+            own_y, x, first_h = out.view(np.uint16), bf16.paired(x), first_h.astype(dtype)
         last_h, last_c = np.empty(h_shape, dtype), np.empty(c_shape, dtype)
         args = (
             kept.code,
@@ -371,7 +398,7 @@ class NumbaKernel(Kernel):
             self.config.reverse,
             room.h,
             room.c,
-            out,
+            own_y,
             x,
         )
         if room.sharing.most <= 1 or room.sharing.cost < 2 * WORTH:  # as `Threads` would find, in no time
@@ -379,7 +406,7 @@ class NumbaKernel(Kernel):
         else:
             with self._threads(room.sharing.most, room.sharing.cost) as team:
                 passes.forward_again(team, *args)
-        return Forward(out, State(last_h, last_c), None)
+        return Forward(out, State(last_h.astype(self.storage, copy=False), last_c), None)
 
     def _cut(self, room: Room, w: Weights) -> passes.Cut | None:
         """The operands in parts, where products run on AMX."""

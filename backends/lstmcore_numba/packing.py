@@ -13,6 +13,7 @@ from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
 from lstmcore_numba import memory
 from lstmcore_numba.amx import DEPTH, PARTS, TILE_BYTES
+from lstmcore_numba.bf16 import paired_weights
 from lstmcore_numba.parts import pair_panels
 from lstmcore_numba.tiles import BYTES, PANEL
 
@@ -135,6 +136,7 @@ class Weights:
     gain_c: Array
     shift_c: Array
     in_parts: dict[str, Array | None] = field(default_factory=dict)
+    in_pairs: dict[str, Array] = field(default_factory=dict)
 
     def cut(self, name: str, vectors: int, panel: int, inner: int) -> Array | None:
         """The weights `name` in parts, which are made when they are first of use; None where they are not finite."""
@@ -144,6 +146,12 @@ class Weights:
             pair_panels(getattr(self, name), vectors, panel, inner, found, wild)
             self.in_parts[name] = None if wild[0] else found
         return self.in_parts[name]
+
+    def paired(self, name: str) -> Array:
+        """The weights `name` as pairs of bfloat16, which are made when they are first of use."""
+        if name not in self.in_pairs:
+            self.in_pairs[name] = in_order(paired_weights(getattr(self, name)))
+        return self.in_pairs[name]
 
 
 def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:

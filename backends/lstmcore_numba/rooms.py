@@ -149,6 +149,8 @@ class Room:
         Where threads meet.
     cut
         The arrays of `passes.Cut` that hold no weights.
+    short
+        ``passes.Short.h``, where products are those of pairs of bfloat16.
     """
 
     gates: Array
@@ -168,6 +170,7 @@ class Room:
     sharing: Sharing
     counter: Array
     cut: tuple[Array, ...] | None
+    short: Array | None
 
     @property
     def size(self) -> int:
@@ -176,9 +179,20 @@ class Room:
 
 
 def make_room(
-    layout: Layout, steps: int, batch: int, *, masked: bool, record: bool, raw: bool, most_ahead: int | None = None
+    layout: Layout,
+    steps: int,
+    batch: int,
+    *,
+    masked: bool,
+    record: bool,
+    raw: bool,
+    most_ahead: int | None = None,
+    short: bool = False,
 ) -> Room:
-    """Room for a call; for all steps where it is recorded. Products of x are made for `most_ahead` steps at most."""
+    """Room for a call; for all steps where it is recorded. Products of x are made for `most_ahead` steps at most.
+
+    `short` tells whether products are those of pairs of bfloat16.
+    """
     config, dtype = layout.config, layout.dtype
     kept = steps + 1 if record else 2
     ahead = steps_ahead(layout, steps, batch)
@@ -210,6 +224,10 @@ def make_room(
             np.zeros((2, max(1, shared.most), batch), np.uint8),
             np.zeros((3, max(1, shared.most)), np.int64),
         )
+    short_h = None
+    if short:
+        short_h = aligned((2, batch, layout.output + APART // 2), np.dtype(np.uint16))
+        short_h[...] = 0
     zero_h, zero_c = np.zeros((batch, config.output_size), dtype), np.zeros((batch, config.hidden_size), dtype)
     return Room(
         gates=gates,
@@ -229,4 +247,5 @@ def make_room(
         sharing=shared,
         counter=np.zeros(1, np.int64),
         cut=cut,
+        short=short_h,
     )

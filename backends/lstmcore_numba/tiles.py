@@ -14,6 +14,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
+from lstmcore_numba.bf16 import PAIR, PairEmitter
 from lstmcore_numba.jit import compiled, plain_intrinsic
 from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector, vector_bytes
 
@@ -59,6 +60,9 @@ def tile(
     ``a_chunk`` and ``a_k`` lie between those in `a`, ``b_k`` between the vectors of two values in `b`. ``a_row`` and
     ``c_row`` lie between rows, and ``a_gap`` and ``c_gap`` more between the last row of a group of `group` and the next
     one's first; the first row of the tile is at `place` in its group.
+
+    The dtype of `zero` is that of all numbers. With that of `bf16.PAIR` those of `a` and `b` are pairs of bfloat16, and
+    `c` is float32.
     """
     signature = types.void(zero, *(types.int64,) * 16, types.boolean)
 
@@ -182,7 +186,9 @@ def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -
 
 
 def emitter_of(builder: ir.IRBuilder, dtype: Any) -> Emitter:
-    """For vectors of numbers of a Numba type, as wide as the code here is compiled for."""
+    """For vectors of numbers of a Numba type, as wide as the code here is compiled for; for pairs of bfloat16."""
+    if str(dtype) == PAIR.name:
+        return PairEmitter(builder)
     return Emitter(builder, str(dtype), BYTES // (4 if str(dtype) == "float32" else 8))
 
 

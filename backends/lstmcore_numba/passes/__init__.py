@@ -10,7 +10,7 @@ one step are (B, N, G, lanes). Names of arrays are those of the equations.
 from __future__ import annotations
 
 from lstmcore_numba.passes.backward import backward, backward_both
-from lstmcore_numba.passes.common import Norms, Wave
+from lstmcore_numba.passes.common import Norms, Short, Wave
 from lstmcore_numba.passes.cut import Cut, CutBack
 from lstmcore_numba.passes.forward import (
     X_PLACE,
@@ -30,6 +30,7 @@ __all__ = [
     "Cut",
     "CutBack",
     "Norms",
+    "Short",
     "Wave",
     "backward",
     "backward_both",

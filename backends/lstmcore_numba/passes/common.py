@@ -56,6 +56,21 @@ class Wave(NamedTuple):
     masked: Any
 
 
+class Short(NamedTuple):
+    """What products of pairs of bfloat16 read, beside pairs of x and of its weights.
+
+    Attributes
+    ----------
+    recurrent
+        (B, K / 2, G, lanes) the packed recurrent weights.
+    h
+        (2, N, some) h before a step and before the next one as bfloat16, with 0 behind the last unit.
+    """
+
+    recurrent: Any
+    h: Any
+
+
 @compiled
 def set_norms(table: Any, norms: Any, t: int) -> int:
     """Put the addresses for step `t` into the table; the place of the step in the arrays."""

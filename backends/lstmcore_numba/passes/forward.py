@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
+from lstmcore_numba.bf16 import shorten_outputs, shorten_rows
 from lstmcore_numba.jit import compiled
 from lstmcore_numba.norms import normalise, normalise_cells
 from lstmcore_numba.parallel import MANY_SPINS, call_part, kept, meet, outlined, side_by_side, wait_for, write
@@ -50,6 +51,7 @@ def _forward(
     projected: Any,
     ahead: int,
     cut: Any,
+    short: Any,
     counter: Any,
     wave: Any,
 ) -> None:
@@ -97,6 +99,13 @@ def _forward(
             if shared:
                 met += 1
                 meet(counter.ctypes.data, parts * met)
+    if short is not None:
+        pair, pairs = short.recurrent.dtype.type(0), short.recurrent.shape[1]
+        short_h, (short_slot, short_row) = short.h.ctypes.data, short.h.strides[:2]
+        shorten_rows(at(h, now) + own * size, row_h, short_h + own * 2, short_row, first, last, own_size)
+        if shared:
+            met += 1
+            meet(counter.ctypes.data, parts * met)
     for count in range(steps):
         t = steps - 1 - count if reverse else count
         following = (t if reverse else t + 1) if kept else 1 - now
@@ -216,6 +225,21 @@ def _forward(
                         cut_weight + turn if count % 2 == 0 else cut_weight - turn,
                         min(TILE, rows),
                     )
+            elif short is not None:
+                panel(
+                    pair,
+                    cols,
+                    short_h + count % 2 * short_slot + first * short_row,
+                    short_row,
+                    4,
+                    short.recurrent.ctypes.data + block * pairs * cols * BYTES,
+                    cols * BYTES,
+                    there,
+                    row_z,
+                    pairs,
+                    rows,
+                    norms is not None,
+                )
             else:
                 panel(
                     zero,
@@ -259,8 +283,15 @@ def _forward(
             )
             for block in range(output_blocks):
                 call_step(step_output, table.ctypes.data, block, first, last)
-        to, new, offset = at(y, t), at(h, following), column * size
-        put_outputs(zero, to + offset, width * size, new + offset, row_h, lengths, t, first, last, columns - column)
+        new = at(h, following) + column * size
+        if short is not None:
+            to = at(y, t) + column * 2
+            shorten_outputs(new, row_h, to, width * 2, lengths, t, first, last, columns - column)
+            to = short_h + (1 - count % 2) * short_slot + own * 2
+            shorten_rows(at(h, following) + own * size, row_h, to, short_row, first, last, own_size)
+        else:
+            to = at(y, t) + column * size
+            put_outputs(zero, to, width * size, new, row_h, lengths, t, first, last, columns - column)
         if wave is not None:
             if wave.mask.shape[0] > 0:
                 _drop_out(y[t], wave.mask[t], wave.masked[t], lengths, t, first, last, column, columns)
@@ -380,6 +411,7 @@ def keep_forward(room: Any, places: Any, *args: Any) -> int:
 
     ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
     the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
+    Where there is `short`, `x` and its weights are pairs of bfloat16, and `y` is the bits of such numbers.
     """
     code: int = kept(_forward, args, room.ctypes.data, places.ctypes.data)
     return code
