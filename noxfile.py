@@ -65,6 +65,7 @@ def numba(session: nox.Session) -> None:
         "tests/test_numba_backend.py",
         "tests/test_numba_again.py",
         "tests/test_numba_amx.py",
+        "tests/test_numba_bf16.py",
         "tests/test_numba_norms.py",
         "tests/test_numba_wavefront.py",
     )
