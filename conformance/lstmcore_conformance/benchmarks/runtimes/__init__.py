@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final, Literal
@@ -39,11 +40,14 @@ class Prepared:
         Makes the values that are compared, by the same call: y, h_n and c_n, in training the gradients too.
     how
         Which call of the runtime it is.
+    around
+        What its users enter once, and not for every call.
     """
 
     call: Callable[[], Any]
     outputs: Callable[[], Mapping[str, Array]]
     how: str
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class Runtime(ABC):

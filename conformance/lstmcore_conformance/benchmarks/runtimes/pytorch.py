@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class PyTorch(Runtime):
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"torch.nn.LSTM has no {job.variant}")
         made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data)
-        return Prepared(made, made.outputs, made.how)
+        return Prepared(made, made.outputs, made.how, nullcontext if job.mode == "training" else torch.inference_mode)
 
 
 make = PyTorch
@@ -55,8 +56,7 @@ class _Inference:
         self.state = _state(data.state, self.x.dtype)
 
     def __call__(self) -> Any:
-        with torch.inference_mode():
-            return self.lstm(self.x, self.state)
+        return self.lstm(self.x, self.state)
 
     def outputs(self) -> Mapping[str, Array]:
         return _named(self())
@@ -92,8 +92,7 @@ class _Streaming(_Inference):
         self.last, self.t = self.state, 0
 
     def __call__(self) -> Any:
-        with torch.inference_mode():
-            y, self.last = self.lstm(self.steps[self.t], self.last)
+        y, self.last = self.lstm(self.steps[self.t], self.last)
         self.t = (self.t + 1) % STREAMED
         return y
 
