@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from io import StringIO
@@ -21,21 +25,25 @@ from rich.console import Console
 from lstmcore.cli import main
 from lstmcore_conformance import budgets
 from lstmcore_conformance.benchmarks import grids, roofs, statistics
-from lstmcore_conformance.benchmarks.comparing import changes
+from lstmcore_conformance.benchmarks import machine as describing
+from lstmcore_conformance.benchmarks.comparing import changes, lost
+from lstmcore_conformance.benchmarks.comparing import show as show_changes
 from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, save_arrays, save_data
-from lstmcore_conformance.benchmarks.jobs import MODES, VARIANTS, Job, Mode, Point
-from lstmcore_conformance.benchmarks.machine import describe
+from lstmcore_conformance.benchmarks.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.benchmarks.machine import blas, commit, describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
+from lstmcore_conformance.benchmarks.runtimes import Prepared
 from lstmcore_conformance.benchmarks.startup import Start, start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
 from lstmcore_conformance.benchmarks.table import show
 from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
-from lstmcore_conformance.benchmarks.worker import timed
+from lstmcore_conformance.benchmarks.worker import Server, timed
+from lstmcore_conformance.cases import Data
 from lstmcore_conformance.subject import Failure
 from planted import planted
 from plugins import Install
@@ -197,9 +205,11 @@ class Fake:
 
     def __init__(self, name: str, log: list[str], times: Callable[[int], float] = lambda turn: 1e-3) -> None:
         self.name, self.log, self.times, self.turn = name, log, times, 0
+        self.asked: list[Mapping[str, Any]] = []
 
     def ask(self, do: str, **details: Any) -> Mapping[str, Any]:
         assert do == "measure"
+        self.asked.append(details)
         self.log.append(self.name)
         self.turn += 1
         taken = int(self.times(self.turn - 1) * 1e9)
@@ -240,6 +250,50 @@ def test_a_spread_above_the_bound_is_measured_again_with_all_others() -> None:
     found = measure(_fakes(still), Plan(rounds=10, repeats=3), np.random.default_rng(1), threads=1)
     assert found["still"].attempts == 4
     assert found["still"].spread > 0.1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_short_call_is_made_before_the_clock_starts_and_single_steps_a_sequence_of_them() -> None:
+    plan = Plan(rounds=3, repeats=0)
+
+    def asked(fake: Fake, calls: int | None = None) -> list[int]:
+        measure(_fakes(fake), plan, np.random.default_rng(1), threads=1, calls=calls)
+        return [details["settle"] for details in fake.asked]
+
+    assert asked(Fake("short", [])) == [1, 1, 1]
+    assert asked(Fake("long", [], lambda turn: plan.seconds)) == [1, 0, 0]
+    assert asked(Fake("steps", []), calls=30) == [STREAMED] * 3
+
+
+def test_what_is_entered_once_is_entered_once_a_turn_and_no_collection_walks_what_was_imported(tmp_path: Path) -> None:
+    """Neither is in a call's time."""
+    log: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        log.append("enter")
+        yield
+        log.append("leave")
+
+    class Made:
+        def prepare(self, job: Job, data: Data) -> Prepared:
+            return Prepared(lambda: log.append("call"), lambda: {"y": np.zeros(2)}, "how", around)
+
+    job, frozen = Job("inference", SMALL), gc.get_freeze_count()
+    save_data(tmp_path / "data", job.case.data)
+    server = Server.__new__(Server)
+    server.runtime, server.jobs = Made(), {}  # type: ignore[assignment]  # a stand-in
+    files = {"data": str(tmp_path / "data"), "outputs": str(tmp_path / "outputs")}
+    server.prepare("key", job.to_dict(), **files)
+    assert log == ["enter", "call", "leave", "enter", "leave"]  # the first call, and the values
+    try:
+        assert gc.get_freeze_count() > 10_000
+        log.clear()
+        assert len(server.measure("key", 60.0, 5, 2)["ns"]) == 5
+        assert log == ["enter", *["call"] * 7, "leave"]
+    finally:
+        server.drop("key", files["outputs"])
+    assert gc.get_freeze_count() == frozen
 
 
 def test_calls_are_timed_one_by_one() -> None:
@@ -309,7 +363,7 @@ def test_the_threads_are_told_to_every_library(plant: Callable[..., tuple[str, .
     plant("right")
     with Worker(Candidate("backend", "right", 1)) as worker:
         with pytest.raises(FailedError, match="KeyError: 'none'"):
-            worker.ask("measure", key="none", seconds=0.001, most=1, settle=False)
+            worker.ask("measure", key="none", seconds=0.001, most=1, settle=0)
         text = Path(f"/proc/{worker.process.pid}/environ")
         if text.exists():
             assert b"\0LSTMCORE_NUM_THREADS=1\0" in b"\0" + text.read_bytes()
@@ -441,11 +495,64 @@ def test_a_run_is_read_again(plant: Callable[..., tuple[str, ...]], tmp_path: Pa
     assert {one.candidate.name for one in Benchmark.load(file).timed()} == {"right"}
     text = json.loads(file.read_text())
     file.write_text(json.dumps(text | {"version": 99}))
-    with pytest.raises(ValueError, match="expected version 1 at most; got 99"):
+    with pytest.raises(ValueError, match="run version: expected at most 1; got 99, written by a newer lstmcore"):
         Benchmark.load(file)
     file.write_text("{}")
     with pytest.raises(ValueError, match="expected a file that lstmcore bench wrote"):
         Benchmark.load(file)
+    for name in ("machine", "results", "runtimes"):
+        file.write_text(json.dumps({key: value for key, value in text.items() if key != name}))
+        with pytest.raises(ValueError, match=f"run.json: expected all that lstmcore bench writes.*'{name}'"):
+            Benchmark.load(file)
+    file.write_text(json.dumps(text | {"results": [{"job": 3}]}))
+    with pytest.raises(ValueError, match="expected all that lstmcore bench writes"):
+        Benchmark.load(file)
+
+
+def test_a_run_tells_what_of_lstmcore_ran_and_what_the_user_had_set(
+    plant: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # every worker has its own
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/some/where")
+    monkeypatch.setattr(describing, "commit", lambda: "0123456789ab")
+    told = json.loads(document(_run(plant("right"), modes=("inference",))))
+    own = {name: value for name, value in told["settings"]["environment"].items() if not name.startswith("LSTMCORE_")}
+    assert own == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert told["versions"]["lstmcore"].endswith("+g0123456789ab")
+    assert told["versions"]["blas"] == blas() != "unknown"
+
+
+def test_the_commit_is_that_of_the_repository_which_the_code_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        own = ("-c", "user.name=one", "-c", "user.email=one@example.org", "-C", str(tmp_path / "source"))
+        return subprocess.run(["git", *own, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    source, installed = tmp_path / "source", tmp_path / "installed"
+    for name in ("lstmcore", "backends/lstmcore_one", "conformance/lstmcore_two"):
+        (source / name).mkdir(parents=True)
+        (source / name / "__init__.py").write_text(f"name = {name!r}\n")
+        shutil.copytree(source / name, installed / Path(name).name)
+    (source / "pyproject.toml").touch()
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "one")):
+        git(*words)
+    head = git("rev-parse", "--short=12", "HEAD")
+    monkeypatch.setattr(describing.lstmcore, "__file__", str(source / "lstmcore" / "__init__.py"))
+    assert commit() == head
+    (source / "README.md").touch()
+    assert commit() == head
+    changed = source / "backends" / "lstmcore_one" / "__init__.py"
+    changed.write_text("name = 1\n")
+    assert commit() == f"{head}.changed"
+    monkeypatch.setattr(describing.lstmcore, "__file__", str(installed / "lstmcore" / "__init__.py"))
+    monkeypatch.setattr(describing, "_source", lambda own: source)
+    assert commit() is None  # the copy is of other code
+    git("checkout", "-q", ".")
+    assert commit() == head
+    monkeypatch.setattr(describing, "_source", lambda own: installed)
+    assert commit() is None
 
 
 def test_a_slower_kernel_shows_beyond_noise_and_a_slower_machine_does_not() -> None:
@@ -478,6 +585,59 @@ def test_a_slower_kernel_shows_beyond_noise_and_a_slower_machine_does_not() -> N
         changes(replace(alone, machine={"processor": "made up", "cores": 64}), of(2e-3, 1.0))
 
 
+def _timed(name: str, kind: Any, median: float, outcome: Outcome = Outcome.MEASURED) -> Result:
+    return replace(_made(name, kind, SMALL, median), outcome=outcome)
+
+
+def test_a_peer_of_another_version_is_no_measure_of_the_machine() -> None:
+    """A new release of it that is twice as fast makes nobody slower."""
+
+    def of(peer: float, version: str) -> Benchmark:
+        found = made_benchmark((_timed("numpy", "backend", 2e-3), _timed("torch", "peer", peer)))
+        versions = {"numpy": {}, "torch": {"torch": version}}
+        return replace(found, runtimes=tuple(one | {"versions": versions[one["name"]]} for one in found.runtimes))
+
+    (same,) = changes(of(1e-3, "1"), of(2e-3, "1"))
+    assert same.slower
+    assert same.peers == ("torch",)
+    (other,) = changes(of(1e-3, "2"), of(2e-3, "1"))
+    assert not other.slower
+    assert other.peers == ()
+
+
+def test_a_time_that_is_no_more_is_told() -> None:
+    old = made_benchmark((_timed("numpy", "backend", 1.0),))
+    gone = replace(old.results[0], outcome=Outcome.UNSUPPORTED, message="not now", median_s=None, rounds=())
+    new = made_benchmark((gone,))
+    assert changes(new, old) == []
+    assert lost(new, old) == [gone]
+    assert lost(old, new) == []
+    console = Console(file=StringIO(), width=200)
+    show_changes([], [gone], console)
+    assert isinstance(console.file, StringIO)
+    told = "inference float32 4, 3, 5, 7, numpy, 1 threads: no time any more: unsupported: not now"
+    assert told in console.file.getvalue()
+
+
+def test_a_change_of_noisy_times_is_marked() -> None:
+    old, new = made_benchmark((_timed("numpy", "backend", 1.0),)), made_benchmark((_timed("numpy", "backend", 2.0),))
+    noisy = replace(new, results=tuple(replace(one, outcome=Outcome.NOISY) for one in new.results))
+    console = Console(file=StringIO(), width=200)
+    for found in (new, noisy):
+        show_changes(changes(found, old), [], console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert text.count(" 2.00 slower") == text.count("~2.00 slower") == text.count("~ is of noisy times") == 1
+
+
+def test_few_rounds_are_not_compared() -> None:
+    whole = made_benchmark((_timed("numpy", "backend", 1.0),))
+    few = replace(whole, results=tuple(replace(one, rounds=(1.0, 1.0, 1.0)) for one in whole.results))
+    for new, old in ((few, whole), (whole, few)):
+        with pytest.raises(ValueError, match="compare: expected runs of at least 5 rounds; got one of 3"):
+            changes(new, old)
+
+
 def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
     """The same name with 5 ms more a call, several times what the call took, is slower in any weather."""
     plant("right")
@@ -501,7 +661,7 @@ def test_a_planted_slow_backend_shows_up(plant: Callable[..., tuple[str, ...]], 
 def test_what_cannot_be_compared_is_an_error(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
     """Another machine before anything is measured; no call in common once what was measured is written."""
     plant("right")
-    words = ["bench", "right", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "3"]
+    words = ["bench", "right", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "5"]
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     words += ["--compare", str(old), "--json", str(new)]
     made = made_benchmark((_made("right", "backend", SMALL._replace(N=8), 1.0),))
@@ -583,7 +743,7 @@ def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatc
     words = ["numpy" if word == "numba" else word for word in shlex.split(line)[1:]]
     words = [word for word in words if word not in ("quick", "standard") and not word.startswith("--grid")]
     if "--read" not in words:
-        words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "3", "--calls", "6", "--threads", "1"]
+        words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "5", "--calls", "6", "--threads", "1"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
 
@@ -592,6 +752,23 @@ def test_what_is_read_is_not_measured() -> None:
     done = CliRunner().invoke(main, ["bench", "--read", "run.json", "--mode", "training", "--grid", "standard"])
     assert done.exit_code == 2
     assert "--read: expected nothing that says what to measure; got --grid, --mode" in done.output
+
+
+def test_a_report_replaces_no_page_of_others(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# mine\n", "utf-8")
+    done = CliRunner().invoke(main, ["bench", "numpy", "--report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--report: expected a folder of its own" in done.output
+    assert page.read_text("utf-8") == "# mine\n"
+
+
+def test_so_few_rounds_that_nothing_could_be_compared_are_told_before_anything_runs(tmp_path: Path) -> None:
+    made = replace(made_benchmark((_timed("numpy", "backend", 1.0),)), machine=describe())
+    (tmp_path / "old.json").write_text(document(made), "utf-8")
+    done = CliRunner().invoke(main, ["bench", "numpy", "--rounds", "3", "--compare", str(tmp_path / "old.json")])
+    assert done.exit_code == 2
+    assert "compare: expected runs of at least 5 rounds; got one of 3" in done.output
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def bench(
     from lstmcore.files import write_atomically
     from lstmcore.training.plots import require_matplotlib
     from lstmcore_conformance.benchmarks import comparing, machine
+    from lstmcore_conformance.benchmarks.folder import check_folder
     from lstmcore_conformance.benchmarks.results import Benchmark, Outcome
     from lstmcore_conformance.benchmarks.run import PLANS, Request, run
     from lstmcore_conformance.benchmarks.summary import document
@@ -115,6 +116,8 @@ def bench(
     for option, place in (("--pictures", folder), ("--report", report)):
         if place is not None and (Path(place).is_file() or not Path(place).parent.is_dir()):
             raise ValueError(f"{option}: expected a folder, or a new one in a folder that exists; got {place!r}")
+    if report is not None:
+        check_folder("--report", Path(report))
     if any(place is not None for place in (html_path, folder, report)):
         require_matplotlib()
     if read_path is not None and backends:
@@ -125,9 +128,9 @@ def bench(
     if read_path is not None:
         found = Benchmark.load(read_path)
     else:
+        plan = PLANS[grid] if rounds is None else replace(PLANS[grid], rounds=rounds)
         if old is not None:
-            comparing.check_machine(machine.describe(), old.machine)
-        plan = PLANS[grid]
+            comparing.check(old, machine.describe(), plan.rounds)
         meant = {found.name: found for found in (registry.get_backend(name) for name in backends or (None,))}
         request = Request(
             backends=tuple(meant),
@@ -140,7 +143,7 @@ def bench(
             variants=variants,
             startup=startup,
             points=tuple(map(_point, points)),
-            plan=plan if rounds is None else replace(plan, rounds=rounds),
+            plan=plan,
             calls=calls,
             seed=seed,
         )
@@ -166,12 +169,14 @@ def bench(
 
         write_folder(found, Path(report))
     changes = [] if old is None else comparing.changes(found, old)
+    lost = [] if old is None else comparing.lost(found, old)
     if old is not None:
-        comparing.show(changes, Console(stderr=path == "-"))
+        comparing.show(changes, lost, Console(stderr=path == "-"))
     bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
     failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
     if (
         failed
+        or lost
         or any(one.slower for one in changes)
         or any(one["kind"] == "backend" and "message" in one for one in found.runtimes)
     ):

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.results import Benchmark, Result
+from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.statistics import Values, unpaired_ratio
 from lstmcore_conformance.benchmarks.table import print_whole
 from lstmcore_conformance.benchmarks.team import Candidate
@@ -20,6 +20,8 @@ from lstmcore_conformance.benchmarks.team import Candidate
 #: The level of the intervals, so that a table of some fifty has few false alarms, and the smallest change that counts.
 LEVEL: Final = 0.99
 LEAST: Final = 0.05
+#: Rounds that both runs need: of three each, one time in ten all of one are above all of the other by chance.
+ROUNDS: Final = 5
 
 _Key = tuple[Job, Candidate, bool]
 
@@ -31,8 +33,10 @@ class Change:
     Attributes
     ----------
     peers
-        Peers that both runs have there. Each round's time was divided by theirs, so that a machine that is slower
-        as a whole is no change; without any, the times are compared as they are.
+        Peers that both runs have there in the same version. Each round's time was divided by theirs, so that a
+        machine that is slower as a whole is no change; without any, the times are compared as they are.
+    noisy
+        Whether any of these times is.
     """
 
     result: Result
@@ -40,6 +44,7 @@ class Change:
     low: float
     high: float
     peers: tuple[str, ...]
+    noisy: bool = False
 
     @property
     def slower(self) -> bool:
@@ -58,11 +63,12 @@ def changes(new: Benchmark, old: Benchmark) -> list[Change]:
     Raises
     ------
     ValueError
-        Runs of two machines, or that have no time of the same backend at the same call in common.
+        Runs of two machines, of too few rounds, or that have no call of the same backend in common that has a time in
+        the old one.
     """
-    check_machine(new.machine, old.machine)
-    found = list(_changes(_known(new), _known(old)))
-    if not found:
+    check(old, new.machine, min((len(one.rounds) for one in new.timed()), default=ROUNDS))
+    found = list(_changes(new, old))
+    if not found and not lost(new, old):
         raise ValueError(
             "compare: expected runs with a backend, call and number of threads in common that has a time in both; "
             "got none"
@@ -70,18 +76,40 @@ def changes(new: Benchmark, old: Benchmark) -> list[Change]:
     return found
 
 
-def check_machine(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` where runs of the two machines cannot be compared."""
+def check(old: Benchmark, machine: Mapping[str, Any], rounds: int) -> None:
+    """Raise a `ValueError` where a run of so many rounds on this machine cannot be compared with that one."""
     for name in ("processor", "cores"):
-        if new.get(name) != old.get(name):
-            raise ValueError(f"compare: expected runs of one machine; got {name} {old.get(name)} and {new.get(name)}")
+        if machine.get(name) != old.machine.get(name):
+            told = f"{name} {old.machine.get(name)} and {machine.get(name)}"
+            raise ValueError(f"compare: expected runs of one machine; got {told}: run the older one here again")
+    if (fewest := min((rounds, *(len(one.rounds) for one in old.timed())))) < ROUNDS:
+        raise ValueError(f"compare: expected runs of at least {ROUNDS} rounds; got one of {fewest}: run it again")
+
+
+def lost(new: Benchmark, old: Benchmark) -> list[Result]:
+    """Results of backends without a time that had one in the old run."""
+    before = _known(old)
+    return [
+        one
+        for one in new.results
+        if one.candidate.kind == "backend"
+        and one.median_s is None
+        and (one.job, one.candidate, one.beside_variants) in before
+    ]
+
+
+def _versions(benchmark: Benchmark) -> dict[tuple[str, str], Any]:
+    """The versions of each runtime, whatever its number of threads."""
+    return {(one["kind"], one["name"]): one.get("versions") for one in benchmark.runtimes}
 
 
 def _known(benchmark: Benchmark) -> dict[_Key, Result]:
     return {(one.job, one.candidate, one.beside_variants): one for one in benchmark.timed()}
 
 
-def _changes(new: dict[_Key, Result], old: dict[_Key, Result]) -> Iterator[Change]:
+def _changes(new_run: Benchmark, old_run: Benchmark) -> Iterator[Change]:
+    new, old = _known(new_run), _known(old_run)
+    here, there = _versions(new_run), _versions(old_run)
     for key, result in new.items():
         job, candidate, beside = key
         if candidate.kind == "peer" or key not in old:
@@ -93,10 +121,13 @@ def _changes(new: dict[_Key, Result], old: dict[_Key, Result]) -> Iterator[Chang
             and other.kind == "peer"
             and other.threads == candidate.threads
             and (job, other, beside) in old
+            and here.get((other.kind, other.name)) == there.get((other.kind, other.name))
         ]
         now, before = (_relative(run, key, peers) for run in (new, old))
         ratio, low, high = unpaired_ratio(now, before, level=LEVEL)
-        yield Change(result, ratio, low, high, tuple(other.name for other in peers))
+        used = [run[one] for run in (new, old) for one in (key, *((job, other, beside) for other in peers))]
+        noisy = any(one.outcome is Outcome.NOISY for one in used)
+        yield Change(result, ratio, low, high, tuple(other.name for other in peers), noisy)
 
 
 def _relative(run: dict[_Key, Result], key: _Key, peers: list[Candidate]) -> Values:
@@ -108,9 +139,10 @@ def _relative(run: dict[_Key, Result], key: _Key, peers: list[Candidate]) -> Val
     return found
 
 
-def show(found: list[Change], console: Console) -> None:
-    """Print the changes beyond noise, and how many there are without one."""
-    table = Table(title="New time over old", title_justify="left")
+def show(found: list[Change], gone: list[Result], console: Console) -> None:
+    """Print the changes beyond noise, how many there are without one, and what has no time any more."""
+    marked = any(one.noisy for one in found if one.slower or one.faster)
+    table = Table(title=f"New time over old{'; ~ is of noisy times' * marked}", title_justify="left")
     for heading in ("call", "backend", "ratio", "interval", "beside"):
         table.add_column(heading)
     for one in sorted(found, key=lambda one: -one.ratio):
@@ -119,7 +151,7 @@ def show(found: list[Change], console: Console) -> None:
             table.add_row(
                 str(one.result.job),
                 f"{one.result.candidate.label}, {one.result.candidate.threads} threads",
-                Text(f"{one.ratio:.2f} {'slower' if one.slower else 'faster'}", style),
+                Text(f"{'~' * one.noisy}{one.ratio:.2f} {'slower' if one.slower else 'faster'}", style),
                 f"{one.low:.2f} to {one.high:.2f}",
                 ", ".join(one.peers) or "itself",
             )
@@ -130,3 +162,6 @@ def show(found: list[Change], console: Console) -> None:
     console.print(
         f"{slower} slower, {len(found) - calm - slower} faster, {calm} without a change beyond noise", highlight=False
     )
+    for result in gone:
+        text = f"{result.job}, {result.candidate.label}, {result.candidate.threads} threads: no time any more"
+        console.print(Text(f"{text}: {result.outcome.value}: {result.message}", "bold red"), soft_wrap=True)

@@ -13,6 +13,8 @@ from lstmcore_conformance.benchmarks.results import Benchmark
 from lstmcore_conformance.benchmarks.summary import document, summaries
 from lstmcore_conformance.markdown import head, line, row
 
+#: The first line of a README.md that was written here.
+_TITLE: Final = "# A run of `lstmcore bench`"
 _COLUMNS: Final = (
     "backend",
     "setting",
@@ -24,12 +26,31 @@ _COLUMNS: Final = (
 )
 
 
+def check_folder(name: str, folder: Path) -> None:
+    """Raise a `ValueError`, which begins with `name`, where `write_folder` would replace what it has not written."""
+    page = folder / "README.md"
+    if page.exists() and not page.read_text("utf-8", errors="replace").startswith(_TITLE):
+        raise ValueError(f"{name}: expected a folder of its own; got {str(folder)!r}, which has another README.md")
+
+
 def write_folder(benchmark: Benchmark, folder: Path) -> None:
-    """Write run.json, report.html, README.md and pictures/; the folder is made where it is not there."""
+    """Write run.json, report.html, README.md and pictures/; the folder is made where it is not there.
+
+    Pictures of an older run go.
+
+    Raises
+    ------
+    ValueError
+        As `check_folder`.
+    """
+    check_folder("folder", folder)
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "run.json", document(benchmark).encode())
     write_atomically(folder / "report.html", page(benchmark).encode())
     shown = write_pictures(benchmark, folder / "pictures", ("png",))
+    for old in (folder / "pictures").glob("*.png"):
+        if old.stem not in {name for name, _ in shown}:
+            old.unlink()
     write_atomically(folder / "README.md", "\n".join(_readme(benchmark, shown)).encode())
 
 
@@ -46,7 +67,7 @@ def write_pictures(benchmark: Benchmark, folder: Path, kinds: Iterable[str]) -> 
 
 def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> Iterator[str]:
     machine, told = benchmark.machine, benchmark.settings
-    yield "# A run of `lstmcore bench`\n"
+    yield f"{_TITLE}\n"
     yield (
         f"{benchmark.started[:10]}, {line(machine['processor'])}, {machine['cores']} cores, load {machine['load']:.2f}"
         f" before; {benchmark.grid} grid, seed {told.get('seed', '')}. All figures are in [run.json](run.json) "

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import numpy as np
 import psutil
+
+import lstmcore
 
 #: Features of processors that LSTM kernels use, as Linux and NumPy name them.
 FEATURES: Final = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "sve", "bf16", "i8mm",
+)  # fmt: skip
+
+#: How the variables begin that change what the runtimes do.
+HEEDED: Final = (
+    "LSTMCORE_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "BLIS_", "NUMBA_", "NPY_", "ONEDNN_", "DNNL_", "ATEN_",
+    "TORCH_", "PYTORCH_", "ORT_", "JAX_", "MALLOC_", "GLIBC_",
 )  # fmt: skip
 
 
@@ -62,6 +77,71 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def blas() -> str:
+    """The library of NumPy's products and its version."""
+    found: Any = np.show_config(mode="dicts")
+    known = found.get("Build Dependencies", {}).get("blas", {})
+    return f"{known.get('name', 'unknown')} {known.get('version', '')}".strip()
+
+
+def environment(besides: Iterable[str]) -> dict[str, str]:
+    """The variables that change what runtimes do, as they were set when the run began; no paths, and not `besides`."""
+    left_out = set(besides)
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(HEEDED) and name not in left_out and os.sep not in value
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code, with ``.changed`` where it is not quite that; None where it is of no repository.
+
+    An installed copy has the commit of the repository that it came from if it is still the same code.
+    """
+    own = Path(lstmcore.__file__).parent.parent
+    source, git = _source(own), shutil.which("git")
+    if source is None or git is None or not (source / ".git").exists():
+        return None
+    parts = ["lstmcore", "backends", "conformance"]
+    if source != own and not all(_same(source / part, own / part.name) for part in _packages(source)):
+        return None
+    told = []
+    for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", *parts]):
+        done = subprocess.run([git, "-C", source, *words], capture_output=True, text=True, check=False)  # noqa: S603  (our own words)
+        if done.returncode:
+            return None
+        told.append(done.stdout.strip())
+    name, changed = told
+    return f"{name}.changed" if changed else name
+
+
+def _source(own: Path) -> Path | None:
+    """The folder that this code was installed from, or is in."""
+    if (own / "pyproject.toml").exists():
+        return own
+    try:
+        text = distribution("lstmcore").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    parts = urlsplit(json.loads(text)["url"] if text else "")
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+
+
+def _packages(source: Path) -> list[Path]:
+    """The packages of this distribution in its repository, as paths from there."""
+    folders = (source, source / "backends", source / "conformance")
+    return [
+        path.parent.relative_to(source) for folder in folders for path in sorted(folder.glob("lstmcore*/__init__.py"))
+    ]
+
+
+def _same(there: Path, here: Path) -> bool:
+    """Whether two packages have the same code."""
+    files = [path.relative_to(there) for path in there.rglob("*.py")]
+    return here.is_dir() and not any(filecmp.cmpfiles(there, here, map(str, files), shallow=False)[1:])
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Self
 
+from lstmcore.config import check_version
 from lstmcore_conformance.benchmarks.jobs import Job
 from lstmcore_conformance.benchmarks.startup import Start
 from lstmcore_conformance.benchmarks.team import Candidate
@@ -171,8 +172,16 @@ class Benchmark:
             raise ValueError(f"{path}: expected JSON; {error}") from None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"{path}: expected a file that lstmcore bench wrote; got another")
-        if values["version"] > VERSION:
-            raise ValueError(f"{path}: expected version {VERSION} at most; got {values['version']}: update lstmcore")
+        check_version(f"{path}: run", values.get("version"), VERSION)
+        try:
+            return cls._of(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: expected all that lstmcore bench writes; got a part of it: {told}") from None
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
         known = {name: values[name] for name in cls.__slots__ if name not in _LISTS}
         return cls(
             **known,

@@ -22,7 +22,7 @@ from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.roofs import meter
 from lstmcore_conformance.benchmarks.runtimes import Kind
 from lstmcore_conformance.benchmarks.startup import start
-from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker
+from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.budgets import Expectation
 from lstmcore_conformance.subject import Failure
 
@@ -141,7 +141,7 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:
         seconds=round(time.perf_counter() - begun, 3),
         machine=described | {"load_after": machine.load()},
         settings=_settings(request),
-        versions=machine.versions(PACKAGES),
+        versions=_versions(),
         runtimes=runtimes,
         roofs=tuple(gauge.roof for gauge in meters),
         results=tuple(results),
@@ -152,7 +152,15 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:
 def _settings(request: Request) -> dict[str, Any]:
     values = {name: getattr(request, name) for name in request.__slots__}
     lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-    return values | lists | {"points": [point._asdict() for point in request.points], "plan": asdict(request.plan)}
+    known = {"points": [point._asdict() for point in request.points], "plan": asdict(request.plan)}
+    return values | lists | known | {"environment": machine.environment(besides=environment(1))}
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what runs; that of lstmcore with the commit, where it is known."""
+    found = machine.versions(PACKAGES) | {"blas": machine.blas()}
+    commit = machine.commit()
+    return found if commit is None else found | {"lstmcore": f"{found['lstmcore']}+g{commit}"}
 
 
 class Team:
