@@ -78,6 +78,27 @@ def test_noisy_times_are_hollow(made: Benchmark) -> None:
     assert _hollow(shown["scaling-H"]) == _hollow(shown["speed"]) == 0
 
 
+def test_noisy_latencies_are_hollow(made: Benchmark) -> None:
+    steps = [one for one in made.results if one.job.mode == "streaming"]
+    some = tuple(_noisy(one) if one.candidate.name == "torch" else one for one in steps)
+    (figure,) = (figure for _, _, figure in pictures(replace(made, results=some)))
+    for axes in figure.axes:
+        assert [line.get_markerfacecolor() == "white" for line in axes.lines] == [False, False, True, False]
+
+
+def test_runtimes_of_the_same_speed_do_not_hide_each_other_and_a_picture_tells_where_it_is_from(made: Benchmark) -> None:
+    point = grids.STANDARD[1]
+    same = tuple(replace(one, median_s=1.0) for one in made.results if one.job == Job("inference", point))
+    found = {name: figure for name, _, figure in pictures(replace(made, results=same))}
+    lines = [line for line in found["speed-inference-float32-2"].axes[0].lines if line.get_linestyle() == "None"]
+    assert len({line.get_ydata()[0] for line in lines}) == len(CANDIDATES)
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(CANDIDATES)
+    assert len({line.get_marker() for line in lines}) == len(CANDIDATES)
+    for figure in found.values():
+        assert figure.get_suptitle().endswith(", inference, float32, 2 threads")
+        assert figure.get_supxlabel() == "made <up>, 2 cores; 2026-01-01; lstmcore bench"
+
+
 def test_no_point_is_left_out_of_the_speeds_but_those_of_sweeps(made: Benchmark) -> None:
     def rows(points: set[Point]) -> set[str]:
         some = tuple(one for one in made.results if one.job.mode == "inference" and one.job.point in points)
@@ -195,6 +216,9 @@ def test_the_command_writes_a_folder_to_publish(made: Benchmark, tmp_path: Path)
     few = replace(made, results=tuple(some))
     (tmp_path / "run.json").write_text(document(few), "utf-8")
     folder = tmp_path / "standard"
+    older = folder / "pictures" / "older.png"
+    older.parent.mkdir(parents=True)
+    older.touch()
     done = CliRunner().invoke(main, ["bench", "--read", str(tmp_path / "run.json"), "--report", str(folder)])
     assert done.exit_code == 1  # something in it does not conform
     assert Benchmark.load(folder / "run.json") == Benchmark.load(tmp_path / "run.json")

@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.pictures import pictures, rendered
+from lstmcore_conformance.benchmarks.pictures import binary, pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.startup import JOB
 from lstmcore_conformance.benchmarks.summary import (
@@ -77,7 +77,7 @@ def _facts(benchmark: Benchmark) -> str:
     machine, told = benchmark.machine, benchmark.settings
     roofs = (
         f"{one.threads} thread{'s' * (one.threads > 1)}, {one.precision}: {one.gflops:.0f} GFLOP/s; copies "
-        + ", ".join(f"{value:.0f} GB/s on {int(size) // 1024} KiB" for size, value in one.copies.items())
+        + ", ".join(f"{value:.0f} GB/s within {binary(int(size))}" for size, value in one.copies.items())
         for one in benchmark.roofs
     )
     facts = {
@@ -89,6 +89,7 @@ def _facts(benchmark: Benchmark) -> str:
         "system": f"{machine.get('system', '')}, Python {machine.get('python', '')}",
         "load": f"{machine['load']:.2f} before, {machine.get('load_after', 0.0):.2f} after",
         "versions": ", ".join(f"{name} {version}" for name, version in benchmark.versions.items()),
+        "variables": ", ".join(f"{name}={value}" for name, value in told.get("environment", {}).items()),
         "plan": ", ".join(f"{name} {value}" for name, value in told.get("plan", {}).items()),
         "grid": f"{benchmark.grid}, seed {told.get('seed', '')}",
         "run": f"{benchmark.started}, {benchmark.seconds:.0f} s",
@@ -193,10 +194,7 @@ def _without(benchmark: Benchmark) -> Iterator[str]:
 
 def _picture(title: str, content: bytes) -> str:
     data = b64encode(content).decode()
-    return (
-        f'<figure class="picture"><figcaption>{escape(title)}</figcaption>'
-        f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}"></figure>'
-    )
+    return f'<figure class="picture"><img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
 def data_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

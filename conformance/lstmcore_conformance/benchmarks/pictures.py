@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,12 +25,26 @@ if TYPE_CHECKING:
 _PEERS: Final = {"torch": "#d55e00", "onnxruntime": "#009e73", "jax": "#cc79a7", "tutorial": "#8a8a8a"}
 _BACKENDS: Final = ("#0072b2", "#e69f00", "#56b4e9", "#000000", "#b39c00")
 _MARKS: Final = {"torch": "s", "onnxruntime": "D", "jax": "^", "tutorial": "v"}
+_OWN_MARKS: Final = ("o", "p", "h", "X", "*")
 _INK: Final = "#33393f"
+_SOFT: Final = "#6b737c"
 _LETTERS: Final = {"T": "steps T", "N": "rows N", "H": "hidden units H"}
 
 
 def pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
-    """Name, what it shows, and the figure, for everything that the run has enough points for."""
+    """Name, what it shows, and the figure, for everything that the run has enough points for.
+
+    What it shows, where and when are written on the figure too: a picture goes its own way.
+    """
+    machine = benchmark.machine
+    where = f"{machine['processor']}, {machine['cores']} cores; {benchmark.started[:10]}; lstmcore bench"
+    for name, title, figure in _pictures(benchmark):
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
+        figure.supxlabel(where, x=0.99, ha="right", fontsize=7.5, color=_SOFT)
+        yield name, title, figure
+
+
+def _pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
     for at in settings(benchmark.results):
         results = [one for one in plain(benchmark, at) if one.median_s is not None]
         name = f"{at.mode}-{at.precision}-{at.threads}"
@@ -71,11 +86,13 @@ def rendered(figure: Figure, kind: str) -> bytes:
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, count: int = 1, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of so many axes, so many of them side by side at most."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = [figure.add_subplot(1, columns, 1 + column) for column in range(columns)]
+    columns = min(count, columns)
+    axes = [figure.add_subplot(-(-count // columns), columns, 1 + place) for place in range(count)]
     for one in axes:
         for side in ("top", "right"):
             one.spines[side].set_visible(False)
@@ -86,11 +103,10 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 def _look(candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
     """Colour, mark and label of each; backends in front."""
     found: dict[Candidate, dict[str, Any]] = {}
-    colours = iter(_BACKENDS * 4)
+    own = cycle(zip(_BACKENDS, _OWN_MARKS, strict=True))
     for one in candidates:
         peer = one.kind == "peer"
-        colour = _PEERS[one.name] if peer else next(colours)
-        mark = _MARKS[one.name] if peer else "o"
+        colour, mark = (_PEERS[one.name], _MARKS[one.name]) if peer else next(own)
         found[one] = {"color": colour, "marker": mark, "label": one.label, "zorder": 2 if peer else 3}
     return found
 
@@ -143,8 +159,9 @@ def _plain_numbers(axis: Any, ticks: Sequence[float] | None = None, *, dense: bo
 def _speed(results: Sequence[Result]) -> Figure:
     """How fast each runtime is beside the best peer, at each point: of a run that sweeps sizes too, of the table's."""
     points = _by_point(_of(grids.STANDARD, results))
-    figure, (axes,) = _figure(8.2, 1.3 + 0.3 * len(points))
+    figure, (axes,) = _figure(8.2, 1.7 + 0.36 * len(points))
     look, named = _look(_candidates(results)), set()
+    lanes = dict(zip(look, np.linspace(-0.28, 0.28, len(look)), strict=True))
     for row, here in enumerate(points.values()):
         peer = best_peer(here)
         base = peer.median_s if peer is not None else min(one.median_s or np.inf for one in here)
@@ -155,7 +172,11 @@ def _speed(results: Sequence[Result]) -> Figure:
             named.add(one.candidate)
             if one.outcome is Outcome.NOISY:
                 style["markerfacecolor"] = "white"
-            axes.plot((base or 1.0) / (one.median_s or 1.0), row, linestyle="", markersize=7, **style)
+            # Each runtime has a lane of its own: those that are as fast as each other do not hide each other.
+            place = row + lanes[one.candidate]
+            axes.plot((base or 1.0) / (one.median_s or 1.0), place, linestyle="", markersize=6, **style)
+        if row % 2:
+            axes.axhspan(row - 0.5, row + 0.5, color="#f4f6f8", zorder=0)
     axes.axvline(1, color=_INK, linewidth=1)
     axes.set_xscale("log")
     _plain_numbers(axes.xaxis, dense=True)
@@ -163,9 +184,9 @@ def _speed(results: Sequence[Result]) -> Figure:
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_ylabel("T, N, I, H", color=_INK)
     axes.set_xlabel("speed over the best peer's (hollow: noisy)", color=_INK)
-    axes.grid(axis="both", color="#e3e6ea", linewidth=0.7)
+    axes.grid(axis="x", color="#e3e6ea", linewidth=0.7)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=len(look), frameon=False, fontsize=9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(look), frameon=False, fontsize=9)
     return figure
 
 
@@ -230,7 +251,7 @@ def _maps(cells: Sequence[_Cell]) -> Figure:
     from matplotlib.colors import LogNorm
 
     rows, columns = (sorted({getattr(job.point, letter) for job, *_ in cells}) for letter in "NH")
-    figure, axes = _figure(4.0 + 1.15 * len(columns), 1.6 + 0.42 * len(rows), 2)
+    figure, axes = _figure(4.0 + 1.15 * len(columns), 2.0 + 0.42 * len(rows), 2)
     ratios = [ratio for _, _, ratio, _ in cells]
     noisy = {(job.point.N, job.point.H) for job, *_, marked in cells if marked}
     reach = max(2.0, *ratios, *(1 / ratio for ratio in ratios))
@@ -274,7 +295,7 @@ def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
     axes.plot([peak / fastest, high], [peak, peak], color=_INK, linewidth=2.5, zorder=1, label=label)
     for (size, speed), line in zip(roof.copies.items(), ("-", "--", ":", "-."), strict=False):
         shown = across[across <= peak / speed]
-        label = f"copies within {_binary(int(size))}: {speed:.0f} GB/s"
+        label = f"copies within {binary(int(size))}: {speed:.0f} GB/s"
         axes.plot(shown, speed * shown, color=_INK, linewidth=1.5, linestyle=line, zorder=1, label=label)
     axes.axvline(peak / fastest, color="#c8cdd3", linewidth=0.8, zorder=0)
     for candidate, style in _look(_candidates(results)).items():
@@ -294,7 +315,7 @@ def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
     return figure
 
 
-def _binary(size: int) -> str:
+def binary(size: int) -> str:
     """A number of bytes as people write it."""
     return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
 
@@ -302,27 +323,30 @@ def _binary(size: int) -> str:
 def _latency(results: Sequence[Result]) -> Figure:
     """For each point, the share of calls that took at most so long; the last hundredth is stretched."""
     points = _by_point(results)
-    figure, axes = _figure(1.0 + 3.2 * len(points), 3.9, len(points))
+    columns = 3
+    figure, axes = _figure(2.4 + 2.8 * min(len(points), columns), 0.8 + 3.4 * -(-len(points) // columns), len(points))
     look = _look(_candidates(results))
     for place, (one, (job, here)) in enumerate(zip(axes, points.items(), strict=True)):
         for result in here:
             shares, times = _tail(result.quantiles)
-            one.plot(times, shares, **(look[result.candidate] | {"markersize": 4}))
+            hollow = {"markerfacecolor": "white"} if result.outcome is Outcome.NOISY else {}
+            one.plot(times, shares, **(look[result.candidate] | hollow | {"markersize": 4}))
         one.set_xscale("log")
         one.set_yscale("logit")
         ticks = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
-        one.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks] if not place else [])
+        first = place % columns == 0
+        one.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks] if first else [])
         one.set_ylim(0.008, 0.9993)
         one.yaxis.set_minor_locator(_nothing())
         _plain_numbers(one.xaxis)
         one.tick_params(axis="x", labelrotation=45)
         one.grid(color="#e3e6ea", linewidth=0.7)
         one.set_title(f"N = {job.point.N}, I = {job.point.I}, H = {job.point.H}", fontsize=10, color=_INK)
-        one.set_xlabel("us a step", color=_INK)
-        if not place:
+        one.set_xlabel("us a step (hollow: noisy)", color=_INK)
+        if first:
             one.set_ylabel("share of calls that took at most so long", color=_INK)
     handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=len(look), frameon=False, fontsize=9)
+    figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
