@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from lstmcore.config import FEATURES
 from lstmcore.registry import get_backend
 from lstmcore_conformance import run
-from lstmcore_conformance.benchmarks.jobs import Job, Point
+from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.summary import document
 from lstmcore_conformance.benchmarks.team import Candidate
@@ -210,6 +210,17 @@ def benchmark(*results: Result, **changes: Any) -> Benchmark:
     return Benchmark(**(known | changes))
 
 
+def every_setting() -> Benchmark:
+    """Six columns."""
+    return benchmark(
+        *(
+            replace(timed("mine", "backend", POINTS[0], 1.0), job=Job(mode, POINTS[0]), candidate=candidate)
+            for mode in MODES
+            for candidate in (Candidate("backend", "mine", 1), Candidate("backend", "mine", 2))
+        )
+    )
+
+
 def several() -> Benchmark:
     """One of everything that a point may come to."""
     one, two = POINTS
@@ -233,7 +244,7 @@ def several() -> Benchmark:
 def test_speed_is_beside_the_fastest_and_says_what_is_wrong_with_it() -> None:
     shown = made(report(), report("torch"), report("other"), runs=(several(),))
     text = scoreboard(shown)
-    found = {name: row(text, name, 0)[-1] for name in ("mine", "PyTorch", "torch (adapter)", "bad", "JAX", "other")}
+    found = {name: row(text, name, 0)[2] for name in ("mine", "PyTorch", "torch (adapter)", "bad", "JAX", "other")}
     assert found == {
         "mine": "0.71",  # sqrt(1/2 * 1)
         "PyTorch": "~0.50 (1 of 2 noisy)",  # sqrt(1 * 1/4)
@@ -242,13 +253,11 @@ def test_speed_is_beside_the_fastest_and_says_what_is_wrong_with_it() -> None:
         "JAX": "unsupported",
         "other": "not measured",
     }
-    assert row(text, "broken", 0)[-1] == "error, too many threads"
+    assert row(text, "broken", 0)[2] == "error, too many threads"
     assert row(text, "PyTorch", 0)[1] == row(text, "torch (adapter)", 0)[1] == "all 7 of the quick profile"
     assert row(text, "bad", 0)[1] == "not checked"
-    assert (
-        "- bad, quick grid, inference, float32, 1 thread: does not conform at 2 of 2 points; 4, 3, 5, 7: y\\[0\\]"
-        in text
-    )
+    setting, why = "speed: inference, float32, 1 thread (quick grid)", "does not conform at 2 of 2 points"
+    assert f"- bad, {setting}: {why}; 4, 3, 5, 7: y\\[0\\]" in text
     assert "not that" not in text.split("## What ran")[0]
     assert "made \\| up, 2 cores" in text
 
@@ -256,9 +265,22 @@ def test_speed_is_beside_the_fastest_and_says_what_is_wrong_with_it() -> None:
 def test_two_runs_of_one_grid_are_told_apart_by_their_dates() -> None:
     later = replace(several(), started="2026-02-03T00:00:00+00:00")
     headings = [text for text, _ in made(report(), runs=(later, several())).columns]
-    assert headings == [f"quick grid, inference, float32, 1 thread, 2026-0{month}-03" for month in (1, 2)]
+    assert headings == [f"speed: inference, float32, 1 thread (quick grid), 2026-0{month}-03" for month in (1, 2)]
     own = replace(several(), settings={"grid": "quick", "points": [{}]})
-    assert made(report(), runs=(own,)).columns[0][0] == "own grid, inference, float32, 1 thread"
+    assert made(report(), runs=(own,)).columns[0][0] == "speed: inference, float32, 1 thread (own grid)"
+
+
+def test_speed_comes_before_the_sections_and_columns_of_a_run_stand_together() -> None:
+    shown = made(report(), runs=(every_setting(),))
+    modes, threads = ("inference", "training", "streaming"), ("1 thread", "2 threads")
+    speeds = [f"speed: {mode}, float32, {number} (quick grid)" for mode in modes for number in threads]
+    assert f"| runtime | conformance | {' | '.join(speeds)} | 1 |" in scoreboard(shown)
+    assert shown.groups == [("speed, quick grid, 2026-01-03", 6)]
+    heads = [attributes for tag, attributes in Text(page(shown)).tags if tag == "th"]
+    assert [one["colspan"] for one in heads if "colspan" in one] == ["6", "1"]
+    readme = excerpt(shown)
+    assert f"| runtime | conformance | {' | '.join(speeds[:4])} |" in readme
+    assert "(quick grid: 2026-01-03, made \\| up, 2 cores)" in readme
 
 
 def test_the_page_says_what_the_markdown_says() -> None:
@@ -282,7 +304,7 @@ def test_the_readme_gets_its_top(tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*files, "--out", str(tmp_path / "page.md"), "--readme", str(readme)])
         assert done.exit_code == 0, done.output
         text = readme.read_text("utf-8")
-        assert text.startswith(f"before\n{BEGIN}\n\n| runtime | conformance | quick grid")
+        assert text.startswith(f"before\n{BEGIN}\n\n| runtime | conformance | speed: inference")
         assert text.endswith(f"\n\n{END}\nafter\n")
         assert "| mine | all 7 of the quick profile | 0.71 |" in text
         assert "old" not in text
@@ -309,7 +331,11 @@ def test_the_pages_of_this_repository_are_of_its_data() -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(width: int, scheme: str, tmp_path: Path) -> None:
     sections = [check(f"c{k}", 0.5, *["passed"] * 300, section=f"{k} Section") for k in range(1, 10)]
-    shown = made(report(checks=sections), report("torch"), runs=(several(),))
+    shown = made(
+        report(checks=sections),
+        report("torch"),
+        runs=(several(), every_setting(), replace(every_setting(), started="2026-02-03T00:00:00+00:00")),
+    )
     seen = in_browser(page(shown), tmp_path, width, scheme)
     assert seen.fits
     assert "conformance and speed" in seen.text

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,9 +63,20 @@ class Board:
     @property
     def columns(self) -> list[tuple[str, Digest]]:
         """Heading and column of each setting that was measured."""
+        return [(text, column) for text, _, column in self._headed]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """What neighbouring columns have in common, and how many they are."""
+        shown = ((f"speed, {run['grid']} grid, {run['started'][:10]}") for _, run, _ in self._headed)
+        return [(text, len(list(same))) for text, same in groupby(shown)]
+
+    @property
+    def _headed(self) -> list[tuple[str, Digest, Digest]]:
+        """Heading, run and column of each setting that was measured."""
         found = [(heading(run, column), run, column) for run in self.benchmarks for column in run["columns"]]
         twice = {text for text, count in Counter(text for text, *_ in found).items() if count > 1}
-        return [(f"{text}, {run['started'][:10]}" if text in twice else text, column) for text, run, column in found]
+        return [(f"{text}, {run['started'][:10]}" if text in twice else text, run, one) for text, run, one in found]
 
     @property
     def rows(self) -> list[tuple[str, Digest | None]]:
@@ -87,7 +99,7 @@ def label(name: str) -> str:
 
 def heading(run: Digest, column: Digest) -> str:
     """The heading of a column of speed."""
-    return f"{run['grid']} grid, {Setting(column['mode'], column['precision'], column['threads'])}"
+    return f"speed: {Setting(column['mode'], column['precision'], column['threads'])} ({run['grid']} grid)"
 
 
 def load(paths: Iterable[str | Path]) -> Board:

@@ -7,6 +7,7 @@ from html import escape
 from importlib import resources
 
 from lstmcore_conformance.benchmarks.page import data_table
+from lstmcore_conformance.benchmarks.summary import Setting
 from lstmcore_conformance.scoreboard.board import Board, Digest, reasons, section_cell, speed_cell, verdict
 from lstmcore_conformance.scoreboard.markdown import COLUMNS, SECTIONS, SPEED, ran, refusals, runs
 
@@ -22,9 +23,9 @@ def page(board: Board) -> str:
         f"<title>LSTM scoreboard</title>\n<style>{style}</style>\n</head>\n<body>",
         "<header><h1>LSTM runtimes: conformance and speed</h1></header>\n<main>",
         _table(board),
-        f"<p>{_plain(SECTIONS)}</p>" * bool(board.sections),
         f"<p>{_plain(SPEED)}</p>" * bool(board.columns),
         *(f"<p>{escape(text)}</p>" for text in runs(board)),
+        f"<p>{_plain(SECTIONS)}</p>" * bool(board.sections),
         *_without(board),
         data_table("What ran", COLUMNS, map(ran, board.reports)),
         *_refused(board),
@@ -37,18 +38,24 @@ def page(board: Board) -> str:
 
 def _table(board: Board) -> str:
     """The table of everything; a section's heading is its number, with its name for the narrow form."""
-    head = '<th scope="col">runtime</th><th scope="col">conformance</th>'
+    groups = [
+        *board.groups,
+        *([("cases by section of the specification", len(board.sections))] if board.sections else []),
+    ]
+    over = "".join(f'<th scope="colgroup" colspan="{count}">{escape(text)}</th>' for text, count in groups)
+    own = (Setting(column["mode"], column["precision"], column["threads"]) for _, column in board.columns)
+    head = "".join(f'<th scope="col" class="speed">{escape(str(setting))}</th>' for setting in own)
     head += "".join(
         f'<th scope="col" class="section"><abbr title="{escape(name)}">{escape(name.split()[0])}</abbr></th>'
         for name in board.sections
     )
-    head += "".join(f'<th scope="col">{escape(text)}</th>' for text, _ in board.columns)
     body = "\n".join(f"<tr>{''.join(_cells(board, text, report))}</tr>" for text, report in board.rows)
     legend = "; ".join(board.sections)
-    caption = f"Conformance by section of the specification ({legend}), and speed" if legend else "Speed"
+    caption = f"Conformance and speed{'; sections: ' * bool(legend)}{legend}"
+    first = '<th scope="col" rowspan="2">runtime</th><th scope="col" rowspan="2">conformance</th>'
     return (
-        f'<table class="free board"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table>"
+        f'<div class="wide"><table class="free board"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{first}{over}</tr><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
 
 
@@ -57,10 +64,6 @@ def _cells(board: Board, text: str, report: Digest | None) -> Iterator[str]:
     state = "unsupported" if report is None else "passed" if report["conforms"] else "failed"
     yield f'<th scope="row">{escape(text)}</th>'
     yield f'<td data-label="conformance" class="{state}">{escape(said)}</td>'
-    for name in board.sections:
-        cell = section_cell(report, name)
-        state = "failed" if "failed" in cell else "unsupported" if cell == "-" else "passed"
-        yield f'<td data-label="{escape(name)}" class="{state}">{escape(cell)}</td>'
     for heading, column in board.columns:
         cell = speed_cell(column, text)
         fast = next((one["speed"] for one in column["cells"] if one["label"] == text), None)
@@ -72,6 +75,11 @@ def _cells(board: Board, text: str, report: Digest | None) -> Iterator[str]:
             else f'<span class="bar" aria-hidden="true"><span style="width:{100 * min(fast, 1):.0f}%"></span></span>'
         )
         yield f'<td data-label="{escape(heading)}" class="{state}">{escape(cell)}{bar}</td>'
+
+    for name in board.sections:
+        cell = section_cell(report, name)
+        state = "failed" if "failed" in cell else "unsupported" if cell == "-" else "passed"
+        yield f'<td data-label="{escape(name)}" class="{state}">{escape(cell)}</td>'
 
 
 def _without(board: Board) -> Iterator[str]:

@@ -55,14 +55,14 @@ def scoreboard(board: Board) -> str:
     """The page: runtimes as rows, conformance by section and speed by grid as columns; then what ran and what not."""
     columns = board.columns
     numbers = [name.split()[0] for name in board.sections]
-    headings = ["runtime", "conformance", *numbers, *(text for text, _ in columns)]
+    headings = ["runtime", "conformance", *(text for text, _ in columns), *numbers]
     lines = [_HEAD, *head(headings)]
     for text, report in board.rows:
-        cells = [line(text), line(verdict(report))]
+        cells = [text, verdict(report), *(speed_cell(column, text) for _, column in columns)]
         cells += [section_cell(report, name) for name in board.sections]
-        lines.append(row([*cells, *(line(speed_cell(column, text)) for _, column in columns)]))
-    lines += ["", f"Sections: {'; '.join(board.sections)}. {SECTIONS}"] if board.sections else []
+        lines.append(row(map(line, cells)))
     lines += ["", SPEED, "", *(f"- {line(text)}" for text in runs(board))] if columns else []
+    lines += ["", f"Sections: {'; '.join(board.sections)}. {SECTIONS}"] if board.sections else []
     if found := reasons(board):
         lines += ["", "## Without a time", "", *(f"- {line(a)}, {line(b)}: {line(why)}" for a, b, why in found)]
     lines += ["", "## What ran", "", *head(COLUMNS)]
@@ -82,10 +82,13 @@ def excerpt(board: Board) -> str:
     for text, report in board.rows:
         cells = [text, verdict(report), *(speed_cell(column, text) for _, column in columns)]
         lines.append(row(list(map(line, cells))))
+    columns_shown = [column for _, column in columns]
+    used = [run for run in board.benchmarks if any(column in columns_shown for column in run["columns"])]
+    places = (f"{run['grid']} grid: {run['started'][:10]}, {run['machine']}" for run in used)
     said = (
-        "Speed is the fastest runtime's time over this one's, in the geometric mean over the grid; ~ is noisy. "
-        * bool(columns)
-    )
+        "Speed is the fastest runtime's time over this one's, in the geometric mean over the grid: 1.00 is the fastest "
+        f"everywhere; ~ is noisy ({line('; '.join(places))}). "
+    ) * bool(columns)
     return "\n".join([*lines, "", f"{said}More in [docs/scoreboard.md](docs/scoreboard.md)."]) + "\n"
 
 
