@@ -86,7 +86,7 @@ def test_noisy_latencies_are_hollow(made: Benchmark) -> None:
         assert [line.get_markerfacecolor() == "white" for line in axes.lines] == [False, False, True, False]
 
 
-def test_runtimes_of_the_same_speed_do_not_hide_each_other_and_a_picture_tells_where_it_is_from(made: Benchmark) -> None:
+def test_runtimes_of_the_same_speed_do_not_hide_each_other_and_pictures_tell_their_place(made: Benchmark) -> None:
     point = grids.STANDARD[1]
     same = tuple(replace(one, median_s=1.0) for one in made.results if one.job == Job("inference", point))
     found = {name: figure for name, _, figure in pictures(replace(made, results=same))}

@@ -44,7 +44,8 @@ def show(benchmark: Benchmark, console: Console) -> None:
         notes = f"; {noisy} noisy" * bool(noisy) + f"; {summary.refused} without a time" * bool(summary.refused)
         text = (
             f"{summary.backend}, {summary.setting}: best peer / ours, geometric mean {summary.mean:.2f}, "
-            f"worst {worst.ratio:.2f} at {worst.ours.job.point} ({worst.peer.candidate.label}); {count} points{notes}"
+            f"worst {worst.ratio:.2f} at {worst.ours.job.point} ({worst.peer.candidate.label}); "
+            f"{count} point{'s' * (count > 1)}{notes}"
         )
         console.print(Text(text, "bold"), soft_wrap=True)
 
