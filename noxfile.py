@@ -19,7 +19,7 @@ JAX = "jax==0.10.2"  # .ci/run sets flags that XLA has in this version; XLA ends
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
 #: CuPy, and of the CUDA toolkit only what compiling needs.
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
-#: The suite draws cases in TF32 by what bfloat16 loses.
+#: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20", "ml_dtypes>=0.5")
 PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -24,12 +24,16 @@ class Precision:
     epsilon
         The unit in which errors are stated: the distance from 1 to the next number of the coarsest format that
         a product may round its operands to.
+    operands
+        What a product of matrices does with its operands: takes them as they are, or rounds them to the 10 bits of
+        TF32, to the nearest number or towards zero.
     """
 
     name: str
     storage: str
     compute: str
     epsilon: float
+    operands: Literal["as they are", "nearest", "towards zero"] = "as they are"
 
 
 PRECISIONS: Final[Mapping[str, Precision]] = {
@@ -37,7 +41,7 @@ PRECISIONS: Final[Mapping[str, Precision]] = {
     for precision in (
         Precision("float64", "float64", "float64", 2.0**-52),
         Precision("float32", "float32", "float32", 2.0**-23),
-        Precision("tf32", "float32", "float32", 2.0**-10),
+        Precision("tf32", "float32", "float32", 2.0**-10, "nearest"),
         Precision("bfloat16", "bfloat16", "float32", 2.0**-7),
         Precision("float16", "float16", "float32", 2.0**-10),
     )

@@ -35,8 +35,12 @@ class Normalised(NamedTuple):
 
 @dataclass(slots=True)
 class Step:
-    """The values of one step that the backward pass needs. Gate dictionaries are keyed by i, f, g, o."""
+    """The values of one step that the backward pass needs. Gate dictionaries are keyed by i, f, g, o.
 
+    `x` and `recurrent` are there as the products read them.
+    """
+
+    precision: Precision
     active: Array
     x: Array
     h_before: Array
@@ -101,13 +105,14 @@ def forward(
     policy = get_precision(precision)
     arrays = [x, *parameters.values(), *(state or ())]
     dtype = np.dtype(np.complex128 if any(np.iscomplexobj(a) for a in arrays) else policy.compute)
-    p = {name: np.asarray(array, dtype) for name, array in parameters.items()}
+    p = _parameters(parameters, policy, dtype)
     steps, batch, _ = x.shape
     h, c = _state(config, batch, state, dtype)
     y = np.zeros((steps, batch, config.output_size), dtype)
     tape = []
     for t, active in _schedule(config, steps, batch, lengths):
-        step = _begin(config, np.asarray(x[t], dtype), State(h, c), _masks_at(config, masks, t, batch, dtype), active)
+        given = _masks_at(config, masks, t, batch, dtype)
+        step = _begin(config, np.asarray(x[t], dtype), State(h, c), given, active, policy)
         h_new, c_new = _forward_step(config, p, step)
         h_new = _stored(h_new, policy)
         h, c = np.where(active, h_new, h), np.where(active, c_new, c)
@@ -152,10 +157,11 @@ def jvp(
     tape: Tape = primal.tape
     steps, batch, _ = tape.shape
     given = tangents.parameters or {}
-    tp = {
-        name: np.asarray(given[name], tape.dtype) if name in given else np.zeros(shape, tape.dtype)
-        for name, shape in config.parameter_shapes.items()
-    }
+    tp = _parameters(
+        {name: given.get(name, np.zeros(shape)) for name, shape in config.parameter_shapes.items()},
+        tape.precision,
+        tape.dtype,
+    )
     th, tc = _state(config, batch, tangents.state, tape.dtype)
     ty = np.zeros_like(primal.y)
     for t, step in tape.steps:
@@ -219,7 +225,7 @@ def _forward_step(config: LSTMConfig, p: Parameters, step: Step) -> tuple[Array,
         if config.bias:
             step.c_out = step.c_out + p["norm_bias_c"]
     step.q = gate["o"] * value(config.hidden_activation, step.c_out)
-    step.h_unclipped = step.q @ p["weight_proj"].T if config.proj_size else step.q
+    step.h_unclipped = _operand(step.q, step.precision) @ p["weight_proj"].T if config.proj_size else step.q
     h_new = step.h_unclipped if config.proj_clip is None else clip(step.h_unclipped, config.proj_clip)
     return keep_h * step.h_before + (1 - keep_h) * h_new, step.c
 
@@ -241,8 +247,9 @@ def _backward_step(
         dh_new = dh_new * inside(step.h_unclipped, config.proj_clip)
     dq = dh_new
     if config.proj_size:
-        dp["weight_proj"] += dh_new.T @ step.q
-        dq = dh_new @ p["weight_proj"]
+        from_q = _operand(dh_new, step.precision)
+        dp["weight_proj"] += from_q.T @ _operand(step.q, step.precision)
+        dq = from_q @ p["weight_proj"]
 
     # q = o u(c_out), c_out = LN(c)
     dgate["o"] = dq * value(config.hidden_activation, step.c_out)
@@ -293,6 +300,7 @@ def _backward_step(
         dp["norm_gain_h"] += (dz_all * step.norms["h"].value).sum(axis=0)
         from_x = _normalise_linear(step.norms["x"], dz_all * p["norm_gain_x"])
         from_h = _normalise_linear(step.norms["h"], dz_all * p["norm_gain_h"])
+    from_x, from_h = (_operand(array, step.precision) for array in (from_x, from_h))
     dp["weight_x"] += from_x.T @ step.x
     dp["weight_h"] += from_h.T @ step.recurrent
     dx = from_x @ p["weight_x"]
@@ -314,6 +322,7 @@ def _jvp_step(
     gate, peephole, tpeephole = step.gate, _peepholes(config, p), _peepholes(config, tp)
 
     tr = keep_r * (tc_before if config.recurrence == "cell" else th_before)
+    tx, tr = (_operand(array, step.precision) for array in (tx, tr))
     from_x = tx @ p["weight_x"].T + step.x @ tp["weight_x"].T
     from_h = tr @ p["weight_h"].T + step.recurrent @ tp["weight_h"].T
     if config.layer_norm:
@@ -352,7 +361,8 @@ def _jvp_step(
     tq = tgate["o"] * value(u, step.c_out) + gate["o"] * derivative(u, step.c_out) * tc_out
     th_new = tq
     if config.proj_size:
-        th_new = tq @ p["weight_proj"].T + step.q @ tp["weight_proj"].T
+        tq, q = (_operand(array, step.precision) for array in (tq, step.q))
+        th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T
     if config.proj_clip is not None:
         th_new = th_new * inside(step.h_unclipped, config.proj_clip)
     return keep_h * th_before + (1 - keep_h) * th_new, tc
@@ -369,12 +379,20 @@ def _schedule(config: LSTMConfig, steps: int, batch: int, lengths: Any) -> Itera
         yield t, (t < ends)[:, None]
 
 
-def _begin(config: LSTMConfig, x: Array, before: State, masks: tuple[Array, Array, Array], active: Array) -> Step:
+def _begin(
+    config: LSTMConfig,
+    x: Array,
+    before: State,
+    masks: tuple[Array, Array, Array],
+    active: Array,
+    policy: Precision,
+) -> Step:
     """The inputs of a step, all replaced by zeros in rows past their end: whatever those hold reaches no sum."""
     x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))
     keep_r, keep_h, keep_c = (np.where(active, mask, 0) for mask in masks)
     recurrent = keep_r * (c_before if config.recurrence == "cell" else h_before)
-    return Step(active, x, h_before, c_before, (keep_r, keep_h, keep_c), recurrent)
+    x, recurrent = _operand(x, policy), _operand(recurrent, policy)
+    return Step(policy, active, x, h_before, c_before, (keep_r, keep_h, keep_c), recurrent)
 
 
 def _masks_at(
@@ -401,15 +419,34 @@ def _state(config: LSTMConfig, batch: int, state: State | None, dtype: np.dtype[
     return np.array(h, dtype), np.array(c, dtype)
 
 
+def _parameters(parameters: Parameters, policy: Precision, dtype: np.dtype[Any]) -> Parameters:
+    """In the dtype that is computed in, the matrices as products read them."""
+    cast = {name: np.asarray(array, dtype) for name, array in parameters.items()}
+    return {name: _operand(array, policy) if name.startswith("weight") else array for name, array in cast.items()}
+
+
 def _stored(h: Array, policy: Precision) -> Array:
     """`h` rounded to the storage dtype, since the next step reads what was stored."""
     if policy.storage == policy.compute or np.iscomplexobj(h):
         return h
-    if policy.storage == "bfloat16":  # NumPy has no such dtype: the upper half of a float32, rounded to nearest even
-        bits = h.view(np.uint32)
-        upper = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
-        return np.where(np.isnan(h), h, upper.view(np.float32))
+    if policy.storage == "bfloat16":  # NumPy has no such dtype: the upper half of a float32
+        return _shortened(h, 16)
     return h.astype(policy.storage).astype(h.dtype)
+
+
+def _operand(array: Array, policy: Precision) -> Array:
+    """`array` as a product of matrices reads it: in TF32 rounded to 10 bits of the 23."""
+    if policy.operands == "as they are" or np.iscomplexobj(array):
+        return array
+    return _shortened(array, 13, policy.operands == "nearest")
+
+
+def _shortened(array: Array, bits: int, nearest: bool = True) -> Array:
+    """Numbers of float32 without their last `bits` bits: the nearest, ties to even, or those nearer to zero."""
+    words = np.ascontiguousarray(array).view(np.uint32)
+    if nearest:
+        words = words + np.uint32((1 << bits - 1) - 1) + (words >> np.uint32(bits) & np.uint32(1))
+    return np.where(np.isnan(array), array, (words >> np.uint32(bits) << np.uint32(bits)).view(np.float32))
 
 
 def _split(config: LSTMConfig, z: Array) -> dict[str, Array]:

@@ -12,7 +12,7 @@ import pytest
 from lstmcore_conformance import run
 from lstmcore_conformance.cases import Case, Data
 from lstmcore_conformance.checking import all_checks
-from lstmcore_conformance.experiment import VALUES
+from lstmcore_conformance.experiment import PRECISIONS, VALUES
 from lstmcore_conformance.mutants import MUTANTS, Mutant, edited
 from lstmcore_conformance.mutation import STANDS
 from lstmcore_conformance.report import Outcome
@@ -104,7 +104,7 @@ def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("precision", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_another_way_uses_well_under_the_budget(name: str, precision: str) -> None:
     report = run(VARIANTS[name](), precisions=[precision], select=VALUES)
     assert [item.message for item in report.bad] == []

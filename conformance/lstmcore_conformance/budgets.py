@@ -4,7 +4,8 @@ docs/conformance.md states the rule for other languages. In short, for each outp
 
     s      = max |oracle|                    but at least GROUP_FLOOR times the largest s of its group
     lost   = max |textbook - oracle| / s     over the data and COPIES copies of them, each moved by one unit in the
-                                             last place, all in the textbook's precision
+                                             last place, all in the textbook's precision; for TF32 also with
+                                             operands cut off
     budget = SAFETY * (lost * eps / eps_textbook + ROUNDING * eps) * s
     share  = max |got - oracle| / budget
 """
@@ -18,9 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore.precision import get_precision
+from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance import oracle
-from lstmcore_conformance.cases import TEXTBOOK, Array, Case, case_data, storage_dtype
+from lstmcore_conformance.cases import ALSO, TEXTBOOK, Array, Case, case_data, storage_dtype
 
 #: How many times what the textbook evaluation loses a backend may lose.
 SAFETY: Final = 6.0
@@ -43,7 +44,7 @@ class Expected:
 
 
 Expectation = Mapping[str, Expected]
-Evaluate = Callable[[Case, str, int], oracle.Arrays]
+Evaluate = Callable[[Case, Precision | str, int], oracle.Arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ def _lost(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
     exact = evaluate(case, "float64", 0)
     scales = _scales(exact)
     lost = dict.fromkeys(exact, 0.0)
-    for copy in range(COPIES + 1):
-        for name, array in evaluate(case, case.precision, copy).items():
+    evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in range(COPIES + 1)]
+    for policy, copy in [*evaluations, *((also, 0) for also in ALSO.get(case.precision, ()))]:
+        for name, array in evaluate(case, policy, copy).items():
             stored = array.astype(storage_dtype(dtype_of(name, case))).astype(np.float64)
             if scales[name]:
                 lost[name] = max(lost[name], _largest(stored - exact[name]) / scales[name])

@@ -23,19 +23,18 @@ from lstmcore.precision import Precision, get_precision
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: The policy that a precision's textbook evaluation runs in. The oracle cannot measure its own error, so float64
-#: is judged by float32, scaled; NumPy has no TF32.
+#: The policy that a precision's textbook evaluation runs in: its own, but for float64. The oracle cannot measure its
+#: own error, so float64 is judged by float32, scaled.
 TEXTBOOK: Final = {
     "float64": "float32",
     "float32": "float32",
-    "tf32": "float32",
+    "tf32": "tf32",
     "bfloat16": "bfloat16",
     "float16": "float16",
 }
 
-#: The policy whose textbook evaluation says how far from a kink is enough. For TF32 neither float32 does nor float16,
-#: which has the same epsilon and rounds only h, not every operand of a product.
-_MARGIN_OF: Final = {**TEXTBOOK, "tf32": "bfloat16"}
+#: What else a policy's textbook evaluation may be: a device may also cut TF32's operands off.
+ALSO: Final = {"tf32": (replace(get_precision("tf32"), operands="towards zero"),)}
 
 #: How often a case is drawn at most; how far from a kink is enough, in errors of the textbook evaluation; and how many
 #: epsilons of an array's scale that evaluation may lose.
@@ -348,7 +347,7 @@ def rounded(data: Data, policy: Precision) -> Data:
 @lru_cache(maxsize=8192)
 def case_data(case: Case) -> Data:
     """The data of `case`, from the first draw that is good enough (or the best one)."""
-    return rounded(draw(case, attempt_of(case.with_precision(_MARGIN_OF[case.precision]))), case.policy)
+    return rounded(draw(case, attempt_of(case.with_precision(TEXTBOOK[case.precision]))), case.policy)
 
 
 @lru_cache(maxsize=8192)
@@ -370,13 +369,16 @@ def quality(case: Case, data: Data) -> float:
     """At least 1 where `data` are far enough from kinks and well enough conditioned."""
     from lstmcore_conformance.oracle import draft
 
-    exact, textbook = draft(case, data, "float64"), draft(case, data, case.precision)
-    loss = 0.0
-    for name, array in exact.gradients.items():
-        scale = np.abs(array).max(initial=0.0)
-        if scale:
-            loss = max(loss, np.abs(array - textbook.gradients[name]).max() / scale / case.policy.epsilon)
-    return min(kink_margin(case, exact.tapes, textbook.tapes) / MARGIN, LOSS / loss if loss else np.inf)
+    exact, found = draft(case, data, "float64"), np.inf
+    for policy in (case.policy, *ALSO.get(case.precision, ())):
+        textbook, loss = draft(case, data, policy), 0.0
+        for name, array in exact.gradients.items():
+            scale = np.abs(array).max(initial=0.0)
+            if scale:
+                loss = max(loss, np.abs(array - textbook.gradients[name]).max() / scale / policy.epsilon)
+        margin = kink_margin(case, exact.tapes, textbook.tapes)
+        found = min(found, margin / MARGIN, LOSS / loss if loss else np.inf)
+    return found
 
 
 def kinks_of(function: Activation) -> tuple[float, ...]:

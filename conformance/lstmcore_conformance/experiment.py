@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 from lstmcore.backend import Backend
 from lstmcore_conformance.mutants import MUTANTS
@@ -17,6 +18,10 @@ from lstmcore_conformance.variants import VARIANTS
 
 #: The checks that compare numbers with the oracle.
 VALUES = "switches or combinations or sizes or masks.forward or masks.backward or lengths.backward or stack."
+
+
+#: Those in which right answers are measured.
+PRECISIONS: Final = ("float64", "float32", "tf32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ def rows() -> Iterator[Row]:
     right = {"textbook": TextbookBackend, **VARIANTS}
     wrong = {name: mutant for name, mutant in MUTANTS.items() if name.startswith("precision.")}
     todo: list[tuple[str, bool, str, Callable[[], Backend]]] = [
-        (name, True, precision, make) for name, make in right.items() for precision in ("float64", "float32", "float16")
+        (name, True, precision, make) for name, make in right.items() for precision in PRECISIONS
     ]
     todo += [(mutant.fault, False, mutant.precision, mutant.make) for mutant in wrong.values()]
     for name, good, precision, make in todo:

@@ -16,7 +16,7 @@ import numpy as np
 from lstmcore import reference
 from lstmcore.backend import Masks, StackMasks, State, Tangents
 from lstmcore.config import StackConfig
-from lstmcore.precision import get_precision
+from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance.cases import Array, Case, Data, seed_of, storage_dtype
 
 #: Name of an output -> array: y, h_n, c_n; dx, dh0, dc0 and d_<parameter>; ty, th_n, tc_n.
@@ -32,25 +32,25 @@ class _Pass(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def forward(case: Case, precision: str, copy: int = 0) -> Arrays:
+def forward(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     """y, h_n and c_n of `case` evaluated in `precision`, on its own data (copy 0) or a `moved` copy of them."""
     return _primal(case, precision, copy).outputs
 
 
 @lru_cache(maxsize=8192)
-def gradients(case: Case, precision: str, copy: int = 0) -> Arrays:
+def gradients(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     """dx, dh0, dc0 and d_<parameter> for every parameter."""
     return _backward(case, moved(case, copy), _primal(case, precision, copy), precision)
 
 
 @lru_cache(maxsize=8192)
-def tangents(case: Case, precision: str, copy: int = 0) -> Arrays:
+def tangents(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     """ty, th_n and tc_n along the case's tangents."""
     return _jvp(case, moved(case, copy), precision)
 
 
 @lru_cache(maxsize=6)  # a case in all its evaluations: tapes of many rows are large
-def _primal(case: Case, precision: str, copy: int) -> _Pass:
+def _primal(case: Case, precision: Precision | str, copy: int) -> _Pass:
     return _forward(case, moved(case, copy), precision)
 
 
@@ -87,7 +87,7 @@ class Draft(NamedTuple):
     gradients: Arrays
 
 
-def draft(case: Case, data: Data, precision: str) -> Draft:
+def draft(case: Case, data: Data, precision: Precision | str) -> Draft:
     """The tapes and the gradients on `data`, which may not be the case's own."""
     done = _forward(case, data, precision)
     return Draft(done.tapes, _backward(case, data, done, precision))
@@ -99,7 +99,7 @@ def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays
     return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
 
 
-def _stored(array: Array, precision: str) -> Array:
+def _stored(array: Array, precision: Precision | str) -> Array:
     """What goes from layer to layer: the oracle's exact values, or those that the policy stores."""
     if precision == "float64":
         return array
@@ -107,7 +107,7 @@ def _stored(array: Array, precision: str) -> Array:
     return stored
 
 
-def _forward(case: Case, data: Data, precision: str) -> _Pass:
+def _forward(case: Case, data: Data, precision: Precision | str) -> _Pass:
     if case.stack is None:
         result = reference.forward(
             case.config,
@@ -145,7 +145,7 @@ def _forward(case: Case, data: Data, precision: str) -> _Pass:
     return _Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tape), tuple(inputs))
 
 
-def _backward(case: Case, data: Data, done: _Pass, precision: str) -> Arrays:
+def _backward(case: Case, data: Data, done: _Pass, precision: Precision | str) -> Arrays:
     if case.stack is None:
         result = reference.backward(case.config, done.tapes[0], data.dy, data.dstate)
         return {"dx": result.x, "dh0": result.state.h, "dc0": result.state.c} | {
@@ -175,7 +175,7 @@ def _backward(case: Case, data: Data, done: _Pass, precision: str) -> Arrays:
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
 
 
-def _jvp(case: Case, data: Data, precision: str) -> Arrays:
+def _jvp(case: Case, data: Data, precision: Precision | str) -> Arrays:
     given = data.tangents
     if case.stack is None:
         _, along = reference.jvp(

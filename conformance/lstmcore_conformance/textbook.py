@@ -70,7 +70,7 @@ class TextbookKernel(Kernel):
 
 
 class TextbookBackend(Backend):
-    """Every switch in float64, float32 and float16."""
+    """Every switch in the precisions that NumPy's dtypes can hold."""
 
     name = "textbook"
     kernel: type[TextbookKernel] = TextbookKernel
@@ -78,9 +78,9 @@ class TextbookBackend(Backend):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             device="cpu",
-            precisions=frozenset({"float64", "float32", "float16"}),
+            precisions=frozenset({"float64", "float32", "tf32", "float16"}),
             features=FEATURES,
-            reasons={"tf32": "NumPy has no TF32", "bfloat16": "NumPy has no bfloat16"},
+            reasons={"bfloat16": "NumPy has no bfloat16"},
         )
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:

@@ -7,11 +7,14 @@ The experiment in docs/conformance.md puts them beside faults of precision.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
+from lstmcore import reference
 from lstmcore.backend import Array, Backend, Gradients, Masks, State, Tangents
+from lstmcore.precision import Precision
 from lstmcore_conformance.mutants import backend_of, edited
 from lstmcore_conformance.textbook import TextbookKernel
 
@@ -138,6 +141,12 @@ def _through_sigmoid(z: Array) -> Array:
         return 2 / (1 + np.exp(-2 * z)) - 1
 
 
+def _cut_off(array: Array, policy: Precision) -> Array:
+    """Operands of TF32 without their last bits, as tensor cores take numbers that nothing has rounded for them."""
+    other = policy if policy.operands == "as they are" else replace(policy, operands="towards zero")
+    return reference._operand(array, other)
+
+
 def _functions() -> Backend:
     from lstmcore.activations import value
 
@@ -166,6 +175,9 @@ VARIANTS: Final[Mapping[str, Callable[[], Backend]]] = {
         ("z = from_x + from_h\n", "z = from_h + from_x\n"), ('z = z + p["bias"]', 'z = (p["bias"] + from_h) + from_x')
     ),
     "sigmoid by tanh, tanh by exp": _functions,
+    "operands of TF32 cut off": lambda: _edited(
+        ("# The parts ----", "# The parts: operands cut off ----"), _operand=_cut_off
+    ),
     "gradient of W summed over rows backwards": lambda: _edited(
         ('dp["weight_x"] += from_x.T @ step.x', 'dp["weight_x"] += (from_x[::-1].T @ step.x[::-1])')
     ),

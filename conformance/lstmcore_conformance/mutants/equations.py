@@ -425,8 +425,8 @@ edit(
 edit(
     "combined.norm_proj",
     "no tangent of the projection with layer norm",
-    'th_new = tq @ p["weight_proj"].T + step.q @ tp["weight_proj"].T',
-    'th_new = tq @ p["weight_proj"].T + step.q @ tp["weight_proj"].T * (not config.layer_norm)',
+    'th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T',
+    'th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T * (not config.layer_norm)',
     "jvp.combinations",
 )
 edit(
@@ -480,6 +480,22 @@ edit(
     'dx = from_x @ p["weight_x"]',
     'dx = _tf32(from_x) @ _tf32(p["weight_x"])',
     _B,
+)
+edit(
+    "precision.bfloat16_in_tf32",
+    "products of bfloat16 in TF32",
+    "return _shortened(array, 13, policy",
+    "return _shortened(array, 16, policy",
+    _F,
+    "tf32",
+)
+edit(
+    "precision.bfloat16_recurrent_in_tf32",
+    "the recurrent product alone in bfloat16 where TF32 is said",
+    "x, recurrent = _operand(x, policy), _operand(recurrent, policy)",
+    "x, recurrent = _operand(x, policy), _shortened(recurrent, 16)",
+    "masks.partial",
+    "tf32",
 )
 edit(
     "precision.forget_bias_1e-3",

@@ -22,7 +22,7 @@ edits(
     "from the third step on the gates read the h of two steps ago",
     (
         (_BEGIN, _BEGIN.replace("\n    y", "\n    older = h\n    y")),
-        ("State(h, c), _masks_at(", "State(older if len(tape) > 1 else h, c), _masks_at("),
+        ("State(h, c), given,", "State(older if len(tape) > 1 else h, c), given,"),
         (_NEXT, "        older = h\n" + _NEXT),
     ),
     "forward.switches",
@@ -33,7 +33,7 @@ edits(
     "after the first step the forget gate multiplies the cell before the first step",
     (
         (_BEGIN, _BEGIN.replace("\n    y", "\n    first = c\n    y")),
-        ("State(h, c), _masks_at(", "State(h, first if tape else c), _masks_at("),
+        ("State(h, c), given,", "State(h, first if tape else c), given,"),
     ),
     "forward.switches",
     "one step",

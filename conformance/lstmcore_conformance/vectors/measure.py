@@ -24,6 +24,7 @@ _CALLS: Final = "it shows from one call to the next"
 _MEMORY: Final = "it is how arguments and results lie in memory"
 _WORDS: Final = "it is what a backend says of itself or refuses"
 _ROWS: Final = "its sums are longer than those of the files"
+_TF32: Final = "the files have no TF32"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
 #: The check that a mutant names, or the beginning of its id -> why vectors cannot catch it.
@@ -54,6 +55,8 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "hidden.resumed_in_half": _CALLS,
     "hidden.wide_resumed_in_half": _CALLS,
     "hidden.drifts": _CALLS,
+    "precision.bfloat16_in_tf32": _TF32,
+    "precision.bfloat16_recurrent_in_tf32": _TF32,
 }
 
 
