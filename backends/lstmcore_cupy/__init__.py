@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Final
 
 from lstmcore import __version__
 from lstmcore.backend import Backend
 from lstmcore.hookspecs import BackendInfo, hookimpl
+
+#: The oldest GPUs that the kernels compile for: those whose tensor cores have TF32.
+OLDEST: Final = 80
 
 
 def _unavailable() -> str | None:
@@ -19,7 +23,10 @@ def _unavailable() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy finds no usable NVIDIA GPU: {error}"
-    return None if count else "CuPy finds no NVIDIA GPU"
+    if not count:
+        return "CuPy finds no NVIDIA GPU"
+    architecture = int(cupy.cuda.Device(0).compute_capability)
+    return None if architecture >= OLDEST else f"GPU 0 is of sm_{architecture}; sm_{OLDEST} or newer is needed"
 
 
 @hookimpl

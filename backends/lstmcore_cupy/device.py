@@ -23,8 +23,12 @@ Compute = Literal["ieee", "tf32"]
 #: Of NVRTC. Unlike CuPy's own there is no -ftz: denormal numbers stay.
 OPTIONS: Final = ("-std=c++17",)
 _BITS: Final = np.dtype(np.uint16)
+#: DLPack's numbers for memory of a GPU, and for memory that moves there by itself.
+_DLPACK_CUDA: Final = (2, 13)
 #: Of shared memory that every kernel may have; for more it has to be asked.
 _SHARED_BYTES: Final = 48 << 10
+#: Of shared memory that a persistent kernel has beside what it is launched with: it counts towards a block's most.
+STATIC_BYTES: Final = 64
 
 
 class Program(ABC):
@@ -162,13 +166,14 @@ def compiled(text: str, architecture: int, *options: str) -> tuple[bytes, str]:
 
 
 class _CudaProgram(Program):
-    def __init__(self, code: bytes, multiprocessors: int) -> None:
+    def __init__(self, code: bytes, multiprocessors: int, shared_bytes: int) -> None:
         from cupy.cuda.function import Module
 
         self._module = Module()
         self._module.load(code)
         self._functions: dict[str, Any] = {}
-        self._multiprocessors = multiprocessors
+        self._asked: set[str] = set()
+        self._multiprocessors, self._shared_bytes = multiprocessors, shared_bytes
 
     def launch(
         self,
@@ -200,10 +205,13 @@ class _CudaProgram(Program):
         function = self._functions.get(kernel)
         if function is None:
             function = self._functions[kernel] = self._module.get_function(kernel)
-        if shared_bytes > _SHARED_BYTES:
+        if shared_bytes > _SHARED_BYTES and kernel not in self._asked:
             from cupy_backends.cuda.api import driver
 
-            driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
+            # All that there is, and not what this launch takes: another thread's launch may take more.
+            most = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, most, self._shared_bytes)
+            self._asked.add(kernel)
         return function
 
 
@@ -220,7 +228,7 @@ class CudaDevice(Device):
         properties = cupy.cuda.runtime.getDeviceProperties(self.number)
         self.model = properties["name"].decode()
         self.multiprocessors = int(properties["multiProcessorCount"])
-        self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
+        self.shared_bytes = int(properties["sharedMemPerBlockOptin"]) - STATIC_BYTES
         self.architecture = int(self._device.compute_capability)
         with self.active():
             pinned = cupy.cuda.alloc_pinned_memory(np.dtype(np.int64).itemsize)
@@ -237,12 +245,26 @@ class CudaDevice(Device):
         with self._lock:
             if text not in self._programs:
                 with self.active():
-                    self._programs[text] = _CudaProgram(machine_code(text, self.architecture), self.multiprocessors)
+                    code = machine_code(text, self.architecture)
+                    self._programs[text] = _CudaProgram(code, self.multiprocessors, self.shared_bytes)
             return self._programs[text]
 
     def home(self, array: Array) -> Device:
-        number = getattr(getattr(array, "device", None), "id", None)
-        return self if number is None or number == self.number else cuda_device(int(number))
+        number = self._number(array)
+        return self if number is None or number == self.number else cuda_device(number)
+
+    def _number(self, array: Array) -> int | None:
+        """The GPU where `array` is, None for arrays of the host."""
+        if isinstance(array, np.ndarray):
+            return None
+        if isinstance(array, self._cupy.ndarray):
+            return int(array.device.id)
+        if hasattr(array, "__dlpack_device__"):
+            kind, number = array.__dlpack_device__()
+            return int(number) if int(kind) in _DLPACK_CUDA else None
+        if hasattr(array, "__cuda_array_interface__"):
+            return int(self._cupy.asarray(array).device.id)
+        return None
 
     def array(self, array: Array) -> Array:
         cupy = self._cupy
@@ -255,8 +277,15 @@ class CudaDevice(Device):
             found = cupy.asarray(array)
         else:
             found = cupy.from_dlpack(array)
+        if found.device.id != self.number:
+            raise ValueError(
+                f"array: expected one on {self.name}, where this call runs; got one on cuda:{found.device.id}"
+            )
         dtype = found.dtype
-        return cupy.ascontiguousarray(found.view(_as_bits(dtype))).view(dtype)
+        found = cupy.ascontiguousarray(found.view(_as_bits(dtype))).view(dtype)
+        if found.data.ptr % dtype.itemsize:  # kernels may not read it so; its bytes can be copied
+            found = found.view(np.uint8).copy().view(dtype)
+        return found
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         if isinstance(array, np.ndarray):
@@ -279,7 +308,7 @@ class CudaDevice(Device):
             target.view(bits)[...] = source.view(bits)
 
     def writable(self, array: Array | None) -> bool:
-        if not isinstance(array, self._cupy.ndarray):
+        if not isinstance(array, self._cupy.ndarray) or array.device.id != self.number:
             return False
         return bool(array.flags.c_contiguous) and array.data.ptr % array.dtype.itemsize == 0
 

@@ -109,7 +109,7 @@ class CupyKernel(Kernel):
     ) -> Pass[tuple[Array, State, Saved | None]]:
         """`_forward` as a pass, to be run while the weights' device is active."""
         device = weights.programs.device
-        self._check_device(device, x)
+        self._check_device(device, x=x, out=out)
         y, last, saved = yield from forward(
             self, weights, x, state, lengths, masks, record=record, out=out, directions=directions
         )
@@ -152,7 +152,7 @@ class CupyKernel(Kernel):
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
         device = weights.programs.device
-        self._check_device(device, x)
+        self._check_device(device, x=x)
         with device.active():
             (found,) = together([forward(self, weights, x, state, lengths, masks, record=True, out=None)])
             y, last, saved = found
@@ -165,11 +165,13 @@ class CupyKernel(Kernel):
             device.check()
             return one, two
 
-    def _check_device(self, device: Device, x: Array) -> None:
-        """Raise where `x` is on another GPU than the weights."""
-        home = device.home(x)
-        if home is not device:
-            raise ValueError(f"x: expected an array on {device.name}, where the weights are; got one on {home.name}")
+    def _check_device(self, device: Device, **arrays: Array | None) -> None:
+        """Raise where an array is on another GPU than the weights."""
+        for name, array in arrays.items():
+            home = device if array is None else device.home(array)
+            if home is not device:
+                where = f"{device.name}, where the weights are"
+                raise ValueError(f"{name}: expected an array on {where}; got one on {home.name}")
 
 
 class CupyStack(ComposedStack):
@@ -229,8 +231,10 @@ class CupyBackend(Backend):
             return device.array(array)
 
     def to_host(self, array: Array) -> Array:
-        found = self.device.host(array)
-        self.device.check()
+        device = self.device.home(array)
+        with device.active():
+            found = device.host(array)
+        device.check()
         return found
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:

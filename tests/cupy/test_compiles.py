@@ -8,14 +8,16 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import lstmcore_cupy
 from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy.device import OPTIONS, compiled, machine_code
+from lstmcore_cupy.device import OPTIONS, STATIC_BYTES, compiled, machine_code
 from lstmcore_cupy.variants import fields, program, rows_program
 
 pytestmark = pytest.mark.cupy
@@ -27,6 +29,7 @@ REGISTERS = {"float64": 128, "float32": 102, "bfloat16": 102, "float16": 102}
 PERSISTENT_REGISTERS = {"float64": 168, "float32": 128, "bfloat16": 128, "float16": 128}
 _KERNEL = re.compile(r"Compiling entry function '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_SHARED = re.compile(r"(\d+) bytes smem")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
@@ -58,6 +61,7 @@ def test_every_kernel_compiles_within_its_registers_and_without_spills(text: str
                 most = PERSISTENT_REGISTERS if "persistent" in kernel else REGISTERS
                 assert used <= most[storage], (architecture, kernel)
             assert ("backward_persistent" in kernels) == ("forward_persistent" in kernels)
+            assert all(int(size) <= STATIC_BYTES for size in _SHARED.findall(log))
             spills = [numbers for numbers in _SPILLS.findall(log) if numbers != ("0", "0", "0")]
             assert not spills, architecture
 
@@ -119,6 +123,16 @@ def test_without_a_gpu_it_is_listed_with_the_reason_and_auto_takes_another() -> 
     code = "import lstmcore; print(lstmcore.LSTM(2, 3).backend.name)"
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout in ("numba\n", "numpy\n")
+
+
+def test_a_gpu_that_is_too_old_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 1)
+    for capability, told in (("75", "GPU 0 is of sm_75; sm_80 or newer is needed"), ("80", None), ("120", None)):
+        made = SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(cupy.cuda, "Device", lambda number, made=made: made)
+        assert lstmcore_cupy._unavailable() == told
 
 
 def test_auto_takes_it_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,33 @@ def test_a_struct_goes_to_the_kernel_by_value_as_one_argument() -> None:
     grid, block, (argument,), named = calls[0]
     assert (grid, block, named) == ((3, 2), (64,), {"shared_mem": 16, "enable_cooperative_groups": False})
     assert argument.size == 1 and argument.nbytes == words.nbytes and argument.tobytes() == words.tobytes()
+
+
+class _Driver:
+    """The attributes of functions as the driver keeps them: a launch may have no more than it was asked for last."""
+
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self.asked.append((function, attribute, value))
+
+
+def test_shared_memory_is_asked_for_once_and_for_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch of one thread takes no room from that of another, which has more."""
+    import cupy_backends.cuda.api
+
+    driver = _Driver()
+    monkeypatch.setitem(vars(cupy_backends.cuda.api), "driver", driver)
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
+    program = devices._CudaProgram.__new__(devices._CudaProgram)
+    program._functions, program._asked = {"one": SimpleNamespace(ptr=5)}, set()
+    program._shared_bytes = (227 << 10) - devices.STATIC_BYTES
+    for size in (1 << 10, 48 << 10, 100 << 10, 60 << 10, 200 << 10):
+        program._function("one", size)
+    assert driver.asked == [(5, 8, program._shared_bytes)]
 
 
 def test_a_cooperative_launch_of_too_many_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

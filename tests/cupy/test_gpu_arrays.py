@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from emulation import EmulatedDevice
 
+from lstmcore.backend import State
 from lstmcore.config import LSTMConfig
 from lstmcore_conformance.report import Outcome
 from lstmcore_conformance.subject import Draws, Subject
 from lstmcore_conformance.suite import Item, items, run_item
+from lstmcore_cupy import device as devices
 from lstmcore_cupy.device import CudaDevice, Program
 from lstmcore_cupy.kernel import CupyBackend
 
@@ -26,10 +28,9 @@ class _Array:
     """An array of a GPU: NumPy refuses it, and its entries come to the host by `get` alone."""
 
     __array_ufunc__ = None
-    device = SimpleNamespace(id=0)
 
-    def __init__(self, own: np.ndarray) -> None:
-        self.own = own
+    def __init__(self, own: np.ndarray, number: int = 0) -> None:
+        self.own, self.device = own, SimpleNamespace(id=number)
 
     def __array__(self, *arguments: Any, **named: Any) -> np.ndarray:
         raise TypeError("implicit conversion to a NumPy array")
@@ -152,6 +153,51 @@ def test_what_comes_out_is_where_x_was() -> None:
         found = kernel.backward(weights, done.tape, done.y)
         arrays = (done.y, *done.state, found.x, *found.state, *found.parameters.values())
         assert {type(array) for array in arrays} == {kind}
+
+
+class _Foreign:
+    """An array of another library, which tells by DLPack or by its interface where it is."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def test_the_arrays_tell_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = _Gpu()
+    other = object()
+    monkeypatch.setattr(devices, "cuda_device", lambda number: (other, number))
+    monkeypatch.setattr(device._cupy, "asarray", lambda array: _Array(np.zeros(1), 2))
+    torch = SimpleNamespace(type="cuda", index=1)  # no `id`
+    assert device.home(np.zeros(1)) is device
+    assert device.home(_Array(np.zeros(1))) is device
+    assert device.home(_Array(np.zeros(1), 1)) == (other, 1)
+    assert device.home(_Foreign(device=torch, __dlpack_device__=lambda: (2, 1))) == (other, 1)
+    assert device.home(_Foreign(device=torch, __dlpack_device__=lambda: (2, 0))) is device
+    assert device.home(_Foreign(__dlpack_device__=lambda: (1, 0))) is device  # of a processor
+    assert device.home(_Foreign(__cuda_array_interface__={})) == (other, 2)
+
+
+def test_an_array_of_another_gpu_is_refused() -> None:
+    """No kernel may get its address: the state, a mask, dy and out as well as x."""
+    config = LSTMConfig(input_size=2, hidden_size=3)
+    kernel = SUBJECT.backend.compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    x, h = _Array(np.ones((4, 1, 2), "float32")), np.ones((1, 3), "float32")
+    with pytest.raises(ValueError, match="array: expected one on cuda:0, where this call runs; got one on cuda:1"):
+        kernel.forward(weights, x, State(_Array(h), _Array(h, 1)))
+    done = kernel.forward(weights, x, record=True)
+    with pytest.raises(ValueError, match="got one on cuda:1"):
+        kernel.backward(weights, done.tape, _Array(done.y.own, 1))
+    assert not _Gpu().writable(_Array(done.y.own, 1))
+
+
+def test_an_array_that_is_not_aligned_is_copied() -> None:
+    room = np.zeros(49, np.uint8)
+    own = room[1:].view("float32").reshape(4, 3)
+    own[...] = np.arange(12).reshape(4, 3)
+    found = _Gpu().array(_Array(own))
+    assert found.own.ctypes.data % 4 == 0
+    np.testing.assert_array_equal(found.own, own)
 
 
 def test_an_array_of_the_gpu_is_not_copied() -> None:
