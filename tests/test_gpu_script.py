@@ -23,9 +23,9 @@ from lstmcore_conformance.gpu.__main__ import main
 from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
 from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
 from lstmcore_conformance.gpu.session import STAGES, Session
-from lstmcore_conformance.gpu.timing import Compared, Side, compare, judge_ours, judge_peer
+from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare, judge_ours, judge_peer
 from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items
+from lstmcore_conformance.suite import items, run_item
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 
 ROOT = Path(__file__).parent.parent
@@ -75,22 +75,33 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert report["schema"] == "lstmcore-conformance"
     assert [check["id"] for check in report["checks"]] == ["forward.no_state"]
     assert report["counts"] == {"passed": values["conformance"]["cases"]}
+    assert values["paths"]["equations"]["conforms"]
+    report = json.loads((folder / "conformance-equations.json").read_text("utf-8"))
+    assert (report["backend"], report["counts"]) == ("textbook", {"passed": values["paths"]["equations"]["cases"]})
     assert len(values["points"]) == len(STAND_IN.all()) == 16
     for one in values["points"]:
-        for side in ("ours", "peer"):
-            assert one[side]["outcome"] in ("measured", "noisy")
-            assert one[side]["median_s"] > 0
-        assert one["ours"]["share"] <= 1
+        for side in (one["ours"], one["peer"], one["paths"]["equations"]):
+            assert side["outcome"] in ("measured", "noisy")
+            assert side["median_s"] > 0
+        assert max(one["ours"]["share"], one["paths"]["equations"]["share"]) <= 1
+        assert one["fastest"] in ("", "equations")
         assert one["low"] <= one["ratio"] <= one["high"]
     assert [set(sides) for sides in values["variants"].values()] == [
         {"plain", "layer norm", "zoneout", "peephole", "CIFG"}
-    ] * 2
+    ] * 4
     assert values["micro"]["a call of nothing"] > 0
     assert values["not_reached"] == values["errors"] == []
     told = capsys.readouterr().out
     assert told.endswith("\n".join(table.lines(values)) + "\n")
     assert told.endswith((folder / "table.txt").read_text("utf-8"))
-    for text in ("12 selected cases", "float16   training", "times say nothing", "CIFG", "open, 0 points"):
+    for text in (
+        "12 selected cases",
+        "float16   training",
+        "times say nothing",
+        "CIFG",
+        "open, 0 points",
+        "the equations path is faster at",
+    ):
         assert text in told
 
 
@@ -159,7 +170,8 @@ def test_what_time_does_not_reach_is_told(tmp_path: Path) -> None:
 
 
 def test_a_suite_that_was_cut_off_is_no_verdict_on_the_suite() -> None:
-    report = parts.conformance(StandIn(), "stand-in", 1, 0.0, "forward.no_state")
+    report, errors = parts.conformance(StandIn(), "stand-in", "", 1, 0.0, "forward.no_state")
+    assert not errors
     assert report.count < 12
     assert "cases, for which there was time" in str(report.selection)
     assert "the suite was not run as a whole" in report.verdict or not report.conforms
@@ -197,7 +209,117 @@ def test_a_stage_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.M
     assert not session.good
 
 
+class _Processes:
+    """In the place of processes: what each writes and how it ends, None for one that hangs."""
+
+    def __init__(self, *ends: tuple[str, int | None]) -> None:
+        self.ends, self.words = list(ends), list[list[str]]()
+
+    def __call__(self, words: list[str], **options: Any) -> Any:
+        text, code = self.ends.pop(0)
+        self.words.append(words)
+        self.returncode = -9 if code is None else code
+        Path(words[-1]).write_text(text)
+        self.hangs = code is None
+        return self
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        if self.hangs and timeout is not None:
+            raise subprocess.TimeoutExpired("it", timeout)
+        return "", "first\nthe last words"
+
+    def kill(self) -> None:
+        self.hangs = False
+
+
+def _lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def test_a_process_that_ends_is_followed_by_one_that_goes_on_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject(get_backend("numpy"))
+    three = list(items(subject, select="forward.no_state"))[:3]
+    ran = [{"check": item.check.id, "item": parts._plain(run_item(subject, item))} for item in three]
+    begun = [{"begun": item.id} for item in three]
+    whole = _lines({"all": 4}, begun[0], ran[0], begun[1])
+    processes = _Processes(
+        (whole + '{"check": "forw', -11),
+        (_lines({"all": 4}, begun[2], ran[2], {"lost": "the device is lost: x"}), 0),
+        (_lines({"all": 4}, {"begun": "d"}), None),
+        (_lines({"all": 4}, {"warming": True}), 1),
+    )
+    monkeypatch.setattr(subprocess, "Popen", processes)
+    found = parts._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 60.0, Deadline(120), [])
+    assert [words[-2] for words in processes.words] == ["0", "2", "3", "4"]
+    assert found.all == 4
+    assert [item.id for _, item in found.done] == [three[0].id, three[2].id]
+    assert found.errors == [
+        f"a process ended by exit code -11: the last words, at {three[1].id}",
+        f"the device is lost: x, at {three[2].id}",
+        "a process did not end in its time; a kernel may hang, at d",
+        "a process ended by exit code 1: the last words, at calls of the benchmark, on two steps",
+    ]
+
+
+def test_a_share_ends_where_the_device_is_lost() -> None:
+    class Lost(StandIn):
+        def lost(self) -> str | None:
+            return "the device is lost"
+
+    broken = list(parts.work(Lost(_backend(Broken)), 0, 1, 60.0, "forward.no_state"))
+    assert [next(iter(record)) for record in broken] == ["all", "begun", "check", "lost"]
+    first, second = (list(parts.work(Lost(), 0, 1, 60.0, "errors.x", number)) for number in (0, 1))
+    assert len(first) - len(second) == 2  # what passes needs no look at the device
+    assert first[-1].keys() == {"warmed"}
+
+
+def test_nothing_is_begun_on_a_device_that_is_lost(tmp_path: Path) -> None:
+    class Failing(StandIn):
+        def lost(self) -> str | None:
+            return "the device is lost" if session.points else None
+
+    said: list[str] = []
+    session = Session(Failing(), "stand-in", tmp_path, said.append)
+    values = session.run(["benchmark"], 60.0, 1, None)
+    first, *rest = (str(point) for point in STAND_IN.all())
+    assert [one["N"] for one in values["points"]] == [STAND_IN.all()[0].N]
+    assert values["not_reached"] == rest
+    assert values["errors"] == [f"benchmark: RuntimeError: at {first}: the device is lost"]
+    values = session.run(["micro"], 60.0, 1, None)
+    assert values["errors"][1:] == ["micro: not begun, the device is lost"]
+    assert not values["micro"]
+
+
 # Points ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_is_judged_and_the_fastest_that_is_right_counts() -> None:
+    place = StandIn(get_backend("numpy"))
+    place.paths = {"wrong": _backend(Wrong), "same": get_backend("numpy")}
+    found = _compared(place)
+    assert found.ours.times
+    assert found.paths["wrong"].outcome == "does not conform"
+    assert found.paths["same"].outcome == "unsupported"  # it would be the same again
+    assert found.fastest == ""
+    assert table.summary([found], {})["ratios"][0]["wrong"] == 1
+    times = {"slow": 3.0, "fast": 0.5}
+    paths = {name: Side("measured", times=[time] * 3) for name, time in times.items()}
+    point = Compared(POINT, Side("measured", times=[1.0] * 3), Side("measured", times=[2.0] * 3), paths)
+    assert (point.fastest, point.ratio) == ("fast", (4.0, 4.0, 4.0))
+    figures = {one["path"]: one for one in table.summary([point], {})["paths"]}
+    assert figures["fast"]["faster"] == 1
+    assert figures["slow"]["slower_at"] == [f"N={POINT.N}, H={POINT.H}"]
+
+
+def test_variants_of_a_path_are_those_that_it_has() -> None:
+    place = StandIn(get_backend("numpy"))
+    given = {"plain": draw(POINT), "peephole": draw(POINT, peephole=True)}
+    plain = beside_plain(place, place.grid, POINT, given, np.random.default_rng(0))
+    again = beside_plain(place, place.grid, POINT, given, np.random.default_rng(0), but=plain["plain"].how)
+    assert all(side.times for side in plain.values())
+    assert {side.outcome for side in again.values()} == {"unsupported"}
 
 
 @pytest.mark.parametrize(

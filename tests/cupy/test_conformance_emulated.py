@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.cupy, pytest.mark.skipif(shutil.which("g++") is None, 
 SELECTED = {
     "float32": "not (backward.rows and layer_norm)",
     "float64": "switches or lengths.backward or masks.jvp or sizes or kinks",
-    "tf32": "switches or lengths.backward or declared",
+    "tf32": "switches or lengths.backward or masks or sizes or backward.combinations or drawn.backward or drawn.jvp"
+    " or declared",
     "bfloat16": "switches or lengths or masks or sizes or extremes or contract or errors",
     "float16": "switches or lengths or masks or sizes or extremes or contract",
 }

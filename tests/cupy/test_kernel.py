@@ -11,6 +11,7 @@ from emulation import EmulatedDevice
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.gpu.cuda import CUDA
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Device
 from lstmcore_cupy.kernel import CupyBackend
@@ -60,6 +61,18 @@ def test_receipts_name_the_path_and_strict_takes_it() -> None:
     assert (found.backend, found.device, found.precision) == ("cupy", "emulated", "bfloat16")
     assert found.path == "a product and a kernel a step"
     assert found.fallback is None
+
+
+def test_the_script_for_a_gpu_also_runs_the_persistent_kernels() -> None:
+    place = CUDA.__new__(CUDA)
+    place.backend = CupyBackend(EmulatedDevice())
+    place.paths = place._paths()
+    chosen = place.on("persistent").backend
+    assert isinstance(chosen, CupyBackend)
+    assert chosen.persistent
+    assert chosen.device is place.backend.device
+    paths = [one.compile(CONFIG, "float32").receipt(4, 2).path for one in (place.backend, chosen)]
+    assert paths == ["a product and a kernel a step", "all steps in one launch"]
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 5000])

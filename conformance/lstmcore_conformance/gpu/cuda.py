@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.backend import Array, State
+from lstmcore.backend import Array, Backend, State
 from lstmcore_conformance.gpu import micro
 from lstmcore_conformance.gpu.places import Given, Named, Place, Ready
 from lstmcore_conformance.gpu.plan import GPU, Mode
@@ -60,6 +60,7 @@ class CUDA(Place):
         self.torch: Any = importlib.import_module("torch")
         self.grid = GPU
         self.backend = importlib.import_module("lstmcore_cupy").lstmcore_backend()
+        self.paths = self._paths()
         #: The arrays by their id, which is theirs for as long as they are kept here.
         self._large: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         torch = self.torch
@@ -68,6 +69,19 @@ class CUDA(Place):
         self.stream = torch.cuda.Stream()
         torch.cuda.set_stream(self.stream)
         self.cupy.cuda.ExternalStream(self.stream.cuda_stream).use()
+
+    def _paths(self) -> dict[str, Backend]:
+        """The persistent kernels, which the backend does not take by itself."""
+        own: Any = self.backend
+        return {"persistent": type(own)(own.device, persistent=True)}
+
+    def lost(self) -> str | None:
+        try:
+            self.torch.cuda.synchronize()
+            self.cupy.cuda.runtime.deviceSynchronize()
+        except Exception as error:  # of either library
+            return f"the device is lost: {type(error).__name__}: {' '.join(str(error).split())}"
+        return None
 
     def facts(self) -> dict[str, Any]:
         runtime = self.cupy.cuda.runtime

@@ -1,7 +1,8 @@
 """The conformance suite in several processes: the oracle is evaluated on the host, and a GPU's host has many cores.
 
 Each process runs its share of the cases until its time is up, then compiles what the benchmark will call, so that its
-code is in the cache on disk: ``python -m lstmcore_conformance.gpu.parts PLACE INDEX COUNT SECONDS FILE [EXPRESSION]``.
+code is in the cache on disk:
+``python -m lstmcore_conformance.gpu.parts PLACE PATH INDEX COUNT SECONDS FIRST FILE [EXPRESSION]``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -27,28 +30,43 @@ from lstmcore_conformance.suite import items, report_on, run_item
 
 #: Seconds that a process may take beyond its time: it starts, and its last case may be a long one.
 GRACE: Final = 45.0
+#: Processes that may follow each other for one share, each after one that ended too early.
+ATTEMPTS: Final = 8
 
 
-def make(name: str) -> Place:
-    """The place of that name."""
+def make(name: str, path: str = "") -> Place:
+    """The place of that name, with one of its paths where there is the name of one."""
+    place: Place
     if name == "stand-in":
-        return StandIn()
-    from lstmcore_conformance.gpu.cuda import CUDA
+        place = StandIn()
+    else:
+        from lstmcore_conformance.gpu.cuda import CUDA
 
-    return CUDA()
+        place = CUDA()
+    return place.on(path) if path else place
 
 
-def work(place: Place, index: int, count: int, seconds: float, select: str | None) -> dict[str, Any]:
-    """What one process found: its items in order, and how many were its."""
+def work(
+    place: Place, index: int, count: int, seconds: float, select: str | None, first: int = 0
+) -> Iterator[dict[str, Any]]:
+    """What one process finds, as it finds it: how many cases are its, each that it begins, and what came of it.
+
+    It begins with its case number `first`, and ends early where the device is lost.
+    """
     deadline, subject = Deadline(seconds), Subject(place.backend)
     own = [item for item in items(subject, select=select) if share_of(item.case, count) == index]
-    done: list[dict[str, Any]] = []
-    for item in own:
+    yield {"all": len(own)}
+    for item in own[first:]:
         if deadline.left < 0:
             break
+        yield {"begun": item.id}
         found = run_item(subject, item)
-        done.append({"check": item.check.id, "item": _plain(found)})
-    return {"all": len(own), "done": done, "warmed": _warm(place, index, count, deadline)}
+        yield {"check": item.check.id, "item": _plain(found)}
+        if found.outcome is not Outcome.PASSED and (reason := place.lost()) is not None:
+            yield {"lost": reason}
+            return
+    yield {"warming": True}
+    yield {"warmed": _warm(place, index, count, deadline)}
 
 
 def share_of(case: Case | None, count: int) -> int:
@@ -80,63 +98,101 @@ def _item(values: dict[str, Any]) -> ItemReport:
     return ItemReport(**values | {"outcome": Outcome(values["outcome"]), "worst": made})
 
 
-def conformance(place: Place, kind: str, count: int, seconds: float, select: str | None = None) -> Report:
-    """The report of `count` processes. It says so where not every case had its turn.
+def conformance(
+    place: Place, kind: str, path: str, count: int, seconds: float, select: str | None = None
+) -> tuple[Report, list[str]]:
+    """The report of `count` processes, and what went wrong in them. It says so where not every case had its turn.
 
-    Raises
-    ------
-    RuntimeError
-        A process that ended without a result.
+    A process that ends at a case, or loses the device there, is followed by one that begins after it.
     """
-    started, subject = datetime.now(UTC), Subject(place.backend)
-    with tempfile.TemporaryDirectory(prefix="lstmcore-gpu-") as folder:
-        files = [Path(folder) / f"{index}.json" for index in range(count)]
-        words = [sys.executable, "-m", "lstmcore_conformance.gpu.parts", kind]
-        env = dict(os.environ) | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        more = [] if select is None else [select]
-        running = [
-            subprocess.Popen(  # noqa: S603  (this interpreter and this package)
-                [*words, str(index), str(count), str(seconds), str(file), *more],
-                env=env,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for index, file in enumerate(files)
-        ]
-        limit = Deadline(seconds + GRACE)
-        parts = [_result(process, file, limit) for process, file in zip(running, files, strict=True)]
+    started = datetime.now(UTC)
+    subject = Subject(place.on(path).backend if path else place.backend)
+    limit = Deadline(seconds + GRACE)
+    with tempfile.TemporaryDirectory(prefix="lstmcore-gpu-") as folder, ThreadPoolExecutor(count) as pool:
+
+        def run(index: int) -> _Part:
+            words = [kind, path, str(index), str(count)]
+            return _part(Path(folder) / f"{index}.json", words, seconds, limit, [] if select is None else [select])
+
+        parts = list(pool.map(run, range(count)))
     found: dict[str, list[ItemReport]] = {}
     for item in items(subject, select=select):
         found.setdefault(item.check.id, [])
     for part in parts:
-        for one in part["done"]:
-            found[one["check"]].append(_item(one["item"]))
-    ran, every = (sum(sizes) for sizes in zip(*((len(part["done"]), part["all"]) for part in parts), strict=True))
+        for check, item_report in part.done:
+            found[check].append(item_report)
+    ran, every = sum(len(part.done) for part in parts), sum(part.all for part in parts)
     if ran < every:
         select = f"{select + ': ' if select else ''}{ran} of {every} cases, for which there was time"
-    return report_on(subject, {check: these for check, these in found.items() if these}, started, select=select)
+    errors = [f"conformance{', ' + path if path else ''}: {error}" for part in parts for error in part.errors]
+    return report_on(subject, {check: these for check, these in found.items() if these}, started, select=select), errors
 
 
-def _result(process: subprocess.Popen[str], file: Path, limit: Deadline) -> dict[str, Any]:
-    try:
-        _, said = process.communicate(timeout=max(limit.left, 1.0))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise RuntimeError("conformance: a process did not end in its time; a kernel may hang") from None
-    if process.returncode or not file.exists():
-        last = (said.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"conformance: a process ended by exit code {process.returncode}: {last}")
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return found
+@dataclass(slots=True)
+class _Part:
+    """What the processes of one share came to."""
+
+    all: int = 0
+    done: list[tuple[str, ItemReport]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
-def main(kind: str, index: str, count: str, seconds: str, file: str, *select: str) -> None:
-    """Write what this process found."""
-    found = work(make(kind), int(index), int(count), float(seconds), select[0] if select else None)
-    Path(file).write_text(json.dumps(found), "utf-8")
+def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select: list[str]) -> _Part:
+    """Run a share in one process after another, each from where the one before ended too early."""
+    env = dict(os.environ) | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    part, first = _Part(), 0
+    for _ in range(ATTEMPTS):
+        left = limit.left - GRACE  # until it may begin no further case
+        process = subprocess.Popen(  # noqa: S603  (this interpreter and this package)
+            [sys.executable, "-m", __name__, *words, str(left), str(first), str(file), *select],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _, said = process.communicate(timeout=max(limit.left, 1.0))
+            how = f"ended by exit code {process.returncode}: {(said.strip().splitlines() or ['no message'])[-1]}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            how = "did not end in its time; a kernel may hang"
+        begun = lost = ended = None
+        warming = False
+        for record in _records(file):
+            if "all" in record:
+                part.all = record["all"]
+            elif "begun" in record:
+                begun, first = record["begun"], first + 1
+            elif "item" in record:
+                part.done.append((record["check"], _item(record["item"])))
+            lost, ended, warming = record.get("lost"), record.get("warmed"), warming or "warming" in record
+        if ended is not None and not process.returncode:
+            return part
+        at = "calls of the benchmark, on two steps" if warming else begun or "its beginning"
+        part.errors.append(f"{f'a process {how}' if lost is None else lost}, at {at}")
+        file.unlink(missing_ok=True)
+        if begun is None or warming or limit.left < GRACE:
+            return part
+    return part
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines that were written as a whole."""
+    if file.exists():
+        for line in file.read_text("utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def main(kind: str, path: str, index: str, count: str, seconds: str, first: str, file: str, *select: str) -> None:
+    """Write what this process finds, a line for each."""
+    place = make(kind, path)
+    with Path(file).open("w", encoding="utf-8") as out:
+        for record in work(place, int(index), int(count), float(seconds), select[0] if select else None, int(first)):
+            out.write(json.dumps(record) + "\n")
+            out.flush()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from lstmcore.config import LSTMConfig
 from lstmcore.precision import get_precision
 from lstmcore_conformance.cases import storage_dtype
 from lstmcore_conformance.gpu.plan import STAND_IN, Grid, Mode, Point
+from lstmcore_conformance.textbook import TextbookBackend
 
 #: Steps whose data are drawn.
 DRAWN: Final = 64
@@ -44,11 +47,15 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A call that can be timed: `call` does it, `outputs` does it and names what came of it, `how` says what it is."""
+    """A call that can be timed: `call` does it, `outputs` does it and names what came of it, `how` says what it is.
+
+    `fallback` is that of its receipt: why it is not what was asked for.
+    """
 
     call: Callable[[], Any]
     outputs: Callable[[], Named]
     how: str
+    fallback: str | None = None
 
 
 class Place(ABC):
@@ -58,6 +65,18 @@ class Place(ABC):
     peer_name: str
     grid: Grid
     backend: Backend
+    #: Paths of the backend that it does not take by itself, by their names: they are judged and timed beside it.
+    paths: Mapping[str, Backend] = MappingProxyType({})
+
+    def on(self, path: str) -> Self:
+        """This place with one of its paths as the backend, and no other."""
+        other = copy(self)
+        other.backend, other.paths = self.paths[path], {}
+        return other
+
+    def lost(self) -> str | None:
+        """Why nothing runs here any more, as after a kernel that wrote where it must not; or None."""
+        return None
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -103,6 +122,7 @@ class Place(ABC):
         """The call of the backend: its kernel on arrays that are on the device before the clock starts."""
         policy = get_precision(precision)
         kernel = self.backend.compile(given.config, precision)
+        receipt = kernel.receipt(*given.x.shape[:2])
 
         def put(array: Any, dtype: str = policy.storage) -> Array:
             return self.to_place(array, dtype)
@@ -129,8 +149,7 @@ class Place(ABC):
             named |= {"dx": found.x, "dh0": found.state.h, "dc0": found.state.c}
             return named | {f"d_{name}": array for name, array in found.parameters.items()}
 
-        steps, rows = given.x.shape[:2]
-        return Ready(inference if mode == "inference" else training, outputs, kernel.receipt(steps, rows).path)
+        return Ready(inference if mode == "inference" else training, outputs, receipt.path, receipt.fallback)
 
 
 def draw(point: Point, **switches: Any) -> Given:
@@ -167,7 +186,7 @@ def _coarse(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 class StandIn(Place):
-    """The processor, the NumPy backend, and the equations in the place of the peer. Its times say nothing."""
+    """The processor, the NumPy backend, and the equations in the place of the peer and as a path of ours."""
 
     name = "the processor as a stand-in: times say nothing"
     peer_name = "the reference"
@@ -175,6 +194,7 @@ class StandIn(Place):
     def __init__(self, backend: Backend | None = None) -> None:
         self.grid = STAND_IN
         self.backend = import_module("lstmcore_numpy").lstmcore_backend() if backend is None else backend
+        self.paths = {"equations": TextbookBackend()} if backend is None else {}
 
     def facts(self) -> dict[str, Any]:
         return {"device": platform.processor() or platform.machine(), "versions": {"numpy": np.__version__}}

@@ -23,8 +23,9 @@ from lstmcore_conformance.report import Report
 SCHEMA: Final = "lstmcore-gpu"
 VERSION: Final = 1
 STAGES: Final = ("conformance", "micro", "variants", "benchmark")
-#: The share of the time that conformance may take; the rest is for what follows.
-CONFORMANCE: Final = 0.45
+#: The share of the time that conformance may take, and that of each path beside; the rest is for what follows.
+CONFORMANCE: Final = 0.3
+CONFORMANCE_OF_A_PATH: Final = 0.15
 
 Say = Callable[[str], None]
 
@@ -39,6 +40,7 @@ class Session:
     say: Say
     commit: str = ""
     report: Report | None = None
+    reports: dict[str, Report] = field(default_factory=dict)
     micro: dict[str, float | str] = field(default_factory=dict)
     variants: dict[str, dict[str, Side]] = field(default_factory=dict)
     points: list[Compared] = field(default_factory=list)
@@ -48,10 +50,6 @@ class Session:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        report = self.report
-        judged = None
-        if report is not None:
-            judged = {"conforms": report.conforms, "verdict": report.verdict, "cases": report.count}
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -61,7 +59,8 @@ class Session:
             "place": self.place.name,
             "peer": self.place.peer_name,
             "facts": self.place.facts(),
-            "conformance": judged,
+            "conformance": _judged(self.report),
+            "paths": {path: _judged(report) for path, report in self.reports.items()},
             "micro": self.micro,
             "variants": {
                 setting: {name: side.to_dict() for name, side in sides.items()}
@@ -79,15 +78,17 @@ class Session:
         write_atomically(self.folder / "results.json", (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
         if self.report is not None:
             self.report.write_json(self.folder / "conformance.json")
+        for path, report in self.reports.items():
+            report.write_json(self.folder / f"conformance-{path}.json")
         return values
 
     @property
     def good(self) -> bool:
         """Whether all that was run conforms and nothing failed."""
-        outcomes = [side.outcome for one in self.points for side in (one.ours, one.peer)]
+        outcomes = [side.outcome for one in self.points for side in (one.peer, *one.sides.values())]
         outcomes += [side.outcome for sides in self.variants.values() for side in sides.values()]
-        conforms = self.report is None or self.report.conforms
-        return conforms and not self.errors and not {"does not conform", "error"} & set(outcomes)
+        conforms = [report.conforms for report in (self.report, *self.reports.values()) if report is not None]
+        return all(conforms) and not self.errors and not {"does not conform", "error"} & set(outcomes)
 
     # Stages -----------------------------------------------------------------------------------------------------------
 
@@ -95,13 +96,17 @@ class Session:
         """Run the stages, in their order; what one of them raises is an error that the others outlive."""
         wanted, deadline = set(stages), Deadline(seconds)
         work: dict[str, Callable[[], None]] = {
-            "conformance": lambda: self._conformance(CONFORMANCE * seconds, workers, select),
+            "conformance": lambda: self._conformance(seconds, workers, select),
             "micro": lambda: self.micro.update(self.place.micro()),
             "variants": lambda: self._variants(deadline),
             "benchmark": lambda: self._benchmark(deadline),
         }
         for stage in STAGES:
             if stage in wanted:
+                if (reason := self.place.lost()) is not None:
+                    self.errors.append(f"{stage}: not begun, {reason}")
+                    self.say(self.errors[-1])
+                    continue
                 self.say(f"{stage}, {deadline.left:.0f} s left")
                 try:
                     work[stage]()
@@ -112,8 +117,18 @@ class Session:
         return self.write()
 
     def _conformance(self, seconds: float, workers: int, select: str | None) -> None:
-        self.report = conformance(self.place, self.kind, workers, seconds, select)
-        self.say(self.report.verdict)
+        """First the backend, then its paths; a bad kernel ends a process of the suite and not this one."""
+        for path in ("", *self.place.paths):
+            share = CONFORMANCE_OF_A_PATH if path else CONFORMANCE
+            found, errors = conformance(self.place, self.kind, path, workers, share * seconds, select)
+            self.errors += errors
+            if path:
+                self.reports[path] = found
+            else:
+                self.report = found
+            for text in (f"{path}: {found.verdict}" if path else found.verdict, *errors):
+                self.say(text)
+            self.write()
 
     def _variants(self, deadline: Deadline) -> None:
         """Each switch beside the plain layer. Its values are what conformance judges, at sizes of the suite."""
@@ -124,6 +139,10 @@ class Session:
             point = Point(precision, "training", steps, rows, hidden)
             given = {name: draw(point, **switches) for name, switches in {"plain": {}, **VARIANTS}.items()}
             self.variants[str(point)] = beside_plain(self.place, self.place.grid, point, given, rng)
+            for path in self.place.paths:
+                but = self.variants[str(point)]["plain"].how
+                sides = beside_plain(self.place.on(path), self.place.grid, point, given, rng, but=but)
+                self.variants[f"{point}, {path}"] = sides
             self.place.forget(given["plain"])
 
     def _benchmark(self, deadline: Deadline) -> None:
@@ -150,11 +169,22 @@ class Session:
                 self.points.append(found)
                 ratio = found.ratio
                 told = f"{ratio[0]:.2f}" if ratio else f"ours {found.ours.outcome}, peer {found.peer.outcome}"
-                self.say(f"  {point}: {told} {found.ours.message or found.peer.message}".rstrip())
+                told += f" by the {found.fastest} path" if found.fastest else ""
+                self.say(f"  {point}: {told} {found.best.message or found.peer.message}".rstrip())
+                if (reason := self.place.lost()) is not None:
+                    reached = [one.point for one in self.points]
+                    self.not_reached = [one for one in grid.all() if one not in reached]
+                    raise RuntimeError(f"at {point}: {reason}")
                 self.place.forget()
             del want
             self.place.forget(given)
             self.write()
+
+
+def _judged(report: Report | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    return {"conforms": report.conforms, "verdict": report.verdict, "cases": report.count}
 
 
 def commit() -> str:

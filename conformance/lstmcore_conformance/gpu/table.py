@@ -20,6 +20,12 @@ def summary(points: Sequence[Compared], variants: Mapping[str, Mapping[str, Side
             for precision, mode in kinds
         ],
         "goals": [_goal(goal, points) for goal in GOALS],
+        "paths": [
+            {"precision": precision, "mode": mode, "path": path}
+            | _beside(path, [one for one in points if (one.point.precision, one.point.mode) == (precision, mode)])
+            for path in dict.fromkeys(path for one in points for path in one.paths)
+            for precision, mode in kinds
+        ],
         "variants": [
             {"setting": setting, "variant": name, "over_plain": over, "reached": over <= MOST_OF_PLAIN}
             for setting, sides in variants.items()
@@ -35,10 +41,19 @@ def _over(side: Side, plain: Side | None) -> float | None:
     return side.median / plain.median
 
 
+def _beside(path: str, points: Sequence[Compared]) -> dict[str, Any]:
+    """At how many points a path is faster than what is taken by itself, and where it is not."""
+    medians = [(one, one.paths[path].median, one.ours.median) for one in points]
+    both = [(one, path_s, own_s) for one, path_s, own_s in medians if path_s is not None and own_s is not None]
+    slower = [_sizes(one.point) for one, path_s, own_s in both if path_s >= own_s]
+    return {"points": len(both), "faster": len(both) - len(slower), "slower_at": slower}
+
+
 def _figures(points: Sequence[Compared]) -> dict[str, Any]:
     """Of the points with a ratio; `wrong` are those at which a side does not conform, `without` all without a ratio."""
     ratios = [(one.ratio[0], one) for one in points if one.ratio is not None]
-    wrong = sum("does not conform" in (one.ours.outcome, one.peer.outcome) for one in points)
+    outcomes = [{one.peer.outcome, *(side.outcome for side in one.sides.values())} for one in points]
+    wrong = sum("does not conform" in these for these in outcomes)
     found: dict[str, Any] = {"points": len(ratios), "without": len(points) - len(ratios), "wrong": wrong}
     if not ratios:
         return found | {"mean": None, "worst": None, "worst_at": None, "noisy": 0}
@@ -73,9 +88,11 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield f"{facts['device']}; driver {facts.get('driver', 'none')}; {versions}; commit {values['commit']}"
     yield values["conformance"]["verdict"] if values["conformance"] else "conformance: not run"
+    for path, judged in values["paths"].items():
+        yield f"{path}: {judged['verdict']}"
     for name, cost in values["micro"].items():
         yield f"  {name}: {cost if isinstance(cost, str) else f'{cost:.2f} us'}"
-    yield f"time of {values['peer']} over ours, inputs on the device ({values['place']}):"
+    yield f"time of {values['peer']} over the fastest of ours, inputs on the device ({values['place']}):"
     yield (
         f"  {'precision':10}{'mode':11}{'points':>7}{'mean':>7}{'worst':>7}  "
         f"{'at':15}{'noisy':>6}{'without':>8}{'wrong':>6}"
@@ -91,6 +108,10 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
         wanted = [f"mean >= {one['least_mean']:g}"] if one["least_mean"] is not None else []
         wanted += [f"worst >= {one['least']:g}"] if one["least"] is not None else []
         yield f"  goal, forward and backward, {one['goal']}, {', '.join(wanted)}: {said}, {one['points']} points"
+    for one in values["summary"]["paths"]:
+        slow = f", slower at {', '.join(one['slower_at'])}" if one["slower_at"] else ""
+        share = f"{one['faster']} of the {one['points']} points that both can do"
+        yield f"  {one['precision']}, {one['mode']}: the {one['path']} path is faster at {share}{slow}"
     for one in values["summary"]["variants"]:
         said = "reached" if one["reached"] else "missed"
         yield f"  {one['setting']}, {one['variant']}: {one['over_plain']:.2f} of plain, goal {MOST_OF_PLAIN:g}: {said}"

@@ -56,33 +56,56 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A point: both sides, and the peer's time over ours with its interval, where both have a time."""
+    """A point: both sides, and the peer's time over ours with its interval, where both have a time.
+
+    `paths` are those of ours that it does not take by itself, by their names. The ratio is that of the fastest, which a
+    table made from these measurements would take.
+    """
 
     point: Point
     ours: Side
     peer: Side
+    paths: dict[str, Side] = field(default_factory=dict)
+
+    @property
+    def fastest(self) -> str | None:
+        """The name of the path of ours that is fastest, "" for the one that it takes by itself; None without a time."""
+        medians = {name: side.median for name, side in self.sides.items() if side.median is not None}
+        return min(medians, key=medians.__getitem__) if medians else None
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """All paths of ours."""
+        return {"": self.ours, **self.paths}
+
+    @property
+    def best(self) -> Side:
+        """The fastest of ours, the one that it takes by itself where none has a time."""
+        return self.sides[self.fastest or ""]
 
     @property
     def ratio(self) -> tuple[float, float, float] | None:
         """The median over the rounds of the peer's time over ours, and its interval (95 %)."""
-        if not self.ours.times or not self.peer.times:
+        if not self.best.times or not self.peer.times:
             return None
-        return paired_ratio(self.peer.times, self.ours.times)
+        return paired_ratio(self.peer.times, self.best.times)
 
     @property
     def noisy(self) -> bool:
         """Whether either side's times scatter."""
-        return any(side.outcome == "noisy" for side in (self.ours, self.peer))
+        return any(side.outcome == "noisy" for side in (self.best, self.peer))
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
         names = ("precision", "mode", "T", "N", "H")
         known = {name: getattr(self.point, name) for name in names}
         ratio, low, high = self.ratio or (None, None, None)
-        median = self.ours.median
+        median = self.best.median
         figures = {"ratio": ratio, "low": low, "high": high}
         figures |= {"tflops": None if median is None else self.point.flops / median / 1e12}
-        return known | figures | {"ours": self.ours.to_dict(), "peer": self.peer.to_dict()}
+        sides = {"ours": self.ours.to_dict(), "peer": self.peer.to_dict()}
+        paths = {name: side.to_dict() for name, side in self.paths.items()}
+        return known | figures | sides | {"paths": paths, "fastest": self.fastest}
 
 
 def losses(place: Place, got: Named, want: Named) -> dict[str, float]:
@@ -127,35 +150,44 @@ def judge_ours(lost: Mapping[str, float], peer: Mapping[str, float], precision: 
 
 def compare(place: Place, grid: Grid, point: Point, given: Given, want: Named, rng: np.random.Generator) -> Compared:
     """Judge and time both sides at a point. What either side raises is its outcome."""
-    ours, peer = Side(), Side()
-    found = Compared(point, ours, peer)
     wanted = {name: array for name, array in want.items() if point.mode == "training" or name in _OUTPUTS}
+    places = {"peer": place, "": place, **{name: place.on(name) for name in place.paths}}
+    sides = {name: Side() for name in places}
     ready: dict[str, Ready] = {}
     lost: dict[str, dict[str, float]] = {}
-    for name, side, prepare in (("peer", peer, place.peer), ("ours", ours, place.ours)):
-        if name == "ours" and (reason := place.refusal(point.precision)):
+    for name, side in sides.items():
+        if name != "peer" and (reason := place.refusal(point.precision)):
             side.outcome, side.message = "unsupported", reason
             continue
-        made = _prepared(place, side, partial(prepare, given, point.precision, point.mode), wanted)
+        prepare = places[name].peer if name == "peer" else places[name].ours
+        but = sides[""].how if name in place.paths else None
+        made = _prepared(place, side, partial(prepare, given, point.precision, point.mode), wanted, but)
         if made is not None:
             ready[name], lost[name] = made
+    peer = sides["peer"]
     if "peer" in lost:
         peer.outcome, peer.message = judge_peer(lost["peer"], point.precision)
-    if "ours" in lost and peer.outcome == "right":
-        ours.outcome, ours.message, ours.share = judge_ours(lost["ours"], lost["peer"], point.precision)
-    elif "ours" in lost:
-        ours.outcome, ours.message = "error", f"nothing to judge it by: the peer {peer.outcome}"
-    right = {name: ready[name] for name, side in (("ours", ours), ("peer", peer)) if side.outcome == "right"}
-    _take_turns(place, grid, {name: (one, ours if name == "ours" else peer) for name, one in right.items()}, rng)
-    return found
+    for name, side in sides.items():
+        if name == "peer" or name not in lost:
+            continue
+        if peer.outcome == "right":
+            side.outcome, side.message, side.share = judge_ours(lost[name], lost["peer"], point.precision)
+        else:
+            side.outcome, side.message = "error", f"nothing to judge it by: the peer {peer.outcome}"
+    right = {name: (ready[name], side) for name, side in sides.items() if side.outcome == "right"}
+    _take_turns(place, grid, right, rng)
+    return Compared(point, sides[""], peer, {name: sides[name] for name in place.paths})
 
 
 def _prepared(
-    place: Place, side: Side, prepare: Callable[[], Ready], wanted: Named
+    place: Place, side: Side, prepare: Callable[[], Ready], wanted: Named, but: str | None = None
 ) -> tuple[Ready, dict[str, float]] | None:
-    """The call, done once, and what it loses of what is wanted; None where it raised, or gave less."""
+    """The call, done once, and what it loses of what is wanted; None where it raised, gave less, or runs as `but`."""
     try:
         made = prepare()
+        if made.how == but:
+            side.outcome, side.message, side.how = "unsupported", made.fallback or "the same path", made.how
+            return None
         side.how, side.first_s = made.how, place.seconds(made.call)
         outputs = made.outputs()
         absent = [name for name in wanted if name not in outputs]
@@ -194,12 +226,18 @@ def _take_turns(place: Place, grid: Grid, sides: Mapping[str, tuple[Ready, Side]
 
 
 def beside_plain(
-    place: Place, grid: Grid, point: Point, given: Mapping[str, Given], rng: np.random.Generator
+    place: Place,
+    grid: Grid,
+    point: Point,
+    given: Mapping[str, Given],
+    rng: np.random.Generator,
+    *,
+    but: str | None = None,
 ) -> dict[str, Side]:
-    """The plain layer and its variants in turn."""
+    """The plain layer and its variants in turn, without those that run as `but` says."""
     sides, calls = {name: Side() for name in given}, {}
     for name, data in given.items():
-        made = _prepared(place, sides[name], partial(place.ours, data, point.precision, point.mode), {})
+        made = _prepared(place, sides[name], partial(place.ours, data, point.precision, point.mode), {}, but)
         if made is not None:
             calls[name] = (made[0], sides[name])
     _take_turns(place, grid, calls, rng)
