@@ -73,6 +73,8 @@ class Device(ABC):
 
     #: As receipts name it.
     name: str
+    #: As its maker names it: what was measured on one holds for the others of that name.
+    model: str
     multiprocessors: int
     #: The most dynamic shared memory of a block, in bytes.
     shared_bytes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,9 +16,13 @@ from lstmcore_cupy.backward import backward
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import forward
+from lstmcore_cupy.measured import Mode, decide
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, together
 from lstmcore_cupy.tangent import jvp
 from lstmcore_cupy.weights import Saved, Weights
+
+#: The persistent kernels of the two passes.
+_KERNELS: Final[dict[str, Name]] = {"forward": "forward_persistent", "backward": "backward_persistent"}
 
 
 class CupyKernel(Kernel):
@@ -44,27 +48,42 @@ class CupyKernel(Kernel):
         device = self.backend.device
         name, where, precision = self.backend.name, device.name, self.precision.name
         one, two = "all steps in one launch", "a product and a kernel a step"
-        if not self.backend.persistent:
-            reason = "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
-            return Receipt(name, where, precision, two, reason)
-        with device.active():
-            programs, rows = self.programs(device), 1 if batch is None else batch
-            ahead = self.plan(programs, "forward_persistent", rows, directions)
-            back = self.plan(programs, "backward_persistent", rows, directions)
-        if isinstance(ahead, str):
-            return Receipt(name, where, precision, two, ahead, ahead)
-        if isinstance(back, str):
-            return Receipt(name, where, precision, f"forward {one}, backward {two}", _told("forward", ahead), back)
-        reason = f"{_told('forward', ahead)}, {_told('backward', back)}; jvp step by step"
-        return Receipt(name, where, precision, one, reason)
+        rows = 1 if batch is None else batch
+        paths, reasons, missed = [], [], []
+        for side, kernel in _KERNELS.items():
+            wanted, why = self._decided(device, kernel, rows)
+            found: Plan | str = why
+            if wanted:
+                with device.active():
+                    found = self.plan(self.programs(device), kernel, rows, directions)
+            paths.append(one if isinstance(found, Plan) else two)
+            reasons.append(_told(side, found) if isinstance(found, Plan) else found)
+            missed += [found] if wanted and isinstance(found, str) else []
+            reasons += [why] if wanted and self.backend.persistent is None else []
+        if set(paths) == {two}:
+            reasons.insert(
+                0, "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
+            )
+        elif set(paths) == {one}:
+            reasons.append("jvp step by step")
+        path = paths[0] if len(set(paths)) == 1 else f"forward {paths[0]}, backward {paths[1]}"
+        reason = "; ".join(dict.fromkeys(reasons))
+        return Receipt(name, where, precision, path, reason, missed[0] if missed else None)
+
+    def _decided(self, device: Device, kernel: Name, batch: int) -> tuple[bool, str]:
+        """Whether a persistent kernel is to run calls of a batch size, and why."""
+        asked = self.backend.persistent
+        if asked is not None:
+            return asked, f"the persistent kernels are {'' if asked else 'not '}asked for"
+        mode: Mode = "inference" if kernel == "forward_persistent" else "training"
+        return decide(device.model, self.precision.name, mode, batch, self.config.hidden_size)
 
     def plan(self, programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
         """How a persistent kernel runs a call, or why it does not."""
-        if not self.backend.persistent:
-            return "the persistent kernels are not asked for"
         key = (programs.device.name, kernel, batch, directions)
         if key not in self._plans:
-            self._plans[key] = plan(programs, kernel, batch, directions)
+            wanted, why = self._decided(programs.device, kernel, batch)
+            self._plans[key] = plan(programs, kernel, batch, directions) if wanted else why
         return self._plans[key]
 
     def programs(self, device: Device) -> Programs:
@@ -204,13 +223,13 @@ class CupyStack(ComposedStack):
 class CupyBackend(Backend):
     """Every switch on an NVIDIA GPU. `device` is where arrays of the host go; calls run where their weights are.
 
-    `persistent`: whether forward and backward take the persistent kernels where they can. They are not the default,
-    since no GPU has run them yet.
+    `persistent`: whether forward and backward take the persistent kernels where they can. None: where they were
+    measured to be faster, see measured.py; no GPU has run them yet.
     """
 
     name = "cupy"
 
-    def __init__(self, device: Device, *, persistent: bool = False) -> None:
+    def __init__(self, device: Device, *, persistent: bool | None = None) -> None:
         self.device, self.persistent = device, persistent
 
     def capabilities(self) -> Capabilities:

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from emulation import EmulatedDevice
 
+from lstmcore import LSTM
+from lstmcore.backend import Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import PRECISIONS
+from lstmcore_conformance import budgets
+from lstmcore_conformance.cases import Case
 from lstmcore_conformance.gpu.cuda import CUDA
+from lstmcore_conformance.gpu.plan import Point
+from lstmcore_conformance.gpu.table import table_of
+from lstmcore_conformance.gpu.timing import Compared, Side
+from lstmcore_conformance.subject import Subject, compare
+from lstmcore_cupy import measured
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Device
 from lstmcore_cupy.kernel import CupyBackend
@@ -61,18 +70,72 @@ def test_receipts_name_the_path_and_strict_takes_it() -> None:
     assert (found.backend, found.device, found.precision) == ("cupy", "emulated", "bfloat16")
     assert found.path == "a product and a kernel a step"
     assert found.fallback is None
+    for mode in ("inference", "training"):
+        assert f"which path is faster in {mode} in bfloat16 has not been measured on emulated" in found.reason
+
+
+def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By pass and by the nearest sizes of the same GPU and precision; strict refuses what cannot be as it says."""
+    table = (
+        measured.Point("emulated", "float32", "inference", 1, 4, False),
+        measured.Point("emulated", "float32", "inference", 32, 4, False),
+        measured.Point("emulated", "float32", "inference", 32, 64, True),
+        measured.Point("emulated", "float32", "training", 32, 64, True),
+        measured.Point("emulated", "float16", "inference", 1, 4, True),
+        measured.Point("another", "bfloat16", "inference", 1, 4, True),
+    )
+    monkeypatch.setattr(measured, "points", lambda: table)
+    device, two, one = EmulatedDevice(), "a product and a kernel a step", "all steps in one launch"
+    backend = CupyBackend(device)
+
+    def receipt(precision: str, batch: int, **changes: Any) -> Receipt:
+        return backend.compile(LSTMConfig(**{"input_size": 2, "hidden_size": 48} | changes), precision).receipt(
+            4, batch
+        )
+
+    both = receipt("float32", 20)
+    assert (both.path, both.fallback) == (one, None)
+    assert "the persistent kernels were faster in training in float32 at N=32, H=64 on emulated" in both.reason
+    mixed = receipt("float32", 20, hidden_size=5)
+    assert (mixed.path, mixed.fallback) == (f"forward {two}, backward {one}", None)
+    assert "the kernels of a step each were faster in inference in float32 at N=32, H=4 on emulated" in mixed.reason
+    half = receipt("float16", 1)
+    assert half.path == f"forward {one}, backward {two}"
+    assert "which path is faster in training in float16 has not been measured on emulated" in half.reason
+    assert receipt("bfloat16", 1).path == two
+    assert receipt("float32", 20, layer_norm=True).fallback == "the persistent kernels have no layer norm"
+    with pytest.raises(UnsupportedError, match="the persistent kernels have no layer norm"):
+        LSTM(2, 48, backend=backend, dtype="float32", strict=True, layer_norm=True)(np.zeros((4, 20, 2), "float32"))
+    config = LSTMConfig(input_size=2, hidden_size=5)
+    case = Case(name="mixed", model=config, precision="float32", batch=20)
+    compare(Subject(backend).gradients(case), budgets.gradients(case))
+    launched = [kernel for program in device._programs.values() for kernel in program.launches]
+    assert {"forward_cell", "backward_persistent"} == {name for name in launched if "_cell" in name or "_pers" in name}
+
+
+def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
+    made = table_of([_compared(2.0, 1.0), _compared(1.0, 2.0), _compared(1.0, None)], "one GPU")
+    assert [measured.Point(**row) for row in made] == [
+        measured.Point("one GPU", "tf32", "training", 16, 64, True),
+        measured.Point("one GPU", "tf32", "training", 16, 64, False),
+    ]
+    assert all(isinstance(point, measured.Point) for point in measured.points())
+
+
+def _compared(own: float, persistent: float | None) -> Compared:
+    sides = [Side("measured", times=[] if time is None else [time]) for time in (own, persistent)]
+    return Compared(Point("tf32", "training", 512, 16, 64), sides[0], Side(), {"persistent": sides[1]})
 
 
 def test_the_script_for_a_gpu_also_runs_the_persistent_kernels() -> None:
-    place = CUDA.__new__(CUDA)
-    place.backend = CupyBackend(EmulatedDevice())
-    place.paths = place._paths()
-    chosen = place.on("persistent").backend
-    assert isinstance(chosen, CupyBackend)
-    assert chosen.persistent
-    assert chosen.device is place.backend.device
-    paths = [one.compile(CONFIG, "float32").receipt(4, 2).path for one in (place.backend, chosen)]
-    assert paths == ["a product and a kernel a step", "all steps in one launch"]
+    own = CupyBackend(EmulatedDevice())
+    plain, paths = CUDA._backends(own)
+    persistent = paths["persistent"]
+    assert isinstance(plain, CupyBackend)
+    assert isinstance(persistent, CupyBackend)
+    assert plain.device is persistent.device is own.device
+    told = [one.compile(CONFIG, "float32").receipt(4, 2).path for one in (plain, persistent)]
+    assert told == ["a product and a kernel a step", "all steps in one launch"]
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 5000])

@@ -300,7 +300,7 @@ def test_receipts_say_which_path_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
         found = CupyBackend(device, persistent=True).compile(config, "float32").receipt(4, 19)
         assert found.path == path
         assert found.fallback is not None and reason in found.fallback
-        assert CupyBackend(device).compile(config, "float32").receipt(4, 19).fallback is None
+        assert CupyBackend(device, persistent=False).compile(config, "float32").receipt(4, 19).fallback is None
     monkeypatch.setattr(EmulatedProgram, "resident_blocks", lambda self, kernel, *_: 3 + (kernel[0] == "f"))
     found = backend.compile(LSTMConfig(input_size=2, hidden_size=41), "float32").receipt(4, 19)
     assert found.path == f"forward all steps in one launch, backward {two}"

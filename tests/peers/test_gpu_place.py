@@ -74,7 +74,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> cuda.CUDA:
     lstm = torch.nn.LSTM
     monkeypatch.setattr(torch.nn, "LSTM", lambda *sizes, device, **more: lstm(*sizes, **more))
     monkeypatch.setattr(cuda, "LARGE", 50)
-    monkeypatch.setattr(cuda.CUDA, "_paths", lambda self: {})
+    monkeypatch.setattr(cuda.CUDA, "_backends", lambda self, own: (own, {}))
     found = cuda.CUDA()
     found.grid = STAND_IN
     return found

@@ -59,8 +59,7 @@ class CUDA(Place):
         self.cupy: Any = importlib.import_module("cupy")
         self.torch: Any = importlib.import_module("torch")
         self.grid = GPU
-        self.backend = importlib.import_module("lstmcore_cupy").lstmcore_backend()
-        self.paths = self._paths()
+        self.backend, self.paths = self._backends(importlib.import_module("lstmcore_cupy").lstmcore_backend())
         #: The arrays by their id, which is theirs for as long as they are kept here.
         self._large: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         torch = self.torch
@@ -70,10 +69,11 @@ class CUDA(Place):
         torch.cuda.set_stream(self.stream)
         self.cupy.cuda.ExternalStream(self.stream.cuda_stream).use()
 
-    def _paths(self) -> dict[str, Backend]:
-        """The persistent kernels, which the backend does not take by itself."""
-        own: Any = self.backend
-        return {"persistent": type(own)(own.device, persistent=True)}
+    @staticmethod
+    def _backends(own: Any) -> tuple[Backend, dict[str, Backend]]:
+        """The backend that goes step by step whatever its table says, and the persistent kernels."""
+        make = type(own)
+        return make(own.device, persistent=False), {"persistent": make(own.device, persistent=True)}
 
     def lost(self) -> str | None:
         try:

@@ -16,7 +16,7 @@ from lstmcore.files import write_atomically
 from lstmcore_conformance.gpu.parts import conformance
 from lstmcore_conformance.gpu.places import Place, draw
 from lstmcore_conformance.gpu.plan import VARIANTS, Deadline, Point
-from lstmcore_conformance.gpu.table import summary
+from lstmcore_conformance.gpu.table import summary, table_of
 from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare
 from lstmcore_conformance.report import Report
 
@@ -78,6 +78,8 @@ class Session:
         write_atomically(self.folder / "results.json", (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
         if self.report is not None:
             self.report.write_json(self.folder / "conformance.json")
+        if rows := table_of(self.points, str(values["facts"]["device"])):
+            write_atomically(self.folder / "measured.json", (json.dumps(rows, indent=1) + "\n").encode())
         for path, report in self.reports.items():
             report.write_json(self.folder / f"conformance-{path}.json")
         return values

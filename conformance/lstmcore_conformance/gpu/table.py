@@ -41,6 +41,23 @@ def _over(side: Side, plain: Side | None) -> float | None:
     return side.median / plain.median
 
 
+def table_of(points: Sequence[Compared], gpu: str) -> list[dict[str, Any]]:
+    """Where the persistent kernels were faster: rows of the table by which the backend cupy decides, measured.json."""
+    both = [(one, one.ours.median, one.paths["persistent"].median) for one in points if "persistent" in one.paths]
+    return [
+        {
+            "gpu": gpu,
+            "precision": one.point.precision,
+            "mode": one.point.mode,
+            "batch": one.point.N,
+            "hidden": one.point.H,
+            "persistent": path_s < own_s,
+        }
+        for one, own_s, path_s in both
+        if own_s is not None and path_s is not None
+    ]
+
+
 def _beside(path: str, points: Sequence[Compared]) -> dict[str, Any]:
     """At how many points a path is faster than what is taken by itself, and where it is not."""
     medians = [(one, one.paths[path].median, one.ours.median) for one in points]

@@ -79,7 +79,7 @@ class EmulatedDevice(Device):
         What is done to every source before it is compiled.
     """
 
-    name = "emulated"
+    name = model = "emulated"
     multiprocessors = 4
     shared_bytes = 227 << 10
 
