@@ -72,6 +72,7 @@ def test_what_tf32_may_lose_is_what_its_own_evaluation_loses() -> None:
     for name, want in allowed.items():
         scale = np.abs(want.value).max()
         lost = [np.abs(oracle.gradients(case, policy)[name] - exact[name]).max() for policy in ways]
+        assert lost[0] != lost[1]
         least = budgets.SAFETY * (max(lost) + budgets.ROUNDING * case.policy.epsilon * scale)
         assert least <= want.budget * (1 + 1e-9)  # the copies of the data may have lost more
         assert want.budget < 2 * least
@@ -376,6 +377,8 @@ def test_in_tf32_no_kink_is_nearer_than_an_error() -> None:
     cases = {item.case for item in items(Subject(TextbookBackend()), precisions=["tf32"]) if item.case is not None}
     found = [quality(case, case.data) for case in cases if attempt_of(case)]
     assert MARGIN * min(found) > 1
+    case = case_of("gate_clip", "tf32")  # an error of TF32 is many of float32, in which the data are far from kinks
+    assert quality(case, case.data) < 0.1 * quality(case.with_precision("float32"), case.data)
     assert sum(one < 1 for one in found) <= 0.03 * len(cases)
 
 

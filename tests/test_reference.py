@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def _data(config: LSTMConfig, rng: np.random.Generator) -> tuple[dict[str, Any],
         {name: normal(shape) for name, shape in config.parameter_shapes.items()},
     )
     return parameters, x, state, directions
+
+
+def test_operands_of_tf32_have_10_bits() -> None:
+    """To the nearest, ties to even, or cut off; NaN, infinity and what is complex stay."""
+    unit = 2.0**-10
+    given = np.array([1 + unit / 2, 1 + 1.5 * unit, 1 + 0.75 * unit, -1 - 0.75 * unit, 3 * 2.0**-149, np.inf, np.nan])
+    nearest = [1, 1 + 2 * unit, 1 + unit, -1 - unit, 0, np.inf, np.nan]
+    zero = [1, 1 + unit, 1, -1, 0, np.inf, np.nan]
+    array, policy = given.astype(np.float32), PRECISIONS["tf32"]
+    np.testing.assert_array_equal(reference._operand(array, policy), np.float32(nearest))
+    np.testing.assert_array_equal(reference._operand(array, replace(policy, operands="towards zero")), np.float32(zero))
+    for same in (PRECISIONS["float32"], PRECISIONS["float16"]):
+        assert reference._operand(array, same) is array
+    turned = array + 1j
+    assert reference._operand(turned, policy) is turned
 
 
 def _check_derivatives(config: LSTMConfig, seed: int, lengths: list[int] | None, with_masks: bool) -> None:
