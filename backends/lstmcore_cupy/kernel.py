@@ -8,10 +8,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
+from lstmcore.backend import (
+    Backend,
+    Capabilities,
+    Forward,
+    Gradients,
+    Kernel,
+    Masks,
+    Receipt,
+    StackMasks,
+    State,
+    Tangents,
+)
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
-from lstmcore.stack import ComposedStack
+from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array, Device
@@ -198,6 +209,39 @@ class CupyStack(ComposedStack):
 
     kernels: tuple[CupyKernel, ...]
 
+    # What the layers share, halves of y and masks between them, is made on the weights' device as well.
+
+    def forward(
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        with weights[0].programs.device.active():
+            return super().forward(weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+
+    def backward(self, weights: Any, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
+        with weights[0].programs.device.active():
+            return super().backward(weights, tape, dy, dstate)
+
+    def jvp(
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Forward, Forward]:
+        with weights[0].programs.device.active():
+            return super().jvp(weights, x, state, tangents, lengths=lengths, masks=masks)
+
     def _forward_layer(
         self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
     ) -> Sequence[tuple[Array, State, Any]]:
@@ -205,16 +249,14 @@ class CupyStack(ComposedStack):
             kernel.forward_pass(*args, record=record, out=out, directions=len(calls))
             for kernel, (*args, out) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
         ]
-        with calls[0][0].programs.device.active():
-            return together(passes)
+        return together(passes)
 
     def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
         passes = [
             kernel.backward_pass(*args, directions=len(calls))
             for kernel, (_, *args) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
         ]
-        with calls[0][0].programs.device.active():
-            return together(passes)
+        return together(passes)
 
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
         return tuple(kernel.receipt_beside(batch, self.stack.num_directions) for kernel in self.kernels)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from emulation import EmulatedDevice
 
 from lstmcore import LSTM
+from lstmcore import stack as stacks
 from lstmcore.backend import Receipt, UnsupportedError
-from lstmcore.config import LSTMConfig
+from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance import budgets
 from lstmcore_conformance.cases import Case
@@ -62,6 +65,38 @@ def test_weights_are_where_their_parameters_are_and_x_has_to_be_there() -> None:
         ValueError, match="x: expected an array on emulated:0, where the weights are; got one on emulated:1"
     ):
         kernel.forward(here, x.view(_Marked))
+
+
+def test_what_layers_share_is_made_on_the_weights_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy makes arrays, and computes, on the device that is current: it may be another one when a stack is called."""
+    current: list[str] = []
+    seen: list[list[str]] = []
+
+    class Second(EmulatedDevice):
+        name = "emulated:1"
+
+        @contextmanager
+        def active(self) -> Iterator[None]:  # type: ignore[override]  # a context manager all the same
+            current.append(self.name)
+            yield
+            current.pop()
+
+    for name in ("_namespace", "_times"):
+        own = getattr(stacks, name)
+        monkeypatch.setattr(stacks, name, lambda *given, own=own: (seen.append([*current]), own(*given))[1])
+    case = Case(
+        name="two",
+        model=StackConfig.make(CONFIG, num_layers=2, bidirectional=True, dropout=0.3),
+        precision="float32",
+        masks=True,
+    )
+    subject = Subject(CupyBackend(Second()))
+    for call, expected in ((Subject.forward, budgets.forward), (Subject.gradients, budgets.gradients)):
+        compare(call(subject, case), expected(case))
+    subject.tangents(case)
+    assert len(seen) > 10
+    assert all("emulated:1" in names for names in seen)
+    assert not current
 
 
 def test_receipts_name_the_path_and_strict_takes_it() -> None:
