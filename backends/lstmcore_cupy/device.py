@@ -275,10 +275,12 @@ class CudaDevice(Device):
         elif isinstance(array, np.ndarray):
             bits = np.ascontiguousarray(array)
             return cupy.asarray(bits.view(_as_bits(bits.dtype))).view(bits.dtype)
-        elif hasattr(array, "__cuda_array_interface__"):
-            found = cupy.asarray(array)
-        else:
+        elif hasattr(array, "__dlpack_device__"):  # first, since it tells the giver which stream reads
+            if self._number(array) is None:
+                return self.array(np.from_dlpack(array))
             found = cupy.from_dlpack(array)
+        else:
+            found = cupy.asarray(array)
         if found.device.id != self.number:
             raise ValueError(
                 f"array: expected one on {self.name}, where this call runs; got one on cuda:{found.device.id}"

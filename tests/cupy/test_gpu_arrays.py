@@ -177,6 +177,30 @@ def test_the_arrays_tell_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.home(_Foreign(__cuda_array_interface__={})) == (other, 2)
 
 
+def test_other_libraries_arrays_come_by_dlpack_where_they_have_it() -> None:
+    """It makes the giver wait for, or tell, the stream that reads; the interface of PyTorch's tensors does not."""
+    device, own = _Gpu(), np.arange(6, dtype="float32").reshape(2, 3)
+    device._cupy.from_dlpack = lambda array: _Array(array.own)
+    device._cupy.asarray = lambda array: _Array(array.__cuda_array_interface__["own"])
+    interface = {"own": own}
+    both = _Foreign(own=own, __dlpack_device__=lambda: (2, 0), __cuda_array_interface__={"own": own + 1})
+    np.testing.assert_array_equal(device.array(both).own, own)
+    np.testing.assert_array_equal(device.array(_Foreign(__cuda_array_interface__=interface)).own, own)
+
+
+def test_dlpack_of_the_processor_is_copied() -> None:
+    """CuPy's own refuses it."""
+
+    class Host:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return np.arange(3.0).__dlpack__(**options)
+
+    np.testing.assert_array_equal(_Gpu().array(Host()).own, np.arange(3.0))
+
+
 def test_an_array_of_another_gpu_is_refused() -> None:
     """No kernel may get its address: the state, a mask, dy and out as well as x."""
     config = LSTMConfig(input_size=2, hidden_size=3)
