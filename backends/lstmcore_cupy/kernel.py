@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.lib import NumpyVersion
 
 from lstmcore.backend import (
     Backend,
@@ -31,6 +32,9 @@ from lstmcore_cupy.measured import Mode, decide
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, together
 from lstmcore_cupy.tangent import jvp
 from lstmcore_cupy.weights import Saved, Weights
+
+#: With which CuPy computes in bfloat16.
+OLDEST_NUMPY: Final = "2.1.2"
 
 #: The persistent kernels of the two passes.
 _KERNELS: Final[dict[str, Name]] = {"forward": "forward_persistent", "backward": "backward_persistent"}
@@ -276,11 +280,9 @@ class CupyBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         precisions, reasons = set(PRECISIONS), {}
-        try:
-            numpy_dtype("bfloat16")
-        except ImportError as error:
+        if (reason := _no_bfloat16()) is not None:
             precisions.remove("bfloat16")
-            reasons["bfloat16"] = str(error)
+            reasons["bfloat16"] = reason
         return Capabilities(self.device.name, frozenset(precisions), FEATURES, reasons=reasons)
 
     def versions(self) -> dict[str, str]:
@@ -303,6 +305,17 @@ class CupyBackend(Backend):
 
     def _compile_stack(self, stack: StackConfig, precision: Precision) -> CupyStack:
         return CupyStack(self, stack, precision)
+
+
+def _no_bfloat16() -> str | None:
+    """Why CuPy makes no arrays of bfloat16 here, or None."""
+    try:
+        numpy_dtype("bfloat16")
+    except ImportError as error:
+        return str(error)
+    if NumpyVersion(np.__version__) < OLDEST_NUMPY:
+        return f"CuPy has bfloat16 with NumPy {OLDEST_NUMPY} or newer; this one is {np.__version__}"
+    return None
 
 
 def _told(what: str, found: Plan) -> str:

@@ -109,6 +109,15 @@ def test_receipts_name_the_path_and_strict_takes_it() -> None:
         assert f"which path is faster in {mode} in bfloat16 has not been measured on emulated" in found.reason
 
 
+def test_bfloat16_needs_a_numpy_that_cupy_knows_it_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = CupyBackend(EmulatedDevice()).capabilities()
+    assert "bfloat16" in declared.precisions
+    monkeypatch.setattr(np, "__version__", "2.1.1")
+    declared = CupyBackend(EmulatedDevice()).capabilities()
+    assert "bfloat16" not in declared.precisions
+    assert declared.missing("bfloat16") == "bfloat16: CuPy has bfloat16 with NumPy 2.1.2 or newer; this one is 2.1.1"
+
+
 def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """By pass and by the nearest sizes of the same GPU and precision; strict refuses what cannot be as it says."""
     table = (
