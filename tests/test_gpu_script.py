@@ -251,6 +251,7 @@ def test_a_process_that_ends_is_followed_by_one_that_goes_on_behind(
         (_lines({"all": 4}, {"warming": True}), 1),
     )
     monkeypatch.setattr(subprocess, "Popen", processes)
+    monkeypatch.setattr(parts, "STALLED", 0.01)
     found = parts._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 60.0, Deadline(120), [])
     assert [words[-2] for words in processes.words] == ["0", "2", "3", "4"]
     assert found.all == 4
@@ -311,6 +312,8 @@ def test_a_path_is_judged_and_the_fastest_that_is_right_counts() -> None:
     figures = {one["path"]: one for one in table.summary([point], {})["paths"]}
     assert figures["fast"]["faster"] == 1
     assert figures["slow"]["slower_at"] == [f"N={POINT.N}, H={POINT.H}"]
+    assert table._some(["a"] * 6) == "a, a, a, a, a, a"
+    assert table._some(["a"] * 9).endswith("a and 3 more")
 
 
 def test_variants_of_a_path_are_those_that_it_has() -> None:

@@ -30,6 +30,9 @@ from lstmcore_conformance.suite import items, report_on, run_item
 
 #: Seconds that a process may take beyond its time: it starts, and its last case may be a long one.
 GRACE: Final = 45.0
+#: Seconds that a case may take, compiled and evaluated on the host as well, and between two looks at a process.
+STALLED: Final = 90.0
+LOOK: Final = 2.0
 #: Processes that may follow each other for one share, each after one that ended too early.
 ATTEMPTS: Final = 8
 
@@ -151,13 +154,11 @@ def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select:
             stderr=subprocess.PIPE,
             text=True,
         )
-        try:
-            _, said = process.communicate(timeout=max(limit.left, 1.0))
-            how = f"ended by exit code {process.returncode}: {(said.strip().splitlines() or ['no message'])[-1]}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        said = _ended(process, file, limit)
+        if said is None:
             how = "did not end in its time; a kernel may hang"
+        else:
+            how = f"ended by exit code {process.returncode}: {(said.strip().splitlines() or ['no message'])[-1]}"
         begun = lost = ended = None
         warming = False
         for record in _records(file):
@@ -176,6 +177,22 @@ def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select:
         if begun is None or warming or limit.left < GRACE:
             return part
     return part
+
+
+def _ended(process: subprocess.Popen[str], file: Path, limit: Deadline) -> str | None:
+    """What a process said until its end; None where it was ended, since its time was up or its file stood still."""
+    size, moved = -1, Deadline(STALLED)
+    while True:
+        try:
+            return process.communicate(timeout=LOOK)[1]
+        except subprocess.TimeoutExpired:
+            now = file.stat().st_size if file.exists() else 0
+            if now != size:
+                size, moved = now, Deadline(STALLED)
+            if moved.left < 0 or limit.left < 0:
+                process.kill()
+                process.communicate()
+                return None
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

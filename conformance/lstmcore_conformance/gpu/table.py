@@ -80,6 +80,11 @@ def _figures(points: Sequence[Compared]) -> dict[str, Any]:
     return found | {"mean": mean, "worst": worst, "worst_at": _sizes(at.point), "noisy": noisy}
 
 
+def _some(texts: Sequence[str], most: int = 6) -> str:
+    """As many as a line of the table has room for."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def _sizes(point: Point) -> str:
     return f"N={point.N}, H={point.H}"
 
@@ -126,7 +131,7 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
         wanted += [f"worst >= {one['least']:g}"] if one["least"] is not None else []
         yield f"  goal, forward and backward, {one['goal']}, {', '.join(wanted)}: {said}, {one['points']} points"
     for one in values["summary"]["paths"]:
-        slow = f", slower at {', '.join(one['slower_at'])}" if one["slower_at"] else ""
+        slow = f", slower at {_some(one['slower_at'])}" if one["slower_at"] else ""
         share = f"{one['faster']} of the {one['points']} points that both can do"
         yield f"  {one['precision']}, {one['mode']}: the {one['path']} path is faster at {share}{slow}"
     for one in values["summary"]["variants"]:
