@@ -380,9 +380,9 @@ def machine_code(text: str, architecture: int) -> bytes:
     from cupy_backends.cuda.libs import nvrtc
 
     key = hashlib.sha256(repr((text, architecture, OPTIONS, nvrtc.getVersion())).encode()).hexdigest()
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
     kept = folder / f"lstmcore_{key}.cubin"
-    if kept.exists():
+    with suppress(OSError):  # not there, or not for us to read
         return kept.read_bytes()
     code, _ = compiled(text, architecture)
     with suppress(OSError):  # a folder that cannot be written to costs time and nothing else

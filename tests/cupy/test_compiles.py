@@ -112,6 +112,15 @@ def test_machine_code_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
     assert machine_code(text, 90) == first
+    file.unlink()
+    file.mkdir()  # it cannot be read
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kept"))
+    assert machine_code(text, 90) == first
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text.replace("~", str(tmp_path / "home")))
+    monkeypatch.setattr(Path, "home", lambda: pytest.fail("raises where nobody has a home"))
+    assert machine_code(text, 90) == first
+    assert list((tmp_path / "home" / ".cupy" / "kernel_cache").iterdir())
 
 
 def test_without_a_gpu_it_is_listed_with_the_reason_and_auto_takes_another() -> None:
