@@ -127,6 +127,15 @@ def test_inputs_are_shared_and_never_written_to(place: cuda.CUDA) -> None:
     assert not place._large
 
 
+def test_a_device_that_is_lost_is_told(place: cuda.CUDA, monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: an illegal\nmemory access")
+
+    assert place.lost() is None
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert place.lost() == "the device is lost: RuntimeError: CUDA error: an illegal memory access"
+
+
 def test_a_session_of_it(place: cuda.CUDA, tmp_path: Any) -> None:
     session = Session(place, "cuda", tmp_path, lambda text: None)
     values = session.run(["variants", "benchmark"], 120.0, 1, None)
