@@ -9,6 +9,7 @@ import numpy as np
 from lstmcore.backend import Masks, State
 from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array
+from lstmcore_cupy.measured import Mode
 from lstmcore_cupy.persistent import Loop, Pass, Plan
 from lstmcore_cupy.weights import Saved, Weights
 
@@ -43,7 +44,8 @@ def forward(
     if record:
         own = Masks(*(None if mask is None else mask.copy() for mask in own))
     narrow = device.array(x)
-    persistent = kernel.plan(programs, "forward_persistent", batch, directions)
+    mode: Mode = "training" if record else "inference"
+    persistent = kernel.plan(programs, "forward_persistent", batch, directions, mode=mode)
     kept = _buffers(programs, steps, batch, record=record)
     if isinstance(persistent, Plan) and not record:  # one block may write the next r while another reads this one
         kept |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}

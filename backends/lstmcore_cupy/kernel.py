@@ -38,6 +38,12 @@ OLDEST_NUMPY: Final = "2.1.2"
 
 #: The persistent kernels of the two passes.
 _KERNELS: Final[dict[str, Name]] = {"forward": "forward_persistent", "backward": "backward_persistent"}
+#: What a receipt tells: forward of a call that is not recorded, then both passes of one that is.
+_PASSES: Final[tuple[tuple[Mode, str], ...]] = (
+    ("inference", "forward"),
+    ("training", "forward"),
+    ("training", "backward"),
+)
 
 
 class CupyKernel(Kernel):
@@ -52,7 +58,7 @@ class CupyKernel(Kernel):
     def __init__(self, backend: CupyBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
         self._programs: dict[str, Programs] = {}
-        self._plans: dict[tuple[str, Name, int, int], Plan | str] = {}
+        self._plans: dict[tuple[str, Name, Mode, int, int], Plan | str] = {}
         self._lock = threading.Lock()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
@@ -65,15 +71,16 @@ class CupyKernel(Kernel):
         one, two = "all steps in one launch", "a product and a kernel a step"
         rows = 1 if batch is None else batch
         paths, reasons, missed = [], [], []
-        for side, kernel in _KERNELS.items():
-            wanted, why = self._decided(device, kernel, rows)
+        for mode, side in _PASSES:
+            kernel = _KERNELS[side]
+            wanted, why = self._decided(device, mode, rows)
             found: Plan | str = why
             if wanted:
                 with device.active():
-                    found = self.plan(self.programs(device), kernel, rows, directions)
+                    found = self.plan(self.programs(device), kernel, rows, directions, mode=mode)
             paths.append(one if isinstance(found, Plan) else two)
             reasons.append(_told(side, found) if isinstance(found, Plan) else found)
-            missed += [found] if wanted and isinstance(found, str) else []
+            missed += [found] if self.backend.persistent and isinstance(found, str) else []
             reasons += [why] if wanted and self.backend.persistent is None else []
         if set(paths) == {two}:
             reasons.insert(
@@ -81,23 +88,26 @@ class CupyKernel(Kernel):
             )
         elif set(paths) == {one}:
             reasons.append("jvp step by step")
-        path = paths[0] if len(set(paths)) == 1 else f"forward {paths[0]}, backward {paths[1]}"
         reason = "; ".join(dict.fromkeys(reasons))
-        return Receipt(name, where, precision, path, reason, missed[0] if missed else None)
+        return Receipt(name, where, precision, _path(*paths), reason, missed[0] if missed else None)
 
-    def _decided(self, device: Device, kernel: Name, batch: int) -> tuple[bool, str]:
-        """Whether a persistent kernel is to run calls of a batch size, and why."""
+    def _decided(self, device: Device, mode: Mode, batch: int) -> tuple[bool, str]:
+        """Whether the persistent kernels are to run calls of a batch size, and why.
+
+        A call that is recorded was timed with its backward pass, so what holds for training decides for both.
+        """
         asked = self.backend.persistent
         if asked is not None:
             return asked, f"the persistent kernels are {'' if asked else 'not '}asked for"
-        mode: Mode = "inference" if kernel == "forward_persistent" else "training"
         return decide(device.model, self.precision.name, mode, batch, self.config.hidden_size)
 
-    def plan(self, programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
-        """How a persistent kernel runs a call, or why it does not."""
-        key = (programs.device.name, kernel, batch, directions)
+    def plan(
+        self, programs: Programs, kernel: Name, batch: int, directions: int, *, mode: Mode = "training"
+    ) -> Plan | str:
+        """How a persistent kernel runs a call, or why it does not. What is recorded is training."""
+        key = (programs.device.name, kernel, mode, batch, directions)
         if key not in self._plans:
-            wanted, why = self._decided(programs.device, kernel, batch)
+            wanted, why = self._decided(programs.device, mode, batch)
             self._plans[key] = plan(programs, kernel, batch, directions) if wanted else why
         return self._plans[key]
 
@@ -316,6 +326,14 @@ def _no_bfloat16() -> str | None:
     if NumpyVersion(np.__version__) < OLDEST_NUMPY:
         return f"CuPy has bfloat16 with NumPy {OLDEST_NUMPY} or newer; this one is {np.__version__}"
     return None
+
+
+def _path(inference: str, forward: str, backward: str) -> str:
+    """The paths of `_PASSES` in a receipt."""
+    if inference == forward:
+        return forward if forward == backward else f"forward {forward}, backward {backward}"
+    recorded = forward if forward == backward else f"forward {forward} and backward {backward}"
+    return f"inference {inference}, training {recorded}"
 
 
 def _told(what: str, found: Plan) -> str:

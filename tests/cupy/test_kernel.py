@@ -119,7 +119,7 @@ def test_bfloat16_needs_a_numpy_that_cupy_knows_it_with(monkeypatch: pytest.Monk
 
 
 def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By pass and by the nearest sizes of the same GPU and precision; strict refuses what cannot be as it says."""
+    """By what a call is for, and by the nearest sizes of the same GPU and precision."""
     table = (
         measured.Point("emulated", "float32", "inference", 1, 4, False),
         measured.Point("emulated", "float32", "inference", 32, 4, False),
@@ -141,20 +141,60 @@ def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (both.path, both.fallback) == (one, None)
     assert "the persistent kernels were faster in training in float32 at N=32, H=64 on emulated" in both.reason
     mixed = receipt("float32", 20, hidden_size=5)
-    assert (mixed.path, mixed.fallback) == (f"forward {two}, backward {one}", None)
+    assert (mixed.path, mixed.fallback) == (f"inference {two}, training {one}", None)
     assert "the kernels of a step each were faster in inference in float32 at N=32, H=4 on emulated" in mixed.reason
+    assert "the persistent kernels were faster in training in float32 at N=32, H=64 on emulated" in mixed.reason
     half = receipt("float16", 1)
-    assert half.path == f"forward {one}, backward {two}"
+    assert half.path == f"inference {one}, training {two}"
     assert "which path is faster in training in float16 has not been measured on emulated" in half.reason
     assert receipt("bfloat16", 1).path == two
-    assert receipt("float32", 20, layer_norm=True).fallback == "the persistent kernels have no layer norm"
-    with pytest.raises(UnsupportedError, match="the persistent kernels have no layer norm"):
-        LSTM(2, 48, backend=backend, dtype="float32", strict=True, layer_norm=True)(np.zeros((4, 20, 2), "float32"))
+
+
+def test_one_row_of_the_table_decides_a_whole_recorded_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward were timed together, with the same kernels in both; so they run, and jvp's forward too."""
     config = LSTMConfig(input_size=2, hidden_size=5)
     case = Case(name="mixed", model=config, precision="float32", batch=20)
-    compare(Subject(backend).gradients(case), budgets.gradients(case))
-    launched = [kernel for program in device._programs.values() for kernel in program.launches]
-    assert {"forward_cell", "backward_persistent"} == {name for name in launched if "_cell" in name or "_pers" in name}
+
+    def launched(call: str, *, inference: bool) -> set[str]:
+        table = [
+            measured.Point("emulated", "float32", mode, 20, 5, mode == "inference" if inference else mode == "training")
+            for mode in ("inference", "training")
+        ]
+        monkeypatch.setattr(measured, "points", lambda: tuple(table))
+        device = EmulatedDevice()
+        getattr(Subject(CupyBackend(device)), call)(case)
+        names = [kernel for program in device._programs.values() for kernel in program.launches]
+        return {name for name in names if name.endswith(("_cell", "_persistent"))}
+
+    assert launched("gradients", inference=False) == {"forward_persistent", "backward_persistent"}
+    assert launched("gradients", inference=True) == {"forward_cell", "backward_cell"}
+    assert launched("tangents", inference=False) == {"forward_persistent", "tangent_cell"}
+    assert launched("tangents", inference=True) == {"forward_cell", "tangent_cell"}
+    kernel = CupyBackend(EmulatedDevice()).compile(config, "float32")
+    assert kernel.receipt(4, 20).path == "inference all steps in one launch, training a product and a kernel a step"
+
+
+def test_strict_takes_what_only_a_table_would_have_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who asks for the persistent kernels is refused where they cannot run."""
+    table = [measured.Point("emulated", "float32", mode, 20, 5, True) for mode in ("inference", "training")]
+    monkeypatch.setattr(measured, "points", lambda: tuple(table))
+
+    class Small(EmulatedDevice):
+        shared_bytes = 1 << 10
+
+    for device, switches, reason in (
+        (EmulatedDevice(), {"layer_norm": True}, "the persistent kernels have no layer norm"),
+        (EmulatedDevice(), {"proj_size": 3}, "the persistent kernels have no projection"),
+        (Small(), {}, "forward_persistent needs"),
+    ):
+        own, x = CupyBackend(device), np.zeros((4, 20, 2), "float32")
+        options: dict[str, Any] = {"dtype": "float32", "strict": True} | switches
+        found = own.compile(LSTMConfig(input_size=2, hidden_size=41, **switches), "float32").receipt(4, 20)
+        assert (found.path, found.fallback) == ("a product and a kernel a step", None)
+        assert reason in found.reason
+        LSTM(2, 41, backend=own, **options)(x)
+        with pytest.raises(UnsupportedError, match=reason):
+            LSTM(2, 41, backend=CupyBackend(device, persistent=True), **options)(x)
 
 
 def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
