@@ -22,8 +22,9 @@ from lstmcore_conformance.gpu import micro, parts, table
 from lstmcore_conformance.gpu.__main__ import main
 from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
 from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
-from lstmcore_conformance.gpu.session import STAGES, Session
+from lstmcore_conformance.gpu.session import STAGES, Session, _judged
 from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare, judge_ours, judge_peer
+from lstmcore_conformance.report import Outcome, Report
 from lstmcore_conformance.subject import Subject
 from lstmcore_conformance.suite import items, run_item
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
@@ -219,7 +220,7 @@ class _Processes:
         text, code = self.ends.pop(0)
         self.words.append(words)
         self.returncode = -9 if code is None else code
-        Path(words[-1]).write_text(text)
+        Path(next(word for word in words if word.endswith(".json"))).write_text(text)
         self.hangs = code is None
         return self
 
@@ -248,7 +249,7 @@ def test_a_process_that_ends_is_followed_by_one_that_goes_on_behind(
         (whole + '{"check": "forw', -11),
         (_lines({"all": 4}, begun[2], ran[2], {"lost": "the device is lost: x"}), 0),
         (_lines({"all": 4}, {"begun": "d"}), None),
-        (_lines({"all": 4}, {"warming": True}), 1),
+        (_lines({"all": 4}, {"warming": True}, {"calling": "a point"}), 1),
     )
     monkeypatch.setattr(subprocess, "Popen", processes)
     monkeypatch.setattr(parts, "STALLED", 0.01)
@@ -260,8 +261,68 @@ def test_a_process_that_ends_is_followed_by_one_that_goes_on_behind(
         f"a process ended by exit code -11: the last words, at {three[1].id}",
         f"the device is lost: x, at {three[2].id}",
         "a process did not end in its time; a kernel may hang, at d",
-        "a process ended by exit code 1: the last words, at calls of the benchmark, on two steps",
+        "a process ended by exit code 1: the last words, at calls of the benchmark, on two steps: a point",
     ]
+    assert [number for number, _ in found.broken] == [1, 3]
+    assert all(message.endswith(", at this case") for _, message in found.broken)
+
+
+def _run_by(processes: _Processes, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, list[str]]:
+    monkeypatch.setattr(subprocess, "Popen", processes)
+    monkeypatch.setattr(parts, "STALLED", 0.01)
+    monkeypatch.setattr(parts, "LOOK", 0.01)
+    return parts.conformance(StandIn(), "stand-in", "", 1, 60.0, "forward.no_state")
+
+
+def _passes(*numbers: int) -> list[dict[str, Any]]:
+    subject = Subject(get_backend("numpy"))
+    every = list(items(subject, select="forward.no_state"))
+    some = [every[number] for number in numbers]
+    pairs = [({"begun": it.id}, {"check": it.check.id, "item": parts._plain(run_item(subject, it))}) for it in some]
+    return [record for pair in pairs for record in pair]
+
+
+@pytest.mark.parametrize(
+    ("code", "what"), [(-11, "ended by exit code -11: the last words"), (None, "a kernel may hang")]
+)
+def test_a_case_that_ends_its_process_is_an_error_of_the_report(
+    code: int | None, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest, third = _passes(*range(3, 12)), _passes(2)[0]
+    processes = _Processes(
+        (_lines({"all": 12}, *_passes(0, 1), third), code),
+        (_lines({"all": 12}, *rest, {"warming": True}, {"warmed": 1}), 0),
+    )
+    report, errors = _run_by(processes, monkeypatch)
+    (bad,) = report.bad
+    assert (bad.id, bad.outcome, bad.precision != "") == (third["begun"], Outcome.ERROR, True)
+    assert what in bad.message
+    assert (report.count, report.selection, len(errors)) == (12, "forward.no_state", 1)
+    judged = _judged(report)
+    assert judged is not None
+    assert judged["conforms"] is False
+
+
+def test_what_is_left_after_all_attempts_was_not_short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = _Processes(*((_lines({"all": 12}, _passes(number)[0]), -11) for number in range(parts.ATTEMPTS)))
+    report, _ = _run_by(processes, monkeypatch)
+    assert len(report.bad) == report.count == parts.ATTEMPTS
+    told = f"{parts.ATTEMPTS} of 12 cases; {12 - parts.ATTEMPTS} did not begin after {parts.ATTEMPTS} processes"
+    assert told in str(report.selection)
+    assert "time" not in str(report.selection)
+
+
+def test_a_process_that_cannot_begin_is_no_lack_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = _run_by(_Processes(("", 1)), monkeypatch)
+    assert not report.conforms
+    assert "ended by exit code 1: the last words, before this case began" in report.bad[0].message
+    assert "1 of 12 cases; 11 did not begin since a process ended at its beginning" in str(report.selection)
+
+
+def test_each_call_that_warms_is_told_before_it_is_made() -> None:
+    *calls, last = parts._warm(StandIn(), 0, 2, Deadline(60))
+    assert [record["calling"] for record in calls] == [str(point) for point in STAND_IN.all()[::2]]
+    assert last == {"warmed": len(calls)}
 
 
 def test_a_share_ends_where_the_device_is_lost() -> None:

@@ -116,6 +116,22 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     )
 
 
+def not_run(item: Item, message: str) -> ItemReport:
+    """The report of an item that came to no outcome of its own, such as one that ended its process: an error."""
+    if item.case is None:
+        return ItemReport(item.id, "", Outcome.ERROR, message=message)
+    case = item.case
+    return ItemReport(
+        item.id,
+        case.id,
+        Outcome.ERROR,
+        message=message,
+        precision=case.precision,
+        sizes=_sizes(case),
+        switches=_switches(case),
+    )
+
+
 def _sizes(case: Case) -> dict[str, int]:
     """The sizes of a case by the letters of SPEC.md."""
     first, stack = case.configs[0], case.stack

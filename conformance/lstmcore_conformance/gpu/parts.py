@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ from lstmcore_conformance.gpu.places import Place, StandIn, draw
 from lstmcore_conformance.gpu.plan import Deadline
 from lstmcore_conformance.report import ItemReport, Outcome, Report
 from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items, report_on, run_item
+from lstmcore_conformance.suite import items, not_run, report_on, run_item
 
 #: Seconds that a process may take beyond its time: it starts, and its last case may be a long one.
 GRACE: Final = 45.0
@@ -35,6 +36,8 @@ STALLED: Final = 90.0
 LOOK: Final = 2.0
 #: Processes that may follow each other for one share, each after one that ended too early.
 ATTEMPTS: Final = 8
+#: Why a case may not have begun.
+TIME: Final = "for lack of time"
 
 
 def make(name: str, path: str = "") -> Place:
@@ -69,7 +72,7 @@ def work(
             yield {"lost": reason}
             return
     yield {"warming": True}
-    yield {"warmed": _warm(place, index, count, deadline)}
+    yield from _warm(place, index, count, deadline)
 
 
 def share_of(case: Case | None, count: int) -> int:
@@ -77,18 +80,22 @@ def share_of(case: Case | None, count: int) -> int:
     return 0 if case is None else crc32(f"{case.model}{case.precision}".encode()) % count
 
 
-def _warm(place: Place, index: int, count: int, deadline: Deadline) -> int:
-    """Call what the benchmark will call, on two steps; how many calls there was time for."""
+def _warm(place: Place, index: int, count: int, deadline: Deadline) -> Iterator[dict[str, Any]]:
+    """Call what the benchmark will call, on two steps: each call before it is made, then how many there was time for.
+
+    Each compiles programs, so that a file that stands still means that one of them does.
+    """
     warmed = 0
     for point in place.grid.all()[index::count]:
         if deadline.left < 0 or place.refusal(point.precision) is not None:
             continue
+        yield {"calling": str(point)}
         try:
             place.ours(draw(replace(point, T=2)), point.precision, point.mode).call()
         except Exception:  # noqa: S112  (the benchmark meets the same error, and tells it)
             continue
         warmed += 1
-    return warmed
+    yield {"warmed": warmed}
 
 
 def _plain(item: ItemReport) -> dict[str, Any]:
@@ -106,7 +113,8 @@ def conformance(
 ) -> tuple[Report, list[str]]:
     """The report of `count` processes, and what went wrong in them. It says so where not every case had its turn.
 
-    A process that ends at a case, or loses the device there, is followed by one that begins after it.
+    A process that ends at a case, or loses the device there, is followed by one that begins after it; that case is an
+    error of the report.
     """
     started = datetime.now(UTC)
     subject = Subject(place.on(path).backend if path else place.backend)
@@ -118,26 +126,46 @@ def conformance(
             return _part(Path(folder) / f"{index}.json", words, seconds, limit, [] if select is None else [select])
 
         parts = list(pool.map(run, range(count)))
-    found: dict[str, list[ItemReport]] = {}
-    for item in items(subject, select=select):
-        found.setdefault(item.check.id, [])
-    for part in parts:
+    every = list(items(subject, select=select))
+    found: dict[str, list[ItemReport]] = {item.check.id: [] for item in every}
+    left: Counter[str] = Counter()
+    for index, part in enumerate(parts):
+        own = [item for item in every if share_of(item.case, count) == index]
         for check, item_report in part.done:
             found[check].append(item_report)
-    ran, every = sum(len(part.done) for part in parts), sum(part.all for part in parts)
-    if ran < every:
-        select = f"{select + ': ' if select else ''}{ran} of {every} cases, for which there was time"
+        broken = [(own[number], message) for number, message in part.broken if number < len(own)]
+        for item, message in broken:
+            found[item.check.id].append(not_run(item, message))
+        left[part.left] += len(own) - len(part.done) - len(broken)
+    ran = sum(map(len, found.values()))
+    if ran < len(every):
+        told = f"{ran} of {len(every)} cases"
+        if +left == Counter({TIME: len(every) - ran}):
+            told += ", for which there was time"
+        else:
+            told += "".join(f"; {number} did not begin {why}" for why, number in left.items() if number > 0)
+        select = f"{select + ': ' if select else ''}{told}"
     errors = [f"conformance{', ' + path if path else ''}: {error}" for part in parts for error in part.errors]
     return report_on(subject, {check: these for check, these in found.items() if these}, started, select=select), errors
 
 
 @dataclass(slots=True)
 class _Part:
-    """What the processes of one share came to."""
+    """What the processes of one share came to.
+
+    Attributes
+    ----------
+    broken
+        Numbers of the cases at which a process ended, or before which it could not begin, and what happened.
+    left
+        Why the cases that have no outcome did not begin.
+    """
 
     all: int = 0
     done: list[tuple[str, ItemReport]] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    left: str = TIME
 
 
 def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select: list[str]) -> _Part:
@@ -159,23 +187,35 @@ def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select:
             how = "did not end in its time; a kernel may hang"
         else:
             how = f"ended by exit code {process.returncode}: {(said.strip().splitlines() or ['no message'])[-1]}"
-        begun = lost = ended = None
-        warming = False
+        begun = lost = ended = calling = None
+        warming = running = False
         for record in _records(file):
             if "all" in record:
                 part.all = record["all"]
             elif "begun" in record:
-                begun, first = record["begun"], first + 1
+                begun, first, running = record["begun"], first + 1, True
             elif "item" in record:
                 part.done.append((record["check"], _item(record["item"])))
+                running = False
             lost, ended, warming = record.get("lost"), record.get("warmed"), warming or "warming" in record
+            calling = record.get("calling", calling)
         if ended is not None and not process.returncode:
             return part
-        at = "calls of the benchmark, on two steps" if warming else begun or "its beginning"
-        part.errors.append(f"{f'a process {how}' if lost is None else lost}, at {at}")
+        calls = f"calls of the benchmark, on two steps{f': {calling}' if calling else ''}"
+        happened = f"a process {how}" if lost is None else lost
+        part.errors.append(f"{happened}, at {calls if warming else begun or 'its beginning'}")
         file.unlink(missing_ok=True)
+        if running:
+            part.broken.append((first - 1, f"{happened}, at this case"))
+        elif lost is not None and not part.done[-1][1].outcome.bad:
+            check, item = part.done[-1]
+            part.done[-1] = check, replace(item, outcome=Outcome.ERROR, message=f"{happened}, at this case")
+        elif begun is None and not warming:
+            part.broken.append((first, f"{happened}, before this case began"))
+            part.left = "since a process ended at its beginning"
         if begun is None or warming or limit.left < GRACE:
             return part
+    part.left = f"after {ATTEMPTS} processes that ended too early"
     return part
 
 
