@@ -26,7 +26,7 @@ from lstmcore_conformance.gpu.session import STAGES, Session, _judged
 from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare, judge_ours, judge_peer
 from lstmcore_conformance.report import Outcome, Report
 from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items, run_item
+from lstmcore_conformance.suite import items, report_on, run_item
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,7 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert max(one["ours"]["share"], one["paths"]["equations"]["share"]) <= 1
         assert one["fastest"] in ("", "equations")
         assert one["low"] <= one["ratio"] <= one["high"]
+        assert one["default_low"] <= one["default_ratio"] <= one["default_high"]
     assert [set(sides) for sides in values["variants"].values()] == [
         {"plain", "layer norm", "zoneout", "peephole", "CIFG"}
     ] * 4
@@ -97,7 +98,9 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert told.endswith((folder / "table.txt").read_text("utf-8"))
     for text in (
         "12 selected cases",
-        "float16   training",
+        "float16   training   default",
+        "float16   training   fastest",
+        "biased upwards",
         "times say nothing",
         "CIFG",
         "open, 0 points",
@@ -375,6 +378,53 @@ def test_a_path_is_judged_and_the_fastest_that_is_right_counts() -> None:
     assert figures["slow"]["slower_at"] == [f"N={POINT.N}, H={POINT.H}"]
     assert table._some(["a"] * 6) == "a, a, a, a, a, a"
     assert table._some(["a"] * 9).endswith("a and 3 more")
+
+
+def test_the_default_paths_ratio_is_told_and_judges_the_goals() -> None:
+    point = Point("tf32", "training", 512, 16, 512)
+    peer = Side("measured", times=[2.4] * 5)
+
+    def made(path: list[float]) -> Compared:
+        return Compared(point, Side("measured", times=[2.0] * 5), peer, {"persistent": Side("noisy", times=path)})
+
+    surely, hardly = made([1.0] * 5), made([1.9, 2.1, 1.9, 2.2, 1.0])
+    for found, fastest, chosen in ((surely, 2.4, "persistent"), (hardly, 2.4 / 1.9, "")):
+        values = found.to_dict()
+        assert values["ratio"] == pytest.approx(fastest)
+        assert (values["default_ratio"], values["chosen"]) == (pytest.approx(1.2), chosen)
+        summed = table.summary([found], {})
+        (ratios,) = summed["ratios"]
+        assert (ratios["mean"], ratios["default"]["mean"]) == (pytest.approx(fastest), pytest.approx(1.2))
+        assert summed["goals"][0]["mean"] == pytest.approx(2.4 if chosen else 1.2)
+    assert table.summary([surely], {}, table=False)["goals"][0]["mean"] == pytest.approx(1.2)
+
+
+def test_no_table_is_made_of_a_run_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = StandIn()
+    place.paths = {"persistent": TextbookBackend()}
+    written = tmp_path / "measured.json"
+    told: list[str] = []
+    session = Session(place, "stand-in", tmp_path, told.append)
+    session.points = [_compared(place)]
+
+    def reason() -> str:
+        values = session.write()
+        assert written.exists() == (values["no_table"] is None)
+        assert values["no_table"] is None or f"  no measured.json: {values['no_table']}" in table.lines(values)
+        return values["no_table"] or ""
+
+    assert reason() == "the suite has not run on the persistent path"
+    subject = Subject(place.paths["persistent"])
+    one = next(items(subject, select="forward.no_state"))
+    item = run_item(subject, one)
+    session.reports["persistent"] = report_on(subject, {one.check.id: [item]}, session.started, select="one")
+    assert reason() == ""
+    session.errors.append("micro: the device is lost")
+    assert reason() == "an error was recorded: micro: the device is lost"
+    session.errors.clear()
+    bad = replace(item, outcome=Outcome.ERROR)
+    session.reports["persistent"] = report_on(subject, {one.check.id: [bad]}, session.started, select="one")
+    assert reason().startswith("the persistent path: textbook does not conform")
 
 
 def test_variants_of_a_path_are_those_that_it_has() -> None:

@@ -198,7 +198,7 @@ def test_strict_takes_what_only_a_table_would_have_otherwise(monkeypatch: pytest
 
 
 def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
-    made = table_of([_compared(2.0, 1.0), _compared(1.0, 2.0), _compared(1.0, None)], "one GPU")
+    made = table_of([_compared([2.0], [1.0]), _compared([1.0], [2.0])], "one GPU")
     assert [measured.Point(**row) for row in made] == [
         measured.Point("one GPU", "tf32", "training", 16, 64, True),
         measured.Point("one GPU", "tf32", "training", 16, 64, False),
@@ -206,9 +206,32 @@ def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
     assert all(isinstance(point, measured.Point) for point in measured.points())
 
 
-def _compared(own: float, persistent: float | None) -> Compared:
-    sides = [Side("measured", times=[] if time is None else [time]) for time in (own, persistent)]
-    return Compared(Point("tf32", "training", 512, 16, 64), sides[0], Side(), {"persistent": sides[1]})
+@pytest.mark.parametrize(
+    ("outcome", "own", "persistent", "row"),
+    [
+        ("does not conform", [1.0] * 5, [], [False]),
+        ("error", [], [], [False]),
+        ("unsupported", [1.0] * 5, [], []),
+        ("measured", [1.0], [0.99], [False]),
+        ("measured", [1.0], [0.97], [True]),
+        ("noisy", [1.0, 1.0, 1.0, 1.0, 1.0], [0.5, 1.1, 0.9, 1.2, 0.9], [False]),
+        ("measured", [1.0, 1.1, 1.2, 1.0, 1.0], [0.99, 1.09, 1.19, 0.99, 0.99], [True]),
+    ],
+)
+def test_the_table_takes_nothing_that_is_wrong_or_not_surely_faster(
+    outcome: str, own: list[float], persistent: list[float], row: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour at which the persistent kernels are faster does not decide where they were seen to be no good."""
+    far = _compared([2.0], [1.0], n=256)
+    made = table_of([_compared(own, persistent, outcome), far], "one GPU")
+    assert [one["persistent"] for one in made] == [*row, True]
+    monkeypatch.setattr(measured, "points", lambda: tuple(measured.Point(**one) for one in made))
+    assert measured.decide("one GPU", "tf32", "training", 16, 64)[0] == (row != [False])
+
+
+def _compared(own: list[float], persistent: list[float], outcome: str = "measured", n: int = 16) -> Compared:
+    sides = Side("measured", times=own), Side(outcome, times=persistent)
+    return Compared(Point("tf32", "training", 512, n, 64), sides[0], Side(), {"persistent": sides[1]})
 
 
 def test_the_script_for_a_gpu_also_runs_the_persistent_kernels() -> None:

@@ -69,7 +69,8 @@ class Session:
             "points": [one.to_dict() for one in self.points],
             "not_reached": [str(point) for point in self.not_reached],
             "errors": self.errors,
-            "summary": summary(self.points, self.variants),
+            "no_table": self.no_table,
+            "summary": summary(self.points, self.variants, table=self.no_table is None),
         }
 
     def write(self) -> dict[str, Any]:
@@ -78,11 +79,26 @@ class Session:
         write_atomically(self.folder / "results.json", (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
         if self.report is not None:
             self.report.write_json(self.folder / "conformance.json")
-        if rows := table_of(self.points, str(values["facts"]["device"])):
-            write_atomically(self.folder / "measured.json", (json.dumps(rows, indent=1) + "\n").encode())
+        rows, table = table_of(self.points, str(values["facts"]["device"])), self.folder / "measured.json"
+        if self.no_table is not None:
+            table.unlink(missing_ok=True)  # what was written before an error is not to be taken either
+        elif rows:
+            write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
         for path, report in self.reports.items():
             report.write_json(self.folder / f"conformance-{path}.json")
         return values
+
+    @property
+    def no_table(self) -> str | None:
+        """Why no measured.json is made of this run, or None."""
+        if "persistent" not in self.place.paths:
+            return None
+        report = self.reports.get("persistent")
+        if report is None:
+            return "the suite has not run on the persistent path"
+        if not report.conforms:
+            return f"the persistent path: {report.verdict}"
+        return f"an error was recorded: {self.errors[0]}" if self.errors else None
 
     @property
     def good(self) -> bool:
@@ -170,7 +186,9 @@ class Session:
                 found = compare(self.place, grid, point, given, want, rng)
                 self.points.append(found)
                 ratio = found.ratio
-                told = f"{ratio[0]:.2f}" if ratio else f"ours {found.ours.outcome}, peer {found.peer.outcome}"
+                default = found.ratio_of("")
+                told = f"{default[0]:.2f} by default, " if default and found.fastest and ratio else ""
+                told += f"{ratio[0]:.2f}" if ratio else f"ours {found.ours.outcome}, peer {found.peer.outcome}"
                 told += f" by the {found.fastest} path" if found.fastest else ""
                 self.say(f"  {point}: {told} {found.best.message or found.peer.message}".rstrip())
                 if (reason := self.place.lost()) is not None:

@@ -21,6 +21,9 @@ PEER_EPSILONS: Final = 256.0
 PEER_SHARE: Final = 0.125
 #: The spread of a side's times above which they are noisy.
 BOUND: Final = 0.1
+#: The difference of two paths that says nothing where there are too few rounds for an interval.
+NOISE: Final = 0.02
+_DEFAULT: Final = ("default_ratio", "default_low", "default_high")
 
 
 @dataclass(slots=True)
@@ -58,8 +61,8 @@ class Side:
 class Compared:
     """A point: both sides, and the peer's time over ours with its interval, where both have a time.
 
-    `paths` are those of ours that it does not take by itself, by their names. The ratio is that of the fastest, which a
-    table made from these measurements would take.
+    `paths` are those of ours that it does not take by itself, by their names. `ratio` is that of the fastest: picked
+    from the same rounds, it is biased upwards.
     """
 
     point: Point
@@ -74,6 +77,12 @@ class Compared:
         return min(medians, key=medians.__getitem__) if medians else None
 
     @property
+    def chosen(self) -> str:
+        """The path that a table of these measurements takes: "" where no other is faster by more than noise."""
+        faster = {name: side for name, side in self.paths.items() if surely_faster(side, self.ours)}
+        return min(faster, key=lambda name: faster[name].median or np.inf, default="")
+
+    @property
     def sides(self) -> dict[str, Side]:
         """All paths of ours."""
         return {"": self.ours, **self.paths}
@@ -86,14 +95,18 @@ class Compared:
     @property
     def ratio(self) -> tuple[float, float, float] | None:
         """The median over the rounds of the peer's time over ours, and its interval (95 %)."""
-        if not self.best.times or not self.peer.times:
-            return None
-        return paired_ratio(self.peer.times, self.best.times)
+        return self.ratio_of(self.fastest or "")
 
-    @property
-    def noisy(self) -> bool:
-        """Whether either side's times scatter."""
-        return any(side.outcome == "noisy" for side in (self.best, self.peer))
+    def ratio_of(self, path: str) -> tuple[float, float, float] | None:
+        """As `ratio`, of one of our paths."""
+        side = self.sides[path]
+        if not side.times or not self.peer.times:
+            return None
+        return paired_ratio(self.peer.times, side.times)
+
+    def noisy(self, path: str) -> bool:
+        """Whether the times of the peer or of a path scatter."""
+        return any(side.outcome == "noisy" for side in (self.sides[path], self.peer))
 
     def to_dict(self) -> dict[str, Any]:
         """A form for JSON."""
@@ -102,10 +115,20 @@ class Compared:
         ratio, low, high = self.ratio or (None, None, None)
         median = self.best.median
         figures = {"ratio": ratio, "low": low, "high": high}
+        figures |= dict(zip(_DEFAULT, self.ratio_of("") or (None, None, None), strict=True))
         figures |= {"tflops": None if median is None else self.point.flops / median / 1e12}
         sides = {"ours": self.ours.to_dict(), "peer": self.peer.to_dict()}
         paths = {name: side.to_dict() for name, side in self.paths.items()}
-        return known | figures | sides | {"paths": paths, "fastest": self.fastest}
+        return known | figures | sides | {"paths": paths, "fastest": self.fastest, "chosen": self.chosen}
+
+
+def surely_faster(side: Side, other: Side) -> bool:
+    """Whether `side` is faster by more than noise: by the interval of their ratio, or by `NOISE` with few rounds."""
+    if side.median is None or other.median is None:
+        return False
+    if len(side.times) == len(other.times) >= FEWEST:
+        return paired_ratio(other.times, side.times)[1] > 1
+    return side.median < other.median * (1 - NOISE)
 
 
 def losses(place: Place, got: Named, want: Named) -> dict[str, float]:
