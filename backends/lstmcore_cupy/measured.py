@@ -15,7 +15,7 @@ Mode = Literal["inference", "training"]
 
 
 class Point(NamedTuple):
-    """Sizes at which both paths were timed on a GPU, and whether the persistent kernels were faster there."""
+    """Sizes that were tried on a GPU, and whether the persistent kernels were right and faster there, beyond noise."""
 
     gpu: str
     precision: str
@@ -42,5 +42,8 @@ def decide(gpu: str, precision: str, mode: Mode, batch: int, hidden: int) -> tup
         return abs(log2(point.batch / max(1, batch))) + abs(log2(point.hidden / hidden))
 
     near = min(own, key=distance)
-    faster = "persistent kernels were" if near.persistent else "kernels of a step each were"
-    return near.persistent, f"the {faster} faster in {mode} in {precision} at N={near.batch}, H={near.hidden} on {gpu}"
+    were = "were faster" if near.persistent else "were wrong, or not faster beyond noise,"
+    return (
+        near.persistent,
+        f"the persistent kernels {were} in {mode} in {precision} at N={near.batch}, H={near.hidden} on {gpu}",
+    )

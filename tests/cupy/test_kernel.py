@@ -142,7 +142,8 @@ def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "the persistent kernels were faster in training in float32 at N=32, H=64 on emulated" in both.reason
     mixed = receipt("float32", 20, hidden_size=5)
     assert (mixed.path, mixed.fallback) == (f"inference {two}, training {one}", None)
-    assert "the kernels of a step each were faster in inference in float32 at N=32, H=4 on emulated" in mixed.reason
+    slower = "the persistent kernels were wrong, or not faster beyond noise, in inference in float32 at N=32, H=4"
+    assert f"{slower} on emulated" in mixed.reason
     assert "the persistent kernels were faster in training in float32 at N=32, H=64 on emulated" in mixed.reason
     half = receipt("float16", 1)
     assert half.path == f"inference {one}, training {two}"

@@ -78,7 +78,7 @@ def _beside(path: str, points: Sequence[Compared]) -> dict[str, Any]:
 
 def _figures(points: Sequence[Compared], path: Callable[[Compared], str]) -> dict[str, Any]:
     """Of the points with a ratio by `path`; `wrong`: those where a side does not conform; `without`: those without."""
-    ratios = [(found[0], one) for one in points if (found := one.ratio_of(path(one))) is not None]
+    ratios = [(ratio[0], one) for one in points if (ratio := one.ratio_of(path(one))) is not None]
     outcomes = [{one.peer.outcome, *(side.outcome for side in one.sides.values())} for one in points]
     wrong = sum("does not conform" in these for these in outcomes)
     found: dict[str, Any] = {"points": len(ratios), "without": len(points) - len(ratios), "wrong": wrong}
