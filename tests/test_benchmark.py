@@ -763,6 +763,17 @@ def test_a_report_replaces_no_page_of_others(tmp_path: Path) -> None:
     assert page.read_text("utf-8") == "# mine\n"
 
 
+def test_a_report_takes_no_files_of_others_away(tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "holiday.png"
+    picture.parent.mkdir()
+    picture.touch()
+    done = CliRunner().invoke(main, ["bench", "numpy", "--report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--report: expected a folder of its own" in done.output
+    assert "which has files of others" in done.output
+    assert picture.exists()
+
+
 def test_so_few_rounds_that_nothing_could_be_compared_are_told_before_anything_runs(tmp_path: Path) -> None:
     made = replace(made_benchmark((_timed("numpy", "backend", 1.0),)), machine=describe())
     (tmp_path / "old.json").write_text(document(made), "utf-8")

@@ -219,6 +219,7 @@ def test_the_command_writes_a_folder_to_publish(made: Benchmark, tmp_path: Path)
     older = folder / "pictures" / "older.png"
     older.parent.mkdir(parents=True)
     older.touch()
+    (folder / "README.md").write_text("# A run of `lstmcore bench`\n\n2026-01-01\n", "utf-8")
     done = CliRunner().invoke(main, ["bench", "--read", str(tmp_path / "run.json"), "--report", str(folder)])
     assert done.exit_code == 1  # something in it does not conform
     assert Benchmark.load(folder / "run.json") == Benchmark.load(tmp_path / "run.json")

@@ -474,3 +474,24 @@ def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
     places = [order.index(one) for one in (old, early, after, middle, last)]
     assert places == sorted(places)
     assert order[-1].opname == "ret void"
+
+
+def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
+    """A function's own file is not enough: the code of what it calls is kept with it."""
+    from numba.core.caching import IndexDataCacheFile
+
+    from lstmcore_numba import jit, passes
+
+    stamp = passes.forward._cache._cache_file._source_stamp
+    assert stamp[1] == jit.sources(Path(jit.__file__).parent)
+    assert {"bf16.py", "tiles.py", os.path.join("passes", "forward.py")} <= {name for name, *_ in stamp[1]}
+
+    first, second = tmp_path / "one.py", tmp_path / "rooms" / "two.py"
+    second.parent.mkdir()
+    first.write_text("a = 1")
+    second.write_text("b = 2")
+    before = jit.sources(tmp_path)
+    IndexDataCacheFile(str(tmp_path), "f", ("own", before)).save("key", b"code")
+    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") == b"code"
+    second.write_text("b = 30")
+    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") is None

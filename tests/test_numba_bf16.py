@@ -196,3 +196,30 @@ def test_a_processor_without_them_multiplies_in_float32(missing: Any, monkeypatc
     had = dict(llvm.get_host_cpu_features())
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: had | missing)
     assert not bf16.usable.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ["CPU_NAME", "CPU_FEATURES"])
+def test_code_for_another_processor_has_no_pairs(name: str, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import config
+
+    from lstmcore_numba import bf16
+
+    monkeypatch.setattr(config, name, "skylake-avx512" if name == "CPU_NAME" else "+avx512f")
+    assert not bf16.usable.__wrapped__()
+
+
+@pytest.mark.parametrize("lengths", [[4, 2, 0]], ids=str)
+def test_zeros_are_of_the_dtype_of_what_they_replace(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy 1 has no common dtype of a bfloat16 and a whole number; so `where` is not asked for one."""
+    where = np.where
+
+    def strict(condition: Any, one: Any, other: Any) -> Any:
+        assert np.asarray(one).dtype == np.asarray(other).dtype
+        return where(condition, one, other)
+
+    rng = np.random.default_rng(0)
+    model = LSTM(9, 20, dtype="bfloat16", seed=3, backend="numba")
+    x, state = short(rng, 4, 3, 9), (short(rng, 1, 3, 20), rng.normal(size=(1, 3, 20)).astype(np.float32))
+    monkeypatch.setattr(np, "where", strict)
+    model(x, state, lengths=lengths)
+    model.jvp(x, x, state, state, lengths=lengths)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
+from numba.core import config
 
 from lstmcore_numba.jit import compiled, plain_intrinsic
 from lstmcore_numba.vectors import POINTER, Emitter, Vector, vector_bytes
@@ -24,12 +25,17 @@ from lstmcore_numba.vectors import POINTER, Emitter, Vector, vector_bytes
 PAIR: Final = np.dtype(np.int32)
 #: Numbers of float32 in a vector of AVX-512, the only ones that this is for.
 _LANES: Final = 16
+#: Numba has types where it is installed, but not of everything.
+_NUMBA: Final[Any] = config
 _MULTIPLY: Final = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 
 @cache
 def usable() -> bool:
     """Whether this processor multiplies pairs of bfloat16. ``LSTMCORE_BF16=0`` says no.
+
+    So does a processor that Numba is told to compile for in place of this one (``NUMBA_CPU_NAME``,
+    ``NUMBA_CPU_FEATURES``): an instruction that it does not have would end the process.
 
     Raises
     ------
@@ -39,7 +45,9 @@ def usable() -> bool:
     asked = os.environ.get("LSTMCORE_BF16", "1")
     if asked not in ("0", "1"):
         raise ValueError(f"LSTMCORE_BF16: expected 0 or 1, got {asked!r}")
-    return asked == "1" and vector_bytes() == 4 * _LANES and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+    if asked == "0" or _NUMBA.CPU_NAME is not None or _NUMBA.CPU_FEATURES is not None:
+        return False
+    return vector_bytes() == 4 * _LANES and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
 
 class PairEmitter(Emitter):

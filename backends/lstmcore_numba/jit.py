@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from numba import njit
@@ -17,16 +18,32 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 _KEPT: Final = "LSTMCORE_VECTOR_BYTES" not in os.environ
 
 
+def sources(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of every source file in a folder and those in it."""
+    found = ((str(file.relative_to(folder)), file.stat()) for file in sorted(folder.rglob("*.py")))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+_SOURCES: Final = sources(Path(__file__).parent)
+
+
 def compiled(function: Compiled) -> Compiled:
     """Compile `function` when it is first called, or take it from the disk.
 
     Numba keeps the code beside the source, or in the user's cache folder, under the name and the features of the
     processor; where neither can be written to, every process compiles anew.
+
+    By itself Numba compiles anew where the file of `function` has changed. What it keeps also has the code of all that
+    `function` calls and of what intrinsics emit, so here a change of any file of this package counts.
     """
     try:
-        return cast(Compiled, njit(nogil=True, cache=_KEPT)(function))
+        found: Any = njit(nogil=True, cache=_KEPT)(function)
     except RuntimeError:  # no folder to keep it in
         return cast(Compiled, njit(nogil=True)(function))
+    kept = getattr(getattr(found, "_cache", None), "_cache_file", None)  # not public: a test holds that it is there
+    if kept is not None:
+        kept._source_stamp = (kept._source_stamp, _SOURCES)
+    return cast(Compiled, found)
 
 
 class _Announcer:

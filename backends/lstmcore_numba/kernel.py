@@ -244,7 +244,7 @@ class NumbaKernel(Kernel):
             first_h, first_c = state
             if empty is not None:
                 # A row without steps only hands its state on: with 0 in its place a NaN there reaches no product.
-                first_h, first_c = (np.where(empty[:, None], 0, part) for part in (first_h, first_c))
+                first_h, first_c = (_zeroed(empty, part) for part in (first_h, first_c))
             first_h, first_c = self._own(first_h), self._own(first_c)
         y_dtype = dtype if short is None else self.storage
         direct = out is not None and y_dtype == self.storage and out.flags.carray
@@ -655,8 +655,8 @@ class NumbaKernel(Kernel):
         th, tc = np.zeros((2, batch, layout.output), dtype), np.zeros((2, batch, layout.hidden), dtype)
         empty = saved.lengths == 0 if ends is not None else np.zeros(batch, bool)
         if tangents.state is not None:
-            th[0, :, : config.output_size] = np.where(empty[:, None], 0, tangents.state.h)
-            tc[0, :, : config.hidden_size] = np.where(empty[:, None], 0, tangents.state.c)
+            th[0, :, : config.output_size] = _zeroed(empty, tangents.state.h)
+            tc[0, :, : config.hidden_size] = _zeroed(empty, tangents.state.c)
         tq = np.zeros((batch, layout.hidden), dtype)
         toperand = np.empty((batch, config.recurrent_size), dtype)
         ty = np.empty((count, batch, config.output_size), dtype)
@@ -707,7 +707,12 @@ class NumbaKernel(Kernel):
 
 def _active(x: Array, ends: Array) -> Array:
     """`x` with 0 in the padding."""
-    return np.where(np.arange(len(x))[:, None, None] < ends[:, None], x, 0)
+    return np.where(np.arange(len(x))[:, None, None] < ends[:, None], x, x.dtype.type(0))
+
+
+def _zeroed(rows: Array, state: Array) -> Array:
+    """`state` with 0 in those rows. NumPy before 2 knows no dtype that a 0 of Python and a bfloat16 have in common."""
+    return np.where(rows[:, None], state.dtype.type(0), state)
 
 
 def _filled(layers: list[Any]) -> tuple[Any, ...]:

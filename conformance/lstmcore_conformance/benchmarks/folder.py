@@ -28,8 +28,12 @@ _COLUMNS: Final = (
 
 def check_folder(name: str, folder: Path) -> None:
     """Raise a `ValueError`, which begins with `name`, where `write_folder` would replace what it has not written."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
     page = folder / "README.md"
-    if page.exists() and not page.read_text("utf-8", errors="replace").startswith(_TITLE):
+    if not page.exists():
+        raise ValueError(f"{name}: expected a folder of its own; got {str(folder)!r}, which has files of others")
+    if not page.read_text("utf-8", errors="replace").startswith(_TITLE):
         raise ValueError(f"{name}: expected a folder of its own; got {str(folder)!r}, which has another README.md")
 
 

@@ -29,7 +29,7 @@ FEATURES: Final = (
 #: How the variables begin that change what the runtimes do.
 HEEDED: Final = (
     "LSTMCORE_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "BLIS_", "NUMBA_", "NPY_", "ONEDNN_", "DNNL_", "ATEN_",
-    "TORCH_", "PYTORCH_", "ORT_", "JAX_", "MALLOC_", "GLIBC_",
+    "TORCH_", "PYTORCH_", "ORT_", "JAX_", "XLA_", "CUDA_", "CUPY_", "CUBLAS_", "NVIDIA_", "MALLOC_", "GLIBC_", "LD_",
 )  # fmt: skip
 
 
