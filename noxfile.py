@@ -75,8 +75,9 @@ def numba(session: nox.Session) -> None:
 @nox.session
 def cupy(session: nox.Session) -> None:
     """The CuPy backend without a GPU: its kernels are compiled for GPUs, and run on the processor; needs g++."""
-    session.install("-e", ".[conformance]", *TESTS, *CUDA)
-    session.run("pytest", "tests/cupy", *session.posargs, env=_quiet())
+    session.install("-e", ".[conformance]", *TESTS, *CUDA, "pytest-xdist>=3.5")
+    both = ("-n", "2", "--dist", "loadfile")  # on one processor it takes a quarter of an hour
+    session.run("pytest", *both, "tests/cupy", *session.posargs, env=_quiet())
 
 
 @nox.session
