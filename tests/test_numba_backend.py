@@ -495,3 +495,24 @@ def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
     assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") == b"code"
     second.write_text("b = 30")
     assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") is None
+
+
+def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba import steps
+    from lstmcore_numba.kernel import NumbaBackend
+
+    def codes(hidden_size: int, input_size: int, **switches: Any) -> dict[str, int]:
+        config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
+        kernel = NumbaBackend().compile(config, "float32")
+        every = [steps.forward, steps.backward, *((steps.forward_output,) if config.proj_size else ())]
+        return {emit.__name__: kernel._code(emit, kernel.no_masks, record=True) for emit in every}
+
+    lanes = NumbaBackend().compile(LSTMConfig(input_size=1, hidden_size=1), "float32").layout.lanes
+    most = 3 * lanes
+    assert codes(most, 4) == codes(most - 1, 9, reverse=True) == codes(most - lanes + 1, 2, recurrence="cell")
+    assert codes(most, 4, proj_size=most - 1) == codes(most - 1, 4, proj_size=most - 2)
+    alone = [codes(most, 4, **switches) for switches in ({}, {"peephole": True}, {"bias": False}, {"proj_size": 2})]
+    alone += [codes(most + 1, 4), codes(most, 4, proj_size=lanes + 1), codes(most, 4, cell_clip=1.0)]
+    forward = [found["forward"] for found in alone]
+    assert len(set(forward)) == len(forward)

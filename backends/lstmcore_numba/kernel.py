@@ -156,6 +156,7 @@ class NumbaKernel(Kernel):
         self.of_cell = config.recurrence == "cell"
         self.pairs = precision.storage == "bfloat16" and not self.of_cell and bf16.usable()
         self.raw = steps.needs_raw(config)
+        self.of_steps = steps.seen_by_steps(config, self.layout.lanes)
         self.codes: dict[Any, int] = {}
         self.no_masks = own_masks(self.layout, None, None)
         self.kept = threading.local()
@@ -176,7 +177,7 @@ class NumbaKernel(Kernel):
         key = (emit, len(masks.cell) > 0, len(masks.hidden) > 0, record)
         if key not in self.codes:
             variant = steps.Variant(
-                self.config,
+                self.of_steps,
                 self.precision.compute,
                 self.precision.storage,
                 self.layout.lanes,

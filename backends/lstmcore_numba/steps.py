@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -93,6 +93,24 @@ class Variant:
     masked_c: bool = False
     masked_h: bool = False
     record: bool = False
+
+
+def seen_by_steps(config: LSTMConfig, lanes: int) -> LSTMConfig:
+    """A configuration with the same code for its steps, the same for all that have it: only whole vectors count.
+
+    Neither the input's size nor the direction, the mask of r, what the gates read or the norms' epsilon are seen.
+    """
+    hidden, output = (-(-size // lanes) * lanes for size in (config.hidden_size, config.output_size))
+    return replace(
+        config,
+        input_size=1,
+        hidden_size=max(hidden, 2),
+        proj_size=min(output, max(hidden, 2) - 1) if config.proj_size else 0,  # as many vectors, but below the other
+        reverse=False,
+        recurrence="hidden",
+        recurrent_dropout=0.0,
+        layer_norm_eps=1.0,
+    )
 
 
 def needs_raw(config: LSTMConfig) -> bool:
