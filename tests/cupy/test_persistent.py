@@ -198,6 +198,10 @@ FAULTS = {
 }
 
 
+#: A fault that is a race shows where a block that is not late runs while the others are: on a busy machine not always.
+TRIES = 20
+
+
 class _Cut(EmulatedDevice):
     """So little shared memory that tiles of backward are in parts."""
 
@@ -222,7 +226,7 @@ def test_a_planted_fault_is_caught(there: str, right: dict[int, dict[str, np.nda
         found = _both(Subject(CupyBackend(device, persistent=True)), _wide("plain", batch))
         return any(not np.array_equal(found[name], array, equal_nan=True) for name, array in right[batch].items())
 
-    assert any(caught(order) for order in ORDERS)
+    assert any(caught(order) for _ in range(TRIES) for order in ORDERS)
 
 
 #: Name -> what is there, what is in its place, and the kernel that then waits in vain.
