@@ -407,7 +407,7 @@ class NumbaKernel(Kernel):
         else:
             with self._threads(room.sharing.most, room.sharing.cost) as team:
                 passes.forward_again(team, *args)
-        return Forward(out, State(last_h.astype(self.storage, copy=False), last_c), None)
+        return Forward(out, State(last_h if self.same_dtype else last_h.astype(self.storage), last_c), None)
 
     def _cut(self, room: Room, w: Weights) -> passes.Cut | None:
         """The operands in parts, where products run on AMX."""
