@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import nox
 
 nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
-JAX = "jax==0.10.2"  # .ci/run sets flags that XLA has in this version; XLA ends at one that it does not know
+JAX = "jax==0.10.2"  # .ci/sessions.py sets flags that XLA has in this version; XLA ends at one that it does not know
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
 #: CuPy, and of the CUDA toolkit only what compiling needs.
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20", "ml_dtypes>=0.5")
-PYTHON_FILES = ("lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
+#: Both cores of a small machine; workers beyond eight take longer to start than they save.
+PARALLEL = ("pytest-xdist>=3.6",)
+WORKERS = ("-n", "auto", "--maxprocesses", "8")
+PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
 
 def _quiet() -> dict[str, str | None]:
@@ -33,10 +38,22 @@ def _quiet() -> dict[str, str | None]:
     return {**own, "OPENBLAS_NUM_THREADS": "1"}
 
 
+def _install_torch(session: nox.Session) -> None:
+    """PyTorch comes by pip: uv does not read pip's settings, which may name a small build that is at hand."""
+    session.install("pip")
+    session.run_install("python", "-m", "pip", "install", "--quiet", TORCH)
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """Every session that judges, with a table at the end; -- --resume goes on with what has not passed yet."""
+    session.run(sys.executable, str(HERE / ".ci" / "sessions.py"), "full", *session.posargs)
+
+
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Verify a backend, train a bidirectional LSTM on real recordings with it and evaluate it; about a minute."""
-    session.install(".[plot]")
+    session.install("-e", ".[plot]")
     folder = HERE / "quickstart"
     folder.mkdir(exist_ok=True)
     model, picture = str(folder / "model.safetensors"), str(folder / "learning-curve.png")
@@ -52,9 +69,9 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast tests."""
-    session.install("-e", ".[plot,conformance,bench]", *TESTS)
+    session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
     chosen = ("-m", "not slow and not peers and not numba and not browser", "--ignore=tests/cupy")
-    session.run("pytest", *chosen, *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, *chosen, *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -75,9 +92,8 @@ def numba(session: nox.Session) -> None:
 @nox.session
 def cupy(session: nox.Session) -> None:
     """The CuPy backend without a GPU: its kernels are compiled for GPUs, and run on the processor; needs g++."""
-    session.install("-e", ".[conformance]", *TESTS, *CUDA, "pytest-xdist>=3.5")
-    both = ("-n", "2", "--dist", "loadfile")  # on one processor it takes a quarter of an hour
-    session.run("pytest", *both, "tests/cupy", *session.posargs, env=_quiet())
+    session.install("-e", ".[conformance]", *TESTS, *CUDA, *PARALLEL)
+    session.run("pytest", *WORKERS, "tests/cupy", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -90,15 +106,17 @@ def report(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests that train for longer."""
-    session.install("-e", ".[plot,conformance,bench]", *TESTS)
-    session.run("pytest", "-m", "slow and not numba", "--ignore=tests/cupy", *session.posargs, env=_quiet())
+    """The tests that take longer than a fast test may: each says why."""
+    session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
+    chosen = ("--dist", "loadfile", "-m", "slow and not numba", "--ignore=tests/cupy")
+    session.run("pytest", *WORKERS, *chosen, *session.posargs, env=_quiet())
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
     """Differential tests against PyTorch, ONNX and JAX."""
-    session.install("-e", ".[plot,conformance,bench,onnxruntime,jax]", *TESTS, TORCH)
+    _install_torch(session)
+    session.install("-e", ".[plot,conformance,bench,onnxruntime,jax]", *TESTS)
     session.run("pytest", "-m", "peers", "tests/peers", *session.posargs, env=_quiet())
 
 
@@ -107,8 +125,9 @@ def peers(session: nox.Session) -> None:
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
     extra = f",{backend}" if backend in ("numba", "jax", "onnxruntime") else ""
-    pinned = {"torch": (TORCH,), "jax": (JAX,)}.get(backend, ())
-    session.install(f".[conformance{extra}]", *pinned)
+    if backend == "torch":
+        _install_torch(session)
+    session.install("-e", f".[conformance{extra}]", *((JAX,) if backend == "jax" else ()))
     (HERE / "reports").mkdir(exist_ok=True)
     report = str(HERE / "reports" / f"{backend}.json")
     few = ("--max-examples", "6") if backend == "jax" else ()  # XLA compiles a program for every size that is drawn
@@ -193,7 +212,7 @@ for name in ("LICENSE", "README.md", "pyproject.toml"):
 @nox.session
 def plugin(session: nox.Session) -> None:
     """A backend of another distribution: installed, found through its entry point, verified."""
-    session.install(".", "./examples/lstmcore_example_backend")
+    session.install("-e", ".", "-e", "./examples/lstmcore_example_backend")
     env = _quiet()
     with tempfile.TemporaryDirectory() as folder:
         session.chdir(folder)
@@ -204,14 +223,16 @@ def plugin(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Backends beside PyTorch, ONNX Runtime and JAX; the run goes to bench/."""
-    session.install(".[bench,plot,numba,onnxruntime,jax]", TORCH)
+    _install_torch(session)
+    session.install("-e", ".[bench,plot,numba,onnxruntime,jax]")
     session.run("lstmcore", "bench", "--report", str(HERE / "bench"), *session.posargs, env=_quiet())
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
     """The backend cupy on an NVIDIA GPU: conformance, then speed beside PyTorch (cuDNN); results go to gpu/."""
-    session.install("-e", ".[cupy]", TORCH)
+    _install_torch(session)
+    session.install("-e", ".[cupy]")
     session.run("python", "-m", "lstmcore_conformance.gpu", "--out", str(HERE / "gpu"), *session.posargs, env=_quiet())
 
 
@@ -221,7 +242,7 @@ def scoreboard(session: nox.Session) -> None:
     files = sorted(map(str, (*HERE.glob("reports/*.json"), *HERE.glob("docs/benchmarks/*/run.json"))))
     if not files:
         session.error("expected reports in reports/ or runs in docs/benchmarks/; got none: run nox -s conformance")
-    session.install(".[bench]")
+    session.install("-e", ".[bench]")
     written = ("--out", str(HERE / "docs" / "scoreboard.md"), "--readme", str(HERE / "README.md"))
     session.run("python", "-m", "lstmcore_conformance.scoreboard", *files, *written, env=_quiet())
 

@@ -36,6 +36,12 @@ def textbook() -> Report:
     return run(TextbookBackend())
 
 
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """The report of a part of the suite."""
+    return run(TextbookBackend(), precisions=["float32"], select="state or sizes")
+
+
 def case_of(name: str, precision: str = "float32", **changes: Any) -> Case:
     return Case(name=name, model=config_of(SWITCHES[name]), precision=precision, **changes)
 
@@ -43,6 +49,7 @@ def case_of(name: str, precision: str = "float32", **changes: Any) -> Case:
 # What passes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # .ci/run has it all the same: the session conformance(backend='reference')
 def test_the_reference_conforms() -> None:
     report = run(ReferenceBackend())
     assert not report.bad
@@ -50,6 +57,7 @@ def test_the_reference_conforms() -> None:
     assert {item.outcome for check in report.checks for item in check.items} == {Outcome.PASSED}
 
 
+@pytest.mark.slow  # the whole suite in four precisions: two minutes
 def test_the_textbook_conforms_in_every_precision(textbook: Report) -> None:
     assert [item.message for item in textbook.bad] == []
     assert textbook.precisions == ("float64", "float32", "tf32", "float16")
@@ -57,6 +65,7 @@ def test_the_textbook_conforms_in_every_precision(textbook: Report) -> None:
     assert {check.id for check in textbook.checks} == quick
 
 
+@pytest.mark.slow  # the whole suite in four precisions: two minutes
 def test_the_textbook_uses_a_sixth_of_its_own_budget(textbook: Report) -> None:
     shares = [c.worst.worst.share for c in textbook.checks if c.id.endswith(".switches") and c.worst and c.worst.worst]
     assert shares
@@ -222,21 +231,21 @@ def test_progress_comes_before_every_item() -> None:
 # The report -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_json_has_every_check_and_comes_back(textbook: Report, tmp_path: Path) -> None:
+def test_the_json_has_every_check_and_comes_back(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    textbook.write_json(path)
+    report.write_json(path)
     found = json.loads(path.read_text())
     assert (found["schema"], found["version"], found["conforms"]) == ("lstmcore-conformance", 1, True)
-    assert [check["id"] for check in found["checks"]] == [check.id for check in textbook.checks]
+    assert [check["id"] for check in found["checks"]] == [check.id for check in report.checks]
     for check in found["checks"]:
         assert set(check) >= {"id", "claim", "section", "needs", "outcome", "cases", "unsupported", "worst", "items"}
-    assert found["counts"] == {"passed": textbook.count}
+    assert found["counts"] == {"passed": report.count}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_report_that_cannot_be_written_leaves_nothing(textbook: Report, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_leaves_nothing(report: Report, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a file in a folder that exists; got .*no_folder"):
-        textbook.write_json(tmp_path / "no_folder" / "report.json")
+        report.write_json(tmp_path / "no_folder" / "report.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -372,6 +381,7 @@ def test_no_case_is_near_a_kink_or_ill_conditioned() -> None:
     assert poor == set()
 
 
+@pytest.mark.slow  # it judges all cases in TF32 anew: 20 seconds
 def test_in_tf32_no_kink_is_nearer_than_an_error() -> None:
     """Few draws of large models keep four errors of TF32 from every kink, and the best is taken then."""
     cases = {item.case for item in items(Subject(TextbookBackend()), precisions=["tf32"]) if item.case is not None}

@@ -80,6 +80,7 @@ def test_an_unknown_id_is_an_error() -> None:
         run(TextbookBackend(), select=CHECK, expected_failures={"forward.nothing": "no such check"})
 
 
+@pytest.mark.slow  # the whole suite of one precision: 40 seconds
 def test_the_whole_suite_says_how_many_were_expected() -> None:
     known = {CHECK: "not yet"}
     report = run(MUTANTS["contract.none_state"].make(), precisions=["float32"], select=None, expected_failures=known)
@@ -169,9 +170,7 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines(["SKIPPED*expected failures that did not run: rows.nan, forward.long"])
 
 
-def test_the_class_of_tests_says_that_processes_do_not_know_each_others_results(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_class_of_tests_says_that_processes_do_not_know_each_others_results(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from lstmcore_conformance.testing import LSTMConformance
@@ -182,8 +181,7 @@ def test_the_class_of_tests_says_that_processes_do_not_know_each_others_results(
             expected_failures = {"forward.no_state": "mended"}
         """
     )
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
-    found = pytester.runpytest_subprocess("-rs", "-k", "no_state or expected_failures_fail")
+    found = pytester.runpytest_subprocess("-n", "2", "-rs", "-k", "no_state or expected_failures_fail")
     assert "failed" not in found.parseoutcomes()
     found.stdout.fnmatch_lines(["SKIPPED*run without pytest-xdist*"])
 

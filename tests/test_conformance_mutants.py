@@ -24,6 +24,8 @@ from lstmcore_conformance.variants import VARIANTS
 CHECKS = {check.id: check for check in all_checks()}
 #: What takes half a minute and more.
 SLOW = {"hidden.drifts"}
+#: Evaluating all cases of the value checks takes 20 seconds in each precision; two of four are quick.
+SLOW_PRECISIONS = dict.fromkeys(("tf32", "float16"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [pytest.param(name, marks=SLOW_PRECISIONS.get(name, ())) for name in PRECISIONS])
 def test_another_way_uses_well_under_the_budget(name: str, precision: str) -> None:
     report = run(VARIANTS[name](), precisions=[precision], select=VALUES)
     assert [item.message for item in report.bad] == []

@@ -44,9 +44,22 @@ def _programs() -> dict[str, tuple[str, str]]:
 
 
 PROGRAMS = _programs()
+#: Programs that are compiled in each format even where the others are left out.
+ALWAYS = ("rows", "plain", "everything", "everything_coupled")
 
 
-@pytest.mark.parametrize("text", PROGRAMS, ids=["-".join(names) for names in PROGRAMS.values()])
+def _quick(storage: str, name: str) -> bool:
+    """Whether a program is not slow: of each switch one format is quick, the formats in turn."""
+    return name in ALWAYS or list(SWITCHES).index(name) % len(REGISTERS) == list(REGISTERS).index(storage)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, id="-".join(names), marks=() if _quick(*names) else pytest.mark.slow)
+        for text, names in PROGRAMS.items()
+    ],
+)
 def test_every_kernel_compiles_within_its_registers_and_without_spills(text: str) -> None:
     storage, _ = PROGRAMS[text]
     with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulation import EmulatedDevice
+from smoke import smoke_or_slow
 
 from lstmcore_conformance.cases import Case
 from lstmcore_conformance.report import Outcome
@@ -55,15 +56,17 @@ ITEMS = list(_selected())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs() -> None:
-    """Compile what is needed, two programs at a time."""
-    cases = [item.case for item in ITEMS if item.case is not None]
+def _programs(request: pytest.FixtureRequest) -> None:
+    """Compile what the selected items need, two programs at a time."""
+    called = [test.callspec.params for test in request.session.items if hasattr(test, "callspec")]
+    selected = {params["item"].id for params in called if "item" in params}
+    cases = [item.case for item in ITEMS if item.case is not None and item.id in selected]
     texts = {variants.program(config, case.policy) for case in cases for config in case.configs}
     device = SUBJECT.backend.device  # type: ignore[attr-defined]
     device.prepare(texts | {variants.rows_program(case.policy) for case in cases})
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=[item.id for item in ITEMS])
+@pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
     found = run_item(SUBJECT, item)
     assert found.outcome is Outcome.PASSED, found.message
@@ -84,6 +87,7 @@ def _wide(name: str) -> Case:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "layer_norm", "zoneout_cell,peephole", "everything", "everything_coupled"])
 def test_the_order_in_which_threads_run_changes_no_bit(name: str) -> None:
     case = _wide(name)
@@ -95,6 +99,7 @@ def test_the_order_in_which_threads_run_changes_no_bit(name: str) -> None:
             same_bits("another order", call(other, case), expected)
 
 
+@pytest.mark.slow
 def test_steps_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BUFFER", 1)
     chosen = "forward.switches and (plain or reverse or everything) or lengths.forward"
@@ -110,6 +115,7 @@ BARRIERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("barrier", BARRIERS)
 def test_a_missing_barrier_is_caught(barrier: str) -> None:
     case, source = _wide("layer_norm"), variants.source("lstm.cu")
@@ -147,6 +153,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught(name: str) -> None:
     right, wrong, chosen = FAULTS[name]
@@ -186,6 +193,7 @@ def _sanitized(fault: tuple[str, str] | None) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing() -> None:
     run = _sanitized(None)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -194,6 +202,7 @@ def test_sanitizers_find_nothing() -> None:
     assert outcomes == "['passed']\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

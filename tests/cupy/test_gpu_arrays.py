@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulation import EmulatedDevice
+from smoke import smoke_or_slow
 
 from lstmcore.backend import State
 from lstmcore.config import LSTMConfig
@@ -137,7 +138,7 @@ ITEMS = [
 ]
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=[item.id for item in ITEMS])
+@pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
     found = run_item(SUBJECT, item)
     assert found.outcome is Outcome.PASSED, found.message

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulation import EmulatedDevice, EmulatedProgram, Order
+from smoke import smoke_or_slow
 
 from lstmcore.backend import Forward, Gradients, Masks
 from lstmcore.config import LSTMConfig, StackConfig
@@ -50,7 +51,7 @@ SUBJECT = _subject()
 ITEMS: list[Item] = [item for precision, chosen in SELECTED.items() for item in items(SUBJECT, [precision], chosen)]
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=[item.id for item in ITEMS])
+@pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
     found = run_item(SUBJECT, item)
     assert found.outcome is Outcome.PASSED, found.message

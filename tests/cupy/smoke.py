@@ -1,0 +1,31 @@
+"""The part of the emulated tests that ``.ci/run`` runs; the rest is marked slow, since compiling takes minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from lstmcore_conformance.selection import selector
+from lstmcore_conformance.suite import Item
+
+#: One pass forward, backward and along tangents, of a plain LSTM and of one with every switch, at sizes of a few units.
+SMOKE = "(forward.switches or backward.switches or jvp.switches) and (float32-plain or float32-everything)"
+
+
+def smoke_or_slow(items: Sequence[Item], smoke: str = SMOKE) -> list[object]:
+    """Parameters for `pytest.mark.parametrize`: an item each, marked slow where it is not in the smoke.
+
+    Raises
+    ------
+    ValueError
+        No item is in the smoke.
+    """
+    chosen = selector(smoke)
+    slow = [not chosen(item.id) for item in items]
+    if all(slow):
+        raise ValueError(f"smoke: expected words of some item; got {smoke!r}")
+    return [
+        pytest.param(item, id=item.id, marks=pytest.mark.slow if late else ())
+        for item, late in zip(items, slow, strict=True)
+    ]
