@@ -166,7 +166,8 @@ def build(session: nox.Session) -> None:
     session.install("build", "check-wheel-contents", *TESTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        skip = shutil.ignore_patterns(".git", ".nox", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+        others = (".git", ".nox", "reports", ".hypothesis")  # sessions that run at the same time write there
+        skip = shutil.ignore_patterns(*others, "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
         shutil.copytree(HERE, folder / "source", ignore=skip)
         dist = folder / "dist"
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
@@ -176,7 +177,7 @@ def build(session: nox.Session) -> None:
         toplevel = ",".join(("lstmcore", *(f"lstmcore_{name}" for name in own)))
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))
-        session.run("python", "-c", _CONTENTS, str(wheel), str(sdist))
+        session.run("python", "-c", _CONTENTS, str(wheel), str(sdist), str(folder / "source"))
         session.install("--force-reinstall", "--no-deps", str(wheel))
         session.install(str(wheel))
         empty = folder / "empty"
@@ -189,9 +190,14 @@ def build(session: nox.Session) -> None:
 
 
 _CONTENTS = """
-import sys, tarfile, zipfile
+import pathlib, sys, tarfile, zipfile
 wheel, sdist = set(zipfile.ZipFile(sys.argv[1]).namelist()), set(tarfile.open(sys.argv[2]).getnames())
 root = min(sdist, key=len).split("/")[0]
+for place, packages in ((".", "lstmcore"), ("backends", "lstmcore_*"), ("conformance", "lstmcore_*")):
+    folder = pathlib.Path(sys.argv[3], place)
+    for file in (file for package in folder.glob(packages) for file in package.rglob("*.py")):
+        if file.relative_to(folder).as_posix() not in wheel:
+            sys.exit(f"{sys.argv[1]}: {file.relative_to(folder)} is missing")
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,8 +18,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from results import SLOWEST, Result, closing_line, processors, replace_file, session_table, write_tables
-from runner import FOLDER, ROOT, Runner, Session
+from session_results import (
+    SLOWEST,
+    Result,
+    check_marks,
+    closing_line,
+    processors,
+    replace_file,
+    session_table,
+    write_tables,
+)
+from session_runner import FOLDER, ROOT, Runner, Session
 
 
 def conformance(backend: str, name: str = "", *arguments: str, **environment: str) -> Session:
@@ -37,7 +47,7 @@ TIMED: Final = (f"--durations={SLOWEST}",)
 #: What has to pass before a change lands. The longest come first, so that no long one is left over at the end.
 CI: Final = (
     Session("tests", arguments=TIMED, every_processor=True),
-    Session("cupy", arguments=(*TIMED, "-m", "not slow"), every_processor=True),
+    Session("cupy", arguments=(*TIMED, "-m", "not slow"), every_processor=True, needs=("g++",)),
     conformance("numba"),
     Session("build", installs_last=True),
     conformance("numpy"),
@@ -51,46 +61,53 @@ CI: Final = (
 #: Every session that judges. `cupy` is whole here.
 FULL: Final = (
     *(session for session in CI if session.name != "cupy"),
-    Session("cupy", arguments=TIMED, every_processor=True),
+    Session("cupy", arguments=TIMED, every_processor=True, needs=("g++",)),
     Session("mutants", every_processor=True),
     Session("numba", arguments=TIMED),
     Session("peers", arguments=TIMED),
     conformance("jax", "conformance jax", "-k", "not backward.extremes", XLA_FLAGS=FAST_XLA),
     conformance("torch"),
     Session("slow", arguments=TIMED, every_processor=True),
-    conformance("jax", "conformance jax, extremes", "-k", "backward.extremes"),
-    Session("quickstart"),
+    conformance("jax", "conformance jax, extremes", "-k", "backward.extremes", "--json", str(FOLDER / "extremes.json")),
+    Session("quickstart", environment={"NOX_DEFAULT_VENV_BACKEND": "virtualenv"}),  # by pip, as without uv
     conformance("onnxruntime"),
-    Session("report", needs=("chromium",)),
+    Session("report", needs=("chromium|chromium-browser|google-chrome",)),
 )
 
 PLANS: Final = {"ci": CI, "full": FULL}
 
 
-def tree() -> str:
-    """Return what tells this tree from others: the commit, and a digest of what is changed since."""
-    commit, changes = _git("rev-parse", "HEAD").strip(), _git("diff", "HEAD")
-    for name in _git("ls-files", "-z", "--others", "--exclude-standard").split("\0")[:-1]:
-        changes += name + hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
-    return commit + (f"+{hashlib.sha256(changes.encode()).hexdigest()[:12]}" if changes else "")
+def tree() -> str | None:
+    """Return what tells this tree from others: the commit, and a digest of what is changed since; None without git."""
+    try:
+        commit = _git("rev-parse", "HEAD").decode().strip()
+        changes = hashlib.sha256(_git("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD"))
+        names = _git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    for name in names:
+        file = ROOT / os.fsdecode(name)
+        changes.update(name + (hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""))
+    return f"{commit}+{changes.hexdigest()[:12]}"
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def _git(*words: str) -> bytes:
+    return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, check=True).stdout
 
 
-def load(file: Path, of: str) -> dict[str, Result]:
+def load(file: Path, of: str | None) -> dict[str, Result]:
     """Return the results in the file by session, none where they are not of the tree `of`."""
-    if not file.exists():
+    if of is None or not file.exists():
         return {}
     kept = json.loads(file.read_text(encoding="utf-8"))
     results = [Result(**fields) for fields in kept["results"]] if kept["tree"] == of else []
     return {result.name: result for result in results}
 
 
-def save(file: Path, of: str, results: Iterable[Result]) -> None:
-    """Write the results of the tree `of`."""
-    replace_file(file, json.dumps({"tree": of, "results": [asdict(result) for result in results]}, indent=1) + "\n")
+def save(file: Path, of: str | None, results: Iterable[Result]) -> None:
+    """Write the results of the tree `of`; those of a tree that has changed meanwhile are of none."""
+    kept = {"tree": of if tree() == of else None, "results": [asdict(result) for result in results]}
+    replace_file(file, json.dumps(kept, indent=1) + "\n")
 
 
 def _chosen(plan: Sequence[Session], names: Sequence[str]) -> list[Session]:
@@ -100,28 +117,42 @@ def _chosen(plan: Sequence[Session], names: Sequence[str]) -> list[Session]:
     return [known[name] for name in names] or list(plan)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a plan, print what each session gave, and return 0 where none failed."""
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", choices=PLANS)
     parser.add_argument("sessions", nargs="*", help="only these of the plan")
     parser.add_argument("--resume", action="store_true", help="leave out what has passed on this very tree")
-    parser.add_argument("--times", metavar="FILE", help="write the tables of times into this Markdown file")
-    options = parser.parse_intermixed_args(words)
+    parser.add_argument("--times", type=Path, metavar="FILE", help="write the tables of times into this Markdown file")
+    return parser.parse_intermixed_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a plan, print what each session gave, and return 0 where none failed."""
+    options = _options(words)
     plan = _chosen(PLANS[options.plan], options.sessions)
+    if options.times:
+        check_marks(options.times)
     FOLDER.mkdir(parents=True, exist_ok=True)
     file, here, started = FOLDER / f"{options.plan}.json", tree(), time.monotonic()
+    if options.resume and here is None:
+        raise SystemExit(
+            "--resume: expected a git checkout, by which the tree is known; git does not say: leave it out"
+        )
     known = load(file, here)
-    todo = [session for session in plan if not (options.resume and session.name in known and known[session.name].good)]
+    todo = [
+        session for session in plan if not (options.resume and session.name in known and known[session.name].complete)
+    ]
+    for session in todo:
+        known.pop(session.name, None)
     for result in Runner(processors(), sys.stdout).run(todo):
         known[result.name] = result
         save(file, here, known.values())
     results = [known[session.name] for session in plan]
-    if options.times:
-        write_tables(Path(options.times), results)
     took = f"{time.monotonic() - started:.0f} s in all; logs are in {FOLDER.relative_to(ROOT)}"
     print("", session_table(results), took, sep="\n\n")
     print("", *(result.line for result in results), closing_line(results), sep="\n", flush=True)
+    if options.times:
+        write_tables(options.times, results)
     return 1 if any(result.outcome == "failed" for result in results) else 0
 
 

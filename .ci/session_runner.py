@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
 
-from results import Result, counts_of, failures_of, slowest_of
+from session_results import Result, counts_of, failures_of, slowest_of, unchecked_in
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 #: Logs and results; git ignores it.
@@ -42,7 +43,8 @@ class Session:
     every_processor
         Whether it uses all processors, so that nothing runs beside it.
     needs
-        Programs that must be installed; without one the session is not run, and the table says so.
+        Programs that must be installed, each as names of which one will do (``chromium|google-chrome``); without it
+        the session is not run, and the table says so.
     installs_last
         Whether it installs what it has made, so that its environment cannot be made first.
     """
@@ -71,7 +73,9 @@ class Runner:
         self._processors, self._out = processors, out
         self._first, self._turn, self._free = threading.Lock(), threading.Condition(), processors
         self._installing = threading.Lock()  # building the package writes into the tree, so one installs at a time
+        self._environments: dict[str, threading.Lock] = defaultdict(threading.Lock)  # nox's name -> held while in use
         self._running: dict[str, float] = {}
+        self.stopped = threading.Event()
 
     def run(self, sessions: Sequence[Session]) -> Iterator[Result]:
         """Run the sessions, begun in their order, and return each result when its session ends."""
@@ -80,8 +84,13 @@ class Runner:
         heartbeat.start()
         try:
             with ThreadPoolExecutor(self._processors) as pool:
-                for future in as_completed([pool.submit(self._turn_of, session) for session in sessions]):
-                    yield future.result()
+                try:
+                    for future in as_completed([pool.submit(self._turn_of, session) for session in sessions]):
+                        yield future.result()
+                except BaseException:  # Ctrl-C ends what is running; what has not begun must not begin
+                    self.stopped.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         finally:
             done.set()
             heartbeat.join()
@@ -89,20 +98,22 @@ class Runner:
     def _turn_of(self, session: Session) -> Result:
         """Run a session once there are processors for it."""
         wanted = self._processors if session.every_processor else 1
-        with self._first, self._turn:  # who waits for all processors is passed by nobody
+        with self._first, self._turn:  # a session that waits for all processors is overtaken by none
             self._turn.wait_for(lambda: self._free >= wanted)
             self._free -= wanted
         try:
-            return self._run_now(session)
+            with self._environments[session.nox or session.name]:
+                return self._run_now(session)
         finally:
             with self._turn:
                 self._free += wanted
                 self._turn.notify_all()
 
     def _run_now(self, session: Session) -> Result:
-        missing = [program for program in session.needs if shutil.which(program) is None]
-        if missing:
-            result = Result(session.name, "NOT RUN", note=f"install {' and '.join(missing)} to run it")
+        missing = [names for names in session.needs if not any(map(shutil.which, names.split("|")))]
+        if missing or self.stopped.is_set():
+            why = f"install {' and '.join(missing).replace('|', ' or ')} to run it" if missing else "stopped"
+            result = Result(session.name, "NOT RUN", note=why)
             self._say(result.line)
             return result
         self._say(f"{session.name} begins")
@@ -112,8 +123,15 @@ class Runner:
             code, cpu = self._nox(session, file)
         del self._running[session.name]
         text = _CONTROL.sub("", log.read_text(encoding="utf-8", errors="replace"))
-        outcome, seconds = "failed" if code else "passed", time.monotonic() - started
-        result = Result(session.name, outcome, counts_of(text), seconds, cpu, slowest_of(text))
+        result = Result(
+            session.name,
+            "failed" if code else "passed",
+            counts_of(text),
+            time.monotonic() - started,
+            cpu,
+            slowest_of(text),
+            unchecked_in(text),
+        )
         self._say("\n".join((result.line, *(failures_of(text) if code else ()))))
         return result
 
@@ -143,7 +161,9 @@ class Runner:
 
 def _run(words: Sequence[str], environment: Mapping[str, str], file: TextIO) -> tuple[int, float]:
     """Run a command and return its exit status and the CPU seconds of it and its children."""
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+    )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_utime + usage.ru_stime

@@ -1,4 +1,4 @@
-"""What a session gave: its result, read from what it printed, and tables of results."""
+"""Results of nox sessions: read from what a session printed, and written as tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Final
 #: Lines of a failure that are printed, and failures of a session that are.
 LINES: Final = 30
 FAILURES: Final = 5
-#: Outcomes of tests that the closing line tells.
-OUTCOMES: Final = ("passed", "failed", "skipped")
 #: Tests in the table of the slowest.
 SLOWEST: Final = 40
 #: The lines of a Markdown file between which the tables are written.
@@ -42,7 +40,7 @@ class Result:
     slowest
         Its slowest tests and their seconds by the clock, where pytest was asked for them.
     note
-        Why it was not run; empty otherwise.
+        What was not checked and why; empty otherwise.
     """
 
     name: str
@@ -54,24 +52,36 @@ class Result:
     note: str = ""
 
     @property
-    def good(self) -> bool:
-        """Whether it has passed."""
-        return self.outcome == "passed"
+    def complete(self) -> bool:
+        """Whether it passed and checked all that it is there for."""
+        return self.outcome == "passed" and not self.note
 
     @property
     def line(self) -> str:
         """One line: ``tests passed 212 s``."""
-        return f"{self.name} {self.outcome}" + (f": {self.note}" if self.note else f" {self.seconds:.0f} s")
+        took = "" if self.outcome == "NOT RUN" else f" {self.seconds:.0f} s"
+        return f"{self.name} {self.outcome}{took}" + (f": {self.note}" if self.note else "")
 
 
 _PYTEST_END = re.compile(r"^=+ (.*\d+ \w+.*) in [\d.]+s\b.*=+$", re.MULTILINE)
 _PYTEST_QUIET_END = re.compile(r"^((?:\d+ \w+, )*\d+ (?:passed|failed|skipped|errors?)\b.*) in [\d.]+s\b", re.MULTILINE)
-_VERDICT = re.compile(r"all (\d+) cases of the \w+ profile passed")
+#: The last lines of `lstmcore conform`, which may be broken where the terminal ends.
+_VERDICTS = (
+    re.compile(r"\ball\s+(?P<passed>\d+)\s+cases?\s+of\s+the\s+\w+\s+profile\s+passed"),
+    re.compile(r"\bpasses\s+(?P<passed>\d+)\s+selected\s+cases?"),
+    re.compile(r"expected\s+failures?:\s+(?P<passed>\d+)\s+cases?\s+passed"),
+    re.compile(r"\bdoes\s+not\s+conform:\s+(?P<failed>\d+)\s+of\s+\d+\s+cases?\s+failed"),
+)
 _COUNT = re.compile(r"(\d+) (passed|failed|skipped|xfailed|error)")
+_UNCHECKED = re.compile(r"^NOT CHECKED: (.*)", re.MULTILINE)
 _DURATION = re.compile(r"^([\d.]+)s (?:call|setup|teardown) +(\S.*?) *$", re.MULTILINE)
-_SECTION = re.compile(r"^=+ (FAILURES|ERRORS) =+$(.*?)(?=^=+ )", re.MULTILINE | re.DOTALL)
-_TITLE = re.compile(r"^_{2,} (.+?) _{2,}$", re.MULTILINE)
-_FAILED = re.compile(r"^(?:FAILED|ERROR) \S+?::(\S.*?)(?: - .*)?$", re.MULTILINE)
+#: From the title of pytest's failures to the next title of its own; what a test printed may look like a title too.
+_SECTION = re.compile(
+    r"^=+ (?:FAILURES|ERRORS) =+$(.*?)^=+ (?=FAILURES =|ERRORS =|slowest |warnings summary|short test summary|\d+ )",
+    re.MULTILINE | re.DOTALL,
+)
+_TITLE = re.compile(r"^_+ (?:ERROR at (?:setup|teardown) of )?(.+?) _+$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S.*)$", re.MULTILINE)
 
 
 def counts_of(log: str) -> dict[str, int]:
@@ -80,9 +90,16 @@ def counts_of(log: str) -> dict[str, int]:
     for line in (*_PYTEST_END.findall(log), *_PYTEST_QUIET_END.findall(log)):
         for number, outcome in _COUNT.findall(line):
             found[outcome] = found.get(outcome, 0) + int(number)
-    for number in _VERDICT.findall(log):
-        found["passed"] = found.get("passed", 0) + int(number)
+    for verdict in _VERDICTS:
+        for match in verdict.finditer(log):
+            for outcome, number in match.groupdict().items():
+                found[outcome] = found.get(outcome, 0) + int(number)
     return found
+
+
+def unchecked_in(log: str) -> str:
+    """What the session says it did not check, empty where it checked all."""
+    return "; ".join(f"NOT CHECKED: {text}" for text in _UNCHECKED.findall(log))
 
 
 def slowest_of(log: str) -> dict[str, float]:
@@ -94,25 +111,24 @@ def slowest_of(log: str) -> dict[str, float]:
 
 
 def failures_of(log: str) -> list[str]:
-    """What failed, each with its name and its last lines: tests where pytest says so, else the end of the log."""
-    names = {name.replace("::", ".") for name in _FAILED.findall(log)}
+    """What failed: the last lines of the first failures, then the names of all; else the end of the log."""
+    summary = _FAILED.findall(log)
+    names = {name for line in summary for name in _names(line)}
     found: list[str] = []
-    for _, section in _SECTION.findall(log):
-        titles = [
-            title for title in _TITLE.finditer(section) if _tested(title[1]) in names
-        ]  # others are what it printed
+    for section in _SECTION.findall(log):
+        titles = [title for title in _TITLE.finditer(section) if title[1] in names]  # others are of what a test printed
         ends = [title.start() for title in titles[1:]] + [len(section)]
         for title, end in zip(titles, ends, strict=True):
             found.append(_last(section[title.end() : end], f"FAILED {title[1]}"))
     if not found:
         return [_last(log, "the end of its output")]
-    rest = len(found) - FAILURES
-    return found[:FAILURES] + ([f"--- and {rest} more"] if rest > 0 else [])
+    return [*found[:FAILURES], "\n".join(("--- all that failed", *summary))]
 
 
-def _tested(title: str) -> str:
-    """The name of the test that a title of pytest's is of."""
-    return title.removeprefix("ERROR at setup of ").removeprefix("ERROR at teardown of ")
+def _names(line: str) -> list[str]:
+    """What the title of a failure may be, of its line in the summary: a name may itself hold the dash after it."""
+    pieces = line.partition("::")[2].replace("::", ".").split(" - ")
+    return [" - ".join(pieces[:end]) for end in range(1, len(pieces) + 1)]
 
 
 def _last(text: str, title: str) -> str:
@@ -130,8 +146,17 @@ def session_table(results: Sequence[Result]) -> str:
 
 
 def closing_line(results: Sequence[Result]) -> str:
-    """How many tests passed, failed and were skipped in all sessions, in pytest's words."""
-    totals = {outcome: sum(result.counts.get(outcome, 0) for result in results) for outcome in OUTCOMES}
+    """How many tests passed, failed and were skipped in all sessions, in pytest's words.
+
+    Errors are failures, and a session that failed with no failed test is one.
+    """
+    totals = dict.fromkeys(("passed", "failed", "skipped"), 0)
+    for result in results:
+        counts = result.counts
+        failed = counts.get("failed", 0) + counts.get("error", 0)
+        totals["passed"] += counts.get("passed", 0)
+        totals["failed"] += failed or int(result.outcome == "failed")
+        totals["skipped"] += counts.get("skipped", 0)
     return ", ".join(f"{number} {outcome}" for outcome, number in totals.items())
 
 
@@ -142,18 +167,23 @@ def slowest_table(results: Sequence[Result]) -> str:
     return "\n".join(["| test | session | seconds |", "| --- | --- | --- |", *rows])
 
 
-def write_tables(file: Path, results: Sequence[Result]) -> None:
-    """Put both tables between the marks of a Markdown file, with the machine and the date.
+def check_marks(file: Path) -> None:
+    """Check that a Markdown file has the marks between which tables are written.
 
     Raises
     ------
     ValueError
-        The file has no such marks.
+        It has not.
     """
+    if not re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", file.read_text(encoding="utf-8"), re.DOTALL):
+        raise ValueError(f"{file}: expected the lines {BEGIN} and {END}; they are not there")
+
+
+def write_tables(file: Path, results: Sequence[Result]) -> None:
+    """Put both tables between the marks of a Markdown file, with the machine and the date."""
+    check_marks(file)
     before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{file}: expected the lines {BEGIN} and {END}; they are not there")
     when = f"Measured on {time.strftime('%Y-%m-%d')} with {processors()} processors: {_processor()}."
     tables = f"\n\n{when}\n\n{session_table(results)}\n\n{slowest_table(results)}\n\n"
     replace_file(file, before + begin + tables + end + after)
@@ -167,6 +197,7 @@ def _processor() -> str:
 
 
 def replace_file(file: Path, text: str) -> None:
+    """Write a file under another name and rename it."""
     fresh = file.with_name(file.name + ".new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(file)
