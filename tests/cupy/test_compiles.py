@@ -45,7 +45,7 @@ def _programs() -> dict[str, tuple[str, str]]:
 
 PROGRAMS = _programs()
 #: Programs that are compiled in each format even where the others are left out.
-ALWAYS = ("rows", "plain", "everything", "everything_coupled")
+ALWAYS = ("rows", "plain", "everything")
 
 
 def _quick(storage: str, name: str) -> bool:

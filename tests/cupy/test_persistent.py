@@ -74,6 +74,7 @@ def _both(subject: Subject, case: Case) -> dict[str, np.ndarray]:
     return {**subject.forward(case), **subject.gradients(case)}
 
 
+@pytest.mark.slow  # compiling takes seconds for each
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("name", ["plain", "recurrence_cell"])
 def test_the_order_in_which_threads_run_changes_no_bit(name: str, precision: str) -> None:
@@ -215,6 +216,7 @@ def right() -> dict[int, dict[str, np.ndarray]]:
     return {batch: _both(subject, _wide("plain", batch)) for batch in (3, 18, 19)}
 
 
+@pytest.mark.slow  # compiling takes seconds for each
 @pytest.mark.parametrize("there", [*BARRIERS, *FAULTS])
 def test_a_planted_fault_is_caught(there: str, right: dict[int, dict[str, np.ndarray]]) -> None:
     instead, batch = {**BARRIERS, **FAULTS}[there]
@@ -245,6 +247,7 @@ DIVERGENCES = {
 }
 
 
+@pytest.mark.slow  # compiling takes seconds for each
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_barrier_that_never_opens_ends_in_an_error_and_not_in_a_hang(name: str) -> None:
     there, instead = DIVERGENCES[name]
