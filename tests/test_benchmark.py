@@ -133,6 +133,7 @@ def test_a_backend_that_cannot_start_is_told(plant: Callable[..., tuple[str, ...
     assert "it needs a chip" in page(benchmark)
 
 
+@pytest.mark.slow  # every mode and variant of two backends, in processes: 36 seconds
 def test_a_backend_with_a_device_is_timed_with_its_arrays_there_too(
     plant: Callable[..., tuple[str, ...]], tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ class _Poor(TextbookBackend):
         )
 
 
+@pytest.mark.slow  # most of the suite: 28 seconds
 def test_what_is_not_declared_is_unsupported_with_the_reason() -> None:
     report = run(_Poor())
     assert [item.message for item in report.bad] == []
