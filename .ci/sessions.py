@@ -44,11 +44,14 @@ FAST_XLA: Final = (
 #: What pytest is asked for, so that the slowest tests are known.
 TIMED: Final = (f"--durations={SLOWEST}",)
 
+#: Compiling takes most of the Numba backend's time; float64 is the dearest precision, and `FULL` has it.
+NARROW: Final = tuple(word for name in ("float32", "bfloat16", "float16") for word in ("--precision", name))
+
 #: What has to pass before a change lands. The longest come first, so that no long one is left over at the end.
 CI: Final = (
     Session("tests", arguments=TIMED, every_processor=True),
     Session("cupy", arguments=(*TIMED, "-m", "not slow"), every_processor=True, needs=("g++",)),
-    conformance("numba"),
+    conformance("numba", "", *NARROW),
     Session("build", installs_last=True),
     conformance("numpy"),
     conformance("reference"),
@@ -58,9 +61,10 @@ CI: Final = (
     Session("lint"),
 )
 
-#: Every session that judges. `cupy` is whole here.
+#: Every session that judges, whole.
 FULL: Final = (
-    *(session for session in CI if session.name != "cupy"),
+    *(session for session in CI if session.name not in ("cupy", "conformance numba")),
+    conformance("numba"),
     Session("cupy", arguments=TIMED, every_processor=True, needs=("g++",)),
     Session("mutants", every_processor=True),
     Session("numba", arguments=TIMED),
