@@ -190,10 +190,12 @@ def write_tables(file: Path, results: Sequence[Result]) -> None:
 
 
 def _processor() -> str:
-    """The name of the processor, as Linux knows it."""
+    """The name of the processor and its widest vector extension, as Linux knows them."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    return next(iter(re.findall(r"model name\s*: (.*)", text)), platform.processor())
+    name = re.search(r"^model name\s*: (.*)", text, re.MULTILINE)
+    widest = re.search("amx_bf16", text) or re.search("avx512f", text) or re.search("avx2", text)
+    return ", ".join((name[1] if name else platform.processor(), *([widest[0]] if widest else ())))
 
 
 def replace_file(file: Path, text: str) -> None:

@@ -121,6 +121,11 @@ def test_another_index_is_an_error(tmp_path: Path) -> None:
         next(entries("float32", tmp_path))
 
 
+def test_a_precision_that_they_lack_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"expected one of float16, float32, float64, .*; got 'tf32'"):
+        next(entries("tf32"))
+
+
 def test_they_are_small_enough_to_ship() -> None:
     assert {path.name for path in HERE.iterdir() if path.suffix not in ("", ".py", ".pyc")} == set(FILES)
     assert sum((HERE / name).stat().st_size for name in FILES) < 5 << 20
@@ -164,6 +169,15 @@ def test_what_vectors_cannot_show_is_in_use_and_in_the_docs() -> None:
         assert f"{why} | {sum(reason(mutant) == why for mutant in beyond)} |" in text
     within = len(MUTANTS) - len(beyond)
     assert f"{within} of the {within}" in text
+
+
+def test_mutants_of_a_precision_that_they_lack_are_beyond() -> None:
+    """The command that counts runs every mutant, those too."""
+    others = [mutant for mutant in MUTANTS.values() if mutant.precision not in PRECISIONS]
+    assert others
+    for mutant in others:
+        assert caught(mutant) is None
+        assert reason(mutant)
 
 
 def test_a_fault_of_one_call_is_not_beyond() -> None:

@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lstmcore_conformance.mutants import MUTANTS, Mutant
+from lstmcore_conformance.vectors.catalogue import PRECISIONS
 from lstmcore_conformance.vectors.reading import verify
 
 _TANGENT: Final = "directional derivatives are not in the files"
@@ -67,7 +68,9 @@ def reason(mutant: Mutant) -> str | None:
 
 
 def caught(mutant: Mutant) -> tuple[str, str] | None:
-    """The first case that shows the fault, with a message, or None."""
+    """The first case that shows the fault, with a message, or None; None too in a precision that the files lack."""
+    if mutant.precision not in PRECISIONS:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # faulty arithmetic warns; what it gives is judged
         return next(verify(mutant.make(), mutant.precision), None)

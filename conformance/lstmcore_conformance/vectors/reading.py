@@ -41,9 +41,12 @@ def entries(precision: str, folder: Path = HERE) -> Iterator[Entry]:
     Raises
     ------
     ValueError
-        The index is not one of these files, or of another version.
+        The index is not one of these files, or of another version, or has no case in this precision.
     """
     index = _index(folder)
+    known = sorted({entry["precision"] for entry in index["cases"]})
+    if precision not in known:
+        raise ValueError(f"precision: expected one of {', '.join(known)}, which the vectors have; got {precision!r}")
     arrays = load_file(folder / f"{precision}.safetensors")
     for entry in index["cases"]:
         if entry["precision"] == precision:
