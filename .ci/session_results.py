@@ -199,7 +199,10 @@ def _processor() -> str:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Write a file under another name and rename it."""
+    """Write a file under another name and rename it.
+
+    `lstmcore.files.write_atomically` does this too; this module runs where nothing but nox is installed.
+    """
     fresh = file.with_name(file.name + ".new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(file)
