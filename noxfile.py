@@ -26,6 +26,8 @@ TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20", 
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.6",)
 WORKERS = ("-n", "auto", "--maxprocesses", "8")
+#: Folders with sessions of their own; the other tests need no backend but the reference and NumPy's.
+ELSEWHERE = tuple(f"--ignore=tests/{folder}" for folder in ("backends/numba", "backends/cupy", "peers"))
 PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
 
@@ -70,46 +72,35 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
-    chosen = ("-m", "not slow and not peers and not numba and not browser", "--ignore=tests/cupy")
-    session.run("pytest", *WORKERS, *chosen, *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, *ELSEWHERE, "-m", "not slow and not browser", *session.posargs, env=_quiet())
 
 
 @nox.session
 def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend."""
     session.install("-e", ".[numba,conformance]", *TESTS)
-    files = (
-        "tests/test_numba_backend.py",
-        "tests/test_numba_again.py",
-        "tests/test_numba_amx.py",
-        "tests/test_numba_bf16.py",
-        "tests/test_numba_norms.py",
-        "tests/test_numba_wavefront.py",
-    )
-    session.run("pytest", "-m", "numba", *files, *session.posargs, env=_quiet())
+    session.run("pytest", "tests/backends/numba", *session.posargs, env=_quiet())
 
 
 @nox.session
 def cupy(session: nox.Session) -> None:
     """The CuPy backend without a GPU: its kernels are compiled for GPUs, and run on the processor; needs g++."""
     session.install("-e", ".[conformance]", *TESTS, *CUDA, *PARALLEL)
-    session.run("pytest", *WORKERS, "tests/cupy", *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, "tests/backends/cupy", *session.posargs, env=_quiet())
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """The reports' pages in a browser; Chromium has to be installed."""
     session.install("-e", ".[conformance,bench,plot]", *TESTS)
-    pages = ("tests/test_conformance_page.py", "tests/test_benchmark_page.py", "tests/test_conformance_scoreboard.py")
-    session.run("pytest", "-m", "browser", *pages, *session.posargs, env=_quiet())
+    session.run("pytest", "-m", "browser", "tests/suite", "tests/bench", *session.posargs, env=_quiet())
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that take longer than a fast test may: each says why."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
-    chosen = ("--dist", "loadfile", "-m", "slow and not numba", "--ignore=tests/cupy")
-    session.run("pytest", *WORKERS, *chosen, *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, *ELSEWHERE, "--dist", "loadfile", "-m", "slow", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -117,7 +108,7 @@ def peers(session: nox.Session) -> None:
     """Differential tests against PyTorch, ONNX and JAX."""
     _install_torch(session)
     session.install("-e", ".[plot,conformance,bench,onnxruntime,jax]", *TESTS)
-    session.run("pytest", "-m", "peers", "tests/peers", *session.posargs, env=_quiet())
+    session.run("pytest", "tests/peers", *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -12,8 +12,6 @@ from lstmcore_conformance.benchmarks.runtimes import PEERS
 from lstmcore_conformance.benchmarks.startup import start
 from lstmcore_conformance.benchmarks.team import Candidate
 
-pytestmark = pytest.mark.peers
-
 
 @pytest.mark.parametrize("peer", [name for name in PEERS if name != "tutorial"])
 def test_a_peer_starts(peer: str) -> None:

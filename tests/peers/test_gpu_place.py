@@ -22,7 +22,6 @@ from lstmcore_conformance.gpu.session import Session
 from lstmcore_conformance.gpu.timing import compare
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-pytestmark = pytest.mark.peers
 
 
 class Event:

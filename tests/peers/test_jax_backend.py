@@ -28,8 +28,6 @@ import lstmcore_jax  # noqa: E402  # as above
 from lstmcore_jax import kernel as module  # noqa: E402  # as above
 from lstmcore_jax.kernel import JaxBackend  # noqa: E402  # as above
 
-pytestmark = pytest.mark.peers
-
 T, N, I, H, P = 5, 3, 4, 6, 2
 LENGTHS = np.array([3, 0, 5])
 PRECISIONS = ("float32", "float64")
@@ -186,7 +184,8 @@ def test_both_precisions_at_once_from_threads() -> None:
                 equal(found, expected[precision])
 
 
-def test_all_runs_on_the_processor_where_the_caller_has_chosen_another_device() -> None:
+def test_all_runs_on_the_processor() -> None:
+    """The backend stays on the processor where the caller has chosen another default device."""
     # A second device of the processor stands in; it exists only in a process that starts with it.
     code = """if True:
         import jax, numpy as np
@@ -229,7 +228,8 @@ def aligned(array: Array) -> Array:
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_what_is_written_to_inputs_and_results_reaches_neither_weights_nor_tape(lengths: Any) -> None:
+def test_writes_reach_neither_weights_nor_tape(lengths: Any) -> None:
+    """Writes to inputs and results after a call change neither the weights nor the tape."""
     one, given = kernel(), Given()
     x, h, c, *masks = map(aligned, (given.x, *given.state, given.masks.recurrent, *given.masks[1:]))
     parameters = {name: aligned(array) for name, array in given.parameters.items()}
@@ -257,7 +257,8 @@ def test_the_reason_for_these_copies_is_true() -> None:
     assert shared.sum() == array.size
 
 
-def test_a_call_that_records_nothing_hands_the_arrays_over_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_hands_the_arrays_over_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that records nothing hands the arrays over as they are."""
     one, given, seen = kernel(), Given(), []
     weights, run = one.pack(given.parameters), module._run_outputs
     monkeypatch.setattr(module, "_run_outputs", lambda *arguments: seen.append(arguments) or run(*arguments))

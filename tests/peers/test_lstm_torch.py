@@ -1,6 +1,6 @@
 """`LSTM` against ``torch.nn.LSTM``: outputs and every gradient over random configurations.
 
-Configuration ``k`` is fixed by its number: ``pytest -m peers tests/peers/test_lstm_torch.py -k config17-`` runs one
+Configuration ``k`` is fixed by its number: ``pytest tests/peers/test_lstm_torch.py -k config17-`` runs one
 again. PyTorch has two biases for each gate where there is one here: ours is their sum, and each of theirs has the
 gradient of ours. It packs no rows without steps, so lengths start at 1.
 """
@@ -19,11 +19,8 @@ from lstmcore.backend import Backend
 from lstmcore.lstm import LSTM
 from stacks import Array, TextbookBackend
 
-pytestmark = [
-    pytest.mark.peers,
-    # PyTorch says once that its own fast path has no projection; its answer is the same
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
-]
+# PyTorch says once that its own fast path has no projection; its answer is the same
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 CONFIGURATIONS = 240
 #: Our name -> PyTorch's; ``bias`` is the sum of its two.

@@ -28,8 +28,6 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from lstmcore_onnxruntime import translate  # noqa: E402
 
-pytestmark = pytest.mark.peers
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: The operator's inputs and outputs in its order.
@@ -224,7 +222,8 @@ def test_a_node_is_read_as_it_was_written() -> None:
     assert translate.attributes_of(helper.make_node("LSTM", ["X", "W", "R"], ["Y"], **written)) == written
 
 
-def test_parameters_of_functions_that_are_not_given_have_onnx_s_defaults() -> None:
+def test_missing_function_parameters_have_onnx_defaults() -> None:
+    """Parameters of activation functions that are not given have the defaults of ONNX."""
     W, R = np.zeros((1, 28, 5), np.float32), np.zeros((1, 28, 7), np.float32)
     for theirs, ours in (("HardSigmoid", "hard_sigmoid"), ("LeakyRelu", "leaky_relu"), ("Elu", "elu")):
         ((config, _),) = translate.directions({"activations": [theirs] * 3, "activation_alpha": [0.75]}, W, R)
@@ -278,9 +277,8 @@ def test_what_the_operator_has_not_is_an_error(switches: dict[str, Any]) -> None
         (({}, {"reverse": True, "hidden_size": 3}), "hidden_size and proj_size must be the same"),
     ],
 )
-def test_two_directions_that_one_operator_cannot_have_are_an_error(
-    directions: tuple[dict[str, Any], ...], told: str
-) -> None:
+def test_directions_beyond_one_operator_are_an_error(directions: tuple[dict[str, Any], ...], told: str) -> None:
+    """Two directions that one operator cannot have are an error."""
     with pytest.raises(ValueError, match=told):
         translate.attributes(*(LSTMConfig(**{**WIDTHS, **switches}) for switches in directions))
 
@@ -347,7 +345,7 @@ def test_onnx_runtime_has_no_layout_1(name: str) -> None:
         run_runtime(model_of(inputs, tuple(OUTPUTS), {**attributes, "layout": 1}), inputs)
 
 
-def test_onnx_runtime_does_not_clip_the_input_of_the_hidden_activation() -> None:
+def test_onnx_runtime_does_not_clip_the_hidden_input() -> None:
     """Its result for this case is in the grid; here is that a cell is outside the bound."""
     _, attributes, inputs = grid("clip, large state")
     _, _, c = run_runtime(model_of(inputs, tuple(OUTPUTS), attributes), inputs)

@@ -25,8 +25,6 @@ import lstmcore_onnxruntime  # noqa: E402  # needs ONNX Runtime
 from lstmcore_onnxruntime import translate  # noqa: E402
 from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend, _clips_the_cell  # noqa: E402
 
-pytestmark = pytest.mark.peers
-
 T, N, I, H = 5, 4, 3, 6
 LENGTHS = np.array([3, 0, 5, 1])
 
@@ -152,7 +150,8 @@ def test_the_reasons_for_that_are_true() -> None:
 # What it answers itself, or refuses -----------------------------------------------------------------------------------
 
 
-def test_what_onnx_runtime_answers_without_a_step_is_not_the_initial_state() -> None:
+def test_onnx_runtime_without_a_step_loses_the_state() -> None:
+    """What ONNX Runtime returns for T = 0 is not the initial state."""
     state = {"initial_h": ones(1, N, H), "initial_c": ones(1, N, H)}
     _, h, c = plain({"X": ones(T, N, I), "sequence_lens": LENGTHS.astype(np.int32), **state}, hidden_size=H)
     assert not h[0, 1].any() and not c[0, 1].any()

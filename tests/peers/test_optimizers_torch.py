@@ -10,7 +10,6 @@ import pytest
 from lstmcore.training import SGD, Adam, AdamW, Optimizer, clip_by_global_norm
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.peers
 
 CASES: list[tuple[Optimizer, str, dict[str, Any]]] = [
     (SGD(0.05), "SGD", {"lr": 0.05}),

@@ -25,8 +25,6 @@ torch = pytest.importorskip("torch")
 import lstmcore_torch  # noqa: E402  # needs PyTorch
 from lstmcore_torch.kernel import TorchBackend  # noqa: E402  # needs PyTorch
 
-pytestmark = pytest.mark.peers
-
 T, N, I, H = 5, 3, 4, 6
 LENGTHS = np.array([3, 0, 5])
 
@@ -71,7 +69,8 @@ def test_the_settings_of_the_caller_change_nothing(
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_what_is_written_to_inputs_and_results_does_not_reach_the_tape(lengths: Any) -> None:
+def test_writes_do_not_reach_the_tape(lengths: Any) -> None:
+    """Writes to inputs and results after a call do not change the tape."""
     one = kernel("float64", proj_size=2)
     wanted = arrays(both(one, lengths))[3:]
     weights, x, state = draw(one)
@@ -115,7 +114,8 @@ def test_onednn_switched_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel("float64").receipt().fallback is None
 
 
-def test_a_projection_and_a_read_only_input_warn_nobody_in_a_fresh_process() -> None:
+def test_projections_and_read_only_inputs_do_not_warn() -> None:
+    """A projection and a read-only input cause no warning in a fresh process."""
     code = f"""
 import numpy as np
 from lstmcore.config import LSTMConfig

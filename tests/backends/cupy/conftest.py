@@ -1,0 +1,10 @@
+"""The tests of the CuPy backend have the marker cupy."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what is in this folder; pytest asks this file about nothing else."""
+    item.add_marker("cupy")

@@ -1,0 +1,65 @@
+"""The conformance suite on a GPU, where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import lstmcore_cupy
+from lstmcore.backend import Backend
+from lstmcore.config import LSTMConfig
+from lstmcore.registry import get_backend
+from lstmcore_conformance.suite import run
+
+pytestmark = pytest.mark.skipif(
+    lstmcore_cupy._unavailable() is not None, reason="compiled and emulated, not run on a GPU"
+)
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return get_backend("cupy")
+
+
+def test_it_conforms(backend: Backend) -> None:
+    report = run(backend)
+    assert report.conforms, report.verdict
+
+
+def test_the_persistent_kernel_conforms() -> None:
+    from lstmcore_cupy.device import cuda_device
+    from lstmcore_cupy.kernel import CupyBackend
+
+    report = run(CupyBackend(cuda_device(0), persistent=True))
+    assert report.conforms, report.verdict
+
+
+def test_arrays_of_the_gpu_go_in_and_come_out_and_are_not_copied(backend: Backend) -> None:
+    import cupy
+
+    config = LSTMConfig(input_size=5, hidden_size=7)
+    kernel = backend.compile(config, "float32")
+    rng = np.random.default_rng(0)
+    host = {name: rng.standard_normal(shape).astype("float32") for name, shape in config.parameter_shapes.items()}
+    x = rng.standard_normal((4, 3, 5)).astype("float32")
+    out, on_gpu = cupy.empty((4, 3, 7), cupy.float32), cupy.asarray(x)
+    weights = kernel.pack({name: cupy.asarray(array) for name, array in host.items()})
+    y, state, _ = kernel.forward(weights, on_gpu, out=out)
+    assert y is out
+    assert isinstance(state.c, cupy.ndarray)
+    assert backend.to_device(on_gpu).data.ptr == on_gpu.data.ptr
+    np.testing.assert_array_equal(cupy.asnumpy(out), kernel.forward(kernel.pack(host), x).y)
+
+
+def test_it_runs_on_the_current_stream(backend: Backend) -> None:
+    import cupy
+
+    config = LSTMConfig(input_size=5, hidden_size=7)
+    kernel = backend.compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        y = kernel.forward(weights, cupy.ones((64, 8, 5), cupy.float32)).y
+        event = stream.record()
+        event.synchronize()
+    assert np.isfinite(cupy.asnumpy(y)).all()

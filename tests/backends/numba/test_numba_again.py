@@ -1,0 +1,131 @@
+"""Calls that run again what an earlier call of these sizes has kept."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lstmcore import LSTM
+
+STEPS, BATCH, INPUT, HIDDEN = 5, 3, 7, 19
+
+
+def numbers(rng: np.random.Generator, *shape: int) -> npt.NDArray[Any]:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261124)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each call of `NumbaKernel.again`, whether there was something to run again."""
+    from lstmcore_numba.kernel import NumbaKernel
+
+    found: list[bool] = []
+    again = NumbaKernel.again
+
+    def watched(*args: Any) -> Any:
+        result = again(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(NumbaKernel, "again", watched)
+    return found
+
+
+def pair(**options: Any) -> tuple[LSTM, LSTM]:
+    """The same LSTM on Numba and on NumPy."""
+    ours, other = (LSTM(INPUT, HIDDEN, dtype="float32", seed=3, backend=name, **options) for name in ("numba", "numpy"))
+    return ours, other
+
+
+def same(found: Any, wanted: Any) -> None:
+    for one, other in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+
+
+OPTIONS: list[dict[str, Any]] = [{}, {"proj_size": 6}, {"layer_norm": True}, {"peephole": True}, {"bias": False}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options), "plain"))
+def test_every_call_has_its_own_results(options: dict[str, Any], rng: np.random.Generator, kept: list[bool]) -> None:
+    ours, numpy = pair(**options)
+    calls = []
+    for k in range(4):
+        x = numbers(rng, STEPS, BATCH, INPUT)
+        width = options.get("proj_size", HIDDEN)
+        state = (numbers(rng, 1, BATCH, width), numbers(rng, 1, BATCH, HIDDEN)) if k % 2 else None
+        out = np.empty((STEPS, BATCH, width), np.float32) if k == 3 else None
+        found = ours(x, state, out=out)
+        assert out is None or found[0] is out
+        calls.append((found, numpy(x, state)))
+    for found, wanted in calls:  # at the end: a result that a later call wrote to would differ
+        same(found, wanted)
+    assert kept == [False, True, True, True]
+
+
+def test_new_parameters_count(rng: np.random.Generator, kept: list[bool]) -> None:
+    ours, numpy = pair()
+    x = numbers(rng, STEPS, BATCH, INPUT)
+    for _ in range(2):
+        ours(x)
+    changed = {name: value * np.float32(0.5) for name, value in ours.parameters.items()}
+    for lstm in (ours, numpy):
+        lstm.load_parameters(changed)
+    for _ in range(2):
+        same(ours(x), numpy(x))
+    assert kept == [False, True, False, True]
+
+
+def test_other_calls_between_do_no_harm(rng: np.random.Generator, kept: list[bool]) -> None:
+    ours, numpy = pair()
+    x = numbers(rng, STEPS, BATCH, INPUT)
+    ours(x)
+    ours(x, lengths=np.array([0, 5, 2]))
+    ours.record(x)
+    ours(numbers(rng, 2, BATCH, INPUT))
+    other = numbers(rng, STEPS, BATCH, INPUT)
+    same(ours(other), numpy(other))
+    assert kept == [False, False, True]
+
+
+def test_arrays_that_are_not_in_order_take_the_long_way(rng: np.random.Generator, kept: list[bool]) -> None:
+    ours, numpy = pair()
+    ours(numbers(rng, STEPS, BATCH, INPUT))
+    apart = numbers(rng, STEPS, BATCH, 2 * INPUT)[:, :, ::2]
+    locked = numbers(rng, STEPS, BATCH, INPUT)
+    locked.flags.writeable = False
+    h, c = (numbers(rng, 1, BATCH, 2 * HIDDEN)[:, :, ::2] for _ in range(2))
+    plain = numbers(rng, STEPS, BATCH, INPUT)
+    for x, state in ((apart, None), (locked, None), (plain, (h, c))):
+        same(ours(x, state), numpy(x, state))
+    assert kept[1:] == [False, False, False]
+
+
+def test_threads_keep_their_own(rng: np.random.Generator) -> None:
+    ours, numpy = pair()
+    inputs = [numbers(rng, STEPS, BATCH, INPUT) for _ in range(4)]
+    found: dict[int, list[Any]] = {}
+    begin = threading.Barrier(len(inputs))
+
+    def work(k: int) -> None:
+        begin.wait()
+        found[k] = [ours(inputs[k]) for _ in range(50)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, x in enumerate(inputs):
+        wanted = numpy(x)
+        for result in found[k]:
+            same(result, wanted)

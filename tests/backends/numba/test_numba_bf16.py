@@ -1,0 +1,223 @@
+"""Products of pairs of bfloat16 of the Numba backend; where the processor has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore import LSTM
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
+
+#: (T, N, I, H): one row, rows of one tile and of several, sizes that divide nothing.
+SHAPES = [(6, 1, 5, 33), (5, 4, 9, 20), (4, 17, 40, 48), (3, 64, 33, 37)]
+
+
+@pytest.fixture
+def pairs() -> None:
+    from lstmcore_numba import bf16
+
+    if not bf16.usable():
+        pytest.skip("this processor has no AVX512_BF16")
+
+
+def short(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.normal(size=shape).astype(ml_dtypes.bfloat16)
+
+
+def results(shape: tuple[int, int, int, int], x: Any, threads: int = 1, **switches: Any) -> list[Any]:
+    """Outputs and the last state, called and recorded, and all gradients."""
+    from lstmcore_numba.kernel import NumbaBackend
+
+    _, n, inputs, hidden = shape
+    rng = np.random.default_rng(1)
+    model = LSTM(inputs, hidden, dtype="bfloat16", seed=3, backend=NumbaBackend(threads=threads), **switches)
+    state = short(rng, 1, n, switches.get("proj_size") or hidden), rng.normal(size=(1, n, hidden)).astype(np.float32)
+    (y, last), (y_recorded, last_recorded, tape) = model(x, state), model.record(x, state)
+    gradients = model.backward(tape, short(rng, *y.shape))
+    found = [y, *last, y_recorded, *last_recorded, gradients.x, *gradients.state, *gradients.parameters.values()]
+    return [array.astype(np.float32) for array in found]
+
+
+def inputs(shape: tuple[int, int, int, int]) -> Any:
+    return short(np.random.default_rng(0), *shape[:3])
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products run in float32 again."""
+    monkeypatch.setattr("lstmcore_numba.bf16.usable", lambda: False)
+
+
+@pytest.mark.parametrize("inner", [1, 2, 7, 64, 301])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13])
+def test_a_product_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
+    from lstmcore_numba import bf16
+    from lstmcore_numba.tiles import product
+
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 10, (rows, inner)).astype(ml_dtypes.bfloat16)  # sums of small whole numbers are exact
+    read = bf16.paired(a)
+    for vectors in (1, 2, 3, 4, 6):
+        b = rng.integers(-9, 10, (inner, vectors, 16)).astype(np.float32)
+        panels = [bf16.paired_weights(b[None, :, k : k + 4]).ravel() for k in range(0, vectors, 4)]
+        packed, c = np.concatenate(panels), np.ones((rows, 16 * vectors), np.float32)
+        size, places = read.shape[1], (read.ctypes.data, packed.ctypes.data, c.ctypes.data)
+        from_a, from_b, to_c = places
+        for fresh, before in ((False, 1), (True, 0)):
+            product(bf16.PAIR.type(0), vectors, from_a, 4 * size, 4, from_b, to_c, 64 * vectors, size, rows, fresh)
+            np.testing.assert_array_equal(c, before + a.astype(np.float32) @ b.reshape(inner, -1))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_pairs_lose_no_more_than_float32(shape: Any, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of bfloat16 pairs differ from those of float32 and lose no more."""
+    shape = (1, *shape[1:])  # one step: h of the next one would be rounded to another side at times
+    x = inputs(shape)
+    mine = results(shape, x)
+    without(monkeypatch)
+    theirs = results(shape, x)
+    (c, other_c), eps = (mine[2], theirs[2]), np.finfo(np.float32).eps
+    assert not np.array_equal(c, other_c), "no product was one of pairs"
+    assert np.abs(c - other_c).max() <= eps * np.sqrt(shape[2] + shape[3]) * 4 * np.abs(other_c).max()
+    for a, b in zip(mine, theirs, strict=True):
+        assert np.abs(a - b).max() <= 2**-7 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_a_row_that_is_not_finite_leaves_the_others_alone(shape: Any, value: float, pairs: None) -> None:
+    x = inputs(shape)
+    clean = results(shape, x)
+    assert all(np.isfinite(array).all() for array in clean)
+    x[1, 2, 0] = value  # of odd width, what follows the last number of row 1
+    odd = results(shape, x)
+    others = np.arange(shape[1]) != 2
+    for a, b in zip(odd[:9], clean[:9], strict=True):  # all but the parameters' gradients have a row of their own
+        np.testing.assert_array_equal(a[:, others], b[:, others])
+    if np.isnan(value):
+        assert np.isnan(odd[0][1:, 2]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_are_the_same_wherever_they_are_written(shape: Any, pairs: None) -> None:
+    steps, n, width, hidden = shape
+    model = LSTM(width, hidden, dtype="bfloat16", seed=3, backend="numba")
+    x = inputs(shape)
+    bits, size = np.zeros(x.size + 1, np.uint16), hidden
+    bits[1:] = x.view(np.uint16).ravel()
+    shifted = bits[1:].view(x.dtype).reshape(x.shape)  # pairs in it need not lie on multiples of 4 bytes
+    spread = np.zeros((steps, n, 2 * size), x.dtype)
+    wanted, state = model(x)
+    for source in (x, shifted, np.asfortranarray(x)):
+        for out in (None, np.ones((steps, n, size), x.dtype), spread[..., ::2]):
+            y, last = model(source, out=out)
+            assert out is None or y is out
+            np.testing.assert_array_equal(y.view(np.uint16), wanted.view(np.uint16))
+            for one, other in zip(last, state, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_calls_that_run_again_have_their_own_results(shape: Any, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.kernel import NumbaKernel
+
+    ran: list[bool] = []
+    again = NumbaKernel.again
+
+    def watched(*args: Any) -> Any:
+        found = again(*args)
+        ran.append(found is not None)
+        return found
+
+    monkeypatch.setattr(NumbaKernel, "again", watched)
+    _, n, width, hidden = shape
+    rng, model = np.random.default_rng(0), LSTM(width, hidden, dtype="bfloat16", seed=3, backend="numba")
+    calls = []
+    for k in range(4):
+        x, state = short(rng, *shape[:3]), None
+        if k % 2:
+            state = short(rng, 1, n, hidden), rng.normal(size=(1, n, hidden)).astype(np.float32)
+        y, last = model(x, state)
+        wanted, wanted_last, _ = model.record(x, state)
+        calls.append(((y, *last), (wanted, *wanted_last)))
+    for found, expected in calls:  # at the end: a result that a later call wrote to would differ
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+    assert ran == [False, True, True, True]
+
+
+@pytest.mark.parametrize("switches", [{"recurrent_dropout": 0.5}, {"recurrence": "cell"}], ids=str)
+def test_what_is_not_bfloat16_is_multiplied_in_float32(
+    switches: Any, pairs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, found = inputs(SHAPES[1]), []
+    for _ in range(2):
+        y, _, _ = LSTM(9, 20, dtype="bfloat16", seed=3, backend="numba", **switches).record(x)
+        found.append(y.astype(np.float32))
+        without(monkeypatch)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_the_receipt_tells_of_pairs(pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba.kernel import NumbaBackend
+
+    def path(precision: str, **switches: Any) -> str:
+        config = LSTMConfig(input_size=4, hidden_size=5, **switches)
+        return NumbaBackend().compile(config, precision).receipt(steps=5, batch=3).path
+
+    assert path("bfloat16") == "vectors of 512 bits, products of bfloat16 pairs"
+    assert path("bfloat16", recurrence="cell") == path("float16") == "vectors of 512 bits"
+    without(monkeypatch)
+    assert path("bfloat16") == "vectors of 512 bits"
+
+
+def test_pairs_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba import bf16
+
+    monkeypatch.setenv("LSTMCORE_BF16", "0")
+    assert not bf16.usable.__wrapped__()
+    monkeypatch.setenv("LSTMCORE_BF16", "no")
+    with pytest.raises(ValueError, match="LSTMCORE_BF16: expected 0 or 1, got 'no'"):
+        bf16.usable.__wrapped__()
+
+
+@pytest.mark.parametrize("missing", [{"avx512bf16": False}, {"avx512f": False}])
+def test_a_processor_without_them_multiplies_in_float32(missing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llvmlite.binding as llvm
+
+    from lstmcore_numba import bf16
+
+    had = dict(llvm.get_host_cpu_features())
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: had | missing)
+    assert not bf16.usable.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ["CPU_NAME", "CPU_FEATURES"])
+def test_code_for_another_processor_has_no_pairs(name: str, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import config
+
+    from lstmcore_numba import bf16
+
+    monkeypatch.setattr(config, name, "skylake-avx512" if name == "CPU_NAME" else "+avx512f")
+    assert not bf16.usable.__wrapped__()
+
+
+@pytest.mark.parametrize("lengths", [[4, 2, 0]], ids=str)
+def test_zeros_are_of_the_dtype_of_what_they_replace(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy 1 has no common dtype of a bfloat16 and a whole number; so `where` is not asked for one."""
+    where = np.where
+
+    def strict(condition: Any, one: Any, other: Any) -> Any:
+        assert np.asarray(one).dtype == np.asarray(other).dtype
+        return where(condition, one, other)
+
+    rng = np.random.default_rng(0)
+    model = LSTM(9, 20, dtype="bfloat16", seed=3, backend="numba")
+    x, state = short(rng, 4, 3, 9), (short(rng, 1, 3, 20), rng.normal(size=(1, 3, 20)).astype(np.float32))
+    monkeypatch.setattr(np, "where", strict)
+    model(x, state, lengths=lengths)
+    model.jvp(x, x, state, state, lengths=lengths)
