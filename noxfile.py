@@ -61,7 +61,7 @@ def quickstart(session: nox.Session) -> None:
     model, picture = str(folder / "model.safetensors"), str(folder / "learning-curve.png")
     env = _quiet()
     session.run("lstmcore", "backends", env=env)
-    session.run("lstmcore", "conform", "numpy", env=env)
+    session.run("lstmcore", "conform", "numpy", "--profile", "smoke", env=env)
     train = ("--bidirectional", "--hidden-size", "100", "--seed", "0", "--backend", "numpy", "--plot", picture)
     session.run("lstmcore", "train", "japanese-vowels", "--out", model, *train, env=env)
     session.run("lstmcore", "evaluate", model, "japanese-vowels", env=env)

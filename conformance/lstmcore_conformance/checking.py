@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from lstmcore.backend import Capabilities
 from lstmcore_conformance.budgets import Measure
@@ -42,8 +42,9 @@ class Scope:
     precisions: tuple[str, ...]
 
 
-#: How much is run: ``quick`` is what takes little time, ``full`` is all.
-Profile = Literal["quick", "full"]
+#: How much is run: ``smoke`` is a few cases of each check, ``quick`` what takes little time, ``full`` all.
+Profile = Literal["smoke", "quick", "full"]
+PROFILES: Final[tuple[Profile, ...]] = get_args(Profile)
 
 Run = Callable[[Subject, Case], Measure | None]
 MakeCases = Callable[[Scope], Iterable[Case]]
@@ -66,7 +67,7 @@ class Check:
     cases, run
         What is run, and how.
     profile
-        ``"full"`` where it takes long, so that a quick run leaves it out.
+        The smallest profile in which it runs: ``"quick"`` or ``"full"`` where it takes too long for a smaller one.
     """
 
     id: str
@@ -82,6 +83,10 @@ class Check:
         """The section with its title."""
         return f"{self.section} {SECTIONS[self.section]}"
 
+    def runs_in(self, profile: Profile) -> bool:
+        """Return whether a run of `profile` has this check."""
+        return PROFILES.index(self.profile) <= PROFILES.index(profile)
+
 
 _CHECKS: dict[str, Check] = {}
 
@@ -93,7 +98,7 @@ def check(
     section: int,
     cases: MakeCases,
     needs: tuple[str, ...] = (),
-    profile: Profile = "quick",
+    profile: Profile = "smoke",
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
 

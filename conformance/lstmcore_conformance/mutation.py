@@ -59,7 +59,7 @@ def catching(id: str) -> frozenset[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # faulty arithmetic warns; what it gives is judged
         for item in items(subject, [mutant.precision], profile="full"):
-            known = item.check.profile == "quick" or item.check.id == mutant.caught_by
+            known = item.check.runs_in("quick") or item.check.id == mutant.caught_by
             if known and item.check.id not in caught and run_item(subject, item).outcome is Outcome.FAILED:
                 caught.add(item.check.id)
     return frozenset(caught)

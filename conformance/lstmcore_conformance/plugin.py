@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lstmcore_conformance.subject import EXAMPLES, SEED, Draws, Subject
+from lstmcore_conformance.checking import PROFILES
+from lstmcore_conformance.subject import EXAMPLES, SEED, SMOKE_EXAMPLES, Draws, Subject
 from lstmcore_conformance.suite import items
 
 pytest.register_assert_rewrite("lstmcore_conformance.test_suite")
@@ -33,9 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--lstm-profile",
-        choices=("quick", "full"),
+        choices=PROFILES,
         default="quick",
-        help="full also runs what takes long.  [default: quick]",
+        help="full also runs what takes long, smoke a few cases of each check.  [default: quick]",
     )
     group.addoption(
         "--lstm-seed",
@@ -48,8 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--lstm-max-examples",
         metavar="N",
         type=_whole(1),
-        default=EXAMPLES,
-        help=f"Cases that a check draws.  [default: {EXAMPLES}]",
+        default=None,
+        help=f"Cases that a check draws.  [default: {EXAMPLES}; {SMOKE_EXAMPLES} in smoke]",
     )
 
 
@@ -71,7 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from lstmcore.registry import get_backend
 
-    draws = Draws(config.getoption("lstm_seed"), config.getoption("lstm_max_examples"))
+    option = config.getoption
+    draws = Draws.of(option("lstm_profile"), option("lstm_seed"), option("lstm_max_examples"))
     try:
         config.stash[_SUBJECT] = Subject(get_backend(name), draws)
     except (ImportError, LookupError, RuntimeError, ValueError) as error:

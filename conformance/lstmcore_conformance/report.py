@@ -149,7 +149,8 @@ class Report:
     selection
         The expression that selected the items, None for the whole suite.
     profile
-        ``"quick"`` where what takes long was left out, ``"full"`` where it was not.
+        ``"quick"`` where what takes long was left out, ``"full"`` where it was not, ``"smoke"`` for a few cases of each
+        check.
     seed, max_examples
         How the cases were drawn.
     untried
@@ -185,7 +186,8 @@ class Report:
             return Result.FAILS
         if not self.count:
             return Result.NOTHING
-        return Result.PARTIAL if self.expected or self.selection or self.untested else Result.CONFORMS
+        partial = self.expected or self.selection or self.untested or self.profile == "smoke"
+        return Result.PARTIAL if partial else Result.CONFORMS
 
     @property
     def conforms(self) -> bool:
@@ -214,8 +216,10 @@ class Report:
         if self.result is Result.NOTHING:
             return f"nothing was tested of {self.backend}: it declares nothing that the selected cases need"
         but = f" but for {counted(known, 'expected failure')}" if known else ""
-        if self.selection:
-            what = f"{self.backend} passes {counted(self.count, 'selected case')} in {where}{but}"
+        if self.selection or self.profile == "smoke":
+            kind = "selected case" if self.selection else "case"
+            of = " of the smoke profile" if self.profile == "smoke" else ""
+            what = f"{self.backend} passes {counted(self.count, kind)}{of} in {where}{but}"
             return f"{what}; the suite was not run as a whole{rest}"
         if known:
             return f"{self.backend} conforms in {where}{but}: {counted(self.count - known, 'case')} passed{rest}"

@@ -34,6 +34,8 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
 #: How cases are drawn unless something else is asked for.
 SEED: Final = 0
 EXAMPLES: Final = 30
+#: How many cases a check draws in the profile smoke.
+SMOKE_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class Draws:
     seed: int = SEED
     max_examples: int = EXAMPLES
     shrink: bool = True
+
+    @classmethod
+    def of(cls, profile: str, seed: int | None = None, max_examples: int | None = None) -> Draws:
+        """Return how a profile draws; what is None is the profile's own."""
+        examples = SMOKE_EXAMPLES if profile == "smoke" else EXAMPLES
+        return cls(SEED if seed is None else seed, examples if max_examples is None else max_examples)
 
     @property
     def options(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import groupby
+from typing import Final
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from lstmcore_conformance.selection import selector
 from lstmcore_conformance.subject import Draws, Failure, Subject
 
 Progress = Callable[[int, int, str], None]
+
+#: How many cases of a check the profile smoke runs in each precision.
+SMOKE_CASES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +73,29 @@ def items(
     scope = scope_of(subject, precisions)
     chosen = selector(select) if select else None
     for check in all_checks():
-        if check.profile == "full" and profile == "quick":
+        if not check.runs_in(profile):
             continue
-        for item in _items_of(subject, scope, check):
+        found = _items_of(scope, check)
+        for item in _spread(found) if profile == "smoke" else found:
             if chosen is None or chosen(f"{item.id} section:{check.section}"):
-                yield item
+                yield item if item.case is None else replace(item, reason=subject.refusal(item.case))
 
 
-def _items_of(subject: Subject, scope: Scope, check: Check) -> Iterator[Item]:
+def _spread(found: Iterable[Item]) -> Iterator[Item]:
+    """Yield at most `SMOKE_CASES` items of each precision, the first and the last among them."""
+    for _, group in groupby(found, lambda item: item.case and item.case.precision):
+        each = list(group)
+        last, count = len(each) - 1, min(len(each), SMOKE_CASES)
+        yield from (each[k * last // max(count - 1, 1)] for k in range(count))
+
+
+def _items_of(scope: Scope, check: Check) -> Iterator[Item]:
     known = scope.declared.derivatives | scope.declared.features
     if lacking := [name for name in check.needs if name not in known]:
         yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
         return
     for case in check.cases(scope):
-        yield Item(check, case, subject.refusal(case))
+        yield Item(check, case)
 
 
 def run_item(subject: Subject, item: Item) -> ItemReport:
@@ -100,7 +114,7 @@ def run_item(subject: Subject, item: Item) -> ItemReport:
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
-    options = (" --profile full" if item.check.profile == "full" else "") + subject.draws.options
+    options = ("" if item.check.runs_in("quick") else " --profile full") + subject.draws.options
     reproduce = f"lstmcore conform {subject.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
     return ItemReport(
         item.id,
@@ -183,9 +197,9 @@ def run(
     select
         Which items, as `lstmcore_conformance.selection.selector` reads it.
     profile
-        ``"full"`` also runs what takes long.
+        ``"full"`` also runs what takes long; ``"smoke"`` runs a few cases of each check, and is no verdict.
     draws
-        How many cases are drawn, and from which seed; the defaults of `Draws` where None.
+        How many cases are drawn, and from which seed; `Draws.of` the profile where None.
     expected_failures
         Id of a check or of an item -> why it fails. One that passes is a failure; `Report.untried` has those that did
         not run.
@@ -198,7 +212,7 @@ def run(
         A precision that is not declared, an expression that is not well formed, or one that selects nothing; an
         expected failure that no check and no item has as its id.
     """
-    subject, started = Subject(backend, draws), datetime.now(UTC)
+    subject, started = Subject(backend, draws or Draws.of(profile)), datetime.now(UTC)
     todo = list(items(subject, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final
 
@@ -116,16 +117,30 @@ FACTORS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
 
 def config_of(changes: Mapping[str, Any]) -> LSTMConfig:
     """The configuration with these changes and the widths of the small cases."""
-    return LSTMConfig(**({**WIDTHS, **changes}))
+    return _config_of(tuple(changes.items()))
 
 
-def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
-    """Changes in which every pair of values of two factors meets, among those that `declared` allows.
+@lru_cache(maxsize=1024)
+def _config_of(changes: tuple[tuple[str, Any], ...]) -> LSTMConfig:
+    return LSTMConfig(**({**WIDTHS, **dict(changes)}))
 
-    A greedy covering array: each row starts from a pair that has not met and takes, factor by factor, the value that
-    adds the most new pairs. It depends on nothing but `declared`.
+
+def covering(declared: Capabilities) -> tuple[Mapping[str, Any], ...]:
+    """Return changes in which every pair of values of two factors meets, among those that `declared` allows."""
+    return _covering(declared.features)
+
+
+@lru_cache(maxsize=64)
+def _covering(features: frozenset[str]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(_rows(features))
+
+
+def _rows(features: frozenset[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a greedy covering array.
+
+    Each row starts from a pair that has not met and takes, factor by factor, the value that adds the most new pairs.
     """
-    factors = {name: [value for value in values if allowed(value, declared)] for name, values in FACTORS.items()}
+    factors = {name: [value for value in values if _allowed(value, features)] for name, values in FACTORS.items()}
     names = list(factors)
     order = {name: position for position, name in enumerate(names)}
 
@@ -160,6 +175,10 @@ def covering(declared: Capabilities) -> Iterator[Mapping[str, Any]]:
 
 def allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:
     """Whether a value of a factor uses nothing that is not declared."""
+    return _allowed(value, declared.features)
+
+
+def _allowed(value: Mapping[str, Any], features: frozenset[str]) -> bool:
     call = {name for name in ("lengths", "masks") if name in value}
     switches = {name: item for name, item in value.items() if name not in call}
-    return (call | config_of(switches).features) <= declared.features
+    return (call | config_of(switches).features) <= features

@@ -12,7 +12,7 @@ from lstmcore.registry import get_backend
 from lstmcore_conformance.checking import Profile
 from lstmcore_conformance.expected import check_ids, judged, untried
 from lstmcore_conformance.report import ItemReport, Outcome
-from lstmcore_conformance.subject import EXAMPLES, SEED, Draws, Subject
+from lstmcore_conformance.subject import Draws, Subject
 from lstmcore_conformance.suite import Item, items, run_item
 
 
@@ -35,17 +35,17 @@ class LSTMConformance:
     precisions
         Those to test; None for all that are declared.
     profile
-        ``"full"`` also runs what takes long.
+        ``"full"`` also runs what takes long, ``"smoke"`` a few cases of each check.
     seed, max_examples
-        How cases are drawn: other numbers draw other cases, or more of them.
+        How cases are drawn: other numbers draw other cases, or more of them. None is the profile's own.
     """
 
     backend: ClassVar[str | Backend]
     expected_failures: ClassVar[Mapping[str, str]] = {}
     precisions: ClassVar[Sequence[str] | None] = None
     profile: ClassVar[Profile] = "quick"
-    seed: ClassVar[int] = SEED
-    max_examples: ClassVar[int] = EXAMPLES
+    seed: ClassVar[int | None] = None
+    max_examples: ClassVar[int | None] = None
 
     def make_backend(self) -> Backend:
         """The backend to test; override it where making one takes more than a name."""
@@ -56,7 +56,7 @@ class LSTMConformance:
         if "lstm_item" not in metafunc.fixturenames:
             return
         backend = self.make_backend()
-        subject = Subject(backend, Draws(self.seed, self.max_examples))
+        subject = Subject(backend, Draws.of(self.profile, self.seed, self.max_examples))
         found = list(items(subject, self.precisions, profile=self.profile))
         check_ids(self.expected_failures, (item.id for item in items(subject, profile="full")))
         cls: Any = type(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,9 @@ def console() -> Console:
 
 @contextmanager
 def progress(name: str, seconds: float = 0.0) -> Iterator[Callable[[int, int, str], None]]:
-    """What is done, how many of how many and for how long, on standard error: a bar where somebody looks, else lines.
+    """Tell on standard error what is done: by a bar on a terminal, else by lines.
 
-    Between two lines are so many `seconds` at least.
+    The first line comes with the first call, and each later one at least `seconds` after the one before.
     """
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,7 +32,7 @@ def progress(name: str, seconds: float = 0.0) -> Iterator[Callable[[int, int, st
             task = bar.add_task(name, total=None)
             yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
     else:
-        start = told = time.monotonic()
+        start, told = time.monotonic(), -math.inf
 
         def tell(done: int, total: int, what: str) -> None:
             nonlocal told

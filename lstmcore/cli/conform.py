@@ -26,16 +26,19 @@ from lstmcore.registry import get_backend
 @click.option("-k", "select", metavar="EXPR", help="Only items whose id has these words: and, or, not, brackets.")
 @click.option(
     "--profile",
-    type=click.Choice(("quick", "full")),
+    type=click.Choice(("smoke", "quick", "full")),
     default="quick",
     show_default=True,
-    help="full also runs what takes long.",
+    help="full also runs what takes long; smoke runs a few cases of each check, in seconds.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=None, help="Seed of the cases that are drawn  [default: 0]."
 )
 @click.option(
-    "--max-examples", type=click.IntRange(min=1), default=None, help="Cases that a check draws  [default: 30]."
+    "--max-examples",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Cases that a check draws  [default: 30; 3 in smoke].",
 )
 @click.option(
     "--expected-failures",
@@ -51,7 +54,7 @@ def conform(
     name: str,
     precisions: tuple[str, ...],
     select: str | None,
-    profile: Literal["quick", "full"],
+    profile: Literal["smoke", "quick", "full"],
     seed: int | None,
     max_examples: int | None,
     expected_path: str | None,
@@ -68,6 +71,7 @@ def conform(
     \b
     Examples:
       lstmcore conform numpy
+      lstmcore conform numpy --profile smoke
       lstmcore conform numpy --precision float32 --json report.json
       lstmcore conform numpy -k 'backward and peephole'
       lstmcore conform numpy --profile full --html report.html
@@ -78,7 +82,7 @@ def conform(
     from lstmcore_conformance.expected import load
     from lstmcore_conformance.junit import junit
     from lstmcore_conformance.page import page
-    from lstmcore_conformance.subject import EXAMPLES, SEED, Draws
+    from lstmcore_conformance.subject import Draws
 
     for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
         if file is None or (option == "--json" and file == "-"):
@@ -87,13 +91,13 @@ def conform(
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
     expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
-    with progress(f"conform {name}", seconds=30) as tell:
+    with progress(f"conform {name}", seconds=10) as tell:
         report = run(
             backend,
             precisions=precisions or None,
             select=select,
             profile=profile,
-            draws=Draws(SEED if seed is None else seed, EXAMPLES if max_examples is None else max_examples),
+            draws=Draws.of(profile, seed, max_examples),
             expected_failures=expected,
             progress=lambda done, total, item: tell(done, total, item.partition("[")[0]),
         )

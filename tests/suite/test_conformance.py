@@ -22,10 +22,11 @@ from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance import Outcome, Report, budgets, oracle, run
 from lstmcore_conformance.cases import ALSO, MARGIN, Case, attempt_of, case_data, quality
 from lstmcore_conformance.checking import SECTIONS, Scope, all_checks
-from lstmcore_conformance.mutants import backend_of, edited
+from lstmcore_conformance.mutants import MUTANTS, backend_of, edited
+from lstmcore_conformance.report import Result
 from lstmcore_conformance.selection import selector
-from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items
+from lstmcore_conformance.subject import Draws, Subject
+from lstmcore_conformance.suite import Item, items
 from lstmcore_conformance.switches import FACTORS, SWITCHES, config_of, covering
 from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
 from lstmcore_reference.kernel import ReferenceBackend
@@ -61,7 +62,7 @@ def test_the_reference_conforms() -> None:
 def test_the_textbook_conforms_in_every_precision(textbook: Report) -> None:
     assert [item.message for item in textbook.bad] == []
     assert textbook.precisions == ("float64", "float32", "tf32", "float16")
-    quick = {check.id for check in all_checks() if check.profile == "quick"}
+    quick = {check.id for check in all_checks() if check.runs_in("quick")}
     assert {check.id for check in textbook.checks} == quick
 
 
@@ -265,8 +266,42 @@ def test_an_infinite_share_is_json() -> None:
 def test_the_command_of_a_failure_selects_it_alone() -> None:
     subject = Subject(TextbookBackend())
     every = list(items(subject))
-    for item in every[:: len(every) // 40]:
+    for item in every[:: len(every) // 20]:
         assert [found.id for found in items(subject, select=item.id)] == [item.id]
+
+
+# Profiles -------------------------------------------------------------------------------------------------------------
+
+
+def test_smoke_is_a_few_cases_of_each_check() -> None:
+    """Every check but the slow ones has its first and its last case in each precision."""
+    subject = Subject(TextbookBackend())
+    quick, smoke = list(items(subject)), {item.id: item for item in items(subject, profile="smoke")}
+    assert [item.id for item in quick if item.id in smoke] == list(smoke)
+    assert {item.check.id for item in quick} - {item.check.id for item in smoke.values()} == {"backward.rows"}
+    groups: dict[tuple[str, str], list[Item]] = {}
+    for item in quick:
+        groups.setdefault((item.check.id, item.case.precision if item.case else ""), []).append(item)
+    for (check, _), group in groups.items():
+        kept = {item.id for item in group} & set(smoke)
+        if check != "backward.rows":
+            assert len(kept) == min(len(group), 3)
+            assert {group[0].id, group[-1].id} <= kept
+
+
+@pytest.mark.parametrize("id", ["lengths.state_not_held", "stack.directions_swapped"])
+def test_smoke_catches_what_is_broken(id: str) -> None:
+    report = run(MUTANTS[id].make(), precisions=["float32"], profile="smoke", draws=Draws(max_examples=3, shrink=False))
+    assert report.result is Result.FAILS
+
+
+def test_smoke_is_no_verdict_on_a_backend() -> None:
+    report = run(TextbookBackend(), precisions=["float16"], select="forward.no_state", profile="smoke")
+    assert report.result is Result.PARTIAL
+    whole = replace(report, selection=None)
+    assert whole.result is Result.PARTIAL
+    assert whole.verdict.startswith("textbook passes 3 cases of the smoke profile in float16; the suite was not run")
+    assert whole.max_examples == 3
 
 
 # Checks and cases -----------------------------------------------------------------------------------------------------

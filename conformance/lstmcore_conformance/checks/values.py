@@ -155,6 +155,7 @@ def no_state_gradients(subject: Subject, case: Case) -> Measure:
     section=8,
     cases=row_cases,
     needs=("backward",),
+    profile="quick",  # its textbook evaluations take seconds
 )
 def row_gradients(subject: Subject, case: Case) -> Measure:
     return _gradients(subject, case)

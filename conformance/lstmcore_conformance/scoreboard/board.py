@@ -237,6 +237,8 @@ def verdict(report: Digest | None) -> str:
     unrun = set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"])
     if report["selection"] is not None:
         return f"{passed} of a selection, not of the suite"
+    if report["profile"] == "smoke":
+        return f"{passed} of the smoke profile, not of the suite"
     expected = f"; {_expected(count)}" if (count := counts.get("expected failure", 0)) else ""
     if unrun:
         return f"{passed}; {', '.join(sorted(unrun))} declared, not run{expected}"
