@@ -154,7 +154,11 @@ def jvp(
 ) -> tuple[Forward, Forward]:
     """The forward pass and its derivative along `tangents`: the chain rule carried along step by step."""
     primal = forward(config, parameters, x, state, lengths=lengths, masks=masks, precision=precision)
-    tape: Tape = primal.tape
+    return primal._replace(tape=None), along(config, primal.tape, tangents)
+
+
+def along(config: LSTMConfig, tape: Tape, tangents: Tangents) -> Forward:
+    """Return the derivatives of y (T, N, P) and of the final state along `tangents`, from the tape of `forward`."""
     steps, batch, _ = tape.shape
     given = tangents.parameters or {}
     tp = _parameters(
@@ -163,7 +167,7 @@ def jvp(
         tape.dtype,
     )
     th, tc = _state(config, batch, tangents.state, tape.dtype)
-    ty = np.zeros_like(primal.y)
+    ty = np.zeros((steps, batch, config.output_size), tape.dtype)
     for t, step in tape.steps:
         tx = 0 if tangents.x is None else np.asarray(tangents.x[t], tape.dtype)
         inputs = (
@@ -172,7 +176,7 @@ def jvp(
         th_new, tc_new = _jvp_step(config, tape.parameters, tp, step, *inputs)
         th, tc = np.where(step.active, th_new, th), np.where(step.active, tc_new, tc)
         ty[t] = np.where(step.active, th, 0)
-    return primal._replace(tape=None), Forward(ty, State(th, tc))
+    return Forward(ty, State(th, tc))
 
 
 # One step, forward ----------------------------------------------------------------------------------------------------
@@ -451,7 +455,8 @@ def _shortened(array: Array, bits: int, nearest: bool = True) -> Array:
 
 def _split(config: LSTMConfig, z: Array) -> dict[str, Array]:
     """The columns of each gate of the stacked (N, G * H)."""
-    return dict(zip(config.gates, np.split(z, len(config.gates), axis=1), strict=True))
+    each = z.reshape(len(z), len(config.gates), config.hidden_size)
+    return dict(zip(config.gates, np.swapaxes(each, 0, 1), strict=True))
 
 
 def _peepholes(config: LSTMConfig, p: Parameters) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -19,16 +19,18 @@ from lstmcore.config import StackConfig
 from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance.cases import Array, Case, Data, seed_of, storage_dtype
 
+#: Largest T * N * H of all layers at which the forward passes of many cases are kept.
+SMALL: Final = 512
+
 #: Name of an output -> array: y, h_n, c_n; dx, dh0, dc0 and d_<parameter>; ty, th_n, tc_n.
 Arrays = dict[str, Array]
 
 
 class _Pass(NamedTuple):
-    """A forward pass: outputs, the tape of each layer and direction, and the input that each layer read."""
+    """A forward pass: outputs, and the tape of each layer and direction."""
 
     outputs: Arrays
     tapes: tuple[reference.Tape, ...]
-    inputs: tuple[Array, ...]
 
 
 @lru_cache(maxsize=8192)
@@ -46,11 +48,22 @@ def gradients(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
 @lru_cache(maxsize=8192)
 def tangents(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     """ty, th_n and tc_n along the case's tangents."""
-    return _jvp(case, moved(case, copy), precision)
+    return _jvp(case, moved(case, copy), _primal(case, precision, copy), precision)
+
+
+def _primal(case: Case, precision: Precision | str, copy: int) -> _Pass:
+    """Return the forward pass that the outputs, the gradients and the tangents of a case share."""
+    values = case.steps * case.batch * sum(config.hidden_size for config in case.configs)
+    return (_small_pass if values <= SMALL else _large_pass)(case, precision, copy)
+
+
+@lru_cache(maxsize=1500)  # the cases of one check in all their evaluations, since checks follow each other
+def _small_pass(case: Case, precision: Precision | str, copy: int) -> _Pass:
+    return _forward(case, moved(case, copy), precision)
 
 
 @lru_cache(maxsize=6)  # a case in all its evaluations: tapes of many rows are large
-def _primal(case: Case, precision: Precision | str, copy: int) -> _Pass:
+def _large_pass(case: Case, precision: Precision | str, copy: int) -> _Pass:
     return _forward(case, moved(case, copy), precision)
 
 
@@ -76,7 +89,7 @@ def moved(case: Case, copy: int) -> Data:
 
 def forget() -> None:
     """Free what was kept of cases."""
-    for kept in (forward, gradients, tangents, _primal, moved):
+    for kept in (forward, gradients, tangents, _small_pass, _large_pass, moved):
         kept.cache_clear()
 
 
@@ -118,13 +131,12 @@ def _forward(case: Case, data: Data, precision: Precision | str) -> _Pass:
             masks=data.masks,
             precision=precision,
         )
-        return _Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,), (data.x,))
+        return _Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,))
     stack, masks = (case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs)))
-    below, inputs, tape, last = data.x, [], [], []
+    below, tapes, last = data.x, [], []
     for layer in range(stack.num_layers):
         if layer:
             below = _stored(below * masks.dropout[layer - 1] if masks.dropout else below, precision)
-        inputs.append(below)
         outputs = []
         for direction in range(stack.num_directions):
             index = layer * stack.num_directions + direction
@@ -138,11 +150,11 @@ def _forward(case: Case, data: Data, precision: Precision | str) -> _Pass:
                 precision=precision,
             )
             outputs.append(result.y)
-            tape.append(result.tape)
+            tapes.append(result.tape)
             last.append(result.state)
         below = np.concatenate(outputs, axis=2)
     h_n, c_n = (np.stack(arrays) for arrays in zip(*last, strict=True))
-    return _Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tape), tuple(inputs))
+    return _Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tapes))
 
 
 def _backward(case: Case, data: Data, done: _Pass, precision: Precision | str) -> Arrays:
@@ -175,22 +187,12 @@ def _backward(case: Case, data: Data, done: _Pass, precision: Precision | str) -
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
 
 
-def _jvp(case: Case, data: Data, precision: Precision | str) -> Arrays:
+def _jvp(case: Case, data: Data, done: _Pass, precision: Precision | str) -> Arrays:
     given = data.tangents
     if case.stack is None:
-        _, along = reference.jvp(
-            case.config,
-            data.parameters,
-            data.x,
-            data.state,
-            given,
-            lengths=data.lengths,
-            masks=data.masks,
-            precision=precision,
-        )
+        along = reference.along(case.config, done.tapes[0], given)
         return {"ty": along.y, "th_n": along.state.h, "tc_n": along.state.c}
     stack, masks = (case.stack, data.masks or StackMasks(tuple(Masks() for _ in case.configs)))
-    done = _forward(case, data, precision)
     below: Any = given.x
     last = []
     for layer in range(stack.num_layers):
@@ -199,19 +201,14 @@ def _jvp(case: Case, data: Data, precision: Precision | str) -> Arrays:
         outputs = []
         for direction in range(stack.num_directions):
             index = layer * stack.num_directions + direction
-            _, along = reference.jvp(
+            along = reference.along(
                 stack.configs[index],
-                parts(stack, data.parameters, index),
-                done.inputs[layer],
-                None if data.state is None else State(data.state.h[index], data.state.c[index]),
+                done.tapes[index],
                 Tangents(
                     below,
                     None if given.state is None else State(given.state.h[index], given.state.c[index]),
                     parts(stack, given.parameters or {}, index),
                 ),
-                lengths=data.lengths,
-                masks=masks.layers[index],
-                precision=precision,
             )
             outputs.append(_stored(along.y, precision))
             last.append(along.state)

@@ -19,16 +19,16 @@ edit(
 edit(
     "gates.i_f_swapped",
     "the rows of i and f change places",
-    "return dict(zip(config.gates, np.split",
+    "return dict(zip(config.gates, np.swapaxes",
     "return dict(zip("
-    '[{"i": "f", "f": "i"}.get(k, k) if config.coupling == "none" else k for k in config.gates], np.split',
+    '[{"i": "f", "f": "i"}.get(k, k) if config.coupling == "none" else k for k in config.gates], np.swapaxes',
     _F,
 )
 edit(
     "gates.g_o_swapped",
     "the rows of g and o change places",
-    "return dict(zip(config.gates, np.split",
-    'return dict(zip([{"g": "o", "o": "g"}.get(k, k) for k in config.gates], np.split',
+    "return dict(zip(config.gates, np.swapaxes",
+    'return dict(zip([{"g": "o", "o": "g"}.get(k, k) for k in config.gates], np.swapaxes',
     _F,
 )
 edit(
