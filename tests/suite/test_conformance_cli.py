@@ -72,11 +72,11 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_the_plugin_runs_the_same_items(tmp_path: Path) -> None:
-    found = run_pytest(tmp_path, "--lstm-backend", "reference", "-k", "no_state")
+    found = run_pytest(tmp_path, "--lstm-backend", "reference", "-rp", "-k", "no_state")
     assert found.returncode == 0, found.stdout
-    assert "passed" in found.stdout
-    listed = run_pytest(tmp_path, "--lstm-backend", "reference", "--collect-only")
-    assert "test_conforms[backward.switches[float64-peephole]]" in listed.stdout
+    for check in ("forward.no_state", "backward.no_state"):
+        for name in ("plain", "proj_size", "peephole", "everything"):
+            assert f"test_conforms[{check}[float64-no_state,{name}]]\n" in found.stdout
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_a_folder_in_place_of_a_file_is_refused_first(tmp_path: Path, option: st
 
 def test_the_full_profile_runs_more_and_the_report_names_it(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    found = conform("reference", "-k", "forward.long", "--profile", "full", "--json", str(path))
+    found = conform("reference", "-k", "forward.long and plain", "--profile", "full", "--json", str(path))
     assert found.exit_code == 0, found.output
     assert json.loads(path.read_text())["profile"] == "full"
     listed = [
         run_pytest(tmp_path, "--lstm-backend", "reference", "--collect-only", "--lstm-profile", name).stdout
-        for name in ("quick", "full")
+        for name in ("smoke", "full")
     ]
-    long = "test_conforms[state.long["
-    assert long not in listed[0]
-    assert long in listed[1]
+    for id in ("state.long[float64-long,plain]", "backward.switches[float64-peephole]"):
+        assert f"test_conforms[{id}]" not in listed[0]
+        assert f"test_conforms[{id}]" in listed[1]

@@ -114,15 +114,12 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
         from lstmcore_conformance.textbook import TextbookBackend
 
         class TestRight(LSTMConformance):
-            backend, precisions = TextbookBackend(), ["float64"]
+            backend, precisions, profile = TextbookBackend(), ["float64"], "smoke"
 
         class TestKnown(LSTMConformance):
-            backend, precisions = MUTANTS["rows.first_row_everywhere"].make(), ["float32"]
-            expected_failures = {}
-        """.replace("rows.first_row_everywhere", "contract.receipt_of_another").replace(
-            "expected_failures = {}",
-            "expected_failures = {'receipts.true': 'another name', 'forward.no_state': 'mended'}",
-        )
+            backend, precisions, profile = MUTANTS["contract.receipt_of_another"].make(), ["float32"], "smoke"
+            expected_failures = {"receipts.true": "another name", "forward.no_state": "mended"}
+        """
     )
     found = pytester.runpytest_subprocess("-q", "-k", "no_state or receipts or expected_failures_fail")
     counts = found.parseoutcomes()
@@ -143,7 +140,7 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
 
         def broken(subject, item):
             found = run_item(subject, item)
-            return replace(found, outcome=Outcome.ERROR, message="own fault") if "peephole" in found.id else found
+            return replace(found, outcome=Outcome.ERROR, message="own fault") if "proj_size" in found.id else found
 
         testing.run_item = broken
 
@@ -151,8 +148,8 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
             name = "narrow"
 
         class TestMade(testing.LSTMConformance):
-            precisions, seed, max_examples = ["float64"], 7, 2
-            expected_failures = {"forward.no_state[float64-no_state,peephole]": "hard", "rows.nan": "not selected",
+            precisions, profile, seed, max_examples = ["float64"], "smoke", 7, 2
+            expected_failures = {"forward.no_state[float64-no_state,proj_size]": "hard", "rows.nan": "not selected",
                                  "forward.long": "not in the profile"}
 
             def make_backend(self):
@@ -179,11 +176,11 @@ def test_worker_processes_refuse_expected_failures(pytester: pytest.Pytester) ->
         from lstmcore_conformance.textbook import TextbookBackend
 
         class TestMine(LSTMConformance):
-            backend, precisions = TextbookBackend(), ["float64"]
+            backend, precisions, profile = TextbookBackend(), ["float64"], "smoke"
             expected_failures = {"forward.no_state": "mended"}
         """
     )
-    found = pytester.runpytest_subprocess("-n", "2", "-rs", "-k", "no_state or expected_failures_fail")
+    found = pytester.runpytest_subprocess("-n", "1", "-rs", "-k", "no_state or expected_failures_fail")
     assert "failed" not in found.parseoutcomes()
     found.stdout.fnmatch_lines(["SKIPPED*run without pytest-xdist*"])
 

@@ -126,7 +126,12 @@ edits(
 edits(
     "hidden.gates_rotated",
     "the rows of W and R are read in the order f, g, o, i",
-    (("return dict(zip(config.gates, np.split", "return dict(zip(config.gates[1:] + config.gates[:1], np.split"),),
+    (
+        (
+            "return dict(zip(config.gates, np.swapaxes",
+            "return dict(zip(config.gates[1:] + config.gates[:1], np.swapaxes",
+        ),
+    ),
     "forward.switches",
     "equal weights",
 )
