@@ -61,6 +61,10 @@ def _made(job: Job, candidate: Candidate, rng: np.random.Generator) -> Result:
     return Result(job, candidate, Outcome.NOISY if job.point.N == 8 else Outcome.MEASURED, **known, quantiles=quantiles)
 
 
+def _of(made: Benchmark, *modes: str) -> Benchmark:
+    return replace(made, results=tuple(one for one in made.results if one.job.mode in modes))
+
+
 def _noisy(one: Result) -> Result:
     return one if one.median_s is None else replace(one, outcome=Outcome.NOISY)
 
@@ -70,7 +74,7 @@ def _hollow(axes: Any) -> int:
 
 
 def test_noisy_times_are_hollow(made: Benchmark) -> None:
-    made = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    made = _of(made, "inference")
     noisy = [one for one in made.results if one.outcome is Outcome.NOISY]
     assert {one.job.point.N for one in noisy} == {8}
     shown = {name.removesuffix("-inference-float32-2"): figure.axes[0] for name, _, figure in pictures(made)}
@@ -122,7 +126,7 @@ def test_there_is_a_picture_of_everything(made: Benchmark) -> None:
 
 def test_a_map_is_of_points_that_differ_in_rows_and_units_alone(made: Benchmark) -> None:
     """Where the run has them; the sweeps' points have other inputs and steps."""
-    made = replace(made, results=tuple(one for one in made.results if one.job.mode == "inference"))
+    made = _of(made, "inference")
     shown = {name: figure for name, _, figure in pictures(made)}
     time, ratio = shown["map-numpy-inference-float32-2"].axes
     for axes in (time, ratio):
@@ -144,7 +148,7 @@ def test_a_map_is_of_points_that_differ_in_rows_and_units_alone(made: Benchmark)
 
 
 def test_pictures_are_the_same_twice_and_have_something_on_them(made: Benchmark) -> None:
-    kinds: set[str] = set()
+    made, kinds = _of(made, "inference", "streaming"), set()
     for (name, title, figure), (_, _, again) in zip(pictures(made), pictures(made), strict=True):
         kind = name.split("-")[0]
         if kind in kinds:
@@ -165,8 +169,8 @@ def test_a_run_without_a_time_has_no_picture(made: Benchmark) -> None:
 
 
 def test_the_page_says_what_the_run_says(made: Benchmark) -> None:
-    html = page(made)
-    found = Text(html)
+    made = _of(made, "inference")
+    found = Text(page(made))
     assert found.open == []
     for one in summaries(made):
         assert f"{one.mean:.2f}" in found.text
@@ -194,14 +198,14 @@ def test_the_page_says_what_the_run_says(made: Benchmark) -> None:
 
 
 def test_the_page_asks_for_nothing_from_a_network(made: Benchmark) -> None:
-    for tag, attributes in Text(page(made)).tags:
+    for tag, attributes in Text(page(_of(made, "streaming"))).tags:
         assert tag not in ("script", "link", "iframe")
         assert "href" not in attributes
         assert str(attributes.get("src", "data:")).startswith("data:")
 
 
 def test_the_command_writes_page_and_pictures(made: Benchmark, tmp_path: Path) -> None:
-    few = replace(made, results=tuple(one for one in made.results if one.job.mode == "streaming"))
+    few = _of(made, "streaming")
     (tmp_path / "run.json").write_text(document(few), "utf-8")
     words = ["bench", "--read", str(tmp_path / "run.json"), "--html", str(tmp_path / "page.html")]
     done = CliRunner().invoke(main, [*words, "--pictures", str(tmp_path / "pictures")])
