@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -67,13 +66,16 @@ class Runner:
         How many sessions run at a time.
     out
         Where lines go.
+    turn
+        The condition on which sessions wait for processors and for their environments; by default a new one.
     """
 
-    def __init__(self, processors: int, out: TextIO) -> None:
+    def __init__(self, processors: int, out: TextIO, turn: threading.Condition | None = None) -> None:
         self._processors, self._out = processors, out
-        self._first, self._turn, self._free = threading.Lock(), threading.Condition(), processors
+        self._first, self._free = threading.Lock(), processors
+        self._turn = threading.Condition() if turn is None else turn
         self._installing = threading.Lock()  # building the package writes into the tree, so one installs at a time
-        self._environments: dict[str, threading.Lock] = defaultdict(threading.Lock)  # nox's name -> held while in use
+        self._environments: set[str] = set()  # nox's names of those in use
         self._running: dict[str, float] = {}
         self.stopped = threading.Event()
 
@@ -97,13 +99,20 @@ class Runner:
 
     def _turn_of(self, session: Session) -> Result:
         """Run a session once there are processors for it."""
-        wanted = self._processors if session.every_processor else 1
+        wanted, environment = self._processors if session.every_processor else 1, session.nox or session.name
         with self._first, self._turn:  # a session that waits for all processors is overtaken by none
             self._turn.wait_for(lambda: self._free >= wanted)
             self._free -= wanted
         try:
-            with self._environments[session.nox or session.name]:
+            with self._turn:
+                self._turn.wait_for(lambda: environment not in self._environments)
+                self._environments.add(environment)
+            try:
                 return self._run_now(session)
+            finally:
+                with self._turn:
+                    self._environments.remove(environment)
+                    self._turn.notify_all()
         finally:
             with self._turn:
                 self._free += wanted

@@ -123,6 +123,26 @@ def test_slowest_tests_are_read_with_their_setup() -> None:
     }
 
 
+class _Turn(threading.Condition):
+    """A condition that counts the sessions that wait on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting, self.changed = 0, threading.Condition()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._count(1)  # the lock is held until the wait has begun
+        try:
+            return super().wait(timeout)
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self.changed:
+            self.waiting += more
+            self.changed.notify_all()
+
+
 class _Nox:
     """Stands in for starting nox: every session waits for what the test lets go."""
 
@@ -133,7 +153,7 @@ class _Nox:
         self.stopped = threading.Event()
         self.installs, self.text = 0, "4 passed in 1.00s\n"
         self.lock = threading.Lock()
-        self.meet, self.bystander = threading.Barrier(2), threading.Event()
+        self.meet, self.turn = threading.Barrier(2), _Turn()
         monkeypatch.setattr(session_runner, "_run", self.run)
         monkeypatch.setattr(session_runner, "FOLDER", tmp_path)
         monkeypatch.setattr(sessions, "FOLDER", tmp_path)
@@ -148,14 +168,15 @@ class _Nox:
             self.begun.append(name)
             self.beside |= {frozenset((name, other)) for other in self.running}
             self.running.append(name)
+        with self.turn.changed:
+            self.turn.changed.notify_all()
         if name.startswith("pair"):
             self.meet.wait(timeout=60)  # both run at a time, or this breaks
-        if name == "alone":
-            self.bystander.wait(timeout=0.5)  # in vain: what would begin beside it has the time to
+        if name == "alone" and self.begun.count(name) == 1:
+            with self.turn.changed:  # until the next session waits, or runs beside it
+                assert self.turn.changed.wait_for(lambda: self.turn.waiting or len(self.running) > 1, timeout=60)
         if name == "until stopped":
             self.stopped.wait(timeout=60)
-        if name == "last":
-            self.bystander.set()
         with self.lock:
             self.running.remove(name)
         file.write(FAILED_TESTS if self.codes.get(name) else self.text)
@@ -173,7 +194,7 @@ def test_sessions_run_side_by_side_and_alone(monkeypatch: pytest.MonkeyPatch, tm
         Session("last", installs_last=True),
     ]
     out = io.StringIO()
-    found = {result.name: result for result in Runner(2, out).run(plan)}
+    found = {result.name: result for result in Runner(2, out, nox.turn).run(plan)}
     assert set(nox.begun[:2]) == {"pair one", "pair two"}
     assert nox.beside == {frozenset(("pair one", "pair two"))}
     assert {name: result.outcome for name, result in found.items()} == {
@@ -201,7 +222,7 @@ def test_an_environment_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatc
 def test_sessions_of_one_environment_follow_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nox = _Nox(monkeypatch, tmp_path, {})
     plan = [Session("first", "alone"), Session("second", "alone")]
-    assert [result.outcome for result in Runner(2, io.StringIO()).run(plan)] == ["passed", "passed"]
+    assert [result.outcome for result in Runner(2, io.StringIO(), nox.turn).run(plan)] == ["passed", "passed"]
     assert not nox.beside
 
 
