@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _PLUGIN: Final = """
-import os
-import time
+{imports}import os
 from dataclasses import replace
 from lstmcore.hookspecs import BackendInfo, hookimpl
 import numpy as np
@@ -35,9 +34,14 @@ def lstmcore_backend():
 
 _BODIES: Final = {
     "right": "    pass",
+    "stepping": """
+    def _forward(self, *args, **more):
+        stepping.take(1_000_000)
+        return super()._forward(*args, **more)
+""",
     "slow": """
     def _forward(self, *args, **more):
-        time.sleep(0.005)
+        stepping.take(6_000_000)
         return super()._forward(*args, **more)
 """,
     "twice": """
@@ -108,4 +112,5 @@ _BACKENDS: Final = {
 
 def planted(kind: str) -> str:
     """The text of a plug-in that registers a backend of that name with that fault."""
-    return _PLUGIN.format(name=kind, body=_BODIES[kind], backend=_BACKENDS.get(kind, ""))
+    imports = "import stepping\n" if "stepping." in _BODIES[kind] else ""
+    return _PLUGIN.format(imports=imports, name=kind, body=_BODIES[kind], backend=_BACKENDS.get(kind, ""))

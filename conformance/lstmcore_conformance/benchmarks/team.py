@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from lstmcore_conformance.benchmarks.runtimes import PEERS, Kind
 
@@ -69,9 +69,12 @@ def environment(threads: int) -> dict[str, str]:
 class Worker:
     """A process that runs one runtime. `facts` is what it said of itself when it had started."""
 
+    #: The module that the process runs.
+    module: ClassVar[str] = "lstmcore_conformance.benchmarks.worker"
+
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        words = ["-m", "lstmcore_conformance.benchmarks.worker", candidate.kind, candidate.name, str(candidate.threads)]
+        words = ["-m", self.module, candidate.kind, candidate.name, str(candidate.threads)]
         words += ["resident"] if candidate.resident else []
         env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
         # A plug-in may be found by a path that only this process knows.

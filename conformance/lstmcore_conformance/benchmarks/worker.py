@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 #: Processor time in a stretch of idle time below which a process is quiet, both in seconds, and how long is waited.
 QUIET: Final = 0.0002
@@ -24,7 +24,17 @@ STRETCH: Final = 0.004
 PATIENCE: Final = 0.5
 
 
-def main(kind: str, name: str, threads: int, *, resident: bool = False) -> None:
+class Clock(NamedTuple):
+    """What calls are timed by: functions that return nanoseconds, of time and of the time of all processors."""
+
+    wall_ns: Callable[[], int]
+    processor_ns: Callable[[], int]
+
+
+SYSTEM: Final = Clock(time.perf_counter_ns, time.process_time_ns)
+
+
+def main(kind: str, name: str, threads: int, *, resident: bool = False, clock: Clock = SYSTEM) -> None:
     """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -33,7 +43,7 @@ def main(kind: str, name: str, threads: int, *, resident: bool = False) -> None:
 
     def started() -> dict[str, Any]:
         nonlocal server
-        server = Server(kind, name, threads, resident=resident)
+        server = Server(kind, name, threads, resident=resident, clock=clock)
         return {"versions": server.runtime.versions()}
 
     _answer(answers, started)
@@ -58,9 +68,12 @@ def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> None:
 class Server:
     """The jobs that are ready in this process; each method is a request."""
 
-    def __init__(self, kind: str, name: str, threads: int, *, resident: bool = False) -> None:
+    def __init__(
+        self, kind: str, name: str, threads: int, *, resident: bool = False, clock: Clock = SYSTEM
+    ) -> None:
         from lstmcore_conformance.benchmarks import runtimes
 
+        self.clock = clock
         self.runtime = runtimes.make(kind, name, threads, resident=resident)
         self.jobs: dict[str, Any] = {}
 
@@ -98,20 +111,20 @@ class Server:
 
         `settle` calls before them are not timed.
         """
-        ready, began = self.jobs[key], time.process_time_ns()
+        ready, began = self.jobs[key], self.clock.processor_ns()
         gc.collect()
         with ready.around():
             for _ in range(settle):
                 ready.call()
             gc.disable()
             try:
-                cpu, start = time.process_time_ns(), time.perf_counter_ns()
-                times = timed(ready.call, int(seconds * 1e9), most)
-                cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - start
+                cpu, start = self.clock.processor_ns(), self.clock.wall_ns()
+                times = timed(ready.call, int(seconds * 1e9), most, self.clock.wall_ns)
+                cpu, wall = self.clock.processor_ns() - cpu, self.clock.wall_ns() - start
             finally:
                 gc.enable()
         rest()
-        return {"ns": times, "cpu_ns": cpu, "wall_ns": wall, "used_ns": time.process_time_ns() - began}
+        return {"ns": times, "cpu_ns": cpu, "wall_ns": wall, "used_ns": self.clock.processor_ns() - began}
 
     def drop(self, key: str, outputs: str) -> dict[str, Any]:
         """Write the job's values once more and forget it; tell the most memory that was in use while it was timed."""
@@ -135,9 +148,8 @@ class Server:
         save_arrays(Path(outputs), made)
 
 
-def timed(call: Callable[[], Any], stretch: int, most: int) -> list[int]:
-    """Nanoseconds of each call."""
-    clock = time.perf_counter_ns
+def timed(call: Callable[[], Any], stretch: int, most: int, clock: Callable[[], int] = SYSTEM.wall_ns) -> list[int]:
+    """Return the nanoseconds of each call: as many as begin in a stretch of nanoseconds, one to `most`."""
     times: list[int] = []
     end = clock() + stretch
     after = 0
