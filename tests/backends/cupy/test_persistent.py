@@ -34,7 +34,10 @@ SELECTED = {
     " and not (rows or layer_norm or extremes)",
     "float16": "(forward or backward) and (plain or recurrence_cell) and not (rows or layer_norm or extremes)",
 }
-ORDERS: tuple[Order, ...] = ("ascending", "descending", "mixed")
+#: The order of the threads of a block, and the seed of the turns of blocks: see `EmulatedDevice`.
+Schedule = tuple[Order, int | None]
+#: On each of these right code gives the same bits, and each planted fault others.
+SCHEDULES: tuple[Schedule, ...] = (("ascending", None), ("descending", None), ("mixed", None), ("mixed", 0))
 
 
 def _device(subject: Subject) -> EmulatedDevice:
@@ -78,7 +81,7 @@ def _both(subject: Subject, case: Case) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("name", ["plain", "recurrence_cell"])
 def test_the_order_in_which_threads_run_changes_no_bit(name: str, precision: str) -> None:
-    first, *others = (_subject(order=order) for order in ORDERS)
+    first, *others = (_subject(order=order, seed=seed) for order, seed in SCHEDULES)
     case = _wide(name, precision=precision)
     expected = _both(first, case)
     assert all(np.isfinite(array.astype(np.float32)).all() for array in expected.values())
@@ -123,8 +126,8 @@ def _of_device(device: EmulatedDevice) -> list[str]:
 
 def test_both_directions_are_one_launch() -> None:
     want = _stack_passes(EmulatedDevice(), persistent=False)
-    for order in ORDERS:
-        device = EmulatedDevice(order)
+    for schedule in SCHEDULES:
+        device = EmulatedDevice(*schedule)
         found = _stack_passes(device, persistent=True)
         assert _of_device(device).count("forward_persistent") == 2  # of two layers
         assert _of_device(device).count("backward_persistent") == 2
@@ -177,7 +180,7 @@ def test_steps_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(found, want)
 
 
-#: What is in the source -> what is in its place, and a batch size at which that is wrong in one of the orders.
+#: What is in the source -> what is in its place, and a batch size at which that is wrong on every schedule.
 BARRIERS = {
     "        if (step > 0 && !grid_barrier(a, step)) return forward_failed(a, share, s);\n": ("", 3),
     "        if (s < a.T - 1 && !grid_barrier(a, a.T - 1 - s)) return backward_failed(a, share, s);\n": ("", 3),
@@ -202,10 +205,6 @@ FAULTS = {
 }
 
 
-#: A fault that is a race shows where a block that is not late runs while the others are: on a busy machine not always.
-TRIES = 20
-
-
 class _Cut(EmulatedDevice):
     """So little shared memory that tiles of backward are in parts."""
 
@@ -218,20 +217,37 @@ def right() -> dict[int, dict[str, np.ndarray]]:
     return {batch: _both(subject, _wide("plain", batch)) for batch in (3, 18, 19)}
 
 
+def _edited(there: str, instead: str, batch: int, schedule: Schedule) -> dict[str, bytes]:
+    """The bits that a changed source gives on a schedule."""
+    device = _Cut(*schedule, edit=lambda text: text.replace(there, instead))
+    device.check = lambda: None  # type: ignore[method-assign]  # the values are to show it
+    found = _both(Subject(CupyBackend(device, persistent=True)), _wide("plain", batch))
+    return {name: array.tobytes() for name, array in found.items()}
+
+
+def _bits(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+@pytest.mark.slow  # as many sums as for the faults
+@pytest.mark.parametrize(
+    "schedule", [*SCHEDULES, *((order, seed) for order in ("ascending", "descending") for seed in (0, 1))]
+)
+def test_right_code_is_right_on_every_schedule(schedule: Schedule, right: dict[int, dict[str, np.ndarray]]) -> None:
+    """The code in which faults are planted, at their batch sizes."""
+    for batch, arrays in right.items():
+        assert _edited("", "", batch, schedule) == _bits(arrays)
+
+
 @pytest.mark.slow  # compiling takes seconds for each
 @pytest.mark.parametrize("there", [*BARRIERS, *FAULTS])
 def test_a_planted_fault_is_caught(there: str, right: dict[int, dict[str, np.ndarray]]) -> None:
     instead, batch = {**BARRIERS, **FAULTS}[there]
-    source = variants.source("lstm.cu")
-    assert source.count(there) == 1
-
-    def caught(order: Order) -> bool:
-        device = _Cut(order, edit=lambda text: text.replace(there, instead))
-        device.check = lambda: None  # type: ignore[method-assign]  # the values are to show it
-        found = _both(Subject(CupyBackend(device, persistent=True)), _wide("plain", batch))
-        return any(not np.array_equal(found[name], array, equal_nan=True) for name, array in right[batch].items())
-
-    assert any(caught(order) for _ in range(TRIES) for order in ORDERS)
+    assert variants.source("lstm.cu").count(there) == 1
+    wrong = {schedule: _edited(there, instead, batch, schedule) for schedule in SCHEDULES}
+    assert [schedule for schedule, found in wrong.items() if found == _bits(right[batch])] == []
+    last = SCHEDULES[-1]
+    assert _edited(there, instead, batch, last) == wrong[last]  # wrong in the same way, each time
 
 
 #: Name -> what is there, what is in its place, and the kernel that then waits in vain.

@@ -30,8 +30,9 @@ _SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 class EmulatedProgram(Program):
     """A source as a library of the processor."""
 
-    def __init__(self, library: Path, order: Order, *, fibres: bool) -> None:
+    def __init__(self, library: Path, order: Order, seed: int | None, *, fibres: bool) -> None:
         self._library, self._order, self._fibres = ctypes.CDLL(str(library)), order, fibres
+        self._seed = -1 if seed is None else seed
         self.launches: list[str] = []
 
     def launch(
@@ -58,7 +59,7 @@ class EmulatedProgram(Program):
         given = [ctypes.c_void_p(array.ctypes.data) for array in (words, grid)]
         backwards, fibres = int(self._order != "ascending"), int(self._fibres or cooperative)
         run = getattr(self._library, kernel)
-        how = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative))
+        how = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative), ctypes.c_long(self._seed))
         self.launches.append(kernel)
         run(*given, threads, ctypes.c_void_p(order.ctypes.data), *how)
 
@@ -73,6 +74,8 @@ class EmulatedDevice(Device):
     ----------
     order
         In which the threads of a block are taken up; but for the ascending one blocks run last to first.
+    seed
+        Of the turns of the blocks of a cooperative launch; without one each block runs until it waits for others.
     sanitize
         Whether to compile with AddressSanitizer and UndefinedBehaviorSanitizer, which must be loaded already.
     edit
@@ -84,9 +87,17 @@ class EmulatedDevice(Device):
     shared_bytes = 227 << 10
 
     def __init__(
-        self, order: Order = "ascending", *, sanitize: bool = False, edit: Callable[[str], str] | None = None
+        self,
+        order: Order = "ascending",
+        seed: int | None = None,
+        *,
+        sanitize: bool = False,
+        edit: Callable[[str], str] | None = None,
     ) -> None:
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: expected 0 or more; got {seed}")
         self._order: Order = order
+        self._seed = seed
         self._flags = (*_FLAGS, *(_SANITIZED if sanitize else ()))
         self._edit = edit
         self.failed = np.zeros(1, np.int64)
@@ -101,7 +112,7 @@ class EmulatedDevice(Device):
             if text not in self._programs:
                 # But in cooperative launches only sums over a block have barriers and shuffles: those of layer norm.
                 fibres = "#define LAYER_NORM 1\n" in text
-                self._programs[text] = EmulatedProgram(self._built(text), self._order, fibres=fibres)
+                self._programs[text] = EmulatedProgram(self._built(text), self._order, self._seed, fibres=fibres)
             return self._programs[text]
 
     def prepare(self, texts: Iterable[str]) -> None:

@@ -1,17 +1,18 @@
 // The part of CUDA C++ that the kernels use, for a C++ compiler of the processor.
 //
-// The blocks of a grid run one after another, those of a cooperative launch at once, each in a thread of the operating
-// system. The threads of a block are fibres (ucontext) that run until a barrier or a shuffle. They are taken up in a given
-// order, so that a missing barrier shows as a wrong result in one of the orders. Where a launch has neither barriers nor
-// shuffles its threads are calls of a function. What it does not show: missing fences, what a multiprocessor keeps of
+// The blocks of a grid run one after another, those of a cooperative launch in turns, see `Grid`. The threads of a block
+// are fibres (ucontext) that run until a barrier or a shuffle. They are taken up in a given order, so that a missing
+// barrier shows as a wrong result in one of the orders. Where a launch has neither barriers nor shuffles its threads are
+// calls of a function. Two launches with the same order, seed and arguments take the same steps in the same order: no step
+// depends on the clock or on the operating system. What it does not show: missing fences, what a multiprocessor keeps of
 // earlier reads, blocks that wait for ones that are not resident.
 #pragma once
 
 #include <pthread.h>
 #include <ucontext.h>
-#include <unistd.h>
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -61,8 +62,102 @@ struct Barrier {
     long passed = 0;
 };
 
+[[noreturn]] static void fail(const char* message) {
+    std::fprintf(stderr, "emulation: %s\n", message);
+    std::abort();
+}
+
+// The blocks of a cooperative launch. Each has a thread of the operating system, since its shared memory is static
+// thread_local, but only the block whose turn it is runs. Turns end at switch points alone: where a block waits for
+// others, around atomic operations, fences and reads with __ldcg, at barriers and shuffles, and after each fibre's part.
+//
+// Without a seed (below 0) a turn ends where a block waits, and the next block in order has the next one: what a block
+// must not do before others have come is then done long before. With a seed a generator draws how many switch points a
+// turn has, few as often as many, and whose turn is next.
+class Grid {
+  public:
+    Grid(const int blocks, const long seed) : seed_(seed), alive_(blocks, 1), state_((std::uint64_t)seed) {
+        turns_.resize(blocks);
+        for (pthread_cond_t& turn : turns_) pthread_cond_init(&turn, nullptr);
+        running_ = seed < 0 ? 0 : (int)(draw() % blocks);
+        left_ = length();
+    }
+
+    Grid(const Grid&) = delete;
+
+    ~Grid() {
+        for (pthread_cond_t& turn : turns_) pthread_cond_destroy(&turn);
+    }
+
+    void begin(const int block) {
+        pthread_mutex_lock(&lock_);
+        await(block);
+    }
+
+    void end(const int block) {
+        pthread_mutex_lock(&lock_);
+        alive_[block] = 0;
+        hand_over(block);
+        pthread_mutex_unlock(&lock_);
+    }
+
+    // The running block may lose its turn; it does if it waits and another one is alive.
+    void switch_point(const int block, const bool waits) {
+        if (!waits && (seed_ < 0 || --left_ > 0)) return;
+        pthread_mutex_lock(&lock_);
+        hand_over(block);
+        await(block);
+    }
+
+  private:
+    // With the lock, which it gives back.
+    void await(const int block) {
+        while (running_ != block) pthread_cond_wait(&turns_[block], &lock_);
+        pthread_mutex_unlock(&lock_);
+    }
+
+    // To another block, if one is alive.
+    void hand_over(const int block) {
+        const int blocks = (int)alive_.size(), first = seed_ < 0 ? 0 : (int)(draw() % blocks);
+        for (int k = 0; k < blocks; ++k) {
+            const int other = (block + 1 + (first + k) % blocks) % blocks;
+            if (other == block || !alive_[other]) continue;
+            running_ = other;
+            pthread_cond_signal(&turns_[other]);
+            break;
+        }
+        left_ = length();
+    }
+
+    long length() {
+        if (seed_ < 0) return 0;
+        const std::uint64_t most = 1ull << draw() % MOST_DOUBLINGS;
+        return 1 + (long)(draw() % most);
+    }
+
+    // SplitMix64.
+    std::uint64_t draw() {
+        std::uint64_t z = state_ += 0x9e3779b97f4a7c15ull;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+        return z ^ z >> 31;
+    }
+
+    static constexpr int MOST_DOUBLINGS = 15;
+
+    const long seed_;
+    std::vector<char> alive_;
+    std::uint64_t state_;
+    std::vector<pthread_cond_t> turns_;
+    pthread_mutex_t lock_ = PTHREAD_MUTEX_INITIALIZER;
+    int running_ = 0;
+    long left_ = 0;  // switch points of this turn
+};
+
 // The block that an operating system's thread runs.
 struct Block {
+    Grid* grid = nullptr;  // of a cooperative launch
+    int number = 0;        // in it
     ucontext_t scheduler;
     std::vector<ucontext_t> contexts;
     std::vector<char> stacks;
@@ -80,9 +175,8 @@ struct Block {
 
 static thread_local Block state;
 
-[[noreturn]] static void fail(const char* message) {
-    std::fprintf(stderr, "emulation: %s\n", message);
-    std::abort();
+static void switch_point(const bool waits = false) {
+    if (state.grid) state.grid->switch_point(state.number, waits);
 }
 
 static void pause() {
@@ -114,23 +208,33 @@ static long progress(const int warp) {
     return (state.block.passed + own.passed) * (MOST_THREADS + 1) + state.block.arrived + own.arrived - state.live;
 }
 
-static bool first_of_warp(const int* order, const int place) {
-    for (int k = 0; k < place; ++k)
-        if (order[k] / WARP_SIZE == order[place] / WARP_SIZE) return false;
-    return true;
+// The threads of each warp, in the order in which they are taken up; warps in the order of their first threads.
+static std::vector<std::vector<int>> warps_of(const int threads, const int* order) {
+    std::vector<std::vector<int>> warps;
+    int places[MOST_THREADS / WARP_SIZE];
+    for (int& place : places) place = -1;
+    for (int k = 0; k < threads; ++k) {
+        int& place = places[order[k] / WARP_SIZE];
+        if (place < 0) {
+            place = (int)warps.size();
+            warps.emplace_back();
+        }
+        warps[place].push_back(order[k]);
+    }
+    return warps;
 }
 
 // Let each thread of a warp run until it waits; whether any of them came further.
-static bool run_warp(const int warp, const int threads, const int* order) {
-    const long before = progress(warp);
-    for (int k = 0; k < threads; ++k) {
-        const int thread = order[k];
-        if (thread / WARP_SIZE != warp || state.done[thread]) continue;
+static bool run_warp(const std::vector<int>& warp) {
+    const long before = progress(warp[0] / WARP_SIZE);
+    for (const int thread : warp) {
+        if (state.done[thread]) continue;
         state.current = thread;
         threadIdx = {(unsigned)thread, 0, 0};
         swapcontext(&state.scheduler, &state.contexts[thread]);
+        switch_point();
     }
-    return progress(warp) != before;
+    return progress(warp[0] / WARP_SIZE) != before;
 }
 
 // `order` has the threads in the order in which they are taken up. A warp runs as far as it can before the next one does:
@@ -154,11 +258,11 @@ static void run_block(const int threads, const int* order) {
         state.contexts[k].uc_link = nullptr;
         makecontext(&state.contexts[k], fibre, 0);
     }
+    const std::vector<std::vector<int>> warps = warps_of(threads, order);
     while (state.live > 0) {
         bool moved = false;
-        for (int k = 0; k < threads; ++k)
-            if (first_of_warp(order, k))
-                while (run_warp(order[k] / WARP_SIZE, threads, order)) moved = true;
+        for (const std::vector<int>& warp : warps)
+            while (run_warp(warp)) moved = true;
         if (!moved) fail("threads wait for others that do not come");
     }
     if (state.block.arrived) fail("a barrier that not all threads of the block reached");
@@ -171,11 +275,12 @@ struct Launch {
     int threads;
     const int* order;
     int backwards, fibres;
-    long shared_bytes;
+    long shared_bytes, seed;
 };
 
 struct Part {
     const Launch* launch;
+    Grid* grid;
     long first, count;
     pthread_t runs_in;
 };
@@ -189,10 +294,13 @@ static void* run_part(void* given) {
     state.body = a.body;
     state.arguments = a.arguments;
     state.fibres = a.fibres;
+    state.grid = part.grid;
+    state.number = (int)part.first;
     state.block = Barrier();
     for (Barrier& warp : state.warps) warp = Barrier();
     gridDim = {(unsigned)blocks[0], (unsigned)blocks[1], (unsigned)blocks[2]};
     blockDim = {(unsigned)a.threads, 1, 1};
+    if (part.grid) part.grid->begin((int)part.first);
     for (long k = part.first; k < part.first + part.count; ++k) {
         const long block = a.backwards ? all - 1 - k : k;
         const long row = block / blocks[0];
@@ -202,24 +310,24 @@ static void* run_part(void* given) {
         run_block(a.threads, a.order);
         std::free(state.room);
     }
+    if (part.grid) part.grid->end((int)part.first);
     return nullptr;
 }
 
 static void run(const Launch& launch, const int cooperative) {
     if (launch.threads > MOST_THREADS) fail("more threads than a block may have");
     const long all = launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
-    std::vector<Part> parts;
-    if (cooperative)
-        for (long k = 0; k < all; ++k) parts.push_back({&launch, k, 1, {}});
-    else
-        parts.push_back({&launch, 0, all, {}});
-    if (cooperative) {
-        for (Part& part : parts)
-            if (pthread_create(&part.runs_in, nullptr, run_part, &part)) fail("no thread for a block");
-        for (Part& part : parts) pthread_join(part.runs_in, nullptr);
-    } else {
-        run_part(&parts[0]);
+    if (!cooperative) {
+        Part part = {&launch, nullptr, 0, all, {}};
+        run_part(&part);
+        return;
     }
+    Grid grid((int)all, launch.seed);
+    std::vector<Part> parts;
+    for (long k = 0; k < all; ++k) parts.push_back({&launch, &grid, k, 1, {}});
+    for (Part& part : parts)
+        if (pthread_create(&part.runs_in, nullptr, run_part, &part)) fail("no thread for a block");
+    for (Part& part : parts) pthread_join(part.runs_in, nullptr);
 }
 
 }  // namespace emulation
@@ -332,17 +440,19 @@ static inline void load_matrices(unsigned* a, const void* row) {
 
 template <class T>
 static inline T __ldcg(const T* place) {
+    emulation::switch_point();
     return *place;
 }
 
-// Every other block is late after it: what it ought to have written before is missing for the others.
 static inline unsigned long long atomicAdd(unsigned long long* place, const unsigned long long value) {
+    emulation::switch_point();
     const unsigned long long before = __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST);
-    if (blockIdx.x % 2) usleep(2000);
+    emulation::switch_point();
     return before;
 }
 
 static inline void __threadfence() {
+    emulation::switch_point();
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
@@ -351,7 +461,7 @@ static inline void __threadfence_system() {
 }
 
 static inline void __nanosleep(unsigned) {
-    usleep(1);
+    emulation::switch_point(true);
 }
 
 #define KERNEL(name, Struct)                                                                                    \
@@ -361,8 +471,9 @@ static inline void __nanosleep(unsigned) {
     }                                                                                                           \
     extern "C" void name(                                                                                       \
         const void* arguments, const long* blocks, int threads, const int* order, int backwards, int fibres,    \
-        long shared_bytes, int cooperative) {                                                                   \
+        long shared_bytes, int cooperative, long seed) {                                                        \
         emulation::run(                                                                                         \
-            {name##_entry, arguments, blocks, threads, order, backwards, fibres, shared_bytes}, cooperative);   \
+            {name##_entry, arguments, blocks, threads, order, backwards, fibres, shared_bytes, seed},           \
+            cooperative);                                                                                       \
     }                                                                                                           \
     static void name##_body(const Struct& a)
