@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,9 +116,11 @@ def _state_leaks() -> Backend:
 
 @fault("contract.not_deterministic", "the last bit of y is random", "calls.same_bits")
 def _not_deterministic() -> Backend:
+    calls = count()
+
     class K(Hooked):
         def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            noise = np.random.default_rng().random(y.shape) < 0.5
+            noise = np.random.default_rng(next(calls)).random(y.shape) < 0.5
             y[noise] = np.nextafter(y, np.ones_like(y))[noise]
             return y, last, tape
 
@@ -345,14 +349,20 @@ def _tape_shared() -> Backend:
 
 @fault("contract.threads_share", "a scratch array is shared between threads", "calls.threads")
 def _threads_share() -> Backend:
-    import time
+    import threading
+
+    pair, called = threading.Barrier(2), threading.local()
 
     class K(Hooked):
         scratch: Any = None
 
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             self.scratch = x
-            time.sleep(0.002)  # gives the other threads the time that a long product would
+            # The first call of a thread waits for that of another, as if both were in a long product. Alone it goes on.
+            if threading.current_thread() is not threading.main_thread() and not hasattr(called, "once"):
+                called.once = True
+                with suppress(threading.BrokenBarrierError):
+                    pair.wait(timeout=60)
             return weights, self.scratch if self.scratch.shape == x.shape else x, *rest
 
     return backend_of(K)
