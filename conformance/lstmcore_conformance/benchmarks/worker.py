@@ -68,9 +68,7 @@ def _answer(answers: TextIO, work: Callable[[], Mapping[str, Any]]) -> None:
 class Server:
     """The jobs that are ready in this process; each method is a request."""
 
-    def __init__(
-        self, kind: str, name: str, threads: int, *, resident: bool = False, clock: Clock = SYSTEM
-    ) -> None:
+    def __init__(self, kind: str, name: str, threads: int, *, resident: bool = False, clock: Clock = SYSTEM) -> None:
         from lstmcore_conformance.benchmarks import runtimes
 
         self.clock = clock
