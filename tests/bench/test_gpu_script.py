@@ -255,7 +255,7 @@ def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setattr(subprocess, "Popen", processes)
     monkeypatch.setattr(parts, "STALLED", 0.01)
-    found = parts._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 60.0, Deadline(120), [])
+    found = parts._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 3600.0, Deadline(3600), [])
     assert [words[-2] for words in processes.words] == ["0", "2", "3", "4"]
     assert found.all == 4
     assert [item.id for _, item in found.done] == [three[0].id, three[2].id]
@@ -322,7 +322,7 @@ def test_a_process_that_cannot_begin_is_no_lack_of_time(monkeypatch: pytest.Monk
 
 
 def test_each_call_that_warms_is_told_before_it_is_made() -> None:
-    *calls, last = parts._warm(StandIn(), 0, 2, Deadline(60))
+    *calls, last = parts._warm(StandIn(), 0, 2, Deadline(3600))
     assert [record["calling"] for record in calls] == [str(point) for point in STAND_IN.all()[::2]]
     assert last == {"warmed": len(calls)}
 

@@ -131,7 +131,7 @@ def test_every_switch_is_a_declarable_feature() -> None:
     assert used | {"lengths", "masks"} == FEATURES
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lstm_configs())
 def test_dictionary_form_round_trips(made: LSTMConfig) -> None:
     values = json.loads(json.dumps(made.to_dict()))

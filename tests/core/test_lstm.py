@@ -127,7 +127,7 @@ def test_every_gradient_by_complex_step(case: StackCase, backend: str) -> None:
         assert_close((grads.parameters[name] * along).sum(), np.array(scalar(x, state, moved).imag / 1e-30))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lstm_configs(),
     st.integers(1, 3),

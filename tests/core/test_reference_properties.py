@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from lstmcore import reference
 from lstmcore.backend import Forward, Gradients, Masks, State, Tangents
@@ -21,7 +21,7 @@ STEP = 1e-30
 TOLERANCE = 1e-10  # a few thousand roundings of 2e-16, relative to the largest term
 HELD = SWITCHES.keys() - {name for name in SWITCHES if "_activation=" in name}
 
-drawn = settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+drawn = settings(max_examples=60)
 every_switch = pytest.mark.parametrize("name", sorted(HELD))
 
 
