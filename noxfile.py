@@ -77,9 +77,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def numba(session: nox.Session) -> None:
-    """What is particular to the Numba backend."""
-    session.install("-e", ".[numba,conformance]", *TESTS)
-    session.run("pytest", "tests/backends/numba", *session.posargs, env=_quiet())
+    """What is particular to the Numba backend; a worker has whole files, whose tests share compiled code."""
+    session.install("-e", ".[numba,conformance]", *TESTS, *PARALLEL)
+    session.run("pytest", *WORKERS, "--dist", "loadfile", "tests/backends/numba", *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -67,7 +67,7 @@ FULL: Final = (
     conformance("numba"),
     Session("cupy", arguments=TIMED, every_processor=True, needs=("g++",)),
     Session("mutants", every_processor=True),
-    Session("numba", arguments=TIMED),
+    Session("numba", arguments=TIMED, every_processor=True),
     Session("peers", arguments=TIMED),
     conformance("jax", "conformance jax", "-k", "not backward.extremes", XLA_FLAGS=FAST_XLA),
     conformance("torch"),
