@@ -22,7 +22,7 @@ COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code
 #: CuPy, and of the CUDA toolkit only what compiling needs.
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
 #: ml_dtypes: bfloat16 on the host.
-TESTS = ("pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", "jsonschema>=4.20", "ml_dtypes>=0.5")
+TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.6",)
 WORKERS = ("-n", "auto", "--maxprocesses", "8")
