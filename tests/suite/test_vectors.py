@@ -20,7 +20,7 @@ from lstmcore_conformance.mutants import MUTANTS, Mutant
 from lstmcore_conformance.textbook import TextbookBackend
 from lstmcore_conformance.vectors import HERE, entries, verify
 from lstmcore_conformance.vectors.catalogue import PRECISIONS, vectors
-from lstmcore_conformance.vectors.measure import BEYOND, BEYOND_ALONE, caught, reason
+from lstmcore_conformance.vectors.measure import BEYOND, BEYOND_ALONE, FIRST, caught, reason
 from lstmcore_conformance.vectors.reading import draws
 from lstmcore_conformance.vectors.writing import pinned, write
 
@@ -98,7 +98,8 @@ def test_both_forms_of_the_index_say_the_same() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_index_alone_tells_what_to_run(precision: str) -> None:
-    made = [pinned(vector, draws()) for vector in vectors() if vector.case.precision == precision]
+    numbers = draws()
+    made = [pinned(vector, numbers) for vector in vectors() if vector.case.precision == precision]
     for vector, entry in zip(made, entries(precision), strict=True):
         case, data = vector.case, vector.answer(vector.case).data
         assert (entry.case.name, entry.case.model) == (case.name, case.model)
@@ -178,6 +179,11 @@ def test_mutants_of_a_precision_that_they_lack_are_beyond() -> None:
     for mutant in others:
         assert caught(mutant) is None
         assert reason(mutant)
+
+
+def test_the_cases_that_are_run_first_exist() -> None:
+    assert set(FIRST) <= {entry.case.name for entry in entries("float32")}
+    assert len(set(FIRST)) == len(FIRST)
 
 
 def test_a_fault_of_one_call_is_not_beyond() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -77,8 +77,13 @@ def verify(backend: Backend, precision: str) -> Iterator[tuple[str, str]]:
         The name of each case in which an array is over its budget or a call fails, with a message. Cases and gradients
         that the backend does not declare are left out.
     """
+    return verify_on(backend, entries(precision))
+
+
+def verify_on(backend: Backend, chosen: Iterable[Entry]) -> Iterator[tuple[str, str]]:
+    """Do what `verify` does, on the cases that are given."""
     subject = Subject(backend)
-    for entry in entries(precision):
+    for entry in chosen:
         if subject.refusal(entry.case) is not None:
             continue
         try:
