@@ -10,6 +10,9 @@ from pathlib import Path
 
 import nox
 
+sys.path.append(str(Path(__file__).parent / ".ci"))
+from pythons import NEWER, newest_python
+
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
@@ -72,7 +75,44 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
+    _run_fast_tests(session)
+
+
+def _run_fast_tests(session: nox.Session) -> None:
     session.run("pytest", *WORKERS, *ELSEWHERE, "-m", "not slow and not browser", *session.posargs, env=_quiet())
+
+
+def _install_oldest(session: nox.Session, extras: str, *packages: str) -> None:
+    """Install the lowest versions that pyproject.toml and `packages` allow; what those need is the newest."""
+    if session.venv_backend != "uv":
+        session.error(f"expected uv, which can install the lowest versions; got {session.venv_backend}: pip install uv")
+    session.install("--resolution", "lowest-direct", "-e", f".[{extras}]", *packages)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The fast tests and the backend numpy on the lowest versions that pyproject.toml allows; needs uv."""
+    _install_oldest(session, "plot,conformance,bench", *TESTS, *PARALLEL)
+    _run_fast_tests(session)
+    session.run("lstmcore", "conform", "numpy", env=_quiet())
+
+
+@nox.session(name="oldest-backends")
+def oldest_backends(session: nox.Session) -> None:
+    """A part of the suite on numba, onnxruntime and jax in the lowest versions that pyproject.toml allows; needs uv."""
+    _install_oldest(session, "conformance,numba,onnxruntime,jax")
+    for backend in ("numba", "onnxruntime", "jax"):
+        part = ("--precision", "float32", "-k", "switches", "--max-examples", "6")
+        session.run("lstmcore", "conform", backend, *part, env=_quiet())
+
+
+@nox.session(name="newest-python", python=newest_python())
+def newest_python_tests(session: nox.Session) -> None:
+    """The fast tests on the newest CPython that is installed, above the lowest that pyproject.toml allows."""
+    if newest_python() is None:
+        session.error(f"expected one of {', '.join(NEWER)}; none is installed")
+    session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
+    _run_fast_tests(session)
 
 
 @nox.session

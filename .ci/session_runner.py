@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
 
+from pythons import NEWER, find_python
 from session_results import Result, counts_of, failures_of, slowest_of, unchecked_in
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -119,7 +120,7 @@ class Runner:
                 self._turn.notify_all()
 
     def _run_now(self, session: Session) -> Result:
-        missing = [names for names in session.needs if not any(map(shutil.which, names.split("|")))]
+        missing = [names for names in session.needs if not any(map(_installed, names.split("|")))]
         if missing or self.stopped.is_set():
             why = f"install {' and '.join(missing).replace('|', ' or ')} to run it" if missing else "stopped"
             result = Result(session.name, "NOT RUN", note=why)
@@ -166,6 +167,11 @@ class Runner:
 
     def _say(self, text: str) -> None:
         print(time.strftime("%H:%M:%S"), text, file=self._out, flush=True)
+
+
+def _installed(name: str) -> bool:
+    """Return whether the program is installed; a Python has to start too."""
+    return (find_python(name) if name in NEWER else shutil.which(name)) is not None
 
 
 def _run(words: Sequence[str], environment: Mapping[str, str], file: TextIO) -> tuple[int, float]:

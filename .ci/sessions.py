@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from pythons import NEWER
 from session_results import (
     SLOWEST,
     Result,
@@ -75,6 +76,9 @@ FULL: Final = (
     conformance("jax", "conformance jax, extremes", "-k", "backward.extremes", "--json", str(FOLDER / "extremes.json")),
     Session("quickstart", environment={"NOX_DEFAULT_VENV_BACKEND": "virtualenv"}),  # by pip, as without uv
     conformance("onnxruntime"),
+    Session("oldest", arguments=TIMED, every_processor=True),
+    Session("oldest-backends"),
+    Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),
     Session("report", needs=("chromium|chromium-browser|google-chrome",)),
 )
 

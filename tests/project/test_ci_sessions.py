@@ -16,6 +16,7 @@ from typing import TextIO
 
 import pytest
 
+import pythons
 import session_results
 import session_runner
 import sessions
@@ -336,13 +337,29 @@ def test_a_tree_is_told_from_others(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert None not in seen
 
 
+def test_a_python_that_does_not_start_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A shim of pyenv is on the path though its version is not active."""
+    shim = tmp_path / "python3.13"
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert pythons.newest_python() is None
+    needed = Session("newest", needs=("|".join(pythons.NEWER),))
+    (result,) = Runner(1, io.StringIO()).run([needed])
+    assert result.line == "newest NOT RUN: install python3.14 or python3.13 or python3.12 to run it"
+    kept = tmp_path / "versions" / "3.12.1" / "bin" / "python3.12"
+    kept.parent.mkdir(parents=True)
+    kept.symlink_to(sys.executable)
+    assert pythons.newest_python() == str(kept)
+
+
 def test_plans_have_every_session_of_the_noxfile() -> None:
     """`full` runs all that judge, `ci` a part of them; what `ci` cuts short is whole in `full`."""
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
-    defined = set(
-        re.findall(r'^@nox\.session(?:\(name="(?:[\w-]+)"\)|\(.*\))?\n(?:@.*\n)*def (\w+)\(', noxfile, re.MULTILINE)
-    )
-    judging = {name.replace("_", "-") for name in defined - {"full", "bench", "gpu", "scoreboard"}}
+    found = re.findall(r'^@nox\.session(?:\((?:name="([\w-]+)")?.*\))?\n(?:@.*\n)*def (\w+)\(', noxfile, re.MULTILINE)
+    defined = {name or function for name, function in found}
+    judging = defined - {"full", "bench", "gpu", "scoreboard"}
     assert judging == {(session.nox or session.name).partition("(")[0] for session in sessions.FULL}
     backends = re.search(r'parametrize\("backend", (\[.*\])\)', noxfile)
     assert backends is not None
