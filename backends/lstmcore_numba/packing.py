@@ -198,7 +198,8 @@ def own_masks(layout: Layout, masks: Masks | None, empty: Array | None) -> OwnMa
     dtype = layout.dtype
     recurrent = np.zeros((0, 1), dtype)
     if masks.recurrent is not None:
-        recurrent = np.array(masks.recurrent, dtype)
+        # In C order: a mask in Fortran order has another type, for which Numba would compile every pass again.
+        recurrent = np.array(masks.recurrent, dtype, order="C")
         if empty is not None:
             recurrent[empty] = 0
     none = np.zeros((0, 1, 1), dtype)

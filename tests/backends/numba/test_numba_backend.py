@@ -582,6 +582,19 @@ def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
     assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") is None
 
 
+def test_masks_of_any_order_share_code() -> None:
+    """Masks are copied in C order, since each order of an array has a type and code of its own."""
+    from lstmcore.backend import Masks
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba.packing import Layout, own_masks
+
+    recurrent, steps = (np.asfortranarray(np.random.default_rng(0).random(shape)) for shape in ((3, 4), (2, 3, 4)))
+    layout = Layout(LSTMConfig(input_size=2, hidden_size=4), np.dtype(np.float32))
+    own = own_masks(layout, Masks(recurrent, steps, steps), None)
+    assert all(mask.flags.c_contiguous for mask in (own.recurrent, own.hidden, own.cell))
+    np.testing.assert_array_equal(own.recurrent, recurrent.astype(np.float32))
+
+
 def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
     from lstmcore.config import LSTMConfig
     from lstmcore_numba import steps
