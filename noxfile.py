@@ -27,7 +27,7 @@ CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
-PARALLEL = ("pytest-xdist>=3.6",)
+PARALLEL = ("pytest-xdist>=3.7",)
 WORKERS = ("-n", "auto", "--maxprocesses", "8")
 #: Folders with sessions of their own; the other tests need no backend but the reference and NumPy's.
 ELSEWHERE = tuple(f"--ignore=tests/{folder}" for folder in ("backends/numba", "backends/cupy", "peers"))
@@ -119,7 +119,9 @@ def newest_python_tests(session: nox.Session) -> None:
 def numba(session: nox.Session) -> None:
     """What is particular to the Numba backend; a worker has whole files, whose tests share compiled code."""
     session.install("-e", ".[numba,conformance]", *TESTS, *PARALLEL)
-    session.run("pytest", *WORKERS, "--dist", "loadfile", "tests/backends/numba", *session.posargs, env=_quiet())
+    # In the order of their names, else the first two files compile the same at the same time.
+    files = ("--dist", "loadfile", "--no-loadscope-reorder", "tests/backends/numba")
+    session.run("pytest", *WORKERS, *files, *session.posargs, env=_quiet())
 
 
 @nox.session
