@@ -27,7 +27,7 @@ CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
-PARALLEL = ("pytest-xdist>=3.7",)
+PARALLEL = ("pytest-xdist>=3.8",)
 WORKERS = ("-n", "auto", "--maxprocesses", "8")
 #: Folders with sessions of their own; the other tests need no backend but the reference and NumPy's.
 ELSEWHERE = tuple(f"--ignore=tests/{folder}" for folder in ("backends/numba", "backends/cupy", "peers"))
