@@ -91,7 +91,17 @@ def test_pytest_itself_prints_what_is_read(tmp_path: Path) -> None:
     text += "def test_wrong(text):\n  print('==== 3 failed ====')\n  assert 'seen' == 'not'\n"
     (tmp_path / "test_it.py").write_text(text)
     for options in (("-q",), ("-n", "2")):
-        command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--durations=9", "--durations-min=0", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            "/dev/null",
+            "--rootdir=.",
+            "--durations=9",
+            "--durations-min=0",
+            *options,
+        ]
         done = subprocess.run([*command, "test_it.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert session_results.counts_of(done.stdout) == {"passed": 1, "failed": 1}, done.stdout
         assert set(session_results.slowest_of(done.stdout)) == {"test_it.py::test_right", f"test_it.py::{long}"}
