@@ -124,15 +124,10 @@ def test_amx_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         amx.usable.__wrapped__()
 
 
-#: Without what says nothing of products: gate functions, errors and declarations. Products along tangents never run on
-#: AMX, so of these one group is enough, which begins with the tape of a forward pass that does.
-WITH_PRODUCTS = "jvp.sizes or not (jvp or activation= or errors. or refusals. or receipts. or declared.)"
-
-
 @pytest.mark.slow
 def test_the_suite_on_amx_at_all_sizes(everywhere: None) -> None:
     from lstmcore_conformance import run
     from lstmcore_numba.kernel import NumbaBackend
 
-    report = run(NumbaBackend(), precisions=["float32"], select=WITH_PRODUCTS)
+    report = run(NumbaBackend(), precisions=["float32"])
     assert report.conforms, report.verdict
