@@ -29,8 +29,6 @@ TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.8",)
 WORKERS = ("-n", "auto", "--maxprocesses", "8")
-#: Folders with sessions of their own; the other tests need no backend but the reference and NumPy's.
-ELSEWHERE = tuple(f"--ignore=tests/{folder}" for folder in ("backends/numba", "backends/cupy", "peers"))
 PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
 
@@ -57,7 +55,7 @@ def full(session: nox.Session) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Verify a backend, train a bidirectional LSTM on real recordings with it and evaluate it; about a minute."""
+    """Check a backend in a few cases, train an LSTM on real recordings with it and evaluate it; about a minute."""
     session.install("-e", ".[plot]")
     folder = HERE / "quickstart"
     folder.mkdir(exist_ok=True)
@@ -79,7 +77,7 @@ def tests(session: nox.Session) -> None:
 
 
 def _run_fast_tests(session: nox.Session) -> None:
-    session.run("pytest", *WORKERS, *ELSEWHERE, "-m", "not slow and not browser", *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, "-m", "not slow and not browser", *session.posargs, env=_quiet())
 
 
 def _install_oldest(session: nox.Session, extras: str, *packages: str) -> None:
@@ -142,7 +140,7 @@ def report(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """The tests that take longer than a fast test may: each says why."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
-    session.run("pytest", *WORKERS, *ELSEWHERE, "--dist", "loadfile", "-m", "slow", *session.posargs, env=_quiet())
+    session.run("pytest", *WORKERS, "--dist", "loadfile", "-m", "slow", *session.posargs, env=_quiet())
 
 
 @nox.session

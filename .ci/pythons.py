@@ -28,6 +28,9 @@ def newest_python() -> str | None:
 
 
 def _runs(path: str) -> bool:
-    """Return whether the program is a CPython that starts."""
+    """Return whether the program is a CPython that starts within a minute."""
     words = (path, "-c", "import sys; sys.exit(sys.implementation.name != 'cpython')")
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    try:
+        return subprocess.run(words, capture_output=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

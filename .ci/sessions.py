@@ -76,8 +76,8 @@ FULL: Final = (
     conformance("jax", "conformance jax, extremes", "-k", "backward.extremes", "--json", str(FOLDER / "extremes.json")),
     Session("quickstart", environment={"NOX_DEFAULT_VENV_BACKEND": "virtualenv"}),  # by pip, as without uv
     conformance("onnxruntime"),
-    Session("oldest", arguments=TIMED, every_processor=True),
-    Session("oldest-backends"),
+    Session("oldest", arguments=TIMED, every_processor=True, needs=("uv",)),
+    Session("oldest-backends", needs=("uv",)),
     Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),
     Session("report", needs=("chromium|chromium-browser|google-chrome",)),
 )

@@ -85,8 +85,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     subject = config.stash.get(_SUBJECT, None)
     if subject is None:
         return None
-    declared = subject.declared
-    return f"lstm backend: {subject.backend.name} on {declared.device}, {', '.join(sorted(declared.precisions))}"
+    declared, profile = subject.declared, config.getoption("lstm_profile")
+    known = " (a few cases of each check: no verdict)" if profile == "smoke" else ""
+    return (
+        f"lstm backend: {subject.backend.name} on {declared.device}, {', '.join(sorted(declared.precisions))}; "
+        f"profile {profile}{known}"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -18,8 +18,8 @@ from lstmcore.config import FEATURES, Activation, LSTMConfig
 from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.budgets import Measure
 from lstmcore_conformance.cases import Case
-from lstmcore_conformance.checking import Check, Profile, Scope, all_checks
-from lstmcore_conformance.expected import check_ids, judged, untried
+from lstmcore_conformance.checking import PROFILES, Check, Profile, Scope, all_checks
+from lstmcore_conformance.expected import check_ids, complete_checks, judged, untried
 from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.selection import selector
 from lstmcore_conformance.subject import Draws, Failure, Subject
@@ -69,22 +69,36 @@ def items(
     select: str | None = None,
     profile: Profile = "quick",
 ) -> Iterator[Item]:
-    """Every check of the profile with every case, in the order of the sections of SPEC.md."""
+    """Every check of the profile with every case, in the order of the sections of SPEC.md.
+
+    Raises
+    ------
+    ValueError
+        A profile that does not exist, precisions that are not declared, or an expression that is not well formed.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}; got {profile!r}")
     scope = scope_of(subject, precisions)
     chosen = selector(select) if select else None
     for check in all_checks():
         if not check.runs_in(profile):
             continue
-        found = _items_of(scope, check)
-        for item in _spread(found) if profile == "smoke" else found:
-            if chosen is None or chosen(f"{item.id} section:{check.section}"):
-                yield item if item.case is None else replace(item, reason=subject.refusal(item.case))
+        found = (
+            item if item.case is None else replace(item, reason=subject.refusal(item.case))
+            for item in _items_of(scope, check)
+            if chosen is None or chosen(f"{item.id} section:{check.section}")
+        )
+        yield from _spread(found) if profile == "smoke" else found
 
 
 def _spread(found: Iterable[Item]) -> Iterator[Item]:
-    """Yield at most `SMOKE_CASES` items of each precision, the first and the last among them."""
+    """Yield at most `SMOKE_CASES` items of each precision that run, the first and the last of them included.
+
+    Where none runs, the first one is yielded with its reason.
+    """
     for _, group in groupby(found, lambda item: item.case and item.case.precision):
         each = list(group)
+        each = [item for item in each if item.reason is None] or each[:1]
         last, count = len(each) - 1, min(len(each), SMOKE_CASES)
         yield from (each[k * last // max(count - 1, 1)] for k in range(count))
 
@@ -215,7 +229,7 @@ def run(
     subject, started = Subject(backend, draws or Draws.of(profile)), datetime.now(UTC)
     todo = list(items(subject, precisions, select, profile))
     if not todo:
-        raise ValueError(f"-k: expected an expression that selects a check; {select!r} selects none")
+        raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
     expected = expected_failures or {}
     if expected:  # an id that this selection or profile leaves out is known all the same
         check_ids(expected, (item.id for item in items(subject, profile="full")))
@@ -240,6 +254,9 @@ def report_on(
     """The report of what `run_item` found: id of a check -> its items. The other arguments are those of `run`."""
     checks = {check.id: check for check in all_checks()}
     backend, declared, expected = subject.backend, subject.declared, expected_failures or {}
+    every = items(subject, precisions, profile="full") if expected else ()
+    complete = complete_checks((item.id for ran in found.values() for item in ran), (item.id for item in every))
+    strict = profile != "smoke"
     return Report(
         backend=backend.name,
         device=declared.device,
@@ -258,7 +275,13 @@ def report_on(
         started=started.isoformat(timespec="seconds"),
         seconds=(datetime.now(UTC) - started).total_seconds(),
         checks=tuple(
-            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(judged(results, expected)))
+            CheckReport(
+                id,
+                checks[id].claim,
+                checks[id].title,
+                checks[id].needs,
+                tuple(judged(results, expected, complete=complete, strict=strict)),
+            )
             for id, results in found.items()
         ),
         profile=profile,

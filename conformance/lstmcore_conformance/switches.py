@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, Final
 
 from lstmcore.backend import Capabilities
@@ -117,12 +118,12 @@ FACTORS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
 
 def config_of(changes: Mapping[str, Any]) -> LSTMConfig:
     """The configuration with these changes and the widths of the small cases."""
-    return _config_of(tuple(changes.items()))
+    return _config_of(**changes)
 
 
-@lru_cache(maxsize=1024)
-def _config_of(changes: tuple[tuple[str, Any], ...]) -> LSTMConfig:
-    return LSTMConfig(**({**WIDTHS, **dict(changes)}))
+@lru_cache(maxsize=1024, typed=True)  # typed: 1 is not True
+def _config_of(**changes: Any) -> LSTMConfig:
+    return LSTMConfig(**({**WIDTHS, **changes}))
 
 
 def covering(declared: Capabilities) -> tuple[Mapping[str, Any], ...]:
@@ -170,7 +171,7 @@ def _rows(features: frozenset[str]) -> Iterator[Mapping[str, Any]]:
         changes: dict[str, Any] = {}
         for name in names:
             changes |= factors[name][row[name]]
-        yield changes
+        yield MappingProxyType(changes)
 
 
 def allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:

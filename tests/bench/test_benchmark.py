@@ -14,6 +14,7 @@ from dataclasses import replace
 from importlib import resources
 from io import StringIO
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import jsonschema
@@ -306,6 +307,7 @@ def test_calls_are_timed_one_by_one() -> None:
     done: list[int] = []
     assert min(timed(lambda: done.append(1), 0, 5)) > 0  # by the clock of the system
     assert len(done) == 1
+    assert timed(lambda: sleep(0.02), 0, 5)[0] >= 20_000_000  # which goes on while a call waits
 
 
 # Jobs, grids, files ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -348,10 +349,13 @@ def test_a_tree_is_told_from_others(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_python_that_does_not_start_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A shim of pyenv is on the path though its version is not active."""
+    """A shim of pyenv is on the path though its version is not active, and a script of an interpreter that is gone."""
     shim = tmp_path / "python3.13"
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
+    stale = tmp_path / "python3.12"
+    stale.write_text("#!/nowhere/python\n")
+    stale.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     assert pythons.newest_python() is None
@@ -362,6 +366,16 @@ def test_a_python_that_does_not_start_is_none(monkeypatch: pytest.MonkeyPatch, t
     kept.parent.mkdir(parents=True)
     kept.symlink_to(sys.executable)
     assert pythons.newest_python() == str(kept)
+
+
+def test_every_folder_of_tests_is_run() -> None:
+    """pytest runs the folders of `testpaths`; the others have sessions that name them."""
+    usual = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]["testpaths"]
+    noxfile = (ROOT / "noxfile.py").read_text("utf-8")
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
+    assert set(usual) <= folders
+    for folder in folders - set(usual):
+        assert f'"{folder}"' in noxfile
 
 
 def test_plans_have_every_session_of_the_noxfile() -> None:

@@ -21,7 +21,7 @@ from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance import Outcome, Report, budgets, oracle, run
 from lstmcore_conformance.cases import ALSO, MARGIN, Case, attempt_of, case_data, quality
-from lstmcore_conformance.checking import SECTIONS, Scope, all_checks
+from lstmcore_conformance.checking import PROFILES, SECTIONS, Scope, all_checks
 from lstmcore_conformance.mutants import MUTANTS, backend_of, edited
 from lstmcore_conformance.report import Result
 from lstmcore_conformance.selection import selector
@@ -266,7 +266,7 @@ def test_an_infinite_share_is_json() -> None:
 def test_the_command_of_a_failure_selects_it_alone() -> None:
     subject = Subject(TextbookBackend())
     every = list(items(subject))
-    for item in every[:: len(every) // 20]:
+    for item in every[:: len(every) // 40]:
         assert [found.id for found in items(subject, select=item.id)] == [item.id]
 
 
@@ -293,6 +293,28 @@ def test_smoke_is_a_few_cases_of_each_check() -> None:
 def test_smoke_catches_what_is_broken(id: str) -> None:
     report = run(MUTANTS[id].make(), precisions=["float32"], profile="smoke", draws=Draws(max_examples=3, shrink=False))
     assert report.result is Result.FAILS
+
+
+def test_smoke_has_a_case_of_each_check_that_runs() -> None:
+    """Cases that the backend refuses are not taken in the place of those that it runs."""
+    poor = Subject(_Poor())
+    run_in = {
+        profile: {item.check.id for item in items(poor, profile=profile) if item.case and item.reason is None}
+        for profile in PROFILES
+    }
+    assert run_in["quick"] - run_in["smoke"] == {"backward.rows"}
+    assert any(item.reason for item in items(poor, profile="smoke"))
+
+
+def test_a_selection_of_smoke_has_cases_of_its_own() -> None:
+    found = [item.id for item in items(Subject(TextbookBackend()), ["float32"], "backward.switches and peep", "smoke")]
+    assert len(found) == 3
+    assert all("peep" in id for id in found)
+
+
+def test_an_unknown_profile_is_an_error() -> None:
+    with pytest.raises(ValueError, match="profile: expected one of smoke, quick, full; got 'Smoke'"):
+        run(TextbookBackend(), profile="Smoke")  # type: ignore[arg-type]  # the wrong value is what is tested
 
 
 def test_smoke_is_no_verdict_on_a_backend() -> None:

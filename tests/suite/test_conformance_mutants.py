@@ -22,8 +22,8 @@ from lstmcore_conformance.textbook import TextbookBackend
 from lstmcore_conformance.variants import VARIANTS
 
 CHECKS = {check.id: check for check in all_checks()}
-#: What takes half a minute and more.
-SLOW = {"hidden.drifts"}
+#: What takes more than five seconds: very many steps, and very many calls.
+SLOW = {"hidden.drifts", "hidden.leaks"}
 #: Evaluating all cases of the value checks takes 20 seconds in each precision; two of four are quick.
 SLOW_PRECISIONS = dict.fromkeys(("tf32", "float16"), pytest.mark.slow)
 
@@ -49,6 +49,7 @@ def test_the_mutant_is_caught(mutant: Mutant) -> None:
         assert item.id in item.reproduce
 
 
+@pytest.mark.slow  # 1,200 calls forward and backward: six seconds
 def test_a_leak_does_not_hide_in_memory_that_is_free() -> None:
     held = [np.ones(6144, np.float32) for _ in range(4000)]
     last = held.pop()  # what lies below it stays with the process when it is freed

@@ -128,7 +128,7 @@ def extreme_backward(subject: Subject, case: Case) -> Measure:
 def memory_cases(scope: Scope) -> Iterator[Case]:
     """One model with all that a call can keep."""
     model = config_of({"input_size": 32, "hidden_size": 48, "peephole": "peephole" in scope.declared.features})
-    yield Case(name="memory", model=model, precision=scope.precisions[-1], steps=4, batch=32)
+    yield Case(name="memory", model=model, precision=scope.precisions[-1], steps=8, batch=16)
 
 
 @check("calls.memory", f"memory does not grow over {CALLS:,} calls", section=9, cases=memory_cases, profile="full")
