@@ -21,7 +21,8 @@ def jvp(kernel: NumpyKernel, saved: Saved, tangents: Tangents) -> Forward:
     steps, _, batch = saved.operands.shape
     x, r = saved.operands[:, layout.x], saved.operands[:, layout.r]
     weight_x, weight_h = w.backward[layout.x].T, w.backward[layout.r].T
-    tp = {name: np.asarray(array, dtype) for name, array in (tangents.parameters or {}).items()}
+    # Contiguous: NumPy 1.26 multiplies arrays whose elements share memory in another order.
+    tp = {name: np.ascontiguousarray(array, dtype) for name, array in (tangents.parameters or {}).items()}
     packed = {
         name: layout.packed(tp[name].reshape(layout.size, -1), config.gates)
         for name in ("weight_x", "weight_h", "bias", "norm_gain_x", "norm_gain_h")
