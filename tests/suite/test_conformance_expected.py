@@ -134,7 +134,9 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
             expected_failures = {"receipts.true": "another name", "forward.no_state": "mended"}
         """
     )
-    found = pytester.runpytest_subprocess("-q", "-k", "no_state or receipts or expected_failures_fail")
+    found = pytester.runpytest_subprocess(
+        "-p", "no:randomly", "-q", "-k", "no_state or receipts or expected_failures_fail"
+    )
     counts = found.parseoutcomes()
     assert counts["xfailed"] == 1
     assert counts["failed"] == 1
@@ -173,7 +175,9 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
                 assert type(self)._subject.draws.options == " --seed 7 --max-examples 2"
         """
     )
-    found = pytester.runpytest_subprocess("-rs", "-k", "no_state or expected_failures_fail or was_made")
+    found = pytester.runpytest_subprocess(
+        "-p", "no:randomly", "-rs", "-k", "no_state or expected_failures_fail or was_made"
+    )
     counts = found.parseoutcomes()
     assert (counts["failed"], counts["skipped"]) == (2, 1)
     assert "xfailed" not in counts
@@ -193,7 +197,9 @@ def test_worker_processes_refuse_expected_failures(pytester: pytest.Pytester) ->
             expected_failures = {"forward.no_state": "mended"}
         """
     )
-    found = pytester.runpytest_subprocess("-n", "2", "-rs", "-k", "no_state or expected_failures_fail")
+    found = pytester.runpytest_subprocess(
+        "-p", "no:randomly", "-n", "2", "-rs", "-k", "no_state or expected_failures_fail"
+    )
     assert "failed" not in found.parseoutcomes()
     found.stdout.fnmatch_lines(["SKIPPED*run without pytest-xdist*"])
 
