@@ -171,8 +171,8 @@ def conformance(session: nox.Session, backend: str) -> None:
 def mutants(session: nox.Session) -> None:
     """Every mutant against every check of the suite, and against the golden vectors alone; some minutes."""
     session.install("-e", ".[conformance]")
-    session.run("python", "-m", "lstmcore_conformance.vectors.measure", env=_quiet())
-    session.run("python", "-m", "lstmcore_conformance.mutation", *session.posargs, env=_quiet())
+    session.run("python", "-m", "lstmcore_conformance.vectors.mutants_caught", env=_quiet())
+    session.run("python", "-m", "lstmcore_conformance.mutants.matrix", *session.posargs, env=_quiet())
 
 
 @nox.session
@@ -231,7 +231,7 @@ for place, packages in ((".", "lstmcore"), ("backends", "lstmcore_*"), ("conform
             sys.exit(f"{sys.argv[1]}: {file.relative_to(folder)} is missing")
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
-             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/page.css",
+             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/render/page.css",
              "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/scoreboard/page.css",
              "lstmcore_conformance/benchmarks/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
              "lstmcore_cupy/cuda/lstm.cu", "lstmcore_cupy/cuda/rows.cu", "lstmcore_cupy/cuda/block.cuh",

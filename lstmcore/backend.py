@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
-from lstmcore import checks
+from lstmcore import validation
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS, Precision, get_precision
 
@@ -246,7 +246,7 @@ class Kernel(ABC):
 
         Later changes of the arrays in `parameters` do not reach the result.
         """
-        checks.check_parameters("parameters", parameters, self.config.parameter_shapes, self.precision)
+        validation.check_parameters("parameters", parameters, self.config.parameter_shapes, self.precision)
         return self._pack(parameters)
 
     @final
@@ -290,8 +290,8 @@ class Kernel(ABC):
         self._declared("lengths", lengths is not None)
         self._declared("masks", masks is not None)
         self._declared("backward", record)
-        call = checks.check_call(self.config, self.precision, x, state, lengths, masks)
-        checks.check_out(out, (*x.shape[:2], self.config.output_size), self.precision, (x, state, masks))
+        call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
+        validation.check_out(out, (*x.shape[:2], self.config.output_size), self.precision, (x, state, masks))
         y, last, saved = self._forward(weights, x, state, call, masks, record=record, out=out)
         return Forward(y, last, Tape(self, x.shape[0], x.shape[1], saved) if record else None)
 
@@ -315,8 +315,8 @@ class Kernel(ABC):
             raise ValueError("tape: expected one that this kernel's forward(record=True) returned; got another")
         shape = (tape.steps, tape.batch)
         if dy is not None:
-            checks.check_array("dy", dy, (*shape, self.config.output_size), self.precision.storage)
-        checks.check_state("dstate", dstate, self.config, tape.batch, self.precision)
+            validation.check_array("dy", dy, (*shape, self.config.output_size), self.precision.storage)
+        validation.check_state("dstate", dstate, self.config, tape.batch, self.precision)
         return self._backward(weights, tape.saved, dy, dstate)
 
     @final
@@ -334,8 +334,8 @@ class Kernel(ABC):
         self._declared("jvp", True)
         self._declared("lengths", lengths is not None)
         self._declared("masks", masks is not None)
-        call = checks.check_call(self.config, self.precision, x, state, lengths, masks)
-        checks.check_tangents(tangents, x.shape, self.config, self.precision)
+        call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
+        validation.check_tangents(tangents, x.shape, self.config, self.precision)
         return self._jvp(weights, x, state, tangents, call, masks)
 
     def _declared(self, what: str, used: bool) -> None:

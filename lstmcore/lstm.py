@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks, registry
+from lstmcore import registry, validation
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -319,9 +319,9 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
             Not a mapping, a value that is not an array of the storage dtype.
         """
         shapes = self.stack.parameter_shapes
-        checks.check_parameters("parameters", parameters, shapes, self.precision)
+        validation.check_parameters("parameters", parameters, shapes, self.precision)
         loaded = {name: np.array(parameters[name], order="C") for name in shapes}
-        checks.check_finite_parameters("parameters", loaded)
+        validation.check_finite_parameters("parameters", loaded)
         for array in loaded.values():
             array.flags.writeable = False
         weights = self._kernel.pack(loaded)
@@ -397,7 +397,7 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
         call = self._enter(x, state, lengths)
         steps, batch = call.steps, call.batch
         if masks is not None:
-            checks.check_stack_masks(masks, steps, batch, self.stack, self.precision)
+            validation.check_stack_masks(masks, steps, batch, self.stack, self.precision)
             self._require("masks")
         with self._step_lock:
             step = self._step
@@ -437,7 +437,7 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
             raise ValueError("tape: expected one that record() of this LSTM returned; got one of another LSTM")
         call = tape._call
         if dy is not None:
-            checks.check_numpy(
+            validation.check_numpy(
                 "dy", dy, self._y_shape(call), self.precision.storage, letters=self._letters(call, "D * P")
             )
             dy = self._time_major(dy, call)
@@ -476,13 +476,13 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
         self._require("jvp")
         call = self._enter(x, state, lengths)
         if tx is not None:
-            checks.check_numpy("tx", tx, x.shape, self.precision.storage, letters=self._letters(call, "I"))
+            validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=self._letters(call, "I"))
             tx = self._time_major(tx, call)
         if tparameters is not None:
             shapes = self.stack.parameter_shapes
-            checks.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
+            validation.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
         if masks is not None:
-            checks.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
+            validation.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
             self._require("masks")
         tangents = Tangents(tx, self._state("tstate", tstate, call), tparameters)
         _, (ty, tlast, _) = self._kernel.jvp(
@@ -538,12 +538,12 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
     def _enter(self, x: Array, state: StateLike | None, lengths: Any) -> _Call:
         letters = "(N, T, I)" if self.batch_first else "(T, N, I)"
         if isinstance(x, np.ndarray) and x.ndim == 2:
-            checks.check_array("x", x, (None, self._input_size), self.precision.storage, letters="(T, I)")
+            validation.check_array("x", x, (None, self._input_size), self.precision.storage, letters="(T, I)")
             if lengths is not None:
                 raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
             call = _Call(x[:, None], x.shape[0], 1, False)
         else:
-            checks.check_numpy("x", x, (None, None, self._input_size), self.precision.storage, letters=letters)
+            validation.check_numpy("x", x, (None, None, self._input_size), self.precision.storage, letters=letters)
             if self.batch_first:
                 x = x.swapaxes(0, 1)
             call = _Call(x, x.shape[0], x.shape[1], True)
@@ -551,13 +551,15 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
             call.state = self._state("state", state, call)
         if lengths is not None:
             self._require("lengths")
-            call.lengths = checks.check_lengths(lengths, call.steps, call.batch)
+            call.lengths = validation.check_lengths(lengths, call.steps, call.batch)
         if self.strict and (call.steps, call.batch) not in self._strict_shapes:
             self._check_strict(call.steps, call.batch)
         return call
 
     def _state(self, name: str, state: StateLike | None, call: _Call) -> State | None:
-        pair = checks.check_stack_state(name, state, self.stack, (call.batch,) if call.batched else (), self.precision)
+        pair = validation.check_stack_state(
+            name, state, self.stack, (call.batch,) if call.batched else (), self.precision
+        )
         if pair is None:
             return None
         return State(*pair) if call.batched else State(pair[0][:, None], pair[1][:, None])
@@ -566,7 +568,7 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
         inputs = (call.x, call.state)
-        checks.check_out(out, self._y_shape(call), self.precision, inputs, letters=self._letters(call, "D * P"))
+        validation.check_out(out, self._y_shape(call), self.precision, inputs, letters=self._letters(call, "D * P"))
         return self._time_major(out, call)
 
     def _leave(self, y: Array, last: State, call: _Call, out: Array | None) -> tuple[Array, State]:

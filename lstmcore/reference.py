@@ -3,7 +3,7 @@
 This is what every backend is compared with. It is written to be read beside SPEC.md and docs/backward.md, one step at
 a time, one gate at a time, with no thought of speed. Products of arrays follow ``z = x W^T`` since rows are samples.
 
-The same code evaluated in a lower precision (`precision=`) is the textbook evaluation from which the conformance
+The same code evaluated in a lower precision (`precision=`) is the naive evaluation from which the conformance
 suite takes its error budgets. Complex inputs are carried through in complex128, for derivatives by a complex step.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks
+from lstmcore import validation
 from lstmcore.activations import clip, derivative, inside, value
 from lstmcore.backend import Forward, Gradients, Masks, State, Tangents
 from lstmcore.config import LSTMConfig
@@ -377,7 +377,7 @@ def _jvp_step(
 
 def _schedule(config: LSTMConfig, steps: int, batch: int, lengths: Any) -> Iterator[tuple[int, Array]]:
     """The steps in the order in which they run, each with the rows (N, 1) that are within their length."""
-    known = checks.check_lengths(lengths, steps, batch)
+    known = validation.check_lengths(lengths, steps, batch)
     ends = np.full(batch, steps) if known is None else known
     for t in reversed(range(steps)) if config.reverse else range(steps):
         yield t, (t < ends)[:, None]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lstmcore.backend import Gradients, State
-from lstmcore_cupy.calls import Call, Programs
 from lstmcore_cupy.device import Array
+from lstmcore_cupy.launch import Call, Programs
+from lstmcore_cupy.packing import Saved
 from lstmcore_cupy.persistent import Loop, Pass, Plan
-from lstmcore_cupy.weights import Saved
 
 if TYPE_CHECKING:
     from lstmcore_cupy.kernel import CupyKernel

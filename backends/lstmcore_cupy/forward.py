@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lstmcore.backend import Masks, State
-from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array
-from lstmcore_cupy.measured import Mode
+from lstmcore_cupy.launch import Programs
+from lstmcore_cupy.packing import Saved, Weights
 from lstmcore_cupy.persistent import Loop, Pass, Plan
-from lstmcore_cupy.weights import Saved, Weights
+from lstmcore_cupy.tuning import Mode
 
 if TYPE_CHECKING:
     from lstmcore_cupy.kernel import CupyKernel

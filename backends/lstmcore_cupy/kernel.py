@@ -25,13 +25,13 @@ from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
 from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_cupy.backward import backward
-from lstmcore_cupy.calls import Programs
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import forward
-from lstmcore_cupy.measured import Mode, decide
+from lstmcore_cupy.jvp import jvp
+from lstmcore_cupy.launch import Programs
+from lstmcore_cupy.packing import Saved, Weights
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, together
-from lstmcore_cupy.tangent import jvp
-from lstmcore_cupy.weights import Saved, Weights
+from lstmcore_cupy.tuning import Mode, decide
 
 #: With which CuPy computes in bfloat16.
 OLDEST_NUMPY: Final = "2.1.2"

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from lstmcore_cupy.calls import Call, Programs, cooperate
+from lstmcore_cupy.launch import Call, Programs, cooperate
 
 Name = Literal["forward_persistent", "backward_persistent"]
 #: As in persistent.cuh.

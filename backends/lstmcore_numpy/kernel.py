@@ -86,7 +86,7 @@ class NumpyKernel(Kernel):
         lengths: Any,
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
-        from lstmcore_numpy.tangent import jvp  # seldom used
+        from lstmcore_numpy.jvp import jvp  # seldom used
 
         with np.errstate(all="ignore"):  # as in _forward
             y, last, saved = forward(self, weights, x, state, lengths, masks, record=True, out=None)

@@ -16,10 +16,10 @@ import onnx
 import onnxruntime
 
 from lstmcore.backend import Array, Backend, Capabilities, Kernel, Masks, Receipt, State, UnsupportedError
-from lstmcore.checks import check_finite_parameters
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 from lstmcore.threads import asked_threads
+from lstmcore.validation import check_finite_parameters
 from lstmcore_onnxruntime.translate import FUNCTIONS, INPUTS, OUTPUTS, model
 
 _REASONS: Final = {

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from lstmcore_conformance.report import Outcome, Report
-from lstmcore_conformance.suite import run
+from lstmcore_conformance.suite.report import Outcome, Report
+from lstmcore_conformance.suite.runner import run
 
 __all__ = ["Outcome", "Report", "run"]

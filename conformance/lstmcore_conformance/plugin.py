@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import pytest
 
-from lstmcore_conformance.checking import PROFILES
-from lstmcore_conformance.subject import EXAMPLES, SEED, SMOKE_EXAMPLES, Draws, Subject
-from lstmcore_conformance.suite import items
+from lstmcore_conformance.suite.backend_under_test import EXAMPLES, SEED, SMOKE_EXAMPLES, BackendUnderTest, Draws
+from lstmcore_conformance.suite.check import PROFILES
+from lstmcore_conformance.suite.runner import items
 
 pytest.register_assert_rewrite("lstmcore_conformance.test_suite")
 
-_SUBJECT = pytest.StashKey[Subject]()
+_TESTED = pytest.StashKey[BackendUnderTest]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,20 +75,20 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     draws = Draws.of(option("lstm_profile"), option("lstm_seed"), option("lstm_max_examples"))
     try:
-        config.stash[_SUBJECT] = Subject(get_backend(name), draws)
+        config.stash[_TESTED] = BackendUnderTest(get_backend(name), draws)
     except (ImportError, LookupError, RuntimeError, ValueError) as error:
         raise pytest.UsageError(f"--lstm-backend: {error}") from error
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """What is tested."""
-    subject = config.stash.get(_SUBJECT, None)
-    if subject is None:
+    tested = config.stash.get(_TESTED, None)
+    if tested is None:
         return None
-    declared, profile = subject.declared, config.getoption("lstm_profile")
+    declared, profile = tested.declared, config.getoption("lstm_profile")
     known = " (a few cases of each check: no verdict)" if profile == "smoke" else ""
     return (
-        f"lstm backend: {subject.backend.name} on {declared.device}, {', '.join(sorted(declared.precisions))}; "
+        f"lstm backend: {tested.backend.name} on {declared.device}, {', '.join(sorted(declared.precisions))}; "
         f"profile {profile}{known}"
     )
 
@@ -97,18 +97,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every check and case."""
     if "lstm_item" not in metafunc.fixturenames:
         return
-    subject = metafunc.config.stash.get(_SUBJECT, None)
-    if subject is None:
+    tested = metafunc.config.stash.get(_TESTED, None)
+    if tested is None:
         raise pytest.UsageError("--lstm-backend: expected the name of the backend to test, such as numpy; got none")
     option = metafunc.config.getoption
     try:
-        found = list(items(subject, option("lstm_precision"), profile=option("lstm_profile")))
+        found = list(items(tested, option("lstm_precision"), profile=option("lstm_profile")))
     except ValueError as error:
         raise pytest.UsageError(f"--lstm-precision: {error}") from error
     metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
 
 
 @pytest.fixture(scope="session")
-def lstm_subject(pytestconfig: pytest.Config) -> Subject:
+def lstm_backend_under_test(pytestconfig: pytest.Config) -> BackendUnderTest:
     """The backend under test."""
-    return pytestconfig.stash[_SUBJECT]
+    return pytestconfig.stash[_TESTED]

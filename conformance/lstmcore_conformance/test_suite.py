@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from lstmcore_conformance.report import Outcome
-from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import Item, run_item
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.report import Outcome
+from lstmcore_conformance.suite.runner import Item, run_item
 
 
-def test_conforms(lstm_item: Item, lstm_subject: Subject) -> None:
+def test_conforms(lstm_item: Item, lstm_backend_under_test: BackendUnderTest) -> None:
     """The backend does what the check claims; what it does not declare is skipped, with its reason."""
-    found = run_item(lstm_subject, lstm_item)
+    found = run_item(lstm_backend_under_test, lstm_item)
     if found.outcome is Outcome.UNSUPPORTED:
         pytest.skip(f"unsupported: {found.message}")
     if found.outcome is not Outcome.PASSED:

@@ -9,11 +9,11 @@ import pytest
 
 from lstmcore.backend import Backend
 from lstmcore.registry import get_backend
-from lstmcore_conformance.checking import Profile
-from lstmcore_conformance.expected import check_ids, complete_checks, judged, untried
-from lstmcore_conformance.report import ItemReport, Outcome
-from lstmcore_conformance.subject import Draws, Subject
-from lstmcore_conformance.suite import Item, items, run_item
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
+from lstmcore_conformance.suite.check import Profile
+from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
+from lstmcore_conformance.suite.report import ItemReport, Outcome
+from lstmcore_conformance.suite.runner import Item, items, run_item
 
 
 class LSTMConformance:
@@ -56,17 +56,17 @@ class LSTMConformance:
         if "lstm_item" not in metafunc.fixturenames:
             return
         backend = self.make_backend()
-        subject = Subject(backend, Draws.of(self.profile, self.seed, self.max_examples))
-        found = list(items(subject, self.precisions, profile=self.profile))
-        check_ids(self.expected_failures, (item.id for item in items(subject, profile="full")))
+        tested = BackendUnderTest(backend, Draws.of(self.profile, self.seed, self.max_examples))
+        found = list(items(tested, self.precisions, profile=self.profile))
+        check_ids(self.expected_failures, (item.id for item in items(tested, profile="full")))
         cls: Any = type(self)
-        cls._subject, cls._results, cls._every = subject, {}, [item.id for item in found]
+        cls._tested, cls._results, cls._every = tested, {}, [item.id for item in found]
         metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
 
     def test_conforms(self, lstm_item: Item) -> None:
         """The backend does what the check claims."""
         cls: Any = type(self)
-        result = run_item(cls._subject, lstm_item)
+        result = run_item(cls._tested, lstm_item)
         cls._results[result.id] = result
         known = self.expected_failures
         if not result.outcome.bad:  # a check may pass in some cases; `test_expected_failures_fail` sees them all

@@ -78,11 +78,11 @@ def conform(
     """
     from lstmcore.files import write_atomically
     from lstmcore_conformance import run
-    from lstmcore_conformance.badge import badge
-    from lstmcore_conformance.expected import load
-    from lstmcore_conformance.junit import junit
-    from lstmcore_conformance.page import page
-    from lstmcore_conformance.subject import Draws
+    from lstmcore_conformance.render.badge import badge
+    from lstmcore_conformance.render.junit import junit
+    from lstmcore_conformance.render.report_page import page
+    from lstmcore_conformance.suite.backend_under_test import Draws
+    from lstmcore_conformance.suite.expected_failures import load
 
     for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
         if file is None or (option == "--json" and file == "-"):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks
+from lstmcore import validation
 from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import pad
@@ -133,7 +133,7 @@ class SequenceModel:
             if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
                 found = getattr(sequence, "dtype", type(sequence).__name__)
                 raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {wanted}); got {found}")
-            checks.refuse_masked(f"inputs[{index}]", sequence)
+            validation.refuse_masked(f"inputs[{index}]", sequence)
             if sequence.ndim != 2 or sequence.shape[1] != wanted:
                 raise ValueError(f"inputs[{index}]: expected shape (T, {wanted}); got {sequence.shape}")
             if not np.isfinite(sequence).all():
@@ -157,8 +157,8 @@ class SequenceModel:
         outputs, every = self.readout.output_size, self.readout.steps == "every"
         checked = []
         for index, (target, sequence) in enumerate(zip(targets, inputs, strict=True)):
-            checks.refuse_masked(f"targets[{index}]", target)
-            array = checks.as_array(f"targets[{index}]", target)
+            validation.refuse_masked(f"targets[{index}]", target)
+            array = validation.as_array(f"targets[{index}]", target)
             if every and not len(sequence) and array.size == 0 and not isinstance(target, np.ndarray):
                 array = np.zeros((0,) if loss.of_linear else (0, outputs), np.int64)  # an empty list has no dtype
             shape = ((len(sequence),) if every else ()) + (() if loss.of_linear else (outputs,))

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks
+from lstmcore import validation
 from lstmcore.config import integer
 from lstmcore.precision import get_precision
 
@@ -105,7 +105,7 @@ class Readout:
         TypeError, ValueError
             A missing or unknown name, a wrong shape or dtype, a value that is not finite.
         """
-        checks.check_parameters("readout parameters", parameters, self.parameter_shapes, get_precision(self.dtype))
+        validation.check_parameters("readout parameters", parameters, self.parameter_shapes, get_precision(self.dtype))
         copies = {name: np.array(parameters[name]) for name in self.parameter_shapes}
         for name, value in copies.items():
             if not np.isfinite(value).all():
@@ -125,11 +125,11 @@ class Readout:
     def record(self, h: Array, x: Array | None = None) -> tuple[Array, ReadoutTape]:
         """Compute y (..., K) from h (..., hidden_size) and x (..., x_size), and keep what `backward` needs."""
         lead = h.shape[:-1] if isinstance(h, np.ndarray) else ()
-        checks.check_numpy("h", h, (*lead, self.hidden_size), self.dtype)
+        validation.check_numpy("h", h, (*lead, self.hidden_size), self.dtype)
         if (x is None) != (self.x_size == 0):
             raise ValueError(f"x: expected {'an array' if self.x_size else 'None'} with x_size={self.x_size}")
         if x is not None:
-            checks.check_numpy("x", x, (*lead, self.x_size), self.dtype)
+            validation.check_numpy("x", x, (*lead, self.x_size), self.dtype)
         features = h if x is None else np.concatenate((h, x), axis=-1)
         linear = features @ self._parameters["weight"].T + self._parameters["bias"]
         output = _activate(self.activation, linear)
@@ -137,7 +137,7 @@ class Readout:
 
     def backward(self, tape: ReadoutTape, dy: Array, *, of_linear: bool = False) -> ReadoutGradients:
         """Gradients of ``sum(dy * y)``; with `of_linear` of ``sum(dy * (W [h, x] + b))``, for a fused loss."""
-        checks.check_numpy("dy", dy, tape.output.shape, self.dtype)
+        validation.check_numpy("dy", dy, tape.output.shape, self.dtype)
         dz = dy if of_linear else _derivative(self.activation, tape, dy)
         flat = dz.reshape(-1, self.output_size)
         dfeatures = dz @ self._parameters["weight"]

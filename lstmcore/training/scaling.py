@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import checks
+from lstmcore import validation
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,7 @@ class Standardizer:
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("scale", self.scale)):
-            checks.check_numpy(name, values, (None,), "float64", letters="(width,)")
+            validation.check_numpy(name, values, (None,), "float64", letters="(width,)")
             if not np.isfinite(values).all():
                 raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
         if self.mean.shape != self.scale.shape:

@@ -24,28 +24,28 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lstmcore.cli import main
-from lstmcore_conformance import budgets
-from lstmcore_conformance.benchmarks import grids, roofs, statistics
+from lstmcore_conformance.benchmarks import grids, roofline, statistics
 from lstmcore_conformance.benchmarks import machine as describing
+from lstmcore_conformance.benchmarks.array_io import load_arrays, load_data, save_arrays, save_data
 from lstmcore_conformance.benchmarks.comparing import changes, lost
 from lstmcore_conformance.benchmarks.comparing import show as show_changes
 from lstmcore_conformance.benchmarks.conformity import expectation, judge
-from lstmcore_conformance.benchmarks.exchange import load_arrays, load_data, save_arrays, save_data
 from lstmcore_conformance.benchmarks.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
 from lstmcore_conformance.benchmarks.machine import blas, commit, describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
 from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.roofs import meter
+from lstmcore_conformance.benchmarks.roofline import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
 from lstmcore_conformance.benchmarks.runtimes import Prepared
 from lstmcore_conformance.benchmarks.startup import Start, start
 from lstmcore_conformance.benchmarks.summary import document, summaries, variants
 from lstmcore_conformance.benchmarks.table import show
-from lstmcore_conformance.benchmarks.team import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.benchmarks.worker import Server, timed
-from lstmcore_conformance.cases import Data
-from lstmcore_conformance.subject import Failure
+from lstmcore_conformance.benchmarks.worker_client import Candidate, EndedError, FailedError, Worker, environment
+from lstmcore_conformance.cases.case import Data
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.suite.backend_under_test import Failure
 from planted import planted
 from plugins import Install
 from stepping import CLOCK, SteppingWorker, take
@@ -405,8 +405,8 @@ def test_a_copy_counts_the_bytes_that_it_reads_and_writes(monkeypatch: pytest.Mo
         return 0.5
 
     monkeypatch.setattr(np, "copyto", copyto)
-    monkeypatch.setattr(roofs, "_best", best)
-    assert roofs._copy(2, 2**26) == pytest.approx(sum(moved) / 0.5 / 1e9)
+    monkeypatch.setattr(roofline, "_best", best)
+    assert roofline._copy(2, 2**26) == pytest.approx(sum(moved) / 0.5 / 1e9)
     assert len(moved) == 8
 
 

@@ -19,7 +19,7 @@ from lstmcore_conformance.benchmarks.pictures import pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.summary import document, summaries
 from lstmcore_conformance.benchmarks.table import digits
-from lstmcore_conformance.benchmarks.team import Candidate
+from lstmcore_conformance.benchmarks.worker_client import Candidate
 from pages import Text, in_browser
 
 CANDIDATES = (

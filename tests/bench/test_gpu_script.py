@@ -24,10 +24,10 @@ from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
 from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
 from lstmcore_conformance.gpu.session import STAGES, Session, _judged
 from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare, judge_ours, judge_peer
-from lstmcore_conformance.report import Outcome, Report
-from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items, report_on, run_item
-from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
+from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.report import Outcome, Report
+from lstmcore_conformance.suite.runner import items, report_on, run_item
 
 ROOT = Path(__file__).parents[2]
 POINT = Point("float32", "training", 6, 3, 5)
@@ -38,7 +38,7 @@ def _compared(place: StandIn, point: Point = POINT) -> Compared:
     return compare(place, place.grid, point, given, place.truth(given), np.random.default_rng(0))
 
 
-class Wrong(TextbookKernel):
+class Wrong(NaiveKernel):
     """One gradient is a little off."""
 
     def _backward(self, *args: Any) -> Any:
@@ -47,15 +47,15 @@ class Wrong(TextbookKernel):
         return found
 
 
-class Broken(TextbookKernel):
+class Broken(NaiveKernel):
     """It cannot do what it declares."""
 
     def _forward(self, *args: Any, **more: Any) -> Any:
         raise RuntimeError("the kernel ran into a wall")
 
 
-def _backend(kernel_class: type[TextbookKernel]) -> Backend:
-    class Planted(TextbookBackend):
+def _backend(kernel_class: type[NaiveKernel]) -> Backend:
+    class Planted(NaiveBackend):
         name = "planted"
         kernel = kernel_class
 
@@ -78,7 +78,7 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert report["counts"] == {"passed": values["conformance"]["cases"]}
     assert values["paths"]["equations"]["conforms"]
     report = json.loads((folder / "conformance-equations.json").read_text("utf-8"))
-    assert (report["backend"], report["counts"]) == ("textbook", {"passed": values["paths"]["equations"]["cases"]})
+    assert (report["backend"], report["counts"]) == ("naive", {"passed": values["paths"]["equations"]["cases"]})
     assert len(values["points"]) == len(STAND_IN.all()) == 16
     for one in values["points"]:
         for side in (one["ours"], one["peer"], one["paths"]["equations"]):
@@ -182,8 +182,8 @@ def test_a_suite_that_was_cut_off_is_no_verdict_on_the_suite() -> None:
 
 
 def test_every_case_is_somebodys_and_a_kernel_is_compiled_once() -> None:
-    subject = Subject(get_backend("numpy"))
-    every = list(items(subject))
+    tested = BackendUnderTest(get_backend("numpy"))
+    every = list(items(tested))
     shares = [[item for item in every if parts.share_of(item.case, 4) == index] for index in range(4)]
     assert sum(map(len, shares)) == len(every)
     assert all(len(share) > len(every) / 8 for share in shares)
@@ -242,9 +242,9 @@ def _lines(*records: dict[str, Any]) -> str:
 
 def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends is followed by one that goes on with the next case."""
-    subject = Subject(get_backend("numpy"))
-    three = list(items(subject, select="forward.no_state"))[:3]
-    ran = [{"check": item.check.id, "item": parts._plain(run_item(subject, item))} for item in three]
+    tested = BackendUnderTest(get_backend("numpy"))
+    three = list(items(tested, select="forward.no_state"))[:3]
+    ran = [{"check": item.check.id, "item": parts._plain(run_item(tested, item))} for item in three]
     begun = [{"begun": item.id} for item in three]
     whole = _lines({"all": 4}, begun[0], ran[0], begun[1])
     processes = _Processes(
@@ -277,10 +277,10 @@ def _run_by(processes: _Processes, monkeypatch: pytest.MonkeyPatch) -> tuple[Rep
 
 
 def _passes(*numbers: int) -> list[dict[str, Any]]:
-    subject = Subject(get_backend("numpy"))
-    every = list(items(subject, select="forward.no_state"))
+    tested = BackendUnderTest(get_backend("numpy"))
+    every = list(items(tested, select="forward.no_state"))
     some = [every[number] for number in numbers]
-    pairs = [({"begun": it.id}, {"check": it.check.id, "item": parts._plain(run_item(subject, it))}) for it in some]
+    pairs = [({"begun": it.id}, {"check": it.check.id, "item": parts._plain(run_item(tested, it))}) for it in some]
     return [record for pair in pairs for record in pair]
 
 
@@ -400,7 +400,7 @@ def test_the_default_paths_ratio_is_told_and_judges_the_goals() -> None:
 
 def test_no_table_is_made_of_a_run_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = StandIn()
-    place.paths = {"persistent": TextbookBackend()}
+    place.paths = {"persistent": NaiveBackend()}
     written = tmp_path / "measured.json"
     told: list[str] = []
     session = Session(place, "stand-in", tmp_path, told.append)
@@ -413,17 +413,17 @@ def test_no_table_is_made_of_a_run_that_is_not_right(tmp_path: Path, monkeypatch
         return values["no_table"] or ""
 
     assert reason() == "the suite has not run on the persistent path"
-    subject = Subject(place.paths["persistent"])
-    one = next(items(subject, select="forward.no_state"))
-    item = run_item(subject, one)
-    session.reports["persistent"] = report_on(subject, {one.check.id: [item]}, session.started, select="one")
+    tested = BackendUnderTest(place.paths["persistent"])
+    one = next(items(tested, select="forward.no_state"))
+    item = run_item(tested, one)
+    session.reports["persistent"] = report_on(tested, {one.check.id: [item]}, session.started, select="one")
     assert reason() == ""
     session.errors.append("micro: the device is lost")
     assert reason() == "an error was recorded: micro: the device is lost"
     session.errors.clear()
     bad = replace(item, outcome=Outcome.ERROR)
-    session.reports["persistent"] = report_on(subject, {one.check.id: [bad]}, session.started, select="one")
-    assert reason().startswith("the persistent path: textbook does not conform")
+    session.reports["persistent"] = report_on(tested, {one.check.id: [bad]}, session.started, select="one")
+    assert reason().startswith("the persistent path: naive does not conform")
 
 
 def test_variants_of_a_path_are_those_that_it_has() -> None:
@@ -442,7 +442,7 @@ def test_variants_of_a_path_are_those_that_it_has() -> None:
         (Broken, "error", "RuntimeError: the kernel ran into a wall"),
     ],
 )
-def test_what_is_wrong_has_no_time(kernel: type[TextbookKernel], outcome: str, told: str) -> None:
+def test_what_is_wrong_has_no_time(kernel: type[NaiveKernel], outcome: str, told: str) -> None:
     found = _compared(StandIn(_backend(kernel)))
     assert (found.ours.outcome, found.ours.times, found.ratio) == (outcome, [], None)
     assert told in found.ours.message

@@ -11,7 +11,7 @@ import pytest
 from lstmcore.activations import FUNCTIONS as TABLE
 from lstmcore.activations import clip, derivative, inside, value
 from lstmcore.config import ACTIVATIONS, Activation
-from lstmcore_conformance.switches import FUNCTIONS
+from lstmcore_conformance.cases.switches import FUNCTIONS
 
 EPSILON = 2.0**-52
 POINTS = (-30.0, -2.7, -1.5, -0.31, -1e-9, 1e-9, 0.17, 0.9, 1.4, 3.3, 30.0)

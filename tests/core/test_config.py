@@ -18,7 +18,7 @@ from lstmcore.config import (
     check_version,
     rate,
 )
-from lstmcore_conformance.switches import FUNCTIONS, SWITCHES
+from lstmcore_conformance.cases.switches import FUNCTIONS, SWITCHES
 from strategies import lstm_configs, switch_config, with_switches
 
 

@@ -20,7 +20,7 @@ from lstmcore.lstm import LSTM
 from lstmcore.masks import stack_masks
 from lstmcore.precision import PRECISIONS
 from lstmcore_reference.kernel import ReferenceBackend
-from stacks import Array, StackCase, TextbookBackend, by_hand, make_stack_case
+from stacks import Array, NaiveBackend, StackCase, by_hand, make_stack_case
 from strategies import lstm_configs
 
 STACKS: dict[str, dict[str, Any]] = {
@@ -191,7 +191,7 @@ def test_jvp_tangents_left_out_are_zero(case: StackCase) -> None:
 def test_dtypes_of_everything(dtype: str) -> None:
     stack = make_stack(2, True, 0.3, proj_size=2, zoneout_cell=0.2)
     case = make_stack_case(stack, dtype=dtype)
-    lstm = make(case, TextbookBackend(), dtype)
+    lstm = make(case, NaiveBackend(), dtype)
     storage, compute = PRECISIONS[dtype].storage, PRECISIONS[dtype].compute
     y, (h_n, c_n), tape = lstm.record(case.x, case.state, case.lengths)
     grads = lstm.backward(tape, case.dy, case.dstate)
@@ -204,7 +204,7 @@ def test_dtypes_of_everything(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_low_precision_is_near_the_reference(dtype: str) -> None:
     case = make_stack_case(make_stack(2, True, 0.3), dtype=dtype)
-    y, (h_n, c_n), _ = make(case, TextbookBackend(), dtype).record(case.x, case.state, masks=case.masks)
+    y, (h_n, c_n), _ = make(case, NaiveBackend(), dtype).record(case.x, case.state, masks=case.masks)
     exact = {name: value.astype(np.float64) for name, value in case.parameters.items()}
     state = State(case.state.h.astype(np.float64), case.state.c.astype(np.float64))
     expected = by_hand(case.stack, exact, case.x.astype(np.float64), state, None, case.masks)
@@ -214,7 +214,7 @@ def test_low_precision_is_near_the_reference(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.dtype("float32"), "float32", PRECISIONS["float32"]])
 def test_dtype_is_a_name_a_numpy_dtype_or_a_precision(dtype: Any) -> None:
-    assert LSTM(3, 4, dtype=dtype, backend=TextbookBackend()).precision is PRECISIONS["float32"]
+    assert LSTM(3, 4, dtype=dtype, backend=NaiveBackend()).precision is PRECISIONS["float32"]
 
 
 # Layouts --------------------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_lengths_of_any_whole_number_type(kind: Any) -> None:
 def test_streaming_is_the_same_computation(dtype: str) -> None:
     stack = make_stack(2, proj_size=2, peephole=True)
     case = make_stack_case(stack, steps=20, batch=2, dtype=dtype)
-    backend = TextbookBackend()
+    backend = NaiveBackend()
     lstm = make(case, backend, dtype)
     packed = backend.packed
     whole, whole_last = lstm(case.x, case.state)
@@ -419,7 +419,7 @@ def test_streaming_on_numpy_in_parts_of_any_size(dtype: str, size: int) -> None:
 
 
 def test_a_tape_outlives_new_parameters_and_can_be_used_again(case: StackCase, backend: str) -> None:
-    lstm = make(case, TextbookBackend() if backend == "reference" else backend)
+    lstm = make(case, NaiveBackend() if backend == "reference" else backend)
     _, _, tape = lstm.record(case.x, case.state, case.lengths)
     first = lstm.backward(tape, case.dy, case.dstate)
     lstm.load_parameters(case.tparameters)
@@ -430,7 +430,7 @@ def test_a_tape_outlives_new_parameters_and_can_be_used_again(case: StackCase, b
 
 
 def test_changing_the_final_state_does_not_change_the_tape(case: StackCase, backend: str) -> None:
-    lstm = make(case, TextbookBackend() if backend == "reference" else backend)
+    lstm = make(case, NaiveBackend() if backend == "reference" else backend)
     _, last, tape = lstm.record(case.x, case.state, case.lengths)
     first = lstm.backward(tape, case.dy, case.dstate)
     last.h[...], last.c[...] = 7.0, 7.0
@@ -605,13 +605,13 @@ def test_threads_that_record_draw_different_masks() -> None:
 
 
 def test_a_device_is_reached_through_to_device_and_to_host(case: StackCase) -> None:
-    backend = TextbookBackend(device="somewhere")
+    backend = NaiveBackend(device="somewhere")
     lstm = make(case, backend)
     moved = len(backend.moved)
     assert moved == len(case.parameters)
     results = _run(lstm, case)
     assert backend.moved[moved:].count("out") == len(results) + 3  # jvp also brings y and the state
-    for found, expected in zip(results, _run(make(case, TextbookBackend()), case), strict=True):
+    for found, expected in zip(results, _run(make(case, NaiveBackend()), case), strict=True):
         np.testing.assert_array_equal(found, expected)
     out = np.empty_like(case.dy)
     assert lstm(case.x, out=out)[0] is out
@@ -621,33 +621,33 @@ def test_a_device_is_reached_through_to_device_and_to_host(case: StackCase) -> N
 @pytest.mark.parametrize("what", ["lengths", "masks", "backward", "jvp"])
 def test_what_a_backend_does_not_declare_is_refused(what: str) -> None:
     case = make_stack_case(make_stack(2, dropout=0.3))
-    lstm = make(case, TextbookBackend(without=frozenset({what})))
+    lstm = make(case, NaiveBackend(without=frozenset({what})))
     calls: dict[str, Any] = {
         "lengths": lambda: lstm(case.x, None, case.lengths),
         "masks": lambda: lstm.record(case.x),
         "backward": lambda: lstm.record(case.x),
         "jvp": lambda: lstm.jvp(case.x, None),
     }
-    with pytest.raises(UnsupportedError, match=f"backend 'textbook' has no {what}: left out for a test"):
+    with pytest.raises(UnsupportedError, match=f"backend 'naive' has no {what}: left out for a test"):
         calls[what]()
 
 
 def test_a_config_that_a_backend_does_not_declare_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="'textbook' refuses this LSTM: peephole: left out for a test"):
-        LSTM(3, 4, peephole=True, backend=TextbookBackend(without=frozenset({"peephole"})))
+    with pytest.raises(UnsupportedError, match="'naive' refuses this LSTM: peephole: left out for a test"):
+        LSTM(3, 4, peephole=True, backend=NaiveBackend(without=frozenset({"peephole"})))
     with pytest.raises(UnsupportedError, match="'reference' refuses this LSTM: float32"):
         LSTM(3, 4, backend=ReferenceBackend())
 
 
 def test_strict_raises_where_a_call_would_take_a_slower_path() -> None:
-    lstm = LSTM(3, 4, 2, backend=TextbookBackend(), strict=True)
+    lstm = LSTM(3, 4, 2, backend=NaiveBackend(), strict=True)
     x = np.zeros((101, 2, 3), np.float32)
     lstm(x[:100])
     for call in (lambda: lstm(x), lambda: lstm.record(x), lambda: lstm.jvp(x, None)):
-        with pytest.raises(UnsupportedError, match=r"strict: .*'textbook' would run l0 .*: more than 100 steps"):
+        with pytest.raises(UnsupportedError, match=r"strict: .*'naive' would run l0 .*: more than 100 steps"):
             call()
     assert lstm.step == 0
-    LSTM(3, 4, backend=TextbookBackend())(x)
+    LSTM(3, 4, backend=NaiveBackend())(x)
 
 
 def test_the_backend_comes_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -664,14 +664,14 @@ def test_the_backend_comes_from_the_registry(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_strict_objects_to_a_faster_backend_that_could_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = registry.Selection(TextbookBackend(), "auto", {"far": "no such device", "fast": "no peephole"})
+    found = registry.Selection(NaiveBackend(), "auto", {"far": "no such device", "fast": "no peephole"})
 
     def get_backend(name: str) -> Backend:
         if name == "far":
             raise registry.UnavailableError("no such device")
         if name == "broken":
             raise registry.PluginError("cannot be loaded")
-        return TextbookBackend()
+        return NaiveBackend()
 
     monkeypatch.setattr(registry, "select", lambda stack, precision, name: found)
     monkeypatch.setattr(registry, "get_backend", get_backend)
@@ -686,17 +686,17 @@ def test_strict_objects_to_a_faster_backend_that_could_run(monkeypatch: pytest.M
 
 
 def test_explain_names_the_backend_and_every_path() -> None:
-    explanation = LSTM(3, 4, 2, bidirectional=True, backend=TextbookBackend()).explain(200, 1)
+    explanation = LSTM(3, 4, 2, bidirectional=True, backend=NaiveBackend()).explain(200, 1)
     text = str(explanation)
-    assert text.splitlines()[0].startswith("backend textbook on cpu, float32:")
-    assert text.count("textbook: for tests") == 4
+    assert text.splitlines()[0].startswith("backend naive on cpu, float32:")
+    assert text.count("naive: for tests") == 4
     assert text.count("not the fastest path: more than 100 steps") == 4
     assert [suffix for suffix, _ in explanation.receipts] == ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
 
 
 def test_from_config_is_the_constructor() -> None:
-    made = LSTM(5, 4, 2, bidirectional=True, dropout=0.2, peephole=True, backend=TextbookBackend(), seed=3)
-    again = LSTM.from_config(StackConfig.from_dict(made.stack.to_dict()), backend=TextbookBackend(), seed=3)
+    made = LSTM(5, 4, 2, bidirectional=True, dropout=0.2, peephole=True, backend=NaiveBackend(), seed=3)
+    again = LSTM.from_config(StackConfig.from_dict(made.stack.to_dict()), backend=NaiveBackend(), seed=3)
     assert again.stack == made.stack
     for name, value in made.parameters.items():
         np.testing.assert_array_equal(again.parameters[name], value)
@@ -724,8 +724,8 @@ def test_the_article_s_recurrence() -> None:
 
 
 def test_repr() -> None:
-    lstm = LSTM(12, 100, bidirectional=True, backend=TextbookBackend())
-    assert repr(lstm) == "LSTM(12, 100, bidirectional=True, dtype='float32', backend='textbook')"
+    lstm = LSTM(12, 100, bidirectional=True, backend=NaiveBackend())
+    assert repr(lstm) == "LSTM(12, 100, bidirectional=True, dtype='float32', backend='naive')"
 
 
 def test_reference_is_what_the_tests_compare_with() -> None:
@@ -758,7 +758,7 @@ def test_copies_compute_the_same_and_are_apart(copied: Callable[[LSTM], LSTM]) -
 
 
 def test_a_backend_of_ones_own_is_copied_as_it_is() -> None:
-    lstm = LSTM(3, 5, seed=4, backend=TextbookBackend())
+    lstm = LSTM(3, 5, seed=4, backend=NaiveBackend())
     other = copy.copy(lstm)
     assert other.backend is lstm.backend
     x = np.ones((2, 1, 3), np.float32)

@@ -12,7 +12,7 @@ import pytest
 from lstmcore.backend import Masks, StackMasks, State
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
-from stacks import TextbookBackend
+from stacks import NaiveBackend
 
 T, N, H, P = 4, 3, 7, 2
 WIDTH = 5
@@ -35,7 +35,7 @@ def _make(**changes: Any) -> LSTM:
         "dtype": "float16",
         "seed": 0,
     }
-    return LSTM(WIDTH, H, backend=TextbookBackend(), **(arguments | changes))
+    return LSTM(WIDTH, H, backend=NaiveBackend(), **(arguments | changes))
 
 
 def half(*shape: int) -> Any:

@@ -11,13 +11,13 @@ import pytest
 
 from lstmcore.lstm import LSTM
 from lstmcore.precision import numpy_dtype
-from lstmcore_conformance import generator
+from lstmcore_conformance.oracle import philox
 from lstmcore_reference.kernel import ReferenceBackend
-from stacks import TextbookBackend
+from stacks import NaiveBackend
 
 
 def make(**changes: Any) -> LSTM:
-    arguments: dict[str, Any] = {"input_size": 6, "hidden_size": 16, "backend": TextbookBackend(), "seed": 5}
+    arguments: dict[str, Any] = {"input_size": 6, "hidden_size": 16, "backend": NaiveBackend(), "seed": 5}
     return LSTM(**(arguments | changes))
 
 
@@ -66,7 +66,7 @@ def from_the_words_of_the_specification(
         count = math.prod(shape)
 
         def u(e: int, j: int = j) -> float:
-            word = generator.block((e // 4, 0, 0, 2**31 + j), (seed % 2**32, seed // 2**32))[e % 4]
+            word = philox.block((e // 4, 0, 0, 2**31 + j), (seed % 2**32, seed // 2**32))[e % 4]
             return (word + 0.5) / 2**32
 
         if name.startswith("norm_"):
@@ -204,7 +204,7 @@ def test_loaded_arrays_are_copied() -> None:
 
 
 def test_loading_packs_once() -> None:
-    backend = TextbookBackend()
+    backend = NaiveBackend()
     lstm = make(backend=backend, num_layers=2)
     packed = backend.packed
     assert packed == 2
@@ -217,7 +217,7 @@ def test_loading_packs_once() -> None:
 def test_parameters_given_to_from_config() -> None:
     lstm = make()
     values = {name: value + 1 for name, value in lstm.parameters.items()}
-    other = LSTM.from_config(lstm.stack, values, backend=TextbookBackend())
+    other = LSTM.from_config(lstm.stack, values, backend=NaiveBackend())
     for name, value in values.items():
         np.testing.assert_array_equal(other.parameters[name], value)
 

@@ -17,7 +17,7 @@ from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.masks import layer_masks
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
-from lstmcore_conformance.switches import SWITCHES
+from lstmcore_conformance.cases.switches import SWITCHES
 from strategies import switch_config
 
 STEP = 1e-30

@@ -16,7 +16,7 @@ import pytest
 from lstmcore import reference
 from lstmcore.config import LSTMConfig
 from lstmcore.registry import get_backend
-from lstmcore_conformance.switches import SWITCHES
+from lstmcore_conformance.cases.switches import SWITCHES
 from strategies import Case, make_case, switch_config
 
 Vector = list[float]

@@ -14,7 +14,7 @@ from lstmcore.backend import Forward, Gradients, Masks, State, Tangents
 from lstmcore.config import Activation, LSTMConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
-from lstmcore_conformance.switches import SWITCHES
+from lstmcore_conformance.cases.switches import SWITCHES
 from strategies import Array, Case, cases, make_case, switch_config, with_switches
 
 STEP = 1e-30

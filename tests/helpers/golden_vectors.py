@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from lstmcore.precision import get_precision
-from lstmcore_conformance.budgets import SAFETY
+from lstmcore_conformance.oracle.budgets import SAFETY
 
 #: The share of a float64 budget that the answers, which are evaluated in float64, may use. A budget is SAFETY times
-#: what the textbook evaluation loses; that of float64 is scaled from float32, whose roundings are others: twice as
+#: what the naive evaluation loses; that of float64 is scaled from float32, whose roundings are others: twice as
 #: much.
 SHARE: Final = 2 / SAFETY
 

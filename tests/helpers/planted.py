@@ -10,14 +10,14 @@ from dataclasses import replace
 from lstmcore.hookspecs import BackendInfo, hookimpl
 import numpy as np
 from lstmcore.backend import State
-from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
+from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 
 
-class Planted(TextbookKernel):
+class Planted(NaiveKernel):
 {body}
 
 
-class Backend(TextbookBackend):
+class Backend(NaiveBackend):
     name = {name!r}
     kernel = Planted
 {backend}

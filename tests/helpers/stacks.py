@@ -111,7 +111,7 @@ def make_stack_case(
     )
 
 
-class TextbookKernel(Kernel):
+class NaiveKernel(Kernel):
     """The reference evaluated in the kernel's precision.
 
     It trusts its caller in the ways that fast kernels do, and says where that went wrong: arrays have the dtype of the
@@ -122,10 +122,10 @@ class TextbookKernel(Kernel):
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         slow = steps is not None and steps > 100
         fallback = "more than 100 steps" if slow else None
-        return Receipt(self.backend.name, "cpu", self.precision.name, "textbook", "for tests", fallback)
+        return Receipt(self.backend.name, "cpu", self.precision.name, "naive", "for tests", fallback)
 
     def _pack(self, parameters: Mapping[str, Array]) -> Any:
-        assert isinstance(self.backend, TextbookBackend)
+        assert isinstance(self.backend, NaiveBackend)
         self.backend.packed += 1
         return {name: np.array(array) for name, array in parameters.items()}
 
@@ -179,10 +179,10 @@ class TextbookKernel(Kernel):
         return State(state.h.astype(self.precision.storage), state.c)
 
 
-class TextbookBackend(Backend):
+class NaiveBackend(Backend):
     """Every switch in the precisions that NumPy stores. Counts what it packs."""
 
-    name = "textbook"
+    name = "naive"
 
     def __init__(self, device: str = "cpu", without: frozenset[str] = frozenset()) -> None:
         self.device, self.without, self.packed = device, without, 0
@@ -205,5 +205,5 @@ class TextbookBackend(Backend):
         self.moved.append("out")
         return array
 
-    def _compile(self, config: LSTMConfig, precision: Precision) -> TextbookKernel:
-        return TextbookKernel(self, config, precision)
+    def _compile(self, config: LSTMConfig, precision: Precision) -> NaiveKernel:
+        return NaiveKernel(self, config, precision)

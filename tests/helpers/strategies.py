@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lstmcore.backend import Masks, State, Tangents
 from lstmcore.config import Activation, Coupling, LSTMConfig, Recurrence
-from lstmcore_conformance.switches import FUNCTIONS, SWITCHES, config_of
+from lstmcore_conformance.cases.switches import FUNCTIONS, SWITCHES, config_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

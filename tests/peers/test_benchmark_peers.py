@@ -10,7 +10,7 @@ from lstmcore_conformance.benchmarks.results import Outcome
 from lstmcore_conformance.benchmarks.run import Request, run
 from lstmcore_conformance.benchmarks.runtimes import PEERS
 from lstmcore_conformance.benchmarks.startup import start
-from lstmcore_conformance.benchmarks.team import Candidate
+from lstmcore_conformance.benchmarks.worker_client import Candidate
 
 
 @pytest.mark.parametrize("peer", [name for name in PEERS if name != "tutorial"])

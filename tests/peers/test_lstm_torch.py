@@ -17,7 +17,7 @@ import pytest
 
 from lstmcore.backend import Backend
 from lstmcore.lstm import LSTM
-from stacks import Array, TextbookBackend
+from stacks import Array, NaiveBackend
 
 # PyTorch says once that its own fast path has no projection; its answer is the same
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -96,7 +96,7 @@ def problem(number: int) -> Problem:
 @lru_cache(maxsize=4)
 def parameters(number: int) -> dict[str, Array]:
     """Ours, in float32: U(-2 / sqrt(H), 2 / sqrt(H)), so that the gates leave their linear range."""
-    drawn = LSTM(**problem(number).arguments, seed=number, backend=TextbookBackend()).parameters
+    drawn = LSTM(**problem(number).arguments, seed=number, backend=NaiveBackend()).parameters
     return {name: 2 * value for name, value in drawn.items()}
 
 
@@ -195,7 +195,7 @@ def test_float64(backend: str, number: int) -> None:
             assert error <= 1e-10, f"{backend}, {name}: relative error {error:.3g}; {problem(number)}"
 
 
-@pytest.mark.parametrize("backend", ["textbook", "numpy"])
+@pytest.mark.parametrize("backend", ["naive", "numpy"])
 @pytest.mark.parametrize("number", range(CONFIGURATIONS), ids=lambda number: f"config{number}-")
 def test_float32(backend: str, number: int) -> None:
     """Within the rule of the conformance suite: four times what another float32 evaluation loses, and two epsilons.
@@ -204,7 +204,7 @@ def test_float32(backend: str, number: int) -> None:
     is taken over all outputs, or all gradients, since a single small array may come out exact by luck. Our bias is
     rounded once more, where the two are added: an error of half an epsilon of each, which both terms cover.
     """
-    chosen = TextbookBackend() if backend == "textbook" else backend
+    chosen = NaiveBackend() if backend == "naive" else backend
     everything = (mine(number, chosen, "float32"), theirs(number, "float32"), theirs(number, "float64"))
     for found, peer, exact in zip(*everything, strict=True):
         assert {name.removeprefix("plain ") for name in found} == exact.keys()

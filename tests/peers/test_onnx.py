@@ -16,10 +16,11 @@ import pytest
 
 from lstmcore.backend import State
 from lstmcore.config import ACTIVATIONS, LSTMConfig, StackConfig
-from lstmcore_conformance import budgets, oracle
-from lstmcore_conformance.cases import Case, Data, rounded
-from lstmcore_conformance.subject import Failure, compare
-from lstmcore_conformance.switches import FUNCTIONS, WIDTHS
+from lstmcore_conformance import oracle
+from lstmcore_conformance.cases.case import Case, Data, rounded
+from lstmcore_conformance.cases.switches import FUNCTIONS, WIDTHS
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.suite.backend_under_test import Failure, compare
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -18,8 +18,8 @@ import pytest
 from lstmcore.backend import Forward, Gradients, Kernel, State, UnsupportedError
 from lstmcore.config import LSTMConfig
 from lstmcore_conformance import run
-from lstmcore_conformance.expected import load
-from lstmcore_conformance.report import Outcome
+from lstmcore_conformance.suite.expected_failures import load
+from lstmcore_conformance.suite.report import Outcome
 
 torch = pytest.importorskip("torch")
 import lstmcore_torch  # noqa: E402  # needs PyTorch

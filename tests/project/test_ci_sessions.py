@@ -23,7 +23,7 @@ import session_runner
 import sessions
 from lstmcore_conformance import run
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.textbook import TextbookBackend
+from lstmcore_conformance.oracle.naive import NaiveBackend
 from session_results import Result
 from session_runner import Runner, Session
 
@@ -71,7 +71,7 @@ def test_counts_are_read() -> None:
 def test_verdicts_of_the_suite_are_read() -> None:
     """The sentences that the suite ends with, broken into lines as a narrow terminal does."""
     fault, check = MUTANTS["contract.dtype_wider"].make(), "forward.no_state"
-    right = run(TextbookBackend(), precisions=["float32"], select=check)
+    right = run(NaiveBackend(), precisions=["float32"], select=check)
     wrong = run(fault, precisions=["float32"], select=check)
     known = run(fault, precisions=["float32"], select=check, expected_failures={check: "wider"})
     number = right.count

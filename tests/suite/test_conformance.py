@@ -19,28 +19,29 @@ from rich.console import Console
 from lstmcore.backend import Backend, Capabilities, Kernel
 from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.precision import Precision, get_precision
-from lstmcore_conformance import Outcome, Report, budgets, oracle, run
-from lstmcore_conformance.cases import ALSO, MARGIN, Case, attempt_of, case_data, quality
-from lstmcore_conformance.checking import PROFILES, SECTIONS, Scope, all_checks
+from lstmcore_conformance import Outcome, Report, oracle, run
+from lstmcore_conformance.cases.case import ALSO, MARGIN, Case, attempt_of, case_data, quality
+from lstmcore_conformance.cases.switches import FACTORS, SWITCHES, config_of, covering
 from lstmcore_conformance.mutants import MUTANTS, backend_of, edited
-from lstmcore_conformance.report import Result
-from lstmcore_conformance.selection import selector
-from lstmcore_conformance.subject import Draws, Subject
-from lstmcore_conformance.suite import Item, items
-from lstmcore_conformance.switches import FACTORS, SWITCHES, config_of, covering
-from lstmcore_conformance.textbook import TextbookBackend, TextbookKernel
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
+from lstmcore_conformance.suite.check import PROFILES, SECTIONS, Scope, all_checks
+from lstmcore_conformance.suite.report import Result
+from lstmcore_conformance.suite.runner import Item, items
+from lstmcore_conformance.suite.selection import selector
 from lstmcore_reference.kernel import ReferenceBackend
 
 
 @pytest.fixture(scope="module")
-def textbook() -> Report:
-    return run(TextbookBackend())
+def naive() -> Report:
+    return run(NaiveBackend())
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
     """The report of a part of the suite."""
-    return run(TextbookBackend(), precisions=["float32"], select="state or sizes")
+    return run(NaiveBackend(), precisions=["float32"], select="state or sizes")
 
 
 def case_of(name: str, precision: str = "float32", **changes: Any) -> Case:
@@ -59,16 +60,16 @@ def test_the_reference_conforms() -> None:
 
 
 @pytest.mark.slow  # the whole suite in four precisions: two minutes
-def test_the_textbook_conforms_in_every_precision(textbook: Report) -> None:
-    assert [item.message for item in textbook.bad] == []
-    assert textbook.precisions == ("float64", "float32", "tf32", "float16")
+def test_the_naive_evaluation_conforms(naive: Report) -> None:
+    assert [item.message for item in naive.bad] == []
+    assert naive.precisions == ("float64", "float32", "tf32", "float16")
     quick = {check.id for check in all_checks() if check.runs_in("quick")}
-    assert {check.id for check in textbook.checks} == quick
+    assert {check.id for check in naive.checks} == quick
 
 
 @pytest.mark.slow  # the whole suite in four precisions: two minutes
-def test_the_textbook_uses_a_sixth_of_its_own_budget(textbook: Report) -> None:
-    shares = [c.worst.worst.share for c in textbook.checks if c.id.endswith(".switches") and c.worst and c.worst.worst]
+def test_the_naive_evaluation_uses_a_sixth_of_its_budget(naive: Report) -> None:
+    shares = [c.worst.worst.share for c in naive.checks if c.id.endswith(".switches") and c.worst and c.worst.worst]
     assert shares
     assert max(shares) <= 1 / budgets.SAFETY
 
@@ -94,7 +95,7 @@ class _TF32(Backend):
 
     name = "tf32"
 
-    def __init__(self, kernel: type[TextbookKernel]) -> None:
+    def __init__(self, kernel: type[NaiveKernel]) -> None:
         self.kernel = kernel
 
     def capabilities(self) -> Capabilities:
@@ -109,17 +110,17 @@ def test_tf32_passes_where_it_is_declared() -> None:
         'from_x, from_h = step.x @ p["weight_x"].T, step.recurrent @ p["weight_h"].T',
         'from_x, from_h = _tf32(step.x) @ _tf32(p["weight_x"]).T, _tf32(step.recurrent) @ _tf32(p["weight_h"]).T',
     )
-    kernel = type("K", (TextbookKernel,), {"equations": edited(products)})
+    kernel = type("K", (NaiveKernel,), {"equations": edited(products)})
     report = run(_TF32(kernel), select="forward.switches")
     assert report.conforms
-    assert run(_TF32(TextbookKernel), select="forward.switches").conforms
+    assert run(_TF32(NaiveKernel), select="forward.switches").conforms
     assert not run(backend_of(kernel), precisions=["float32"], select="forward.switches").conforms
 
 
 # Outcomes -------------------------------------------------------------------------------------------------------------
 
 
-class _Poor(TextbookBackend):
+class _Poor(NaiveBackend):
     """Has neither peephole nor lengths nor jvp."""
 
     name = "poor"
@@ -194,14 +195,14 @@ def test_an_error_of_the_suite_is_not_a_failure_of_the_backend(monkeypatch: pyte
         raise ZeroDivisionError("in the suite")
 
     check = next(check for check in all_checks() if check.id == "forward.no_state")
-    monkeypatch.setattr("lstmcore_conformance.suite.all_checks", lambda: (replace(check, run=broken),))
-    report = run(TextbookBackend(), precisions=["float64"])
+    monkeypatch.setattr("lstmcore_conformance.suite.runner.all_checks", lambda: (replace(check, run=broken),))
+    report = run(NaiveBackend(), precisions=["float64"])
     assert {item.outcome for item in report.bad} == {Outcome.ERROR}
     assert not report.conforms
 
 
 def test_not_implemented_is_a_failure() -> None:
-    class Absent(TextbookKernel):
+    class Absent(NaiveKernel):
         def _backward(self, *_: Any) -> Any:
             raise NotImplementedError
 
@@ -221,12 +222,12 @@ def test_not_implemented_is_a_failure() -> None:
 )
 def test_a_run_of_nothing_is_an_error(arguments: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        run(TextbookBackend(), **arguments)
+        run(NaiveBackend(), **arguments)
 
 
 def test_progress_comes_before_every_item() -> None:
     seen: list[tuple[int, int, str]] = []
-    run(TextbookBackend(), precisions=["float64"], select="errors.x", progress=lambda *given: seen.append(given))
+    run(NaiveBackend(), precisions=["float64"], select="errors.x", progress=lambda *given: seen.append(given))
     assert seen == [(0, 1, "errors.x[float64-mistakes]")]
 
 
@@ -252,7 +253,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing(report: Report, tmp_path
 
 
 def test_an_infinite_share_is_json() -> None:
-    class NaN(TextbookKernel):
+    class NaN(NaiveKernel):
         def _forward(self, *args: Any, **given: Any) -> Any:
             y, last, tape = super()._forward(*args, **given)
             y[..., 0] = np.nan
@@ -264,10 +265,10 @@ def test_an_infinite_share_is_json() -> None:
 
 
 def test_the_command_of_a_failure_selects_it_alone() -> None:
-    subject = Subject(TextbookBackend())
-    every = list(items(subject))
+    tested = BackendUnderTest(NaiveBackend())
+    every = list(items(tested))
     for item in every[:: len(every) // 40]:
-        assert [found.id for found in items(subject, select=item.id)] == [item.id]
+        assert [found.id for found in items(tested, select=item.id)] == [item.id]
 
 
 # Profiles -------------------------------------------------------------------------------------------------------------
@@ -275,8 +276,8 @@ def test_the_command_of_a_failure_selects_it_alone() -> None:
 
 def test_smoke_is_a_few_cases_of_each_check() -> None:
     """Every check but the slow ones has its first and its last case in each precision."""
-    subject = Subject(TextbookBackend())
-    quick, smoke = list(items(subject)), {item.id: item for item in items(subject, profile="smoke")}
+    tested = BackendUnderTest(NaiveBackend())
+    quick, smoke = list(items(tested)), {item.id: item for item in items(tested, profile="smoke")}
     assert [item.id for item in quick if item.id in smoke] == list(smoke)
     assert {item.check.id for item in quick} - {item.check.id for item in smoke.values()} == {"backward.rows"}
     groups: dict[tuple[str, str], list[Item]] = {}
@@ -297,7 +298,7 @@ def test_smoke_catches_what_is_broken(id: str) -> None:
 
 def test_smoke_has_a_case_of_each_check_that_runs() -> None:
     """Cases that the backend refuses are not taken in the place of those that it runs."""
-    poor = Subject(_Poor())
+    poor = BackendUnderTest(_Poor())
     run_in = {
         profile: {item.check.id for item in items(poor, profile=profile) if item.case and item.reason is None}
         for profile in PROFILES
@@ -307,22 +308,24 @@ def test_smoke_has_a_case_of_each_check_that_runs() -> None:
 
 
 def test_a_selection_of_smoke_has_cases_of_its_own() -> None:
-    found = [item.id for item in items(Subject(TextbookBackend()), ["float32"], "backward.switches and peep", "smoke")]
+    found = [
+        item.id for item in items(BackendUnderTest(NaiveBackend()), ["float32"], "backward.switches and peep", "smoke")
+    ]
     assert len(found) == 3
     assert all("peep" in id for id in found)
 
 
 def test_an_unknown_profile_is_an_error() -> None:
     with pytest.raises(ValueError, match="profile: expected one of smoke, quick, full; got 'Smoke'"):
-        run(TextbookBackend(), profile="Smoke")  # type: ignore[arg-type]  # the wrong value is what is tested
+        run(NaiveBackend(), profile="Smoke")  # type: ignore[arg-type]  # the wrong value is what is tested
 
 
 def test_smoke_is_no_verdict_on_a_backend() -> None:
-    report = run(TextbookBackend(), precisions=["float16"], select="forward.no_state", profile="smoke")
+    report = run(NaiveBackend(), precisions=["float16"], select="forward.no_state", profile="smoke")
     assert report.result is Result.PARTIAL
     whole = replace(report, selection=None)
     assert whole.result is Result.PARTIAL
-    assert whole.verdict.startswith("textbook passes 3 cases of the smoke profile in float16; the suite was not run")
+    assert whole.verdict.startswith("naive passes 3 cases of the smoke profile in float16; the suite was not run")
     assert whole.max_examples == 3
 
 
@@ -346,18 +349,18 @@ def test_sections_are_those_of_the_specification() -> None:
 
 
 def test_ids_are_unique() -> None:
-    found = [item.id for item in items(Subject(TextbookBackend()))]
+    found = [item.id for item in items(BackendUnderTest(NaiveBackend()))]
     assert len(found) == len(set(found))
 
 
 def test_every_feature_is_in_a_case() -> None:
-    used = frozenset().union(*(item.case.features for item in items(Subject(TextbookBackend())) if item.case))
+    used = frozenset().union(*(item.case.features for item in items(BackendUnderTest(NaiveBackend())) if item.case))
     assert used == FEATURES
     assert {f"activation:{name}" for name in ACTIVATIONS} <= used
 
 
 def test_every_pair_of_values_meets() -> None:
-    rows = list(covering(TextbookBackend().capabilities()))
+    rows = list(covering(NaiveBackend().capabilities()))
     for one, two in combinations(FACTORS, 2):
         for a in FACTORS[one]:
             for b in FACTORS[two]:
@@ -433,7 +436,7 @@ def test_masks_and_lengths_matter() -> None:
 
 def test_no_case_is_near_a_kink_or_ill_conditioned() -> None:
     poor = set()
-    for item in items(Subject(TextbookBackend()), precisions=["float32", "float16"]):
+    for item in items(BackendUnderTest(NaiveBackend()), precisions=["float32", "float16"]):
         if item.case is not None and attempt_of(item.case) and quality(item.case, item.case.data) < 1:
             poor.add(item.case.id)
     assert poor == set()
@@ -442,7 +445,9 @@ def test_no_case_is_near_a_kink_or_ill_conditioned() -> None:
 @pytest.mark.slow  # it judges all cases in TF32 anew: 20 seconds
 def test_in_tf32_no_kink_is_nearer_than_an_error() -> None:
     """Few draws of large models keep four errors of TF32 from every kink, and the best is taken then."""
-    cases = {item.case for item in items(Subject(TextbookBackend()), precisions=["tf32"]) if item.case is not None}
+    cases = {
+        item.case for item in items(BackendUnderTest(NaiveBackend()), precisions=["tf32"]) if item.case is not None
+    }
     found = [quality(case, case.data) for case in cases if attempt_of(case)]
     assert MARGIN * min(found) > 1
     case = case_of("gate_clip", "tf32")  # an error of TF32 is many of float32, in which the data are far from kinks
@@ -461,8 +466,8 @@ def test_data_are_representable_and_the_same_in_every_precision() -> None:
 
 def test_data_do_not_depend_on_the_process() -> None:
     code = (
-        "import hashlib; from lstmcore_conformance.cases import Case;"
-        "from lstmcore_conformance.switches import SWITCHES, config_of;"
+        "import hashlib; from lstmcore_conformance.cases.case import Case;"
+        "from lstmcore_conformance.cases.switches import SWITCHES, config_of;"
         "c = Case(name='everything', model=config_of(SWITCHES['everything']), precision='float32', masks=True);"
         "print(hashlib.sha256(b''.join(a.tobytes() for _, a in c.data.arrays())).hexdigest())"
     )
@@ -537,9 +542,9 @@ def test_the_oracle_is_the_reference_in_float64() -> None:
 
 
 def test_scope_orders_precisions() -> None:
-    first = Scope(TextbookBackend().capabilities(), ("float64",))
+    first = Scope(NaiveBackend().capabilities(), ("float64",))
     assert first.precisions == ("float64",)
-    assert run(TextbookBackend(), precisions=["float16", "float64"], select="errors.x").precisions == (
+    assert run(NaiveBackend(), precisions=["float16", "float64"], select="errors.x").precisions == (
         "float64",
         "float16",
     )
@@ -577,20 +582,20 @@ def test_selection_that_is_not_well_formed(expression: str) -> None:
 
 
 def test_the_page_lists_every_check() -> None:
-    from lstmcore_conformance.listing import table
+    from lstmcore_conformance.render.check_table import table
 
     assert table() in (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
 
 
-class _Nameless(TextbookBackend):
+class _Nameless(NaiveBackend):
     name = None  # type: ignore[assignment]  # the mistake
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (TextbookBackend, r"got the class TextbookBackend$"),
-        ("textbook", r"expected an object of a class that inherits Backend; got str$"),
+        (NaiveBackend, r"got the class NaiveBackend$"),
+        ("naive", r"expected an object of a class that inherits Backend; got str$"),
         (_Nameless(), r"backend: expected _Nameless\.name, a text; got none$"),
     ],
 )

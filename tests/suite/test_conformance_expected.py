@@ -12,13 +12,13 @@ from rich.console import Console
 
 from lstmcore.cli import main
 from lstmcore_conformance import run
-from lstmcore_conformance.badge import badge
-from lstmcore_conformance.expected import judged, load, untried
-from lstmcore_conformance.junit import junit
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.page import page
-from lstmcore_conformance.report import ItemReport, Outcome, Result
-from lstmcore_conformance.textbook import TextbookBackend
+from lstmcore_conformance.oracle.naive import NaiveBackend
+from lstmcore_conformance.render.badge import badge
+from lstmcore_conformance.render.junit import junit
+from lstmcore_conformance.render.report_page import page
+from lstmcore_conformance.suite.expected_failures import judged, load, untried
+from lstmcore_conformance.suite.report import ItemReport, Outcome, Result
 
 FAULT, CHECK = "contract.dtype_wider", "forward.no_state"
 ITEM = f"{CHECK}[float32-no_state,plain]"
@@ -41,7 +41,7 @@ def test_an_expected_failure_is_told_and_does_not_count(id: str) -> None:
 
 @pytest.mark.parametrize("id", [CHECK, ITEM])
 def test_an_expected_failure_that_passes_is_a_failure(id: str) -> None:
-    report = run(TextbookBackend(), precisions=["float32"], select=CHECK, expected_failures={id: "was broken"})
+    report = run(NaiveBackend(), precisions=["float32"], select=CHECK, expected_failures={id: "was broken"})
     assert not report.conforms
     (item,) = report.bad
     assert item.message.startswith("expected to fail (was broken), and ")
@@ -91,7 +91,7 @@ def test_nothing_follows_from_a_part_of_a_check(choice: dict[str, str]) -> None:
 
 def test_an_unknown_id_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"expected failures: expected ids of checks or items; got forward\.nothing$"):
-        run(TextbookBackend(), select=CHECK, expected_failures={"forward.nothing": "no such check"})
+        run(NaiveBackend(), select=CHECK, expected_failures={"forward.nothing": "no such check"})
 
 
 @pytest.mark.slow  # the whole suite of one precision: 40 seconds
@@ -124,10 +124,10 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
         """
         from lstmcore_conformance.mutants import MUTANTS
         from lstmcore_conformance.testing import LSTMConformance
-        from lstmcore_conformance.textbook import TextbookBackend
+        from lstmcore_conformance.oracle.naive import NaiveBackend
 
         class TestRight(LSTMConformance):
-            backend, precisions, profile = TextbookBackend(), ["float64"], "smoke"
+            backend, precisions, profile = NaiveBackend(), ["float64"], "smoke"
 
         class TestKnown(LSTMConformance):
             backend, precisions = MUTANTS["contract.receipt_of_another"].make(), ["float32"]
@@ -148,18 +148,18 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
         """
         from dataclasses import replace
         from lstmcore_conformance import testing
-        from lstmcore_conformance.report import Outcome
-        from lstmcore_conformance.textbook import TextbookBackend
+        from lstmcore_conformance.suite.report import Outcome
+        from lstmcore_conformance.oracle.naive import NaiveBackend
 
         run_item = testing.run_item
 
-        def broken(subject, item):
-            found = run_item(subject, item)
+        def broken(tested, item):
+            found = run_item(tested, item)
             return replace(found, outcome=Outcome.ERROR, message="own fault") if "proj_size" in found.id else found
 
         testing.run_item = broken
 
-        class Narrow(TextbookBackend):
+        class Narrow(NaiveBackend):
             name = "narrow"
 
         class TestMade(testing.LSTMConformance):
@@ -171,8 +171,8 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
                 return Narrow()
 
             def test_the_backend_is_the_one_that_was_made(self):
-                assert type(self)._subject.backend.name == "narrow"
-                assert type(self)._subject.draws.options == " --seed 7 --max-examples 2"
+                assert type(self)._tested.backend.name == "narrow"
+                assert type(self)._tested.draws.options == " --seed 7 --max-examples 2"
         """
     )
     found = pytester.runpytest_subprocess(
@@ -190,10 +190,10 @@ def test_worker_processes_refuse_expected_failures(pytester: pytest.Pytester) ->
     pytester.makepyfile(
         """
         from lstmcore_conformance.testing import LSTMConformance
-        from lstmcore_conformance.textbook import TextbookBackend
+        from lstmcore_conformance.oracle.naive import NaiveBackend
 
         class TestMine(LSTMConformance):
-            backend, precisions, profile = TextbookBackend(), ["float64"], "smoke"
+            backend, precisions, profile = NaiveBackend(), ["float64"], "smoke"
             expected_failures = {"forward.no_state": "mended"}
         """
     )
@@ -206,7 +206,7 @@ def test_worker_processes_refuse_expected_failures(pytester: pytest.Pytester) ->
 
 def test_an_id_outside_the_selection_is_told() -> None:
     left = {"state.long": "slow", "rows.nan": "x", "forward.switches[float16-plain]": "another precision"}
-    report = run(TextbookBackend(), precisions=["float32"], select=CHECK, expected_failures=left)
+    report = run(NaiveBackend(), precisions=["float32"], select=CHECK, expected_failures=left)
     assert report.conforms
     assert report.untried == left
     assert report.verdict.endswith("; 3 expected failures did not run")

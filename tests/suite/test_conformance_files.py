@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lstmcore.cli import main
-from lstmcore_conformance.badge import badge
-from lstmcore_conformance.junit import junit
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.page import page
-from lstmcore_conformance.report import CheckReport, ItemReport, Outcome, Report, Result
+from lstmcore_conformance.render.badge import badge
+from lstmcore_conformance.render.junit import junit
+from lstmcore_conformance.render.report_page import page
+from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report, Result
 
 GREEN = "#1a7f37"
 
@@ -114,7 +114,7 @@ def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, mo
     monkeypatch.setattr("lstmcore.cli.conform.get_backend", lambda name: MUTANTS["contract.none_state"].make())
     files = {name: tmp_path / name for name in ("junit", "badge")}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
-    found = CliRunner().invoke(main, ["conform", "textbook", "-k", "forward.no_state", *options])
+    found = CliRunner().invoke(main, ["conform", "naive", "-k", "forward.no_state", *options])
     assert found.exit_code == 1
     assert "<failure" in files["junit"].read_text()
     assert "failed" in files["badge"].read_text()

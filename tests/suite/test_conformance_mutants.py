@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from lstmcore_conformance import run
-from lstmcore_conformance.cases import Case, Data
-from lstmcore_conformance.checking import Profile, all_checks
-from lstmcore_conformance.experiment import PRECISIONS, VALUES
+from lstmcore_conformance.cases.case import Case, Data
+from lstmcore_conformance.cases.switches import config_of
 from lstmcore_conformance.mutants import MUTANTS, Mutant, edited
-from lstmcore_conformance.mutation import STANDS
-from lstmcore_conformance.report import Outcome
-from lstmcore_conformance.subject import Draws, Subject
-from lstmcore_conformance.switches import config_of
-from lstmcore_conformance.textbook import TextbookBackend
-from lstmcore_conformance.variants import VARIANTS
+from lstmcore_conformance.mutants.budget_experiment import PRECISIONS, VALUES
+from lstmcore_conformance.mutants.equivalent import VARIANTS
+from lstmcore_conformance.mutants.matrix import STANDS
+from lstmcore_conformance.oracle.naive import NaiveBackend
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
+from lstmcore_conformance.suite.check import Profile, all_checks
+from lstmcore_conformance.suite.report import Outcome
 
 CHECKS = {check.id: check for check in all_checks()}
 #: What takes more than five seconds: very many steps, and very many calls.
@@ -87,7 +87,7 @@ def test_a_mutant_that_hides_cannot_be_seen_on_regular_data(id: str) -> None:
         changes, regular = REGULAR[mutant.hides]
         case = Case(**({"name": "regular", "model": config_of({}), "precision": precision} | changes))
         data = regular(case.data)
-        faulty, right = Subject(mutant.make()), Subject(TextbookBackend())
+        faulty, right = BackendUnderTest(mutant.make()), BackendUnderTest(NaiveBackend())
         outputs, expected = faulty.forward(case, data), right.forward(case, data)
         gradients, want = faulty.gradients(case, data), right.gradients(case, data)
         for name, array in (expected | want).items():

@@ -9,15 +9,15 @@ import pytest
 
 from lstmcore_conformance import run
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.page import SHOWN, page
-from lstmcore_conformance.report import Report
-from lstmcore_conformance.textbook import TextbookBackend
+from lstmcore_conformance.oracle.naive import NaiveBackend
+from lstmcore_conformance.render.report_page import SHOWN, page
+from lstmcore_conformance.suite.report import Report
 from pages import Text, in_browser
 
 
 @pytest.fixture(scope="module")
 def passing() -> Report:
-    return run(TextbookBackend(), precisions=["float64", "float32"], select="sizes or errors or no_state")
+    return run(NaiveBackend(), precisions=["float64", "float32"], select="sizes or errors or no_state")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lstmcore_conformance import run
 from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.summary import document
-from lstmcore_conformance.benchmarks.team import Candidate
+from lstmcore_conformance.benchmarks.worker_client import Candidate
 from lstmcore_conformance.scoreboard import Board, excerpt, load, page, placed, scoreboard
 from lstmcore_conformance.scoreboard.__main__ import main
 from lstmcore_conformance.scoreboard.board import board, of_benchmark, of_report

@@ -14,15 +14,15 @@ from safetensors.numpy import load_file
 from golden_vectors import allowed
 from lstmcore.backend import Capabilities
 from lstmcore.registry import get_backend
-from lstmcore_conformance.cases import Array
+from lstmcore_conformance.cases.case import Array
 from lstmcore_conformance.checks.derivatives import KINKS
 from lstmcore_conformance.mutants import MUTANTS, Mutant
-from lstmcore_conformance.textbook import TextbookBackend
+from lstmcore_conformance.oracle.naive import NaiveBackend
 from lstmcore_conformance.vectors import HERE, entries, verify
 from lstmcore_conformance.vectors.catalogue import PRECISIONS, vectors
-from lstmcore_conformance.vectors.measure import BEYOND, BEYOND_ALONE, FIRST, caught, reason
-from lstmcore_conformance.vectors.reading import draws
-from lstmcore_conformance.vectors.writing import pinned, write
+from lstmcore_conformance.vectors.mutants_caught import BEYOND, BEYOND_ALONE, FIRST, caught, reason
+from lstmcore_conformance.vectors.reader import draws
+from lstmcore_conformance.vectors.writer import pinned, write
 
 FILES = (*(f"{precision}.safetensors" for precision in PRECISIONS), "index.json", "index.txt")
 DOCS = Path(__file__).parents[2] / "docs" / "vectors.md"
@@ -133,14 +133,14 @@ def test_they_are_small_enough_to_ship() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["textbook", "reference", "numpy"])
+@pytest.mark.parametrize("name", ["naive", "reference", "numpy"])
 def test_a_right_backend_passes(name: str, precision: str) -> None:
-    backend = TextbookBackend() if name == "textbook" else get_backend(name)
+    backend = NaiveBackend() if name == "naive" else get_backend(name)
     assert list(verify(backend, precision)) == []
 
 
 def test_a_backend_that_raises_fails() -> None:
-    class Broken(TextbookBackend):
+    class Broken(NaiveBackend):
         def _compile(self, *_: Any) -> Any:
             raise RuntimeError("no")
 
@@ -149,7 +149,7 @@ def test_a_backend_that_raises_fails() -> None:
 
 
 def test_gradients_are_asked_of_a_backend_that_declares_them() -> None:
-    class Inference(TextbookBackend):
+    class Inference(NaiveBackend):
         def capabilities(self) -> Capabilities:
             return replace(super().capabilities(), derivatives=frozenset())
 
@@ -187,7 +187,7 @@ def test_the_cases_that_are_run_first_exist() -> None:
 
 
 def test_a_fault_of_one_call_is_not_beyond() -> None:
-    wrong = Mutant("new", "", "forward.switches", "float32", "", TextbookBackend)
+    wrong = Mutant("new", "", "forward.switches", "float32", "", NaiveBackend)
     assert reason(wrong) is None
     assert caught(wrong) is None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lstmcore_conformance import budgets
 from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.budgets import Expectation, Measure
-from lstmcore_conformance.cases import Array
-from lstmcore_conformance.subject import Failure, compare
+from lstmcore_conformance.cases.case import Array
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Expectation, Measure
+from lstmcore_conformance.suite.backend_under_test import Failure, compare
 
 
 def expectation(job: Job) -> Expectation:

@@ -11,7 +11,7 @@ from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.pictures import file_name, pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark
 from lstmcore_conformance.benchmarks.summary import document, summaries
-from lstmcore_conformance.markdown import head, line, row
+from lstmcore_conformance.render.markdown import head, line, row
 
 #: The first line of a README.md that was written here.
 _TITLE: Final = "# A run of `lstmcore bench`"

@@ -24,7 +24,7 @@ from lstmcore.files import write_atomically
 from lstmcore.registry import get_backend
 from lstmcore_conformance.benchmarks.jobs import Job, Point
 from lstmcore_conformance.benchmarks.machine import versions
-from lstmcore_conformance.benchmarks.team import environment
+from lstmcore_conformance.benchmarks.worker_client import environment
 
 CASES: Final[Mapping[str, Job]] = {
     "step, 1 row": Job("streaming", Point(1, 1, 32, 32)),

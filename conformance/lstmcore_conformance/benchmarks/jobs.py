@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import get_precision
-from lstmcore_conformance.cases import Case, storage_dtype
+from lstmcore_conformance.cases.case import Case, storage_dtype
 
 #: inference: y and the final state. training: those and every gradient. streaming: one step, the state handed on.
 Mode = Literal["inference", "training", "streaming"]

@@ -12,7 +12,7 @@ import numpy as np
 from lstmcore_conformance.benchmarks import machine
 from lstmcore_conformance.benchmarks.jobs import STREAMED
 from lstmcore_conformance.benchmarks.statistics import spread
-from lstmcore_conformance.benchmarks.team import EndedError, FailedError, Worker
+from lstmcore_conformance.benchmarks.worker_client import EndedError, FailedError, Worker
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -28,7 +28,8 @@ from lstmcore_conformance.benchmarks.table import FIGURES, STARTS, cell, figure_
 def page(benchmark: Benchmark) -> str:
     """The run as an HTML document."""
     package = resources.files("lstmcore_conformance")
-    style = (package / "page.css").read_text("utf-8") + (package / "benchmarks" / "page.css").read_text("utf-8")
+    sheets = (package / "render" / "page.css", package / "benchmarks" / "page.css")
+    style = "".join(sheet.read_text("utf-8") for sheet in sheets)
     names = ", ".join(dict.fromkeys(one["label"] for one in benchmark.runtimes))
     shown = list(pictures(benchmark))
     parts = [

@@ -15,7 +15,7 @@ from lstmcore_conformance.benchmarks.jobs import Job, Point
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.benchmarks.summary import best_peer, plain, roof_of, settings
 from lstmcore_conformance.benchmarks.table import digits
-from lstmcore_conformance.benchmarks.team import Candidate
+from lstmcore_conformance.benchmarks.worker_client import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

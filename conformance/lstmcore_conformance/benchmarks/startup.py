@@ -18,8 +18,8 @@ import numpy as np
 
 from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.jobs import Job, Point
-from lstmcore_conformance.benchmarks.team import Candidate, environment
-from lstmcore_conformance.subject import Failure
+from lstmcore_conformance.benchmarks.worker_client import Candidate, environment
+from lstmcore_conformance.suite.backend_under_test import Failure
 
 #: What the scripts compute, and how often with full caches; the median counts.
 JOB: Final = Job("inference", Point(50, 16, 64, 128))

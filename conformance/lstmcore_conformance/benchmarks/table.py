@@ -22,7 +22,7 @@ from lstmcore_conformance.benchmarks.summary import (
     summaries,
     variants,
 )
-from lstmcore_conformance.benchmarks.team import Candidate
+from lstmcore_conformance.benchmarks.worker_client import Candidate
 
 
 def show(benchmark: Benchmark, console: Console) -> None:

@@ -81,7 +81,7 @@ class Server:
         It is built once more for what is timed, so that memory that only compiling took is not counted, and what
         writing the values took is not either.
         """
-        from lstmcore_conformance.benchmarks.exchange import load_data
+        from lstmcore_conformance.benchmarks.array_io import load_data
         from lstmcore_conformance.benchmarks.jobs import Job
 
         given, wanted = load_data(Path(data)), Job.from_dict(job)
@@ -138,7 +138,7 @@ class Server:
 
     def _save(self, key: str, outputs: str) -> None:
         """Write the values of a job that is ready."""
-        from lstmcore_conformance.benchmarks.exchange import save_arrays
+        from lstmcore_conformance.benchmarks.array_io import save_arrays
 
         ready = self.jobs[key]
         with ready.around():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from lstmcore_conformance.checks import (
+    capabilities,
     contract,
     derivatives,
-    drawn,
     endurance,
     errors,
-    honesty,
     lengths,
     masks,
+    random_models,
     sequences,
     stacks,
     values,
@@ -19,10 +19,10 @@ from lstmcore_conformance.checks import (
 __all__ = [
     "contract",
     "derivatives",
-    "drawn",
+    "random_models",
     "endurance",
     "errors",
-    "honesty",
+    "capabilities",
     "lengths",
     "masks",
     "sequences",

@@ -12,12 +12,12 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.config import StackConfig
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Array, Case, Data
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
+from lstmcore_conformance.suite.check import Scope, check
 
 THREADS: Final = 16
 MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", "everything", "everything_coupled")
@@ -45,81 +45,81 @@ def one_layer(scope: Scope) -> Iterator[Case]:
     return (case for case in contract_cases(scope) if case.stack is None)
 
 
-def results(subject: Subject, case: Case, data: Data) -> dict[str, Array]:
+def results(tested: BackendUnderTest, case: Case, data: Data) -> dict[str, Array]:
     """Everything that the backend computes of a case, from device arrays."""
-    weights = subject.pack(case, data)
-    record = "backward" in subject.declared.derivatives
-    done = subject.call(case, data, record=record, weights=weights)
-    found = subject.outputs(done)
+    weights = tested.pack(case, data)
+    record = "backward" in tested.declared.derivatives
+    done = tested.call(case, data, record=record, weights=weights)
+    found = tested.outputs(done)
     if record:
-        found |= subject.backward(case, data, weights, done)
-    if "jvp" in subject.declared.derivatives:
-        with subject.guard("jvp"):
-            _, along = subject.kernel(case).jvp(
+        found |= tested.backward(case, data, weights, done)
+    if "jvp" in tested.declared.derivatives:
+        with tested.guard("jvp"):
+            _, along = tested.kernel(case).jvp(
                 weights, data.x, data.state, data.tangents, lengths=data.lengths, masks=data.masks
             )
-        found |= {f"t{name}": array for name, array in subject.outputs(along).items()}
+        found |= {f"t{name}": array for name, array in tested.outputs(along).items()}
     return found
 
 
-def expectation(subject: Subject, case: Case) -> budgets.Expectation:
+def expectation(tested: BackendUnderTest, case: Case) -> budgets.Expectation:
     """What `results` should be."""
     expected = dict(budgets.forward(case))
-    if "backward" in subject.declared.derivatives:
+    if "backward" in tested.declared.derivatives:
         expected |= budgets.gradients(case)
-    if "jvp" in subject.declared.derivatives:
+    if "jvp" in tested.declared.derivatives:
         moved = budgets.tangents(case)
         expected |= {"ty": moved["ty"], "th_n": moved["th_n"], "tc_n": moved["tc_n"]}
     return expected
 
 
 @check("inputs.unchanged", "no call writes to an input", section=9, cases=contract_cases)
-def unchanged(subject: Subject, case: Case) -> None:
-    data = subject.device(case.data)
-    results(subject, case, data)
+def unchanged(tested: BackendUnderTest, case: Case) -> None:
+    data = tested.device(case.data)
+    results(tested, case, data)
     for (name, before), (_, after) in zip(case.data.arrays(), data.arrays(), strict=True):
-        found = after if name == "lengths" else subject.host(after)
+        found = after if name == "lengths" else tested.host(after)
         if not np.array_equal(before, found, equal_nan=before.dtype.kind == "f"):
             raise Failure(f"{name}: expected it unchanged; the call wrote to it")
 
 
 @check("inputs.read_only", "read-only inputs work", section=9, cases=contract_cases)
-def read_only(subject: Subject, case: Case) -> Measure:
+def read_only(tested: BackendUnderTest, case: Case) -> Measure:
     def frozen(array: Array) -> Any:
         copy = np.array(array)
         copy.flags.writeable = False
-        return subject.backend.to_device(copy)
+        return tested.backend.to_device(copy)
 
-    return compare(results(subject, case, case.data.map(frozen)), expectation(subject, case))
+    return compare(results(tested, case, case.data.map(frozen)), expectation(tested, case))
 
 
 @check("inputs.strided", "inputs that are not contiguous work", section=9, cases=contract_cases)
-def strided(subject: Subject, case: Case) -> Measure:
+def strided(tested: BackendUnderTest, case: Case) -> Measure:
     def spread(array: Array) -> Any:
         wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
         wide[..., ::2] = array
-        return subject.backend.to_device(wide)[..., ::2]
+        return tested.backend.to_device(wide)[..., ::2]
 
-    return compare(results(subject, case, case.data.map(spread)), expectation(subject, case))
+    return compare(results(tested, case, case.data.map(spread)), expectation(tested, case))
 
 
 @check("inputs.transposed", "inputs in another order of memory work", section=9, cases=contract_cases)
-def transposed(subject: Subject, case: Case) -> Measure:
+def transposed(tested: BackendUnderTest, case: Case) -> Measure:
     def turn(array: Array) -> Any:
-        return subject.backend.to_device(np.ascontiguousarray(array.T)).T
+        return tested.backend.to_device(np.ascontiguousarray(array.T)).T
 
-    return compare(results(subject, case, case.data.map(turn)), expectation(subject, case))
+    return compare(results(tested, case, case.data.map(turn)), expectation(tested, case))
 
 
 @check("inputs.unaligned", "inputs that do not lie on a multiple of their size work", section=9, cases=contract_cases)
-def unaligned(subject: Subject, case: Case) -> Measure:
+def unaligned(tested: BackendUnderTest, case: Case) -> Measure:
     def shifted(array: Array) -> Any:
         room = np.zeros(array.nbytes + 1, np.uint8)
         moved = room[1:].view(array.dtype).reshape(array.shape)
         moved[...] = array
-        return subject.backend.to_device(moved)
+        return tested.backend.to_device(moved)
 
-    return compare(results(subject, case, case.data.map(shifted)), expectation(subject, case))
+    return compare(results(tested, case, case.data.map(shifted)), expectation(tested, case))
 
 
 @check(
@@ -128,13 +128,13 @@ def unaligned(subject: Subject, case: Case) -> Measure:
     section=9,
     cases=contract_cases,
 )
-def broadcast(subject: Subject, case: Case) -> None:
+def broadcast(tested: BackendUnderTest, case: Case) -> None:
     def spread(array: Array) -> Array:
         return np.broadcast_to(array[..., :1], array.shape) if array.shape[-1:] != (0,) else array
 
-    shared = case.data.map(lambda array: subject.backend.to_device(spread(array)))
-    full = case.data.map(lambda array: subject.backend.to_device(np.array(spread(array))))
-    same_bits("with shared elements", results(subject, case, shared), results(subject, case, full))
+    shared = case.data.map(lambda array: tested.backend.to_device(spread(array)))
+    full = case.data.map(lambda array: tested.backend.to_device(np.array(spread(array))))
+    same_bits("with shared elements", results(tested, case, shared), results(tested, case, full))
 
 
 @check(
@@ -143,7 +143,7 @@ def broadcast(subject: Subject, case: Case) -> None:
     section=9,
     cases=one_layer,
 )
-def surroundings(subject: Subject, case: Case) -> None:
+def surroundings(tested: BackendUnderTest, case: Case) -> None:
     def around() -> dict[str, Any]:
         return {
             "numpy.geterr()": np.geterr(),
@@ -152,7 +152,7 @@ def surroundings(subject: Subject, case: Case) -> None:
         }
 
     before = around()
-    results(subject, case, subject.device(case.data))
+    results(tested, case, tested.device(case.data))
     for (name, was), now in zip(before.items(), around().values(), strict=True):
         if was != now:
             raise Failure(f"{name}: expected it unchanged by a call; it changed")
@@ -164,11 +164,11 @@ def surroundings(subject: Subject, case: Case) -> None:
     section=9,
     cases=contract_cases,
 )
-def fresh(subject: Subject, case: Case) -> None:
-    data = subject.device(case.data)
+def fresh(tested: BackendUnderTest, case: Case) -> None:
+    data = tested.device(case.data)
     inputs = {name: array for name, array in data.arrays() if isinstance(array, np.ndarray)}
-    found = {name: array for name, array in results(subject, case, data).items() if array.size}
-    again = {name: array for name, array in results(subject, case, data).items() if array.size}
+    found = {name: array for name, array in results(tested, case, data).items() if array.size}
+    again = {name: array for name, array in results(tested, case, data).items() if array.size}
     for name, array in found.items():
         for other, given in inputs.items():
             if np.shares_memory(array, given):
@@ -179,41 +179,41 @@ def fresh(subject: Subject, case: Case) -> None:
 
 
 @check("outputs.kept", "results of one call are not changed by the next", section=9, cases=contract_cases)
-def kept(subject: Subject, case: Case) -> None:
-    first = results(subject, case, subject.device(case.data))
+def kept(tested: BackendUnderTest, case: Case) -> None:
+    first = results(tested, case, tested.device(case.data))
     copies = {name: np.array(array) for name, array in first.items()}
-    results(subject, case, subject.device(case.data.map(lambda array: np.asarray(0.5 * array, array.dtype))))
+    results(tested, case, tested.device(case.data.map(lambda array: np.asarray(0.5 * array, array.dtype))))
     same_bits("after another call", first, copies)
 
 
 @check("outputs.out", "y is written to `out`, all of it, and is that array", section=9, cases=contract_cases)
-def out(subject: Subject, case: Case) -> Measure:
-    data, want = subject.device(case.data), budgets.forward(case)["y"]
+def out(tested: BackendUnderTest, case: Case) -> Measure:
+    data, want = tested.device(case.data), budgets.forward(case)["y"]
     shape = want.value.shape
     empty = np.full(shape, np.nan, case.data.x.dtype)
-    given = subject.backend.to_device(empty)
-    done = subject.call(case, data, out=given)
+    given = tested.backend.to_device(empty)
+    done = tested.call(case, data, out=given)
     if done.y is not given:
         raise Failure("y: expected the array that was given as out; got another")
-    worst = compare(subject.outputs(done), budgets.forward(case))
-    wide = subject.backend.to_device(np.full((*shape[:-1], 2 * shape[-1]), np.nan, empty.dtype))
+    worst = compare(tested.outputs(done), budgets.forward(case))
+    wide = tested.backend.to_device(np.full((*shape[:-1], 2 * shape[-1]), np.nan, empty.dtype))
     strided_out = wide[..., ::2]
-    done = subject.call(case, data, out=strided_out)
+    done = tested.call(case, data, out=strided_out)
     worst = max(
         worst,
-        compare(subject.outputs(done) | {"y": subject.host(strided_out)}, budgets.forward(case)),
+        compare(tested.outputs(done) | {"y": tested.host(strided_out)}, budgets.forward(case)),
         key=lambda one: one.share,
     )
-    if not np.isnan(subject.host(wide)[..., 1::2]).all():
+    if not np.isnan(tested.host(wide)[..., 1::2]).all():
         raise Failure("out: expected only its own elements written; those between them changed")
     return worst
 
 
 @check("calls.same_bits", "two calls with the same arguments give the same bits", section=9, cases=contract_cases)
-def repeated(subject: Subject, case: Case) -> None:
-    one = results(subject, case, subject.device(case.data))
-    results(subject, case, subject.device(case.data.map(lambda array: -array)))  # what it leaves behind must not matter
-    same_bits("a second call", results(subject, case, subject.device(case.data)), one)
+def repeated(tested: BackendUnderTest, case: Case) -> None:
+    one = results(tested, case, tested.device(case.data))
+    results(tested, case, tested.device(case.data.map(lambda array: -array)))  # what it leaves behind must not matter
+    same_bits("a second call", results(tested, case, tested.device(case.data)), one)
 
 
 @check(
@@ -222,18 +222,18 @@ def repeated(subject: Subject, case: Case) -> None:
     section=9,
     cases=contract_cases,
 )
-def threads(subject: Subject, case: Case) -> None:
+def threads(tested: BackendUnderTest, case: Case) -> None:
     def scaled(factor: float) -> Data:
         return case.data.map(lambda array: np.asarray(factor * array, array.dtype))
 
     given = [scaled((-1) ** k * (k + 4) / 16) for k in range(THREADS)]
-    subject.kernel(case)
-    alone = [results(subject, case, subject.device(data)) for data in given]
+    tested.kernel(case)
+    alone = [results(tested, case, tested.device(data)) for data in given]
     start = Barrier(THREADS)
 
     def meet(data: Data) -> dict[str, Array]:
         start.wait()
-        return results(subject, case, subject.device(data))
+        return results(tested, case, tested.device(data))
 
     with ThreadPoolExecutor(THREADS) as pool:
         together = list(pool.map(meet, given))
@@ -248,15 +248,15 @@ def threads(subject: Subject, case: Case) -> None:
     cases=contract_cases,
     needs=("backward",),
 )
-def tape(subject: Subject, case: Case) -> Measure:
-    data = subject.device(case.data)
-    weights = subject.pack(case, data)
-    done = subject.call(case, data, record=True, weights=weights)
-    first = subject.backward(case, data, weights, done)
-    other = subject.device(case.data.map(lambda array: -array))
-    subject.backward(case, other, weights, done)
-    subject.call(case, other, record=True, weights=weights)
-    same_bits("a second backward", subject.backward(case, data, weights, done), first)
+def tape(tested: BackendUnderTest, case: Case) -> Measure:
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
+    done = tested.call(case, data, record=True, weights=weights)
+    first = tested.backward(case, data, weights, done)
+    other = tested.device(case.data.map(lambda array: -array))
+    tested.backward(case, other, weights, done)
+    tested.call(case, other, record=True, weights=weights)
+    same_bits("a second backward", tested.backward(case, data, weights, done), first)
     return compare(first, budgets.gradients(case))
 
 
@@ -272,13 +272,13 @@ def _cleared(array: Any) -> bool:
 @check(
     "pack.copies", "weights do not change with the arrays that they were packed from", section=9, cases=contract_cases
 )
-def copies(subject: Subject, case: Case) -> Measure | None:
-    data = subject.device(case.data)
-    weights = subject.pack(case, data)
+def copies(tested: BackendUnderTest, case: Case) -> Measure | None:
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
     for array in data.parameters.values():
         if not _cleared(array):
             return None
-    return compare(subject.outputs(subject.call(case, data, weights=weights)), budgets.forward(case))
+    return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
 
 
 @check(
@@ -287,8 +287,8 @@ def copies(subject: Subject, case: Case) -> Measure | None:
     section=9,
     cases=one_layer,
 )
-def many(subject: Subject, case: Case) -> Measure:
-    data = subject.device(case.data)
-    weights = subject.pack(case, data)
-    subject.pack(case, subject.device(case.data.map(lambda array: -array)))
-    return compare(subject.outputs(subject.call(case, data, weights=weights)), budgets.forward(case))
+def many(tested: BackendUnderTest, case: Case) -> Measure:
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
+    tested.pack(case, tested.device(case.data.map(lambda array: -array)))
+    return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))

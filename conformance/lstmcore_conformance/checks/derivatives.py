@@ -10,12 +10,12 @@ import numpy as np
 
 from lstmcore import reference
 from lstmcore.backend import State, Tangents
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Expectation, Expected, Measure
-from lstmcore_conformance.cases import Array, Case, Data
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Expectation, Expected, Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 
 def use_cases(scope: Scope) -> Iterator[Case]:
@@ -40,8 +40,8 @@ def use_cases(scope: Scope) -> Iterator[Case]:
     cases=use_cases,
     needs=("backward",),
 )
-def uses(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def uses(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 @check(
@@ -54,8 +54,8 @@ def uses(subject: Subject, case: Case) -> Measure:
     ),
     needs=("backward",),
 )
-def nothing(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def nothing(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 def derivative_cases(scope: Scope) -> Iterator[Case]:
@@ -77,12 +77,12 @@ def derivative_cases(scope: Scope) -> Iterator[Case]:
     cases=derivative_cases,
     needs=("backward",),
 )
-def linear(subject: Subject, case: Case) -> Measure:
-    data = subject.device(case.data)
-    weights = subject.pack(case, data)
-    done = subject.call(case, data, record=True, weights=weights)
-    one = subject.backward(case, replace(data, dstate=None), weights, done)
-    two = subject.backward(case, replace(data, dy=None), weights, done)
+def linear(tested: BackendUnderTest, case: Case) -> Measure:
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
+    done = tested.call(case, data, record=True, weights=weights)
+    one = tested.backward(case, replace(data, dstate=None), weights, done)
+    two = tested.backward(case, replace(data, dy=None), weights, done)
     total = {name: (one[name].astype(np.float64) + two[name]).astype(one[name].dtype) for name in one}
     return compare(total, budgets.gradients(case))
 
@@ -94,9 +94,9 @@ def linear(subject: Subject, case: Case) -> Measure:
     cases=derivative_cases,
     needs=("backward", "jvp"),
 )
-def adjoint(subject: Subject, case: Case) -> Measure:
+def adjoint(tested: BackendUnderTest, case: Case) -> Measure:
     data = case.data
-    forward, backward = subject.tangents(case), subject.gradients(case)
+    forward, backward = tested.tangents(case), tested.gradients(case)
     if data.dy is None or data.dstate is None or data.tangents.state is None:
         raise TypeError(f"case {case.id}: expected dy, dstate and tangents of the state")
     outputs = {"ty": data.dy, "th_n": data.dstate.h, "tc_n": data.dstate.c}
@@ -128,7 +128,7 @@ def tangent_cases(scope: Scope) -> Iterator[Case]:
 
 
 @check("jvp.partial", "a tangent that is left out is zero", section=7, cases=tangent_cases, needs=("jvp",))
-def partial(subject: Subject, case: Case) -> Measure:
+def partial(tested: BackendUnderTest, case: Case) -> Measure:
     kind = case.name.split(",")[1]
     data, given = case.data, case.data.tangents
     only = Tangents(**({kind: getattr(given, kind)} if kind != "nothing" else {}))
@@ -139,8 +139,8 @@ def partial(subject: Subject, case: Case) -> Measure:
         else State(*(_like(a, b) for a, b in zip(given.state, only.state or (None,) * 2, strict=True))),
         {name: _like(array, (only.parameters or {}).get(name)) for name, array in (given.parameters or {}).items()},
     )
-    full = subject.tangents(case, replace(data, tangents=zeros))
-    part = subject.tangents(case, replace(data, tangents=only))
+    full = tested.tangents(case, replace(data, tangents=zeros))
+    part = tested.tangents(case, replace(data, tangents=only))
     expected = {
         name: replace(want, value=np.asarray(full[name], np.float64)) for name, want in budgets.tangents(case).items()
     }
@@ -186,9 +186,9 @@ def kink_cases(scope: Scope) -> Iterator[Case]:
     cases=kink_cases,
     needs=("backward",),
 )
-def kinks(subject: Subject, case: Case) -> Measure:
+def kinks(tested: BackendUnderTest, case: Case) -> Measure:
     data, _, expected = on_kink(case)
-    return compare(subject.gradients(case, data), expected)
+    return compare(tested.gradients(case, data), expected)
 
 
 def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:

@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 
 from lstmcore.backend import State
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_conformance.views import piece
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.metamorphic import piece
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 LONG: Final = 100_000
 PIECES: Final = 1_000
@@ -44,14 +44,14 @@ def long_cases(scope: Scope) -> Iterator[Case]:
     cases=long_cases,
     profile="full",
 )
-def long(subject: Subject, case: Case) -> Measure:
+def long(tested: BackendUnderTest, case: Case) -> Measure:
     allowed, repeats = budgets.forward(case), -(-LONG // case.steps)
     x = np.tile(case.data.x, (repeats, 1, 1))[:LONG]
     data = replace(case.data, x=x)
-    whole = subject.forward(case, data)
+    whole = tested.forward(case, data)
     state, size, outputs = case.data.state, LONG // PIECES, []
     for start in range(0, LONG, size):
-        got = subject.forward(case, piece(data, start, start + size, state))
+        got = tested.forward(case, piece(data, start, start + size, state))
         state = State(got["h_n"], got["c_n"])
         outputs.append(got["y"])
     joined = {"y": np.concatenate(outputs), "h_n": got["h_n"], "c_n": got["c_n"]}
@@ -64,8 +64,8 @@ def long(subject: Subject, case: Case) -> Measure:
 
 
 @check("forward.long", "y and the final state are right after 509 steps", section=2, cases=long_cases, profile="full")
-def long_forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), budgets.forward(case))
+def long_forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), budgets.forward(case))
 
 
 @check(
@@ -76,8 +76,8 @@ def long_forward(subject: Subject, case: Case) -> Measure:
     needs=("backward",),
     profile="full",
 )
-def long_backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def long_backward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 #: Name -> what x, h and c are multiplied by. The last makes numbers below the smallest normal one of float32.
@@ -110,8 +110,8 @@ def extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
     section=8,
     cases=extreme_cases,
 )
-def extreme_forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), extreme(case, budgets.forward(case)))
+def extreme_forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), extreme(case, budgets.forward(case)))
 
 
 @check(
@@ -121,8 +121,8 @@ def extreme_forward(subject: Subject, case: Case) -> Measure:
     cases=extreme_cases,
     needs=("backward",),
 )
-def extreme_backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), extreme(case, budgets.gradients(case)))
+def extreme_backward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), extreme(case, budgets.gradients(case)))
 
 
 def memory_cases(scope: Scope) -> Iterator[Case]:
@@ -132,15 +132,15 @@ def memory_cases(scope: Scope) -> Iterator[Case]:
 
 
 @check("calls.memory", f"memory does not grow over {CALLS:,} calls", section=9, cases=memory_cases, profile="full")
-def memory(subject: Subject, case: Case) -> None:
-    data = subject.device(case.data)
-    weights = subject.pack(case, data)
-    record = "backward" in subject.declared.derivatives
+def memory(tested: BackendUnderTest, case: Case) -> None:
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
+    record = "backward" in tested.declared.derivatives
 
     def call() -> None:
-        done = subject.call(case, data, record=record, weights=weights)
+        done = tested.call(case, data, record=record, weights=weights)
         if record:
-            subject.backward(case, data, weights, done)
+            tested.backward(case, data, weights, done)
 
     for _ in range(WARM):
         call()

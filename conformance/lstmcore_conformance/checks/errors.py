@@ -10,11 +10,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from lstmcore.backend import Masks, State, Tangents
-from lstmcore_conformance import budgets
-from lstmcore_conformance.cases import Array, Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.case import Array, Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 #: What is done wrong -> the call, the error, and the word that its message must have.
 Mistake = tuple[str, Callable[[], object], type[Exception], str]
@@ -60,14 +60,14 @@ def judge(mistakes: Iterator[Mistake]) -> None:
 class _Calls:
     """One case's calls with some arguments replaced."""
 
-    def __init__(self, subject: Subject, case: Case) -> None:
-        self.subject, self.case = subject, case
-        self.data = subject.device(case.data)
-        self.kernel = subject.kernel(case)
-        self.weights = subject.pack(case, self.data)
+    def __init__(self, tested: BackendUnderTest, case: Case) -> None:
+        self.tested, self.case = tested, case
+        self.data = tested.device(case.data)
+        self.kernel = tested.kernel(case)
+        self.weights = tested.pack(case, self.data)
 
     def device(self, array: Array) -> Any:
-        return self.subject.backend.to_device(array)
+        return self.tested.backend.to_device(array)
 
     def forward(self, out: Any = None, **changes: Any) -> Callable[[], object]:
         given = replace(self.data, **changes)
@@ -78,7 +78,7 @@ class _Calls:
     def still_works(self) -> None:
         """After the mistakes a right call gives right numbers."""
         try:
-            compare(self.subject.forward(self.case), budgets.forward(self.case))
+            compare(self.tested.forward(self.case), budgets.forward(self.case))
         except Failure as failure:
             raise Failure(f"a right call after the mistakes: {failure}", failure.worst) from failure
 
@@ -96,8 +96,8 @@ def masked(array: Any) -> Any:
 
 
 @check("errors.x", "an x of another rank, width, dtype or type is an error that names it", section=9, cases=error_cases)
-def wrong_x(subject: Subject, case: Case) -> None:
-    calls, x = _Calls(subject, case), case.data.x
+def wrong_x(tested: BackendUnderTest, case: Case) -> None:
+    calls, x = _Calls(tested, case), case.data.x
 
     def mistakes() -> Iterator[Mistake]:
         yield "two dimensions", calls.forward(x=calls.device(x[0])), ValueError, "x"
@@ -113,8 +113,8 @@ def wrong_x(subject: Subject, case: Case) -> None:
 
 
 @check("errors.state", "a wrong state is an error that names it", section=9, cases=error_cases)
-def wrong_state(subject: Subject, case: Case) -> None:
-    calls, state = _Calls(subject, case), case.data.state
+def wrong_state(tested: BackendUnderTest, case: Case) -> None:
+    calls, state = _Calls(tested, case), case.data.state
     if state is None:
         raise TypeError(f"case {case.id}: expected a state")
     h, c = (calls.device(array) for array in state)
@@ -151,8 +151,8 @@ def wrong_state(subject: Subject, case: Case) -> None:
     cases=error_cases,
     needs=("lengths",),
 )
-def wrong_lengths(subject: Subject, case: Case) -> None:
-    calls, top = _Calls(subject, case), case.steps
+def wrong_lengths(tested: BackendUnderTest, case: Case) -> None:
+    calls, top = _Calls(tested, case), case.steps
 
     def mistakes() -> Iterator[Mistake]:
         yield ("negative", calls.forward(lengths=np.array([1, -1, 2])), ValueError, "lengths")
@@ -174,8 +174,8 @@ def wrong_lengths(subject: Subject, case: Case) -> None:
     section=1,
     cases=error_cases,
 )
-def wrong_parameters(subject: Subject, case: Case) -> None:
-    calls, good = _Calls(subject, case), case.data.parameters
+def wrong_parameters(tested: BackendUnderTest, case: Case) -> None:
+    calls, good = _Calls(tested, case), case.data.parameters
 
     def pack(changes: dict[str, Any], drop: str = "") -> Callable[[], object]:
         given = {name: array for name, array in (good | changes).items() if name != drop}
@@ -204,10 +204,10 @@ def wrong_parameters(subject: Subject, case: Case) -> None:
     cases=mask_cases,
     needs=("masks",),
 )
-def wrong_masks(subject: Subject, case: Case) -> None:
-    calls, masks = _Calls(subject, case), case.data.masks
+def wrong_masks(tested: BackendUnderTest, case: Case) -> None:
+    calls, masks = _Calls(tested, case), case.data.masks
     plain = Case(name="mistakes,no_rate", model=config_of({}), precision=case.precision)
-    without = _Calls(subject, plain)
+    without = _Calls(tested, plain)
 
     def mistakes() -> Iterator[Mistake]:
         for name in Masks._fields:
@@ -236,8 +236,8 @@ def wrong_masks(subject: Subject, case: Case) -> None:
     section=9,
     cases=error_cases,
 )
-def masked_arrays(subject: Subject, case: Case) -> None:
-    calls, data, declared = _Calls(subject, case), case.data, subject.declared
+def masked_arrays(tested: BackendUnderTest, case: Case) -> None:
+    calls, data, declared = _Calls(tested, case), case.data, tested.declared
     given, kernel, weights = calls.data, calls.kernel, calls.weights
 
     def replaced(pair: State | None, entry: str) -> State:
@@ -280,7 +280,7 @@ def masked_arrays(subject: Subject, case: Case) -> None:
             yield "tangents.parameters", jvp(Tangents(parameters=moved)), TypeError, "tangents.parameters"
 
     record = "backward" in declared.derivatives
-    tape = subject.call(case, given, record=True, weights=weights).tape if record else None
+    tape = tested.call(case, given, record=True, weights=weights).tape if record else None
     judge(mistakes())
     calls.still_works()
 
@@ -291,9 +291,9 @@ def masked_arrays(subject: Subject, case: Case) -> None:
     section=9,
     cases=error_cases,
 )
-def wrong_out(subject: Subject, case: Case) -> None:
+def wrong_out(tested: BackendUnderTest, case: Case) -> None:
     square = Case(name="mistakes,square", model=config_of(SWITCHES["square"]), precision=case.precision)
-    calls, data = _Calls(subject, square), subject.device(square.data)
+    calls, data = _Calls(tested, square), tested.device(square.data)
     empty = np.zeros(budgets.forward(square)["y"].value.shape, data.x.dtype)
     frozen = empty.copy()
     frozen.flags.writeable = False
@@ -303,7 +303,7 @@ def wrong_out(subject: Subject, case: Case) -> None:
         yield ("one column short", calls.forward(out=calls.device(empty[:, :, 1:])), ValueError, "out")
         yield ("another dtype", calls.forward(out=calls.device(other_dtype(empty))), TypeError, "out")
         yield "a list", calls.forward(out=[]), TypeError, "out"
-        if subject.declared.device == "cpu":
+        if tested.declared.device == "cpu":
             yield "read-only", calls.forward(out=frozen), ValueError, "out"
             yield "x itself", calls.forward(x=data.x, out=data.x), ValueError, "out"
             yield ("x in another order", calls.forward(x=data.x, out=data.x[::-1]), ValueError, "out")
@@ -331,10 +331,10 @@ def wrong_out(subject: Subject, case: Case) -> None:
     cases=error_cases,
     needs=("backward",),
 )
-def wrong_backward(subject: Subject, case: Case) -> None:
-    calls, data = _Calls(subject, case), case.data
-    other = subject.compile(replace(case, model=config_of({"bias": False})))
-    done = subject.call(case, calls.data, record=True, weights=calls.weights)
+def wrong_backward(tested: BackendUnderTest, case: Case) -> None:
+    calls, data = _Calls(tested, case), case.data
+    other = tested.compile(replace(case, model=config_of({"bias": False})))
+    done = tested.call(case, calls.data, record=True, weights=calls.weights)
     if data.dy is None or data.dstate is None:
         raise TypeError(f"case {case.id}: expected dy and dstate")
     dy, dstate = data.dy, data.dstate
@@ -360,7 +360,7 @@ def wrong_backward(subject: Subject, case: Case) -> None:
         yield "dstate an array", backward(dstate=h), TypeError, "dstate"
 
     judge(mistakes())
-    compare(subject.backward(case, calls.data, calls.weights, done), budgets.gradients(case))
+    compare(tested.backward(case, calls.data, calls.weights, done), budgets.gradients(case))
 
 
 @check(
@@ -370,8 +370,8 @@ def wrong_backward(subject: Subject, case: Case) -> None:
     cases=error_cases,
     needs=("jvp",),
 )
-def wrong_tangents(subject: Subject, case: Case) -> None:
-    calls, data = _Calls(subject, case), case.data
+def wrong_tangents(tested: BackendUnderTest, case: Case) -> None:
+    calls, data = _Calls(tested, case), case.data
     state = data.tangents.state
     if state is None:
         raise TypeError(f"case {case.id}: expected a tangent of the state")
@@ -393,4 +393,4 @@ def wrong_tangents(subject: Subject, case: Case) -> None:
         yield ("parameter one row short", jvp(parameters={"bias": calls.device(bias[1:])}), ValueError, "bias")
 
     judge(mistakes())
-    compare(subject.tangents(case), budgets.tangents(case))
+    compare(tested.tangents(case), budgets.tangents(case))

@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.backend import Masks, State
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Expected, Measure
-from lstmcore_conformance.cases import Array, Case, Data
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare, same_bits
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_conformance.views import padded_with, past_end, rows_of
+from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.cases.metamorphic import padded_with, past_end, rows_of
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Expected, Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
+from lstmcore_conformance.suite.check import Scope, check
 
 MODELS: Final = (
     "plain",
@@ -69,8 +69,8 @@ def few_cases(scope: Scope) -> Iterator[Case]:
     cases=length_cases,
     needs=("lengths",),
 )
-def forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), budgets.forward(case))
+def forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), budgets.forward(case))
 
 
 @check(
@@ -80,8 +80,8 @@ def forward(subject: Subject, case: Case) -> Measure:
     cases=length_cases,
     needs=("lengths", "backward"),
 )
-def backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def backward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 @check(
@@ -91,8 +91,8 @@ def backward(subject: Subject, case: Case) -> Measure:
     cases=length_cases,
     needs=("lengths", "jvp"),
 )
-def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+def jvp(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 @check(
@@ -102,8 +102,8 @@ def jvp(subject: Subject, case: Case) -> Measure:
     cases=few_cases,
     needs=("lengths",),
 )
-def exact(subject: Subject, case: Case) -> None:
-    got, padding = subject.forward(case), past_end(case)
+def exact(tested: BackendUnderTest, case: Case) -> None:
+    got, padding = tested.forward(case), past_end(case)
     if np.any(got["y"][padding] != 0):
         raise Failure("y: expected exact zeros past the end of a row")
     state, empty = case.data.state, np.array(case.lengths) == 0
@@ -114,7 +114,7 @@ def exact(subject: Subject, case: Case) -> None:
         {"h_n": got["h_n"][empty], "c_n": got["c_n"][empty]},
         {"h_n": state.h[empty], "c_n": state.c[empty]},
     )
-    if "backward" in subject.declared.derivatives and np.any(subject.gradients(case)["dx"][padding] != 0):
+    if "backward" in tested.declared.derivatives and np.any(tested.gradients(case)["dx"][padding] != 0):
         raise Failure("dx: expected exact zeros past the end of a row")
 
 
@@ -125,11 +125,11 @@ def exact(subject: Subject, case: Case) -> None:
     cases=few_cases,
     needs=("lengths",),
 )
-def padding(subject: Subject, case: Case) -> None:
+def padding(tested: BackendUnderTest, case: Case) -> None:
     for content in (np.nan, np.inf):
-        calls = [subject.forward]
-        calls += [subject.gradients] if "backward" in subject.declared.derivatives else []
-        calls += [subject.tangents] if "jvp" in subject.declared.derivatives else []
+        calls = [tested.forward]
+        calls += [tested.gradients] if "backward" in tested.declared.derivatives else []
+        calls += [tested.tangents] if "jvp" in tested.declared.derivatives else []
         for call in calls:
             same_bits(
                 f"{content} in padding", call(case, padded_with(case, content)), call(case, padded_with(case, 0.0))
@@ -143,17 +143,17 @@ def padding(subject: Subject, case: Case) -> None:
     cases=few_cases,
     needs=("lengths",),
 )
-def empty_rows(subject: Subject, case: Case) -> None:
+def empty_rows(tested: BackendUnderTest, case: Case) -> None:
     empty = np.array(case.lengths) == 0
     for content in (np.nan, np.inf):
         spoilt, clean = spoil(case, content), spoil(case, 0.0)
-        got, want = subject.forward(case, spoilt), subject.forward(case, clean)
+        got, want = tested.forward(case, spoilt), tested.forward(case, clean)
         same_bits(f"{content} in a row of length 0", got, {**want, **passed("{}_n", spoilt.state, want, empty)})
-        if "backward" in subject.declared.derivatives:
-            got, want = subject.gradients(case, spoilt), subject.gradients(case, clean)
+        if "backward" in tested.declared.derivatives:
+            got, want = tested.gradients(case, spoilt), tested.gradients(case, clean)
             same_bits(f"{content} in a row of length 0", got, {**want, **passed("d{}0", spoilt.dstate, want, empty)})
-        if "jvp" in subject.declared.derivatives:
-            got, want = subject.tangents(case, spoilt), subject.tangents(case, clean)
+        if "jvp" in tested.declared.derivatives:
+            got, want = tested.tangents(case, spoilt), tested.tangents(case, clean)
             want |= passed("{}_n", spoilt.state, want, empty)
             want |= passed("t{}_n", spoilt.tangents.state, want, empty)
             same_bits(f"{content} in a row of length 0", got, want)
@@ -197,25 +197,25 @@ def _rows_expected(case: Case, rows: Any) -> dict[str, Expected]:
 @check(
     "rows.independent", "a row gives the same alone, in another order and in a larger batch", section=4, cases=row_cases
 )
-def independent(subject: Subject, case: Case) -> Measure:
+def independent(tested: BackendUnderTest, case: Case) -> Measure:
     worst = Measure(0.0)
     for rows in ([2], [4, 1], [3, 0, 4, 2, 1], [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0]):
-        found = compare(subject.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
+        found = compare(tested.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
         worst = max(worst, found, key=lambda one: one.share)
     return worst
 
 
 @check("rows.nan", "a NaN stays in its row", section=4, cases=row_cases)
-def nan(subject: Subject, case: Case) -> Measure:
+def nan(tested: BackendUnderTest, case: Case) -> Measure:
     data = case.data.map(np.array)
     data.x[0 if not case.config.reverse else -1, 1] = np.nan
-    got, others = subject.forward(case, data), [0, 2, 3, 4]
+    got, others = tested.forward(case, data), [0, 2, 3, 4]
     finite = {"y": got["y"][:, others], "h_n": got["h_n"][others], "c_n": got["c_n"][others]}
     worst = compare(finite, _rows_expected(case, others))
     if "everything" not in case.name and not np.isnan(got["y"][:, 1]).all():
         raise Failure("y: expected NaN in the row that reads one; it vanished")
-    if "backward" in subject.declared.derivatives:
-        gradients = subject.gradients(case, data)
+    if "backward" in tested.declared.derivatives:
+        gradients = tested.gradients(case, data)
         known = budgets.gradients(case)
         kept = {name: gradients[name][..., others, :] for name in ("dx", "dh0", "dc0")}
         expected = {name: replace(known[name], value=known[name].value[..., others, :]) for name in kept}

@@ -10,13 +10,13 @@ import numpy as np
 from lstmcore.backend import Masks, StackMasks
 from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Array, Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.generator import masks_of
-from lstmcore_conformance.subject import Subject, compare, same_bits
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.case import Array, Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.oracle.philox import masks_of
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare, same_bits
+from lstmcore_conformance.suite.check import Scope, check
 
 MODELS = (
     "zoneout_hidden",
@@ -46,8 +46,8 @@ def mask_cases(scope: Scope) -> Iterator[Case]:
 
 
 @check("masks.forward", "y and the final state are right with masks", section=5, cases=mask_cases, needs=("masks",))
-def forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), budgets.forward(case))
+def forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), budgets.forward(case))
 
 
 @check(
@@ -57,15 +57,15 @@ def forward(subject: Subject, case: Case) -> Measure:
     cases=mask_cases,
     needs=("masks", "backward"),
 )
-def backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def backward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 @check(
     "masks.jvp", "the directional derivative is right with masks", section=5, cases=mask_cases, needs=("masks", "jvp")
 )
-def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+def jvp(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 def partial_cases(scope: Scope) -> Iterator[Case]:
@@ -84,12 +84,10 @@ def partial_cases(scope: Scope) -> Iterator[Case]:
     cases=partial_cases,
     needs=("masks",),
 )
-def partial(subject: Subject, case: Case) -> Measure:
-    if "backward" not in subject.declared.derivatives:
-        return compare(subject.forward(case), budgets.forward(case))
-    return compare(
-        subject.forward(case) | subject.gradients(case), {**budgets.forward(case), **budgets.gradients(case)}
-    )
+def partial(tested: BackendUnderTest, case: Case) -> Measure:
+    if "backward" not in tested.declared.derivatives:
+        return compare(tested.forward(case), budgets.forward(case))
+    return compare(tested.forward(case) | tested.gradients(case), {**budgets.forward(case), **budgets.gradients(case)})
 
 
 @check(
@@ -103,8 +101,8 @@ def partial(subject: Subject, case: Case) -> Measure:
     ),
     needs=("masks",),
 )
-def empty(subject: Subject, case: Case) -> None:
-    same_bits("Masks() and None", subject.forward(case, replace(case.data, masks=Masks())), subject.forward(case))
+def empty(tested: BackendUnderTest, case: Case) -> None:
+    same_bits("Masks() and None", tested.forward(case, replace(case.data, masks=Masks())), tested.forward(case))
 
 
 @check(
@@ -119,12 +117,12 @@ def empty(subject: Subject, case: Case) -> None:
     ),
     needs=("masks",),
 )
-def kept(subject: Subject, case: Case) -> None:
+def kept(tested: BackendUnderTest, case: Case) -> None:
     state = case.data.state
     if state is None or not isinstance(case.data.masks, Masks):
         raise TypeError(f"case {case.id}: expected a state and masks of one layer")
     ones = Masks(*(None if mask is None else np.ones_like(mask) for mask in case.data.masks))
-    got = subject.forward(case, replace(case.data, masks=ones))
+    got = tested.forward(case, replace(case.data, masks=ones))
     held = np.broadcast_to(state.h, got["y"].shape)
     same_bits("all kept", got, {"y": held, "h_n": state.h, "c_n": state.c})
 
@@ -146,17 +144,17 @@ def kept(subject: Subject, case: Case) -> None:
     ),
     needs=("masks", "backward"),
 )
-def generator(subject: Subject, case: Case) -> None:
+def generator(tested: BackendUnderTest, case: Case) -> None:
     seed, step, stack = 0x9E3779B97F4A7C15, 3, case.stack
     if stack is None:
         raise TypeError(f"case {case.id}: expected a stack")
-    lstm = LSTM.from_config(stack, case.data.parameters, dtype=case.precision, backend=subject.backend, seed=seed)
+    lstm = LSTM.from_config(stack, case.data.parameters, dtype=case.precision, backend=tested.backend, seed=seed)
     lstm.step = step
-    with subject.guard("record"):
+    with tested.guard("record"):
         y, (h, c), tape = lstm.record(case.data.x)
     masks = masks_of(stack, case, seed, step)
     same_bits("the masks", dict(_named(tape.masks)), dict(_named(masks)))
-    explicit = subject.forward(case, replace(case.data, state=None, masks=masks))
+    explicit = tested.forward(case, replace(case.data, state=None, masks=masks))
     same_bits("with the masks of the specification", {"y": y, "h_n": h, "c_n": c}, explicit)
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from lstmcore.backend import State
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Array, Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_conformance.views import piece
+from lstmcore_conformance.cases.case import Array, Case
+from lstmcore_conformance.cases.metamorphic import piece
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 
 def piece_cases(scope: Scope) -> Iterator[Case]:
@@ -50,11 +50,11 @@ def pieces_of(case: Case, cuts: tuple[int, ...]) -> list[tuple[int, int]]:
     return ranges[::-1] if case.config.reverse else ranges
 
 
-def run_pieces(subject: Subject, case: Case, cuts: tuple[int, ...]) -> dict[str, Array]:
+def run_pieces(tested: BackendUnderTest, case: Case, cuts: tuple[int, ...]) -> dict[str, Array]:
     """The outputs of the pieces put together."""
     state, outputs = case.data.state, {}
     for start, stop in pieces_of(case, cuts):
-        got = subject.forward(case, piece(case.data, start, stop, state))
+        got = tested.forward(case, piece(case.data, start, stop, state))
         outputs[start, stop] = got["y"]
         state = State(got["h_n"], got["c_n"])
     y = np.concatenate([outputs[key] for key in sorted(outputs)])
@@ -69,13 +69,13 @@ def run_pieces(subject: Subject, case: Case, cuts: tuple[int, ...]) -> dict[str,
     section=8,
     cases=piece_cases,
 )
-def resume(subject: Subject, case: Case) -> Measure:
-    return compare(run_pieces(subject, case, (3,)), budgets.forward(case))
+def resume(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(run_pieces(tested, case, (3,)), budgets.forward(case))
 
 
 @check("state.streaming", "one step a call gives what one call for all steps gives", section=8, cases=piece_cases)
-def streaming(subject: Subject, case: Case) -> Measure:
-    return compare(run_pieces(subject, case, tuple(range(1, case.steps))), budgets.forward(case))
+def streaming(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(run_pieces(tested, case, tuple(range(1, case.steps))), budgets.forward(case))
 
 
 @check(
@@ -84,8 +84,8 @@ def streaming(subject: Subject, case: Case) -> Measure:
     section=8,
     cases=lambda scope: (case for case in piece_cases(scope) if "everything" in case.name or "plain" in case.name),
 )
-def empty_piece(subject: Subject, case: Case) -> Measure:
-    return compare(run_pieces(subject, case, (3, 3)), budgets.forward(case))
+def empty_piece(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(run_pieces(tested, case, (3, 3)), budgets.forward(case))
 
 
 @check(
@@ -95,17 +95,17 @@ def empty_piece(subject: Subject, case: Case) -> Measure:
     cases=piece_cases,
     needs=("backward",),
 )
-def pieces_backward(subject: Subject, case: Case) -> Measure:
+def pieces_backward(tested: BackendUnderTest, case: Case) -> Measure:
     state, done = case.data.state, []
     for start, stop in pieces_of(case, (2, 5)):
         part = piece(case.data, start, stop, state)
-        got = subject.forward(case, part)
+        got = tested.forward(case, part)
         done.append((start, part))
         state = State(got["h_n"], got["c_n"])
     dstate, dx = case.data.dstate, {}
     total: dict[str, Array] = {}
     for start, part in reversed(done):
-        got = subject.gradients(case, replace(part, dstate=dstate))
+        got = tested.gradients(case, replace(part, dstate=dstate))
         dstate, dx[start] = State(got["dh0"], got["dc0"]), got["dx"]
         for name, array in got.items():
             if name.startswith("d_"):

@@ -10,12 +10,12 @@ import numpy as np
 
 from lstmcore.backend import State
 from lstmcore.config import StackConfig
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Failure, Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 #: Name -> the switches, the shape of the stack, and whether masks are given.
 STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] = {
@@ -58,8 +58,8 @@ def stack_cases(scope: Scope) -> Iterator[Case]:
 
 
 @check("stack.forward", "y and the final state of all layers and directions are right", section=6, cases=stack_cases)
-def forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), budgets.forward(case))
+def forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), budgets.forward(case))
 
 
 @check(
@@ -69,8 +69,8 @@ def forward(subject: Subject, case: Case) -> Measure:
     cases=stack_cases,
     needs=("backward",),
 )
-def backward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def backward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
 @check(
@@ -80,8 +80,8 @@ def backward(subject: Subject, case: Case) -> Measure:
     cases=stack_cases,
     needs=("jvp",),
 )
-def jvp(subject: Subject, case: Case) -> Measure:
-    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+def jvp(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 @check(
@@ -98,10 +98,10 @@ def jvp(subject: Subject, case: Case) -> Measure:
         for name in ("plain", "proj_size", "recurrence_cell")
     ),
 )
-def streaming(subject: Subject, case: Case) -> Measure:
+def streaming(tested: BackendUnderTest, case: Case) -> Measure:
     state, rows = case.data.state, []
     for t in range(case.steps):
-        got = subject.forward(case, replace(case.data, x=case.data.x[t : t + 1], state=state))
+        got = tested.forward(case, replace(case.data, x=case.data.x[t : t + 1], state=state))
         state = State(got["h_n"], got["c_n"])
         rows.append(got["y"])
     if state is None:
@@ -117,9 +117,9 @@ def streaming(subject: Subject, case: Case) -> Measure:
         case for case in stack_cases(scope) if case.name in ("L=1", "L=2,D=2") and case.precision == scope.precisions[0]
     ),
 )
-def receipts(subject: Subject, case: Case) -> None:
-    kernel = subject.kernel(case)
-    with subject.guard("receipts"):
+def receipts(tested: BackendUnderTest, case: Case) -> None:
+    kernel = tested.kernel(case)
+    with tested.guard("receipts"):
         found = kernel.receipts(case.steps, case.batch)
     if len(found) != len(case.configs):
         raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(found)}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Case
-from lstmcore_conformance.checking import Scope, check
-from lstmcore_conformance.subject import Subject, compare
-from lstmcore_conformance.switches import SWITCHES, config_of, covering
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of, covering
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
+from lstmcore_conformance.suite.check import Scope, check
 
 #: Name -> T, N and what differs in the configuration.
 SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
@@ -90,16 +90,16 @@ def row_cases(scope: Scope) -> Iterator[Case]:
             yield Case(name=f"rows,{name}", model=config_of(changes), precision=precision, steps=steps, batch=batch)
 
 
-def _forward(subject: Subject, case: Case) -> Measure:
-    return compare(subject.forward(case), budgets.forward(case))
+def _forward(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.forward(case), budgets.forward(case))
 
 
-def _gradients(subject: Subject, case: Case) -> Measure:
-    return compare(subject.gradients(case), budgets.gradients(case))
+def _gradients(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.gradients(case), budgets.gradients(case))
 
 
-def _tangents(subject: Subject, case: Case) -> Measure:
-    return compare(subject.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
+def _tangents(tested: BackendUnderTest, case: Case) -> Measure:
+    return compare(tested.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
 for _group, _words, _section, _cases in (
@@ -134,8 +134,8 @@ def no_state_cases(scope: Scope) -> Iterator[Case]:
 
 
 @check("forward.no_state", "an initial state of None is zeros", section=1, cases=no_state_cases)
-def no_state(subject: Subject, case: Case) -> Measure:
-    return _forward(subject, case)
+def no_state(tested: BackendUnderTest, case: Case) -> Measure:
+    return _forward(tested, case)
 
 
 @check(
@@ -145,8 +145,8 @@ def no_state(subject: Subject, case: Case) -> Measure:
     cases=no_state_cases,
     needs=("backward",),
 )
-def no_state_gradients(subject: Subject, case: Case) -> Measure:
-    return _gradients(subject, case)
+def no_state_gradients(tested: BackendUnderTest, case: Case) -> Measure:
+    return _gradients(tested, case)
 
 
 @check(
@@ -155,7 +155,7 @@ def no_state_gradients(subject: Subject, case: Case) -> Measure:
     section=8,
     cases=row_cases,
     needs=("backward",),
-    profile="quick",  # its textbook evaluations take seconds
+    profile="quick",  # its naive evaluations take seconds
 )
-def row_gradients(subject: Subject, case: Case) -> Measure:
-    return _gradients(subject, case)
+def row_gradients(tested: BackendUnderTest, case: Case) -> Measure:
+    return _gradients(tested, case)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
-from lstmcore_conformance.budgets import Measure
-from lstmcore_conformance.cases import Case
+from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.gpu.places import Place, StandIn, draw
 from lstmcore_conformance.gpu.plan import Deadline
-from lstmcore_conformance.report import ItemReport, Outcome, Report
-from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items, not_run, report_on, run_item
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.report import ItemReport, Outcome, Report
+from lstmcore_conformance.suite.runner import items, not_run, report_on, run_item
 
 #: Seconds that a process may take beyond its time: it starts, and its last case may be a long one.
 GRACE: Final = 45.0
@@ -59,14 +59,14 @@ def work(
 
     It begins with its case number `first`, and ends early where the device is lost.
     """
-    deadline, subject = Deadline(seconds), Subject(place.backend)
-    own = [item for item in items(subject, select=select) if share_of(item.case, count) == index]
+    deadline, tested = Deadline(seconds), BackendUnderTest(place.backend)
+    own = [item for item in items(tested, select=select) if share_of(item.case, count) == index]
     yield {"all": len(own)}
     for item in own[first:]:
         if deadline.left < 0:
             break
         yield {"begun": item.id}
-        found = run_item(subject, item)
+        found = run_item(tested, item)
         yield {"check": item.check.id, "item": _plain(found)}
         if found.outcome is not Outcome.PASSED and (reason := place.lost()) is not None:
             yield {"lost": reason}
@@ -117,7 +117,7 @@ def conformance(
     error of the report.
     """
     started = datetime.now(UTC)
-    subject = Subject(place.on(path).backend if path else place.backend)
+    tested = BackendUnderTest(place.on(path).backend if path else place.backend)
     limit = Deadline(seconds + GRACE)
     with tempfile.TemporaryDirectory(prefix="lstmcore-gpu-") as folder, ThreadPoolExecutor(count) as pool:
 
@@ -126,7 +126,7 @@ def conformance(
             return _part(Path(folder) / f"{index}.json", words, seconds, limit, [] if select is None else [select])
 
         parts = list(pool.map(run, range(count)))
-    every = list(items(subject, select=select))
+    every = list(items(tested, select=select))
     found: dict[str, list[ItemReport]] = {item.check.id: [] for item in every}
     left: Counter[str] = Counter()
     for index, part in enumerate(parts):
@@ -146,7 +146,7 @@ def conformance(
             told += "".join(f"; {number} did not begin {why}" for why, number in left.items() if number > 0)
         select = f"{select + ': ' if select else ''}{told}"
     errors = [f"conformance{', ' + path if path else ''}: {error}" for part in parts for error in part.errors]
-    return report_on(subject, {check: these for check, these in found.items() if these}, started, select=select), errors
+    return report_on(tested, {check: these for check, these in found.items() if these}, started, select=select), errors
 
 
 @dataclass(slots=True)

@@ -19,9 +19,9 @@ from lstmcore import reference
 from lstmcore.backend import Array, Backend, State
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import get_precision
-from lstmcore_conformance.cases import storage_dtype
+from lstmcore_conformance.cases.case import storage_dtype
 from lstmcore_conformance.gpu.plan import STAND_IN, Grid, Mode, Point
-from lstmcore_conformance.textbook import TextbookBackend
+from lstmcore_conformance.oracle.naive import NaiveBackend
 
 #: Steps whose data are drawn.
 DRAWN: Final = 64
@@ -194,7 +194,7 @@ class StandIn(Place):
     def __init__(self, backend: Backend | None = None) -> None:
         self.grid = STAND_IN
         self.backend = import_module("lstmcore_numpy").lstmcore_backend() if backend is None else backend
-        self.paths = {"equations": TextbookBackend()} if backend is None else {}
+        self.paths = {"equations": NaiveBackend()} if backend is None else {}
 
     def facts(self) -> dict[str, Any]:
         return {"device": platform.processor() or platform.machine(), "versions": {"numpy": np.__version__}}

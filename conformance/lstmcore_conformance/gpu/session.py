@@ -18,7 +18,7 @@ from lstmcore_conformance.gpu.places import Place, draw
 from lstmcore_conformance.gpu.plan import VARIANTS, Deadline, Point
 from lstmcore_conformance.gpu.table import summary, table_of
 from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare
-from lstmcore_conformance.report import Report
+from lstmcore_conformance.suite.report import Report
 
 SCHEMA: Final = "lstmcore-gpu"
 VERSION: Final = 1

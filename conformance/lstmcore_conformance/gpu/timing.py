@@ -11,9 +11,9 @@ import numpy as np
 
 from lstmcore.precision import get_precision
 from lstmcore_conformance.benchmarks.statistics import paired_ratio, spread
-from lstmcore_conformance.budgets import GROUP_FLOOR, ROUNDING, SAFETY
 from lstmcore_conformance.gpu.places import Given, Named, Place, Ready
 from lstmcore_conformance.gpu.plan import FEWEST, Deadline, Grid, Point
+from lstmcore_conformance.oracle.budgets import GROUP_FLOOR, ROUNDING, SAFETY
 
 #: What the peer may lose, in epsilons of the storage or of a product's operands, and as a share of the array's scale:
 #: more is no rounding, and nothing is compared with it.

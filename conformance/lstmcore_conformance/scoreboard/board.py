@@ -18,7 +18,7 @@ from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.runtimes import PEERS
 from lstmcore_conformance.benchmarks.statistics import geometric_mean
 from lstmcore_conformance.benchmarks.summary import Setting, compare, fastest, plain, settings
-from lstmcore_conformance.report import REPORT_VERSION
+from lstmcore_conformance.suite.report import REPORT_VERSION
 
 SCHEMA: Final = "lstmcore-scoreboard"
 VERSION: Final = 1

@@ -15,7 +15,7 @@ from lstmcore_conformance.scoreboard.markdown import COLUMNS, SECTIONS, SPEED, r
 def page(board: Board) -> str:
     """The board as an HTML document."""
     package = resources.files("lstmcore_conformance")
-    sheets = ("page.css", "benchmarks/page.css", "scoreboard/page.css")
+    sheets = ("render/page.css", "benchmarks/page.css", "scoreboard/page.css")
     style = "".join((package / sheet).read_text("utf-8") for sheet in sheets)
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

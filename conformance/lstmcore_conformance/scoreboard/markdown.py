@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from lstmcore.config import FEATURES
 from lstmcore.precision import PRECISIONS
-from lstmcore_conformance.markdown import head, line, row
+from lstmcore_conformance.render.markdown import head, line, row
 from lstmcore_conformance.scoreboard.board import (
     Board,
     Digest,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lstmcore_conformance.vectors.reading import HERE, draws
-from lstmcore_conformance.vectors.writing import write
+from lstmcore_conformance.vectors.reader import HERE, draws
+from lstmcore_conformance.vectors.writer import write
 
 write(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, draws() if (HERE / "index.json").exists() else {})

@@ -10,17 +10,17 @@ import numpy as np
 
 from lstmcore.backend import Capabilities, Masks
 from lstmcore.config import FEATURES, StackConfig
-from lstmcore_conformance import budgets
-from lstmcore_conformance.budgets import Expectation
-from lstmcore_conformance.cases import Array, Case, Data
-from lstmcore_conformance.checking import Scope
+from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.cases.metamorphic import padded_with
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.checks.derivatives import kink_cases, on_kink
 from lstmcore_conformance.checks.endurance import EXTREMES, extreme
 from lstmcore_conformance.checks.lengths import passed, spoil
 from lstmcore_conformance.checks.stacks import STACKS
 from lstmcore_conformance.checks.values import combination_cases
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_conformance.views import padded_with
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Expectation
+from lstmcore_conformance.suite.check import Scope
 
 PRECISIONS: Final = ("float64", "float32", "float16")
 EVERYTHING: Final = ("everything", "everything_coupled")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from lstmcore_conformance.selection import selector
-from lstmcore_conformance.suite import Item
+from lstmcore_conformance.suite.runner import Item
+from lstmcore_conformance.suite.selection import selector
 
 #: One pass forward, backward and along tangents, of a plain LSTM and of one with every switch, at sizes of a few units.
 SMOKE = "(forward.switches or backward.switches or jvp.switches) and (float32-plain or float32-everything)"

@@ -16,9 +16,9 @@ import lstmcore_cupy
 from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
-from lstmcore_conformance.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_cupy.device import OPTIONS, STATIC_BYTES, compiled, machine_code
-from lstmcore_cupy.variants import fields, program, rows_program
+from lstmcore_cupy.program_source import fields, program, rows_program
 
 ARCHITECTURES = (80, 90)
 #: Registers of a thread at most, so that a multiprocessor, which has 65536, holds two blocks of 256 threads, or 2.5.

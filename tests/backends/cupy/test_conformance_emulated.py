@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from emulation import EmulatedDevice
-from lstmcore_conformance.cases import Case
-from lstmcore_conformance.report import Outcome
-from lstmcore_conformance.subject import Draws, Subject, same_bits
-from lstmcore_conformance.suite import Item, items, run_item
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy import forward, variants
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, same_bits
+from lstmcore_conformance.suite.report import Outcome
+from lstmcore_conformance.suite.runner import Item, items, run_item
+from lstmcore_cupy import forward, program_source
 from lstmcore_cupy.kernel import CupyBackend
 from smoke import smoke_or_slow
 
@@ -40,16 +40,16 @@ SELECTED = {
 HERE = Path(__file__).parent
 
 
-def _subject(**options: object) -> Subject:
-    return Subject(CupyBackend(EmulatedDevice(**options)), Draws(max_examples=10))  # type: ignore[arg-type]
+def _tested(**options: object) -> BackendUnderTest:
+    return BackendUnderTest(CupyBackend(EmulatedDevice(**options)), Draws(max_examples=10))  # type: ignore[arg-type]
 
 
-SUBJECT = _subject()
+TESTED = _tested()
 
 
 def _selected() -> Iterator[Item]:
     for precision, chosen in SELECTED.items():
-        yield from items(SUBJECT, [precision], chosen)
+        yield from items(TESTED, [precision], chosen)
 
 
 ITEMS = list(_selected())
@@ -61,14 +61,14 @@ def _programs(request: pytest.FixtureRequest) -> None:
     called = [test.callspec.params for test in request.session.items if hasattr(test, "callspec")]
     selected = {params["item"].id for params in called if "item" in params}
     cases = [item.case for item in ITEMS if item.case is not None and item.id in selected]
-    texts = {variants.program(config, case.policy) for case in cases for config in case.configs}
-    device = SUBJECT.backend.device  # type: ignore[attr-defined]
-    device.prepare(texts | {variants.rows_program(case.policy) for case in cases})
+    texts = {program_source.program(config, case.policy) for case in cases for config in case.configs}
+    device = TESTED.backend.device  # type: ignore[attr-defined]
+    device.prepare(texts | {program_source.rows_program(case.policy) for case in cases})
 
 
 @pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
-    found = run_item(SUBJECT, item)
+    found = run_item(TESTED, item)
     assert found.outcome is Outcome.PASSED, found.message
 
 
@@ -91,8 +91,8 @@ def _wide(name: str) -> Case:
 @pytest.mark.parametrize("name", ["plain", "layer_norm", "zoneout_cell,peephole", "everything", "everything_coupled"])
 def test_the_order_in_which_threads_run_changes_no_bit(name: str) -> None:
     case = _wide(name)
-    first, *others = (_subject(order=order) for order in ("ascending", "descending", "mixed"))
-    for call in (Subject.forward, Subject.gradients, Subject.tangents):
+    first, *others = (_tested(order=order) for order in ("ascending", "descending", "mixed"))
+    for call in (BackendUnderTest.forward, BackendUnderTest.gradients, BackendUnderTest.tangents):
         expected = call(first, case)
         assert all(np.isfinite(array).all() for array in expected.values())
         for other in others:
@@ -103,8 +103,8 @@ def test_the_order_in_which_threads_run_changes_no_bit(name: str) -> None:
 def test_steps_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BUFFER", 1)
     chosen = "forward.switches and (plain or reverse or everything) or lengths.forward"
-    for item in items(SUBJECT, ["float32", "bfloat16"], chosen):
-        assert run_item(SUBJECT, item).outcome is Outcome.PASSED
+    for item in items(TESTED, ["float32", "bfloat16"], chosen):
+        assert run_item(TESTED, item).outcome is Outcome.PASSED
 
 
 #: Barriers that layer norm needs: what is in the source without them is wrong in one of the orders.
@@ -118,11 +118,11 @@ BARRIERS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", BARRIERS)
 def test_a_missing_barrier_is_caught(barrier: str) -> None:
-    case, source = _wide("layer_norm"), variants.source("lstm.cu")
+    case, source = _wide("layer_norm"), program_source.source("lstm.cu")
     assert barrier in source
-    right, caught = SUBJECT.gradients(case), []
+    right, caught = TESTED.gradients(case), []
     for order in ("ascending", "descending", "mixed"):
-        wrong = _subject(order=order, edit=lambda text: text.replace(barrier, "")).gradients(case)
+        wrong = _tested(order=order, edit=lambda text: text.replace(barrier, "")).gradients(case)
         caught.append(any(not np.array_equal(wrong[name], right[name], equal_nan=True) for name in right))
     assert any(caught)
 
@@ -157,9 +157,9 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught(name: str) -> None:
     right, wrong, chosen = FAULTS[name]
-    assert right in variants.source("lstm.cu") + variants.source("rows.cu")
-    subject = _subject(edit=lambda text: text.replace(right, wrong))
-    found = [run_item(subject, item).outcome for item in items(subject, ["float32"], chosen)]
+    assert right in program_source.source("lstm.cu") + program_source.source("rows.cu")
+    tested = _tested(edit=lambda text: text.replace(right, wrong))
+    found = [run_item(tested, item).outcome for item in items(tested, ["float32"], chosen)]
     assert Outcome.FAILED in found
 
 
@@ -167,20 +167,20 @@ _SANITIZED = """
 import sys
 sys.path.insert(0, {folder!r})
 from emulation import EmulatedDevice
-from lstmcore_conformance.subject import Subject
-from lstmcore_conformance.suite import items, run_item
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.runner import items, run_item
 from lstmcore_cupy.kernel import CupyBackend
 
 edit = (lambda text: text.replace(*{fault!r})) if {fault!r} else None
 device = EmulatedDevice(sanitize=True, edit=edit)
-subjects = [Subject(CupyBackend(device, persistent=persistent)) for persistent in (True, False)]
+backends_under_test = [BackendUnderTest(CupyBackend(device, persistent=persistent)) for persistent in (True, False)]
 chosen = "(forward or backward or jvp or masks or lengths) and (plain or everything or everything_coupled)"
-runs = [(subject, precision, chosen) for subject in subjects for precision in ("float32", "float16")]
-runs.append((subjects[0], "tf32", "(forward or backward) and plain"))
+runs = [(tested, precision, chosen) for tested in backends_under_test for precision in ("float32", "float16")]
+runs.append((backends_under_test[0], "tf32", "(forward or backward) and plain"))
 outcomes = [
-    run_item(subject, item).outcome.value
-    for subject, precision, some in runs
-    for item in items(subject, [precision], "(" + some + ") and not rows and not long and not combination")
+    run_item(tested, item).outcome.value
+    for tested, precision, some in runs
+    for item in items(tested, [precision], "(" + some + ") and not rows and not long and not combination")
 ]
 print(len(outcomes), sorted(set(outcomes)))
 """
@@ -212,7 +212,7 @@ def test_sanitizers_find_nothing() -> None:
     ids=["global memory", "shared memory"],
 )
 def test_sanitizers_find_a_write_past_the_end(fault: tuple[str, str]) -> None:
-    assert fault[0] in variants.source("lstm.cu") + variants.source("rows.cu")
+    assert fault[0] in program_source.source("lstm.cu") + program_source.source("rows.cu")
     run = _sanitized(fault)
     assert run.returncode != 0
     assert "heap-buffer-overflow" in run.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emulation import EmulatedDevice
-from lstmcore_cupy import variants
+from lstmcore_cupy import program_source
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -38,7 +38,7 @@ def _race(seed: int | None) -> int:
     """The sum that a launch comes to: the fewer, the more additions were lost."""
     numbers = np.zeros(2, np.int64)
     fields = np.array([numbers.ctypes.data, numbers.ctypes.data + 8, ADDED], np.int64)
-    text = "#define STORAGE 1\n" + variants.source("block.cuh") + _RACE
+    text = "#define STORAGE 1\n" + program_source.source("block.cuh") + _RACE
     EmulatedDevice(seed=seed).program(text).launch("race", (BLOCKS,), THREADS, fields, cooperative=True)
     return int(numbers[0])
 

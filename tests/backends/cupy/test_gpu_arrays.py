@@ -13,9 +13,9 @@ import pytest
 from emulation import EmulatedDevice
 from lstmcore.backend import State
 from lstmcore.config import LSTMConfig
-from lstmcore_conformance.report import Outcome
-from lstmcore_conformance.subject import Draws, Subject
-from lstmcore_conformance.suite import Item, items, run_item
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
+from lstmcore_conformance.suite.report import Outcome
+from lstmcore_conformance.suite.runner import Item, items, run_item
 from lstmcore_cupy import device as devices
 from lstmcore_cupy.device import CudaDevice, Program
 from lstmcore_cupy.kernel import CupyBackend
@@ -125,7 +125,7 @@ class _Gpu(CudaDevice):
         return {}
 
 
-SUBJECT = Subject(CupyBackend(_Gpu()), Draws(max_examples=3))
+SUBJECT = BackendUnderTest(CupyBackend(_Gpu()), Draws(max_examples=3))
 ITEMS = [
     item
     for precision in ("float32", "bfloat16")

@@ -16,17 +16,17 @@ from lstmcore import stack as stacks
 from lstmcore.backend import Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
-from lstmcore_conformance import budgets
-from lstmcore_conformance.cases import Case
+from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.gpu.cuda import CUDA
 from lstmcore_conformance.gpu.plan import Point
 from lstmcore_conformance.gpu.table import table_of
 from lstmcore_conformance.gpu.timing import Compared, Side
-from lstmcore_conformance.subject import Subject, compare
-from lstmcore_cupy import measured
-from lstmcore_cupy.calls import Programs
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
+from lstmcore_cupy import tuning
 from lstmcore_cupy.device import Device
 from lstmcore_cupy.kernel import CupyBackend
+from lstmcore_cupy.launch import Programs
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -91,10 +91,13 @@ def test_what_layers_share_is_made_on_the_weights_device(monkeypatch: pytest.Mon
         precision="float32",
         masks=True,
     )
-    subject = Subject(CupyBackend(Second()))
-    for call, expected in ((Subject.forward, budgets.forward), (Subject.gradients, budgets.gradients)):
-        compare(call(subject, case), expected(case))
-    subject.tangents(case)
+    tested = BackendUnderTest(CupyBackend(Second()))
+    for call, expected in (
+        (BackendUnderTest.forward, budgets.forward),
+        (BackendUnderTest.gradients, budgets.gradients),
+    ):
+        compare(call(tested, case), expected(case))
+    tested.tangents(case)
     assert len(seen) > 10
     assert all("emulated:1" in names for names in seen)
     assert not current
@@ -122,14 +125,14 @@ def test_bfloat16_needs_a_numpy_that_cupy_knows_it_with(monkeypatch: pytest.Monk
 def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what a call is for, and by the nearest sizes of the same GPU and precision."""
     table = (
-        measured.Point("emulated", "float32", "inference", 1, 4, False),
-        measured.Point("emulated", "float32", "inference", 32, 4, False),
-        measured.Point("emulated", "float32", "inference", 32, 64, True),
-        measured.Point("emulated", "float32", "training", 32, 64, True),
-        measured.Point("emulated", "float16", "inference", 1, 4, True),
-        measured.Point("another", "bfloat16", "inference", 1, 4, True),
+        tuning.Point("emulated", "float32", "inference", 1, 4, False),
+        tuning.Point("emulated", "float32", "inference", 32, 4, False),
+        tuning.Point("emulated", "float32", "inference", 32, 64, True),
+        tuning.Point("emulated", "float32", "training", 32, 64, True),
+        tuning.Point("emulated", "float16", "inference", 1, 4, True),
+        tuning.Point("another", "bfloat16", "inference", 1, 4, True),
     )
-    monkeypatch.setattr(measured, "points", lambda: table)
+    monkeypatch.setattr(tuning, "points", lambda: table)
     device, two, one = EmulatedDevice(), "a product and a kernel a step", "all steps in one launch"
     backend = CupyBackend(device)
 
@@ -159,12 +162,12 @@ def test_one_row_of_the_table_decides_a_whole_recorded_call(monkeypatch: pytest.
 
     def launched(call: str, *, inference: bool) -> set[str]:
         table = [
-            measured.Point("emulated", "float32", mode, 20, 5, mode == "inference" if inference else mode == "training")
+            tuning.Point("emulated", "float32", mode, 20, 5, mode == "inference" if inference else mode == "training")
             for mode in ("inference", "training")
         ]
-        monkeypatch.setattr(measured, "points", lambda: tuple(table))
+        monkeypatch.setattr(tuning, "points", lambda: tuple(table))
         device = EmulatedDevice()
-        getattr(Subject(CupyBackend(device)), call)(case)
+        getattr(BackendUnderTest(CupyBackend(device)), call)(case)
         names = [kernel for program in device._programs.values() for kernel in program.launches]
         return {name for name in names if name.endswith(("_cell", "_persistent"))}
 
@@ -178,8 +181,8 @@ def test_one_row_of_the_table_decides_a_whole_recorded_call(monkeypatch: pytest.
 
 def test_strict_takes_what_only_a_table_would_have_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only who asks for the persistent kernels is refused where they cannot run."""
-    table = [measured.Point("emulated", "float32", mode, 20, 5, True) for mode in ("inference", "training")]
-    monkeypatch.setattr(measured, "points", lambda: tuple(table))
+    table = [tuning.Point("emulated", "float32", mode, 20, 5, True) for mode in ("inference", "training")]
+    monkeypatch.setattr(tuning, "points", lambda: tuple(table))
 
     class Small(EmulatedDevice):
         shared_bytes = 1 << 10
@@ -201,11 +204,11 @@ def test_strict_takes_what_only_a_table_would_have_otherwise(monkeypatch: pytest
 
 def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
     made = table_of([_compared([2.0], [1.0]), _compared([1.0], [2.0])], "one GPU")
-    assert [measured.Point(**row) for row in made] == [
-        measured.Point("one GPU", "tf32", "training", 16, 64, True),
-        measured.Point("one GPU", "tf32", "training", 16, 64, False),
+    assert [tuning.Point(**row) for row in made] == [
+        tuning.Point("one GPU", "tf32", "training", 16, 64, True),
+        tuning.Point("one GPU", "tf32", "training", 16, 64, False),
     ]
-    assert all(isinstance(point, measured.Point) for point in measured.points())
+    assert all(isinstance(point, tuning.Point) for point in tuning.points())
 
 
 @pytest.mark.parametrize(
@@ -227,8 +230,8 @@ def test_the_table_takes_only_what_is_surely_faster(
     far = _compared([2.0], [1.0], n=256)
     made = table_of([_compared(own, persistent, outcome), far], "one GPU")
     assert [one["persistent"] for one in made] == [*row, True]
-    monkeypatch.setattr(measured, "points", lambda: tuple(measured.Point(**one) for one in made))
-    assert measured.decide("one GPU", "tf32", "training", 16, 64)[0] == (row != [False])
+    monkeypatch.setattr(tuning, "points", lambda: tuple(tuning.Point(**one) for one in made))
+    assert tuning.decide("one GPU", "tf32", "training", 16, 64)[0] == (row != [False])
 
 
 def _compared(own: list[float], persistent: list[float], outcome: str = "measured", n: int = 16) -> Compared:

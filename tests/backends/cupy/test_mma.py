@@ -11,8 +11,8 @@ import pytest
 
 from emulation import EmulatedDevice, Order, tf32
 from lstmcore.precision import PRECISIONS, numpy_dtype
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy import variants
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_cupy import program_source
 from lstmcore_cupy.device import OPTIONS
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
@@ -93,7 +93,7 @@ def _stored(array: npt.NDArray[Any], storage: str) -> Floats:
 
 
 def _run(device: EmulatedDevice, storage: str, kernel: str, words: list[Any], threads: int, room: int = 0) -> None:
-    text = f"#define STORAGE {STORAGE[storage]}\n" + variants.source("mma.cuh") + kernel
+    text = f"#define STORAGE {STORAGE[storage]}\n" + program_source.source("mma.cuh") + kernel
     fields = np.array([each.ctypes.data if isinstance(each, np.ndarray) else each for each in words], np.int64)
     device.program(text).launch("sample", (1,), threads, fields, shared_bytes=room, cooperative=True)
 
@@ -216,7 +216,7 @@ def test_wild_values_stay_in_their_row(storage: str, exact: bool) -> None:
 @emulated
 def test_columns_that_are_not_there_are_zero() -> None:
     there, instead = "row < rows && k < columns ?", "row < rows ?"
-    assert there in variants.source("mma.cuh")
+    assert there in program_source.source("mma.cuh")
     device = EmulatedDevice(edit=lambda text: text.replace(there, instead))
     found, *_ = _product(device, "float32", (5, 9, 41), depth=32, warps=2, exact=False, wild=True)
     assert np.isnan(found[3]).all()  # infinity of the next row times a weight that is 0
@@ -247,7 +247,7 @@ OF_EXACT = {"                mma_tf32(d, rest, b);\n": (False,), "lane % 16 * by
 @pytest.mark.parametrize("there", FAULTS)
 def test_a_planted_fault_is_caught(there: str) -> None:
     instead, storage = FAULTS[there]
-    assert variants.source("mma.cuh").count(there) == 1
+    assert program_source.source("mma.cuh").count(there) == 1
 
     def caught(order: Order, exact: bool) -> bool:
         device = EmulatedDevice(order, edit=lambda text: text.replace(there, instead))
@@ -269,7 +269,7 @@ def test_gpus_are_told_to_use_their_tensor_cores() -> None:
         "float16": (tf32_product, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "ldmatrix.sync"),
     }
     for precision, instructions in expected.items():
-        made = _NVRTCProgram(variants.program(config_of(SWITCHES["plain"]), PRECISIONS[precision]), method="ptx")
+        made = _NVRTCProgram(program_source.program(config_of(SWITCHES["plain"]), PRECISIONS[precision]), method="ptx")
         assembly, _ = made.compile((*OPTIONS, "-arch=compute_80"))
         text = assembly if isinstance(assembly, str) else assembly.decode()
         assert ("mma.sync" in text) == bool(instructions)

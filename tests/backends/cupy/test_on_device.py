@@ -9,7 +9,7 @@ import lstmcore_cupy
 from lstmcore.backend import Backend
 from lstmcore.config import LSTMConfig
 from lstmcore.registry import get_backend
-from lstmcore_conformance.suite import run
+from lstmcore_conformance.suite.runner import run
 
 pytestmark = pytest.mark.skipif(
     lstmcore_cupy._unavailable() is not None, reason="compiled and emulated, not run on a GPU"

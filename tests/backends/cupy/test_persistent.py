@@ -12,12 +12,12 @@ import pytest
 from emulation import EmulatedDevice, EmulatedProgram, Order
 from lstmcore.backend import Forward, Gradients, Masks
 from lstmcore.config import LSTMConfig, StackConfig
-from lstmcore_conformance.cases import Case
-from lstmcore_conformance.report import Outcome
-from lstmcore_conformance.subject import Draws, Subject, same_bits
-from lstmcore_conformance.suite import Item, items, run_item
-from lstmcore_conformance.switches import SWITCHES, config_of
-from lstmcore_cupy import forward, persistent, variants
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, same_bits
+from lstmcore_conformance.suite.report import Outcome
+from lstmcore_conformance.suite.runner import Item, items, run_item
+from lstmcore_cupy import forward, persistent, program_source
 from lstmcore_cupy.kernel import CupyBackend, CupyKernel
 from smoke import smoke_or_slow
 
@@ -40,17 +40,17 @@ Schedule = tuple[Order, int | None]
 SCHEDULES: tuple[Schedule, ...] = (("ascending", None), ("descending", None), ("mixed", None), ("mixed", 0))
 
 
-def _device(subject: Subject) -> EmulatedDevice:
-    device: EmulatedDevice = subject.backend.device  # type: ignore[attr-defined]  # of CupyBackend
+def _device(tested: BackendUnderTest) -> EmulatedDevice:
+    device: EmulatedDevice = tested.backend.device  # type: ignore[attr-defined]  # of CupyBackend
     return device
 
 
-def _subject(**options: object) -> Subject:
+def _tested(**options: object) -> BackendUnderTest:
     backend = CupyBackend(EmulatedDevice(**options), persistent=True)  # type: ignore[arg-type]
-    return Subject(backend, Draws(max_examples=4))
+    return BackendUnderTest(backend, Draws(max_examples=4))
 
 
-SUBJECT = _subject()
+SUBJECT = _tested()
 ITEMS: list[Item] = [item for precision, chosen in SELECTED.items() for item in items(SUBJECT, [precision], chosen)]
 
 
@@ -60,8 +60,8 @@ def test_conforms(item: Item) -> None:
     assert found.outcome is Outcome.PASSED, found.message
 
 
-def _launched(subject: Subject) -> list[str]:
-    return [kernel for program in _device(subject)._programs.values() for kernel in program.launches]
+def _launched(tested: BackendUnderTest) -> list[str]:
+    return [kernel for program in _device(tested)._programs.values() for kernel in program.launches]
 
 
 def _wide(name: str, batch: int = 19, precision: str = "float32") -> Case:
@@ -72,16 +72,16 @@ def _wide(name: str, batch: int = 19, precision: str = "float32") -> Case:
     return Case(name=f"wide,{name}", model=model, precision=precision, steps=4, batch=batch, lengths=lengths)
 
 
-def _both(subject: Subject, case: Case) -> dict[str, np.ndarray]:
+def _both(tested: BackendUnderTest, case: Case) -> dict[str, np.ndarray]:
     """What the two passes give."""
-    return {**subject.forward(case), **subject.gradients(case)}
+    return {**tested.forward(case), **tested.gradients(case)}
 
 
 @pytest.mark.slow  # compiling takes seconds for each
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("name", ["plain", "recurrence_cell"])
 def test_the_order_in_which_threads_run_changes_no_bit(name: str, precision: str) -> None:
-    first, *others = (_subject(order=order, seed=seed) for order, seed in SCHEDULES)
+    first, *others = (_tested(order=order, seed=seed) for order, seed in SCHEDULES)
     case = _wide(name, precision=precision)
     expected = _both(first, case)
     assert all(np.isfinite(array.astype(np.float32)).all() for array in expected.values())
@@ -150,31 +150,31 @@ def test_a_tile_in_parts_of_its_columns() -> None:
     class Small(EmulatedDevice):
         shared_bytes = 20 << 10
 
-    subject = Subject(CupyBackend(Small(), persistent=True), Draws(max_examples=1))
-    kernel = subject.backend.compile(LSTMConfig(input_size=2, hidden_size=41), "float32")
+    tested = BackendUnderTest(CupyBackend(Small(), persistent=True), Draws(max_examples=1))
+    kernel = tested.backend.compile(LSTMConfig(input_size=2, hidden_size=41), "float32")
     assert isinstance(kernel, CupyKernel)
     found = [
         kernel.plan(kernel.programs(kernel.backend.device), name, 19, 1)
         for name in ("forward_persistent", "backward_persistent")
     ]
     assert [plan.depth for plan in found if isinstance(plan, persistent.Plan)] == [41, 64]  # of 41 and of 164
-    one, two = _both(subject, _wide("plain")), _both(_subject(), _wide("plain"))
+    one, two = _both(tested, _wide("plain")), _both(_tested(), _wide("plain"))
     for name, array in two.items():
         np.testing.assert_allclose(one[name], array, rtol=0, atol=64 * 2.0**-24 * np.abs(array).max())
 
 
 def test_steps_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BUFFER", 2 * 19 * 4 * 41)
-    subject = _subject()
+    tested = _tested()
     case = _wide("plain")
     (config,) = case.configs
-    kernel = subject.backend.compile(config, "float32")
+    kernel = tested.backend.compile(config, "float32")
     x = np.random.default_rng(0).standard_normal((5, 19, config.input_size), np.float32)
     weights = kernel.pack(_parameters(dict(config.parameter_shapes)))
     whole = kernel.forward(weights, x, record=True)
-    assert _launched(subject).count("forward_persistent") == 1
+    assert _launched(tested).count("forward_persistent") == 1
     parts = kernel.forward(weights, x)
-    assert _launched(subject).count("forward_persistent") == 1 + 3
+    assert _launched(tested).count("forward_persistent") == 1 + 3
     np.testing.assert_array_equal(parts.y, whole.y)
     for found, want in zip(parts.state, whole.state, strict=True):
         np.testing.assert_array_equal(found, want)
@@ -213,15 +213,15 @@ class _Cut(EmulatedDevice):
 
 @pytest.fixture(scope="module")
 def right() -> dict[int, dict[str, np.ndarray]]:
-    subject = Subject(CupyBackend(_Cut(), persistent=True))
-    return {batch: _both(subject, _wide("plain", batch)) for batch in (3, 18, 19)}
+    tested = BackendUnderTest(CupyBackend(_Cut(), persistent=True))
+    return {batch: _both(tested, _wide("plain", batch)) for batch in (3, 18, 19)}
 
 
 def _edited(there: str, instead: str, batch: int, schedule: Schedule) -> dict[str, np.ndarray]:
     """What a changed source gives on a schedule."""
     device = _Cut(*schedule, edit=lambda text: text.replace(there, instead))
     device.check = lambda: None  # type: ignore[method-assign]  # the values are to show it
-    return _both(Subject(CupyBackend(device, persistent=True)), _wide("plain", batch))
+    return _both(BackendUnderTest(CupyBackend(device, persistent=True)), _wide("plain", batch))
 
 
 def _equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -246,7 +246,7 @@ def test_right_code_is_right_on_every_schedule(schedule: Schedule, right: dict[i
 @pytest.mark.parametrize("there", [*BARRIERS, *FAULTS])
 def test_a_planted_fault_is_caught(there: str, right: dict[int, dict[str, np.ndarray]]) -> None:
     instead, batch = {**BARRIERS, **FAULTS}[there]
-    assert variants.source("lstm.cu").count(there) == 1
+    assert program_source.source("lstm.cu").count(there) == 1
     wrong = {schedule: _edited(there, instead, batch, schedule) for schedule in SCHEDULES}
     assert [schedule for schedule, found in wrong.items() if _equal(found, right[batch])] == []
     last = SCHEDULES[-1]
@@ -274,7 +274,7 @@ DIVERGENCES = {
 def test_a_barrier_that_never_opens_is_an_error(name: str) -> None:
     """A barrier that never opens ends in an error and not in a hang."""
     there, instead = DIVERGENCES[name]
-    assert there in variants.source("lstm.cu")
+    assert there in program_source.source("lstm.cu")
 
     def edit(text: str) -> str:
         return text.replace(there, instead).replace("POLLS 8388608", "POLLS 20000")
@@ -367,7 +367,7 @@ def test_plans_cover_all_units_and_rows_within_what_a_device_has(
 
 
 def test_sizes_are_those_of_the_source() -> None:
-    text = variants.source("lstm.cu")
+    text = program_source.source("lstm.cu")
     assert f"#define TILE {persistent._TILE} " in text
     assert f"#define BLOCK {persistent._BLOCK} " in text
     assert f"#define MMA_ROWS {persistent._TILE} " in text

@@ -280,11 +280,11 @@ def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("coupling", ["none", "input_from_forget"])
 def test_sums_over_thousands_of_rows_stay_within_the_budget(coupling: Any) -> None:
-    """Weights' and biases' gradients are sums over T N rows: one after the other they lose more than the textbook's."""
+    """Weights' and biases' gradients sum T N rows; added in order they lose more than the naive evaluation."""
     from lstmcore.config import LSTMConfig
     from lstmcore.registry import get_backend
-    from lstmcore_conformance import budgets
-    from lstmcore_conformance.cases import Case
+    from lstmcore_conformance.cases.case import Case
+    from lstmcore_conformance.oracle import budgets
 
     model = LSTMConfig(input_size=128, hidden_size=128, coupling=coupling)
     case = Case(name="many rows", model=model, precision="float32", steps=100, batch=64)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.cases import Array, Data
+from lstmcore_conformance.cases.case import Array, Data
 
 Kind = Literal["backend", "peer"]
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Array, Data
+from lstmcore_conformance.cases.case import Array, Data
 from lstmcore_onnxruntime.translate import tensors
 
 _OUTPUTS: Final = ("Y", "Y_h", "Y_c")

@@ -11,7 +11,7 @@ import torch
 
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Array, Data, storage_dtype
+from lstmcore_conformance.cases.case import Array, Data, storage_dtype
 
 
 class PyTorch(Runtime):

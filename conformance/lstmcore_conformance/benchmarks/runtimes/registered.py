@@ -12,7 +12,7 @@ from lstmcore.backend import Masks, StackMasks, State
 from lstmcore.config import StackConfig
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Array, Data
+from lstmcore_conformance.cases.case import Array, Data
 
 
 class Registered(Runtime):

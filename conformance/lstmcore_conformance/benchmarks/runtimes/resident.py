@@ -11,7 +11,7 @@ from lstmcore import UnsupportedError, registry
 from lstmcore.backend import Array, Backend, Forward, Kernel, State
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Data
+from lstmcore_conformance.cases.case import Data
 
 
 class Resident(Runtime):

@@ -12,7 +12,7 @@ import numpy as np
 from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
 from lstmcore_conformance.benchmarks.machine import versions
 from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
-from lstmcore_conformance.cases import Array, Data
+from lstmcore_conformance.cases.case import Array, Data
 
 
 class JAX(Runtime):

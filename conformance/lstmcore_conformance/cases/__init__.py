@@ -1,0 +1,1 @@
+"""Cases: models, sizes and their data."""

@@ -1,0 +1,128 @@
+"""Kernels whose errors are not those of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lstmcore.backend import (
+    Backend,
+    Forward,
+    Gradients,
+    Kernel,
+)
+from lstmcore_conformance.mutants.construction import backend_of, fault
+from lstmcore_conformance.oracle.naive import NaiveKernel
+
+
+def _overridden(id: str, what: str, caught_by: str, methods: Callable[[], dict[str, Any]]) -> None:
+    """Register a kernel whose public method is replaced; `final` does not stop a backend from doing so."""
+
+    @fault(id, what, caught_by)
+    def make() -> Backend:
+        return backend_of(type("OverriddenKernel", (NaiveKernel,), methods()))
+
+
+def _raising(kind: type[Exception], method: str) -> Callable[[], dict[str, Any]]:
+    def methods() -> dict[str, Any]:
+        inner = getattr(Kernel, method)
+
+        def call(self: Kernel, *args: Any, **given: Any) -> Any:
+            try:
+                return inner(self, *args, **given)
+            except (TypeError, ValueError) as error:
+                raise kind("bad argument") from error
+
+        return {method: call}
+
+    return methods
+
+
+def _unchecked() -> dict[str, Any]:
+    def forward(
+        self: Any,
+        weights: Any,
+        x: Any,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        masks: Any = None,
+        record: bool = False,
+        out: Any = None,
+    ) -> Forward:
+        if lengths is not None:
+            lengths = np.clip(np.asarray(lengths, np.int64).ravel()[: x.shape[1]], 0, len(x))
+        return Kernel.forward(self, weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+
+    return {"forward": forward}
+
+
+def _converting() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
+        x = np.asarray(x, self.precision.storage)
+        return Kernel.forward(self, weights, x, state, **given)
+
+    return {"forward": forward}
+
+
+def _any_tape() -> dict[str, Any]:
+    def backward(self: Any, weights: Any, tape: Any, dy: Any = None, dstate: Any = None) -> Gradients:
+        tape = replace(tape, owner=self) if hasattr(tape, "owner") else tape
+        return Kernel.backward(self, weights, tape, dy, dstate)
+
+    return {"backward": backward}
+
+
+def _any_parameters() -> dict[str, Any]:
+    def pack(self: Any, parameters: Any) -> Any:
+        return Kernel.pack(self, {name: parameters[name] for name in self.config.parameter_shapes})
+
+    return {"pack": pack}
+
+
+def _unmasked() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
+        return Kernel.forward(self, weights, np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x, state, **given)
+
+    return {"forward": forward}
+
+
+def _unmasked_parameters() -> dict[str, Any]:
+    def pack(self: Any, parameters: Any) -> Any:
+        known = {k: np.asarray(v) if isinstance(v, np.ma.MaskedArray) else v for k, v in dict(parameters).items()}
+        return Kernel.pack(self, known)
+
+    return {"pack": pack}
+
+
+def _out_copied() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, out: Any = None, **given: Any) -> Forward:
+        try:
+            return Kernel.forward(self, weights, x, state, out=out, **given)
+        except ValueError as error:
+            if "memory of its own for every entry" not in str(error):
+                raise
+        done = Kernel.forward(self, weights, x, state, **given)
+        out[...] = done.y
+        return done._replace(y=out)
+
+    return {"forward": forward}
+
+
+_overridden("errors.runtime", "mistakes are RuntimeErrors", "errors.x", _raising(RuntimeError, "forward"))
+_overridden(
+    "errors.nameless", "the message does not name the argument", "errors.state", _raising(ValueError, "forward")
+)
+_overridden("errors.lengths_clamped", "wrong lengths are made to fit", "errors.lengths", _unchecked)
+_overridden("errors.x_converted", "an x of another dtype is converted in silence", "errors.x", _converting)
+_overridden("errors.tape_of_another", "a tape of another kernel is taken", "errors.backward", _any_tape)
+_overridden("errors.parameters_extra", "unknown parameters are ignored", "errors.parameters", _any_parameters)
+_overridden("errors.masks", "a wrong mask is a RuntimeError", "errors.masks", _raising(RuntimeError, "forward"))
+_overridden("errors.out", "a wrong out is a RuntimeError", "errors.out", _raising(RuntimeError, "forward"))
+_overridden("errors.tangents", "a wrong tangent is a RuntimeError", "errors.tangents", _raising(RuntimeError, "jvp"))
+_overridden("errors.masked", "the mask of a masked x is ignored", "errors.masked", _unmasked)
+_overridden("errors.masked_weights", "masks of parameters are ignored", "errors.masked", _unmasked_parameters)
+_overridden("errors.out_of_itself", "an out whose entries share memory is written to", "errors.out", _out_copied)

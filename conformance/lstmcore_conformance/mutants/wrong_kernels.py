@@ -1,0 +1,471 @@
+"""Kernels that treat their arguments wrongly, or claim what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lstmcore import reference
+from lstmcore.backend import (
+    Array,
+    Backend,
+    Capabilities,
+    Forward,
+    Gradients,
+    Kernel,
+    Masks,
+    State,
+)
+from lstmcore.config import LSTMConfig
+from lstmcore.precision import Precision
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, fault
+from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
+
+
+@fault("precision.half_arithmetic", "float16 arithmetic inside float32", "forward.switches")
+def _half_arithmetic() -> Backend:
+    half = Precision("float16", "float16", "float16", 2.0**-10)
+
+    class Half(NaiveKernel):
+        def _forward(
+            self,
+            weights: Any,
+            x: Array,
+            state: State | None,
+            lengths: Any,
+            masks: Masks | None,
+            *,
+            record: bool,
+            out: Array | None,
+        ) -> tuple[Array, State, Any]:
+            y, last, tape = reference.forward(
+                self.config, weights, x, state, lengths=lengths, masks=masks, precision=half
+            )
+            return (self._give(y, out), State(last.h.astype("float32"), last.c.astype("float32")), tape)
+
+        def _give(self, y: Array, out: Array | None) -> Array:
+            if out is None:
+                return y.astype("float32")
+            out[...] = y
+            return out
+
+    return backend_of(Half)
+
+
+@fault("contract.x_written", "x is scaled in place", "inputs.unchanged")
+def _x_written() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            if x.flags.writeable:
+                x *= 0.5
+            return y, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.state_written", "the initial c is overwritten with the final one", "inputs.unchanged")
+def _state_written() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            if state is not None and state.c.flags.writeable:
+                state.c[...] = last.c
+            return y, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.state_returned", "with T = 0 the initial state itself is returned", "outputs.fresh")
+def _state_returned() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return (y, state, tape) if state is not None and not len(x) else (y, last, tape)
+
+    return backend_of(K)
+
+
+@fault("contract.buffer_reused", "y lies in a buffer that the next call of that size overwrites", "outputs.kept")
+def _buffer_reused() -> Backend:
+    class K(Hooked):
+        buffers: ClassVar[dict[Any, Array]] = {}
+
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            kept: Any = self.buffers.setdefault((id(self), y.shape), y)
+            kept[...] = y
+            return kept, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.state_leaks", "without a state a call goes on from the last one", "calls.same_bits")
+def _state_leaks() -> Backend:
+    class K(Hooked):
+        left: Any = 0.0
+
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            found = State(last.h, (last.c + self.left).astype(last.c.dtype))
+            self.left = 1e-7 if last.c.sum() > 0 else -1e-7
+            return y, found, tape
+
+    return backend_of(K)
+
+
+@fault("contract.not_deterministic", "the last bit of y is random", "calls.same_bits")
+def _not_deterministic() -> Backend:
+    calls = count()
+
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            noise = np.random.default_rng(next(calls)).random(y.shape) < 0.5
+            y[noise] = np.nextafter(y, np.ones_like(y))[noise]
+            return y, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.rows_meet", "every row gets a little of the batch's mean", "rows.nan")
+def _rows_meet() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            return (weights, x + np.float32(1e-30) * x.sum(axis=1, keepdims=True, dtype=x.dtype), *rest)
+
+    return backend_of(K)
+
+
+@fault("contract.batch_multiple", "the last row of an odd batch is computed without its state", "rows.independent")
+def _batch_multiple() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
+            if state is not None and x.shape[1] % 2:
+                state = State(state.h.copy(), state.c.copy())
+                state.c[-1] = 0
+            return weights, x, state, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.strides_ignored", "x is read as if it were contiguous", "inputs.transposed")
+def _strides_ignored() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            return (weights, x if x.flags.c_contiguous else x.ravel(order="K").reshape(x.shape), *rest)
+
+    return backend_of(K)
+
+
+@fault("contract.read_only_refused", "a read-only x is an error", "inputs.read_only")
+def _read_only_refused() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            x.flags.writeable = x.flags.writeable
+            if not x.flags.writeable:
+                raise BufferError("assignment destination is read-only")
+            return weights, x, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.no_steps", "T = 0 is an IndexError", "forward.sizes")
+def _no_steps() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            y[len(y) - 1].sum() if len(y) else y[0]
+            return y, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.none_state", "an initial state of None is ones", "forward.no_state")
+def _none_state() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
+            if state is None:
+                shape = ((x.shape[1], self.config.output_size), (x.shape[1], self.config.hidden_size))
+                state = State(np.ones(shape[0], x.dtype), np.ones(shape[1], self.precision.compute))
+            return weights, x, state, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.one_step_stateless", "a call with one step starts from an h of zeros", "state.streaming")
+def _one_step_stateless() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
+            if state is not None and len(x) == 1:
+                state = State(np.zeros_like(state.h), state.c)
+            return weights, x, state, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.no_step_no_state", "a call with no step returns a state of zeros", "state.empty_piece")
+def _no_step_no_state() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return (y, last, tape) if len(x) else (y, State(0 * last.h, 0 * last.c), tape)
+
+    return backend_of(K)
+
+
+@fault(
+    "contract.last_stride_ignored", "the columns of x are read one after another, whatever its stride", "inputs.strided"
+)
+def _last_stride_ignored() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            if x.size and abs(x.strides[-1]) == 2 * x.itemsize:
+                x = np.lib.stride_tricks.as_strided(x, strides=(*x.strides[:-1], x.itemsize))
+            return weights, x, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.masks_empty", "Masks() is taken for masks that are all 0", "masks.empty")
+def _masks_empty() -> Backend:
+    class K(Hooked):
+        def before(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
+            if masks is not None and self.config.zoneout_cell and masks.zoneout_cell is None:
+                shape = (*x.shape[:2], self.config.hidden_size)
+                masks = masks._replace(zoneout_cell=np.zeros(shape, self.precision.compute))
+            return weights, x, state, lengths, masks
+
+    return backend_of(K)
+
+
+def _backward_mutant(
+    change: Callable[[NaiveKernel, Any, Array | None, State | None, Gradients], Gradients],
+) -> Backend:
+    class K(NaiveKernel):
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            return change(self, saved, dy, dstate, super()._backward(weights, saved, dy, dstate))
+
+    return backend_of(K)
+
+
+@fault("contract.no_state_no_gradient", "without an initial state there is no gradient of it", "backward.no_state")
+def _no_state_no_gradient() -> Backend:
+    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
+        zero = saved.steps and not np.any(saved.steps[-1 if kernel.config.reverse else 0][1].h_before)
+        return found._replace(state=None) if zero else found  # type: ignore[arg-type]  # the fault
+
+    return _backward_mutant(change)
+
+
+@fault("contract.nothing_used", "a backward of nothing is an error", "backward.nothing")
+def _nothing_used() -> Backend:
+    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
+        if dy is None and dstate is None:
+            raise TypeError("nothing to differentiate")
+        return found
+
+    return _backward_mutant(change)
+
+
+@fault("contract.tangent_needed", "jvp without a tangent of x is an error", "jvp.partial")
+def _tangent_needed() -> Backend:
+    class K(NaiveKernel):
+        def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, *rest: Any) -> tuple[Forward, Forward]:
+            return super()._jvp(weights, x, state, tangents._replace(x=tangents.x * 1), *rest)
+
+    return backend_of(K)
+
+
+@fault("contract.out_ignored", "out is not written to", "outputs.out")
+def _out_ignored() -> Backend:
+    class K(NaiveKernel):
+        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
+            return super()._forward(*args, out=None, **given)
+
+    return backend_of(K)
+
+
+@fault("contract.out_contiguous", "a strided out is filled as if it were contiguous", "outputs.out")
+def _out_contiguous() -> Backend:
+    class K(NaiveKernel):
+        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
+            y, last, tape = super()._forward(*args, out=None, **given)
+            if out is None:
+                return y, last, tape
+            whole = out if out.base is None or out.flags.c_contiguous else out.base
+            whole.reshape(-1)[: y.size] = y.ravel()
+            return out, last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.pack_borrows", "weights are the arrays that were packed", "pack.copies")
+def _pack_borrows() -> Backend:
+    class K(NaiveKernel):
+        def _pack(self, parameters: Mapping[str, Array]) -> Any:
+            return dict(parameters)
+
+    return backend_of(K)
+
+
+@fault("contract.one_pack", "the kernel keeps one set of weights", "pack.many")
+def _one_pack() -> Backend:
+    class K(NaiveKernel):
+        def _pack(self, parameters: Mapping[str, Array]) -> Any:
+            self.weights = super()._pack(parameters)
+            return self.weights
+
+        def _forward(self, weights: Any, *args: Any, **given: Any) -> tuple[Array, State, Any]:
+            return super()._forward(self.weights, *args, **given)
+
+    return backend_of(K)
+
+
+@fault("contract.tape_used_up", "a second backward with the same tape adds to the first", "tape.reuse")
+def _tape_used_up() -> Backend:
+    class K(NaiveKernel):
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            found = super()._backward(weights, saved, dy, dstate)
+            for _, step in saved.steps:
+                step.c_before = step.c_before + 1
+            return found
+
+    return backend_of(K)
+
+
+@fault("contract.tape_shared", "the kernel keeps one tape, of the last recorded call", "tape.reuse")
+def _tape_shared() -> Backend:
+    class K(NaiveKernel):
+        last: Any = None
+
+        def _forward(self, *args: Any, **given: Any) -> tuple[Array, State, Any]:
+            y, last, tape = super()._forward(*args, **given)
+            self.last = tape or self.last
+            return y, last, tape
+
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            return super()._backward(weights, self.last, dy, dstate)
+
+    return backend_of(K)
+
+
+@fault("contract.threads_share", "a scratch array is shared between threads", "calls.threads")
+def _threads_share() -> Backend:
+    import threading
+
+    pair, called = threading.Barrier(2), threading.local()
+
+    class K(Hooked):
+        scratch: Any = None
+
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            self.scratch = x
+            # The first call of a thread waits for that of another, as if both were in a long product. Alone it goes on.
+            if threading.current_thread() is not threading.main_thread() and not hasattr(called, "once"):
+                called.once = True
+                with suppress(threading.BrokenBarrierError):
+                    pair.wait(timeout=60)
+            return weights, self.scratch if self.scratch.shape == x.shape else x, *rest
+
+    return backend_of(K)
+
+
+@fault("contract.dtype_wider", "y and the gradients come back in float64", "forward.switches")
+def _dtype_wider() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return y.astype(np.float64), last, tape
+
+    return backend_of(K)
+
+
+@fault("contract.cell_narrow", "c comes back in float16 where it is stored in float32", "forward.switches", "float16")
+def _cell_narrow() -> Backend:
+    class K(Hooked):
+        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+            return y, State(last.h, last.c.astype(np.float16)), tape
+
+    return backend_of(K)
+
+
+@fault("contract.gradient_missing", "there is no gradient of the bias", "backward.switches")
+def _gradient_missing() -> Backend:
+    class K(NaiveKernel):
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            found = super()._backward(weights, saved, dy, dstate)
+            named = {name: array for name, array in found.parameters.items() if name != "bias"}
+            return found._replace(parameters=named)
+
+    return backend_of(K)
+
+
+@fault("contract.jvp_claimed", "jvp is declared and not implemented", "jvp.switches")
+def _jvp_claimed() -> Backend:
+    class K(NaiveKernel):
+        def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
+            raise NotImplementedError("jvp")
+
+    return backend_of(K)
+
+
+@fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")
+def _peephole_claimed() -> Backend:
+    class B(NaiveBackend):
+        def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
+            if config.peephole:
+                raise NotImplementedError("peephole")
+            return super()._compile(config, precision)
+
+    return B()
+
+
+@fault("contract.refused_always", "a declared switch is refused in every precision", "declared.switches")
+def _refused_always() -> Backend:
+    class B(NaiveBackend):
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return "not now" if config.layer_norm else super().refusal(config, precision)
+
+    return B()
+
+
+@fault("contract.silent_precision", "a precision that is not declared runs in another one", "refusals.precisions")
+def _silent_precision() -> Backend:
+    class B(NaiveBackend):
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return None
+
+    return B()
+
+
+@fault("contract.silent_feature", "a switch that is not declared is ignored", "refusals.features")
+def _silent_feature() -> Backend:
+    class B(NaiveBackend):
+        def capabilities(self) -> Capabilities:
+            found = super().capabilities()
+            return replace(found, features=found.features - {"peephole"})
+
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return None if config.peephole else super().refusal(config, precision)
+
+    return B()
+
+
+@fault("contract.silent_lengths", "lengths are not declared, and ignored", "refusals.calls")
+def _silent_lengths() -> Backend:
+    class K(NaiveKernel):
+        def _declared(self, what: str, used: bool) -> None:
+            return None
+
+    class B(NaiveBackend):
+        def capabilities(self) -> Capabilities:
+            found = super().capabilities()
+            return replace(found, features=found.features - {"lengths"})
+
+    return backend_of(K, B)
+
+
+@fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")
+def _receipt_of_another() -> Backend:
+    class K(NaiveKernel):
+        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+            return replace(super().receipt(steps, batch), backend="fast")
+
+    return backend_of(K)

@@ -1,0 +1,125 @@
+"""Faults between layers and directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lstmcore.backend import (
+    Array,
+    Backend,
+    Forward,
+    Gradients,
+    StackKernel,
+    StackMasks,
+    State,
+)
+from lstmcore.config import StackConfig
+from lstmcore.precision import Precision
+from lstmcore.stack import ComposedStack
+from lstmcore_conformance.mutants.construction import fault
+from lstmcore_conformance.oracle.naive import NaiveBackend
+
+
+def _stack_backend(stack: type[ComposedStack]) -> Backend:
+    class B(NaiveBackend):
+        def _compile_stack(self, config: StackConfig, precision: Precision) -> StackKernel:
+            return stack(self, config, precision)
+
+    return B()
+
+
+@fault("stack.directions_swapped", "the reversed output comes first", "stack.forward")
+def _directions_swapped() -> Backend:
+    class S(ComposedStack):
+        def forward(self, *args: Any, **given: Any) -> Forward:
+            found = super().forward(*args, **given)
+            if self.stack.num_directions == 2:
+                found.y[...] = np.roll(found.y, self.stack.output_size, axis=2)
+            return found
+
+    return _stack_backend(S)
+
+
+@fault("stack.states_by_direction", "states are ordered by direction first", "stack.forward")
+def _states_by_direction() -> Backend:
+    class S(ComposedStack):
+        def forward(self, *args: Any, **given: Any) -> Forward:
+            found = super().forward(*args, **given)
+            count = self.stack.num_directions
+            order = np.arange(len(self.kernels)).reshape(-1, count).T.ravel()
+            return found._replace(state=State(found.state.h[order], found.state.c[order]))
+
+    return _stack_backend(S)
+
+
+@fault("stack.weights_shared", "both directions use the weights of the first", "stack.forward")
+def _weights_shared() -> Backend:
+    class S(ComposedStack):
+        def pack(self, parameters: Mapping[str, Array]) -> Any:
+            packed = super().pack(parameters)
+            count = self.stack.num_directions
+            return tuple(packed[index - index % count] for index in range(len(packed)))
+
+    return _stack_backend(S)
+
+
+@fault("stack.dropout_ignored", "the dropout between layers is left out", "stack.forward")
+def _dropout_ignored() -> Backend:
+    class S(ComposedStack):
+        def forward(self, *args: Any, masks: StackMasks | None = None, **given: Any) -> Forward:
+            return super().forward(*args, masks=masks and masks._replace(dropout=()), **given)
+
+    return _stack_backend(S)
+
+
+@fault("stack.dropout_not_in_backward", "the dropout between layers is not in backward", "stack.backward")
+def _dropout_not_in_backward() -> Backend:
+    class S(ComposedStack):
+        def backward(self, weights: Any, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            return super().backward(weights, tape._replace(dropout=()), dy, dstate)
+
+    return _stack_backend(S)
+
+
+@fault("stack.dx_of_one_direction", "dx leaves out the reversed direction of the first layer", "stack.backward")
+def _dx_of_one_direction() -> Backend:
+    class S(ComposedStack):
+        def backward(self, weights: Any, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            found = super().backward(weights, tape, dy, dstate)
+            return found if self.stack.num_directions == 1 else found._replace(x=found.x / 2)
+
+    return _stack_backend(S)
+
+
+@fault("stack.jvp_first_layer", "the tangents of upper layers are ignored", "stack.jvp")
+def _jvp_first_layer() -> Backend:
+    class S(ComposedStack):
+        def jvp(self, weights: Any, x: Array, state: State | None, tangents: Any, **given: Any) -> Any:
+            first = {name: array for name, array in (tangents.parameters or {}).items() if "_l0" in name}
+            return super().jvp(weights, x, state, tangents._replace(parameters=first), **given)
+
+    return _stack_backend(S)
+
+
+@fault("stack.one_receipt", "there is one receipt for all", "stack.receipts")
+def _one_receipt() -> Backend:
+    class S(ComposedStack):
+        def receipts(self, steps: int | None = None, batch: int | None = None) -> Any:
+            return super().receipts(steps, batch)[:1]
+
+    return _stack_backend(S)
+
+
+@fault("stack.upper_stateless", "layers above the first start from zeros", "stack.streaming")
+def _upper_stateless() -> Backend:
+    class S(ComposedStack):
+        def forward(self, weights: Any, x: Array, state: State | None, **given: Any) -> Forward:
+            if state is not None:
+                state = State(state.h.copy(), state.c.copy())
+                state.h[self.stack.num_directions :] = 0
+            return super().forward(weights, x, state, **given)
+
+    return _stack_backend(S)

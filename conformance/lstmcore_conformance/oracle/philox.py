@@ -1,0 +1,58 @@
+"""The masks of section 5 of SPEC.md, written down a second time from its words, one whole number after another."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Final
+
+import numpy as np
+
+from lstmcore.backend import Masks, StackMasks
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore_conformance.cases.case import Array, Case
+
+_WORD: Final = 1 << 32
+DROPOUT, RECURRENT, ZONEOUT_HIDDEN, ZONEOUT_CELL = range(4)
+
+
+def block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al. 2011): four random words."""
+    a, b, c, d = counter
+    low, high = key
+    for _ in range(10):
+        one, two = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = two // _WORD ^ b ^ low, two % _WORD, one // _WORD ^ d ^ high, one % _WORD
+        low, high = (low + 0x9E3779B9) % _WORD, (high + 0xBB67AE85) % _WORD
+    return a, b, c, d
+
+
+def drawn(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> Array:
+    """True where an element is drawn."""
+    count, key = int(np.prod(shape)), (seed % _WORD, seed // _WORD)
+    words = [word for first in range(-(-count // 4)) for word in block((first, 0, step, stream), key)]
+    return (np.array(words[:count], np.uint64) < floor(rate * _WORD)).reshape(shape)
+
+
+def masks_of(stack: StackConfig, case: Case, seed: int, step: int) -> StackMasks:
+    """All masks of a recorded call."""
+    steps, batch, dtype = case.steps, case.batch, case.policy.compute
+
+    def dropout(stream: int, shape: tuple[int, ...], rate: float) -> Array | None:
+        return np.where(drawn(seed, stream, step, shape, rate), 0, 1 / (1 - rate)).astype(dtype) if rate else None
+
+    def zoneout(stream: int, width: int, rate: float) -> Array | None:
+        return drawn(seed, stream, step, (steps, batch, width), rate).astype(dtype) if rate else None
+
+    def layer(k: int, config: LSTMConfig) -> Masks:
+        return Masks(
+            dropout(4 * k + RECURRENT, (batch, config.recurrent_size), config.recurrent_dropout),
+            zoneout(4 * k + ZONEOUT_HIDDEN, config.output_size, config.zoneout_hidden),
+            zoneout(4 * k + ZONEOUT_CELL, config.hidden_size, config.zoneout_cell),
+        )
+
+    between = (steps, batch, stack.num_directions * stack.output_size)
+    masks = [dropout(4 * k + DROPOUT, between, stack.dropout) for k in range(stack.num_layers - 1)]
+    return StackMasks(
+        tuple(layer(k, config) for k, config in enumerate(stack.configs)),
+        tuple(mask for mask in masks if mask is not None),
+    )

@@ -1,0 +1,1 @@
+"""Reports as pages, tables, badges and other formats."""

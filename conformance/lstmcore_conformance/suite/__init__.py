@@ -1,0 +1,1 @@
+"""The runner: which items there are, running them, and the report."""

@@ -1,0 +1,251 @@
+"""The backend under test, called as its users call it, with NumPy arrays going in and coming out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, StackKernel, State
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.oracle.budgets import Expectation, Measure, measure
+
+
+class Failure(Exception):  # noqa: N818  (it names an outcome)
+    """The backend does not do what the check claims.
+
+    Parameters
+    ----------
+    message
+        One line.
+    worst
+        The worst element, where numbers were compared.
+    """
+
+    def __init__(self, message: str, worst: Measure | None = None) -> None:
+        super().__init__(message)
+        self.worst = worst
+
+
+#: How cases are drawn unless something else is asked for.
+SEED: Final = 0
+EXAMPLES: Final = 30
+#: How many cases a check draws in the profile smoke.
+SMOKE_EXAMPLES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How cases are drawn.
+
+    Attributes
+    ----------
+    seed, max_examples
+        The same seed and number draw the same cases.
+    shrink
+        Whether a case that fails is made as small as it goes.
+    """
+
+    seed: int = SEED
+    max_examples: int = EXAMPLES
+    shrink: bool = True
+
+    @classmethod
+    def of(cls, profile: str, seed: int | None = None, max_examples: int | None = None) -> Draws:
+        """Return how a profile draws; what is None is the profile's own."""
+        examples = SMOKE_EXAMPLES if profile == "smoke" else EXAMPLES
+        return cls(SEED if seed is None else seed, examples if max_examples is None else max_examples)
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that differ from the defaults, each with a space before it."""
+        seed = f" --seed {self.seed}" if self.seed != SEED else ""
+        return seed + (f" --max-examples {self.max_examples}" if self.max_examples != EXAMPLES else "")
+
+
+class BackendUnderTest:
+    """Runs cases on a backend. What a backend raises where the case is declared is a `Failure`.
+
+    Raises
+    ------
+    TypeError
+        What is given is no backend, or has no name.
+    """
+
+    def __init__(self, backend: Backend, draws: Draws | None = None) -> None:
+        if not isinstance(backend, Backend):
+            raise TypeError(f"backend: expected an object of a class that inherits Backend; got {_kind(backend)}")
+        if not isinstance(getattr(backend, "name", None), str):
+            raise TypeError(f"backend: expected {type(backend).__name__}.name, a text; got none")
+        self.backend = backend
+        self.draws = Draws() if draws is None else draws
+        self.declared: Capabilities = backend.capabilities()
+        self._kernels: dict[tuple[LSTMConfig | StackConfig, str], Any] = {}
+
+    def refusal(self, case: Case) -> str | None:
+        """Why the backend does not run `case`, or None."""
+        reasons = [reason for config in case.configs if (reason := self.backend.refusal(config, case.policy))]
+        if not reasons:
+            reasons = [self.declared.missing(name) for name in sorted(case.features - self.declared.features)]
+        return reasons[0] if reasons else None
+
+    @contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """Turn anything that `what` raises into a failure."""
+        try:
+            yield
+        except Failure:
+            raise
+        except Exception as error:
+            raise Failure(f"{what} raised {type(error).__name__}: {_line(error)}") from error
+
+    def kernel(self, case: Case) -> Any:
+        """The `Kernel` or `StackKernel` of the case, compiled once."""
+        key = (case.model, case.precision)
+        if key not in self._kernels:
+            with self.guard("compile"):
+                self._kernels[key] = self.compile(case)
+        return self._kernels[key]
+
+    def compile(self, case: Case) -> Kernel | StackKernel:
+        """A new kernel; errors pass."""
+        if isinstance(case.model, StackConfig):
+            return self.backend.compile_stack(case.model, case.precision)
+        return self.backend.compile(case.model, case.precision)
+
+    def device(self, data: Data) -> Data:
+        """Copies of all arrays on the backend's device, so that a backend that writes to them spoils no other case."""
+        return data.map(lambda array: self.backend.to_device(np.array(array)))
+
+    def host(self, array: Any) -> Array:
+        """A NumPy array of the result.
+
+        Raises
+        ------
+        Failure
+            It is not one.
+        """
+        with self.guard("to_host"):
+            found = self.backend.to_host(array)
+        if not isinstance(found, np.ndarray):
+            raise Failure(f"to_host: expected a numpy.ndarray; got {type(found).__name__}")
+        return found
+
+    # The calls ----------------------------------------------------------------------------------------------------
+
+    def pack(self, case: Case, data: Data) -> Any:
+        """The weights."""
+        with self.guard("pack"):
+            return self.kernel(case).pack(data.parameters)
+
+    def call(self, case: Case, data: Data, *, record: bool = False, out: Any = None, weights: Any = None) -> Forward:
+        """One forward call with device arrays."""
+        kernel, packed = (self.kernel(case), self.pack(case, data) if weights is None else weights)
+        with self.guard("forward"):
+            result: Forward = kernel.forward(
+                packed, data.x, data.state, lengths=data.lengths, masks=data.masks, record=record, out=out
+            )
+            return result
+
+    def forward(self, case: Case, data: Data | None = None) -> dict[str, Array]:
+        """y, h_n and c_n."""
+        return self.outputs(self.call(case, self.device(data or case.data)))
+
+    def gradients(self, case: Case, data: Data | None = None) -> dict[str, Array]:
+        """dx, dh0, dc0 and d_<parameter>."""
+        given = self.device(data or case.data)
+        weights = self.pack(case, given)
+        done = self.call(case, given, record=True, weights=weights)
+        return self.backward(case, given, weights, done)
+
+    def backward(self, case: Case, data: Data, weights: Any, done: Forward) -> dict[str, Array]:
+        """The gradients from a tape, with device arrays."""
+        kernel = self.kernel(case)
+        with self.guard("backward"):
+            result = kernel.backward(weights, done.tape, data.dy, data.dstate)
+        return self.derivatives(case, result)
+
+    def tangents(self, case: Case, data: Data | None = None) -> dict[str, Array]:
+        """y, h_n, c_n of the forward pass and ty, th_n, tc_n along the tangents."""
+        given = self.device(data or case.data)
+        kernel, weights = self.kernel(case), self.pack(case, given)
+        with self.guard("jvp"):
+            done, along = kernel.jvp(
+                weights, given.x, given.state, given.tangents, lengths=given.lengths, masks=given.masks
+            )
+        moved = self.outputs(along)
+        return self.outputs(done) | {"ty": moved["y"], "th_n": moved["h_n"], "tc_n": moved["c_n"]}
+
+    def outputs(self, result: Any) -> dict[str, Array]:
+        """The arrays of a `Forward` on the host."""
+        if not isinstance(result, Forward):
+            raise Failure(f"forward: expected a Forward(y, state, tape); got {type(result).__name__}")
+        h, c = self.pair("the final state", result.state)
+        return {"y": self.host(result.y), "h_n": self.host(h), "c_n": self.host(c)}
+
+    def derivatives(self, case: Case, result: Any) -> dict[str, Array]:
+        """The arrays of `Gradients` on the host."""
+        if not isinstance(result, Gradients) or not isinstance(result.parameters, Mapping):
+            raise Failure(f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}")
+        names = set(case.model.parameter_shapes)
+        if set(result.parameters) != names:
+            raise Failure(
+                f"backward: expected gradients of {', '.join(sorted(names))}; "
+                f"got {', '.join(sorted(map(str, result.parameters)))}"
+            )
+        h, c = self.pair("the gradient of the state", result.state)
+        named = {f"d_{name}": self.host(result.parameters[name]) for name in case.model.parameter_shapes}
+        return {"dx": self.host(result.x), "dh0": self.host(h), "dc0": self.host(c)} | named
+
+    def pair(self, what: str, state: Any) -> tuple[Any, Any]:
+        """The h and c of a state."""
+        if not isinstance(state, State):
+            raise Failure(f"{what}: expected a State(h, c); got {type(state).__name__}")
+        return state.h, state.c
+
+
+def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
+    """The worst share over all arrays of `expected`.
+
+    Raises
+    ------
+    Failure
+        Another shape or dtype, or a share above 1.
+    """
+    worst = Measure(0.0)
+    for name, want in expected.items():
+        array = got[name]
+        if array.shape != want.value.shape:
+            raise Failure(f"{name}: expected shape {want.value.shape}; got {array.shape}")
+        if str(array.dtype) != want.dtype:
+            raise Failure(f"{name}: expected dtype {want.dtype}; got {array.dtype}")
+        found = measure(name, array, want)
+        if not found.share <= worst.share:
+            worst = found
+    if not worst.share <= 1:
+        raise Failure(str(worst), worst)
+    return worst
+
+
+def same_bits(what: str, got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """Raise `Failure` unless all arrays are equal bit by bit (a NaN is equal to a NaN)."""
+    for name, want in expected.items():
+        found = got[name]
+        if found.shape != want.shape or found.dtype != want.dtype:
+            raise Failure(f"{what}: {name}: expected {want.dtype}{want.shape}; got {found.dtype}{found.shape}")
+        different = (found != want) & ~(np.isnan(found) & np.isnan(want))
+        if different.any():
+            index = tuple(int(i) for i in np.argwhere(different)[0])
+            raise Failure(f"{what}: {name}{list(index)}: expected the same bits, {want[index]!r}; got {found[index]!r}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "(no message)"
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -1,0 +1,372 @@
+"""What a run found: dataclasses, their JSON form and a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from lstmcore.files import write_atomically
+from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.oracle.budgets import Measure
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
+REPORT_VERSION: Final = 1
+
+
+class Outcome(Enum):
+    """What came of a check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    EXPECTED = "expected failure"
+    UNSUPPORTED = "unsupported"
+    ERROR = "error"
+
+    @property
+    def bad(self) -> bool:
+        """Whether it keeps the backend from conforming."""
+        return self in (Outcome.FAILED, Outcome.ERROR)
+
+
+class Result(Enum):
+    """What a run as a whole says about a backend; badge, page, table and JSON have it from here."""
+
+    CONFORMS = "conforms"
+    PARTIAL = "partial"
+    FAILS = "does not conform"
+    NOTHING = "nothing ran"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReport:
+    """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters, `switches` what no default is."""
+
+    id: str
+    case: str
+    outcome: Outcome
+    worst: Measure | None = None
+    message: str = ""
+    reproduce: str = ""
+    seconds: float = 0.0
+    precision: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    switches: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        values: dict[str, Any] = {"id": self.id, "case": self.case, "outcome": self.outcome.value}
+        values |= {"share": _number(self.worst.share)} if self.worst else {}
+        values |= {"message": self.message} if self.message else {}
+        values |= {"reproduce": self.reproduce} if self.reproduce else {}
+        values |= (
+            {"precision": self.precision, "sizes": dict(self.sizes), "switches": self.switches}
+            if self.precision
+            else {}
+        )
+        return values | {"seconds": round(self.seconds, 6)}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """One check on all its cases."""
+
+    id: str
+    claim: str
+    section: str
+    needs: tuple[str, ...]
+    items: tuple[ItemReport, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Error or failed where one item is; unsupported where all are."""
+        found = {item.outcome for item in self.items}
+        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.EXPECTED, Outcome.PASSED):
+            if outcome in found:
+                return outcome
+        return Outcome.UNSUPPORTED
+
+    @property
+    def ran(self) -> int:
+        """How many cases ran."""
+        return sum(item.outcome is not Outcome.UNSUPPORTED for item in self.items)
+
+    @property
+    def worst(self) -> ItemReport | None:
+        """The item with the largest share of its budget, None where no share was measured."""
+        measured = [item for item in self.items if item.worst is not None]
+        return max(measured, key=lambda item: item.worst.share if item.worst else 0.0, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON."""
+        worst = self.worst
+        values: dict[str, Any] = {
+            "id": self.id,
+            "claim": self.claim,
+            "section": self.section,
+            "needs": list(self.needs),
+            "outcome": self.outcome.value,
+            "cases": self.ran,
+            "unsupported": len(self.items) - self.ran,
+            "worst": None,
+            "items": [item.to_dict() for item in self.items],
+        }
+        if worst is not None and worst.worst is not None:
+            found = worst.worst
+            values["worst"] = {
+                "item": worst.id,
+                "array": found.array,
+                "index": list(found.index),
+                "got": _number(found.got),
+                "expected": _number(found.expected),
+                "budget": _number(found.budget),
+                "share": _number(found.share),
+            }
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run of the suite on one backend.
+
+    Attributes
+    ----------
+    precisions
+        Those that were tested.
+    features, derivatives
+        What the backend declares.
+    undeclared
+        Precision, feature or derivative that it does not declare -> why.
+    selection
+        The expression that selected the items, None for the whole suite.
+    profile
+        ``"quick"`` where what takes long was left out, ``"full"`` where it was not, ``"smoke"`` for a few cases of each
+        check.
+    seed, max_examples
+        How the cases were drawn.
+    untried
+        Expected failures of which no case ran -> why they are expected.
+    """
+
+    backend: str
+    device: str
+    precisions: tuple[str, ...]
+    features: tuple[str, ...]
+    derivatives: tuple[str, ...]
+    undeclared: Mapping[str, str]
+    selection: str | None
+    versions: Mapping[str, str]
+    machine: str
+    started: str
+    seconds: float
+    checks: tuple[CheckReport, ...]
+    profile: str = "quick"
+    seed: int = 0
+    max_examples: int = 0
+    untried: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """The precisions that the backend declares and that were not tested."""
+        return tuple(name for name in PRECISIONS if name not in self.undeclared and name not in self.precisions)
+
+    @property
+    def result(self) -> Result:
+        """Conforms only where all of the profile ran in every declared precision and all of it passed."""
+        if self.bad:
+            return Result.FAILS
+        if not self.count:
+            return Result.NOTHING
+        partial = self.expected or self.selection or self.untested or self.profile == "smoke"
+        return Result.PARTIAL if partial else Result.CONFORMS
+
+    @property
+    def conforms(self) -> bool:
+        """Whether everything that ran passed, and something did; `result` tells whether that was everything."""
+        return self.result in (Result.CONFORMS, Result.PARTIAL)
+
+    @property
+    def expected(self) -> tuple[ItemReport, ...]:
+        """The items that failed as expected."""
+        return tuple(item for check in self.checks for item in check.items if item.outcome is Outcome.EXPECTED)
+
+    @property
+    def bad(self) -> tuple[ItemReport, ...]:
+        """The items that failed, and those that could not be run."""
+        return tuple(item for check in self.checks for item in check.items if item.outcome.bad)
+
+    @property
+    def verdict(self) -> str:
+        """One line; it does not say more than what ran."""
+        where, known = ", ".join(self.precisions), len(self.expected)
+        rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
+        if self.untried:
+            rest += f"; {counted(len(self.untried), 'expected failure')} did not run"
+        if self.result is Result.FAILS:
+            return f"{self.backend} does not conform: {len(self.bad)} of {counted(self.count, 'case')} failed{rest}"
+        if self.result is Result.NOTHING:
+            return f"nothing was tested of {self.backend}: it declares nothing that the selected cases need"
+        but = f" but for {counted(known, 'expected failure')}" if known else ""
+        if self.selection or self.profile == "smoke":
+            kind = "selected case" if self.selection else "case"
+            of = " of the smoke profile" if self.profile == "smoke" else ""
+            what = f"{self.backend} passes {counted(self.count, kind)}{of} in {where}{but}"
+            return f"{what}; the suite was not run as a whole{rest}"
+        if known:
+            return f"{self.backend} conforms in {where}{but}: {counted(self.count - known, 'case')} passed{rest}"
+        cases = counted(self.count, "case")
+        return f"{self.backend} conforms in {where}: all {cases} of the {self.profile} profile passed{rest}"
+
+    @property
+    def count(self) -> int:
+        """How many cases ran."""
+        return sum(check.ran for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for JSON. Numbers that JSON does not have are the texts "inf" and "nan"."""
+        return {
+            "schema": "lstmcore-conformance",
+            "version": REPORT_VERSION,
+            "backend": self.backend,
+            "device": self.device,
+            "conforms": self.conforms,
+            "result": self.result.value,
+            "verdict": self.verdict,
+            "selection": self.selection,
+            "profile": self.profile,
+            "seed": self.seed,
+            "max_examples": self.max_examples,
+            "precisions": list(self.precisions),
+            "features": list(self.features),
+            "derivatives": list(self.derivatives),
+            "undeclared": dict(self.undeclared),
+            "untried": dict(self.untried),
+            "versions": dict(self.versions),
+            "machine": self.machine,
+            "started": self.started,
+            "seconds": round(self.seconds, 3),
+            "counts": dict(Counter(item.outcome.value for check in self.checks for item in check.items)),
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    def to_json(self) -> str:
+        """The JSON form as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    def write_json(self, path: str | Path) -> None:
+        """Write the JSON form to `path`, all of it or nothing."""
+        write_atomically(path, self.to_json().encode())
+
+    def show(self, console: Console) -> None:
+        """Print the table, the failures and the verdict."""
+        from rich.table import Table  # a report is made, and written, where rich is not installed
+        from rich.text import Text
+
+        table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
+        table.add_column("check", no_wrap=True)
+        table.add_column("section", no_wrap=True)
+        table.add_column("outcome", no_wrap=True)
+        table.add_column("cases", justify="right")
+        table.add_column("share", justify="right")
+        for check in self.checks:
+            share = check.worst.worst.share if check.worst and check.worst.worst else None
+            table.add_row(
+                check.id,
+                check.section,
+                Text(check.outcome.value, _STYLES[check.outcome]),
+                str(check.ran),
+                "" if share is None else f"{share:.3g}",
+            )
+        console.print(table)
+        self._show_unsupported(console)
+        for item in self.bad[:_SHOWN]:
+            _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
+        if len(self.bad) > _SHOWN:
+            _plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
+        for id, reason in self.untried.items():
+            _plain(console, f"\nEXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}")
+        console.print()
+        console.print(Text(f"{self.verdict} ({self.seconds:.1f} s)", _RESULTS[self.result]), soft_wrap=True)
+
+    def _show_unsupported(self, console: Console) -> None:
+        """Print what did not run, every reason once: first what is not declared, then what is refused beside that."""
+        for reason, names in _grouped((reason, name) for name, reason in self.undeclared.items()).items():
+            _plain(console, f"not declared, {reason}:")
+            _listed(console, names)
+        skipped = [
+            (item.message, check.id)
+            for check in self.checks
+            for item in check.items
+            if item.outcome is Outcome.UNSUPPORTED
+        ]
+        known = [f"{name}: {reason}" for name, reason in self.undeclared.items()]
+        others = [(message, id) for message, id in skipped if not _made_of(message, known)]
+        if count := len(skipped) - len(others):
+            _plain(console, f"left out: {count} cases and checks that need what is not declared")
+        for reason, ids in _grouped(others).items():
+            _plain(console, f"unsupported, {reason}:")
+            counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
+            _listed(console, counts)
+
+
+_SHOWN: Final = 20
+_STYLES: Final = {
+    Outcome.PASSED: "green",
+    Outcome.FAILED: "bold red",
+    Outcome.EXPECTED: "yellow",
+    Outcome.ERROR: "bold red",
+    Outcome.UNSUPPORTED: "yellow",
+}
+
+_RESULTS: Final = {
+    Result.CONFORMS: "bold green",
+    Result.PARTIAL: "bold yellow",
+    Result.FAILS: "bold red",
+    Result.NOTHING: "bold red",
+}
+
+
+def counted(count: int, what: str) -> str:
+    """For example "1 case", "2 cases"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _plain(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _listed(console: Console, names: Iterable[str]) -> None:
+    """The names, indented, in as many lines as they take."""
+    text = ", ".join(names)
+    _plain(console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  "))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """First -> all that come second with it, in the order in which they come."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(first, []).append(second)
+    return groups
+
+
+def _made_of(message: str, parts: Sequence[str]) -> bool:
+    """Whether `message` is some of `parts`, joined as `Capabilities.refusal` joins them."""
+    while message:
+        part = next((part for part in parts if message == part or message.startswith(f"{part}; ")), None)
+        if part is None:
+            return False
+        message = message[len(part) + len("; ") :]
+    return True
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

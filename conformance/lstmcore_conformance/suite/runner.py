@@ -1,0 +1,307 @@
+"""Runs the checks on a backend. Needs neither pytest nor anything else beside lstmcore."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+
+from lstmcore.backend import DERIVATIVES, Backend, Capabilities
+from lstmcore.config import FEATURES, Activation, LSTMConfig
+from lstmcore.precision import PRECISIONS, get_precision
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure
+from lstmcore_conformance.suite.check import PROFILES, Check, Profile, Scope, all_checks
+from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
+from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
+from lstmcore_conformance.suite.selection import selector
+
+Progress = Callable[[int, int, str], None]
+
+#: How many cases of a check the profile smoke runs in each precision.
+SMOKE_CASES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One check on one case; `case` is None where the check does not apply, and `reason` says why."""
+
+    check: Check
+    case: Case | None
+    reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """``check[case]``."""
+        return self.check.id if self.case is None else f"{self.check.id}[{self.case.id}]"
+
+
+def scope_of(tested: BackendUnderTest, precisions: Iterable[str] | None = None) -> Scope:
+    """The precisions to test: those that are wanted, or all that are declared, the most precise first.
+
+    Raises
+    ------
+    ValueError
+        A precision that does not exist or that the backend does not declare.
+    """
+    declared = tested.declared.precisions
+    order = {"float64": 0, "float32": 1, "tf32": 2, "bfloat16": 3, "float16": 4}
+    wanted = declared if precisions is None else [get_precision(name).name for name in precisions]
+    for name in wanted:
+        if name not in declared:
+            raise ValueError(f"precision: backend {tested.backend.name!r} has no {tested.declared.missing(name)}")
+    if not wanted:
+        raise ValueError(f"precision: backend {tested.backend.name!r} declares none, so there is nothing to test")
+    return Scope(tested.declared, tuple(sorted(set(wanted), key=order.__getitem__)))
+
+
+def items(
+    tested: BackendUnderTest,
+    precisions: Iterable[str] | None = None,
+    select: str | None = None,
+    profile: Profile = "quick",
+) -> Iterator[Item]:
+    """Every check of the profile with every case, in the order of the sections of SPEC.md.
+
+    Raises
+    ------
+    ValueError
+        A profile that does not exist, precisions that are not declared, or an expression that is not well formed.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}; got {profile!r}")
+    scope = scope_of(tested, precisions)
+    chosen = selector(select) if select else None
+    for check in all_checks():
+        if not check.runs_in(profile):
+            continue
+        found = (
+            item if item.case is None else replace(item, reason=tested.refusal(item.case))
+            for item in _items_of(scope, check)
+            if chosen is None or chosen(f"{item.id} section:{check.section}")
+        )
+        yield from _spread(found) if profile == "smoke" else found
+
+
+def _spread(found: Iterable[Item]) -> Iterator[Item]:
+    """Yield at most `SMOKE_CASES` items of each precision that run, the first and the last of them included.
+
+    Where none runs, the first one is yielded with its reason.
+    """
+    for _, group in groupby(found, lambda item: item.case and item.case.precision):
+        each = list(group)
+        each = [item for item in each if item.reason is None] or each[:1]
+        last, count = len(each) - 1, min(len(each), SMOKE_CASES)
+        yield from (each[k * last // max(count - 1, 1)] for k in range(count))
+
+
+def _items_of(scope: Scope, check: Check) -> Iterator[Item]:
+    known = scope.declared.derivatives | scope.declared.features
+    if lacking := [name for name in check.needs if name not in known]:
+        yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
+        return
+    for case in check.cases(scope):
+        yield Item(check, case)
+
+
+def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
+    """The outcome of one item. An exception that is not the backend's is an error of the suite, reported as such."""
+    case = "" if item.case is None else item.case.id
+    if item.case is None or item.reason is not None:
+        return ItemReport(item.id, case, Outcome.UNSUPPORTED, message=item.reason or "")
+    start = time.perf_counter()
+    worst: Measure | None = None
+    message, outcome = "", Outcome.PASSED
+    try:
+        with np.errstate(all="ignore"):  # what overflows is judged by what comes of it
+            worst = item.check.run(tested, item.case)
+    except Failure as failure:
+        outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
+    except Exception as error:
+        outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    seconds = time.perf_counter() - start
+    options = ("" if item.check.runs_in("quick") else " --profile full") + tested.draws.options
+    reproduce = f"lstmcore conform {tested.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
+    return ItemReport(
+        item.id,
+        case,
+        outcome,
+        worst,
+        message,
+        reproduce,
+        seconds,
+        item.case.precision,
+        _sizes(item.case),
+        _switches(item.case),
+    )
+
+
+def not_run(item: Item, message: str) -> ItemReport:
+    """The report of an item that came to no outcome of its own, such as one that ended its process: an error."""
+    if item.case is None:
+        return ItemReport(item.id, "", Outcome.ERROR, message=message)
+    case = item.case
+    return ItemReport(
+        item.id,
+        case.id,
+        Outcome.ERROR,
+        message=message,
+        precision=case.precision,
+        sizes=_sizes(case),
+        switches=_switches(case),
+    )
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    """The sizes of a case by the letters of SPEC.md."""
+    first, stack = case.configs[0], case.stack
+    return {
+        "T": case.steps,
+        "N": case.batch,
+        "I": first.input_size,
+        "H": first.hidden_size,
+        "P": first.output_size,
+        "L": 1 if stack is None else stack.num_layers,
+        "D": 1 if stack is None else stack.num_directions,
+    }
+
+
+def _switches(case: Case) -> str:
+    """What is not the default, as ``name=value``; of a stack what any of its layers has."""
+    names = [item.name for item in fields(LSTMConfig) if item.init and not item.name.endswith("_size")]
+    found: dict[str, None] = {}
+    for config in case.configs:
+        default = LSTMConfig(input_size=config.input_size, hidden_size=config.hidden_size)
+        found |= {f"{k}={_said(getattr(config, k))}": None for k in names if getattr(config, k) != getattr(default, k)}
+    given = {"lengths": case.lengths is not None, "masks": bool(case.masks)}
+    dropout = f"dropout={case.stack.dropout:g}" if case.stack is not None and case.stack.dropout else None
+    return ", ".join([*found, *filter(None, [dropout]), *(name for name, there in given.items() if there)])
+
+
+def _said(value: object) -> str:
+    return value.name if isinstance(value, Activation) else str(value)
+
+
+def run(
+    backend: Backend,
+    *,
+    precisions: Iterable[str] | None = None,
+    select: str | None = None,
+    profile: Profile = "quick",
+    draws: Draws | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run the checks.
+
+    Parameters
+    ----------
+    backend
+        What is tested.
+    precisions
+        Names of declared precisions; all declared ones where None.
+    select
+        Which items, as `lstmcore_conformance.suite.selection.selector` reads it.
+    profile
+        ``"full"`` also runs what takes long; ``"smoke"`` runs a few cases of each check, and is no verdict.
+    draws
+        How many cases are drawn, and from which seed; `Draws.of` the profile where None.
+    expected_failures
+        Id of a check or of an item -> why it fails. One that passes is a failure; `Report.untried` has those that did
+        not run.
+    progress
+        Called before every item with how many are done, how many there are and the id.
+
+    Raises
+    ------
+    ValueError
+        A precision that is not declared, an expression that is not well formed, or one that selects nothing; an
+        expected failure that no check and no item has as its id.
+    """
+    tested, started = BackendUnderTest(backend, draws or Draws.of(profile)), datetime.now(UTC)
+    todo = list(items(tested, precisions, select, profile))
+    if not todo:
+        raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
+    expected = expected_failures or {}
+    if expected:  # an id that this selection or profile leaves out is known all the same
+        check_ids(expected, (item.id for item in items(tested, profile="full")))
+    found: dict[str, list[ItemReport]] = {}
+    for position, item in enumerate(todo):
+        if progress is not None:
+            progress(position, len(todo), item.id)
+        found.setdefault(item.check.id, []).append(run_item(tested, item))
+    return report_on(tested, found, started, precisions, select=select, profile=profile, expected_failures=expected)
+
+
+def report_on(
+    tested: BackendUnderTest,
+    found: Mapping[str, list[ItemReport]],
+    started: datetime,
+    precisions: Iterable[str] | None = None,
+    *,
+    select: str | None = None,
+    profile: Profile = "quick",
+    expected_failures: Mapping[str, str] | None = None,
+) -> Report:
+    """The report of what `run_item` found: id of a check -> its items. The other arguments are those of `run`."""
+    checks = {check.id: check for check in all_checks()}
+    backend, declared, expected = tested.backend, tested.declared, expected_failures or {}
+    every = items(tested, precisions, profile="full") if expected else ()
+    complete = complete_checks((item.id for ran in found.values() for item in ran), (item.id for item in every))
+    strict = profile != "smoke"
+    return Report(
+        backend=backend.name,
+        device=declared.device,
+        precisions=scope_of(tested, precisions).precisions,
+        features=tuple(sorted(declared.features)),
+        derivatives=tuple(sorted(declared.derivatives)),
+        undeclared={name: declared.reasons.get(name, "not implemented") for name in _undeclared(declared)},
+        selection=select,
+        versions={
+            "lstmcore": _version("lstmcore"),
+            "numpy": np.__version__,
+            **backend.versions(),
+            "python": platform.python_version(),
+        },
+        machine=f"{platform.system()} {platform.machine()}",
+        started=started.isoformat(timespec="seconds"),
+        seconds=(datetime.now(UTC) - started).total_seconds(),
+        checks=tuple(
+            CheckReport(
+                id,
+                checks[id].claim,
+                checks[id].title,
+                checks[id].needs,
+                tuple(judged(results, expected, complete=complete, strict=strict)),
+            )
+            for id, results in found.items()
+        ),
+        profile=profile,
+        seed=tested.draws.seed,
+        max_examples=tested.draws.max_examples,
+        untried=untried((item for results in found.values() for item in results), expected),
+    )
+
+
+def _undeclared(declared: Capabilities) -> list[str]:
+    missing = (
+        set(PRECISIONS) - declared.precisions,
+        FEATURES - declared.features,
+        DERIVATIVES - declared.derivatives,
+    )
+    return [name for names in missing for name in sorted(names)]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
