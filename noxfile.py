@@ -19,6 +19,7 @@ nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2024.4.15"
 
 HERE = Path(__file__).parent
+RUFF = "ruff==0.17.6"
 TORCH = "torch==2.13.0"  # a CPU build of this version is small; a range may bring gigabytes of CUDA
 JAX = "jax==0.10.2"  # .ci/sessions.py sets flags that XLA has in this version; XLA ends at one that it does not know
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
@@ -33,7 +34,7 @@ PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples
 
 
 def _quiet() -> dict[str, str | None]:
-    """An environment in which no setting of the user changes what runs.
+    """Return an environment in which no setting of the user changes what runs.
 
     One BLAS thread: the products are small, and threads that spin on a shared machine made training 15 times slower.
     """
@@ -178,10 +179,17 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff."""
-    session.install("ruff==0.17.6")
+    session.install(RUFF)
     present = [name for name in PYTHON_FILES if (HERE / name).exists()]
     session.run("ruff", "check", *present)
     session.run("ruff", "format", "--check", *present)
+
+
+@nox.session
+def style(session: nox.Session) -> None:
+    """The code measured by the limits of docs/development.md, as a table."""
+    session.install(RUFF, "pylint>=4.0")
+    session.run("python", ".ci/style.py")
 
 
 @nox.session

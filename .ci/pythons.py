@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,13 +19,18 @@ def find_python(name: str) -> str | None:
     pyenv puts a shim on the path that fails if its version is not active, so the folders of pyenv are searched too.
     """
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    kept = sorted(versions.glob(f"{name.removeprefix('python')}.*/bin/{name}"), reverse=True)
+    kept = sorted(versions.glob(f"{name.removeprefix('python')}.*/bin/{name}"), key=_version, reverse=True)
     return next((path for path in (shutil.which(name), *map(str, kept)) if path and _runs(path)), None)
 
 
 def newest_python() -> str | None:
     """Return the path of the newest CPython of `NEWER` that is installed, or None."""
     return next((path for name in NEWER if (path := find_python(name))), None)
+
+
+def _version(path: Path) -> list[int]:
+    """Return the numbers in the name of the version's folder, for example [3, 12, 10]."""
+    return [int(number) for number in re.findall(r"\d+", path.parent.parent.name)]
 
 
 def _runs(path: str) -> bool:

@@ -23,7 +23,7 @@ END: Final = "<!-- end of times -->"
 
 @dataclass(frozen=True)
 class Result:
-    """How a session ended.
+    """The result of a session.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S.*)$", re.MULTILINE)
 
 
 def counts_of(log: str) -> dict[str, int]:
-    """Tests by outcome in the log of a session, of pytest's closing lines and the suite's verdicts."""
+    """Count the tests of a session's log by outcome, from pytest's closing lines and the suite's verdicts."""
     found: dict[str, int] = {}
     for line in (*_PYTEST_END.findall(log), *_PYTEST_QUIET_END.findall(log)):
         for number, outcome in _COUNT.findall(line):
@@ -98,12 +98,12 @@ def counts_of(log: str) -> dict[str, int]:
 
 
 def unchecked_in(log: str) -> str:
-    """What the session says it did not check, empty where it checked all."""
+    """Return what the session says it did not check; empty if it checked all."""
     return "; ".join(f"NOT CHECKED: {text}" for text in _UNCHECKED.findall(log))
 
 
 def slowest_of(log: str) -> dict[str, float]:
-    """The tests in pytest's list of the slowest, with their seconds: the call, and what was set up for it."""
+    """Return the tests in pytest's list of the slowest, with the seconds of their call and set-up."""
     found: dict[str, float] = {}
     for seconds, test in _DURATION.findall(log):
         found[test] = found.get(test, 0.0) + float(seconds)
@@ -111,7 +111,7 @@ def slowest_of(log: str) -> dict[str, float]:
 
 
 def failures_of(log: str) -> list[str]:
-    """What failed: the last lines of the first failures, then the names of all; else the end of the log."""
+    """Return the last lines of the first failures, then the names of all; without a name, the end of the log."""
     summary = _FAILED.findall(log)
     names = {name for line in summary for name in _names(line)}
     found: list[str] = []
@@ -126,7 +126,7 @@ def failures_of(log: str) -> list[str]:
 
 
 def _names(line: str) -> list[str]:
-    """What the title of a failure may be, of its line in the summary: a name may itself hold the dash after it."""
+    """Return the possible titles of a failure from its line in the summary: a name may hold the dash after it."""
     pieces = line.partition("::")[2].replace("::", ".").split(" - ")
     return [" - ".join(pieces[:end]) for end in range(1, len(pieces) + 1)]
 
@@ -136,7 +136,7 @@ def _last(text: str, title: str) -> str:
 
 
 def session_table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table."""
+    """Return the results as a Markdown table."""
     lines = ["| session | result | tests | seconds | CPU seconds |", "| --- | --- | --- | --- | --- |"]
     for result in results:
         tests = ", ".join(f"{number} {outcome}" for outcome, number in result.counts.items())
@@ -146,7 +146,7 @@ def session_table(results: Sequence[Result]) -> str:
 
 
 def closing_line(results: Sequence[Result]) -> str:
-    """How many tests passed, failed and were skipped in all sessions, in pytest's words.
+    """Return how many tests passed, failed and were skipped in all sessions, in pytest's words.
 
     Errors are failures, and a session that failed with no failed test is one.
     """
@@ -161,7 +161,7 @@ def closing_line(results: Sequence[Result]) -> str:
 
 
 def slowest_table(results: Sequence[Result]) -> str:
-    """The slowest tests of all sessions as a Markdown table."""
+    """Return the slowest tests of all sessions as a Markdown table."""
     found = [(seconds, test, result.name) for result in results for test, seconds in result.slowest.items()]
     rows = [f"| {test} | {name} | {seconds:.1f} |" for seconds, test, name in sorted(found, reverse=True)[:SLOWEST]]
     return "\n".join(["| test | session | seconds |", "| --- | --- | --- |", *rows])
@@ -190,7 +190,7 @@ def write_tables(file: Path, results: Sequence[Result]) -> None:
 
 
 def _processor() -> str:
-    """The name of the processor and its widest vector extension, as Linux knows them."""
+    """Return the name of the processor and its widest vector extension, as Linux knows them."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     name = re.search(r"^model name\s*: (.*)", text, re.MULTILINE)
@@ -209,5 +209,5 @@ def replace_file(file: Path, text: str) -> None:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

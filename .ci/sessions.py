@@ -33,7 +33,7 @@ from session_runner import FOLDER, ROOT, Runner, Session
 
 
 def conformance(backend: str, name: str = "", *arguments: str, **environment: str) -> Session:
-    """The conformance suite on a backend."""
+    """Return the session that runs the conformance suite on a backend."""
     return Session(name or f"conformance {backend}", f"conformance(backend='{backend}')", arguments, environment)
 
 

@@ -1,0 +1,208 @@
+"""Measure the code by the limits of docs/development.md, and print them as a table.
+
+``python .ci/style.py`` needs ruff and pylint; ``nox -s style`` brings both.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+#: The folders that hold packages.
+CODE: Final = ("lstmcore", "backends", "conformance", "examples", ".ci")
+
+#: Lines of a function without its docstring; a function with a reason may have `LONGEST`.
+LINES: Final = 40
+LONGEST: Final = 80
+#: Lines of a file.
+FILE_LINES: Final = 400
+#: Two files repeat at least so many lines to be counted; comments, docstrings, imports and signatures do not count.
+REPEATED: Final = 4
+
+#: The reason why a function is longer, on its `def` line; a file has one on a line of its own.
+LONG: Final = re.compile(r"# long: (?P<reason>\S.*)")
+LONG_FILE: Final = re.compile(r"^# long file: (?P<reason>\S.*)", re.MULTILINE)
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the code.
+
+    Parameters
+    ----------
+    place
+        The file below the root, the line and the name.
+    lines
+        Lines without the docstring.
+    parameters
+        Parameters without `self` and `cls`.
+    untyped
+        Those whose type is `Any` or `Array`, which is another name of it.
+    reason
+        Why it is longer than `LINES`, or None.
+    """
+
+    place: str
+    lines: int
+    parameters: int
+    untyped: int
+    reason: str | None
+
+
+def files(*folders: str) -> list[Path]:
+    """Return the Python files below `folders` that git has, sorted."""
+    listed = subprocess.run(["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [
+        ROOT / name for name in sorted(listed.stdout.split("\0")) if name.endswith(".py") and (ROOT / name).exists()
+    ]
+
+
+def functions(path: Path, root: Path = ROOT) -> list[Function]:
+    """Return the functions of a file."""
+    return functions_of(path.read_text("utf-8"), str(path.relative_to(root)))
+
+
+def functions_of(text: str, name: str) -> list[Function]:
+    """Return the functions of a module's text; `name` is the file that messages give."""
+    lines = text.splitlines()
+    every = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _Function):
+            signature = lines[node.lineno - 1 : node.body[0].lineno]
+            reason = next((match["reason"] for line in signature if (match := LONG.search(line))), None)
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            types = [argument.annotation for argument in arguments if argument.arg not in ("self", "cls")]
+            untyped = sum(map(_is_any, types))
+            place = f"{name}:{node.lineno} {node.name}"
+            every.append(Function(place, _lines_without_docstring(node), len(types), untyped, reason))
+    return every
+
+
+def _is_any(annotation: ast.expr | None) -> bool:
+    return annotation is None or ast.unparse(annotation).split(" | ")[0] in ("Any", "Array")
+
+
+def _docstring(node: ast.AST) -> ast.Expr | None:
+    if isinstance(node, (ast.Module, ast.ClassDef, *_Function.__args__)) and ast.get_docstring(node) is not None:
+        first = node.body[0]
+        return first if isinstance(first, ast.Expr) else None
+    return None
+
+
+def _lines_without_docstring(node: _Function) -> int:
+    whole = (node.end_lineno or node.lineno) - node.lineno + 1
+    text = _docstring(node)
+    return whole - ((text.end_lineno or text.lineno) - text.lineno + 1 if text else 0)
+
+
+def code_lines(path: Path) -> int:
+    """Return the lines that hold code: without comments, docstrings and empty lines."""
+    text = path.read_text("utf-8")
+    held: set[int] = set()
+    skip = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skip:
+            held.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if (docstring := _docstring(node)) is not None:
+            held.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
+    return len(held)
+
+
+def too_long(paths: Sequence[Path], root: Path = ROOT) -> list[str]:
+    """Return a line for each function and file over its limit that gives no reason, or is over `LONGEST`."""
+    wrong = []
+    for path in paths:
+        text = path.read_text("utf-8")
+        if (count := len(text.splitlines())) > FILE_LINES and not LONG_FILE.search(text):
+            wrong.append(f"{path.relative_to(root)}: {count} lines; expected at most {FILE_LINES}: split it")
+        for function in functions(path, root):
+            most = LONGEST if function.reason else LINES
+            if function.lines > most and not (function.reason or "").startswith("next issue"):
+                wrong.append(f"{function.place}: {function.lines} lines; expected at most {most}: split it")
+    return wrong
+
+
+def complexities(paths: Sequence[Path]) -> list[int]:
+    """Return the cyclomatic complexity of every function, as ruff counts it."""
+    words = ("ruff", "check", "--isolated", "--select", "C901", "--config", "lint.mccabe.max-complexity=0")
+    done = subprocess.run(  # ruff ends with 1, since every function is above 0
+        [*words, "--output-format", "json", *map(str, paths)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"ruff: {done.stderr.strip()}")
+    return [int(re.findall(r"\((\d+) > 0\)", one["message"])[0]) for one in json.loads(done.stdout)]
+
+
+def repeats(paths: Sequence[Path]) -> int:
+    """Return how many runs of at least `REPEATED` lines pylint finds in two files (its message R0801)."""
+    words = ("pylint", "--disable=all", "--enable=duplicate-code", f"--min-similarity-lines={REPEATED}", "--score=n")
+    done = subprocess.run(  # its status has a bit for each kind of message
+        [sys.executable, "-m", *words, *map(str, paths)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode & 1 or done.returncode >= 32:
+        raise RuntimeError(f"pylint: {(done.stdout + done.stderr).strip()[-500:]}")
+    return done.stdout.count("R0801")
+
+
+def generated_lines() -> int:
+    """Return the lines of files in git that a program wrote: data, pages and pictures."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    kinds = (".json", ".html", ".svg")
+    listed = [name for name in names.split("\0") if name.endswith(kinds) or name.endswith("vectors/index.txt")]
+    return sum(len((ROOT / name).read_bytes().splitlines()) for name in listed if "schema" not in name)
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    paths = files(*CODE)
+    every = [function for path in paths for function in functions(path)]
+    lengths = sorted(function.lines for function in every)
+    parameters = [function.parameters for function in every]
+    counts = complexities(paths)
+    sizes = {path: len(path.read_text("utf-8").splitlines()) for path in paths}
+    rows = [
+        ("lines of a function, without its docstring", f"p90 {quantiles(lengths, n=10)[-1]:.0f}, max {max(lengths)}"),
+        (f"functions over {LINES} lines", _over(lengths, LINES)),
+        (f"functions over {LONGEST} lines", _over(lengths, LONGEST)),
+        ("functions with more than 6 parameters", f"{_over(parameters, 6)}, max {max(parameters)}"),
+        (
+            "cyclomatic complexity (ruff)",
+            f"max {max(counts)}; {_over(counts, 12)} over 12, {_over(counts, 20)} over 20",
+        ),
+        ("lines of a file", f"max {max(sizes.values())}; {_over(list(sizes.values()), FILE_LINES)} over {FILE_LINES}"),
+        *(
+            (f"parameters typed Any or Array, lstmcore_{name}", _untyped(f"backends/lstmcore_{name}"))
+            for name in ("numba", "numpy", "cupy")
+        ),
+        (f"repeats of {REPEATED} lines in two files (pylint R0801)", str(repeats(paths))),
+        ("lines of code, without tests", f"{sum(map(code_lines, paths)):,}"),
+        ("lines of generated files in git", f"{generated_lines():,}"),
+    ]
+    return "\n".join(("| measure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)))
+
+
+def _over(values: Sequence[int], limit: int) -> str:
+    return str(sum(value > limit for value in values))
+
+
+def _untyped(folder: str) -> str:
+    every = [function for path in files(folder) for function in functions(path)]
+    return f"{100 * sum(one.untyped for one in every) / sum(one.parameters for one in every):.0f} %"
+
+
+if __name__ == "__main__":
+    print(table())
