@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lstmcore import reference
@@ -22,7 +23,7 @@ from strategies import switch_config
 
 STEP = 1e-30
 T, N, I, H = 4, 3, 4, 5  # of the golden vectors and of the combinations
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).with_name("golden.safetensors")
 
 
 def _random_switches(rng: np.random.Generator) -> dict[str, Any]:
@@ -162,47 +163,55 @@ def test_recurrence_of_the_article(backend: str) -> None:
 
 
 def golden_configs() -> dict[str, LSTMConfig]:
-    """Name -> configuration of the frozen cases in ``golden/index.json``; a new case is a new entry at its end."""
-    index = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))
-    return {name: LSTMConfig.from_dict(switches) for name, switches in index.items()}
+    """Return the configurations of the frozen cases by name; ``add_golden_case.py`` adds one."""
+    with safe_open(GOLDEN, "numpy") as file:
+        return {name: LSTMConfig.from_dict(json.loads(text)) for name, text in sorted(file.metadata().items())}
 
 
 def golden_cases() -> dict[str, dict[str, Any]]:
-    """Name -> arrays of the frozen cases; ``tests/core/golden/regenerate.py`` writes them."""
-    cases = {}
-    for number, (name, config) in enumerate(golden_configs().items()):
-        parameters, x, state, _ = _data(config, np.random.default_rng([11, number]))
-        primal = reference.forward(config, parameters, x, state, lengths=[4, 0, 3])
-        grads = reference.backward(config, primal.tape, np.cos(np.arange(primal.y.size)).reshape(primal.y.shape))
-        cases[name] = {
-            "x": x,
-            "h0": state.h,
-            "c0": state.c,
-            **{f"parameter.{key}": value for key, value in parameters.items()},
-            "y": primal.y,
-            "h": primal.state.h,
-            "c": primal.state.c,
-            "dx": grads.x,
-            "dh0": grads.state.h,
-            "dc0": grads.state.c,
-            **{f"gradient.{key}": value for key, value in grads.parameters.items()},
-        }
+    """Return the arrays of the frozen cases by name."""
+    cases: dict[str, dict[str, Any]] = {}
+    for key, array in load_file(GOLDEN).items():
+        name, _, part = key.partition("/")
+        cases.setdefault(name, {})[part] = array
     return cases
 
 
+def golden_results(config: LSTMConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what the reference gives for the inputs of a frozen case: outputs, states and gradients."""
+    parameters = {key.removeprefix("parameter."): a for key, a in inputs.items() if key.startswith("parameter.")}
+    primal = reference.forward(config, parameters, inputs["x"], State(inputs["h0"], inputs["c0"]), lengths=[4, 0, 3])
+    grads = reference.backward(config, primal.tape, np.cos(np.arange(primal.y.size)).reshape(primal.y.shape))
+    results = {"y": primal.y, "h": primal.state.h, "c": primal.state.c, "dx": grads.x}
+    results |= {"dh0": grads.state.h, "dc0": grads.state.c}
+    return results | {f"gradient.{key}": value for key, value in grads.parameters.items()}
+
+
 def test_golden_vectors_hold() -> None:
-    assert set().union(*(config.features for config in golden_configs().values())) == FEATURES - {"lengths", "masks"}
-    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == set(golden_configs())
-    for name, config in golden_configs().items():
-        frozen = load_file(GOLDEN / f"{name}.safetensors")
-        parameters = {key.removeprefix("parameter."): a for key, a in frozen.items() if key.startswith("parameter.")}
-        primal = reference.forward(
-            config, parameters, frozen["x"], State(frozen["h0"], frozen["c0"]), lengths=[4, 0, 3]
-        )
-        grads = reference.backward(config, primal.tape, np.cos(np.arange(primal.y.size)).reshape(primal.y.shape))
-        found = {"y": primal.y, "h": primal.state.h, "c": primal.state.c, "dx": grads.x}
-        found |= {"dh0": grads.state.h, "dc0": grads.state.c}
-        found |= {f"gradient.{key}": value for key, value in grads.parameters.items()}
-        assert set(found) == {key for key in frozen if not key.startswith("parameter.")} - {"x", "h0", "c0"}
-        for key, value in found.items():
+    configs, cases = golden_configs(), golden_cases()
+    assert set().union(*(config.features for config in configs.values())) == FEATURES - {"lengths", "masks"}
+    assert set(cases) == set(configs)
+    for name, frozen in cases.items():
+        results = golden_results(configs[name], frozen)
+        assert set(results) == {key for key in frozen if not key.startswith("parameter.")} - {"x", "h0", "c0"}
+        for key, value in results.items():
             np.testing.assert_allclose(value, frozen[key], rtol=1e-12, atol=1e-13, err_msg=f"{name} {key}")
+
+
+def test_a_golden_case_is_added_and_none_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import add_golden_case
+
+    before, copy = golden_cases(), tmp_path / "golden.safetensors"
+    copy.write_bytes(GOLDEN.read_bytes())
+    monkeypatch.setattr("test_reference.GOLDEN", copy)
+    monkeypatch.setattr(add_golden_case, "GOLDEN", copy)
+    add_golden_case.add("two_clips", {"cell_clip": 0.3, "gate_clip": 0.8})
+    after = golden_cases()
+    assert golden_configs()["two_clips"].cell_clip == 0.3
+    np.testing.assert_array_equal(after.pop("two_clips")["y"].shape, (T, N, H))
+    assert {name: list(arrays) for name, arrays in after.items()} == {name: list(a) for name, a in before.items()}
+    for name, arrays in before.items():
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(after[name][key], array)
+    with pytest.raises(ValueError, match="name: expected a new one; got 'plain', whose values are frozen"):
+        add_golden_case.add("plain", {})
