@@ -26,13 +26,18 @@ from lstmcore.backend import (
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision, numpy_dtype
 from lstmcore.stack import ComposedStack, StackTape
-from lstmcore_numba import bf16, memory, passes, steps
-from lstmcore_numba.amx import PARTS
-from lstmcore_numba.compiling import address
-from lstmcore_numba.norms import cell_gradients, gain_gradients, linear_steps
+from lstmcore_numba import cell as steps
+from lstmcore_numba import time_loop as passes
+from lstmcore_numba.codegen.step_compiler import address
+from lstmcore_numba.gemm import bf16
+from lstmcore_numba.gemm.amx import PARTS
+from lstmcore_numba.gemm.vector import PANEL
+from lstmcore_numba.layer_norm import cell_gradients, gain_gradients, linear_steps
 from lstmcore_numba.packing import Array, Layout, OwnMasks, Weights, aligned, in_order, own_masks, pack, padded
-from lstmcore_numba.parallel import KEPT_BYTES
-from lstmcore_numba.rooms import (
+from lstmcore_numba.runtime import buffer_pool as memory
+from lstmcore_numba.runtime.thread_pool import ALONE, ROWS, WORTH, Threads, thread_count
+from lstmcore_numba.runtime.worker_loop import KEPT_BYTES
+from lstmcore_numba.workspace import (
     Room,
     Sharing,
     forward_on_amx,
@@ -43,8 +48,6 @@ from lstmcore_numba.rooms import (
     sharing,
     wave_ahead,
 )
-from lstmcore_numba.threads import ALONE, ROWS, WORTH, Threads, thread_count
-from lstmcore_numba.tiles import PANEL
 
 #: Bytes of a room at most that a thread keeps for its next call, and rooms that it keeps.
 _KEPT_BYTES: Final = 1 << 22

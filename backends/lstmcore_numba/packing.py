@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
-from lstmcore_numba import memory
-from lstmcore_numba.amx import DEPTH, PARTS, TILE_BYTES
-from lstmcore_numba.bf16 import paired_weights
-from lstmcore_numba.parts import pair_panels
-from lstmcore_numba.tiles import BYTES, PANEL
+from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE_BYTES
+from lstmcore_numba.gemm.bf16 import paired_weights
+from lstmcore_numba.gemm.bf16x3 import pair_panels
+from lstmcore_numba.gemm.vector import BYTES, PANEL
+from lstmcore_numba.runtime import buffer_pool as memory
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -17,7 +17,8 @@ SHAPES = [(3, 64, 40, 48), (4, 35, 33, 37), (3, 17, 70, 20), (5, 5, 9, 33)]
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size run on AMX."""
-    from lstmcore_numba import amx, rooms
+    from lstmcore_numba import workspace as rooms
+    from lstmcore_numba.gemm import amx
 
     if not amx.usable():
         pytest.skip("this machine has no AMX, or its system does not hand it out")
@@ -44,7 +45,7 @@ def inputs(shape: tuple[int, int, int, int]) -> Any:
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products run in vectors again."""
-    monkeypatch.setattr("lstmcore_numba.rooms.usable", lambda: False)
+    monkeypatch.setattr("lstmcore_numba.workspace.usable", lambda: False)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -115,7 +116,7 @@ def test_the_receipt_tells_of_amx(everywhere: None, monkeypatch: pytest.MonkeyPa
 
 
 def test_amx_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import amx
+    from lstmcore_numba.gemm import amx
 
     monkeypatch.setenv("LSTMCORE_AMX", "0")
     assert not amx.usable.__wrapped__()

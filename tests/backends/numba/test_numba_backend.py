@@ -28,7 +28,7 @@ WIDTHS = [16, 32, 64]
 @pytest.fixture(params=WIDTHS)
 def width(request: pytest.FixtureRequest) -> int:
     """Return each width of vectors that the machine has."""
-    from lstmcore_numba.vectors import vector_bytes
+    from lstmcore_numba.codegen.emitter import vector_bytes
 
     found: int = request.param
     if found > vector_bytes():
@@ -41,8 +41,8 @@ def on_arrays(function: Callable[[Any], Any], dtype: str, width: int) -> Callabl
     import llvmlite.binding as llvm
     from llvmlite import ir
 
-    from lstmcore_numba.compiling import machine
-    from lstmcore_numba.vectors import INDEX, Emitter
+    from lstmcore_numba.codegen.emitter import INDEX, Emitter
+    from lstmcore_numba.codegen.step_compiler import machine
 
     module = ir.Module("test")
     module.triple = llvm.get_process_triple()
@@ -80,7 +80,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_right_to_two_epsilons(name: str, dtype: str, width: int) -> None:
-    from lstmcore_numba import functions
+    from lstmcore_numba.codegen import gate_functions as functions
 
     right, (low, high) = FUNCTIONS[name]
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_functions_are_right_to_two_epsilons(name: str, dtype: str, width: int) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_functions_of_special_numbers(dtype: str, width: int) -> None:
-    from lstmcore_numba import functions
+    from lstmcore_numba.codegen import gate_functions as functions
 
     x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30], dtype)
     np.testing.assert_array_equal(on_arrays(functions.tanh, dtype, width)(x), np.tanh(x))
@@ -118,7 +118,8 @@ SIZES = [(7, 1, 5, 600), (6, 16, 64, 128), (6, 13, 96, 260), (5, 64, 64, 96)]
 @pytest.fixture
 def eager_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Small models are shared too, and threads waited for; the threads that were taken, call by call."""
-    from lstmcore_numba import rooms, threads
+    from lstmcore_numba import workspace as rooms
+    from lstmcore_numba.runtime import thread_pool as threads
 
     monkeypatch.setattr(threads, "WORTH", 1000)  # so that these small models are shared too
     monkeypatch.setattr(rooms, "_STEP_WORTH", 1000)
@@ -185,9 +186,9 @@ def test_threads_that_share_few_rows_change_no_bit(
 
 
 def test_a_thread_that_waits_takes_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import threads
-    from lstmcore_numba.jit import compiled
-    from lstmcore_numba.parallel import outlined, side_by_side
+    from lstmcore_numba.codegen.numba_compiler import compiled
+    from lstmcore_numba.runtime import thread_pool as threads
+    from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
 
@@ -213,8 +214,8 @@ def test_a_thread_that_waits_takes_its_part(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_call_may_be_limited_to_some_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import threads
     from lstmcore_numba.kernel import NumbaBackend
+    from lstmcore_numba.runtime import thread_pool as threads
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", "3")
     asked: list[int] = []
@@ -243,7 +244,7 @@ def test_a_wrong_limit_of_threads_is_an_error(threads: Any, error: type[Exceptio
 
 
 def test_memory_is_used_again_and_never_while_it_is_in_use() -> None:
-    from lstmcore_numba import memory
+    from lstmcore_numba.runtime import buffer_pool as memory
 
     pool = memory._Pool()
     dtype = np.dtype(np.float32)
@@ -268,7 +269,7 @@ def test_memory_is_used_again_and_never_while_it_is_in_use() -> None:
 
 
 def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import memory
+    from lstmcore_numba.runtime import buffer_pool as memory
 
     monkeypatch.setattr(memory, "_MOST", 3 << 20)
     pool = memory._Pool()
@@ -308,7 +309,7 @@ def test_a_row_of_nan_does_not_reach_the_next_call() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
 def test_a_wrong_number_of_threads_is_an_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.threads import thread_count
+    from lstmcore_numba.runtime.thread_pool import thread_count
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", text)
     with pytest.raises(ValueError, match=r"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got"):
@@ -316,7 +317,7 @@ def test_a_wrong_number_of_threads_is_an_error(text: str, monkeypatch: pytest.Mo
 
 
 def test_threads_that_others_have_taken_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import threads
+    from lstmcore_numba.runtime import thread_pool as threads
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
     team = threads._team(os.getpid())
@@ -345,7 +346,7 @@ def run_python(code: str, **env: str) -> tuple[str, str]:
 @pytest.fixture
 def narrower(width: int) -> int:
     """Return each width below the machine's own, at which the conformance suite runs in any case."""
-    from lstmcore_numba.vectors import vector_bytes
+    from lstmcore_numba.codegen.emitter import vector_bytes
 
     if width == vector_bytes():
         pytest.skip("the session conformance(backend='numba') runs the whole suite at this width")
@@ -353,7 +354,7 @@ def narrower(width: int) -> int:
 
 
 def test_the_width_may_be_asked_for(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.vectors import vector_bytes
+    from lstmcore_numba.codegen.emitter import vector_bytes
 
     monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", str(width))
     assert vector_bytes() == width
@@ -366,7 +367,7 @@ def test_products_at_a_narrower_width(narrower: int) -> None:
     """
     code = """
 import numpy as np
-from lstmcore_numba.tiles import BYTES, PANEL, ROWS, product
+from lstmcore_numba.gemm.vector import BYTES, PANEL, ROWS, product
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float64):
     for rows in range(1, 2 * ROWS + 2):
@@ -392,7 +393,7 @@ def test_the_suite_at_a_narrower_width(narrower: int) -> None:
     code = """
 from lstmcore.registry import get_backend
 from lstmcore_conformance import run
-from lstmcore_numba.tiles import BYTES
+from lstmcore_numba.gemm.vector import BYTES
 select = "forward.sizes or backward.sizes or jvp.sizes or forward.switches or backward.switches"
 report = run(get_backend("numba"), precisions=["float32", "float64", "bfloat16"], select=select)
 assert report.conforms, (report.verdict, [item.message for item in report.bad][:3])
@@ -408,7 +409,7 @@ def test_a_forked_process_computes_beside_a_busy_parent() -> None:
 import os, threading
 import numpy as np
 from lstmcore import LSTM
-from lstmcore_numba import memory
+from lstmcore_numba.runtime import buffer_pool as memory
 lstm, x = LSTM(64, 96, backend="numba", seed=0), np.ones((50, 64, 64), np.float32)
 wanted = lstm(x)[0]
 held, done = threading.Event(), threading.Event()
@@ -466,7 +467,7 @@ def test_bfloat16_is_stored_and_the_cell_is_not() -> None:
 
 
 def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.vectors import vector_bytes
+    from lstmcore_numba.codegen.emitter import vector_bytes
 
     monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", "128")
     with pytest.raises(ValueError, match="LSTMCORE_VECTOR_BYTES: expected 16, 32 or 64, at most"):
@@ -481,7 +482,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, s
 import json
 import numpy as np
 from lstmcore import LSTM
-from lstmcore_numba import passes
+from lstmcore_numba import time_loop as passes
 for units in (4, 5):
     lstm = LSTM(3, units, backend="numba", seed=0)
     for _ in range(2):
@@ -503,7 +504,7 @@ def test_only_the_first_process_says_that_it_compiles(two_processes: list[tuple[
 
 
 def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import jit
+    from lstmcore_numba.codegen import numba_compiler as jit
 
     plain = jit.njit
 
@@ -519,7 +520,7 @@ def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch: py
 def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
     from llvmlite import ir
 
-    from lstmcore_numba.ordering import spread_chains
+    from lstmcore_numba.codegen.instruction_order import spread_chains
 
     number, place = ir.DoubleType(), ir.PointerType()
     function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [place, place, ir.IntType(64)]), "f")
@@ -551,21 +552,24 @@ def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
     """A function's own file is not enough: the code of what it calls is kept with it."""
     from numba.core.caching import IndexDataCacheFile
 
-    from lstmcore_numba import jit, passes
+    from lstmcore_numba import time_loop as passes
+    from lstmcore_numba.codegen import numba_compiler as jit
 
     stamp = passes.forward._cache._cache_file._source_stamp
-    assert stamp[1] == jit.sources(Path(jit.__file__).parent)
-    assert {"bf16.py", "tiles.py", os.path.join("passes", "forward.py")} <= {name for name, *_ in stamp[1]}
+    assert stamp[1] == jit.source_stamps(Path(jit.__file__).parents[1])
+    assert {os.path.join("gemm", "vector.py"), os.path.join("time_loop", "forward.py"), "packing.py"} <= {
+        name for name, *_ in stamp[1]
+    }
 
     first, second = tmp_path / "one.py", tmp_path / "rooms" / "two.py"
     second.parent.mkdir()
     first.write_text("a = 1")
     second.write_text("b = 2")
-    before = jit.sources(tmp_path)
+    before = jit.source_stamps(tmp_path)
     IndexDataCacheFile(str(tmp_path), "f", ("own", before)).save("key", b"code")
-    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") == b"code"
+    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.source_stamps(tmp_path))).load("key") == b"code"
     second.write_text("b = 30")
-    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.sources(tmp_path))).load("key") is None
+    assert IndexDataCacheFile(str(tmp_path), "f", ("own", jit.source_stamps(tmp_path))).load("key") is None
 
 
 def test_masks_of_any_order_share_code() -> None:
@@ -583,7 +587,7 @@ def test_masks_of_any_order_share_code() -> None:
 
 def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
     from lstmcore.config import LSTMConfig
-    from lstmcore_numba import steps
+    from lstmcore_numba import cell as steps
     from lstmcore_numba.kernel import NumbaBackend
 
     def codes(hidden_size: int, input_size: int, **switches: Any) -> dict[str, int]:

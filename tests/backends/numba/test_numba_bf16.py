@@ -17,7 +17,7 @@ SHAPES = [(6, 1, 5, 33), (5, 4, 9, 20), (4, 17, 40, 48), (3, 64, 33, 37)]
 
 @pytest.fixture
 def pairs() -> None:
-    from lstmcore_numba import bf16
+    from lstmcore_numba.gemm import bf16
 
     if not bf16.usable():
         pytest.skip("this processor has no AVX512_BF16")
@@ -47,14 +47,14 @@ def inputs(shape: tuple[int, int, int, int]) -> Any:
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products run in float32 again."""
-    monkeypatch.setattr("lstmcore_numba.bf16.usable", lambda: False)
+    monkeypatch.setattr("lstmcore_numba.gemm.bf16.usable", lambda: False)
 
 
 @pytest.mark.parametrize("inner", [1, 2, 7, 64, 301])
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13])
 def test_a_product_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
-    from lstmcore_numba import bf16
-    from lstmcore_numba.tiles import product
+    from lstmcore_numba.gemm import bf16
+    from lstmcore_numba.gemm.vector import product
 
     rng = np.random.default_rng(0)
     a = rng.integers(-9, 10, (rows, inner)).astype(ml_dtypes.bfloat16)  # sums of small whole numbers are exact
@@ -176,7 +176,7 @@ def test_the_receipt_tells_of_pairs(pairs: None, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pairs_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba import bf16
+    from lstmcore_numba.gemm import bf16
 
     monkeypatch.setenv("LSTMCORE_BF16", "0")
     assert not bf16.usable.__wrapped__()
@@ -189,7 +189,7 @@ def test_pairs_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_processor_without_them_multiplies_in_float32(missing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import llvmlite.binding as llvm
 
-    from lstmcore_numba import bf16
+    from lstmcore_numba.gemm import bf16
 
     had = dict(llvm.get_host_cpu_features())
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: had | missing)
@@ -200,7 +200,7 @@ def test_a_processor_without_them_multiplies_in_float32(missing: Any, monkeypatc
 def test_code_for_another_processor_has_no_pairs(name: str, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core import config
 
-    from lstmcore_numba import bf16
+    from lstmcore_numba.gemm import bf16
 
     monkeypatch.setattr(config, name, "skylake-avx512" if name == "CPU_NAME" else "+avx512f")
     assert not bf16.usable.__wrapped__()

@@ -18,7 +18,7 @@ EPS = 1e-5
 
 def _rows(shape: tuple[int, int, int, int | None], dtype: str, seed: int) -> tuple[Any, int, Any]:
     """Numbers (B, N, G, lanes) with 0 behind the last unit, how many lanes of the last block count, and which do."""
-    from lstmcore_numba.tiles import BYTES
+    from lstmcore_numba.gemm.vector import BYTES
 
     blocks, rows, gates, tail = shape
     lanes = BYTES // np.dtype(dtype).itemsize
@@ -51,7 +51,7 @@ def _derivative(a: Any, d: Any, counts: Any) -> Any:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_are_normalised(shape: tuple[int, int, int, int | None], dtype: str) -> None:
-    from lstmcore_numba.norms import normalise
+    from lstmcore_numba.layer_norm import normalise
 
     a, tail, counts = _rows(shape, dtype, 0)
     want, deviation = _normal(a, counts)
@@ -69,7 +69,7 @@ def test_rows_are_normalised(shape: tuple[int, int, int, int | None], dtype: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cells_are_normalised_whatever_lies_behind_them(dtype: str) -> None:
-    from lstmcore_numba.norms import normalise_cells
+    from lstmcore_numba.layer_norm import normalise_cells
 
     a, tail, counts = _rows((3, 4, 1, 2), dtype, 1)
     want, _ = _normal(a, counts)
@@ -82,7 +82,7 @@ def test_cells_are_normalised_whatever_lies_behind_them(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_derivative_of_a_normalised_row(shape: tuple[int, int, int, int | None], dtype: str) -> None:
-    from lstmcore_numba.norms import linear, normalise
+    from lstmcore_numba.layer_norm import linear, normalise
 
     a, tail, counts = _rows(shape, dtype, 2)
     d, _, _ = _rows(shape, dtype, 3)
@@ -106,8 +106,8 @@ def test_the_derivative_of_a_normalised_row(shape: tuple[int, int, int, int | No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_gains_are_sums_over_rows_and_steps(dtype: str) -> None:
-    from lstmcore_numba.norms import cell_gradients, gain_gradients
-    from lstmcore_numba.threads import ALONE
+    from lstmcore_numba.layer_norm import cell_gradients, gain_gradients
+    from lstmcore_numba.runtime.thread_pool import ALONE
 
     d, norm_x, norm_h = (
         np.stack([_rows((2, 3, 4, 5), dtype, 10 * part + step)[0] for step in range(6)]) for part in range(3)

@@ -29,7 +29,10 @@ ALL = {
 @pytest.fixture
 def passes_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Small stacks run in wavefronts, whose threads are waited for, in memory of NaN; the threads of each."""
-    from lstmcore_numba import memory, passes, rooms, threads
+    from lstmcore_numba import time_loop as passes
+    from lstmcore_numba import workspace as rooms
+    from lstmcore_numba.runtime import buffer_pool as memory
+    from lstmcore_numba.runtime import thread_pool as threads
 
     monkeypatch.setattr(threads, "WORTH", 1)
     monkeypatch.setattr(threads, "_SPEED", 1e2)
@@ -109,7 +112,7 @@ def test_the_same_bits_as_layers_in_turn(
 def test_threads_that_do_not_come_are_not_waited_for(
     come: int, passes_run: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lstmcore_numba.threads import _Team
+    from lstmcore_numba.runtime.thread_pool import _Team
 
     case = make_stack_case(
         StackConfig.make(LSTMConfig(input_size=5, hidden_size=37), num_layers=5), steps=17, batch=3, dtype="float32"
@@ -180,10 +183,11 @@ def test_a_layer_that_does_not_wait_is_caught(wait: bool, tmp_path: Path) -> Non
 from importlib import import_module
 import numpy as np
 from lstmcore import LSTM
-from lstmcore_numba import memory, threads
-from lstmcore_numba.jit import compiled
+from lstmcore_numba.runtime import buffer_pool as memory
+from lstmcore_numba.runtime import thread_pool as threads
+from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.kernel import NumbaBackend
-from lstmcore_numba.parallel import call_part
+from lstmcore_numba.runtime.worker_loop import call_part
 
 @compiled
 def at_once(address, least, looks):
@@ -196,7 +200,7 @@ def last_first(team, work):
         call_part(function, arguments, part, len(team))
 
 if not {wait}:
-    forward = import_module("lstmcore_numba.passes.forward")
+    forward = import_module("lstmcore_numba.time_loop.forward")
     forward.wait_for, forward.side_by_side = at_once, last_first
 threads._SPEED, threads._LONGEST = 1e2, 2.0
 memory.empty = lambda shape, dtype: np.full(shape, np.nan, dtype)

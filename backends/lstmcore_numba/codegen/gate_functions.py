@@ -13,7 +13,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from lstmcore.config import Activation
-from lstmcore_numba.vectors import ROUND, Vector
+from lstmcore_numba.codegen.emitter import ROUND, Vector
 
 #: ln(2) in two parts of which the first has zeros at its end, so that its multiples are exact.
 _LN2: Final = {4: (0.693359375, -2.12194440e-4), 8: (0.693147180369123816490, 1.90821492927058770002e-10)}

@@ -14,9 +14,9 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.bf16 import PAIR, PairEmitter
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
 
 #: Bytes of a vector; the code below is compiled for it.
 BYTES: Final = vector_bytes()

@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.vectors import INDEX
+from lstmcore_numba.codegen.emitter import INDEX
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 
 _INTEGER: Final = INDEX.as_pointer()
 #: Numba has types where it is installed, but not of everything.

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, release_tiles, shape_tiles
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import linear
-from lstmcore_numba.parallel import meet, outlined, side_by_side
-from lstmcore_numba.parts import cut_rows
-from lstmcore_numba.passes.common import FIELDS, add_cells, at, set_norms
-from lstmcore_numba.passes.cut import cut_product, some_wild
-from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, PANEL, add_numbers, call_step, grouped_product, product
+from lstmcore_numba.cell import At
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, release_tiles, shape_tiles
+from lstmcore_numba.gemm.bf16x3 import cut_rows
+from lstmcore_numba.gemm.bf16x3_passes import cut_product, some_wild
+from lstmcore_numba.gemm.vector import BYTES, PANEL, add_numbers, call_step, grouped_product, product
+from lstmcore_numba.layer_norm import linear
+from lstmcore_numba.runtime.worker_loop import meet, outlined, side_by_side
+from lstmcore_numba.time_loop.step_arrays import FIELDS, add_cells, at, set_norms
 
 
 @compiled

@@ -21,9 +21,9 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.tiles import BYTES
-from lstmcore_numba.vectors import INDEX, POINTER, Emitter
+from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.gemm.vector import BYTES
 
 #: Parts of a number, rows of a tile, and values of the inner size that one instruction takes.
 PARTS: Final = 3

@@ -14,10 +14,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.parallel import outlined, side_by_side
-from lstmcore_numba.tiles import BYTES, PANEL, emitter_of
-from lstmcore_numba.vectors import POINTER, Emitter, Vector
+from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.gemm.vector import BYTES, PANEL, emitter_of
+from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
 
 
 @plain_intrinsic

@@ -11,10 +11,10 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.amx import DEPTH, MADE, PARTS, TILE, TILE_BYTES
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.tiles import BYTES
-from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector
+from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.gemm.amx import DEPTH, MADE, PARTS, TILE, TILE_BYTES
+from lstmcore_numba.gemm.vector import BYTES
 
 #: The bits of a number of float32 that its first part has.
 _HIGH: Final = 0xFFFF0000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.parts import cut_rows
-from lstmcore_numba.tiles import BYTES, PANEL, grouped_panel
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel
+from lstmcore_numba.gemm.bf16x3 import cut_rows
+from lstmcore_numba.gemm.vector import BYTES, PANEL, grouped_panel
 
 
 class Cut(NamedTuple):

@@ -9,10 +9,9 @@ one step are (B, N, G, lanes). Names of arrays are those of the equations.
 
 from __future__ import annotations
 
-from lstmcore_numba.passes.backward import backward, backward_both
-from lstmcore_numba.passes.common import Norms, Short, Wave
-from lstmcore_numba.passes.cut import Cut, CutBack
-from lstmcore_numba.passes.forward import (
+from lstmcore_numba.gemm.bf16x3_passes import Cut, CutBack
+from lstmcore_numba.time_loop.backward import backward, backward_both
+from lstmcore_numba.time_loop.forward import (
     X_PLACE,
     Y_PLACE,
     forward,
@@ -21,8 +20,9 @@ from lstmcore_numba.passes.forward import (
     forward_wave,
     keep_forward,
 )
-from lstmcore_numba.passes.gradients import input_gradient, weight_gradient
-from lstmcore_numba.passes.tangent import tangent
+from lstmcore_numba.time_loop.gradients import input_gradient, weight_gradient
+from lstmcore_numba.time_loop.jvp import tangent
+from lstmcore_numba.time_loop.step_arrays import Norms, Short, Wave
 
 __all__ = [
     "X_PLACE",

@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from lstmcore_numba.amx import APART, DEPTH, PARTS, TILE, usable
+from lstmcore_numba.gemm.amx import APART, DEPTH, PARTS, TILE, usable
 from lstmcore_numba.packing import Array, Layout, aligned
-from lstmcore_numba.threads import ROWS
+from lstmcore_numba.runtime.thread_pool import ROWS
 
 #: Bytes of the input's products that are made at once, so that they stay in the cache.
 _AHEAD: Final = 1 << 20

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
-from lstmcore_numba.parallel import Slot, Waiting, look, serve
+from lstmcore_numba.runtime.worker_loop import Slot, Waiting, look, serve
 
 #: Multiply-adds below which a second thread does not save what it costs.
 WORTH: Final = 500_000

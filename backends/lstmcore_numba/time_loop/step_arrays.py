@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import copy_numbers
+from lstmcore_numba.cell import At
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.vector import copy_numbers
 
 #: Entries of a table of addresses.
 FIELDS: Final = len(At)

@@ -16,8 +16,8 @@ from typing import Final
 from llvmlite import ir
 
 from lstmcore.config import SIGMOID, TANH, LSTMConfig
-from lstmcore_numba.functions import derivative, value
-from lstmcore_numba.vectors import INDEX, POINTER, Emitter, Vector
+from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
+from lstmcore_numba.codegen.gate_functions import derivative, value
 
 SIGNATURE: Final = ir.FunctionType(ir.VoidType(), [INDEX] * 4)
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from lstmcore_numba.ordering import spread_chains
-from lstmcore_numba.steps import SIGNATURE, Step, Variant
+from lstmcore_numba.cell import SIGNATURE, Step, Variant
+from lstmcore_numba.codegen.instruction_order import spread_chains
 
 _LOCK: Final = threading.Lock()
 

@@ -7,16 +7,25 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_numba.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
-from lstmcore_numba.bf16 import shorten_outputs, shorten_rows
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import normalise, normalise_cells
-from lstmcore_numba.parallel import MANY_SPINS, call_part, kept, meet, outlined, side_by_side, wait_for, write
-from lstmcore_numba.parts import cut_rows
-from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms
-from lstmcore_numba.passes.cut import cut_input_products, cut_inputs, mixed_panel, some_wild
-from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, call_step, grouped_panel, panel, product
+from lstmcore_numba.cell import At
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
+from lstmcore_numba.gemm.bf16 import shorten_outputs, shorten_rows
+from lstmcore_numba.gemm.bf16x3 import cut_rows
+from lstmcore_numba.gemm.bf16x3_passes import cut_input_products, cut_inputs, mixed_panel, some_wild
+from lstmcore_numba.gemm.vector import BYTES, call_step, grouped_panel, panel, product
+from lstmcore_numba.layer_norm import normalise, normalise_cells
+from lstmcore_numba.runtime.worker_loop import (
+    MANY_SPINS,
+    call_part,
+    kept,
+    meet,
+    outlined,
+    side_by_side,
+    wait_for,
+    write,
+)
+from lstmcore_numba.time_loop.step_arrays import FIELDS, at, masked_operand, put_outputs, set_norms
 
 
 @compiled

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.norms import linear
-from lstmcore_numba.parallel import outlined, side_by_side
-from lstmcore_numba.passes.common import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
-from lstmcore_numba.steps import At
-from lstmcore_numba.tiles import BYTES, call_step, panel, product
+from lstmcore_numba.cell import At
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.vector import BYTES, call_step, panel, product
+from lstmcore_numba.layer_norm import linear
+from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
+from lstmcore_numba.time_loop.step_arrays import FIELDS, at, masked_operand, put_outputs, set_norms, whole_cells
 
 
 @compiled

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import config
 
-from lstmcore_numba.jit import compiled, plain_intrinsic
-from lstmcore_numba.vectors import POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 
 #: The dtype of a pair, by which the products of `tiles` know that they are of pairs.
 PAIR: Final = np.dtype(np.int32)

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_numba.amx import APART, DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
-from lstmcore_numba.jit import compiled
-from lstmcore_numba.parallel import outlined, side_by_side
-from lstmcore_numba.parts import cut_rows, pair_rows, turn_rows
-from lstmcore_numba.passes.cut import cut_product
-from lstmcore_numba.tiles import BYTES, add_numbers, copy_numbers, grouped_product, panel
+from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.gemm.amx import APART, DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
+from lstmcore_numba.gemm.bf16x3 import cut_rows, pair_rows, turn_rows
+from lstmcore_numba.gemm.bf16x3_passes import cut_product
+from lstmcore_numba.gemm.vector import BYTES, add_numbers, copy_numbers, grouped_product, panel
+from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
 
 #: Rows of the input that are multiplied by all weights before the next ones.
 _CHUNK: Final = 96

@@ -1,0 +1,1 @@
+"""Code generation: vector code as LLVM, step functions, and compilation."""

@@ -1,0 +1,1 @@
+"""Matrix products: the microkernels, and the operands that they read."""
