@@ -1,27 +1,25 @@
 """Layer normalisation of whole rows, and its derivative.
 
-Arrays are (blocks, rows, gates, lanes). `tail` lanes of the last block count; what lies behind them is 0 and stays so.
-The code for a row goes over it two or three times, while it is in the nearest cache, with a vector of sums for each
-gate. What is summed over a whole row is added up lane by lane first.
+Arrays are (blocks, rows, gates, lanes). `tail` lanes of the last block are no padding; the padding is 0 and stays 0.
+The code goes over a row two or three times, while the row is in L1. It keeps a vector of sums for each gate, so a row
+is summed lane by lane first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
 from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
-from lstmcore_numba.gemm.vector import BYTES, PANEL, emitter_of
-from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
+from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES, emitter_of
 
 
 @plain_intrinsic
-def _normalise_row(
+def _normalise_row(  # noqa: PLR0913  (an intrinsic takes scalars)
     context: Any,
     zero: Any,
     gates: Any,
@@ -35,29 +33,34 @@ def _normalise_row(
     eps: Any,
     deviation: Any,
 ) -> Any:
-    """A row with mean 0 and variance 1, and what it was divided by; all are addresses, and bytes between blocks."""
+    """Normalise a row to mean 0 and variance 1, and store its standard deviation.
+
+    `source`, `target` and `deviation` are addresses; strides of blocks are in bytes.
+    """
     signature = types.void(zero, *(types.int64,) * 7, types.float64, types.float64, types.int64)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _for_gates(target, builder, signature, args, _emit_normalise)
+        return _for_gates(target, builder, signature, args, _NormaliseArgs, _emit_normalise)
 
     return signature, emit
 
 
-def _emit_normalise(
-    e: Emitter,
-    gates: int,
-    source: ir.Value,
-    source_block: ir.Value,
-    target: ir.Value,
-    target_block: ir.Value,
-    blocks: ir.Value,
-    tail: ir.Value,
-    count: ir.Value,
-    eps: ir.Value,
-    deviation: ir.Value,
-) -> None:
-    inside = _below(e, tail)
+class _NormaliseArgs(NamedTuple):
+    """Arguments of `_normalise_row` after `gates`."""
+
+    source: ir.Value
+    source_block: ir.Value
+    target: ir.Value
+    target_block: ir.Value
+    blocks: ir.Value
+    tail: ir.Value
+    count: ir.Value
+    eps: ir.Value
+    deviation: ir.Value
+
+
+def _emit_normalise(e: Emitter, gates: int, row: _NormaliseArgs) -> None:
+    inside = _below(e, row.tail)
 
     def read(place: ir.Value, *, last: bool) -> list[Vector]:
         found = _load(e, place, gates)
@@ -66,7 +69,9 @@ def _emit_normalise(
     def add(places: Sequence[ir.Value], sums: Sequence[Vector], *, last: bool) -> list[Vector]:
         return [total + vector for total, vector in zip(sums, read(places[0], last=last), strict=True)]
 
-    mean = _mean(e, _over_blocks(e, blocks, [source], [source_block], [e.constant(0)] * gates, add), count)
+    mean = _mean(
+        e, _over_blocks(e, row.blocks, [row.source], [row.source_block], [e.constant(0)] * gates, add), row.count
+    )
 
     def square(places: Sequence[ir.Value], sums: Sequence[Vector], *, last: bool) -> list[Vector]:
         centred = [vector - mean for vector in _load(e, places[0], gates)]
@@ -74,24 +79,24 @@ def _emit_normalise(
             centred = [vector.where(inside, 0) for vector in centred]
         return [vector.fma(vector, total) for total, vector in zip(sums, centred, strict=True)]
 
-    squares = _over_blocks(e, blocks, [source], [source_block], [e.constant(0)] * gates, square)
+    squares = _over_blocks(e, row.blocks, [row.source], [row.source_block], [e.constant(0)] * gates, square)
     b, double = e.builder, ir.DoubleType()
-    variance = b.fadd(b.fdiv(_total(e, squares), count), eps)
+    variance = b.fadd(b.fdiv(_total(e, squares), row.count), row.eps)
     divisor = _narrow(e, e.call("llvm.sqrt.f64", double, variance))
-    b.store(divisor, b.inttoptr(deviation, POINTER), align=e.size)
+    b.store(divisor, b.inttoptr(row.deviation, POINTER), align=e.size)
     scale = e.spread(_narrow(e, b.fdiv(ir.Constant(double, 1.0), _wide(e, divisor))))
 
     def put(places: Sequence[ir.Value], sums: Sequence[Vector], *, last: bool) -> list[Vector]:
         for gate, vector in enumerate(_load(e, places[0], gates)):
             scaled = (vector - mean) * scale
-            e.store(scaled.where(inside, 0) if last else scaled, e.address(places[1], e.index(gate * BYTES)))
+            e.store(scaled.where(inside, 0) if last else scaled, e.address(places[1], e.index(gate * VECTOR_BYTES)))
         return []
 
-    _over_blocks(e, blocks, [source, target], [source_block, target_block], [], put)
+    _over_blocks(e, row.blocks, [row.source, row.target], [row.source_block, row.target_block], [], put)
 
 
 @plain_intrinsic
-def _linear_row(
+def _norm_backward_row(  # noqa: PLR0913  (an intrinsic takes scalars)
     context: Any,
     zero: Any,
     gates: Any,
@@ -108,35 +113,40 @@ def _linear_row(
     count: Any,
     deviation: Any,
 ) -> Any:
-    """The derivative of `_normalise_row` where it gave `norm`, of ``gain source``; it may be written over `source`."""
+    """Apply the derivative of `_normalise_row`, whose result was `norm`, to ``gain * source``.
+
+    Arrays are addresses; strides of blocks are in bytes. `target` may be `source`.
+    """
     signature = types.void(zero, *(types.int64,) * 11, types.float64, types.int64)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _for_gates(target, builder, signature, args, _emit_linear)
+        return _for_gates(target, builder, signature, args, _NormBackwardArgs, _emit_norm_backward)
 
     return signature, emit
 
 
-def _emit_linear(
-    e: Emitter,
-    gates: int,
-    norm: ir.Value,
-    norm_block: ir.Value,
-    source: ir.Value,
-    source_block: ir.Value,
-    gain: ir.Value,
-    gain_block: ir.Value,
-    target: ir.Value,
-    target_block: ir.Value,
-    blocks: ir.Value,
-    tail: ir.Value,
-    count: ir.Value,
-    deviation: ir.Value,
-) -> None:
-    places, strides = [norm, source, gain], [norm_block, source_block, gain_block]
+class _NormBackwardArgs(NamedTuple):
+    """Arguments of `_norm_backward_row` after `gates`."""
+
+    norm: ir.Value
+    norm_block: ir.Value
+    source: ir.Value
+    source_block: ir.Value
+    gain: ir.Value
+    gain_block: ir.Value
+    target: ir.Value
+    target_block: ir.Value
+    blocks: ir.Value
+    tail: ir.Value
+    count: ir.Value
+    deviation: ir.Value
+
+
+def _emit_norm_backward(e: Emitter, gates: int, row: _NormBackwardArgs) -> None:
+    places, strides = [row.norm, row.source, row.gain], [row.norm_block, row.source_block, row.gain_block]
 
     def read(places: Sequence[ir.Value]) -> list[tuple[Vector, Vector]]:
-        """The normalised numbers and the gradients, after the gain."""
+        """Return the normalised numbers and the gradients times the gain, by gate."""
         norms, values, gains = (_load(e, place, gates) for place in places[:3])
         return [(of, value * by) for of, value, by in zip(norms, values, gains, strict=True)]
 
@@ -146,73 +156,80 @@ def _emit_linear(
         along = [value.fma(of, total) for total, (of, value) in zip(sums[gates:], found, strict=True)]
         return [*plain, *along]
 
-    sums = _over_blocks(e, blocks, places, strides, [e.constant(0)] * (2 * gates), add)
-    mean, slope = _mean(e, sums[:gates], count), _mean(e, sums[gates:], count)
+    sums = _over_blocks(e, row.blocks, places, strides, [e.constant(0)] * (2 * gates), add)
+    mean, slope = _mean(e, sums[:gates], row.count), _mean(e, sums[gates:], row.count)
     b = e.builder
-    divisor = b.load(b.inttoptr(deviation, POINTER), typ=e.real, align=e.size)
+    divisor = b.load(b.inttoptr(row.deviation, POINTER), typ=e.real, align=e.size)
     scale = e.spread(_narrow(e, b.fdiv(ir.Constant(ir.DoubleType(), 1.0), _wide(e, divisor))))
 
-    inside = _below(e, tail)
+    inside = _below(e, row.tail)
 
     def put(places: Sequence[ir.Value], sums: Sequence[Vector], *, last: bool) -> list[Vector]:
         for gate, (of, value) in enumerate(read(places)):
             found = (-of).fma(slope, value - mean) * scale
-            e.store(found.where(inside, 0) if last else found, e.address(places[3], e.index(gate * BYTES)))
+            e.store(found.where(inside, 0) if last else found, e.address(places[3], e.index(gate * VECTOR_BYTES)))
         return []
 
-    _over_blocks(e, blocks, [*places, target], [*strides, target_block], [], put)
+    _over_blocks(e, row.blocks, [*places, row.target], [*strides, row.target_block], [], put)
 
 
 @plain_intrinsic
-def _add_products(
+def add_products(  # noqa: PLR0913  (an intrinsic takes scalars)
     context: Any, zero: Any, gates: Any, a: Any, a_row: Any, b: Any, b_row: Any, rows: Any, target: Any
 ) -> Any:
-    """Add to the vectors at `target` the sum over rows of ``a b``; ``a_row`` and ``b_row`` lie between rows."""
+    """Add to the vectors at `target` the sum over rows of ``a * b``; ``a_row`` and ``b_row`` are strides in bytes."""
     signature = types.void(zero, *(types.int64,) * 7)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return _for_gates(target, builder, signature, args, _emit_products)
+        return _for_gates(target, builder, signature, args, _ProductArgs, _emit_products)
 
     return signature, emit
 
 
-def _emit_products(
-    e: Emitter,
-    gates: int,
-    a: ir.Value,
-    a_row: ir.Value,
-    b: ir.Value,
-    b_row: ir.Value,
-    rows: ir.Value,
-    target: ir.Value,
-) -> None:
-    with e.loop(e.index(0), rows, [a, b, *[e.constant(0).value] * gates]) as loop:
+class _ProductArgs(NamedTuple):
+    """Arguments of `add_products` after `gates`."""
+
+    a: ir.Value
+    a_row: ir.Value
+    b: ir.Value
+    b_row: ir.Value
+    rows: ir.Value
+    target: ir.Value
+
+
+def _emit_products(e: Emitter, gates: int, row: _ProductArgs) -> None:
+    with e.loop(e.index(0), row.rows, [row.a, row.b, *[e.constant(0).value] * gates]) as loop:
         here, there, *sums = loop.values
         pairs = zip(_load(e, here, gates), _load(e, there, gates), sums, strict=True)
         found = [one.fma(other, Vector(e, total)).value for one, other, total in pairs]
-        loop.carried = [e.address(here, a_row), e.address(there, b_row), *found]
+        loop.carried = [e.address(here, row.a_row), e.address(there, row.b_row), *found]
     for gate, total in enumerate(loop.values[2:]):
-        place = e.address(target, e.index(gate * BYTES))
+        place = e.address(row.target, e.index(gate * VECTOR_BYTES))
         e.store(e.load(place) + Vector(e, total), place)
 
 
-def _for_gates(target: Any, builder: ir.IRBuilder, signature: Any, args: Any, emit: Callable[..., None]) -> Any:
-    """Code for 1 to 4 vectors that lie side by side: for as many as the second argument says."""
+def _for_gates(
+    target: Any, builder: ir.IRBuilder, signature: Any, args: Any, row_type: Any, emit: Callable[..., None]
+) -> Any:
+    """Emit code for 1 to `PANEL_VECTORS` adjacent vectors (gates), and a switch on their number.
+
+    The number is the second of `args`; a `row_type` holds those after it.
+    """
     _, gates, *rest = args
     e, done = emitter_of(builder, signature.args[0]), builder.append_basic_block("done")
     cases = builder.switch(gates, done)
-    for width in range(1, PANEL + 1):
+    for width in range(1, PANEL_VECTORS + 1):
         block = builder.append_basic_block(f"gates{width}")
         cases.add_case(e.index(width), block)
         builder.position_at_end(block)
-        emit(e, width, *rest)
+        emit(e, width, row_type(*rest))
         builder.branch(done)
     builder.position_at_end(done)
     return target.get_dummy_value()
 
 
 def _load(e: Emitter, place: ir.Value, gates: int) -> list[Vector]:
-    return [e.load(e.address(place, e.index(gate * BYTES))) for gate in range(gates)]
+    return [e.load(e.address(place, e.index(gate * VECTOR_BYTES))) for gate in range(gates)]
 
 
 def _over_blocks(
@@ -223,7 +240,7 @@ def _over_blocks(
     sums: Sequence[Vector],
     body: Callable[..., list[Vector]],
 ) -> list[Vector]:
-    """What `body` makes of `sums`, block by block; it is told which one is the last."""
+    """Emit a loop over blocks in which `body` updates `sums`; it gets `last` for the last block. Return the sums."""
     size, before = len(places), e.builder.sub(blocks, e.index(1))
     with e.loop(e.index(0), before, [*places, *(total.value for total in sums)]) as loop:
         here, so_far = loop.values[:size], [Vector(e, value) for value in loop.values[size:]]
@@ -234,13 +251,13 @@ def _over_blocks(
 
 
 def _below(e: Emitter, tail: ir.Value) -> ir.Value:
-    """Which lanes are in front of lane `tail`."""
+    """Return the mask of the lanes below `tail`."""
     behind = e.in_every_lane(e.builder.trunc(tail, ir.IntType(32)))
     return e.builder.icmp_signed("<", e.lane_numbers(list(range(e.lanes))), behind)
 
 
 def _total(e: Emitter, sums: Sequence[Vector]) -> ir.Value:
-    """The sum of all numbers of all vectors, in double precision."""
+    """Return the sum of all numbers of all vectors, as a double."""
     total, *others = sums
     for other in others:
         total = total + other
@@ -260,8 +277,13 @@ def _narrow(e: Emitter, number: ir.Value) -> ir.Value:
 
 
 @compiled
-def normalise(a: Any, deviation: Any, count: int, tail: int, eps: float, first: int, last: int) -> None:
-    """Rows `first` to `last` of `a` with mean 0 and variance 1, in place; `deviation` is what they were divided by."""
+def normalise(  # noqa: PLR0913  (next issue: groups of arguments)
+    a: Any, deviation: Any, count: int, tail: int, eps: float, first: int, last: int
+) -> None:
+    """Normalise rows `first` to `last` of `a` in place; `deviation` (rows,) gets their standard deviations.
+
+    `count` is the number of values in a row without padding.
+    """
     blocks, rows, gates, lanes = a.shape
     row, block = gates * lanes * a.itemsize, rows * gates * lanes * a.itemsize
     for k in range(first, last):
@@ -270,8 +292,10 @@ def normalise(a: Any, deviation: Any, count: int, tail: int, eps: float, first: 
 
 
 @compiled
-def normalise_cells(c: Any, a: Any, deviation: Any, count: int, tail: int, eps: float, first: int, last: int) -> None:
-    """`normalise` of cells (N, Hp), whatever lies behind the last unit, into `a` (B, N, 1, lanes)."""
+def normalise_cells(  # noqa: PLR0913  (next issue: groups of arguments)
+    c: Any, a: Any, deviation: Any, count: int, tail: int, eps: float, first: int, last: int
+) -> None:
+    """Normalise cells (N, Hp) into `a` (B, N, 1, lanes), like `normalise`; the padding of the cells may be anything."""
     blocks, rows, _, lanes = a.shape
     size = lanes * a.itemsize
     for k in range(first, last):
@@ -281,17 +305,19 @@ def normalise_cells(c: Any, a: Any, deviation: Any, count: int, tail: int, eps: 
 
 
 @compiled
-def linear(norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int, first: int, last: int) -> None:
-    """The derivative of `normalise`, applied to rows of ``gain d``; it is symmetric, so it serves both directions.
+def norm_backward(  # noqa: PLR0913  (next issue: groups of arguments)
+    norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int, first: int, last: int
+) -> None:
+    """Apply the derivative of `normalise` to rows of ``gain * d``. It is symmetric, so JVP and backward both use it.
 
-    The gain is (B, G, lanes), or (1, G, lanes) for all blocks. `out` may be `d`.
+    The gain is (B, G, lanes), or (1, G, lanes) for all blocks. `out` may be `d`. `count` is as in `normalise`.
     """
     blocks, rows, gates, lanes = d.shape
     row, block = gates * lanes * d.itemsize, rows * gates * lanes * d.itemsize
     of_gain = row if gain.shape[0] > 1 else 0
     tail = count // gates - (blocks - 1) * lanes
     for k in range(first, last):
-        _linear_row(
+        _norm_backward_row(
             d.dtype.type(0),
             gates,
             norm.ctypes.data + k * row,
@@ -307,69 +333,3 @@ def linear(norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int, f
             float(count),
             deviation.ctypes.data + k * d.itemsize,
         )
-
-
-@compiled
-def _linear_steps(part: int, parts: int, norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int) -> None:
-    steps, rows = d.shape[0], d.shape[2]
-    for t in range(steps * part // parts, steps * (part + 1) // parts):
-        linear(norm[t], deviation[t], gain, d[t], out[t], count, 0, rows)
-
-
-@compiled
-def linear_steps(team: Any, *args: Any) -> None:
-    """`linear` of all rows of all steps: ``(norm, deviation, gain, d, out, count)``.
-
-    Arrays are (T, B, N, G, lanes), deviations (T, N), and the gain is (B, G, lanes).
-    """
-    side_by_side(team, outlined(_linear_steps, args))
-
-
-@compiled
-def _gain_gradients(
-    part: int, parts: int, d: Any, norm_x: Any, norm_h: Any, of_x: Any, of_h: Any, of_bias: Any
-) -> None:
-    steps, blocks, rows, gates, lanes = d.shape
-    zero, row = d.dtype.type(0), gates * lanes * d.itemsize
-    ones = np.ones((gates, lanes), d.dtype)
-    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        of_x[block], of_h[block], of_bias[block] = 0, 0, 0
-        for t in range(steps):
-            place = (t * blocks + block) * rows * row
-            here, to = d.ctypes.data + place, block * row
-            _add_products(zero, gates, here, row, norm_x.ctypes.data + place, row, rows, of_x.ctypes.data + to)
-            _add_products(zero, gates, here, row, norm_h.ctypes.data + place, row, rows, of_h.ctypes.data + to)
-            _add_products(zero, gates, here, row, ones.ctypes.data, 0, rows, of_bias.ctypes.data + to)
-
-
-@compiled
-def gain_gradients(team: Any, *args: Any) -> None:
-    """Of the two gains and the bias, from that of the pre-activations: ``(d, norm_x, norm_h, of_x, of_h, of_bias)``.
-
-    The first three are (T, B, N, G, lanes), the results (B, G, lanes).
-    """
-    side_by_side(team, outlined(_gain_gradients, args))
-
-
-@compiled
-def _cell_gradients(part: int, parts: int, d: Any, norm: Any, of_gain: Any, of_shift: Any) -> None:
-    steps, rows = d.shape[0], d.shape[1]
-    blocks, lanes = of_gain.shape
-    zero, size = d.dtype.type(0), lanes * d.itemsize
-    ones = np.ones(lanes, d.dtype)
-    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        of_gain[block], of_shift[block] = 0, 0
-        for t in range(steps):
-            here, to = d.ctypes.data + (t * rows * blocks + block) * size, block * size
-            norms = norm.ctypes.data + (t * blocks + block) * rows * size
-            _add_products(zero, 1, here, blocks * size, norms, size, rows, of_gain.ctypes.data + to)
-            _add_products(zero, 1, here, blocks * size, ones.ctypes.data, 0, rows, of_shift.ctypes.data + to)
-
-
-@compiled
-def cell_gradients(team: Any, *args: Any) -> None:
-    """Of the cell's gain and shift, from that of the cell after them: ``(d, norm, of_gain, of_shift)``.
-
-    The first is (T, N, Hp), the second (T, B, N, 1, lanes), the results (B, lanes).
-    """
-    side_by_side(team, outlined(_cell_gradients, args))

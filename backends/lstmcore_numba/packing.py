@@ -1,4 +1,9 @@
-"""Parameters and arrays in whole vectors: hidden units in blocks, all gates of a block side by side."""
+"""Parameters and masks in the order in which compiled code reads them.
+
+Hidden units come in blocks of `lanes`, as many as a vector register holds, padded with zeros. All gates of a block are
+contiguous. In shapes, B is the number of blocks, G the number of gates that have parameters, and K the reduction
+dimension of a GEMM.
+"""
 
 from __future__ import annotations
 
@@ -11,108 +16,103 @@ import numpy.typing as npt
 
 from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
-from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE_BYTES
-from lstmcore_numba.gemm.bf16 import paired_weights
-from lstmcore_numba.gemm.bf16x3 import pair_panels
-from lstmcore_numba.gemm.vector import BYTES, PANEL
-from lstmcore_numba.runtime import buffer_pool as memory
+from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K
+from lstmcore_numba.gemm.bf16 import pack_weight_pairs
+from lstmcore_numba.gemm.bf16x3 import split_panels
+from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES
+from lstmcore_numba.runtime import buffer_pool
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
 class Layout:
-    """The sizes of padded arrays.
+    """Sizes of padded arrays.
 
     Attributes
     ----------
-    lanes, blocks, hidden
-        Numbers in a vector; blocks of as many hidden units; H in whole vectors.
-    output
-        P in whole vectors.
-    gates, wide, real
-        Gates that have parameters; numbers in a row of them, and how many of those are not padding.
+    lanes, blocks
+        Numbers in a vector; blocks of as many hidden units.
+    hidden, output
+        H and P, rounded up to whole vectors.
+    gates, gate_row, real_gate_row
+        Gates that have parameters; numbers in a row of them (B G lanes); how many of these are no padding (G H).
     tail
         Hidden units in the last block.
     """
 
     def __init__(self, config: LSTMConfig, dtype: np.dtype[Any]) -> None:
         self.config, self.dtype = config, dtype
-        self.lanes = BYTES // dtype.itemsize
-        self.hidden, self.output = self.whole(config.hidden_size), self.whole(config.output_size)
+        self.lanes = VECTOR_BYTES // dtype.itemsize
+        self.hidden, self.output = self.round_up(config.hidden_size), self.round_up(config.output_size)
         self.blocks, self.gates = self.hidden // self.lanes, len(config.gates)
-        self.wide, self.real = self.hidden * self.gates, config.hidden_size * self.gates
+        self.gate_row, self.real_gate_row = self.hidden * self.gates, config.hidden_size * self.gates
         self.tail = config.hidden_size - (self.blocks - 1) * self.lanes
 
-    def whole(self, size: int) -> int:
-        """The least multiple of `lanes` that is not below `size`."""
+    def round_up(self, size: int) -> int:
+        """Return the least multiple of `lanes` that is not below `size`."""
         return -(-size // self.lanes) * self.lanes
 
-    def work(self, rows: int, inner: int) -> float:
-        """Multiply-adds of a product of `rows` by `inner` values with all gates."""
-        return float(rows) * inner * self.wide
+    def work(self, rows: int, k: int) -> float:
+        """Return the multiply-adds of a GEMM of `rows` rows and K = `k` that makes all gates."""
+        return float(rows) * k * self.gate_row
 
-    def spread(self, rows: Array) -> Array:
-        """Parameters (G H, K) as (B, G, lanes, K), padded with zeros."""
-        apart = rows.reshape(self.gates, self.config.hidden_size, rows.shape[1])
-        full = padded(apart, 1, self.hidden)
+    def _to_blocks(self, rows: Array) -> Array:
+        """Return parameters (G H, K) as (B, G, lanes, K), padded with zeros."""
+        by_gate = rows.reshape(self.gates, self.config.hidden_size, rows.shape[1])
+        full = padded(by_gate, 1, self.hidden)
         return full.reshape(self.gates, self.blocks, self.lanes, rows.shape[1]).transpose(1, 0, 2, 3)
 
-    def wide_rows(self, rows: Array) -> Array:
-        """Parameters (G H, K) as (B G lanes, K)."""
-        return np.ascontiguousarray(self.spread(rows)).reshape(self.wide, rows.shape[1])
+    def pad_gate_rows(self, rows: Array) -> Array:
+        """Return parameters (G H, K) as (B G lanes, K)."""
+        return np.ascontiguousarray(self._to_blocks(rows)).reshape(self.gate_row, rows.shape[1])
 
-    def gathered(self, wide: Array) -> Array:
-        """The inverse of `wide_rows`."""
-        apart = wide.reshape(self.blocks, self.gates, self.lanes, wide.shape[1]).transpose(1, 0, 2, 3)
-        joined = apart.reshape(self.gates, self.hidden, wide.shape[1])[:, : self.config.hidden_size]
-        return np.ascontiguousarray(joined).reshape(self.gates * self.config.hidden_size, wide.shape[1])
-
-    def of_gates(self, wide: Array) -> Array:
-        """The inverse of `wide_parameter`."""
-        return self.gathered(wide.reshape(self.wide, 1))[:, 0]
-
-    def wide_parameter(self, rows: Array | None) -> Array:
-        """A parameter (G H,) as (B, G, lanes); zeros where there is none."""
-        if rows is None:
+    def pad_gates(self, parameter: Array | None) -> Array:
+        """Return a parameter (G H,) as (B, G, lanes); (1, 1, 1) zeros if there is none."""
+        if parameter is None:
             return np.zeros((1, 1, 1), self.dtype)
-        return in_order(self.spread(rows[:, None])[..., 0])
+        return packed_copy(self._to_blocks(parameter[:, None])[..., 0])
 
-    def unit_parameter(self, units: Array | None) -> Array:
-        """A parameter (H,) in whole vectors; zeros where there is none."""
+    def unpad_gates(self, padded: Array) -> Array:
+        """Return the parameter (G H,) of (B, G, lanes): the inverse of `pad_gates`."""
+        by_gate = padded.transpose(1, 0, 2).reshape(self.gates, self.hidden)[:, : self.config.hidden_size]
+        return np.ascontiguousarray(by_gate).reshape(-1)
+
+    def pad_units(self, parameter: Array | None) -> Array:
+        """Return a parameter (H,) in whole vectors; zeros if there is none."""
         full = np.zeros(self.hidden, self.dtype)
-        if units is not None:
-            full[: len(units)] = units
+        if parameter is not None:
+            full[: len(parameter)] = parameter
         return full
 
-    def for_gates(self, rows: Array) -> Array:
-        """Parameters (G H, K) as (B, K, G, lanes): the order in which a product of gates reads them."""
-        return in_order(self.spread(rows).transpose(0, 3, 1, 2))
+    def pack_gates(self, rows: Array) -> Array:
+        """Return parameters (G H, K) as (B, K, G, lanes): a panel of weights for each block."""
+        return packed_copy(self._to_blocks(rows).transpose(0, 3, 1, 2))
 
-    def panels(self, matrix: Array) -> Array:
-        """A matrix (K, columns in whole vectors) in panels: the order in which `tiles.product` reads it."""
-        step = PANEL * self.lanes
-        return in_order(
+    def pack_panels(self, matrix: Array) -> Array:
+        """Return a matrix (K, columns in whole vectors) in panels for `gemm.vector.matmul`."""
+        step = PANEL_VECTORS * self.lanes
+        return packed_copy(
             np.concatenate([matrix[:, k : k + step].ravel() for k in range(0, max(matrix.shape[1], 1), step)])
         )
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array with anything in it that starts at a multiple of the size of a vector."""
-    return memory.aligned(shape, dtype, BYTES)
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised array whose address is a multiple of the size of a vector."""
+    return buffer_pool.empty_aligned(shape, dtype, VECTOR_BYTES)
 
 
-def in_order(array: Array) -> Array:
-    """A copy of `array`, aligned and without gaps."""
-    copy = aligned(array.shape, array.dtype)
+def packed_copy(array: Array) -> Array:
+    """Return a copy of `array` that is aligned and C-contiguous."""
+    copy = empty_aligned(array.shape, array.dtype)
     copy[...] = array
     return copy
 
 
 def padded(array: Array, axis: int, size: int) -> Array:
-    """`array` with zeros at the end of an axis; a copy."""
+    """Return a copy of `array` with zeros at the end of `axis`, which then has length `size`."""
     shape = list(array.shape)
     shape[axis] = size
-    full = aligned(tuple(shape), array.dtype)
+    full = empty_aligned(tuple(shape), array.dtype)
     full[...] = 0
     full[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
     return full
@@ -120,14 +120,32 @@ def padded(array: Array, axis: int, size: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Packed parameters in the dtype of arithmetic."""
+    """Packed parameters in the dtype of the arithmetic.
+
+    Attributes
+    ----------
+    input, recurrent
+        (B, K, G, lanes) for the products with x and with the recurrent input.
+    bias, gain_x, gain_h
+        (B, G, lanes).
+    peephole
+        (rows, H in whole vectors).
+    projection
+        Panels of the transposed projection (H, P).
+    input_rows
+        (B G lanes, I) the weights of x, for NumPy.
+    back_input, back_recurrent, back_projection
+        Panels of the same weights for products with gradients.
+    gain_c, shift_c
+        (H in whole vectors,).
+    """
 
     input: Array
     recurrent: Array
     bias: Array
     peephole: Array
     projection: Array
-    wide_input: Array
+    input_rows: Array
     back_input: Array
     back_recurrent: Array
     back_projection: Array
@@ -135,76 +153,88 @@ class Weights:
     gain_h: Array
     gain_c: Array
     shift_c: Array
-    in_parts: dict[str, Array | None] = field(default_factory=dict)
-    in_pairs: dict[str, Array] = field(default_factory=dict)
+    _split: dict[str, Array | None] = field(default_factory=dict)
+    _pairs: dict[str, Array] = field(default_factory=dict)
 
-    def cut(self, name: str, vectors: int, panel: int, inner: int) -> Array | None:
-        """The weights `name` in parts, which are made when they are first of use; None where they are not finite."""
-        if name not in self.in_parts:
-            found = aligned((vectors * -(-inner // DEPTH) * PARTS * TILE_BYTES // 2,), np.dtype(np.uint16))
-            wild = np.zeros(1, np.uint8)
-            pair_panels(getattr(self, name), vectors, panel, inner, found, wild)
-            self.in_parts[name] = None if wild[0] else found
-        return self.in_parts[name]
+    def split(self, name: str, vectors: int, panel_vectors: int, k: int) -> Array | None:
+        """Return the weights `name` split into three bfloat16 numbers, for AMX; None if any is not finite.
 
-    def paired(self, name: str) -> Array:
-        """The weights `name` as pairs of bfloat16, which are made when they are first of use."""
-        if name not in self.in_pairs:
-            self.in_pairs[name] = in_order(paired_weights(getattr(self, name)))
-        return self.in_pairs[name]
+        They are made at the first call.
+
+        Parameters
+        ----------
+        name
+            The attribute that holds them in float32.
+        vectors, panel_vectors
+            Columns in vectors, of all and of one panel.
+        k
+            The reduction dimension.
+        """
+        if name not in self._split:
+            parts = empty_aligned((vectors * -(-k // TILE_K) * SPLIT_PARTS * TILE_BYTES // 2,), np.dtype(np.uint16))
+            non_finite = np.zeros(1, np.uint8)
+            split_panels(getattr(self, name), vectors, panel_vectors, k, parts, non_finite)
+            self._split[name] = None if non_finite[0] else parts
+        return self._split[name]
+
+    def packed_pairs(self, name: str) -> Array:
+        """Return the weights `name` as pairs of bfloat16, which are made at the first call."""
+        if name not in self._pairs:
+            self._pairs[name] = packed_copy(pack_weight_pairs(getattr(self, name)))
+        return self._pairs[name]
 
 
 def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:
-    """Copies of the parameters in the orders in which they are read."""
+    """Return packed copies of the parameters."""
     config, dtype = layout.config, layout.dtype
     p = {name: np.asarray(array, dtype) for name, array in parameters.items()}
     recurrent = layout.hidden if config.recurrence == "cell" else layout.output
-    nothing = np.zeros(1, dtype)
-    proj = p.get("weight_proj")
-    wide_input = layout.wide_rows(p["weight_x"])
+    absent = np.zeros(1, dtype)
+    projection = back_projection = absent
+    if config.proj_size:
+        proj = p["weight_proj"]
+        projection = layout.pack_panels(padded(padded(proj.T, 0, layout.hidden), 1, layout.output))
+        back_projection = layout.pack_panels(padded(padded(proj, 0, layout.output), 1, layout.hidden))
+    input_rows = layout.pad_gate_rows(p["weight_x"])
     return Weights(
-        input=layout.for_gates(p["weight_x"]),
-        recurrent=layout.for_gates(p["weight_h"]),
-        bias=layout.wide_parameter(p.get("bias")),
-        peephole=padded(p["peephole"], 1, layout.hidden) if config.peephole else nothing[None],
-        projection=nothing
-        if proj is None
-        else layout.panels(padded(padded(proj.T, 0, layout.hidden), 1, layout.output)),
-        wide_input=wide_input,
-        back_input=layout.panels(padded(wide_input, 1, layout.whole(config.input_size))),
-        back_recurrent=layout.panels(padded(layout.wide_rows(p["weight_h"]), 1, recurrent)),
-        back_projection=nothing
-        if proj is None
-        else layout.panels(padded(padded(proj, 0, layout.output), 1, layout.hidden)),
-        gain_x=layout.wide_parameter(p.get("norm_gain_x")),
-        gain_h=layout.wide_parameter(p.get("norm_gain_h")),
-        gain_c=layout.unit_parameter(p.get("norm_gain_c")),
-        shift_c=layout.unit_parameter(p.get("norm_bias_c")),
+        input=layout.pack_gates(p["weight_x"]),
+        recurrent=layout.pack_gates(p["weight_h"]),
+        bias=layout.pad_gates(p.get("bias")),
+        peephole=padded(p["peephole"], 1, layout.hidden) if config.peephole else absent[None],
+        projection=projection,
+        input_rows=input_rows,
+        back_input=layout.pack_panels(padded(input_rows, 1, layout.round_up(config.input_size))),
+        back_recurrent=layout.pack_panels(padded(layout.pad_gate_rows(p["weight_h"]), 1, recurrent)),
+        back_projection=back_projection,
+        gain_x=layout.pad_gates(p.get("norm_gain_x")),
+        gain_h=layout.pad_gates(p.get("norm_gain_h")),
+        gain_c=layout.pad_units(p.get("norm_gain_c")),
+        shift_c=layout.pad_units(p.get("norm_bias_c")),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class OwnMasks:
-    """Masks in whole vectors; with no rows where there is none."""
+class LayoutMasks:
+    """Masks in whole vectors: (N, K), (T, N, P) and (T, N, H). A mask that is not given has length 0."""
 
     recurrent: Array
     hidden: Array
     cell: Array
 
 
-def own_masks(layout: Layout, masks: Masks | None, empty: Array | None) -> OwnMasks:
-    """Copies of the masks; that of rows without steps is 0, whatever it holds."""
+def layout_masks(layout: Layout, masks: Masks | None, empty: Array | None) -> LayoutMasks:
+    """Return copies of `masks`; the recurrent mask is 0 in the rows that `empty` (N,) marks as without steps."""
     masks = Masks() if masks is None else masks
     dtype = layout.dtype
     recurrent = np.zeros((0, 1), dtype)
     if masks.recurrent is not None:
-        # In C order: a mask in Fortran order has another type, for which Numba would compile every pass again.
+        # In C order: an array in Fortran order has another type, for which Numba would compile every pass again.
         recurrent = np.array(masks.recurrent, dtype, order="C")
         if empty is not None:
             recurrent[empty] = 0
     none = np.zeros((0, 1, 1), dtype)
 
-    def whole(mask: Array | None, size: int) -> Array:
+    def pad(mask: Array | None, size: int) -> Array:
         return none if mask is None else padded(np.asarray(mask, dtype), 2, size)
 
-    return OwnMasks(recurrent, whole(masks.zoneout_hidden, layout.output), whole(masks.zoneout_cell, layout.hidden))
+    return LayoutMasks(recurrent, pad(masks.zoneout_hidden, layout.output), pad(masks.zoneout_cell, layout.hidden))

@@ -1,7 +1,7 @@
-"""A small vector layer: values that stand for a register full of numbers, and emit the instruction of each operation.
+"""LLVM code for vector registers: a Python value stands for a register, and each operation on it emits an instruction.
 
-Python code that computes with `Vector` runs once, when a kernel is made, and leaves LLVM code behind that works on a
-whole register at a time. A switch that is off is a branch that Python did not take, so it costs nothing.
+Python code that computes with `Vector` runs once, when a kernel is compiled. The emitted code works on a whole register
+at a time. A switch that is off is a branch that Python did not take, so it emits no code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from llvmlite import ir
 
 INDEX: Final = ir.IntType(64)
 POINTER: Final = ir.PointerType()
-#: 1.5 times the range of the digits: a number's sum with it is a whole number, which its last bits tell.
+#: 1.5 times the range of the mantissa. A number plus this is rounded to a whole number, which its last bits hold.
 ROUND: Final = {4: 1.5 * 2.0**23, 8: 1.5 * 2.0**52}
-#: Tells an instruction of AVX-512 to round as the processor is set to.
+#: Operand of AVX-512 instructions: round in the mode that the processor is in.
 _CURRENT_ROUNDING: Final = 4
 
 
 def vector_bytes() -> int:
-    """Bytes of a vector register of this machine: 64 with AVX-512, 32 with AVX2, else 16.
+    """Return the bytes of a vector register: 64 with AVX-512, 32 with AVX2, else 16.
 
-    ``LSTMCORE_VECTOR_BYTES`` asks for narrower ones.
+    The environment variable ``LSTMCORE_VECTOR_BYTES`` sets a narrower width.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def vector_bytes() -> int:
 
 
 class Emitter:
-    """Emits code for vectors of `lanes` numbers of type `real` at the place where `builder` stands."""
+    """Emitter of code for vectors of `lanes` numbers of `dtype`, at the position of `builder`."""
 
     def __init__(self, builder: ir.IRBuilder, dtype: str, lanes: int) -> None:
         self.builder, self.dtype, self.lanes = builder, dtype, lanes
@@ -56,19 +56,19 @@ class Emitter:
         self.integers: ir.Type = ir.VectorType(self.integer, lanes)
 
     def constant(self, number: float) -> Vector:
-        """The same number in every lane."""
+        """Return a vector with `number` in every lane."""
         return Vector(self, ir.Constant(self.type, [ir.Constant(self.real, float(number))] * self.lanes))
 
     def lift(self, value: Vector | float) -> Vector:
-        """A `Vector` as it is, a number in every lane."""
+        """Return a `Vector` unchanged, and a number as a vector with it in every lane."""
         return value if isinstance(value, Vector) else self.constant(value)
 
     def intrinsic(self, name: str, *values: Vector) -> Vector:
-        """The result of an LLVM intrinsic, such as ``fma``, on vectors."""
+        """Call the LLVM intrinsic `name`, such as ``fma``, on vectors."""
         return Vector(self, self.call(f"llvm.{name}.{self.name}", self.type, *(value.value for value in values)))
 
     def call(self, full: str, result: ir.Type, *args: ir.Value) -> ir.Value:
-        """What an LLVM intrinsic gives, which is named in full and declared where it is first of use."""
+        """Call the LLVM intrinsic with the full name `full`; declare it if the module has not yet."""
         function = self.builder.module.globals.get(full)
         if function is None:
             kind = ir.FunctionType(result, [arg.type for arg in args])
@@ -77,71 +77,71 @@ class Emitter:
 
     @property
     def widest(self) -> bool:
-        """Whether the vectors are those of AVX-512."""
+        """Whether the vectors are registers of AVX-512."""
         return self.lanes * self.size == 64
 
     @property
     def suffix(self) -> str:
-        """What the processor's own instructions call the type."""
+        """The type in names of x86 instructions."""
         return "ps" if self.size == 4 else "pd"
 
     def masked(self, full: str, values: list[Vector], options: list[ir.Value]) -> Vector:
-        """The result of an instruction of AVX-512 that could leave lanes out, in all lanes."""
+        """Call a masked instruction of AVX-512 with all lanes enabled."""
         every = ir.Constant(ir.IntType(self.lanes), (1 << self.lanes) - 1)
         return Vector(self, self.call(full, self.type, *(value.value for value in values), every, *options))
 
     def address(self, base: ir.Value, *offsets: ir.Value) -> ir.Value:
-        """``base`` and the sum of `offsets`, in bytes; all are integers."""
+        """Return `base` plus the sum of `offsets`, in bytes; all are integers."""
         for offset in offsets:
             base = self.builder.add(base, offset)
         return base
 
     def load(self, address: ir.Value) -> Vector:
-        """The numbers at `address`, which need not be aligned."""
+        """Load a vector from `address`, which need not be aligned."""
         pointer = self.builder.inttoptr(address, POINTER)
         return Vector(self, self.builder.load(pointer, typ=self.type, align=self.size))
 
     def load_some(self, address: ir.Value, mask: ir.Value) -> Vector:
-        """The numbers at `address` where the mask is set, else 0; the others need not be memory."""
+        """Load the lanes whose bit in `mask` is set, and 0 in the others, whose addresses may be invalid."""
         pointer, align = self.builder.inttoptr(address, POINTER), ir.Constant(ir.IntType(32), self.size)
         nothing = ir.Constant(self.type, None)
         return Vector(self, self.call(f"llvm.masked.load.{self.name}.p0", self.type, pointer, align, mask, nothing))
 
     def store(self, value: Vector, address: ir.Value) -> None:
-        """Write `value` to `address`, which need not be aligned."""
+        """Store `value` at `address`, which need not be aligned."""
         self.builder.store(value.value, self.builder.inttoptr(address, POINTER), align=self.size)
 
     def prefetch(self, address: ir.Value) -> None:
-        """Ask for the cache line of `address`, which need not be memory."""
-        options = [ir.Constant(ir.IntType(32), value) for value in (0, 3, 1)]  # to be read, the nearest cache, data
+        """Prefetch the cache line of `address` into L1; the address may be invalid."""
+        options = [ir.Constant(ir.IntType(32), value) for value in (0, 3, 1)]  # for reading, L1, data
         self.call("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, POINTER), *options)
 
     def broadcast(self, address: ir.Value) -> Vector:
-        """The one number at `address` in every lane."""
+        """Load the number at `address` into every lane."""
         number = self.builder.load(self.builder.inttoptr(address, POINTER), typ=self.real, align=self.size)
         return self.spread(number)
 
     def spread(self, number: ir.Value) -> Vector:
-        """A scalar in every lane."""
+        """Return a vector with the scalar `number` in every lane."""
         return Vector(self, self.in_every_lane(number))
 
     def in_every_lane(self, number: ir.Value) -> ir.Value:
-        """The same of any type, as LLVM has it."""
+        """Return an LLVM vector with `number`, of any type, in every lane."""
         nothing = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
         one = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
         return self.builder.shuffle_vector(one, nothing, self.lane_numbers([0] * self.lanes))
 
     def lane_numbers(self, numbers: list[int]) -> ir.Constant:
-        """An integer for each lane."""
+        """Return a constant with one 32-bit integer per lane."""
         return ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), numbers)
 
     def index(self, number: int) -> ir.Constant:
-        """An integer constant."""
+        """Return an int64 constant."""
         return ir.Constant(INDEX, number)
 
     @contextmanager
     def loop(self, start: ir.Value, stop: ir.Value, carried: list[ir.Value]) -> Iterator[Loop]:
-        """Code for every integer from `start` below `stop`; `carried` values go from one round to the next."""
+        """Emit a loop over i from `start` to below `stop`; the values `carried` go from one iteration to the next."""
         b = self.builder
         before, head = b.block, b.append_basic_block("head")
         body, done = b.append_basic_block("body"), b.append_basic_block("done")
@@ -167,7 +167,7 @@ class Emitter:
 
 @dataclass
 class Loop:
-    """A loop that is being emitted: its counter, what came in, and what goes to the next round."""
+    """A loop that is being emitted: its counter, the values that came in, and those for the next iteration."""
 
     i: ir.Value
     values: list[ir.Value]
@@ -175,7 +175,7 @@ class Loop:
 
 
 class Vector:
-    """A register of numbers. Arithmetic with another one, or with a number, emits an instruction."""
+    """A vector register. Arithmetic with another one, or with a number, emits an instruction."""
 
     def __init__(self, emitter: Emitter, value: ir.Value) -> None:
         self.emitter, self.value = emitter, value
@@ -211,27 +211,27 @@ class Vector:
         return Vector(self.emitter, self.emitter.builder.fneg(self.value))
 
     def fma(self, factor: Vector | float, term: Vector | float) -> Vector:
-        """``self * factor + term`` with one rounding."""
+        """Return ``self * factor + term`` with one rounding."""
         return self.emitter.intrinsic("fma", self, self.emitter.lift(factor), self.emitter.lift(term))
 
     def abs(self) -> Vector:
-        """The absolute value."""
+        """Return the absolute value."""
         return self.emitter.intrinsic("fabs", self)
 
     def sqrt(self) -> Vector:
-        """The square root."""
+        """Return the square root."""
         return self.emitter.intrinsic("sqrt", self)
 
     def nearest(self) -> Vector:
-        """The nearest whole number, the even one of two."""
+        """Return the nearest whole number; a tie goes to the even one."""
         return self.emitter.intrinsic("rint", self)
 
     def with_sign_of(self, other: Vector) -> Vector:
-        """The absolute value with the sign of `other`."""
+        """Return the absolute value with the sign of `other`."""
         return self.emitter.intrinsic("copysign", self, other)
 
     def across(self) -> ir.Value:
-        """The sum of all lanes: halves are added until one number is left."""
+        """Return the sum of all lanes; halves are added until one number is left."""
         e, total, distance = self.emitter, self, self.emitter.lanes // 2
         while distance:
             turned = e.lane_numbers([(lane + distance) % e.lanes for lane in range(e.lanes)])
@@ -240,38 +240,38 @@ class Vector:
         return e.builder.extract_element(total.value, ir.Constant(ir.IntType(32), 0))
 
     def compare(self, relation: str, other: Vector | float) -> ir.Value:
-        """Where ``self relation other`` holds; nowhere for a NaN."""
+        """Return the mask of lanes in which ``self relation other`` holds; a NaN gives False."""
         return self.emitter.builder.fcmp_ordered(relation, self.value, self.emitter.lift(other).value)
 
     def reaches(self, number: float) -> ir.Value:
-        """Where this is `number` or more; everywhere for a NaN."""
+        """Return the mask of lanes that are `number` or more; a NaN gives True."""
         return self.emitter.builder.fcmp_unordered(">=", self.value, self.emitter.constant(number).value)
 
     def where(self, condition: ir.Value, otherwise: Vector | float) -> Vector:
-        """This where `condition` holds, else `otherwise`."""
+        """Select this in the lanes in which `condition` holds, else `otherwise`."""
         other = self.emitter.lift(otherwise)
         return Vector(self.emitter, self.emitter.builder.select(condition, self.value, other.value))
 
     def clip(self, low: float, high: float) -> Vector:
-        """Limited to `low` and `high`; a NaN stays one."""
+        """Return this clipped to `low` and `high`; a NaN stays NaN."""
         floor, ceiling = self.emitter.constant(low), self.emitter.constant(high)
         raised = floor.where(self.compare("<", low), self)
         return ceiling.where(raised.compare(">", high), raised)
 
     def power_of_two(self) -> Vector:
-        """2 to the whole number whose sum with `ROUND` this is, where that is a normal number."""
+        """Return ``2 ** n`` if this is ``n + ROUND`` and the result is a normal number."""
         e = self.emitter
         bias, shift = (127, 23) if e.size == 4 else (1023, 52)
         bits = e.builder.shl(e.builder.bitcast(self.value, e.integers), self._integers(shift))
         return Vector(e, e.builder.bitcast(e.builder.add(bits, self._integers(bias << shift)), e.type))
 
     def _integers(self, number: int) -> ir.Constant:
-        """The same integer in every lane."""
+        """Return a constant with the integer `number` in every lane."""
         e = self.emitter
         return ir.Constant(e.integers, [ir.Constant(e.integer, number)] * e.lanes)
 
     def scaled(self, power: Vector) -> Vector:
-        """This times 2 to the whole number whose sum with `ROUND` is `power`; one instruction with AVX-512."""
+        """Return ``self * 2 ** n`` if `power` is ``n + ROUND``. It is one instruction with AVX-512."""
         e = self.emitter
         if not e.widest:
             return self * power.power_of_two()
@@ -279,10 +279,10 @@ class Vector:
         return e.masked(name, [self, power, e.constant(0)], [ir.Constant(ir.IntType(32), _CURRENT_ROUNDING)])
 
     def over(self, divisor: Vector) -> Vector:
-        """``self / divisor`` for divisors from 1 to below the inverse of the least normal number.
+        """Return ``self / divisor`` for divisors from 1 to below the reciprocal of the least normal number.
 
-        AVX-512 has the first 14 bits of an inverse at a tenth of a division's price, and a step of Newton's doubles
-        them. What the quotient is off by is taken off at the end.
+        AVX-512 computes 14 bits of a reciprocal in a tenth of the time of a division. One Newton step doubles them. The
+        error of the quotient is subtracted at the end.
         """
         e = self.emitter
         if not e.widest:
@@ -292,17 +292,17 @@ class Vector:
         return inverse.fma((-divisor).fma(quotient, self), quotient)
 
     def inverse(self) -> Vector:
-        """``1 / self`` for numbers as `over` has them, to 0.7 epsilons."""
+        """Return ``1 / self`` with an error of at most 0.7 epsilons, for the range of `over`'s divisors."""
         e = self.emitter
         if not e.widest:
             return 1 / self
-        found = e.masked(f"llvm.x86.avx512.rcp14.{e.suffix}.512", [self, e.constant(0)], [])
+        inverse = e.masked(f"llvm.x86.avx512.rcp14.{e.suffix}.512", [self, e.constant(0)], [])
         for _ in range(1 if e.size == 4 else 2):
-            found = found.fma((-self).fma(found, 1), found)
-        return found
+            inverse = inverse.fma((-self).fma(inverse, 1), inverse)
+        return inverse
 
     def rounded_to(self, storage: str) -> Vector:
-        """As it is after a stay in memory as ``float16`` or ``bfloat16``."""
+        """Return this rounded to `storage` if that is ``float16`` or ``bfloat16``, else unchanged."""
         e = self.emitter
         if storage == "float16":
             half = ir.VectorType(ir.HalfType(), e.lanes)

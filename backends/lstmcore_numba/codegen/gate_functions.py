@@ -1,7 +1,7 @@
-"""Gate functions and their derivatives on vectors.
+"""Activations and their derivatives on vectors.
 
-Everything is made of one polynomial: ``expm1(r)`` on ``|r| <= ln(2) / 2``. ``expm1(x) = 2^n expm1(r) + (2^n - 1)`` with
-``x = n ln(2) + r`` keeps small results accurate relative to themselves, which `tanh` near 0 needs.
+All use one polynomial for ``expm1(r)`` on ``|r| <= ln(2) / 2``. With ``x = n ln(2) + r``, ``expm1(x) = 2^n expm1(r) +
+(2^n - 1)`` keeps the relative error of small results small, which `tanh` near 0 needs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from numpy.polynomial import chebyshev
 from lstmcore.config import Activation
 from lstmcore_numba.codegen.emitter import ROUND, Vector
 
-#: ln(2) in two parts of which the first has zeros at its end, so that its multiples are exact.
+#: ln(2) as a sum of two numbers. The last bits of the first are 0, so that its multiples are exact.
 _LN2: Final = {4: (0.693359375, -2.12194440e-4), 8: (0.693147180369123816490, 1.90821492927058770002e-10)}
-#: Beyond these expm1 is -1 to the last bit, or tanh is 1; and the largest argument of exp whose inverse is normal.
+#: Arguments beyond which expm1 is -1, or tanh is 1, to the last bit.
+#: Then the largest argument of exp whose result has a normal reciprocal.
 _SATURATED: Final = {4: 20.0, 8: 40.0}
 _LARGEST: Final = {4: 87.0, 8: 708.0}
 
 
 def _series(terms: int) -> list[float]:
-    """Coefficients of ``(expm1(r) - r) / r^2`` on ``|r| <= ln(2) / 2``: a Taylor series cut to `terms` as Chebyshev's.
+    """Return coefficients of ``(expm1(r) - r) / r^2`` on ``|r| <= ln(2) / 2``.
 
-    What is cut off is below a tenth of an epsilon of expm1.
+    The Taylor series is truncated to `terms` in the Chebyshev basis. The error is below a tenth of an epsilon of expm1.
     """
     bound = math.log(2) / 2
     taylor = np.array([bound**k / math.factorial(k + 2) for k in range(22)])
@@ -37,27 +38,27 @@ _SERIES: Final = {4: _series(5), 8: _series(10)}
 
 
 def expm1(x: Vector) -> Vector:
-    """``exp(x) - 1``, limited to what is below the largest number."""
+    """Return ``exp(x) - 1``, with `x` clipped so that the result is finite."""
     size = x.emitter.size
     return _expm1(x.clip(-_SATURATED[size], _LARGEST[size]))
 
 
 def _expm1(x: Vector, times: float = 1) -> Vector:
-    """``exp(times x) - 1``; `times` is a power of two, or minus one."""
+    """Return ``exp(times x) - 1``; `times` is a power of two, or minus one."""
     n, r = _split(x, times)
     scale = n.power_of_two()
     return scale.fma((r * r).fma(_polynomial(r, times), r * times), scale - 1)
 
 
 def _exp(x: Vector, times: float) -> Vector:
-    """``exp(times x)``, as `_expm1`; for a power of two within the range of normal numbers."""
+    """Return ``exp(times x)``, if the result is a normal number; `times` as in `_expm1`."""
     n, r = _split(x, times)
     inner = _polynomial(r, times).fma(r, times)
     return inner.fma(r, 1).scaled(n)
 
 
 def _split(x: Vector, times: float) -> tuple[Vector, Vector]:
-    """``n``, with `ROUND` added, and ``r``, such that ``times x = n ln(2) + times r``."""
+    """Return ``n + ROUND`` and ``r`` with ``times x = n ln(2) + times r``."""
     size = x.emitter.size
     high, low = (part / times for part in _LN2[size])
     shifted = x.fma(times / math.log(2), ROUND[size])
@@ -66,7 +67,7 @@ def _split(x: Vector, times: float) -> tuple[Vector, Vector]:
 
 
 def _polynomial(r: Vector, times: float) -> Vector:
-    """``(expm1(times r) - times r) / r^2``, where ``|times r| <= ln(2) / 2``."""
+    """Return ``(expm1(times r) - times r) / r^2`` for ``|times r| <= ln(2) / 2``."""
     terms = (value * times ** (2 + k) for k, value in enumerate(_SERIES[r.emitter.size]))
     *others, total = (r.emitter.constant(value) for value in terms)
     for value in reversed(others):
@@ -75,9 +76,9 @@ def _polynomial(r: Vector, times: float) -> Vector:
 
 
 def tanh(x: Vector) -> Vector:
-    """``e / (e + 2)`` with ``e = expm1(2 |x|)`` and the sign of `x`; a NaN stays one.
+    """Return ``e / (e + 2)`` with ``e = expm1(2 |x|)`` and the sign of `x`; a NaN stays NaN.
 
-    Near 1 it is ``1 - 2 / (e + 2)``: half an epsilon there is much of ``1 - tanh(x)^2``.
+    Near 1 the result is ``1 - 2 / (e + 2)``, since half an epsilon is a large part of ``1 - tanh(x)^2`` there.
     """
     limit = _SATURATED[x.emitter.size] / 2
     size = x.abs()
@@ -88,14 +89,14 @@ def tanh(x: Vector) -> Vector:
 
 
 def sigmoid(x: Vector) -> Vector:
-    """``1 / (1 + exp(-x))``: a gate that is all but closed keeps its precision, which half a tanh would not."""
+    """Return ``1 / (1 + exp(-x))``. Close to 0 it keeps its relative precision, unlike a formula with tanh."""
     limit = _LARGEST[x.emitter.size]
     opened = (_exp(x.clip(-limit, limit), -1) + 1).inverse()
     return opened.where(x.reaches(-limit), 0)
 
 
 def log1p(x: Vector) -> Vector:
-    """``log(1 + x)`` for 0 <= x <= 1, by Halley's method for ``expm1(y) = x``."""
+    """Return ``log(1 + x)`` for 0 <= x <= 1, by Halley's method for ``expm1(y) = x``."""
     y = x / (x * 0.5 + 1)
     for _ in range(2):
         e = expm1(y)
@@ -104,16 +105,16 @@ def log1p(x: Vector) -> Vector:
 
 
 def _above(x: Vector, threshold: float) -> Vector:
-    return x.emitter.constant(0).where(x.compare("<=", threshold), x)  # this way round NaN stays NaN
+    return x.emitter.constant(0).where(x.compare("<=", threshold), x)  # in this order NaN stays NaN
 
 
 def value(function: Activation, x: Vector) -> Vector:
-    """The activation at `x`, by section 3 of SPEC.md.
+    """Return the activation at `x`; see section 3 of SPEC.md.
 
     Raises
     ------
     NotImplementedError
-        There is no code for it.
+        The activation has no code.
     """
     alpha, beta = function.alpha or 0.0, function.beta or 0.0
     match function.name:
@@ -147,12 +148,12 @@ def value(function: Activation, x: Vector) -> Vector:
 
 
 def derivative(function: Activation, x: Vector, y: Vector) -> Vector:
-    """The derivative at `x`, where the activation is `y`; at a kink the side that SPEC.md names.
+    """Return the derivative at `x`, where the activation is `y`. SPEC.md says which side counts at a kink.
 
     Raises
     ------
     NotImplementedError
-        There is no code for it.
+        The activation has no code.
     """
     alpha, beta = function.alpha or 0.0, function.beta or 0.0
     one, zero = x.emitter.constant(1), x.emitter.constant(0)

@@ -1,8 +1,8 @@
-"""The order of instructions: those that wait for one another apart.
+"""The order of instructions in a step function: independent chains side by side.
 
-A processor holds about a hundred instructions that wait for their operands, and starts those that can begin. The gates
-of a step do not need each other, but each is a chain of twenty that do: gate after gate, few of the hundred can begin.
-So every block of a function is put in the order in which results could be there at the earliest.
+A processor holds about a hundred waiting instructions, and starts those whose operands are ready. The gates of a step
+are independent, but each is a chain of about twenty dependent instructions. Emitted gate after gate, few of the hundred
+could start. So each block is sorted by the earliest time at which a result could be ready.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from llvmlite import ir
 
-#: llvmlite has types, but not of everything.
+#: llvmlite's type stubs are incomplete.
 _KINDS: Final[Any] = ir.instructions
 
 
 def spread_chains(function: ir.Function) -> None:
-    """Order the instructions of every block by the length of the chain before them.
+    """Sort the instructions of every block by the length of the chain before them.
 
-    What writes to memory keeps its place among all that uses it.
+    A write to memory keeps its order with all other uses of memory.
     """
     for block in function.blocks:
         length: dict[ir.Value, float] = {}

@@ -1,4 +1,4 @@
-"""Step functions in machine code: emitted, optimised for this machine and kept for as long as the process runs."""
+"""Compilation of step functions: emit, optimise for this processor, and keep for the lifetime of the process."""
 
 from __future__ import annotations
 
@@ -10,44 +10,50 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from lstmcore_numba.cell import SIGNATURE, Step, Variant
 from lstmcore_numba.codegen.instruction_order import spread_chains
+from lstmcore_numba.codegen.step_emitter import SIGNATURE, StepEmitter, StepVariant
 
 _LOCK: Final = threading.Lock()
 
 
 def machine() -> llvm.TargetMachine:
-    """This machine as a target. Every engine needs one of its own, since it frees it."""
+    """Return a new target machine for this processor. An engine takes ownership of the one that it gets."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
     features = llvm.get_host_cpu_features().flatten()
-    found: llvm.TargetMachine = target.create_target_machine(
+    result: llvm.TargetMachine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True
     )
-    return found
+    return result
 
 
-@cache
-def _compiled(emit: Callable[[Step], None], variant: Variant) -> tuple[Any, int]:
+def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir.Module:
+    """Return the LLVM module of a step function, in its final order and before LLVM's optimiser."""
     module = ir.Module("lstmcore")
     module.triple = llvm.get_process_triple()
     function = ir.Function(module, SIGNATURE, "step")
-    step = Step(variant, function)
+    step = StepEmitter(variant, function)
     emit(step)
     step.builder.ret_void()
     spread_chains(function)
-    parsed = llvm.parse_assembly(str(module))
+    return module
+
+
+@cache
+def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> tuple[Any, int]:
+    """Return the engine, which owns the code, and the address of the function."""
+    parsed = llvm.parse_assembly(str(emit_module(emit, variant)))
     parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     builder = llvm.create_pass_builder(machine(), options)
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, machine())
     engine.finalize_object()
-    return engine, engine.get_function_address("step")  # the engine owns the code
+    return engine, engine.get_function_address("step")
 
 
-def address(emit: Callable[[Step], None], variant: Variant) -> int:
-    """The address of the step function that `emit` makes for `variant`."""
+def step_address(emit: Callable[[StepEmitter], None], variant: StepVariant) -> int:
+    """Return the address of the step function that `emit` writes for `variant`; compile it if it is new."""
     with _LOCK:
-        return _compiled(emit, variant)[1]
+        return _compile(emit, variant)[1]

@@ -1,12 +1,12 @@
-"""Products of float32 on AMX: tiles of 16 rows by 16 columns, and each number as a sum of three of bfloat16.
+"""GEMM of float32 on AMX: tiles of 16 rows by 16 columns, and each number as a sum of three bfloat16 numbers.
 
-A number of float32 has 24 bits, one of bfloat16 8: cut off from the top, three of them hold it exactly. Of the nine
-products of parts the three smallest are below 2^-24 of the whole and left out. The processor sums 32 values of the
-inner size from zero before it adds them to what is there, so that a sum loses less than one value after the other
-would. docs/numba.md tells how the parts lie in memory.
+A float32 has 24 significant bits and a bfloat16 has 8, so three of them hold it exactly (the *bf16x3 split*). Of the
+nine products of parts, the three smallest are below 2^-24 of the whole and are left out. One instruction sums 32 values
+of k from zero before it adds them to the tile. So a sum loses less than with one addition after the other. See
+docs/numba.md for the order of the parts in memory.
 
-What is infinite cannot be done so: times the second part of a number, which may be 0, it would give NaN. Whoever cuts
-numbers hears of it, and takes float32 for those rows.
+An infinite number has no split: its product with a second part of 0 would be NaN. The functions that split rows report
+non-finite ones, and these rows are multiplied in float32.
 """
 
 from __future__ import annotations
@@ -23,37 +23,34 @@ from numba import types
 
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
-from lstmcore_numba.gemm.vector import BYTES
+from lstmcore_numba.gemm.vector import VECTOR_BYTES
+from lstmcore_numba.tuning import AMX_K_BLOCK
 
-#: Parts of a number, rows of a tile, and values of the inner size that one instruction takes.
-PARTS: Final = 3
-TILE: Final = 16
-DEPTH: Final = 32
-#: Bytes between the rows of a left operand, beside those that are there: rows a multiple of 4096 bytes apart would
-#: share a place in the nearest cache.
-APART: Final = 64
-#: Instructions' depths of the inner size that all tiles of a panel take before the next ones, where it has up to twice
-#: as many: both operands are then in the nearest cache. With more, sums would come and go too often.
-_CUT: Final = 4
+#: Parts of a number, rows of a tile, and values of k that one instruction takes.
+SPLIT_PARTS: Final = 3
+TILE_ROWS: Final = 16
+TILE_K: Final = 32
+#: Bytes of padding after each row of a left operand. Rows a multiple of 4096 bytes apart would share a set of L1.
+ROW_GAP_BYTES: Final = 64
 #: Bytes of a tile.
 TILE_BYTES: Final = 1024
-#: Which parts are multiplied, smallest products first: in every tile in this order, so that results do not depend on
-#: how rows are split among tiles.
-_PAIRS: Final = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
+#: Pairs of parts that are multiplied, smallest products first. The order is the same in every tile, so results do not
+#: depend on how rows are split among tiles.
+_PART_PRODUCTS: Final = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 _BYTE: Final = ir.IntType(8)
 
 _FEATURES: Final = llvm.get_host_cpu_features()
-#: Whether code for AMX can be made here; what is kept on disk is found by these features.
-MADE: Final = BYTES == 64 and bool(_FEATURES.get("amx-tile")) and bool(_FEATURES.get("amx-bf16"))
-#: Linux's number of `arch_prctl` on x86-64, and what asks for the tiles' registers.
+#: Whether code for AMX is compiled. Stored code is filed under these features of the processor.
+AMX_COMPILED: Final = VECTOR_BYTES == 64 and bool(_FEATURES.get("amx-tile")) and bool(_FEATURES.get("amx-bf16"))
+#: Linux on x86-64: the number of `arch_prctl`, and its arguments that request the tile registers.
 _ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18
 
 
 @cache
-def usable() -> bool:
-    """Whether products of float32 can run on AMX here: Linux hands its registers to who asks.
+def amx_usable() -> bool:
+    """Return whether GEMMs of float32 can run on AMX; request the tile registers from Linux.
 
-    ``LSTMCORE_AMX=0`` says no.
+    The environment variable ``LSTMCORE_AMX=0`` disables it.
 
     Raises
     ------
@@ -63,13 +60,13 @@ def usable() -> bool:
     asked = os.environ.get("LSTMCORE_AMX", "1")
     if asked not in ("0", "1"):
         raise ValueError(f"LSTMCORE_AMX: expected 0 or 1, got {asked!r}")
-    if asked == "0" or not MADE or sys.platform != "linux":
+    if asked == "0" or not AMX_COMPILED or sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILES) == 0)
 
 
-class _Tiles:
-    """Emits the processor's instructions on its eight tiles."""
+class TileEmitter:
+    """Emitter of the instructions on the eight tiles."""
 
     def __init__(self, e: Emitter) -> None:
         self.e = e
@@ -78,11 +75,11 @@ class _Tiles:
         self.e.call(f"llvm.x86.{name}", ir.VoidType(), *args)
 
     def configure(self, rows: ir.Value) -> None:
-        """Give all tiles rows of 64 bytes, the last tile 16 of them and the others `rows`."""
+        """Configure tiles of rows of 64 bytes: 16 rows for tile 7, `rows` for the others."""
         b, module, name = self.e.builder, self.e.builder.module, "lstmcore.tile.shapes"
         table = module.globals.get(name)
         if table is None:
-            numbers = [number for height in range(TILE + 1) for number in self._shapes(height)]
+            numbers = [number for height in range(TILE_ROWS + 1) for number in self._shapes(height)]
             kind = ir.ArrayType(_BYTE, len(numbers))
             table = ir.GlobalVariable(module, kind, name)
             table.linkage, table.global_constant, table.align = "internal", True, 64
@@ -92,20 +89,23 @@ class _Tiles:
 
     @staticmethod
     def _shapes(rows: int) -> list[int]:
-        """The 64 bytes that the processor wants: palette 1, bytes of a row of every tile, and rows."""
-        return [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[rows] * 7, TILE, *[0] * 8]
+        """Return the 64 bytes of a configuration: palette 1, bytes of a row of every tile, and rows."""
+        return [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[rows] * 7, TILE_ROWS, *[0] * 8]
 
     def release(self) -> None:
-        """Tell the processor that the tiles are free."""
+        """Release the tiles."""
         self._call("tilerelease")
 
     def zero(self, tile: int) -> None:
+        """Set a tile to 0."""
         self._call("tilezero", ir.Constant(_BYTE, tile))
 
     def load(self, tile: int, address: ir.Value, row: ir.Value) -> None:
+        """Load a tile whose rows are `row` bytes apart."""
         self._call("tileloadd64", ir.Constant(_BYTE, tile), self.e.builder.inttoptr(address, POINTER), row)
 
     def store(self, tile: int, address: ir.Value, row: ir.Value) -> None:
+        """Store a tile whose rows are `row` bytes apart."""
         self._call("tilestored64", ir.Constant(_BYTE, tile), self.e.builder.inttoptr(address, POINTER), row)
 
     def multiply(self, target: int, a: int, b: int) -> None:
@@ -114,12 +114,12 @@ class _Tiles:
 
 
 @plain_intrinsic
-def shape_tiles(context: Any, rows: Any) -> Any:
-    """Give the tiles of sums and of the left operand `rows` rows."""
+def configure_tiles(context: Any, rows: Any) -> Any:
+    """Configure the tiles of sums and of the left operand to have `rows` rows."""
 
     def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
-        if MADE:
-            _Tiles(Emitter(builder, "float32", TILE)).configure(args[0])
+        if AMX_COMPILED:
+            TileEmitter(Emitter(builder, "float32", TILE_ROWS)).configure(args[0])
         return target.get_dummy_value()
 
     return types.void(types.int64), emit
@@ -127,18 +127,18 @@ def shape_tiles(context: Any, rows: Any) -> Any:
 
 @plain_intrinsic
 def release_tiles(context: Any) -> Any:
-    """Leave the tiles to whoever comes next."""
+    """Release the tiles, which is due before other code of the process uses them."""
 
     def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
-        if MADE:
-            _Tiles(Emitter(builder, "float32", TILE)).release()
+        if AMX_COMPILED:
+            TileEmitter(Emitter(builder, "float32", TILE_ROWS)).release()
         return target.get_dummy_value()
 
     return types.void(), emit
 
 
 @plain_intrinsic
-def amx_tile(
+def amx_microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
     context: Any,
     high: Any,
     cols: Any,
@@ -153,18 +153,29 @@ def amx_tile(
     fresh: Any,
     following: Any,
 ) -> Any:
-    """``c = a b``, or ``c += a b`` unless `fresh`, for `high` tiles of rows (1 or 2) and `cols` vectors (1 to 4; 2).
+    """Compute ``c = a b``, or ``c += a b`` unless `fresh`, for `high` tiles of rows and `cols` vectors.
 
-    `a` and `b` are addresses of parts, `c` of float32; distances are in bytes: ``a_row`` and ``c_row`` between rows,
-    ``a_part`` between parts, ``b_step`` between `DEPTH` values of the inner size, of which there are `chunks`.
-    `following` is the right operand that is read next.
+    Parameters
+    ----------
+    high, cols
+        1 or 2 tiles of rows; 1 to 4 vectors of columns with one tile, 1 or 2 with two.
+    a, b, c
+        Addresses: of parts, of parts, and of float32. All strides are in bytes.
+    a_row, a_part, b_step, c_row
+        Strides of rows and of parts in `a`, of `TILE_K` values of k in `b`, and of rows in `c`.
+    chunks
+        K in units of `TILE_K`.
+    fresh
+        Whether to overwrite `c`.
+    following
+        Address of the right operand that is read next; it is prefetched.
     """
 
     def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
         high, cols, *rest = args
-        e = Emitter(builder, "float32", TILE)
+        e = Emitter(builder, "float32", TILE_ROWS)
         done = builder.append_basic_block("tiled")
-        if not MADE:
+        if not AMX_COMPILED:
             builder.branch(done)
             builder.position_at_end(done)
             return target.get_dummy_value()
@@ -181,7 +192,7 @@ def amx_tile(
     return types.void(*(types.int64,) * 10, types.boolean, types.int64), emit
 
 
-def _emit_tile(
+def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     e: Emitter,
     high: int,
     cols: int,
@@ -196,11 +207,11 @@ def _emit_tile(
     fresh: ir.Value,
     following: ir.Value,
 ) -> None:
-    builder, tiles = e.builder, _Tiles(e)
+    builder, tiles = e.builder, TileEmitter(e)
     sums = [(r * cols + j, r, j) for r in range(high) for j in range(cols)]
-    below, parts = builder.mul(a_row, e.index(TILE)), [builder.mul(a_part, e.index(p)) for p in range(PARTS)]
-    below_c = builder.mul(c_row, e.index(TILE))
-    places = [e.address(c, *([below_c] if r else []), e.index(j * BYTES)) for _, r, j in sums]
+    below, parts = builder.mul(a_row, e.index(TILE_ROWS)), [builder.mul(a_part, e.index(p)) for p in range(SPLIT_PARTS)]
+    below_c = builder.mul(c_row, e.index(TILE_ROWS))
+    places = [e.address(c, *([below_c] if r else []), e.index(j * VECTOR_BYTES)) for _, r, j in sums]
     with builder.if_else(fresh) as (empty, started):
         with empty:
             for tile, _, _ in sums:
@@ -212,18 +223,19 @@ def _emit_tile(
         from_a, from_b = loop.values
 
         def load_b(tile: int, j: int, part: int) -> None:
-            tiles.load(tile, e.address(from_b, e.index((j * PARTS + part) * TILE_BYTES)), e.index(64))
+            tiles.load(tile, e.address(from_b, e.index((j * SPLIT_PARTS + part) * TILE_BYTES)), e.index(64))
 
-        # One row of tiles: all parts of the left in 4 to 6, one of the right in 7. Two: one part of the left in 4 and
-        # 5, of the right in 6 and 7. The next product for a tile comes after those for three others, when it is ready.
-        for part in range(PARTS if high == 1 else 0):
+        # With one row of tiles, tiles 4 to 6 hold all parts of the left and 7 one part of the right. With two, 4 and 5
+        # hold one part of the left, 6 and 7 one of the right. Between two products for the same tile there are three
+        # others, since a result takes as long.
+        for part in range(SPLIT_PARTS if high == 1 else 0):
             tiles.load(4 + part, e.address(from_a, parts[part]), a_row)
         before: tuple[int, int] = (-1, -1)
-        lines = range(0, cols * PARTS * TILE_BYTES, 64)
+        lines = range(0, cols * SPLIT_PARTS * TILE_BYTES, 64)
         is_last = builder.icmp_signed("==", builder.add(loop.i, e.index(1)), chunks)
         next_b = builder.select(is_last, following, builder.add(from_b, b_step))
-        for turn, pair in enumerate(_PAIRS):
-            for line in lines[turn :: len(_PAIRS)]:  # of the right operand at the next values of the inner size
+        for turn, pair in enumerate(_PART_PRODUCTS):
+            for line in lines[turn :: len(_PART_PRODUCTS)]:  # of the right operand at the next values of k
                 e.prefetch(e.address(next_b, e.index(line)))
             for r in range(high if high == 2 and pair[0] != before[0] else 0):
                 tiles.load(4 + r, e.address(from_a, parts[pair[0]], *([below] if r else [])), a_row)
@@ -234,13 +246,13 @@ def _emit_tile(
                 if high == 1:
                     load_b(7, j, pair[1])
                 tiles.multiply(tile, 4 + (r if high == 2 else pair[0]), 6 + j if high == 2 else 7)
-        loop.carried = [builder.add(from_a, e.index(2 * DEPTH)), builder.add(from_b, b_step)]
+        loop.carried = [builder.add(from_a, e.index(2 * TILE_K)), builder.add(from_b, b_step)]
     for (tile, _, _), place in zip(sums, places, strict=True):
         tiles.store(tile, place, c_row)
 
 
 @compiled
-def amx_panel(
+def amx_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     cols: int,
     a: int,
     a_row: int,
@@ -255,41 +267,43 @@ def amx_panel(
     following: int,
     height: int,
 ) -> None:
-    """The product of all `rows` with one panel of 1 to 4 vectors; arguments are those of `amx_tile`.
+    """Multiply all `rows` with one panel of 1 to 4 vectors; arguments as for `amx_microkernel`.
 
-    Tiles have `height` rows before and after: 16, or `rows` where these are fewer and come again and again, since to
-    shape them takes as long as some products do.
+    Tiles are configured to `height` rows before and after: 16, or always `rows` if these are fewer. A configuration
+    takes as long as some products.
     """
-    pairs, tail = rows // (2 * TILE), rows % TILE
-    depth = _CUT if chunks <= 2 * _CUT else chunks
-    for cut in range(0, chunks if pairs > 0 else 0, depth):
-        some = min(depth, chunks - cut)
+    pairs, tail = rows // (2 * TILE_ROWS), rows % TILE_ROWS
+    depth = AMX_K_BLOCK if chunks <= 2 * AMX_K_BLOCK else chunks
+    for block in range(0, chunks if pairs > 0 else 0, depth):
+        some = min(depth, chunks - block)
         for first in range(0, cols, 2):
-            here = b + first * PARTS * TILE_BYTES + cut * b_step
+            here = b + first * SPLIT_PARTS * TILE_BYTES + block * b_step
             for k in range(pairs):
-                row = 2 * TILE * k
+                row = 2 * TILE_ROWS * k
                 after = here
                 if k == pairs - 1:
-                    after = here + 2 * PARTS * TILE_BYTES
+                    after = here + 2 * SPLIT_PARTS * TILE_BYTES
                     if first + 2 >= cols:
-                        after = b + (cut + depth) * b_step if cut + depth < chunks else following
-                amx_tile(
+                        after = b + (block + depth) * b_step if block + depth < chunks else following
+                amx_microkernel(
                     2,
                     min(2, cols - first),
-                    a + row * a_row + cut * 2 * DEPTH,
+                    a + row * a_row + block * 2 * TILE_K,
                     a_row,
                     a_part,
                     here,
                     b_step,
-                    c + row * c_row + first * BYTES,
+                    c + row * c_row + first * VECTOR_BYTES,
                     c_row,
                     some,
-                    fresh and cut == 0,
+                    fresh and block == 0,
                     after,
                 )
-    for row in range(2 * TILE * pairs, rows, TILE):
+    for row in range(2 * TILE_ROWS * pairs, rows, TILE_ROWS):
         if rows - row == tail and tail != height:
-            shape_tiles(tail)
-        amx_tile(1, cols, a + row * a_row, a_row, a_part, b, b_step, c + row * c_row, c_row, chunks, fresh, following)
+            configure_tiles(tail)
+        amx_microkernel(
+            1, cols, a + row * a_row, a_row, a_part, b, b_step, c + row * c_row, c_row, chunks, fresh, following
+        )
     if tail > 0 and tail != height:
-        shape_tiles(height)
+        configure_tiles(height)

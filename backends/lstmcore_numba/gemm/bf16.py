@@ -1,8 +1,8 @@
-"""Products of bfloat16 with sums in float32: two values of the inner size in one instruction of AVX512_BF16.
+"""GEMM of bfloat16 with sums in float32: one instruction of AVX512_BF16 takes two values of k.
 
-Where x, h and the weights are bfloat16, their products are exact in float32, and the instruction takes twice as many of
-them as one of float32 does. A pair of values that lie side by side counts as one number of 32 bits: a tile loads pairs
-of weights and broadcasts pairs of x or h as it does with float32, and only its multiply-add is another one.
+If x, h and the weights are bfloat16, their products are exact in float32. The instruction adds two of them where one of
+float32 adds one. Two adjacent values are packed as one number of 32 bits. The microkernel loads pairs of weights and
+broadcasts pairs of x or h like numbers of float32; only its multiply-add differs.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from numba.core import config
 from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector, vector_bytes
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 
-#: The dtype of a pair, by which the products of `tiles` know that they are of pairs.
+#: The dtype of a pair. `vector.microkernel` takes packed pairs if its operands have this dtype.
 PAIR: Final = np.dtype(np.int32)
-#: Numbers of float32 in a vector of AVX-512, the only ones that this is for.
+#: Numbers of float32 in a vector of AVX-512; narrower vectors are not supported.
 _LANES: Final = 16
-#: Numba has types where it is installed, but not of everything.
+#: Numba's type stubs are incomplete.
 _NUMBA: Final[Any] = config
 _MULTIPLY: Final = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 
 @cache
-def usable() -> bool:
-    """Whether this processor multiplies pairs of bfloat16. ``LSTMCORE_BF16=0`` says no.
+def pairs_usable() -> bool:
+    """Return whether this processor multiplies pairs of bfloat16. ``LSTMCORE_BF16=0`` disables it.
 
-    So does a processor that Numba is told to compile for in place of this one (``NUMBA_CPU_NAME``,
-    ``NUMBA_CPU_FEATURES``): an instruction that it does not have would end the process.
+    It is False too if Numba compiles for another processor (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``): an unknown
+    instruction would end the process.
 
     Raises
     ------
@@ -51,15 +51,20 @@ def usable() -> bool:
 
 
 class PairEmitter(Emitter):
-    """Emits code for sums of float32, whose factors are vectors of pairs of bfloat16."""
+    """Emitter for sums of float32 whose factors are vectors of bfloat16 pairs."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         super().__init__(builder, "float32", _LANES)
 
     def intrinsic(self, name: str, *values: Vector) -> Vector:
-        """A multiply-add: both products of a pair are added to the sum. There is no other operation on pairs.
+        """Emit a multiply-add, which adds both products of a pair to the sum.
 
-        LLVM before version 16 has pairs as integers; later ones take these too.
+        Pairs are passed as integers, which every version of LLVM accepts.
+
+        Raises
+        ------
+        ValueError
+            `name` is not ``fma``: pairs have no other operation.
         """
         if name != "fma":
             raise ValueError(f"expected fma, got {name!r}: pairs of bfloat16 have no other operation")
@@ -69,10 +74,10 @@ class PairEmitter(Emitter):
 
 
 @plain_intrinsic
-def shorten_numbers(context: Any, source: Any, target: Any, count: Any, wanted: Any) -> Any:
-    """Copy `count` numbers of float32 that are rounded to bfloat16, as bfloat16; zeros unless they are `wanted`.
+def narrow_to_bf16(context: Any, source: Any, target: Any, count: Any, wanted: Any) -> Any:
+    """Copy `count` numbers of float32 as bfloat16, from address `source` to `target`; write zeros unless `wanted`.
 
-    `source` and `target` are addresses.
+    The numbers must be exact in bfloat16, since their low bits are cut off.
     """
 
     def emit(dummy: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
@@ -98,25 +103,27 @@ def shorten_numbers(context: Any, source: Any, target: Any, count: Any, wanted: 
 
 
 @compiled
-def shorten_rows(source: int, row: int, target: int, target_row: int, first: int, last: int, count: int) -> None:
-    """Copy `count` numbers of rows `first` to `last` as bfloat16; distances between rows are in bytes."""
+def narrow_rows(  # noqa: PLR0913  (next issue: groups of arguments)
+    source: int, row: int, target: int, target_row: int, first: int, last: int, count: int
+) -> None:
+    """Copy `count` numbers of rows `first` to `last` as bfloat16; strides of rows are in bytes."""
     for k in range(first, last):
-        shorten_numbers(source + k * row, target + k * target_row, count, True)
+        narrow_to_bf16(source + k * row, target + k * target_row, count, True)
 
 
 @compiled
-def shorten_outputs(
+def narrow_outputs(  # noqa: PLR0913  (next issue: groups of arguments)
     source: int, row: int, target: int, target_row: int, lengths: Any, t: int, first: int, last: int, count: int
 ) -> None:
-    """As `shorten_rows`, to the outputs of step `t`: 0 past a row's end."""
+    """Copy like `narrow_rows`, to the outputs of step `t`; write 0 past a row's end."""
     for k in range(first, last):
-        shorten_numbers(source + k * row, target + k * target_row, count, t < lengths[k])
+        narrow_to_bf16(source + k * row, target + k * target_row, count, t < lengths[k])
 
 
-def paired(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows of bfloat16 as pairs, with 0 at the end where their number is odd: a view of `x` where that can be.
+def pack_pairs(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows of bfloat16 as pairs, with a 0 at the end of a row of odd length.
 
-    What is returned is in order, aligned and may be written to.
+    The result is C-contiguous, aligned and writable. It is a view of `x` if `x` allows that, else a copy.
     """
     bits, width = x.view(np.uint16), x.shape[-1]
     if width % 2 == 0 and bits.flags.carray:
@@ -128,8 +135,8 @@ def paired(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return whole.view(PAIR)
 
 
-def paired_weights(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Weights (B, K, G, lanes) of float32, rounded to bfloat16, as pairs of K: (B, K / 2, G, lanes)."""
+def pack_weight_pairs(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return weights (B, K, G, lanes) of float32, exact in bfloat16, as pairs along K: (B, K / 2, G, lanes)."""
     blocks, inner, gates, lanes = weights.shape
     whole = np.zeros((blocks, inner + inner % 2, gates, lanes), np.uint16)
     whole[:, :inner] = weights.view(np.uint32) >> 16

@@ -1,65 +1,63 @@
-"""The products of a pass over time from operands that are cut into parts."""
+"""The GEMMs of a pass over time with operands in the bf16x3 split."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from lstmcore_numba.codegen.numba_compiler import compiled
-from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel
-from lstmcore_numba.gemm.bf16x3 import cut_rows
-from lstmcore_numba.gemm.vector import BYTES, PANEL, grouped_panel
+from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K, TILE_ROWS, amx_panel_matmul
+from lstmcore_numba.gemm.bf16x3 import split_row_range
+from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES, grouped_panel_matmul
 
 
-class Cut(NamedTuple):
-    """Operands in parts, for products on AMX.
-
-    What is infinite or no number is *wild*: a row that has it is multiplied in float32.
+class SplitOperands(NamedTuple):
+    """Split operands of a forward pass, for GEMMs on AMX. A row that is not finite is multiplied in float32.
 
     Attributes
     ----------
     input, recurrent
-        Packed weights in parts.
+        Packed weights, split.
     x
-        (3, rows, K) the input of the steps whose products are made at once.
+        (3, rows, K) the input of one chunk of steps.
     state
-        (2, 3, N, K) what the recurrent weights multiply at a step, and at the next one.
+        (2, 3, N, K) the recurrent input of a step, and of the next one.
     wild_x, wild
-        (rows,) and (2, threads, N) bytes: 1 where a row, or the part of it that a thread cut, is wild.
+        (rows,) and (2, threads, N) bytes: 1 if a row, or the part of it that a thread split, is not finite.
     any_wild
-        (3, threads) whether any row is that a thread cut: of `state`, and of `x`.
+        (3, threads) whether any row that a thread split is not finite: of `state` (2), and of `x`.
     """
 
     input: Any
     recurrent: Any
     x: Any
     state: Any
-    wild_x: Any
-    wild: Any
-    any_wild: Any
+    non_finite_x: Any
+    non_finite: Any
+    any_non_finite: Any
 
 
-class CutBack(NamedTuple):
-    """Operands in parts, of the product that takes gradients back through the recurrent weights.
+class BackwardSplitOperands(NamedTuple):
+    """Split operands of a backward pass: of the GEMM of dz with the recurrent weights.
 
     Attributes
     ----------
     recurrent
-        Packed weights in parts.
+        Packed weights, split.
     dz
-        (2, 3, N, K) the gradient of a step's gates, and of the next one's.
+        (2, 3, N, K) dz of a step, and of the next one.
     wild, any_wild
-        (2, threads, N) and (2, threads), as in `Cut`.
+        (2, threads, N) and (2, threads), as in `SplitOperands`.
     """
 
     recurrent: Any
     dz: Any
-    wild: Any
-    any_wild: Any
+    non_finite: Any
+    any_non_finite: Any
 
 
 @compiled
-def some_wild(flags: Any, which: int, first: int, last: int) -> bool:
-    """Whether any of the threads `first` to `last` cut a row that is wild."""
+def has_non_finite(flags: Any, which: int, first: int, last: int) -> bool:
+    """Return whether any of the threads `first` to `last` split a row that is not finite."""
     found = False
     for part in range(first, last):
         found = found or flags[which, part] != 0
@@ -67,13 +65,13 @@ def some_wild(flags: Any, which: int, first: int, last: int) -> bool:
 
 
 @compiled
-def mixed_panel(
+def mixed_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     zero: Any,
     cols: int,
-    cut: int,
-    cut_row: int,
-    cut_part: int,
-    cut_weight: int,
+    split: int,
+    split_row: int,
+    split_part: int,
+    split_weight: int,
     source: int,
     pitch: int,
     weight: int,
@@ -88,68 +86,86 @@ def mixed_panel(
     flags: Any,
     height: int,
 ) -> None:
-    """The product of rows `first` to `last` with one panel: from parts, and in float32 where a row is wild.
+    """Multiply rows `first` to `last` with one panel: split, or in float32 if a row is not finite.
 
-    `cut` and `source` are the addresses of row 0 in parts and in float32, `c` is that of the result of row `first`; a
-    row of `source` is `runs` runs of `size` values. `flags` (threads, rows) tells which rows are wild, `height` is
-    that of `amx_panel`.
+    `split` and `source` are the addresses of row 0, split and in float32. `c` is that of the result of row `first`. A
+    row of `source` is `runs` runs of `size` values. `flags` (threads, rows) marks the non-finite rows. `height` is that
+    of `amx_panel_matmul`.
     """
-    chunks = (runs * size + DEPTH - 1) // DEPTH
+    chunks = (runs * size + TILE_K - 1) // TILE_K
     begin = first
     for row in range(first, last + 1):
-        wild = False
+        non_finite = False
         for part in range(flags.shape[0] if row < last else 0):
-            wild = wild or flags[part, row] != 0
-        if row < last and not wild:
+            non_finite = non_finite or flags[part, row] != 0
+        if row < last and not non_finite:
             continue
         if row > begin:
-            here, there = cut + begin * cut_row, c + (begin - first) * c_row
-            step = cols * PARTS * TILE_BYTES
-            amx_panel(
+            here, there = split + begin * split_row, c + (begin - first) * c_row
+            step = cols * SPLIT_PARTS * TILE_BYTES
+            amx_panel_matmul(
                 cols,
                 here,
-                cut_row,
-                cut_part,
-                cut_weight,
+                split_row,
+                split_part,
+                split_weight,
                 step,
                 there,
                 c_row,
                 chunks,
                 row - begin,
                 fresh,
-                cut_weight,
+                split_weight,
                 height,
             )
-        if wild:
+        if non_finite:
             here, there = source + row * pitch, c + (row - first) * c_row
-            grouped_panel(
-                zero, cols, here, pitch, 4, run, 0, weight, cols * BYTES, there, c_row, 0, runs, size, 1, 1, fresh
+            grouped_panel_matmul(
+                zero,
+                cols,
+                here,
+                pitch,
+                4,
+                run,
+                0,
+                weight,
+                cols * VECTOR_BYTES,
+                there,
+                c_row,
+                0,
+                runs,
+                size,
+                1,
+                1,
+                fresh,
             )
         begin = row + 1
 
 
 @compiled
-def cut_inputs(part: int, parts: int, x: Any, cut: Any, begin: int, steps: int, first: int, last: int) -> int:
-    """Cut rows `first` to `last` of `steps` steps of `x` from `begin` on, or a share of all rows of them."""
+def split_inputs(  # noqa: PLR0913  (next issue: groups of arguments)
+    part: int, parts: int, x: Any, split: Any, begin: int, steps: int, first: int, last: int
+) -> int:
+    """Split rows `first` to `last` of `steps` steps of `x` from `begin` on; with `parts`, a part of all their rows."""
     batch, inner = x.shape[1], x.shape[2]
-    pitch, rows, flags = inner * 4, steps * batch, cut.wild_x.ctypes.data
-    source, target = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data
-    part_bytes, row = cut.x.strides[:2]
+    pitch, rows, flags = inner * 4, steps * batch, split.non_finite_x.ctypes.data
+    source, target = x.ctypes.data + begin * batch * pitch, split.x.ctypes.data
+    part_bytes, row = split.x.strides[:2]
     if parts > 1 or last - first == batch:
         from_row, to_row = rows * part // parts, rows * (part + 1) // parts
-        return cut_rows(source, pitch, target, row, part_bytes, from_row, to_row, 1, 0, inner, flags)
-    wild = 0
+        return split_row_range(source, pitch, target, row, part_bytes, from_row, to_row, 1, 0, inner, flags)
+    non_finite = 0
     for k in range(0, rows, batch):
-        wild |= cut_rows(source, pitch, target, row, part_bytes, k + first, k + last, 1, 0, inner, flags)
-    return wild
+        non_finite |= split_row_range(source, pitch, target, row, part_bytes, k + first, k + last, 1, 0, inner, flags)
+    return non_finite
 
 
 @compiled
-def cut_input_products(
+def split_input_projection(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     x: Any,
     weight: Any,
-    cut: Any,
-    wild: bool,
+    split: Any,
+    non_finite: bool,
     products: Any,
     begin: int,
     place: int,
@@ -159,27 +175,27 @@ def cut_input_products(
     block_first: int,
     block_last: int,
 ) -> None:
-    """``W x`` of `steps` steps from `begin` on, into `products` (room, B, N, G, lanes) from `place` on."""
-    batch, inner, height = x.shape[1], x.shape[2], min(TILE, last - first)
+    """Compute ``W x`` of `steps` steps from `begin` on, into `products` (steps, B, N, G, lanes) from `place` on."""
+    batch, inner, height = x.shape[1], x.shape[2], min(TILE_ROWS, last - first)
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
     pitch, row_z, zero = inner * 4, cols * lanes * 4, x.dtype.type(0)
-    chunks, step = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
-    source, target = x.ctypes.data + begin * batch * pitch, cut.x.ctypes.data
-    part_bytes, row = cut.x.strides[:2]
-    to, packed, packed_parts = products.ctypes.data, weight.ctypes.data, cut.input.ctypes.data
+    chunks, step = (inner + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
+    source, target = x.ctypes.data + begin * batch * pitch, split.x.ctypes.data
+    part_bytes, row = split.x.strides[:2]
+    to, packed, packed_parts = products.ctypes.data, weight.ctypes.data, split.input.ctypes.data
     for block in range(block_first, block_last):
-        cut_weight, exact_weight = packed_parts + block * chunks * step, packed + block * inner * cols * BYTES
+        split_weight, exact_weight = packed_parts + block * chunks * step, packed + block * inner * cols * VECTOR_BYTES
         for k in range(steps):
             from_row, to_row = k * batch + first, k * batch + last
             c = to + (((place + k) * blocks + block) * batch + first) * row_z
-            if wild:
-                mixed_panel(
+            if non_finite:
+                mixed_panel_matmul(
                     zero,
                     cols,
                     target,
                     row,
                     part_bytes,
-                    cut_weight,
+                    split_weight,
                     source,
                     pitch,
                     exact_weight,
@@ -191,35 +207,35 @@ def cut_input_products(
                     from_row,
                     to_row,
                     True,
-                    cut.wild_x.reshape(1, -1),
+                    split.non_finite_x.reshape(1, -1),
                     height,
                 )
             else:
-                amx_panel(
+                amx_panel_matmul(
                     cols,
                     target + from_row * row,
                     row,
                     part_bytes,
-                    cut_weight,
+                    split_weight,
                     step,
                     c,
                     row_z,
                     chunks,
                     to_row - from_row,
                     True,
-                    cut_weight if k < steps - 1 else cut_weight + chunks * step,
+                    split_weight if k < steps - 1 else split_weight + chunks * step,
                     height,
                 )
 
 
 @compiled
-def cut_product(
+def split_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     zero: Any,
     vectors: int,
-    cut: int,
-    cut_row: int,
-    cut_part: int,
-    cut_weight: int,
+    split: int,
+    split_row: int,
+    split_part: int,
+    split_weight: int,
     source: int,
     pitch: int,
     weight: int,
@@ -231,30 +247,30 @@ def cut_product(
     first: int,
     last: int,
     fresh: bool,
-    turned: bool,
-    wild: bool,
+    last_panel_first: bool,
+    non_finite: bool,
     flags: Any,
     height: int,
 ) -> None:
-    """The product of rows `first` to `last` with `vectors` columns of vectors; arguments are those of `mixed_panel`.
+    """Multiply rows `first` to `last` with `vectors` columns of vectors; arguments as for `mixed_panel_matmul`.
 
-    `wild` tells whether any row is; `turned` begins with the last panel.
+    `non_finite` says if any row is not finite. With `last_panel_first` the panels come in reverse order.
     """
     inner = runs * size
-    chunks = (inner + DEPTH - 1) // DEPTH
-    panels = (vectors + PANEL - 1) // PANEL
+    chunks = (inner + TILE_K - 1) // TILE_K
+    panels = (vectors + PANEL_VECTORS - 1) // PANEL_VECTORS
     for index in range(panels):
-        place = PANEL * (panels - 1 - index if turned else index)
-        cols = min(PANEL, vectors - place)
-        parts, there = cut_weight + place * chunks * PARTS * TILE_BYTES, c + place * BYTES
-        if wild:
-            exact = weight + place * inner * BYTES
-            mixed_panel(
+        place = PANEL_VECTORS * (panels - 1 - index if last_panel_first else index)
+        cols = min(PANEL_VECTORS, vectors - place)
+        parts, there = split_weight + place * chunks * SPLIT_PARTS * TILE_BYTES, c + place * VECTOR_BYTES
+        if non_finite:
+            exact = weight + place * inner * VECTOR_BYTES
+            mixed_panel_matmul(
                 zero,
                 cols,
-                cut,
-                cut_row,
-                cut_part,
+                split,
+                split_row,
+                split_part,
                 parts,
                 source,
                 pitch,
@@ -271,9 +287,15 @@ def cut_product(
                 height,
             )
         else:
-            here = cut + first * cut_row
-            step = cols * PARTS * TILE_BYTES
-            after = cut_weight + max(0, place - PANEL if turned else place + PANEL) * chunks * PARTS * TILE_BYTES
-            amx_panel(
-                cols, here, cut_row, cut_part, parts, step, there, c_row, chunks, last - first, fresh, after, height
+            here = split + first * split_row
+            step = cols * SPLIT_PARTS * TILE_BYTES
+            after = (
+                split_weight
+                + max(0, place - PANEL_VECTORS if last_panel_first else place + PANEL_VECTORS)
+                * chunks
+                * SPLIT_PARTS
+                * TILE_BYTES
+            )
+            amx_panel_matmul(
+                cols, here, split_row, split_part, parts, step, there, c_row, chunks, last - first, fresh, after, height
             )

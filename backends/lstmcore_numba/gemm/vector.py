@@ -1,9 +1,10 @@
-"""The one product that everything is made of: a tile of rows and vectors that stays in registers.
+"""GEMM in vector registers: a microkernel of rows and vectors whose sums stay in registers.
 
-``tile`` keeps `rows` times `cols` vectors of sums in registers while it goes once over the inner size; for each of its
-values it loads `cols` vectors of weights and `rows` numbers. docs/numba.md derives the sizes from the number of
-registers. Every row of a tile of two rows and more sees the same operations in the same order, and only a batch of
-one row has a tile of one, so that results do not depend on how rows are split among tiles or threads.
+The microkernel keeps ``rows x cols`` vectors of sums in registers while it goes over K once. For each k it loads `cols`
+vectors of weights and broadcasts `rows` numbers. docs/numba.md derives the sizes from the number of registers.
+
+All microkernels of two rows and more add in the same order. Only a batch of one row uses the microkernel of one row. So
+results do not depend on how rows are split among microkernels or threads.
 """
 
 from __future__ import annotations
@@ -17,23 +18,20 @@ from numba import types
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector, vector_bytes
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
+from lstmcore_numba.tuning import VECTOR_K_BLOCK
 
-#: Bytes of a vector; the code below is compiled for it.
-BYTES: Final = vector_bytes()
-#: Vectors of a panel of weights that are worked on together.
-PANEL: Final = 4
-#: Values of the inner size that all tiles of a panel take before the next ones.
-_DEPTH: Final = 128
-
-
-#: Rows of a tile at most: with 4 vectors of weights, 24 sums fill the 32 registers of AVX-512.
-ROWS: Final = 6 if BYTES == 64 else 3
-#: Values of the inner size that the tile of one row takes at once: alone its 4 sums would wait for each other.
+#: Bytes of a vector register; the code of this package is compiled for it.
+VECTOR_BYTES: Final = vector_bytes()
+#: Vectors in a row of a panel of weights at most.
+PANEL_VECTORS: Final = 4
+#: Rows of a microkernel at most: with 4 vectors of weights, 24 of the 32 registers of AVX-512 hold sums.
+MAX_ROWS: Final = 6 if VECTOR_BYTES == 64 else 3
+#: Values of k that the microkernel of one row takes at once, since its 4 sums alone would wait for each other.
 _UNROLL: Final = 4
 
 
 @plain_intrinsic
-def tile(
+def microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
     context: Any,
     zero: Any,
     cols: Any,
@@ -54,15 +52,28 @@ def tile(
     group: Any,
     fresh: Any,
 ) -> Any:
-    """``c = a b``, or ``c += a b`` unless `fresh`, for 1 to `ROWS` rows and 1 to `PANEL` vectors, which `cols` says.
+    """Compute ``c = a b``, or ``c += a b`` unless `fresh`, for `rows` rows and `cols` vectors.
 
-    `a`, `b` and `c` are addresses, and all distances are in bytes. The inner index goes over `chunks` of `size` values;
-    ``a_chunk`` and ``a_k`` lie between those in `a`, ``b_k`` between the vectors of two values in `b`. ``a_row`` and
-    ``c_row`` lie between rows, and ``a_gap`` and ``c_gap`` more between the last row of a group of `group` and the next
-    one's first; the first row of the tile is at `place` in its group.
-
-    The dtype of `zero` is that of all numbers. With that of `bf16.PAIR` those of `a` and `b` are pairs of bfloat16, and
-    `c` is float32.
+    Parameters
+    ----------
+    zero
+        A number of the dtype of all operands. If the dtype is `bf16.PAIR`, `a` and `b` are packed bfloat16 pairs and
+        `c` is float32.
+    cols, rows
+        1 to `PANEL_VECTORS` vectors, and 1 to `MAX_ROWS` rows.
+    a, b, c
+        Addresses. All strides are in bytes.
+    a_row, c_row
+        Strides of rows.
+    a_k, b_k
+        Strides of k.
+    a_chunk, chunks, size
+        K consists of `chunks` chunks of `size` values; ``a_chunk`` is the stride of chunks in `a`.
+    a_gap, c_gap, group, place
+        Rows come in groups of `group`. The gaps are added to the stride between the last row of a group and the first
+        row of the next. The first row of the microkernel is row `place` of its group.
+    fresh
+        Whether to overwrite `c`.
     """
     signature = types.void(zero, *(types.int64,) * 16, types.boolean)
 
@@ -70,12 +81,12 @@ def tile(
         _, cols, rows, *rest = args
         e = emitter_of(builder, signature.args[0])
         done = builder.append_basic_block("tiled")
-        shape = builder.add(builder.mul(cols, e.index(ROWS + 1)), rows)
+        shape = builder.add(builder.mul(cols, e.index(MAX_ROWS + 1)), rows)
         cases = builder.switch(shape, done)
-        for width in range(1, PANEL + 1):
-            for height in range(1, ROWS + 1):
+        for width in range(1, PANEL_VECTORS + 1):
+            for height in range(1, MAX_ROWS + 1):
                 block = builder.append_basic_block(f"tile{height}x{width}")
-                cases.add_case(e.index(width * (ROWS + 1) + height), block)
+                cases.add_case(e.index(width * (MAX_ROWS + 1) + height), block)
                 builder.position_at_end(block)
                 _emit_tile(e, height, width, *rest)
                 builder.branch(done)
@@ -85,7 +96,7 @@ def tile(
     return signature, emit
 
 
-def _emit_tile(
+def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     e: Emitter,
     rows: int,
     cols: int,
@@ -114,10 +125,10 @@ def _emit_tile(
         rows_a.append(e.address(rows_a[-1], a_row, builder.select(first, a_gap, zero)))
         rows_c.append(e.address(rows_c[-1], c_row, builder.select(first, c_gap, zero)))
         place = builder.select(first, zero, place)
-    places = [e.address(row, e.index(j * BYTES)) for row in rows_c for j in width]
+    places = [e.address(row, e.index(j * VECTOR_BYTES)) for row in rows_c for j in width]
 
     def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
-        vectors = [e.load(e.address(weights, e.index(j * BYTES))) for j in width]
+        vectors = [e.load(e.address(weights, e.index(j * VECTOR_BYTES))) for j in width]
         found = []
         for r in height:
             number = e.broadcast(e.address(rows_a[r], along))
@@ -152,14 +163,14 @@ def _emit_tile(
         with empty:
             for spot, value in zip(places, sums, strict=True):
                 e.store(Vector(e, value), spot)
-        with started:  # what is there is added last: a sum of thousands loses less in parts than in one go
+        with started:  # c is added last: a sum of partial sums loses less than one long sum
             for spot, value in zip(places, sums, strict=True):
                 e.store(e.load(spot) + Vector(e, value), spot)
 
 
 @plain_intrinsic
 def copy_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any, wanted: Any) -> Any:
-    """Copy `count` numbers from one address to another, or write zeros there unless they are `wanted`."""
+    """Copy `count` numbers from address `source` to `target`; write zeros instead unless `wanted`."""
     signature = types.void(zero, types.int64, types.int64, types.int64, types.boolean)
 
     def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -173,7 +184,7 @@ def copy_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any, 
 
 @plain_intrinsic
 def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -> Any:
-    """Add `count` numbers at one address to those at another."""
+    """Add `count` numbers at address `source` to those at `target`."""
     signature = types.void(zero, types.int64, types.int64, types.int64)
 
     def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -186,21 +197,21 @@ def add_numbers(context: Any, zero: Any, source: Any, target: Any, count: Any) -
 
 
 def emitter_of(builder: ir.IRBuilder, dtype: Any) -> Emitter:
-    """For vectors of numbers of a Numba type, as wide as the code here is compiled for; for pairs of bfloat16."""
+    """Return an emitter for vectors of `VECTOR_BYTES` of a Numba type, or for packed bfloat16 pairs."""
     if str(dtype) == PAIR.name:
         return PairEmitter(builder)
-    return Emitter(builder, str(dtype), BYTES // (4 if str(dtype) == "float32" else 8))
+    return Emitter(builder, str(dtype), VECTOR_BYTES // (4 if str(dtype) == "float32" else 8))
 
 
 def _emit_numbers(
     e: Emitter, source: ir.Value, target: ir.Value, count: ir.Value, combined: Callable[[ir.Value, ir.Value], ir.Value]
 ) -> None:
-    """Write what `combined` makes of the numbers at `source` and at `target`, to `target`."""
+    """Emit ``target = combined(source, target)`` for `count` numbers."""
     b = e.builder
     with e.loop(e.index(0), b.sdiv(count, e.index(e.lanes)), [source, target]) as loop:
         here, there = loop.values
         e.store(Vector(e, combined(e.load(here).value, e.load(there).value)), there)
-        loop.carried = [b.add(value, e.index(BYTES)) for value in loop.values]
+        loop.carried = [b.add(value, e.index(VECTOR_BYTES)) for value in loop.values]
     with e.loop(e.index(0), b.srem(count, e.index(e.lanes)), list(loop.values)) as loop:
         places = [b.inttoptr(value, POINTER) for value in loop.values]
         number = combined(*(b.load(place, typ=e.real, align=e.size) for place in places))
@@ -210,7 +221,7 @@ def _emit_numbers(
 
 @plain_intrinsic
 def call_step(context: Any, function: Any, table: Any, block: Any, first: Any, last: Any) -> Any:
-    """Call the step function at the address `function`."""
+    """Call the step function at the address `function` for a block and rows `first` to `last`."""
 
     def emit(_: Any, builder: ir.IRBuilder, __: Any, args: Any) -> Any:
         function, *rest = args
@@ -222,7 +233,7 @@ def call_step(context: Any, function: Any, table: Any, block: Any, first: Any, l
 
 
 @compiled
-def grouped_panel(
+def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     zero: Any,
     cols: int,
     a: int,
@@ -241,13 +252,13 @@ def grouped_panel(
     group: int,
     fresh: bool,
 ) -> None:
-    """The product of all `rows` with one panel of 1 to 4 vectors; distances are those of `tile`.
+    """Multiply all `rows` with one panel of 1 to 4 vectors; arguments as for `microkernel`.
 
-    The inner size is cut, so that what is read of the panel is in the nearest cache for the next tile: into groups of
-    chunks, or where there is but one, into parts of it.
+    K is split into blocks, so that this part of the panel is in L1 for the next microkernel. A block is a number of
+    chunks, or a part of the only chunk.
     """
-    tiles = (rows + ROWS - 1) // ROWS
-    cuts = (chunks * size + _DEPTH - 1) // _DEPTH if tiles > 1 else 1
+    tiles = (rows + MAX_ROWS - 1) // MAX_ROWS
+    cuts = (chunks * size + VECTOR_K_BLOCK - 1) // VECTOR_K_BLOCK if tiles > 1 else 1
     cuts = min(cuts, chunks if chunks > 1 else size)
     for cut in range(max(cuts, 1)):
         some, depth, begin, offset = chunks, size, 0, 0
@@ -265,7 +276,7 @@ def grouped_panel(
             height, before, place = rows * (k + 1) // tiles - first, first // group, first % group
             from_a = a + offset + first * a_row + before * a_gap
             to_c = c + first * c_row + before * c_gap
-            tile(
+            microkernel(
                 zero,
                 cols,
                 height,
@@ -288,7 +299,7 @@ def grouped_panel(
 
 
 @compiled
-def panel(
+def panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)
     zero: Any,
     cols: int,
     a: int,
@@ -302,12 +313,12 @@ def panel(
     rows: int,
     fresh: bool,
 ) -> None:
-    """The product of all `rows` with one panel of 1 to 4 vectors."""
-    grouped_panel(zero, cols, a, a_row, a_k, 0, 0, b, b_k, c, c_row, 0, 1, size, rows, max(rows, 1), fresh)
+    """Multiply all `rows` with one panel of 1 to 4 vectors, with K as one chunk."""
+    grouped_panel_matmul(zero, cols, a, a_row, a_k, 0, 0, b, b_k, c, c_row, 0, 1, size, rows, max(rows, 1), fresh)
 
 
 @compiled
-def grouped_product(
+def grouped_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     zero: Any,
     vectors: int,
     a: int,
@@ -323,18 +334,19 @@ def grouped_product(
     rows: int,
     group: int,
     fresh: bool,
-    turned: bool,
+    last_panel_first: bool,
 ) -> None:
-    """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4; distances as in `tile`.
+    """Multiply all `rows` with `vectors` columns of vectors in panels; arguments as for `microkernel`.
 
-    `turned` begins with the last panel: what is read of the weights last is in the cache for who reads it next.
+    With `last_panel_first` the panels come in reverse order. A caller that alternates the order starts with weights
+    that are still in the cache.
     """
-    panels = (vectors + PANEL - 1) // PANEL
+    panels = (vectors + PANEL_VECTORS - 1) // PANEL_VECTORS
     for index in range(panels):
-        first = PANEL * (panels - 1 - index if turned else index)
-        cols = min(PANEL, vectors - first)
-        here, there = b + first * chunks * size * BYTES, c + first * BYTES
-        grouped_panel(
+        first = PANEL_VECTORS * (panels - 1 - index if last_panel_first else index)
+        cols = min(PANEL_VECTORS, vectors - first)
+        here, there = b + first * chunks * size * VECTOR_BYTES, c + first * VECTOR_BYTES
+        grouped_panel_matmul(
             zero,
             cols,
             a,
@@ -343,7 +355,7 @@ def grouped_product(
             a_chunk,
             a_gap,
             here,
-            cols * BYTES,
+            cols * VECTOR_BYTES,
             there,
             c_row,
             0,
@@ -356,7 +368,7 @@ def grouped_product(
 
 
 @compiled
-def product(
+def matmul(  # noqa: PLR0913  (next issue: groups of arguments)
     zero: Any,
     vectors: int,
     a: int,
@@ -369,5 +381,5 @@ def product(
     rows: int,
     fresh: bool,
 ) -> None:
-    """The product of all `rows` with `vectors` columns of vectors, packed in panels of 4."""
-    grouped_product(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh, False)
+    """Multiply all `rows` with `vectors` columns of vectors in panels, with K as one chunk."""
+    grouped_matmul(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh, False)

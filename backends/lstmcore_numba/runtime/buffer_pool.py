@@ -1,7 +1,7 @@
-"""Memory for large arrays, which is kept for the next ones.
+"""A pool of memory for large arrays.
 
-The system hands memory out page by page and empties each: for a training step of some tens of megabytes that takes
-as long as a tenth to a third of the step itself.
+The system zeroes new memory page by page. For a training step of some tens of megabytes, this takes a tenth to a third
+of the time of the step. So a buffer goes back to a pool when its last array is gone.
 """
 
 from __future__ import annotations
@@ -14,73 +14,72 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-#: Bytes of what is kept in all, and of a block that is worth it.
-_MOST: Final = 1 << 28
-_LEAST: Final = 1 << 20
+from lstmcore_numba.tuning import BUFFER_POOL_BYTES, POOLED_BUFFER_BYTES
 
 
-class _Pool:
-    """Blocks of memory by size."""
+class BufferPool:
+    """Free buffers by size, at most `max_bytes` in all. Any thread may use it."""
 
-    def __init__(self) -> None:
-        self.blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}
-        self.size = 0
+    def __init__(self, max_bytes: int = BUFFER_POOL_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self.free_bytes = 0
         self.renew_lock()
 
     def renew_lock(self) -> None:
-        """Make the lock: another one in a forked process, whose parent's may be held by a thread that it has not."""
-        # One that the same thread may take twice: the collector can call `give` at any place, also within `take`.
+        """Make a new lock. A forked process needs it: in its parent, another thread may hold the old one."""
+        # Reentrant: the garbage collector may call `release` at any point, also inside `acquire`.
         self.lock = threading.RLock()
 
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """A block of at least `size` bytes; at most an eighth more."""
+    def acquire(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return a buffer of at least `size` bytes, and of at most an eighth more."""
         grain = 1 << max(0, size.bit_length() - 4)
         size = -(-size // grain) * grain
         with self.lock:
-            blocks = self.blocks.get(size)
-            if blocks:
-                self.size -= size
-                return blocks.pop()
+            buffers = self.free.get(size)
+            if buffers:
+                self.free_bytes -= size
+                return buffers.pop()
         return np.empty(size, np.uint8)
 
-    def give(self, block: npt.NDArray[np.uint8]) -> None:
-        """Keep a block, unless there is enough."""
+    def release(self, buffer: npt.NDArray[np.uint8]) -> None:
+        """Keep `buffer` for later calls, unless the pool is full."""
         with self.lock:
-            if self.size + block.nbytes <= _MOST:
-                self.size += block.nbytes
-                self.blocks.setdefault(block.nbytes, []).append(block)
+            if self.free_bytes + buffer.nbytes <= self.max_bytes:
+                self.free_bytes += buffer.nbytes
+                self.free.setdefault(buffer.nbytes, []).append(buffer)
 
 
-_POOL: Final = _Pool()
+POOL: Final = BufferPool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_POOL.renew_lock)
+    os.register_at_fork(after_in_child=POOL.renew_lock)
 
 
-class _Lease:
-    """Gives its block back when the last array that lies in it is gone."""
+class Lease:
+    """Owner of a buffer for NumPy arrays. Releases the buffer when the last of these arrays is gone."""
 
-    __slots__ = ("__array_interface__", "block", "pool")
+    __slots__ = ("__array_interface__", "buffer", "pool")
 
-    def __init__(self, pool: _Pool, block: npt.NDArray[np.uint8]) -> None:
-        self.pool, self.block = pool, block
-        self.__array_interface__ = block.__array_interface__
+    def __init__(self, pool: BufferPool, buffer: npt.NDArray[np.uint8]) -> None:
+        self.pool, self.buffer = pool, buffer
+        self.__array_interface__ = buffer.__array_interface__
 
     def __del__(self) -> None:
-        self.pool.give(self.block)
+        self.pool.release(self.buffer)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """An array with anything in it."""
+    """Return an uninitialised array."""
     size = math.prod(shape) * dtype.itemsize
-    return np.empty(shape, dtype) if size < _LEAST else aligned(shape, dtype, dtype.itemsize)
+    return np.empty(shape, dtype) if size < POOLED_BUFFER_BYTES else empty_aligned(shape, dtype, dtype.itemsize)
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int) -> npt.NDArray[Any]:
-    """An array with anything in it that starts at a multiple of `alignment` bytes."""
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int) -> npt.NDArray[Any]:
+    """Return an uninitialised array whose address is a multiple of `alignment` bytes."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _LEAST:
-        room = np.empty(size + alignment, np.uint8)
+    if size < POOLED_BUFFER_BYTES:
+        buffer = np.empty(size + alignment, np.uint8)
     else:
-        room = np.asarray(_Lease(_POOL, _POOL.take(size + alignment)))
-    start = -room.ctypes.data % alignment
-    return room[start : start + size].view(dtype).reshape(shape)
+        buffer = np.asarray(Lease(POOL, POOL.acquire(size + alignment)))
+    start = -buffer.ctypes.data % alignment
+    return buffer[start : start + size].view(dtype).reshape(shape)

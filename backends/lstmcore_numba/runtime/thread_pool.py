@@ -1,7 +1,7 @@
-"""The threads of this process that passes are shared with.
+"""The worker threads of this process.
 
-They are started when they are first of use, look for work for two milliseconds after the last (`parallel`), and
-sleep until they are woken here.
+They start at their first use. After a pass they spin for new work for two milliseconds (`worker_loop`), then they sleep
+until this module wakes them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
-from lstmcore_numba.runtime.worker_loop import Slot, Waiting, look, serve
+from lstmcore_numba.runtime.barrier import spin
+from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState, run_worker
+from lstmcore_numba.tuning import WORKER_SPIN_SECONDS, Tuning
 
-#: Multiply-adds below which a second thread does not save what it costs.
-WORTH: Final = 500_000
-#: Multiply-adds in a second, about; and the share of the time of its work that a pass waits for threads to wake up,
-#: and the seconds that it waits at most.
-_SPEED: Final = 8e10
-_SHARE: Final = 0.2
-_LONGEST: Final = 5e-3
-#: Seconds for which a thread looks for work before it falls asleep.
-_PATIENCE: Final = 2e-3
-#: Rows of a part at least: more than a tile, since a product of one tile adds in another order than one of several.
-ROWS: Final = 7
-_CACHE_LINE: Final = 64
-
-#: What a pass takes that runs on the calling thread alone.
-ALONE: Final = np.zeros(1, np.int64)
+_CACHE_LINE_BYTES: Final = 64
+#: The `threads` argument of a pass on the calling thread alone.
+CALLER_ALONE: Final = np.zeros(1, np.int64)
 
 
 def thread_count() -> int:
-    """``LSTMCORE_NUM_THREADS``, else the processors that this process may use.
+    """Return ``LSTMCORE_NUM_THREADS``, else the number of processors that this process may use.
 
     Raises
     ------
@@ -53,131 +43,143 @@ def thread_count() -> int:
 
 
 @cache
-def looks_per_second() -> float:
-    """How often a thread that waits can look in a second; processors differ by a factor of ten."""
-    look(ALONE.ctypes.data, 100)
+def spins_per_second() -> float:
+    """Measure how often a waiting thread reads in a second. Processors differ by a factor of ten."""
+    spin(CALLER_ALONE.ctypes.data, 100)
     start = time.perf_counter()
-    look(ALONE.ctypes.data, 10_000)
+    spin(CALLER_ALONE.ctypes.data, 10_000)
     return 10_000 / (time.perf_counter() - start)
 
 
-def _current_processor() -> Callable[[], int] | None:
-    """A function that tells on which processor the calling thread is, where the system has one and threads can move."""
+def _find_current_processor() -> Callable[[], int] | None:
+    """Return the system's function for the caller's processor; None if the system cannot move threads."""
     if not hasattr(os, "sched_setaffinity"):
         return None
-    found: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
-    return found
+    function: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+    return function
 
 
-_CURRENT: Final = _current_processor()
+_CURRENT_PROCESSOR: Final = _find_current_processor()
 
 
-class _Worker(threading.Thread):
-    """A thread and its slot.
+class Worker(threading.Thread):
+    """A thread with its mailbox.
 
-    What the thread runs is compiled before it starts: were it to compile while its process forks, Numba's lock would
-    stay locked in the child for ever.
+    Its code is compiled before the thread starts. If it compiled while its process forks, Numba's lock would stay
+    locked in the child.
     """
 
     def __init__(self) -> None:
         super().__init__(name="lstmcore-numba", daemon=True)
-        room = np.zeros(3 * _CACHE_LINE // 8, np.int64)
-        start = (-room.ctypes.data % _CACHE_LINE) // 8
-        self.slot = room[start : start + _CACHE_LINE // 8]
-        self.address = self.slot.ctypes.data
+        memory = np.zeros(3 * _CACHE_LINE_BYTES // 8, np.int64)
+        start = (-memory.ctypes.data % _CACHE_LINE_BYTES) // 8
+        self.mailbox = memory[start : start + _CACHE_LINE_BYTES // 8]
+        self.address = self.mailbox.ctypes.data
         self.asleep = threading.Lock()
         self.asleep.acquire()
-        self.patience = int(_PATIENCE * looks_per_second())
-        self.slot[Slot.STATE // 8] = Waiting.IDLE
-        serve(self.address, 0)  # finds nothing, and leaves the slot asleep
-        self.allowed: set[int] = set()
+        self.spin_limit = int(WORKER_SPIN_SECONDS * spins_per_second())
+        self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
+        run_worker(self.address, 0)  # finds no task, and leaves the state ASLEEP
+        self.affinity: set[int] = set()
 
     def run(self) -> None:
+        """Sleep until `wake` is called, then run tasks; again and again."""
         while True:
             self.asleep.acquire()
-            if self.allowed:
-                os.sched_setaffinity(0, self.allowed)
-            serve(self.address, self.patience)
+            if self.affinity:
+                os.sched_setaffinity(0, self.affinity)
+            run_worker(self.address, self.spin_limit)
 
     def wake(self) -> None:
-        """Let it look for work, on another processor than this one.
+        """Let the worker spin for tasks, on another processor than the caller's.
 
-        Linux puts a thread that is woken where the one that woke it is, and leaves it there for some milliseconds. So
-        it is kept from that processor until it runs.
+        Linux puts a woken thread on the processor of the thread that woke it, and leaves it there for some
+        milliseconds. So the worker may not run on that processor until it has started.
         """
-        if _CURRENT is not None and self.native_id is not None:
-            self.allowed = os.sched_getaffinity(0)
-            elsewhere = self.allowed - {_CURRENT()}
-            if elsewhere:
-                os.sched_setaffinity(self.native_id, elsewhere)
-        self.slot[Slot.STATE // 8] = Waiting.IDLE
+        if _CURRENT_PROCESSOR is not None and self.native_id is not None:
+            self.affinity = os.sched_getaffinity(0)
+            others = self.affinity - {_CURRENT_PROCESSOR()}
+            if others:
+                os.sched_setaffinity(self.native_id, others)
+        self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
         self.asleep.release()
 
 
-class _Team:
-    """The threads of this process."""
+class ThreadPool:
+    """The workers of one process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.free: list[_Worker] = []
+        self.free: list[Worker] = []
         self.size = 0
 
-    def take(self, wanted: int, limit: int | None = None) -> list[_Worker]:
-        """Up to `wanted` threads, awake, as long as no more than `limit` work, with the caller; else `thread_count`.
+    def acquire(self, wanted: int, limit: int | None = None) -> list[Worker]:
+        """Return up to `wanted` workers, awake. No call waits for workers that another call holds.
 
-        What others have taken is not there, so that no call waits for another.
+        At most `limit` threads (None: `thread_count`) work at a time, the caller included.
         """
         with self.lock:
             busy = self.size - len(self.free)
             wanted = max(0, min(wanted, (limit or thread_count()) - 1 - busy))
             while len(self.free) < wanted:
-                worker = _Worker()
+                worker = Worker()
                 worker.start()
                 self.free.append(worker)
                 self.size += 1
-            taken = [self.free.pop() for _ in range(wanted)]
-        for worker in taken:
-            if worker.slot[Slot.STATE // 8] == Waiting.ASLEEP:
+            workers = [self.free.pop() for _ in range(wanted)]
+        for worker in workers:
+            if worker.mailbox[Mailbox.STATE // 8] == WorkerState.ASLEEP:
                 worker.wake()
-        return taken
+        return workers
 
-    def give(self, taken: list[_Worker]) -> None:
-        """Give them back."""
+    def release(self, workers: list[Worker]) -> None:
+        """Return workers to the pool."""
         with self.lock:
-            self.free.extend(reversed(taken))
+            self.free.extend(reversed(workers))
 
 
 @lru_cache(maxsize=1)
-def _team(process: int) -> _Team:
-    """The team of this process; a forked one has its own."""
-    return _Team()
+def thread_pool(process: int) -> ThreadPool:
+    """Return the pool of the process with this id: a forked process has another one."""
+    return ThreadPool()
 
 
-class Threads:
-    """``with Threads(most, cost) as team``: what a pass of `cost` multiply-adds in at most `most` parts takes.
+class AcquiredThreads:
+    """Context manager whose value is the `threads` argument of a pass (see `worker_loop.run_parts`).
 
-    `limit` is how many threads the caller allows, None for `thread_count`.
+    Parameters
+    ----------
+    max_threads
+        Parts into which the pass can be split at most.
+    work
+        Multiply-adds of the pass.
+    limit
+        Threads that the caller allows, None for `thread_count`.
+    tuning
+        When a thread is worth its cost, and how long to wait for it.
     """
 
-    __slots__ = ("cost", "limit", "taken", "team", "wanted")
+    __slots__ = ("limit", "pool", "tuning", "wanted", "work", "workers")
 
-    def __init__(self, most: int, cost: float, limit: int | None = None) -> None:
-        self.cost, self.wanted = cost, 0
-        if most > 1 and cost >= 2 * WORTH:
+    def __init__(self, max_threads: int, work: float, limit: int | None, tuning: Tuning) -> None:
+        self.work, self.wanted, self.tuning = work, 0, tuning
+        if max_threads > 1 and work >= 2 * tuning.thread_work:
             self.limit = limit or thread_count()
-            self.wanted = min(most, int(cost // WORTH), self.limit) - 1
-        self.taken: list[_Worker] = []
+            self.wanted = min(max_threads, int(work // tuning.thread_work), self.limit) - 1
+        self.workers: list[Worker] = []
 
     def __enter__(self) -> npt.NDArray[Any]:
         if self.wanted < 1:
-            return ALONE
-        self.team = _team(os.getpid())
-        self.taken = self.team.take(self.wanted, self.limit)
-        looks = int(min(_SHARE * self.cost / _SPEED, _LONGEST) * looks_per_second())
-        return np.array([looks, *(worker.address for worker in self.taken)])
+            return CALLER_ALONE
+        self.pool = thread_pool(os.getpid())
+        self.workers = self.pool.acquire(self.wanted, self.limit)
+        tuning = self.tuning
+        seconds = min(tuning.wake_fraction * self.work / tuning.work_per_second, tuning.wake_seconds)
+        spins = int(seconds * spins_per_second())
+        return np.array([spins, *(worker.address for worker in self.workers)])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.taken:
-            self.team.give(self.taken)
+        if self.workers:
+            self.pool.release(self.workers)

@@ -1,45 +1,49 @@
-"""The loops over time: forward, backward and along tangents, and the products around them.
+"""The loops over time (forward, backward, JVP) and the gradients after them, as compiled passes.
 
-Every public pass takes a team of threads and what the function with an underscore before it takes after `part` and
-`parts`.
+The first argument of every public pass is `threads`, from ``with AcquiredThreads(...)``. The others are those of the
+function of the same name with an underscore, after `part` and `parts`.
 
-Arrays have whole vectors on their last axis: Hp and Pp are H and P padded, B the blocks of hidden units, and gates of
-one step are (B, N, G, lanes). Names of arrays are those of the equations.
+The last axis of an array is padded to whole vectors. Arrays have the names of the equations. In shapes, Hp and Pp are H
+and P padded, B is the number of blocks of hidden units, and the gates of one step are (B, N, G, lanes).
 """
 
 from __future__ import annotations
 
-from lstmcore_numba.gemm.bf16x3_passes import Cut, CutBack
+from lstmcore_numba.gemm.bf16x3_passes import BackwardSplitOperands, SplitOperands
 from lstmcore_numba.time_loop.backward import backward, backward_both
 from lstmcore_numba.time_loop.forward import (
-    X_PLACE,
-    Y_PLACE,
+    X_INDEX,
+    Y_INDEX,
     forward,
-    forward_again,
     forward_both,
-    forward_wave,
-    keep_forward,
+    forward_wavefront,
+    replay_forward,
+    store_forward,
 )
 from lstmcore_numba.time_loop.gradients import input_gradient, weight_gradient
-from lstmcore_numba.time_loop.jvp import tangent
-from lstmcore_numba.time_loop.step_arrays import Norms, Short, Wave
+from lstmcore_numba.time_loop.jvp import jvp
+from lstmcore_numba.time_loop.norm_gradients import cell_gradients, gain_gradients, norm_backward_steps
+from lstmcore_numba.time_loop.step_arrays import Norms, PackedPairs, WavefrontProgress
 
 __all__ = [
-    "X_PLACE",
-    "Y_PLACE",
-    "Cut",
-    "CutBack",
+    "X_INDEX",
+    "Y_INDEX",
+    "BackwardSplitOperands",
     "Norms",
-    "Short",
-    "Wave",
+    "PackedPairs",
+    "SplitOperands",
+    "WavefrontProgress",
     "backward",
     "backward_both",
+    "cell_gradients",
     "forward",
-    "forward_again",
     "forward_both",
-    "forward_wave",
+    "forward_wavefront",
+    "gain_gradients",
     "input_gradient",
-    "keep_forward",
-    "tangent",
+    "jvp",
+    "norm_backward_steps",
+    "replay_forward",
+    "store_forward",
     "weight_gradient",
 ]

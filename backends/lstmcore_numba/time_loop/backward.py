@@ -1,4 +1,4 @@
-"""The loop over time, backward."""
+"""The loop over time of the backward pass."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore_numba.cell import At
 from lstmcore_numba.codegen.numba_compiler import compiled
-from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, release_tiles, shape_tiles
-from lstmcore_numba.gemm.bf16x3 import cut_rows
-from lstmcore_numba.gemm.bf16x3_passes import cut_product, some_wild
-from lstmcore_numba.gemm.vector import BYTES, PANEL, add_numbers, call_step, grouped_product, product
-from lstmcore_numba.layer_norm import linear
-from lstmcore_numba.runtime.worker_loop import meet, outlined, side_by_side
-from lstmcore_numba.time_loop.step_arrays import FIELDS, add_cells, at, set_norms
+from lstmcore_numba.codegen.step_emitter import KernelArgs
+from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K, TILE_ROWS, configure_tiles, release_tiles
+from lstmcore_numba.gemm.bf16x3 import split_row_range
+from lstmcore_numba.gemm.bf16x3_passes import has_non_finite, split_matmul
+from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES, add_numbers, call_step, grouped_matmul, matmul
+from lstmcore_numba.layer_norm import norm_backward
+from lstmcore_numba.runtime.barrier import barrier
+from lstmcore_numba.runtime.tasks import make_task
+from lstmcore_numba.runtime.worker_loop import run_parts
+from lstmcore_numba.time_loop.step_arrays import FIELDS, add_blocks_to_cells, address_at, set_norm_args
 
 
 @compiled
-def _backward(
+def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long: next issue
     part: int,
     parts: int,
     by_units: bool,
@@ -50,112 +52,128 @@ def _backward(
     doperand: Any,
     dh: Any,
     dc: Any,
-    cut: Any,
+    split: Any,
     counter: Any,
 ) -> None:
-    table = np.zeros(FIELDS, np.int64)
+    args_table = np.zeros(FIELDS, np.int64)
     steps, blocks, batch, cols, lanes = dz.shape
     inner = cols * lanes
-    cut_chunks = (blocks * inner + DEPTH - 1) // DEPTH
-    panels = (blocks + PANEL - 1) // PANEL
+    split_chunks = (blocks * inner + TILE_K - 1) // TILE_K
+    panels = (blocks + PANEL_VECTORS - 1) // PANEL_VECTORS
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
-    block_first = panels * part // parts * PANEL if by_units else 0
-    block_last = min(blocks, panels * (part + 1) // parts * PANEL) if by_units else blocks
+    block_first = panels * part // parts * PANEL_VECTORS if by_units else 0
+    block_last = min(blocks, panels * (part + 1) // parts * PANEL_VECTORS) if by_units else blocks
     zero, size = dh.dtype.type(0), dh.itemsize
     rows = last - first
-    table[At.BATCH] = batch
+    args_table[KernelArgs.BATCH] = batch
     row_z, row_c, row_h = inner * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
     column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
     masked, projects = mask_r.shape[0] > 0, step_output != 0
-    table[At.DNORM_C] = dnorm_c.ctypes.data
-    table[At.LENGTHS], table[At.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
-    table[At.DH], table[At.DC], table[At.DQ] = dh.ctypes.data, dc.ctypes.data, dq.ctypes.data
+    args_table[KernelArgs.DNORM_C] = dnorm_c.ctypes.data
+    args_table[KernelArgs.LENGTHS], args_table[KernelArgs.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
+    args_table[KernelArgs.DH], args_table[KernelArgs.DC], args_table[KernelArgs.DQ] = (
+        dh.ctypes.data,
+        dc.ctypes.data,
+        dq.ctypes.data,
+    )
     one = np.ones((1, 1, lanes), dh.dtype)
     shared = by_units and parts > 1
     own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
-    cutters = (0, parts) if by_units else (part, part + 1)
-    if cut is not None:
-        shape_tiles(min(TILE, rows))
-        cut_slot, cut_part, cut_row = cut.dz.strides[:3]
+    splitters = (0, parts) if by_units else (part, part + 1)
+    if split is not None:
+        configure_tiles(min(TILE_ROWS, rows))
+        split_slot, split_part, split_row = split.dz.strides[:3]
         flags = part * batch if by_units else 0
-        cut_to, flags_to = cut.dz.ctypes.data + own * inner * 2, cut.wild.ctypes.data + flags
+        split_to, flags_to = split.dz.ctypes.data + own * inner * 2, split.non_finite.ctypes.data + flags
     for count in range(steps):
         t = count if reverse else steps - 1 - count
-        table[At.STEP] = t
-        table[At.GATES], table[At.RAW], table[At.DZ] = at(gates, t), at(raw, t), at(dz, t)
-        table[At.MASK_C], table[At.MASK_H] = at(mask_c, t), at(mask_h, t)
-        table[At.C_BEFORE] = at(c, t + 1 if reverse else t)
-        table[At.C] = at(c, t if reverse else t + 1)
-        table[At.PROJECTED], table[At.DPROJECTED] = at(projected, t), at(dprojected, t)
+        args_table[KernelArgs.STEP] = t
+        args_table[KernelArgs.GATES], args_table[KernelArgs.RAW], args_table[KernelArgs.DZ] = (
+            address_at(gates, t),
+            address_at(raw, t),
+            address_at(dz, t),
+        )
+        args_table[KernelArgs.MASK_C], args_table[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
+        args_table[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
+        args_table[KernelArgs.C] = address_at(c, t if reverse else t + 1)
+        args_table[KernelArgs.PROJECTED], args_table[KernelArgs.DPROJECTED] = (
+            address_at(projected, t),
+            address_at(dprojected, t),
+        )
         place = 0
         for row in range(first, last):
             if t < lengths[row] and columns > column:
-                new, old = at(dy, t) + (row * width + column) * size, dh.ctypes.data + row * row_h + column * size
+                new, old = (
+                    address_at(dy, t) + (row * width + column) * size,
+                    dh.ctypes.data + row * row_h + column * size,
+                )
                 add_numbers(zero, new, old, columns - column)
         if projects:
             for block in range(output_blocks):
-                call_step(step_output, table.ctypes.data, block, first, last)
-            product(
+                call_step(step_output, args_table.ctypes.data, block, first, last)
+            matmul(
                 zero,
                 blocks,
-                table[At.DPROJECTED] + first * row_h,
+                args_table[KernelArgs.DPROJECTED] + first * row_h,
                 row_h,
                 size,
                 projection.ctypes.data,
-                table[At.DQ] + first * row_c,
+                args_table[KernelArgs.DQ] + first * row_c,
                 row_c,
                 dh.shape[1],
                 rows,
                 True,
             )
         if norms is not None:
-            place = set_norms(table, norms, t)
-            table[At.DC_OUT] = at(dc_out, t)
+            place = set_norm_args(args_table, norms, t)
+            args_table[KernelArgs.DC_OUT] = address_at(dc_out, t)
             for block in range(blocks):
-                call_step(step_cell, table.ctypes.data, block, first, last)
-            linear(norms.c[place], norms.deviation_c[place], one, dnorm_c, dnorm_c, hidden, first, last)
-            add_cells(dnorm_c, dc, lengths, t, first, last)
+                call_step(step_cell, args_table.ctypes.data, block, first, last)
+            norm_backward(norms.c[place], norms.deviation_c[place], one, dnorm_c, dnorm_c, hidden, first, last)
+            add_blocks_to_cells(dnorm_c, dc, lengths, t, first, last)
         for block in range(block_first, block_last):
-            call_step(step, table.ctypes.data, block, first, last)
+            call_step(step, args_table.ctypes.data, block, first, last)
         if norms is not None:
-            linear(norms.h[place], norms.deviation_h[place], norms.gain_h, dz[t], dz_h[t], cols * hidden, first, last)
-        if cut is not None:
+            norm_backward(
+                norms.h[place], norms.deviation_h[place], norms.gain_h, dz[t], dz_h[t], cols * hidden, first, last
+            )
+        if split is not None:
             slot = count % 2
-            cut.any_wild[slot, part] = cut_rows(
-                at(dz_h, t) + own * batch * row_z,
+            split.any_non_finite[slot, part] = split_row_range(
+                address_at(dz_h, t) + own * batch * row_z,
                 row_z,
-                cut_to + slot * cut_slot,
-                cut_row,
-                cut_part,
+                split_to + slot * split_slot,
+                split_row,
+                split_part,
                 first,
                 last,
                 own_blocks,
                 batch * row_z,
                 inner,
-                flags_to + slot * cut.wild.strides[0],
+                flags_to + slot * split.non_finite.strides[0],
             )
         if shared:
-            meet(counter.ctypes.data, parts * (count + 1))
-        target, pitch = (table[At.DC], row_c) if of_cell else (table[At.DH], row_h)
+            barrier(counter.ctypes.data, parts * (count + 1))
+        target, pitch = (args_table[KernelArgs.DC], row_c) if of_cell else (args_table[KernelArgs.DH], row_h)
         vectors = blocks if of_cell else output_blocks
         vector = 0
         if by_units:
             vector, vectors = block_first, block_last - block_first
         if masked:
             target = doperand.ctypes.data
-        if cut is not None:
-            cut_product(
+        if split is not None:
+            split_matmul(
                 zero,
                 vectors,
-                cut.dz.ctypes.data + slot * cut_slot,
-                cut_row,
-                cut_part,
-                cut.recurrent.ctypes.data + vector * cut_chunks * PARTS * TILE_BYTES,
-                at(dz_h, t),
+                split.dz.ctypes.data + slot * split_slot,
+                split_row,
+                split_part,
+                split.recurrent.ctypes.data + vector * split_chunks * SPLIT_PARTS * TILE_BYTES,
+                address_at(dz_h, t),
                 row_z,
-                recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
-                target + first * pitch + vector * BYTES,
+                recurrent_weight.ctypes.data + vector * blocks * inner * VECTOR_BYTES,
+                target + first * pitch + vector * VECTOR_BYTES,
                 pitch,
                 blocks,
                 batch * row_z,
@@ -164,21 +182,21 @@ def _backward(
                 last,
                 masked,
                 count % 2 == 1,
-                some_wild(cut.any_wild, slot, *cutters),
-                cut.wild[slot, : parts if by_units else 1],
-                min(TILE, rows),
+                has_non_finite(split.any_non_finite, slot, *splitters),
+                split.non_finite[slot, : parts if by_units else 1],
+                min(TILE_ROWS, rows),
             )
         else:
-            grouped_product(
+            grouped_matmul(
                 zero,
                 vectors,
-                at(dz_h, t) + first * row_z,
+                address_at(dz_h, t) + first * row_z,
                 row_z,
                 size,
                 batch * row_z,
                 0,
-                recurrent_weight.ctypes.data + vector * blocks * inner * BYTES,
-                target + first * pitch + vector * BYTES,
+                recurrent_weight.ctypes.data + vector * blocks * inner * VECTOR_BYTES,
+                target + first * pitch + vector * VECTOR_BYTES,
                 pitch,
                 blocks,
                 inner,
@@ -195,18 +213,19 @@ def _backward(
                             dc[row, k] += mask_r[row, k] * doperand[row, k]
                         else:
                             dh[row, k] += mask_r[row, k] * doperand[row, k]
-    if cut is not None:
+    if split is not None:
         release_tiles()
 
 
 @compiled
-def backward(team: Any, *args: Any) -> None:
-    """All steps, last to first; `dh` and `dc` go from the gradient of the final state to that of the initial one.
+def backward(threads: Any, *args: Any) -> None:
+    """Run all steps, last to first.
 
-    ``dz_h`` is the gradient of what R gives; without layer norm it is `dz` itself. Shared by rows, or by hidden units
-    if `by_units`: a thread then needs what the others found of `dz` before it can go on with its own units.
+    `dh` and `dc` start as the gradients of the final state and end as those of the initial state. ``dz_h`` is the
+    gradient of R r; without layer norm it is `dz`. Threads share rows, or hidden units if `by_units`. In the second
+    case a thread needs the dz of all others before it can go on, so there is a barrier after each step.
     """
-    side_by_side(team, outlined(_backward, args))
+    run_parts(threads, make_task(_backward, args))
 
 
 @compiled
@@ -221,6 +240,6 @@ def _backward_both(part: int, parts: int, first: Any, second: Any) -> None:
 
 
 @compiled
-def backward_both(team: Any, first: Any, second: Any) -> None:
-    """`backward` of two directions, whose arguments are two tuples; each on half of the threads."""
-    side_by_side(team, outlined(_backward_both, (first, second)))
+def backward_both(threads: Any, first: Any, second: Any) -> None:
+    """Run `backward` of two directions, each on half of the threads. Their arguments are two tuples."""
+    run_parts(threads, make_task(_backward_both, (first, second)))

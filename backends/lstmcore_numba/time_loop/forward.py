@@ -1,4 +1,6 @@
-"""The loop over time, forward."""
+"""The loop over time of the forward pass."""
+
+# long file: the loop and its entries (next issue)
 
 from __future__ import annotations
 
@@ -7,29 +9,31 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_numba.cell import At
 from lstmcore_numba.codegen.numba_compiler import compiled
-from lstmcore_numba.gemm.amx import DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
-from lstmcore_numba.gemm.bf16 import shorten_outputs, shorten_rows
-from lstmcore_numba.gemm.bf16x3 import cut_rows
-from lstmcore_numba.gemm.bf16x3_passes import cut_input_products, cut_inputs, mixed_panel, some_wild
-from lstmcore_numba.gemm.vector import BYTES, call_step, grouped_panel, panel, product
-from lstmcore_numba.layer_norm import normalise, normalise_cells
-from lstmcore_numba.runtime.worker_loop import (
-    MANY_SPINS,
-    call_part,
-    kept,
-    meet,
-    outlined,
-    side_by_side,
-    wait_for,
-    write,
+from lstmcore_numba.codegen.step_emitter import KernelArgs
+from lstmcore_numba.gemm.amx import (
+    SPLIT_PARTS,
+    TILE_BYTES,
+    TILE_K,
+    TILE_ROWS,
+    amx_panel_matmul,
+    configure_tiles,
+    release_tiles,
 )
-from lstmcore_numba.time_loop.step_arrays import FIELDS, at, masked_operand, put_outputs, set_norms
+from lstmcore_numba.gemm.bf16 import narrow_outputs, narrow_rows
+from lstmcore_numba.gemm.bf16x3 import split_row_range
+from lstmcore_numba.gemm.bf16x3_passes import has_non_finite, mixed_panel_matmul, split_input_projection, split_inputs
+from lstmcore_numba.gemm.vector import VECTOR_BYTES, call_step, grouped_panel_matmul, matmul, panel_matmul
+from lstmcore_numba.layer_norm import normalise, normalise_cells
+from lstmcore_numba.runtime.barrier import barrier, wait_for, write
+from lstmcore_numba.runtime.tasks import call_task, make_task, store_task
+from lstmcore_numba.runtime.worker_loop import run_parts
+from lstmcore_numba.time_loop.step_arrays import FIELDS, address_at, apply_recurrent_mask, set_norm_args, store_outputs
+from lstmcore_numba.tuning import LONG_WAIT_SPINS
 
 
 @compiled
-def _forward(
+def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long: next issue
     part: int,
     parts: int,
     reverse: bool,
@@ -58,13 +62,13 @@ def _forward(
     operand: Any,
     q: Any,
     projected: Any,
-    ahead: int,
-    cut: Any,
-    short: Any,
+    input_chunk: int,
+    split: Any,
+    packed: Any,
     counter: Any,
-    wave: Any,
+    wavefront: Any,
 ) -> None:
-    table = np.zeros(FIELDS, np.int64)
+    args_table = np.zeros(FIELDS, np.int64)
     steps, batch, width = y.shape
     blocks, cols, lanes = gates.shape[1], gates.shape[3], gates.shape[4]
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
@@ -78,67 +82,75 @@ def _forward(
     own_blocks, tail = block_last - block_first, hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
-    table[At.LENGTHS], table[At.BIAS], table[At.PEEPHOLE] = lengths.ctypes.data, bias.ctypes.data, peephole.ctypes.data
-    table[At.BATCH] = batch
+    args_table[KernelArgs.LENGTHS], args_table[KernelArgs.BIAS], args_table[KernelArgs.PEEPHOLE] = (
+        lengths.ctypes.data,
+        bias.ctypes.data,
+        peephole.ctypes.data,
+    )
+    args_table[KernelArgs.BATCH] = batch
     products = norms.x if norms is not None else gates
     all_kept = products.shape[0] == steps
     now = steps if reverse and kept else 0
-    origin, met = 0, 0
+    origin, barriers = 0, 0
     shared = by_units and parts > 1
-    if wave is not None and part == 0:
-        for other in range(parts, wave.done.shape[0]):
-            write(at(wave.done, other), steps)
+    if wavefront is not None and part == 0:
+        for other in range(parts, wavefront.done.shape[0]):
+            write(address_at(wavefront.done, other), steps)
     own, own_size = (
         (block_first * lanes, min(inner, block_last * lanes) - block_first * lanes) if by_units else (0, inner)
     )
-    cutters = (0, parts) if by_units else (part, part + 1)
-    chunks, step_bytes = (inner + DEPTH - 1) // DEPTH, cols * PARTS * TILE_BYTES
-    if cut is not None:
-        shape_tiles(min(TILE, rows))
-        cut_slot, cut_part, cut_row = cut.state.strides[:3]
+    splitters = (0, parts) if by_units else (part, part + 1)
+    chunks, step_bytes = (inner + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
+    if split is not None:
+        configure_tiles(min(TILE_ROWS, rows))
+        split_slot, split_part, split_row = split.state.strides[:3]
         flags = part * batch if by_units else 0
-        cut_to, flags_to, row_source = cut.state.ctypes.data, cut.wild.ctypes.data + flags, row_c if of_cell else row_h
-        slot_flags = cut.wild.strides[0]
-        cut_x, x_shares = (part, parts) if by_units else (0, 1)
+        split_to, flags_to, row_source = (
+            split.state.ctypes.data,
+            split.non_finite.ctypes.data + flags,
+            row_c if of_cell else row_h,
+        )
+        slot_flags = split.non_finite.strides[0]
+        x_part, x_parts = (part, parts) if by_units else (0, 1)
         if not masked:
-            start = (at(c, now) if of_cell else at(h, now)) + own * size
-            cut.any_wild[0, part] = cut_rows(
-                start, row_source, cut_to + own * 2, cut_row, cut_part, first, last, 1, 0, own_size, flags_to
+            start = (address_at(c, now) if of_cell else address_at(h, now)) + own * size
+            split.any_non_finite[0, part] = split_row_range(
+                start, row_source, split_to + own * 2, split_row, split_part, first, last, 1, 0, own_size, flags_to
             )
             if shared:
-                met += 1
-                meet(counter.ctypes.data, parts * met)
-    if short is not None:
-        pair, pairs = short.recurrent.dtype.type(0), short.recurrent.shape[1]
-        short_h, (short_slot, short_row) = short.h.ctypes.data, short.h.strides[:2]
-        shorten_rows(at(h, now) + own * size, row_h, short_h + own * 2, short_row, first, last, own_size)
+                barriers += 1
+                barrier(counter.ctypes.data, parts * barriers)
+    if packed is not None:
+        pair, pairs = packed.recurrent.dtype.type(0), packed.recurrent.shape[1]
+        packed_h, (packed_slot, packed_row) = packed.h.ctypes.data, packed.h.strides[:2]
+        narrow_rows(address_at(h, now) + own * size, row_h, packed_h + own * 2, packed_row, first, last, own_size)
         if shared:
-            met += 1
-            meet(counter.ctypes.data, parts * met)
+            barriers += 1
+            barrier(counter.ctypes.data, parts * barriers)
     for count in range(steps):
         t = steps - 1 - count if reverse else count
         following = (t if reverse else t + 1) if kept else 1 - now
-        if cut is not None:
+        if split is not None:
             slot_now = count % 2
-            here_cut = cut_to + slot_now * cut_slot
-        if count % ahead == 0:
-            some = min(ahead, steps - count)
+            split_now = split_to + slot_now * split_slot
+        if count % input_chunk == 0:
+            some = min(input_chunk, steps - count)
             begin = t - some + 1 if reverse else t
             origin = 0 if all_kept else begin
-            if wave is not None:
-                for other in range(wave.below.shape[0]):
-                    wait_for(at(wave.below, other), count + some, MANY_SPINS)
-            if cut is not None:
-                cut.any_wild[2, part] = cut_inputs(cut_x, x_shares, x, cut, begin, some, first, last)
+            if wavefront is not None:
+                for other in range(wavefront.below.shape[0]):
+                    wait_for(address_at(wavefront.below, other), count + some, LONG_WAIT_SPINS)
+            if split is not None:
+                split.any_non_finite[2, part] = split_inputs(x_part, x_parts, x, split, begin, some, first, last)
                 if shared:
-                    met += 1
-                    meet(counter.ctypes.data, parts * met)
-                wild = some_wild(cut.any_wild, 2, *cutters)
-                cut_input_products(
+                    barriers += 1
+                    barrier(counter.ctypes.data, parts * barriers)
+                non_finite = has_non_finite(split.any_non_finite, 2, *splitters)
+                split_input_projection(
                     x,
                     input_weight,
-                    cut,
-                    wild,
+                    split,
+                    non_finite,
                     products,
                     begin,
                     begin - origin,
@@ -149,31 +161,33 @@ def _forward(
                     block_last,
                 )
             else:
-                _input_products(
+                _input_projection(
                     x, input_weight, products, begin, begin - origin, some, first, last, block_first, block_last
                 )
             if norms is not None:
                 for k in range(begin, begin + some):
                     normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
         place = t - origin
-        table[At.STEP] = t
-        table[At.GATES], table[At.RAW] = at(gates, place), at(raw, t)
-        table[At.MASK_C], table[At.MASK_H] = at(mask_c, t), at(mask_h, t)
-        table[At.C_BEFORE], table[At.C] = at(c, now), at(c, following)
-        table[At.H_BEFORE], table[At.H] = at(h, now), at(h, following)
-        table[At.Q], table[At.PROJECTED] = at(q, t), at(projected, t)
-        source, pitch = (table[At.C_BEFORE], row_c) if of_cell else (table[At.H_BEFORE], row_h)
+        args_table[KernelArgs.STEP] = t
+        args_table[KernelArgs.GATES], args_table[KernelArgs.RAW] = address_at(gates, place), address_at(raw, t)
+        args_table[KernelArgs.MASK_C], args_table[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
+        args_table[KernelArgs.C_BEFORE], args_table[KernelArgs.C] = address_at(c, now), address_at(c, following)
+        args_table[KernelArgs.H_BEFORE], args_table[KernelArgs.H] = address_at(h, now), address_at(h, following)
+        args_table[KernelArgs.Q], args_table[KernelArgs.PROJECTED] = address_at(q, t), address_at(projected, t)
+        source, pitch = (
+            (args_table[KernelArgs.C_BEFORE], row_c) if of_cell else (args_table[KernelArgs.H_BEFORE], row_h)
+        )
         if masked:
             slot = t if operand.shape[0] > 1 else 0
-            masked_operand(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
-            source, pitch = at(operand, t), inner * size
-            if cut is not None:
-                cut.any_wild[slot_now, part] = cut_rows(
+            apply_recurrent_mask(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
+            source, pitch = address_at(operand, t), inner * size
+            if split is not None:
+                split.any_non_finite[slot_now, part] = split_row_range(
                     source,
                     pitch,
-                    here_cut,
-                    cut_row,
-                    cut_part,
+                    split_now,
+                    split_row,
+                    split_part,
                     first,
                     last,
                     1,
@@ -181,28 +195,28 @@ def _forward(
                     inner,
                     flags_to + slot_now * slot_flags,
                 )
-        if cut is not None:
-            wild = some_wild(cut.any_wild, slot_now, *cutters)
-        held, target = 0, table[At.GATES]
+        if split is not None:
+            non_finite = has_non_finite(split.any_non_finite, slot_now, *splitters)
+        norm_index, target = 0, args_table[KernelArgs.GATES]
         if norms is not None:
-            held = set_norms(table, norms, t)
-            table[At.NORM_X] = at(norms.x, place)
-            target = table[At.NORM_H]
+            norm_index = set_norm_args(args_table, norms, t)
+            args_table[KernelArgs.NORM_X] = address_at(norms.x, place)
+            target = args_table[KernelArgs.NORM_H]
         for index in range(own_blocks):
-            # To and fro, so that a step starts with the weights that the one before ended with, in the cache.
+            # The order of blocks alternates: a step starts with the weights that are in the cache from the one before.
             block = block_first + index if count % 2 == 0 else block_last - 1 - index
-            weights = recurrent_weight.ctypes.data + block * inner * cols * BYTES
+            weights = recurrent_weight.ctypes.data + block * inner * cols * VECTOR_BYTES
             there = target + (block * batch + first) * row_z
-            if cut is not None:
-                cut_weight = cut.recurrent.ctypes.data + block * chunks * step_bytes
-                if wild:
-                    mixed_panel(
+            if split is not None:
+                split_weight = split.recurrent.ctypes.data + block * chunks * step_bytes
+                if non_finite:
+                    mixed_panel_matmul(
                         zero,
                         cols,
-                        here_cut,
-                        cut_row,
-                        cut_part,
-                        cut_weight,
+                        split_now,
+                        split_row,
+                        split_part,
+                        split_weight,
                         source,
                         pitch,
                         weights,
@@ -214,35 +228,35 @@ def _forward(
                         first,
                         last,
                         norms is not None,
-                        cut.wild[slot_now, : parts if by_units else 1],
-                        min(TILE, rows),
+                        split.non_finite[slot_now, : parts if by_units else 1],
+                        min(TILE_ROWS, rows),
                     )
                 else:
                     turn = 0 if index == own_blocks - 1 else chunks * step_bytes
-                    amx_panel(
+                    amx_panel_matmul(
                         cols,
-                        here_cut + first * cut_row,
-                        cut_row,
-                        cut_part,
-                        cut_weight,
+                        split_now + first * split_row,
+                        split_row,
+                        split_part,
+                        split_weight,
                         step_bytes,
                         there,
                         row_z,
                         chunks,
                         rows,
                         norms is not None,
-                        cut_weight + turn if count % 2 == 0 else cut_weight - turn,
-                        min(TILE, rows),
+                        split_weight + turn if count % 2 == 0 else split_weight - turn,
+                        min(TILE_ROWS, rows),
                     )
-            elif short is not None:
-                panel(
+            elif packed is not None:
+                panel_matmul(
                     pair,
                     cols,
-                    short_h + count % 2 * short_slot + first * short_row,
-                    short_row,
+                    packed_h + count % 2 * packed_slot + first * packed_row,
+                    packed_row,
                     4,
-                    short.recurrent.ctypes.data + block * pairs * cols * BYTES,
-                    cols * BYTES,
+                    packed.recurrent.ctypes.data + block * pairs * cols * VECTOR_BYTES,
+                    cols * VECTOR_BYTES,
                     there,
                     row_z,
                     pairs,
@@ -250,83 +264,88 @@ def _forward(
                     norms is not None,
                 )
             else:
-                panel(
+                panel_matmul(
                     zero,
                     cols,
                     source + first * pitch,
                     pitch,
                     size,
                     weights,
-                    cols * BYTES,
+                    cols * VECTOR_BYTES,
                     there,
                     row_z,
                     inner,
                     rows,
                     norms is not None,
                 )
-            # A block is worked on while the next one's product is under way, whose last sums are late.
+            # The step function of a block runs after the GEMM of the next one, whose last sums are not ready earlier.
             if norms is None and index > 0:
-                call_step(step, table.ctypes.data, block - 1 if count % 2 == 0 else block + 1, first, last)
+                call_step(step, args_table.ctypes.data, block - 1 if count % 2 == 0 else block + 1, first, last)
         if norms is None:
-            call_step(step, table.ctypes.data, block_last - 1 if count % 2 == 0 else block_first, first, last)
+            call_step(step, args_table.ctypes.data, block_last - 1 if count % 2 == 0 else block_first, first, last)
         if norms is not None:
-            normalise(norms.h[held], norms.deviation_h[held], cols * hidden, tail, norms.eps, first, last)
+            normalise(norms.h[norm_index], norms.deviation_h[norm_index], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
-                call_step(step, table.ctypes.data, block, first, last)
-            normalise_cells(c[following], norms.c[held], norms.deviation_c[held], hidden, tail, norms.eps, first, last)
+                call_step(step, args_table.ctypes.data, block, first, last)
+            normalise_cells(
+                c[following], norms.c[norm_index], norms.deviation_c[norm_index], hidden, tail, norms.eps, first, last
+            )
             for block in range(blocks):
-                call_step(step_cell, table.ctypes.data, block, first, last)
+                call_step(step_cell, args_table.ctypes.data, block, first, last)
         if projects:
-            product(
+            matmul(
                 zero,
                 output_blocks,
-                table[At.Q] + first * row_c,
+                args_table[KernelArgs.Q] + first * row_c,
                 row_c,
                 size,
                 projection.ctypes.data,
-                table[At.PROJECTED] + first * row_h,
+                args_table[KernelArgs.PROJECTED] + first * row_h,
                 row_h,
                 c.shape[2],
                 rows,
                 True,
             )
             for block in range(output_blocks):
-                call_step(step_output, table.ctypes.data, block, first, last)
-        new = at(h, following) + column * size
-        if short is not None:
-            to = at(y, t) + column * 2
-            shorten_outputs(new, row_h, to, width * 2, lengths, t, first, last, columns - column)
-            to = short_h + (1 - count % 2) * short_slot + own * 2
-            shorten_rows(at(h, following) + own * size, row_h, to, short_row, first, last, own_size)
+                call_step(step_output, args_table.ctypes.data, block, first, last)
+        new = address_at(h, following) + column * size
+        if packed is not None:
+            to = address_at(y, t) + column * 2
+            narrow_outputs(new, row_h, to, width * 2, lengths, t, first, last, columns - column)
+            to = packed_h + (1 - count % 2) * packed_slot + own * 2
+            narrow_rows(address_at(h, following) + own * size, row_h, to, packed_row, first, last, own_size)
         else:
-            to = at(y, t) + column * size
-            put_outputs(zero, to, width * size, new, row_h, lengths, t, first, last, columns - column)
-        if wave is not None:
-            if wave.mask.shape[0] > 0:
-                _drop_out(y[t], wave.mask[t], wave.masked[t], lengths, t, first, last, column, columns)
-            write(at(wave.done, part), count + 1)
-        if cut is not None and not masked:
-            after, other = (at(c, following) if of_cell else at(h, following)) + own * size, 1 - slot_now
-            to = cut_to + other * cut_slot + own * 2
-            cut.any_wild[other, part] = cut_rows(
-                after, row_source, to, cut_row, cut_part, first, last, 1, 0, own_size, flags_to + other * slot_flags
+            to = address_at(y, t) + column * size
+            store_outputs(zero, to, width * size, new, row_h, lengths, t, first, last, columns - column)
+        if wavefront is not None:
+            if wavefront.mask.shape[0] > 0:
+                _apply_dropout(y[t], wavefront.mask[t], wavefront.masked[t], lengths, t, first, last, column, columns)
+            write(address_at(wavefront.done, part), count + 1)
+        if split is not None and not masked:
+            after, other = (
+                (address_at(c, following) if of_cell else address_at(h, following)) + own * size,
+                1 - slot_now,
+            )
+            to = split_to + other * split_slot + own * 2
+            split.any_non_finite[other, part] = split_row_range(
+                after, row_source, to, split_row, split_part, first, last, 1, 0, own_size, flags_to + other * slot_flags
             )
         if shared:
-            met += 1
-            meet(counter.ctypes.data, parts * met)
+            barriers += 1
+            barrier(counter.ctypes.data, parts * barriers)
         now = following
-    if cut is not None:
+    if split is not None:
         release_tiles()
 
 
 _ARGUMENTS: Final = list(inspect.signature(_forward).parameters)[2:]
-#: Where `y` and `x` are among what `keep_forward` keeps.
-Y_PLACE: Final = _ARGUMENTS.index("y")
-X_PLACE: Final = _ARGUMENTS.index("x")
+#: Index of `y` and `x` among the stored arguments.
+Y_INDEX: Final = _ARGUMENTS.index("y")
+X_INDEX: Final = _ARGUMENTS.index("x")
 
 
 @compiled
-def _input_products(
+def _input_projection(  # noqa: PLR0913  (next issue: groups of arguments)
     x: Any,
     weight: Any,
     products: Any,
@@ -338,7 +357,7 @@ def _input_products(
     block_first: int,
     block_last: int,
 ) -> None:
-    """``W x`` of `steps` steps from `begin` on, into `products` (room, B, N, G, lanes) from `place` on.
+    """Compute ``W x`` of `steps` steps from `begin` on, into `products` (steps, B, N, G, lanes) from `place` on.
 
     The weights of a block are read once for all of them.
     """
@@ -347,7 +366,7 @@ def _input_products(
     zero, size, group = x.dtype.type(0), x.itemsize, last - first
     row_x, row_z = inner * size, cols * lanes * size
     for block in range(block_first, block_last):
-        grouped_panel(
+        grouped_panel_matmul(
             zero,
             cols,
             x.ctypes.data + (begin * batch + first) * row_x,
@@ -355,8 +374,8 @@ def _input_products(
             size,
             0,
             (batch - group) * row_x,
-            weight.ctypes.data + block * inner * cols * BYTES,
-            cols * BYTES,
+            weight.ctypes.data + block * inner * cols * VECTOR_BYTES,
+            cols * VECTOR_BYTES,
             products.ctypes.data + ((place * blocks + block) * batch + first) * row_z,
             row_z,
             (blocks * batch - group) * row_z,
@@ -369,17 +388,17 @@ def _input_products(
 
 
 @compiled
-def _drop_out(
+def _apply_dropout(  # noqa: PLR0913  (next issue: groups of arguments)
     source: Any, mask: Any, target: Any, lengths: Any, t: int, first: int, last: int, column: int, columns: int
 ) -> None:
-    """``target = mask source``, (N, P), in some rows and columns of step `t`; 0 past a row's end."""
+    """Compute ``target = mask * source`` (N, P) for some rows and columns of step `t`; 0 past a row's end."""
     for row in range(first, last):
         for k in range(column, columns):
             target[row, k] = source[row, k] * mask[row, k] if t < lengths[row] else 0
 
 
 @compiled
-def _put(source: Any, target: Any) -> None:
+def _load_state(source: Any, target: Any) -> None:
     """Copy a state (N, P) to (N, Pp), with 0 behind the last unit."""
     for row in range(source.shape[0]):
         for k in range(target.shape[1]):
@@ -387,50 +406,64 @@ def _put(source: Any, target: Any) -> None:
 
 
 @compiled
-def _take(source: Any, target: Any) -> None:
-    """The inverse of `_put`. An assignment of slices would take seconds to compile, for the texts of its errors."""
+def _store_state(source: Any, target: Any) -> None:
+    """Copy a state (N, Pp) to (N, P).
+
+    A loop, since an assignment of slices takes seconds to compile.
+    """
     for row in range(target.shape[0]):
         for k in range(target.shape[1]):
             target[row, k] = source[row, k]
 
 
 @compiled
-def _prepare(counter: Any, first_h: Any, first_c: Any, reverse: bool, h: Any, c: Any, y: Any) -> None:
-    """Put the first state where the first step reads it."""
+def _prepare(  # noqa: PLR0913  (next issue: groups of arguments)
+    counter: Any, first_h: Any, first_c: Any, reverse: bool, h: Any, c: Any, y: Any
+) -> None:
+    """Copy the initial state to where the first step reads it, and reset the barrier."""
     start = y.shape[0] if reverse and h.shape[0] == y.shape[0] + 1 else 0
-    _put(first_h, h[start])
-    _put(first_c, c[start])
+    _load_state(first_h, h[start])
+    _load_state(first_c, c[start])
     counter[0] = 0
 
 
 @compiled
 def _finish(last_h: Any, last_c: Any, reverse: bool, h: Any, c: Any, y: Any) -> None:
-    """Take the last state from where the last step left it."""
+    """Copy the final state from where the last step wrote it."""
     steps = y.shape[0]
     end = steps % 2
     if h.shape[0] == steps + 1:
         end = 0 if reverse else steps
-    _take(h[end], last_h)
-    _take(c[end], last_c)
+    _store_state(h[end], last_h)
+    _store_state(c[end], last_c)
 
 
 @compiled
-def keep_forward(room: Any, places: Any, *args: Any) -> int:
-    """Keep what `_forward` takes after `part` and `parts` in the array `room`, and return the address of its code.
+def store_forward(arguments: Any, fields: Any, *args: Any) -> int:
+    """Store the arguments of `_forward` after `part` and `parts`, and return the address of the task's function.
 
-    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The products of
-    the input are made for `ahead` steps at a time, into `gates` (T or `ahead`, B, N, G, lanes), or into ``norms.x``.
-    Where there is `short`, `x` and its weights are pairs of bfloat16, and `y` is the bits of such numbers.
+    ``h`` (T + 1 or 2, N, Pp) and ``c`` (T + 1 or 2, N, Hp) hold the states, all of them or two in turn. The input
+    projections are computed for `input_chunk` steps at a time, into `gates` (T or `input_chunk`, B, N, G, lanes), or
+    into ``norms.x``. With `packed`, `x` and its weights are packed pairs, and `y` holds the bits of bfloat16.
+
+    Parameters
+    ----------
+    arguments
+        An array of `tasks.STORED_TASK_BYTES`, which gets the arguments.
+    fields
+        (arguments,) int64, see `tasks.store_task`.
+    args
+        The arguments.
     """
-    code: int = kept(_forward, args, room.ctypes.data, places.ctypes.data)
-    return code
+    function: int = store_task(_forward, args, arguments.ctypes.data, fields.ctypes.data)
+    return function
 
 
 @compiled
-def forward(
-    team: Any,
-    code: int,
-    room: int,
+def forward(  # noqa: PLR0913  (next issue: groups of arguments)
+    threads: Any,
+    function: int,
+    arguments: int,
     counter: Any,
     first_h: Any,
     first_c: Any,
@@ -441,22 +474,22 @@ def forward(
     c: Any,
     y: Any,
 ) -> None:
-    """All steps of all rows, shared by rows, or by hidden units if `by_units`: then threads meet after every step.
+    """Run all steps of all rows. Threads share rows, or hidden units if `by_units`, with a barrier after each step.
 
-    `code` and `room` are addresses: of what `keep_forward` returned, and of its arguments.
+    `function` is what `store_forward` returned, and `arguments` is the address of the stored arguments.
     """
     _prepare(counter, first_h, first_c, reverse, h, c, y)
-    side_by_side(team, (code, room))
+    run_parts(threads, (function, arguments))
     _finish(last_h, last_c, reverse, h, c, y)
 
 
 @compiled
-def forward_again(
-    team: Any,
-    code: int,
-    room: int,
-    y_place: int,
-    x_place: int,
+def replay_forward(  # noqa: PLR0913  (next issue: groups of arguments)
+    threads: Any,
+    function: int,
+    arguments: int,
+    y_field: int,
+    x_field: int,
     counter: Any,
     first_h: Any,
     first_c: Any,
@@ -468,57 +501,60 @@ def forward_again(
     y: Any,
     x: Any,
 ) -> None:
-    """`forward` with another `x` and `y`; states are (1, N, P) and (1, N, H)."""
-    write(y_place, y.ctypes.data)
-    write(x_place, x.ctypes.data)
+    """Run `forward` with another `x` and `y`, whose data pointers go to the addresses of the two fields.
+
+    States are (1, N, P) and (1, N, H).
+    """
+    write(y_field, y.ctypes.data)
+    write(x_field, x.ctypes.data)
     _prepare(counter, first_h[0], first_c[0], reverse, h, c, y)
-    side_by_side(team, (code, room))
+    run_parts(threads, (function, arguments))
     _finish(last_h[0], last_c[0], reverse, h, c, y)
 
 
 @compiled
 def _forward_both(part: int, parts: int, first: Any, second: Any) -> None:
     if parts == 1:
-        call_part(first[0], first[1], 0, 1)
-        call_part(second[0], second[1], 0, 1)
+        call_task(first[0], first[1], 0, 1)
+        call_task(second[0], second[1], 0, 1)
     elif part % 2 == 0:
-        call_part(first[0], first[1], part // 2, (parts + 1) // 2)
+        call_task(first[0], first[1], part // 2, (parts + 1) // 2)
     else:
-        call_part(second[0], second[1], part // 2, parts // 2)
+        call_task(second[0], second[1], part // 2, parts // 2)
 
 
 @compiled
-def forward_both(team: Any, first: Any, second: Any) -> None:
-    """`forward` of two directions, whose arguments are two tuples; each on half of the threads."""
+def forward_both(threads: Any, first: Any, second: Any) -> None:
+    """Run `forward` of two directions, each on half of the threads. Their arguments are two tuples."""
     _prepare(first[2], first[3], first[4], first[7], first[8], first[9], first[10])
     _prepare(second[2], second[3], second[4], second[7], second[8], second[9], second[10])
-    side_by_side(team, outlined(_forward_both, (first[:2], second[:2])))
+    run_parts(threads, make_task(_forward_both, (first[:2], second[:2])))
     _finish(first[5], first[6], first[7], first[8], first[9], first[10])
     _finish(second[5], second[6], second[7], second[8], second[9], second[10])
 
 
 @compiled
-def _forward_wave(part: int, parts: int, codes: Any) -> None:
-    count = len(codes)
+def _forward_wavefront(part: int, parts: int, tasks: Any) -> None:
+    count = len(tasks)
     for layer in range(part % count, count, parts):
         sharers = max(1, (parts - layer + count - 1) // count)
-        call_part(codes[layer, 0], codes[layer, 1], part // count, sharers)
+        call_task(tasks[layer, 0], tasks[layer, 1], part // count, sharers)
 
 
 @compiled
-def forward_wave(team: Any, codes: Any, layers: Any) -> None:
-    """`forward` of the layers of a stack in a wavefront, whose passes have a `Wave` each.
+def forward_wavefront(threads: Any, tasks: Any, layers: Any) -> None:
+    """Run `forward` of the layers of a stack in a wavefront. Each pass has a `WavefrontProgress`.
 
-    `codes` (layers, 2) are what `forward` takes as `code` and `room`, `layers` the rest of what it takes.
+    `tasks` (layers, 2) holds the arguments `function` and `arguments` of `forward`, `layers` the rest of its arguments.
 
-    Threads are dealt to the layers in turn; where there are fewer, layers to the threads, from the first one up. A
-    layer waits only for the one below, which its own thread has finished or a thread that is there has begun or will
-    begin without waiting for this one: side by side run only those that have come. So one of them always goes on.
+    Threads are dealt to the layers in turn. If there are fewer threads than layers, layers are dealt to threads, from
+    the lowest up. A layer waits only for the layer below. Either its own thread has finished that layer, or another
+    thread runs it or will run it without waiting for this one. So one thread can always go on.
     """
-    for layer in range(len(codes)):
+    for layer in range(len(tasks)):
         args = layers[layer]
         _prepare(args[0], args[1], args[2], args[5], args[6], args[7], args[8])
-    side_by_side(team, outlined(_forward_wave, (codes,)))
-    for layer in range(len(codes)):
+    run_parts(threads, make_task(_forward_wavefront, (tasks,)))
+    for layer in range(len(tasks)):
         args = layers[layer]
         _finish(args[3], args[4], args[5], args[6], args[7], args[8])

@@ -1,53 +1,57 @@
-"""The gradients of the input and of weights: products over all steps, after the loop over time."""
+"""The gradients of the input and of weights: GEMMs over all steps, after the loop over time."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from lstmcore_numba.codegen.numba_compiler import compiled
-from lstmcore_numba.gemm.amx import APART, DEPTH, PARTS, TILE, TILE_BYTES, amx_panel, release_tiles, shape_tiles
-from lstmcore_numba.gemm.bf16x3 import cut_rows, pair_rows, turn_rows
-from lstmcore_numba.gemm.bf16x3_passes import cut_product
-from lstmcore_numba.gemm.vector import BYTES, add_numbers, copy_numbers, grouped_product, panel
-from lstmcore_numba.runtime.worker_loop import outlined, side_by_side
-
-#: Rows of the input that are multiplied by all weights before the next ones.
-_CHUNK: Final = 96
-#: Rows whose part of a gradient is summed before the next ones, so that they stay in the cache.
-_DEPTH: Final = 512
-#: The same where the product is made of parts, which take more room.
-_CUT_DEPTH: Final = 256
-#: Columns of a gradient that are turned around together.
-_COLUMNS: Final = 32
+from lstmcore_numba.gemm.amx import (
+    ROW_GAP_BYTES,
+    SPLIT_PARTS,
+    TILE_BYTES,
+    TILE_K,
+    TILE_ROWS,
+    amx_panel_matmul,
+    configure_tiles,
+    release_tiles,
+)
+from lstmcore_numba.gemm.bf16x3 import split_row_pairs, split_row_range, split_transposed
+from lstmcore_numba.gemm.bf16x3_passes import split_matmul
+from lstmcore_numba.gemm.vector import VECTOR_BYTES, add_numbers, copy_numbers, grouped_matmul, panel_matmul
+from lstmcore_numba.runtime.tasks import make_task
+from lstmcore_numba.runtime.worker_loop import run_parts
+from lstmcore_numba.tuning import AMX_WEIGHT_GRADIENT_ROWS, INPUT_GRADIENT_ROWS, TRANSPOSE_COLUMNS, WEIGHT_GRADIENT_ROWS
 
 
 @compiled
-def _input_gradient(part: int, parts: int, dz: Any, weight: Any, cut_weight: Any, dx: Any) -> None:
+def _input_gradient(  # long: next issue
+    part: int, parts: int, dz: Any, weight: Any, split_weight: Any, dx: Any
+) -> None:
     steps, blocks, batch, cols, lanes = dz.shape
     size, wide = dz.itemsize, cols * lanes
     row_z, row_x = wide * size, dx.shape[1] * size
-    zero, vectors = dz.dtype.type(0), row_x // BYTES
+    zero, vectors = dz.dtype.type(0), row_x // VECTOR_BYTES
     first, last = 0, batch
     begin, end = steps * part // parts, steps * (part + 1) // parts
     if steps == 1:
         first, last, begin, end = batch * part // parts, batch * (part + 1) // parts, 0, 1
     group = last - first
-    at_once = max(1, _CHUNK // max(batch, 1))
+    at_once = max(1, INPUT_GRADIENT_ROWS // max(batch, 1))
     pieces = (end - begin + at_once - 1) // at_once
-    if cut_weight is not None:
-        shape_tiles(TILE)
-        cut = _room_for_parts(at_once * group, blocks * wide)
-        cut_part, cut_row = cut.strides[:2]
+    if split_weight is not None:
+        configure_tiles(TILE_ROWS)
+        split = _empty_split(at_once * group, blocks * wide)
+        split_part, split_row = split.strides[:2]
         flags = np.empty((1, at_once * group), np.uint8)
     for piece in range(pieces):
         t = begin + (end - begin) * piece // pieces
         some = begin + (end - begin) * (piece + 1) // pieces - t
         source, step = dz.ctypes.data + (t * blocks * batch + first) * row_z, blocks * batch * row_z
         target = dx.ctypes.data + (t * batch + first) * row_x
-        if cut_weight is None:
-            grouped_product(
+        if split_weight is None:
+            grouped_matmul(
                 zero,
                 vectors,
                 source,
@@ -66,21 +70,21 @@ def _input_gradient(part: int, parts: int, dz: Any, weight: Any, cut_weight: Any
                 False,
             )
             continue
-        wild = 0
+        non_finite = 0
         for k in range(some):
-            to, flag = cut.ctypes.data + k * group * cut_row, flags.ctypes.data + k * group
-            wild |= cut_rows(
-                source + k * step, row_z, to, cut_row, cut_part, 0, group, blocks, batch * row_z, wide, flag
+            to, flag = split.ctypes.data + k * group * split_row, flags.ctypes.data + k * group
+            non_finite |= split_row_range(
+                source + k * step, row_z, to, split_row, split_part, 0, group, blocks, batch * row_z, wide, flag
             )
-        rows = group if wild != 0 else some * group  # a row in float32 has to be found in its step
-        for k in range(some if wild != 0 else 1):
-            cut_product(
+        rows = group if non_finite != 0 else some * group  # with a non-finite row, each step has its own address in dz
+        for k in range(some if non_finite != 0 else 1):
+            split_matmul(
                 zero,
                 vectors,
-                cut.ctypes.data + k * rows * cut_row,
-                cut_row,
-                cut_part,
-                cut_weight.ctypes.data,
+                split.ctypes.data + k * rows * split_row,
+                split_row,
+                split_part,
+                split_weight.ctypes.data,
                 source + k * step,
                 row_z,
                 weight.ctypes.data,
@@ -93,62 +97,65 @@ def _input_gradient(part: int, parts: int, dz: Any, weight: Any, cut_weight: Any
                 rows,
                 True,
                 False,
-                wild != 0,
+                non_finite != 0,
                 flags[:, k * rows : (k + 1) * rows],
-                TILE,
+                TILE_ROWS,
             )
-    if cut_weight is not None:
+    if split_weight is not None:
         release_tiles()
 
 
 @compiled
-def _room_for_parts(rows: int, inner: int) -> Any:
-    """Room for a left operand, with 0 behind the last value of a row."""
-    whole = (inner + DEPTH - 1) // DEPTH * DEPTH
-    room = np.empty((PARTS, rows, whole + APART // 2), np.uint16)
+def _empty_split(rows: int, inner: int) -> Any:
+    """Return memory for a split left operand, with 0 behind the last value of a row."""
+    whole = (inner + TILE_K - 1) // TILE_K * TILE_K
+    room = np.empty((SPLIT_PARTS, rows, whole + ROW_GAP_BYTES // 2), np.uint16)
     room[:, :, inner:] = 0
     return room
 
 
 @compiled
-def input_gradient(team: Any, *args: Any) -> None:
-    """``dx = dz W`` of all steps, for dz (T, B, N, G, lanes), W in panels and dx (T N, whole vectors).
+def input_gradient(threads: Any, *args: Any) -> None:
+    """Compute ``dx = dz W`` of all steps.
 
-    Takes ``(dz, weight, cut_weight, dx)``; `cut_weight` is W in parts where the product runs on AMX, else None.
+    Takes ``(dz, weight, split_weight, dx)``: dz (T, B, N, G, lanes), W in panels, W split or None (no AMX), and dx
+    (T N, whole vectors).
     """
-    side_by_side(team, outlined(_input_gradient, args))
+    run_parts(threads, make_task(_input_gradient, args))
 
 
 @compiled
-def _weight_gradient(
-    part: int, parts: int, dz: Any, a: Any, hidden: int, sums: Any, found: Any, of_weight: Any, of_bias: Any, cut: Any
+def _weight_gradient(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
+    part: int, parts: int, dz: Any, a: Any, hidden: int, sums: Any, blocked: Any, weight: Any, bias: Any, split: Any
 ) -> None:
     steps, blocks, batch, cols, lanes = dz.shape
     rows = steps * batch
-    width, size = of_weight.shape[1], dz.itemsize
+    width, size = weight.shape[1], dz.itemsize
     zero, wide = dz.dtype.type(0), cols * lanes
-    room = np.empty((_DEPTH + 1) * wide, dz.dtype)
-    start = (-room.ctypes.data % BYTES) // size
-    packed = room[start : start + _DEPTH * wide].reshape(_DEPTH, wide)
+    room = np.empty((WEIGHT_GRADIENT_ROWS + 1) * wide, dz.dtype)
+    start = (-room.ctypes.data % VECTOR_BYTES) // size
+    packed = room[start : start + WEIGHT_GRADIENT_ROWS * wide].reshape(WEIGHT_GRADIENT_ROWS, wide)
     some = np.empty((cols, lanes), dz.dtype)
     first, last = blocks * part // parts, blocks * (part + 1) // parts
-    found[first:last] = 0
+    blocked[first:last] = 0
     sums[first:last] = 0
-    most = _DEPTH
-    if cut is not None:
-        shape_tiles(TILE)
-        most = _CUT_DEPTH
-        left = np.empty((PARTS, (width + TILE - 1) // TILE * TILE, most + APART // 2), np.uint16)
-        right = np.empty(most // DEPTH * cols * PARTS * TILE_BYTES, np.uint8)
+    most = WEIGHT_GRADIENT_ROWS
+    if split is not None:
+        configure_tiles(TILE_ROWS)
+        most = AMX_WEIGHT_GRADIENT_ROWS
+        left = np.empty(
+            (SPLIT_PARTS, (width + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS, most + ROW_GAP_BYTES // 2), np.uint16
+        )
+        right = np.empty(most // TILE_K * cols * SPLIT_PARTS * TILE_BYTES, np.uint8)
         result = np.empty(width * wide, dz.dtype)
         flags = np.empty(2, np.uint8)
         left_part, left_row = left.strides[:2]
     for begin in range(0, rows, most):
         depth = min(most, rows - begin)
         source, pitch = a.ctypes.data + begin * a.shape[1] * size, a.shape[1] * size
-        if cut is not None and first < last:
+        if split is not None and first < last:
             flags[0] = 0
-            turn_rows(source, pitch, left.ctypes.data, left_row, left_part, depth, width, flags.ctypes.data)
+            split_transposed(source, pitch, left.ctypes.data, left_row, left_part, depth, width, flags.ctypes.data)
         for block in range(first, last):
             t, row = begin // batch, begin % batch
             some[:] = 0
@@ -161,14 +168,16 @@ def _weight_gradient(
                 if row == batch:
                     t, row = t + 1, 0
             sums[block] += some
-            to, tame = found.ctypes.data + block * width * cols * BYTES, False
-            if cut is not None:
+            to, all_finite = blocked.ctypes.data + block * width * cols * VECTOR_BYTES, False
+            if split is not None:
                 flags[1] = 0
-                step = cols * PARTS * TILE_BYTES
-                pair_rows(cols, packed.ctypes.data, wide * size, right.ctypes.data, step, depth, flags.ctypes.data + 1)
-                tame = flags[0] == 0 and flags[1] == 0
-            if tame:
-                amx_panel(
+                step = cols * SPLIT_PARTS * TILE_BYTES
+                split_row_pairs(
+                    cols, packed.ctypes.data, wide * size, right.ctypes.data, step, depth, flags.ctypes.data + 1
+                )
+                all_finite = flags[0] == 0 and flags[1] == 0
+            if all_finite:
+                amx_panel_matmul(
                     cols,
                     left.ctypes.data,
                     left_row,
@@ -177,47 +186,47 @@ def _weight_gradient(
                     step,
                     result.ctypes.data,
                     wide * size,
-                    (depth + DEPTH - 1) // DEPTH,
+                    (depth + TILE_K - 1) // TILE_K,
                     width,
                     True,
                     right.ctypes.data,
-                    TILE,
+                    TILE_ROWS,
                 )
                 add_numbers(zero, result.ctypes.data, to, width * wide)
             else:
-                panel(
+                panel_matmul(
                     zero,
                     cols,
                     source,
                     size,
                     pitch,
                     packed.ctypes.data,
-                    cols * BYTES,
+                    cols * VECTOR_BYTES,
                     to,
-                    cols * BYTES,
+                    cols * VECTOR_BYTES,
                     depth,
                     width,
                     False,
                 )
-    if cut is not None:
+    if split is not None:
         release_tiles()
     for block in range(first, last):
         real = min(lanes, hidden - block * lanes)
         for gate in range(cols):
             here = gate * hidden + block * lanes
-            of_bias[here : here + real] = sums[block, gate, :real]
-            for begin in range(0, width, _COLUMNS):
+            bias[here : here + real] = sums[block, gate, :real]
+            for begin in range(0, width, TRANSPOSE_COLUMNS):
                 for lane in range(real):
-                    for k in range(begin, min(begin + _COLUMNS, width)):
-                        of_weight[here + lane, k] = found[block, k, gate, lane]
+                    for k in range(begin, min(begin + TRANSPOSE_COLUMNS, width)):
+                        weight[here + lane, k] = blocked[block, k, gate, lane]
 
 
 @compiled
-def weight_gradient(team: Any, *args: Any) -> None:
-    """``dz^T a``, and the sums of the rows of `dz`, where dz is (T, B, N, G, lanes) and a (T N, columns or more).
+def weight_gradient(threads: Any, *args: Any) -> None:
+    """Compute ``dz^T a`` and the sums of the rows of dz (T, B, N, G, lanes); `a` is (T N, columns or more).
 
-    Takes ``(dz, a, hidden, sums, found, of_weight, of_bias, cut)``: `of_weight` (G H, columns) and `of_bias` (G H,) get
-    the results, `sums` (B, G, lanes) and `found` (B, columns, G, lanes) are room to work in; `cut` is None unless the
-    product runs on AMX.
+    Takes ``(dz, a, hidden, sums, blocked, weight, bias, split)``. The results go to `weight` (G H, columns) and `bias`
+    (G H,). `sums` (B, G, lanes) and `blocked` (B, columns, G, lanes) are a workspace. `split` is None unless the GEMM
+    runs on AMX.
     """
-    side_by_side(team, outlined(_weight_gradient, args))
+    run_parts(threads, make_task(_weight_gradient, args))

@@ -1,25 +1,25 @@
-"""What the loops over time share."""
+"""The arrays of one step: groups of arguments, addresses, masks and copies."""
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from lstmcore_numba.cell import At
 from lstmcore_numba.codegen.numba_compiler import compiled
+from lstmcore_numba.codegen.step_emitter import KernelArgs
 from lstmcore_numba.gemm.vector import copy_numbers
 
-#: Entries of a table of addresses.
-FIELDS: Final = len(At)
+#: Entries of the table that a step function reads.
+FIELDS: Final = len(KernelArgs)
 
 
 @compiled
-def at(array: Any, index: int) -> Any:
-    """The address of ``array[index]``; of the first where there is but one (what is not kept, or does not change)."""
+def address_at(array: Any, index: int) -> Any:
+    """Return the address of ``array[index]``; of ``array[0]`` if the array has no more, as it holds a single step."""
     return array.ctypes.data + (index * array.strides[0] if array.shape[0] > 1 else 0)
 
 
 class Norms(NamedTuple):
-    """What layer norm needs and leaves: normalised rows, what they were divided by, gains and the shift of the cell.
+    """The arrays of layer norm: normalised rows, their standard deviations, gains, and the shift of the cell.
 
     ``x`` and ``h`` are (T or 1, B, N, G, lanes), ``c`` (T or 1, B, N, 1, lanes), deviations (T or 1, N).
     """
@@ -37,17 +37,17 @@ class Norms(NamedTuple):
     eps: float
 
 
-class Wave(NamedTuple):
-    """What a layer of a wavefront and its neighbours tell each other.
+class WavefrontProgress(NamedTuple):
+    """What a layer of a wavefront shares with its neighbours.
 
     Attributes
     ----------
     below, done
-        (threads, some) first how many steps each thread has finished: of the layer below, and of this one.
+        (threads, a cache line) the number of steps that each thread has finished, of the layer below and of this one.
     mask
-        (T, N, P) the dropout between this layer and the next one; no steps where there is none.
+        (T, N, P) the dropout between this layer and the next one; (0, 1, 1) if there is none.
     masked
-        Outputs times `mask`, which the next layer reads; as `mask` where there is none.
+        Outputs times `mask`, which the next layer reads; (0, 1, 1) if there is no mask.
     """
 
     below: Any
@@ -56,15 +56,15 @@ class Wave(NamedTuple):
     masked: Any
 
 
-class Short(NamedTuple):
-    """What products of pairs of bfloat16 read, beside pairs of x and of its weights.
+class PackedPairs(NamedTuple):
+    """Operands of the recurrent GEMM as packed bfloat16 pairs.
 
     Attributes
     ----------
     recurrent
         (B, K / 2, G, lanes) the packed recurrent weights.
     h
-        (2, N, some) h before a step and before the next one as bfloat16, with 0 behind the last unit.
+        (2, N, Pp + padding) h before a step and before the next one as bfloat16, with 0 behind the last unit.
     """
 
     recurrent: Any
@@ -72,24 +72,28 @@ class Short(NamedTuple):
 
 
 @compiled
-def set_norms(table: Any, norms: Any, t: int) -> int:
-    """Put the addresses for step `t` into the table; the place of the step in the arrays."""
-    table[At.NORM_X], table[At.NORM_H], table[At.NORM_C] = at(norms.x, t), at(norms.h, t), at(norms.c, t)
-    table[At.GAIN_X], table[At.GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
-    table[At.GAIN_C], table[At.SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
+def set_norm_args(args_table: Any, norms: Any, t: int) -> int:
+    """Write the addresses of step `t` into the table; return the index of the step in the arrays."""
+    args_table[KernelArgs.NORM_X], args_table[KernelArgs.NORM_H], args_table[KernelArgs.NORM_C] = (
+        address_at(norms.x, t),
+        address_at(norms.h, t),
+        address_at(norms.c, t),
+    )
+    args_table[KernelArgs.GAIN_X], args_table[KernelArgs.GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
+    args_table[KernelArgs.GAIN_C], args_table[KernelArgs.SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
     return t if norms.h.shape[0] > 1 else 0
 
 
 @compiled
-def masked_operand(target: Any, mask: Any, state: Any, first: int, last: int) -> None:
-    """``target = mask state`` for rows `first` to `last`; a state may be wider, in whole vectors."""
+def apply_recurrent_mask(target: Any, mask: Any, state: Any, first: int, last: int) -> None:
+    """Compute ``target = mask * state`` for rows `first` to `last`; `state` may have padding."""
     for row in range(first, last):
         for k in range(target.shape[1]):
             target[row, k] = mask[row, k] * state[row, k]
 
 
 @compiled
-def put_outputs(
+def store_outputs(  # noqa: PLR0913  (next issue: groups of arguments)
     zero: Any,
     target: int,
     row_target: int,
@@ -103,14 +107,14 @@ def put_outputs(
 ) -> None:
     """Copy `count` numbers of rows `first` to `last` of a state to the outputs of step `t`; 0 past a row's end.
 
-    `target` and `source` are addresses of row 0, and rows lie ``row_target`` and ``row_source`` bytes apart.
+    `target` and `source` are addresses of row 0. The strides of rows are ``row_target`` and ``row_source`` bytes.
     """
     for row in range(first, last):
         copy_numbers(zero, source + row * row_source, target + row * row_target, count, t < lengths[row])
 
 
 @compiled
-def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
+def cells_to_blocks(source: Any, target: Any, hidden: int, first: int, last: int) -> None:
     """Copy cells (N, Hp) to (B, N, 1, lanes), with 0 behind the last unit."""
     blocks, lanes = target.shape[0], target.shape[3]
     for row in range(first, last):
@@ -121,7 +125,7 @@ def whole_cells(source: Any, target: Any, hidden: int, first: int, last: int) ->
 
 
 @compiled
-def add_cells(source: Any, target: Any, lengths: Any, t: int, first: int, last: int) -> None:
+def add_blocks_to_cells(source: Any, target: Any, lengths: Any, t: int, first: int, last: int) -> None:
     """Add (B, N, 1, lanes) to cells (N, Hp), in rows that have a step `t`."""
     blocks, lanes = source.shape[0], source.shape[3]
     for row in range(first, last):

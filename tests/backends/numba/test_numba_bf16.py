@@ -1,4 +1,4 @@
-"""Products of pairs of bfloat16 of the Numba backend; where the processor has them."""
+"""GEMMs of packed bfloat16 pairs in the Numba backend, if the processor has them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ SHAPES = [(6, 1, 5, 33), (5, 4, 9, 20), (4, 17, 40, 48), (3, 64, 33, 37)]
 
 @pytest.fixture
 def pairs() -> None:
-    from lstmcore_numba.gemm import bf16
+    """Skip the test if the processor has no GEMM of pairs."""
+    from lstmcore_numba.gemm.bf16 import pairs_usable
 
-    if not bf16.usable():
+    if not pairs_usable():
         pytest.skip("this processor has no AVX512_BF16")
 
 
@@ -27,13 +28,20 @@ def short(rng: np.random.Generator, *shape: int) -> Any:
     return rng.normal(size=shape).astype(ml_dtypes.bfloat16)
 
 
-def results(shape: tuple[int, int, int, int], x: Any, threads: int = 1, **switches: Any) -> list[Any]:
-    """Outputs and the last state, called and recorded, and all gradients."""
+def backend(*, use_pairs: bool = True) -> Any:
+    """Return a backend on one thread."""
     from lstmcore_numba.kernel import NumbaBackend
+    from lstmcore_numba.tuning import Tuning
+
+    return NumbaBackend(threads=1, tuning=Tuning(bf16_pairs=use_pairs))
+
+
+def results(shape: tuple[int, int, int, int], x: Any, *, use_pairs: bool = True, **switches: Any) -> list[Any]:
+    """Return outputs and the final state, called and recorded, and all gradients."""
 
     _, n, inputs, hidden = shape
     rng = np.random.default_rng(1)
-    model = LSTM(inputs, hidden, dtype="bfloat16", seed=3, backend=NumbaBackend(threads=threads), **switches)
+    model = LSTM(inputs, hidden, dtype="bfloat16", seed=3, backend=backend(use_pairs=use_pairs), **switches)
     state = short(rng, 1, n, switches.get("proj_size") or hidden), rng.normal(size=(1, n, hidden)).astype(np.float32)
     (y, last), (y_recorded, last_recorded, tape) = model(x, state), model.record(x, state)
     gradients = model.backward(tape, short(rng, *y.shape))
@@ -45,41 +53,35 @@ def inputs(shape: tuple[int, int, int, int]) -> Any:
     return short(np.random.default_rng(0), *shape[:3])
 
 
-def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products run in float32 again."""
-    monkeypatch.setattr("lstmcore_numba.gemm.bf16.usable", lambda: False)
-
-
 @pytest.mark.parametrize("inner", [1, 2, 7, 64, 301])
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13])
-def test_a_product_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
+def test_a_gemm_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
     from lstmcore_numba.gemm import bf16
-    from lstmcore_numba.gemm.vector import product
+    from lstmcore_numba.gemm.vector import matmul
 
     rng = np.random.default_rng(0)
     a = rng.integers(-9, 10, (rows, inner)).astype(ml_dtypes.bfloat16)  # sums of small whole numbers are exact
-    read = bf16.paired(a)
+    read = bf16.pack_pairs(a)
     for vectors in (1, 2, 3, 4, 6):
         b = rng.integers(-9, 10, (inner, vectors, 16)).astype(np.float32)
-        panels = [bf16.paired_weights(b[None, :, k : k + 4]).ravel() for k in range(0, vectors, 4)]
+        panels = [bf16.pack_weight_pairs(b[None, :, k : k + 4]).ravel() for k in range(0, vectors, 4)]
         packed, c = np.concatenate(panels), np.ones((rows, 16 * vectors), np.float32)
         size, places = read.shape[1], (read.ctypes.data, packed.ctypes.data, c.ctypes.data)
         from_a, from_b, to_c = places
         for fresh, before in ((False, 1), (True, 0)):
-            product(bf16.PAIR.type(0), vectors, from_a, 4 * size, 4, from_b, to_c, 64 * vectors, size, rows, fresh)
+            matmul(bf16.PAIR.type(0), vectors, from_a, 4 * size, 4, from_b, to_c, 64 * vectors, size, rows, fresh)
             np.testing.assert_array_equal(c, before + a.astype(np.float32) @ b.reshape(inner, -1))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products_of_pairs_lose_no_more_than_float32(shape: Any, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of bfloat16 pairs differ from those of float32 and lose no more."""
-    shape = (1, *shape[1:])  # one step: h of the next one would be rounded to another side at times
+def test_gemms_of_pairs_lose_no_more_than_float32(shape: Any, pairs: None) -> None:
+    """GEMMs of bfloat16 pairs differ from those of float32, and their errors are no larger."""
+    shape = (1, *shape[1:])  # one step: the h of a second one could be rounded differently
     x = inputs(shape)
     mine = results(shape, x)
-    without(monkeypatch)
-    theirs = results(shape, x)
+    theirs = results(shape, x, use_pairs=False)
     (c, other_c), eps = (mine[2], theirs[2]), np.finfo(np.float32).eps
-    assert not np.array_equal(c, other_c), "no product was one of pairs"
+    assert not np.array_equal(c, other_c), "no GEMM took pairs"
     assert np.abs(c - other_c).max() <= eps * np.sqrt(shape[2] + shape[3]) * 4 * np.abs(other_c).max()
     for a, b in zip(mine, theirs, strict=True):
         assert np.abs(a - b).max() <= 2**-7 * np.abs(b).max()
@@ -87,14 +89,14 @@ def test_products_of_pairs_lose_no_more_than_float32(shape: Any, pairs: None, mo
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
-def test_a_row_that_is_not_finite_leaves_the_others_alone(shape: Any, value: float, pairs: None) -> None:
+def test_a_non_finite_row_leaves_the_others_alone(shape: Any, value: float, pairs: None) -> None:
     x = inputs(shape)
     clean = results(shape, x)
     assert all(np.isfinite(array).all() for array in clean)
-    x[1, 2, 0] = value  # of odd width, what follows the last number of row 1
+    x[1, 2, 0] = value  # with an odd width, the number after the last of row 1
     odd = results(shape, x)
     others = np.arange(shape[1]) != 2
-    for a, b in zip(odd[:9], clean[:9], strict=True):  # all but the parameters' gradients have a row of their own
+    for a, b in zip(odd[:9], clean[:9], strict=True):  # all but the parameters' gradients have an axis N
         np.testing.assert_array_equal(a[:, others], b[:, others])
     if np.isnan(value):
         assert np.isnan(odd[0][1:, 2]).all()
@@ -120,18 +122,18 @@ def test_outputs_are_the_same_wherever_they_are_written(shape: Any, pairs: None)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_calls_that_run_again_have_their_own_results(shape: Any, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.kernel import NumbaKernel
+def test_replayed_calls_have_their_own_results(shape: Any, pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.call_cache import CallCache
 
-    ran: list[bool] = []
-    again = NumbaKernel.again
+    replays: list[bool] = []
+    replay = CallCache.replay
 
     def watched(*args: Any) -> Any:
-        found = again(*args)
-        ran.append(found is not None)
-        return found
+        result = replay(*args)
+        replays.append(result is not None)
+        return result
 
-    monkeypatch.setattr(NumbaKernel, "again", watched)
+    monkeypatch.setattr(CallCache, "replay", watched)
     _, n, width, hidden = shape
     rng, model = np.random.default_rng(0), LSTM(width, hidden, dtype="bfloat16", seed=3, backend="numba")
     calls = []
@@ -146,43 +148,38 @@ def test_calls_that_run_again_have_their_own_results(shape: Any, pairs: None, mo
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
-    assert ran == [False, True, True, True]
+    assert replays == [False, True, True, True]
 
 
 @pytest.mark.parametrize("switches", [{"recurrent_dropout": 0.5}, {"recurrence": "cell"}], ids=str)
-def test_what_is_not_bfloat16_is_multiplied_in_float32(
-    switches: Any, pairs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, found = inputs(SHAPES[1]), []
-    for _ in range(2):
-        y, _, _ = LSTM(9, 20, dtype="bfloat16", seed=3, backend="numba", **switches).record(x)
-        found.append(y.astype(np.float32))
-        without(monkeypatch)
-    np.testing.assert_array_equal(found[0], found[1])
+def test_other_operands_are_multiplied_in_float32(switches: Any, pairs: None) -> None:
+    x, outputs = inputs(SHAPES[1]), []
+    for use_pairs in (True, False):
+        model = LSTM(9, 20, dtype="bfloat16", seed=3, backend=backend(use_pairs=use_pairs), **switches)
+        outputs.append(model.record(x)[0].astype(np.float32))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
-def test_the_receipt_tells_of_pairs(pairs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_receipt_names_pairs(pairs: None) -> None:
     from lstmcore.config import LSTMConfig
-    from lstmcore_numba.kernel import NumbaBackend
 
-    def path(precision: str, **switches: Any) -> str:
+    def path(precision: str, *, use_pairs: bool = True, **switches: Any) -> str:
         config = LSTMConfig(input_size=4, hidden_size=5, **switches)
-        return NumbaBackend().compile(config, precision).receipt(steps=5, batch=3).path
+        return backend(use_pairs=use_pairs).compile(config, precision).receipt(steps=5, batch=3).path
 
     assert path("bfloat16") == "vectors of 512 bits, products of bfloat16 pairs"
     assert path("bfloat16", recurrence="cell") == path("float16") == "vectors of 512 bits"
-    without(monkeypatch)
-    assert path("bfloat16") == "vectors of 512 bits"
+    assert path("bfloat16", use_pairs=False) == "vectors of 512 bits"
 
 
 def test_pairs_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba.gemm import bf16
 
     monkeypatch.setenv("LSTMCORE_BF16", "0")
-    assert not bf16.usable.__wrapped__()
+    assert not bf16.pairs_usable.__wrapped__()
     monkeypatch.setenv("LSTMCORE_BF16", "no")
     with pytest.raises(ValueError, match="LSTMCORE_BF16: expected 0 or 1, got 'no'"):
-        bf16.usable.__wrapped__()
+        bf16.pairs_usable.__wrapped__()
 
 
 @pytest.mark.parametrize("missing", [{"avx512bf16": False}, {"avx512f": False}])
@@ -193,7 +190,7 @@ def test_a_processor_without_them_multiplies_in_float32(missing: Any, monkeypatc
 
     had = dict(llvm.get_host_cpu_features())
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: had | missing)
-    assert not bf16.usable.__wrapped__()
+    assert not bf16.pairs_usable.__wrapped__()
 
 
 @pytest.mark.parametrize("name", ["CPU_NAME", "CPU_FEATURES"])
@@ -203,7 +200,7 @@ def test_code_for_another_processor_has_no_pairs(name: str, pairs: None, monkeyp
     from lstmcore_numba.gemm import bf16
 
     monkeypatch.setattr(config, name, "skylake-avx512" if name == "CPU_NAME" else "+avx512f")
-    assert not bf16.usable.__wrapped__()
+    assert not bf16.pairs_usable.__wrapped__()
 
 
 @pytest.mark.parametrize("lengths", [[4, 2, 0]], ids=str)

@@ -26,43 +26,50 @@ ALL = {
 }
 
 
-@pytest.fixture
-def passes_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Small stacks run in wavefronts, whose threads are waited for, in memory of NaN; the threads of each."""
-    from lstmcore_numba import time_loop as passes
-    from lstmcore_numba import workspace as rooms
-    from lstmcore_numba.runtime import buffer_pool as memory
-    from lstmcore_numba.runtime import thread_pool as threads
+def eager_backend(threads: int) -> Any:
+    """Return a backend that runs small stacks in wavefronts, and waits for its threads."""
+    from lstmcore_numba.kernel import NumbaBackend
+    from lstmcore_numba.tuning import Tuning
 
-    monkeypatch.setattr(threads, "WORTH", 1)
-    monkeypatch.setattr(threads, "_SPEED", 1e2)
-    monkeypatch.setattr(threads, "_LONGEST", 2.0)
-    for name, value in {"_WORTH": 1, "_STEP": 10**12, "_AHEAD": 2, "_RUNS": 1}.items():
-        monkeypatch.setattr(rooms, f"_WAVE{name}", value)
-    monkeypatch.setattr(rooms, "_STEP_WORTH", 1)
+    tuning = Tuning(
+        thread_work=1,
+        work_per_second=1e2,
+        wake_seconds=2.0,
+        barrier_work=1,
+        wavefront_work=1,
+        wavefront_step_work=10**12,
+        wavefront_lag=2,
+        wavefront_lags=1,
+    )
+    return NumbaBackend(threads=threads, tuning=tuning)
+
+
+@pytest.fixture
+def wavefronts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of threads of each wavefront. New memory is filled with NaN."""
+    from lstmcore_numba import time_loop
+    from lstmcore_numba.runtime import buffer_pool
 
     def empty(shape: tuple[int, ...], dtype: Any) -> Any:
         return np.full(shape, np.nan, dtype)
 
-    monkeypatch.setattr(memory, "empty", empty)
+    monkeypatch.setattr(buffer_pool, "empty", empty)
     run: list[int] = []
 
     def counted(real: Callable[..., None]) -> Callable[..., None]:
-        def call(team: Any, *args: Any) -> None:
-            run.append(len(team))
-            real(team, *args)
+        def call(threads: Any, *args: Any) -> None:
+            run.append(len(threads))
+            real(threads, *args)
 
         return call
 
-    monkeypatch.setattr(passes, "forward_wave", counted(passes.forward_wave))
+    monkeypatch.setattr(time_loop, "forward_wavefront", counted(time_loop.forward_wavefront))
     return run
 
 
 def results(case: StackCase, dtype: str, threads: int) -> list[Any]:
-    """What every kind of call returns."""
-    from lstmcore_numba.kernel import NumbaBackend
-
-    kernel = NumbaBackend(threads=threads).compile_stack(case.stack, dtype)
+    """Return the results of every kind of call."""
+    kernel = eager_backend(threads).compile_stack(case.stack, dtype)
     weights = kernel.pack(case.parameters)
     plain = kernel.forward(weights, case.x, case.state)
     some = kernel.forward(weights, case.x, None, lengths=case.lengths, masks=case.masks)
@@ -94,42 +101,42 @@ def same(one: list[Any], other: list[Any]) -> None:
     ids=str,
 )
 def test_the_same_bits_as_layers_in_turn(
-    layers: int, batch: int, dtype: str, switches: dict[str, Any], passes_run: list[int]
+    layers: int, batch: int, dtype: str, switches: dict[str, Any], wavefronts: list[int]
 ) -> None:
     """A wavefront gives the bits of layers in turn, for any number of threads."""
     stack = StackConfig.make(LSTMConfig(input_size=5, hidden_size=37, **switches), num_layers=layers, dropout=0.3)
     case = make_stack_case(stack, steps=17, batch=batch, dtype=dtype)
     in_turn = results(case, dtype, 1)
-    assert not passes_run
+    assert not wavefronts
     for count in (2, 3, 7):
         same(in_turn, results(case, dtype, count))
-    assert len(passes_run) == sum(3 * -(-layers // count) for count in (2, 3, 7)), "some calls ran no wavefront"
-    assert 2 in passes_run
-    assert 3 in passes_run
+    assert len(wavefronts) == sum(3 * -(-layers // count) for count in (2, 3, 7)), "some calls ran no wavefront"
+    assert 2 in wavefronts
+    assert 3 in wavefronts
 
 
 @pytest.mark.parametrize("come", [0, 1, 2])
-def test_threads_that_do_not_come_are_not_waited_for(
-    come: int, passes_run: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_wavefront_does_not_wait_for_absent_threads(
+    come: int, wavefronts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lstmcore_numba.runtime.thread_pool import _Team
+    from lstmcore_numba.runtime.thread_pool import ThreadPool
 
     case = make_stack_case(
         StackConfig.make(LSTMConfig(input_size=5, hidden_size=37), num_layers=5), steps=17, batch=3, dtype="float32"
     )
     in_turn = results(case, "float32", 1)
-    take = _Team.take
-    monkeypatch.setattr(_Team, "take", lambda team, wanted, limit=None: take(team, min(wanted, come), limit))
+    acquire = ThreadPool.acquire
+    monkeypatch.setattr(ThreadPool, "acquire", lambda pool, wanted, limit=None: acquire(pool, min(wanted, come), limit))
     found: list[list[Any]] = []
     caller = threading.Thread(target=lambda: found.append(results(case, "float32", 6)), daemon=True)
     caller.start()
     caller.join(60)
     assert found, "threads wait for each other"
     same(in_turn, found[0])
-    assert passes_run == [come + 1] * 3
+    assert wavefronts == [come + 1] * 3
 
 
-def test_calls_at_the_same_time_do_not_wait_for_each_other(passes_run: list[int]) -> None:
+def test_calls_at_the_same_time_do_not_wait_for_each_other(wavefronts: list[int]) -> None:
     case = make_stack_case(
         StackConfig.make(LSTMConfig(input_size=5, hidden_size=37), num_layers=3), steps=17, batch=3, dtype="float32"
     )
@@ -147,7 +154,7 @@ def test_calls_at_the_same_time_do_not_wait_for_each_other(passes_run: list[int]
         same(in_turn, one)
 
 
-def test_the_receipt_tells_of_a_wavefront() -> None:
+def test_the_receipt_names_a_wavefront() -> None:
     from lstmcore_numba.kernel import NumbaBackend
 
     def told(threads: int, steps: int, batch: int, **switches: Any) -> set[bool]:
@@ -163,13 +170,12 @@ def test_the_receipt_tells_of_a_wavefront() -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_with_wavefronts_at_all_sizes(passes_run: list[int]) -> None:
+def test_the_suite_with_wavefronts_at_all_sizes(wavefronts: list[int]) -> None:
     from lstmcore_conformance import run
-    from lstmcore_numba.kernel import NumbaBackend
 
-    report = run(NumbaBackend(threads=3), precisions=["float32"], select="stack")
+    report = run(eager_backend(3), precisions=["float32"], select="stack")
     assert report.conforms, [(item.check, item.message) for item in report.bad][:3]
-    assert passes_run
+    assert wavefronts
 
 
 @pytest.mark.slow
@@ -183,28 +189,28 @@ def test_a_layer_that_does_not_wait_is_caught(wait: bool, tmp_path: Path) -> Non
 from importlib import import_module
 import numpy as np
 from lstmcore import LSTM
-from lstmcore_numba.runtime import buffer_pool as memory
-from lstmcore_numba.runtime import thread_pool as threads
 from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.kernel import NumbaBackend
-from lstmcore_numba.runtime.worker_loop import call_part
+from lstmcore_numba.runtime import buffer_pool
+from lstmcore_numba.runtime.tasks import call_task
+from lstmcore_numba.tuning import Tuning
 
 @compiled
-def at_once(address, least, looks):
+def at_once(address, least, spin_limit):
     pass
 
 @compiled
-def last_first(team, work):
-    function, arguments = work
-    for part in range(len(team) - 1, -1, -1):
-        call_part(function, arguments, part, len(team))
+def last_first(threads, task):
+    function, arguments = task
+    for part in range(len(threads) - 1, -1, -1):
+        call_task(function, arguments, part, len(threads))
 
 if not {wait}:
     forward = import_module("lstmcore_numba.time_loop.forward")
-    forward.wait_for, forward.side_by_side = at_once, last_first
-threads._SPEED, threads._LONGEST = 1e2, 2.0
-memory.empty = lambda shape, dtype: np.full(shape, np.nan, dtype)
-lstm = LSTM(64, 64, num_layers=2, backend=NumbaBackend(threads=2), seed=0)
+    forward.wait_for, forward.run_parts = at_once, last_first
+buffer_pool.empty = lambda shape, dtype: np.full(shape, np.nan, dtype)
+backend = NumbaBackend(threads=2, tuning=Tuning(work_per_second=1e2, wake_seconds=2.0))
+lstm = LSTM(64, 64, num_layers=2, backend=backend, seed=0)
 x = np.ones((100, 4, 64), np.float32)
 print(all(np.isfinite(lstm(x)[0]).all() for _ in range(100)))  # with threads, which come early or late
 """

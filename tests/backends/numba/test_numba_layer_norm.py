@@ -1,6 +1,6 @@
-"""Layer norm in the Numba backend, row by row, beside long double; the conformance suite has whole calls.
+"""Layer norm in the Numba backend: single rows, compared with long double. The conformance suite tests whole calls.
 
-Tolerances are in epsilons of the largest number: one for each rounding on the way to a result, or term of a sum.
+Tolerances are in epsilons of the largest number: one for each rounding, or for each term of a sum.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ EPS = 1e-5
 
 
 def _rows(shape: tuple[int, int, int, int | None], dtype: str, seed: int) -> tuple[Any, int, Any]:
-    """Numbers (B, N, G, lanes) with 0 behind the last unit, how many lanes of the last block count, and which do."""
-    from lstmcore_numba.gemm.vector import BYTES
+    """Return numbers (B, N, G, lanes) with 0 as padding, the tail of the last block, and the mask of real numbers."""
+    from lstmcore_numba.gemm.vector import VECTOR_BYTES
 
     blocks, rows, gates, tail = shape
-    lanes = BYTES // np.dtype(dtype).itemsize
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     tail = lanes if tail is None else tail
     a = np.random.default_rng(seed).normal(0.7, 2.0, size=(blocks, rows, gates, lanes)).astype(dtype)
     counts = np.ones(a.shape, bool)
@@ -30,7 +30,7 @@ def _rows(shape: tuple[int, int, int, int | None], dtype: str, seed: int) -> tup
 
 
 def _normal(a: Any, counts: Any) -> tuple[Any, Any]:
-    """Every row normalised, and what it was divided by."""
+    """Return the normalised rows and their standard deviations."""
     wide = a.astype(np.longdouble)
     centred = np.where(counts, wide - wide.mean(axis=(0, 2, 3), where=counts, keepdims=True), 0)
     deviation = np.sqrt((centred**2).mean(axis=(0, 2, 3), where=counts, keepdims=True) + EPS)
@@ -38,7 +38,7 @@ def _normal(a: Any, counts: Any) -> tuple[Any, Any]:
 
 
 def _derivative(a: Any, d: Any, counts: Any) -> Any:
-    """That of `_normal` at `a` along `d`, written from its definition: of the mean, the centred row, the deviation."""
+    """Return the derivative of `_normal` at `a` along `d`, by the chain rule over mean, centred row and deviation."""
     wide, d = a.astype(np.longdouble), d.astype(np.longdouble)
     axes = (0, 2, 3)
     centred = np.where(counts, wide - wide.mean(axis=axes, where=counts, keepdims=True), 0)
@@ -68,7 +68,7 @@ def test_rows_are_normalised(shape: tuple[int, int, int, int | None], dtype: str
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cells_are_normalised_whatever_lies_behind_them(dtype: str) -> None:
+def test_the_padding_of_cells_does_not_matter(dtype: str) -> None:
     from lstmcore_numba.layer_norm import normalise_cells
 
     a, tail, counts = _rows((3, 4, 1, 2), dtype, 1)
@@ -82,7 +82,7 @@ def test_cells_are_normalised_whatever_lies_behind_them(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_derivative_of_a_normalised_row(shape: tuple[int, int, int, int | None], dtype: str) -> None:
-    from lstmcore_numba.layer_norm import linear, normalise
+    from lstmcore_numba.layer_norm import norm_backward, normalise
 
     a, tail, counts = _rows(shape, dtype, 2)
     d, _, _ = _rows(shape, dtype, 3)
@@ -90,13 +90,13 @@ def test_the_derivative_of_a_normalised_row(shape: tuple[int, int, int, int | No
     norm, divisor, out = a.copy(), np.empty(shape[1], dtype), np.full_like(d, np.nan)
     count = int(counts[:, 0].sum())
     normalise(norm, divisor, count, tail, EPS, 0, shape[1])
-    linear(norm, divisor, np.ascontiguousarray(gain[:, 0]), d, out, count, 0, shape[1])
+    norm_backward(norm, divisor, np.ascontiguousarray(gain[:, 0]), d, out, count, 0, shape[1])
     want = _derivative(a, d * gain, counts)
     scale = float(np.abs(d * gain).max() / divisor.min())
     np.testing.assert_allclose(out, want, rtol=0, atol=16 * np.finfo(dtype).eps * max(scale, 1e-3))
     assert not out[~counts].any()
     ones = np.ones((1, shape[2], a.shape[3]), dtype)
-    linear(norm, divisor, ones, d, d, count, 0, shape[1])  # in place, the same gain for all blocks
+    norm_backward(norm, divisor, ones, d, d, count, 0, shape[1])  # in place, the same gain for all blocks
     again, _, _ = _rows(shape, dtype, 3)
     want = _derivative(a, again, counts)
     np.testing.assert_allclose(
@@ -106,14 +106,14 @@ def test_the_derivative_of_a_normalised_row(shape: tuple[int, int, int, int | No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_gains_are_sums_over_rows_and_steps(dtype: str) -> None:
-    from lstmcore_numba.layer_norm import cell_gradients, gain_gradients
-    from lstmcore_numba.runtime.thread_pool import ALONE
+    from lstmcore_numba.runtime.thread_pool import CALLER_ALONE
+    from lstmcore_numba.time_loop import cell_gradients, gain_gradients
 
     d, norm_x, norm_h = (
         np.stack([_rows((2, 3, 4, 5), dtype, 10 * part + step)[0] for step in range(6)]) for part in range(3)
     )
     of_x, of_h, of_bias = (np.full(d.shape[1:2] + d.shape[3:], np.nan, dtype) for _ in range(3))
-    gain_gradients(ALONE, d, norm_x, norm_h, of_x, of_h, of_bias)
+    gain_gradients(CALLER_ALONE, d, norm_x, norm_h, of_x, of_h, of_bias)
     tolerance = 40 * np.finfo(dtype).eps * float(np.abs(d).max() * np.abs(norm_x).max())
     for got, other in ((of_x, norm_x), (of_h, norm_h), (of_bias, np.ones_like(d))):
         want = (d.astype(np.longdouble) * other).sum(axis=(0, 2))
@@ -122,7 +122,7 @@ def test_gradients_of_gains_are_sums_over_rows_and_steps(dtype: str) -> None:
     norm = np.ascontiguousarray(norm_x[:, :, :, :1])
     cells = np.ascontiguousarray(d[:, :, :, 0].swapaxes(1, 2)).reshape(6, 3, -1)
     of_gain, of_shift = np.full((2, 2, d.shape[4]), np.nan, dtype)
-    cell_gradients(ALONE, cells, norm, of_gain, of_shift)
+    cell_gradients(CALLER_ALONE, cells, norm, of_gain, of_shift)
     wide = d[:, :, :, 0].astype(np.longdouble)
     np.testing.assert_allclose(of_gain, (wide * norm[:, :, :, 0]).sum(axis=(0, 2)), rtol=0, atol=tolerance)
     np.testing.assert_allclose(of_shift, wide.sum(axis=(0, 2)), rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Calls that run again what an earlier call of these sizes has kept."""
+"""Cached calls: later calls of the same sizes replay the pass of an earlier one."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each call of `NumbaKernel.again`, whether there was something to run again."""
-    from lstmcore_numba.kernel import NumbaKernel
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that grows with each call of `CallCache.replay`: whether it replayed a call."""
+    from lstmcore_numba.call_cache import CallCache
 
-    found: list[bool] = []
-    again = NumbaKernel.again
+    result: list[bool] = []
+    replay = CallCache.replay
 
     def watched(*args: Any) -> Any:
-        result = again(*args)
-        found.append(result is not None)
-        return result
+        forward = replay(*args)
+        result.append(forward is not None)
+        return forward
 
-    monkeypatch.setattr(NumbaKernel, "again", watched)
-    return found
+    monkeypatch.setattr(CallCache, "replay", watched)
+    return result
 
 
 def pair(**options: Any) -> tuple[LSTM, LSTM]:
-    """The same LSTM on Numba and on NumPy."""
+    """Return the same LSTM on Numba and on NumPy."""
     ours, other = (LSTM(INPUT, HIDDEN, dtype="float32", seed=3, backend=name, **options) for name in ("numba", "numpy"))
     return ours, other
 
@@ -56,7 +56,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"proj_size": 6}, {"layer_norm": True}, {"p
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options), "plain"))
-def test_every_call_has_its_own_results(options: dict[str, Any], rng: np.random.Generator, kept: list[bool]) -> None:
+def test_every_call_has_its_own_results(options: dict[str, Any], rng: np.random.Generator, replays: list[bool]) -> None:
     ours, numpy = pair(**options)
     calls = []
     for k in range(4):
@@ -67,12 +67,12 @@ def test_every_call_has_its_own_results(options: dict[str, Any], rng: np.random.
         found = ours(x, state, out=out)
         assert out is None or found[0] is out
         calls.append((found, numpy(x, state)))
-    for found, wanted in calls:  # at the end: a result that a later call wrote to would differ
+    for found, wanted in calls:  # at the end: a result that a later call wrote to differs
         same(found, wanted)
-    assert kept == [False, True, True, True]
+    assert replays == [False, True, True, True]
 
 
-def test_new_parameters_count(rng: np.random.Generator, kept: list[bool]) -> None:
+def test_new_parameters_count(rng: np.random.Generator, replays: list[bool]) -> None:
     ours, numpy = pair()
     x = numbers(rng, STEPS, BATCH, INPUT)
     for _ in range(2):
@@ -82,10 +82,10 @@ def test_new_parameters_count(rng: np.random.Generator, kept: list[bool]) -> Non
         lstm.load_parameters(changed)
     for _ in range(2):
         same(ours(x), numpy(x))
-    assert kept == [False, True, False, True]
+    assert replays == [False, True, False, True]
 
 
-def test_other_calls_between_do_no_harm(rng: np.random.Generator, kept: list[bool]) -> None:
+def test_other_calls_between_do_no_harm(rng: np.random.Generator, replays: list[bool]) -> None:
     ours, numpy = pair()
     x = numbers(rng, STEPS, BATCH, INPUT)
     ours(x)
@@ -94,10 +94,10 @@ def test_other_calls_between_do_no_harm(rng: np.random.Generator, kept: list[boo
     ours(numbers(rng, 2, BATCH, INPUT))
     other = numbers(rng, STEPS, BATCH, INPUT)
     same(ours(other), numpy(other))
-    assert kept == [False, False, True]
+    assert replays == [False, False, True]
 
 
-def test_arrays_that_are_not_in_order_take_the_long_way(rng: np.random.Generator, kept: list[bool]) -> None:
+def test_arrays_that_are_not_contiguous_are_not_replayed(rng: np.random.Generator, replays: list[bool]) -> None:
     ours, numpy = pair()
     ours(numbers(rng, STEPS, BATCH, INPUT))
     apart = numbers(rng, STEPS, BATCH, 2 * INPUT)[:, :, ::2]
@@ -107,10 +107,10 @@ def test_arrays_that_are_not_in_order_take_the_long_way(rng: np.random.Generator
     plain = numbers(rng, STEPS, BATCH, INPUT)
     for x, state in ((apart, None), (locked, None), (plain, (h, c))):
         same(ours(x, state), numpy(x, state))
-    assert kept[1:] == [False, False, False]
+    assert replays[1:] == [False, False, False]
 
 
-def test_threads_keep_their_own(rng: np.random.Generator) -> None:
+def test_each_thread_has_its_own_cache(rng: np.random.Generator) -> None:
     ours, numpy = pair()
     inputs = [numbers(rng, STEPS, BATCH, INPUT) for _ in range(4)]
     found: dict[int, list[Any]] = {}

@@ -1,0 +1,311 @@
+"""Code generation of the Numba backend: gate functions, vector widths, and the code on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore.precision import numpy_dtype
+
+RunPython = Callable[..., tuple[str, str]]
+
+
+DTYPES = ["float32", "float64"]
+
+#: Bytes of vectors. Processors without AVX-512 have the narrower ones.
+WIDTHS = [16, 32, 64]
+
+
+@pytest.fixture(params=WIDTHS)
+def width(request: pytest.FixtureRequest) -> int:
+    """Return each width of vectors that the machine has."""
+    from lstmcore_numba.codegen.emitter import vector_bytes
+
+    found: int = request.param
+    if found > vector_bytes():
+        pytest.skip(f"this machine has vectors of {vector_bytes()} bytes")
+    return found
+
+
+def on_arrays(function: Callable[[Any], Any], dtype: str, width: int) -> Callable[[Any], Any]:
+    """Return a function on arrays that calls `function` on vectors of `width` bytes."""
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    from lstmcore_numba.codegen.emitter import INDEX, Emitter
+    from lstmcore_numba.codegen.step_compiler import machine
+
+    module = ir.Module("test")
+    module.triple = llvm.get_process_triple()
+    code = ir.Function(module, ir.FunctionType(ir.VoidType(), [INDEX] * 3), "f")
+    builder = ir.IRBuilder(code.append_basic_block())
+    e = Emitter(builder, dtype, width // np.dtype(dtype).itemsize)
+    with e.loop(e.index(0), code.args[2], []) as loop:
+        place = builder.mul(loop.i, e.index(width))
+        e.store(function(e.load(e.address(code.args[0], place))), e.address(code.args[1], place))
+    builder.ret_void()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine())
+    engine.finalize_object()
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("f"))
+
+    def run(x: Any, engine: Any = engine) -> Any:
+        whole = np.zeros(-(-len(x) * x.itemsize // width) * width // x.itemsize, dtype)
+        whole[: len(x)] = x
+        y = np.empty_like(whole)
+        call(whole.ctypes.data, y.ctypes.data, whole.nbytes // width)
+        return y[: len(x)]
+
+    return run
+
+
+#: Name -> the function in long double, and where it is tried.
+FUNCTIONS = {
+    "expm1": (np.expm1, (-30, 30)),
+    "tanh": (np.tanh, (-30, 30)),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), (-80, 80)),
+    "log1p": (np.log1p, (0, 1)),
+}
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_right_to_two_epsilons(name: str, dtype: str, width: int) -> None:
+    from lstmcore_numba.codegen import gate_functions
+
+    right, (low, high) = FUNCTIONS[name]
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(low, high, 4000), rng.uniform(0, 1, 1000) * 10.0 ** rng.uniform(-30, 0, 1000)])
+    x = x.astype(dtype)
+    got, want = on_arrays(getattr(gate_functions, name), dtype, width)(x), right(x.astype(np.longdouble))
+    assert np.max(np.abs(got - want) / np.abs(want)) < 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_functions_of_special_numbers(dtype: str, width: int) -> None:
+    from lstmcore_numba.codegen import gate_functions
+
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30], dtype)
+    np.testing.assert_array_equal(on_arrays(gate_functions.tanh, dtype, width)(x), np.tanh(x))
+    np.testing.assert_array_equal(
+        on_arrays(gate_functions.sigmoid, dtype, width)(x), np.array([np.nan, 1, 0, 0.5, 0.5, 1, 0], dtype)
+    )
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_vectors_are_rounded_as_arrays_are(storage: str, width: int) -> None:
+    """A vector that is rounded to a storage dtype has the bits of an array that is converted to it and back."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
+    short = np.arange(2**16, dtype=np.uint32) << 16  # every bfloat16, and the middle between each and the next one
+    x = np.concatenate([bits, short, short | 0x8000]).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = x.astype(numpy_dtype(storage)).astype(np.float32)
+    np.testing.assert_array_equal(on_arrays(lambda v: v.rounded_to(storage), "float32", width)(x), want)
+
+
+@pytest.fixture
+def narrower(width: int) -> int:
+    """Return each width below the machine's own, at which the conformance suite runs in any case."""
+    from lstmcore_numba.codegen.emitter import vector_bytes
+
+    if width == vector_bytes():
+        pytest.skip("the session conformance(backend='numba') runs the whole suite at this width")
+    return width
+
+
+def test_the_width_may_be_asked_for(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.codegen.emitter import vector_bytes
+
+    monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", str(width))
+    assert vector_bytes() == width
+
+
+def test_products_at_a_narrower_width(run_python: RunPython, narrower: int) -> None:
+    """Products are exact at each width and dtype, for every number of rows and vectors that a tile can have.
+
+    Rows go to two tiles and one more. Values are small whole numbers, whose sums are exact.
+    """
+    code = """
+import numpy as np
+from lstmcore_numba.gemm.vector import MAX_ROWS, PANEL_VECTORS, VECTOR_BYTES, matmul
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    for rows in range(1, 2 * MAX_ROWS + 2):
+        for inner in (1, 2, 7, 64, 301):
+            a = rng.integers(-9, 10, (rows, inner)).astype(dtype)
+            for vectors in (1, 2, 3, 4, 6):
+                b = rng.integers(-9, 10, (inner, vectors, VECTOR_BYTES // a.itemsize)).astype(dtype)
+                packed = np.concatenate([b[:, k : k + PANEL_VECTORS].ravel() for k in range(0, vectors, PANEL_VECTORS)])
+                c = np.ones((rows, b[0].size), dtype)
+                from_a, from_b, to_c = (array.ctypes.data for array in (a, packed, c))
+                a_row, c_row = a.strides[0], c.strides[0]
+                for fresh, before in ((False, 1), (True, 0)):
+                    matmul(dtype(0), vectors, from_a, a_row, a.itemsize, from_b, to_c, c_row, inner, rows, fresh)
+                    np.testing.assert_array_equal(c, before + a @ b.reshape(inner, -1))
+print(VECTOR_BYTES)
+"""
+    assert run_python(code, LSTMCORE_VECTOR_BYTES=str(narrower))[0] == f"{narrower}\n"
+
+
+@pytest.mark.slow  # such a process keeps no code: four minutes of compiling
+def test_the_suite_at_a_narrower_width(run_python: RunPython, narrower: int) -> None:
+    """Sizes and switches pass at a narrower width, in each storage dtype that vectors know."""
+    code = """
+from lstmcore.registry import get_backend
+from lstmcore_conformance import run
+from lstmcore_numba.gemm.vector import VECTOR_BYTES
+select = "forward.sizes or backward.sizes or jvp.sizes or forward.switches or backward.switches"
+report = run(get_backend("numba"), precisions=["float32", "float64", "bfloat16"], select=select)
+assert report.conforms, (report.verdict, [item.message for item in report.bad][:3])
+print(VECTOR_BYTES)
+"""
+    assert run_python(code, LSTMCORE_VECTOR_BYTES=str(narrower))[0] == f"{narrower}\n"
+
+
+def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.codegen.emitter import vector_bytes
+
+    monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", "128")
+    with pytest.raises(ValueError, match="LSTMCORE_VECTOR_BYTES: expected 16, 32 or 64, at most"):
+        vector_bytes()
+
+
+@pytest.fixture(scope="module")
+def two_processes(run_python: RunPython, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """Return what two processes wrote that begin, one after the other, with the same empty folder for code."""
+    folder = tmp_path_factory.mktemp("code")
+    code = """
+import json
+import numpy as np
+from lstmcore import LSTM
+from lstmcore_numba import time_loop
+for units in (4, 5):
+    lstm = LSTM(3, units, backend="numba", seed=0)
+    for _ in range(2):
+        lstm(np.zeros((2, 1, 3), np.float32))
+stats = [one.stats for one in (time_loop.forward, time_loop.replay_forward)]
+print(json.dumps([[sum(one.cache_hits.values()), sum(one.cache_misses.values())] for one in stats]))
+"""
+    return [run_python(code, NUMBA_CACHE_DIR=str(folder)) for _ in range(2)]
+
+
+def test_a_second_process_finds_the_code_on_the_disk(two_processes: list[tuple[str, str]]) -> None:
+    assert [json.loads(out) for out, _ in two_processes] == [[[0, 1], [0, 1]], [[1, 0], [1, 0]]]
+
+
+def test_only_the_first_process_says_that_it_compiles(two_processes: list[tuple[str, str]]) -> None:
+    """One line says it, although several functions are compiled, one of them in a later call."""
+    told = "lstmcore: compiling for this processor, which takes some seconds\n"
+    assert [err for _, err in two_processes] == [told, ""]
+
+
+def test_without_a_cache_folder_code_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.codegen import numba_compiler
+
+    plain = numba_compiler.njit
+
+    def refusing(cache: bool = False, **given: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return plain(**given)
+
+    monkeypatch.setattr(numba_compiler, "njit", refusing)
+    assert numba_compiler.compiled(lambda x: x + 1)(2) == 3
+
+
+def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
+    from llvmlite import ir
+
+    from lstmcore_numba.codegen.instruction_order import spread_chains
+
+    number, place = ir.DoubleType(), ir.PointerType()
+    function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [place, place, ir.IntType(64)]), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    one, other, address = function.args
+    same_place = builder.inttoptr(builder.add(address, address), place, name="same_place")
+    old = builder.load(same_place, typ=number, name="old")
+    chains = []
+    for name in ("a", "b"):
+        value = old
+        for k in range(4):
+            value = builder.fadd(value, ir.Constant(number, 1.0), name=f"{name}{k}")
+        chains.append(value)
+    early = builder.store(ir.Constant(number, 2.0), one)
+    after = builder.load(one, typ=number, name="after")
+    middle = builder.store(chains[0], other)
+    last = builder.store(builder.fadd(after, chains[1], name="sum"), other)
+    builder.ret_void()
+    spread_chains(function)
+    order = function.entry_basic_block.instructions
+    names = [one.name for one in order if one.name and one.name[0] in "ab" and one.name != "after"]
+    assert names == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+    places = [order.index(one) for one in (old, early, after, middle, last)]
+    assert places == sorted(places)
+    assert order[-1].opname == "ret void"
+
+
+def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
+    """A function's own file is not enough: the code of what it calls is kept with it."""
+    from numba.core.caching import IndexDataCacheFile
+
+    from lstmcore_numba import time_loop
+    from lstmcore_numba.codegen import numba_compiler
+
+    stamp = time_loop.forward._cache._cache_file._source_stamp
+    assert stamp[1] == numba_compiler.source_stamps(Path(numba_compiler.__file__).parents[1])
+    assert {os.path.join("gemm", "vector.py"), os.path.join("time_loop", "forward.py"), "packing.py"} <= {
+        name for name, *_ in stamp[1]
+    }
+
+    first, second = tmp_path / "one.py", tmp_path / "rooms" / "two.py"
+    second.parent.mkdir()
+    first.write_text("a = 1")
+    second.write_text("b = 2")
+    before = numba_compiler.source_stamps(tmp_path)
+    IndexDataCacheFile(str(tmp_path), "f", ("own", before)).save("key", b"code")
+    assert (
+        IndexDataCacheFile(str(tmp_path), "f", ("own", numba_compiler.source_stamps(tmp_path))).load("key") == b"code"
+    )
+    second.write_text("b = 30")
+    assert IndexDataCacheFile(str(tmp_path), "f", ("own", numba_compiler.source_stamps(tmp_path))).load("key") is None
+
+
+def test_masks_of_any_order_share_code() -> None:
+    """Masks are copied in C order, since each order of an array has a type and code of its own."""
+    from lstmcore.backend import Masks
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba.packing import Layout, layout_masks
+
+    recurrent, steps = (np.asfortranarray(np.random.default_rng(0).random(shape)) for shape in ((3, 4), (2, 3, 4)))
+    layout = Layout(LSTMConfig(input_size=2, hidden_size=4), np.dtype(np.float32))
+    own = layout_masks(layout, Masks(recurrent, steps, steps), None)
+    assert all(mask.flags.c_contiguous for mask in (own.recurrent, own.hidden, own.cell))
+    np.testing.assert_array_equal(own.recurrent, recurrent.astype(np.float32))
+
+
+def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba import cell
+    from lstmcore_numba.kernel import NumbaBackend
+
+    def codes(hidden_size: int, input_size: int, **switches: Any) -> dict[str, int]:
+        config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
+        layer = NumbaBackend().compile(config, "float32").layer
+        every = [cell.forward, cell.backward, *((cell.forward_output,) if config.proj_size else ())]
+        return {emit.__name__: layer.step_address(emit, layer.no_masks, record=True) for emit in every}
+
+    lanes = NumbaBackend().compile(LSTMConfig(input_size=1, hidden_size=1), "float32").layer.layout.lanes
+    most = 3 * lanes
+    assert codes(most, 4) == codes(most - 1, 9, reverse=True) == codes(most - lanes + 1, 2, recurrence="cell")
+    assert codes(most, 4, proj_size=most - 1) == codes(most - 1, 4, proj_size=most - 2)
+    alone = [codes(most, 4, **switches) for switches in ({}, {"peephole": True}, {"bias": False}, {"proj_size": 2})]
+    alone += [codes(most + 1, 4), codes(most, 4, proj_size=lanes + 1), codes(most, 4, cell_clip=1.0)]
+    forward = [found["forward"] for found in alone]
+    assert len(set(forward)) == len(forward)
