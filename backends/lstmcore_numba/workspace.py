@@ -14,7 +14,7 @@ from lstmcore_numba.time_loop import Norms
 
 
 class CallSizes(NamedTuple):
-    """What the workspace of a forward pass depends on, beside the layer.
+    """Sizes and kind of a forward call: all that its workspace depends on, apart from the layer.
 
     Attributes
     ----------

@@ -127,9 +127,9 @@ def pack_pairs(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     bits, width = x.view(np.uint16), x.shape[-1]
     if width % 2 == 0 and bits.flags.carray:
-        found = bits.view(PAIR)
-        if found.flags.carray:
-            return found
+        pairs = bits.view(PAIR)
+        if pairs.flags.carray:
+            return pairs
     whole = np.zeros((*x.shape[:-1], width + width % 2), np.uint16)
     whole[..., :width] = bits
     return whole.view(PAIR)
@@ -137,8 +137,8 @@ def pack_pairs(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def pack_weight_pairs(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return weights (B, K, G, lanes) of float32, exact in bfloat16, as pairs along K: (B, K / 2, G, lanes)."""
-    blocks, inner, gates, lanes = weights.shape
-    whole = np.zeros((blocks, inner + inner % 2, gates, lanes), np.uint16)
-    whole[:, :inner] = weights.view(np.uint32) >> 16
+    blocks, k_size, gates, lanes = weights.shape
+    whole = np.zeros((blocks, k_size + k_size % 2, gates, lanes), np.uint16)
+    whole[:, :k_size] = weights.view(np.uint32) >> 16
     apart = whole.reshape(blocks, -1, 2, gates, lanes).transpose(0, 1, 3, 4, 2)
     return np.ascontiguousarray(apart).view(PAIR)[..., 0]

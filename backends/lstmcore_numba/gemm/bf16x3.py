@@ -212,20 +212,20 @@ def _emit_rows(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
                 one, other = (
                     e.load_some(place, e.first_lanes(e.limited(count))) for place, count in _two_vectors(e, here, left)
                 )
-                lower, found = e.parts(one)
-                upper, too = e.parts(other)
+                lower, lower_mask = e.parts(one)
+                upper, upper_mask = e.parts(other)
                 e.store_pairs(list(zip(lower, upper, strict=True)), there, part)
                 loop.carried = [
                     b.add(here, e.index(2 * VECTOR_BYTES)),
                     b.add(there, e.index(4 * TILE_ROWS)),
-                    b.or_(non_finite, b.or_(found, too)),
+                    b.or_(non_finite, b.or_(lower_mask, upper_mask)),
                     b.sub(left, e.index(2 * TILE_ROWS)),
                 ]
             with e.loop(e.index(0), b.srem(vectors, e.index(2)), list(loop.values)) as loop:
                 here, there, non_finite, left = loop.values
-                parts, found = e.parts(e.load_some(here, e.first_lanes(e.limited(left))))
+                parts, lower_mask = e.parts(e.load_some(here, e.first_lanes(e.limited(left))))
                 e.store_parts(parts, there, part)
-                loop.carried = [here, b.add(there, e.index(2 * TILE_ROWS)), b.or_(non_finite, found), left]
+                loop.carried = [here, b.add(there, e.index(2 * TILE_ROWS)), b.or_(non_finite, lower_mask), left]
             part_of_row.carried = [b.add(from_run, run), *loop.values[1:3]]
         odd = e.any_lane(part_of_row.values[2])
         b.store(b.zext(odd, _BYTE), b.inttoptr(flag, POINTER))
@@ -303,9 +303,9 @@ def _emit_transposed(  # noqa: PLR0913  (next issue: groups of arguments)  # lon
                 vectors.append(e.load_some(here, known))
                 here = b.add(here, source_row)
             for vector in _transpose(e, vectors):
-                parts, found = e.parts(vector)
+                parts, lower_mask = e.parts(vector)
                 e.store_parts(parts, there, part)
-                there, non_finite = b.add(there, target_row), b.or_(non_finite, found)
+                there, non_finite = b.add(there, target_row), b.or_(non_finite, lower_mask)
             column.carried = [
                 b.add(column.values[0], e.index(VECTOR_BYTES)),
                 there,
@@ -342,18 +342,18 @@ def _transpose(e: SplitEmitter, rows: list[Vector]) -> list[Vector]:
 
 
 @compiled
-def split_panels(source: Any, vectors: int, panel_vectors: int, inner: int, target: Any, flag: Any) -> None:
+def split_panels(source: Any, vectors: int, panel_vectors: int, k_size: int, target: Any, flag: Any) -> None:
     """Split a right operand in panels of `panel_vectors` vectors; `target` has the panels in the same order."""
-    chunks = (inner + TILE_K - 1) // TILE_K
+    chunks = (k_size + TILE_K - 1) // TILE_K
     for first in range(0, vectors, panel_vectors):
         cols = min(panel_vectors, vectors - first)
         split_row_pairs(
             cols,
-            source.ctypes.data + first * inner * VECTOR_BYTES,
+            source.ctypes.data + first * k_size * VECTOR_BYTES,
             cols * VECTOR_BYTES,
             target.ctypes.data + first * chunks * SPLIT_PARTS * TILE_BYTES,
             cols * SPLIT_PARTS * TILE_BYTES,
-            inner,
+            k_size,
             flag.ctypes.data,
         )
 

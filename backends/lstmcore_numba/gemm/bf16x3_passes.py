@@ -58,10 +58,10 @@ class BackwardSplitOperands(NamedTuple):
 @compiled
 def has_non_finite(flags: Any, which: int, first: int, last: int) -> bool:
     """Return whether any of the threads `first` to `last` split a row that is not finite."""
-    found = False
+    result = False
     for part in range(first, last):
-        found = found or flags[which, part] != 0
-    return found
+        result = result or flags[which, part] != 0
+    return result
 
 
 @compiled
@@ -147,16 +147,16 @@ def split_inputs(  # noqa: PLR0913  (next issue: groups of arguments)
     part: int, parts: int, x: Any, split: Any, begin: int, steps: int, first: int, last: int
 ) -> int:
     """Split rows `first` to `last` of `steps` steps of `x` from `begin` on; with `parts`, a part of all their rows."""
-    batch, inner = x.shape[1], x.shape[2]
-    pitch, rows, flags = inner * 4, steps * batch, split.non_finite_x.ctypes.data
+    batch, k_size = x.shape[1], x.shape[2]
+    pitch, rows, flags = k_size * 4, steps * batch, split.non_finite_x.ctypes.data
     source, target = x.ctypes.data + begin * batch * pitch, split.x.ctypes.data
     part_bytes, row = split.x.strides[:2]
     if parts > 1 or last - first == batch:
         from_row, to_row = rows * part // parts, rows * (part + 1) // parts
-        return split_row_range(source, pitch, target, row, part_bytes, from_row, to_row, 1, 0, inner, flags)
+        return split_row_range(source, pitch, target, row, part_bytes, from_row, to_row, 1, 0, k_size, flags)
     non_finite = 0
     for k in range(0, rows, batch):
-        non_finite |= split_row_range(source, pitch, target, row, part_bytes, k + first, k + last, 1, 0, inner, flags)
+        non_finite |= split_row_range(source, pitch, target, row, part_bytes, k + first, k + last, 1, 0, k_size, flags)
     return non_finite
 
 
@@ -176,15 +176,15 @@ def split_input_projection(  # noqa: PLR0913  (next issue: groups of arguments) 
     block_last: int,
 ) -> None:
     """Compute ``W x`` of `steps` steps from `begin` on, into `products` (steps, B, N, G, lanes) from `place` on."""
-    batch, inner, height = x.shape[1], x.shape[2], min(TILE_ROWS, last - first)
+    batch, k_size, height = x.shape[1], x.shape[2], min(TILE_ROWS, last - first)
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
-    pitch, row_z, zero = inner * 4, cols * lanes * 4, x.dtype.type(0)
-    chunks, step = (inner + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
+    pitch, row_z, zero = k_size * 4, cols * lanes * 4, x.dtype.type(0)
+    chunks, step = (k_size + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
     source, target = x.ctypes.data + begin * batch * pitch, split.x.ctypes.data
     part_bytes, row = split.x.strides[:2]
     to, packed, packed_parts = products.ctypes.data, weight.ctypes.data, split.input.ctypes.data
     for block in range(block_first, block_last):
-        split_weight, exact_weight = packed_parts + block * chunks * step, packed + block * inner * cols * VECTOR_BYTES
+        split_weight, exact_weight = packed_parts + block * chunks * step, packed + block * k_size * cols * VECTOR_BYTES
         for k in range(steps):
             from_row, to_row = k * batch + first, k * batch + last
             c = to + (((place + k) * blocks + block) * batch + first) * row_z
@@ -203,7 +203,7 @@ def split_input_projection(  # noqa: PLR0913  (next issue: groups of arguments) 
                     row_z,
                     1,
                     0,
-                    inner,
+                    k_size,
                     from_row,
                     to_row,
                     True,
@@ -256,15 +256,15 @@ def split_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: n
 
     `non_finite` says if any row is not finite. With `last_panel_first` the panels come in reverse order.
     """
-    inner = runs * size
-    chunks = (inner + TILE_K - 1) // TILE_K
+    k_size = runs * size
+    chunks = (k_size + TILE_K - 1) // TILE_K
     panels = (vectors + PANEL_VECTORS - 1) // PANEL_VECTORS
     for index in range(panels):
         place = PANEL_VECTORS * (panels - 1 - index if last_panel_first else index)
         cols = min(PANEL_VECTORS, vectors - place)
         parts, there = split_weight + place * chunks * SPLIT_PARTS * TILE_BYTES, c + place * VECTOR_BYTES
         if non_finite:
-            exact = weight + place * inner * VECTOR_BYTES
+            exact = weight + place * k_size * VECTOR_BYTES
             mixed_panel_matmul(
                 zero,
                 cols,

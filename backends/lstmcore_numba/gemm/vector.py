@@ -129,11 +129,11 @@ def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
 
     def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
         vectors = [e.load(e.address(weights, e.index(j * VECTOR_BYTES))) for j in width]
-        found = []
+        new_sums = []
         for r in height:
             number = e.broadcast(e.address(rows_a[r], along))
-            found += [number.fma(vector, Vector(e, sums[r * cols + j])).value for j, vector in enumerate(vectors)]
-        return found
+            new_sums += [number.fma(vector, Vector(e, sums[r * cols + j])).value for j, vector in enumerate(vectors)]
+        return new_sums
 
     unroll, own = _UNROLL if rows == 1 else 1, len(places)
     sums = [e.constant(0).value] * (own * unroll)
@@ -142,11 +142,11 @@ def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
         *sums, weights, base = over.values
         with e.loop(zero, whole, [*sums, weights, base]) as loop:
             *sums, weights, along = loop.values
-            found = []
+            new_sums = []
             for part in range(unroll):
-                found += added(sums[part * own : (part + 1) * own], weights, along)
+                new_sums += added(sums[part * own : (part + 1) * own], weights, along)
                 weights, along = builder.add(weights, b_k), builder.add(along, a_k)
-            loop.carried = [*found, weights, along]
+            loop.carried = [*new_sums, weights, along]
         *sums, weights, along = loop.values
         if unroll > 1:
             with e.loop(builder.mul(whole, e.index(unroll)), size, [*sums[:own], weights, along]) as loop:

@@ -57,8 +57,8 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
 ) -> None:
     args_table = np.zeros(FIELDS, np.int64)
     steps, blocks, batch, cols, lanes = dz.shape
-    inner = cols * lanes
-    split_chunks = (blocks * inner + TILE_K - 1) // TILE_K
+    k_size = cols * lanes
+    split_chunks = (blocks * k_size + TILE_K - 1) // TILE_K
     panels = (blocks + PANEL_VECTORS - 1) // PANEL_VECTORS
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
     block_first = panels * part // parts * PANEL_VECTORS if by_units else 0
@@ -66,7 +66,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
     zero, size = dh.dtype.type(0), dh.itemsize
     rows = last - first
     args_table[KernelArgs.BATCH] = batch
-    row_z, row_c, row_h = inner * size, dc.shape[1] * size, dh.shape[1] * size
+    row_z, row_c, row_h = k_size * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
     column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
     masked, projects = mask_r.shape[0] > 0, step_output != 0
@@ -77,7 +77,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
         dc.ctypes.data,
         dq.ctypes.data,
     )
-    one = np.ones((1, 1, lanes), dh.dtype)
+    ones = np.ones((1, 1, lanes), dh.dtype)
     shared = by_units and parts > 1
     own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
     splitters = (0, parts) if by_units else (part, part + 1)
@@ -85,7 +85,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
         configure_tiles(min(TILE_ROWS, rows))
         split_slot, split_part, split_row = split.dz.strides[:3]
         flags = part * batch if by_units else 0
-        split_to, flags_to = split.dz.ctypes.data + own * inner * 2, split.non_finite.ctypes.data + flags
+        split_to, flags_to = split.dz.ctypes.data + own * k_size * 2, split.non_finite.ctypes.data + flags
     for count in range(steps):
         t = count if reverse else steps - 1 - count
         args_table[KernelArgs.STEP] = t
@@ -130,7 +130,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
             args_table[KernelArgs.DC_OUT] = address_at(dc_out, t)
             for block in range(blocks):
                 call_step(step_cell, args_table.ctypes.data, block, first, last)
-            norm_backward(norms.c[place], norms.deviation_c[place], one, dnorm_c, dnorm_c, hidden, first, last)
+            norm_backward(norms.c[place], norms.deviation_c[place], ones, dnorm_c, dnorm_c, hidden, first, last)
             add_blocks_to_cells(dnorm_c, dc, lengths, t, first, last)
         for block in range(block_first, block_last):
             call_step(step, args_table.ctypes.data, block, first, last)
@@ -150,7 +150,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
                 last,
                 own_blocks,
                 batch * row_z,
-                inner,
+                k_size,
                 flags_to + slot * split.non_finite.strides[0],
             )
         if shared:
@@ -172,12 +172,12 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
                 split.recurrent.ctypes.data + vector * split_chunks * SPLIT_PARTS * TILE_BYTES,
                 address_at(dz_h, t),
                 row_z,
-                recurrent_weight.ctypes.data + vector * blocks * inner * VECTOR_BYTES,
+                recurrent_weight.ctypes.data + vector * blocks * k_size * VECTOR_BYTES,
                 target + first * pitch + vector * VECTOR_BYTES,
                 pitch,
                 blocks,
                 batch * row_z,
-                inner,
+                k_size,
                 first,
                 last,
                 masked,
@@ -195,11 +195,11 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
                 size,
                 batch * row_z,
                 0,
-                recurrent_weight.ctypes.data + vector * blocks * inner * VECTOR_BYTES,
+                recurrent_weight.ctypes.data + vector * blocks * k_size * VECTOR_BYTES,
                 target + first * pitch + vector * VECTOR_BYTES,
                 pitch,
                 blocks,
-                inner,
+                k_size,
                 rows,
                 max(rows, 1),
                 masked,

@@ -74,7 +74,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
     block_first, block_last = (blocks * part // parts, blocks * (part + 1) // parts) if by_units else (0, blocks)
     zero, size = h.dtype.type(0), h.itemsize
-    rows, inner = last - first, operand.shape[2]
+    rows, k_size = last - first, operand.shape[2]
     row_z, row_c, row_h = cols * lanes * size, c.shape[2] * size, h.shape[2] * size
     output_blocks = h.shape[2] // lanes
     kept = h.shape[0] == steps + 1
@@ -97,10 +97,10 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
         for other in range(parts, wavefront.done.shape[0]):
             write(address_at(wavefront.done, other), steps)
     own, own_size = (
-        (block_first * lanes, min(inner, block_last * lanes) - block_first * lanes) if by_units else (0, inner)
+        (block_first * lanes, min(k_size, block_last * lanes) - block_first * lanes) if by_units else (0, k_size)
     )
     splitters = (0, parts) if by_units else (part, part + 1)
-    chunks, step_bytes = (inner + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
+    chunks, step_bytes = (k_size + TILE_K - 1) // TILE_K, cols * SPLIT_PARTS * TILE_BYTES
     if split is not None:
         configure_tiles(min(TILE_ROWS, rows))
         split_slot, split_part, split_row = split.state.strides[:3]
@@ -180,7 +180,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
         if masked:
             slot = t if operand.shape[0] > 1 else 0
             apply_recurrent_mask(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
-            source, pitch = address_at(operand, t), inner * size
+            source, pitch = address_at(operand, t), k_size * size
             if split is not None:
                 split.any_non_finite[slot_now, part] = split_row_range(
                     source,
@@ -192,7 +192,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                     last,
                     1,
                     0,
-                    inner,
+                    k_size,
                     flags_to + slot_now * slot_flags,
                 )
         if split is not None:
@@ -205,7 +205,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
         for index in range(own_blocks):
             # The order of blocks alternates: a step starts with the weights that are in the cache from the one before.
             block = block_first + index if count % 2 == 0 else block_last - 1 - index
-            weights = recurrent_weight.ctypes.data + block * inner * cols * VECTOR_BYTES
+            weights = recurrent_weight.ctypes.data + block * k_size * cols * VECTOR_BYTES
             there = target + (block * batch + first) * row_z
             if split is not None:
                 split_weight = split.recurrent.ctypes.data + block * chunks * step_bytes
@@ -224,7 +224,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                         row_z,
                         1,
                         0,
-                        inner,
+                        k_size,
                         first,
                         last,
                         norms is not None,
@@ -274,7 +274,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                     cols * VECTOR_BYTES,
                     there,
                     row_z,
-                    inner,
+                    k_size,
                     rows,
                     norms is not None,
                 )
@@ -361,10 +361,10 @@ def _input_projection(  # noqa: PLR0913  (next issue: groups of arguments)
 
     The weights of a block are read once for all of them.
     """
-    batch, inner = x.shape[1], x.shape[2]
+    batch, k_size = x.shape[1], x.shape[2]
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
     zero, size, group = x.dtype.type(0), x.itemsize, last - first
-    row_x, row_z = inner * size, cols * lanes * size
+    row_x, row_z = k_size * size, cols * lanes * size
     for block in range(block_first, block_last):
         grouped_panel_matmul(
             zero,
@@ -374,13 +374,13 @@ def _input_projection(  # noqa: PLR0913  (next issue: groups of arguments)
             size,
             0,
             (batch - group) * row_x,
-            weight.ctypes.data + block * inner * cols * VECTOR_BYTES,
+            weight.ctypes.data + block * k_size * cols * VECTOR_BYTES,
             cols * VECTOR_BYTES,
             products.ctypes.data + ((place * blocks + block) * batch + first) * row_z,
             row_z,
             (blocks * batch - group) * row_z,
             1,
-            inner,
+            k_size,
             steps * group,
             max(group, 1),
             True,

@@ -106,11 +106,11 @@ def _input_gradient(  # long: next issue
 
 
 @compiled
-def _empty_split(rows: int, inner: int) -> Any:
+def _empty_split(rows: int, k_size: int) -> Any:
     """Return memory for a split left operand, with 0 behind the last value of a row."""
-    whole = (inner + TILE_K - 1) // TILE_K * TILE_K
+    whole = (k_size + TILE_K - 1) // TILE_K * TILE_K
     room = np.empty((SPLIT_PARTS, rows, whole + ROW_GAP_BYTES // 2), np.uint16)
-    room[:, :, inner:] = 0
+    room[:, :, k_size:] = 0
     return room
 
 

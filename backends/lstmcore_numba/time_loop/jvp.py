@@ -62,7 +62,7 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
     first, last = batch * part // parts, batch * (part + 1) // parts
     blocks, cols, lanes = tz.shape[1], tz.shape[3], tz.shape[4]
     zero, size = th.dtype.type(0), th.itemsize
-    rows, inner = last - first, toperand.shape[1]
+    rows, k_size = last - first, toperand.shape[1]
     args_table[KernelArgs.BATCH] = batch
     row_z, row_c, row_h = cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
     output_blocks, width = th.shape[2] // lanes, ty.shape[2]
@@ -99,7 +99,7 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
         )
         if masked:
             apply_recurrent_mask(toperand, mask_r, tc[now] if of_cell else th[now], first, last)
-            source, pitch = toperand.ctypes.data, inner * size
+            source, pitch = toperand.ctypes.data, k_size * size
         for block in range(blocks):
             panel_matmul(
                 zero,
@@ -107,11 +107,11 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
                 source + first * pitch,
                 pitch,
                 size,
-                recurrent_weight.ctypes.data + block * inner * cols * VECTOR_BYTES,
+                recurrent_weight.ctypes.data + block * k_size * cols * VECTOR_BYTES,
                 cols * VECTOR_BYTES,
                 address_at(tz_h, t) + (block * batch + first) * row_z,
                 row_z,
-                inner,
+                k_size,
                 rows,
                 False,
             )
