@@ -55,7 +55,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
     split: Any,
     counter: Any,
 ) -> None:
-    args_table = np.zeros(FIELDS, np.int64)
+    args = np.zeros(FIELDS, np.int64)
     steps, blocks, batch, cols, lanes = dz.shape
     k_size = cols * lanes
     split_chunks = (blocks * k_size + TILE_K - 1) // TILE_K
@@ -65,14 +65,14 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
     block_last = min(blocks, panels * (part + 1) // parts * PANEL_VECTORS) if by_units else blocks
     zero, size = dh.dtype.type(0), dh.itemsize
     rows = last - first
-    args_table[KernelArgs.BATCH] = batch
+    args[KernelArgs.BATCH] = batch
     row_z, row_c, row_h = k_size * size, dc.shape[1] * size, dh.shape[1] * size
     output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
     column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
     masked, projects = mask_r.shape[0] > 0, step_output != 0
-    args_table[KernelArgs.DNORM_C] = dnorm_c.ctypes.data
-    args_table[KernelArgs.LENGTHS], args_table[KernelArgs.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
-    args_table[KernelArgs.DH], args_table[KernelArgs.DC], args_table[KernelArgs.DQ] = (
+    args[KernelArgs.DNORM_C] = dnorm_c.ctypes.data
+    args[KernelArgs.LENGTHS], args[KernelArgs.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
+    args[KernelArgs.DH], args[KernelArgs.DC], args[KernelArgs.DQ] = (
         dh.ctypes.data,
         dc.ctypes.data,
         dq.ctypes.data,
@@ -88,16 +88,16 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
         split_to, flags_to = split.dz.ctypes.data + own * k_size * 2, split.non_finite.ctypes.data + flags
     for count in range(steps):
         t = count if reverse else steps - 1 - count
-        args_table[KernelArgs.STEP] = t
-        args_table[KernelArgs.GATES], args_table[KernelArgs.RAW], args_table[KernelArgs.DZ] = (
+        args[KernelArgs.STEP] = t
+        args[KernelArgs.GATES], args[KernelArgs.RAW], args[KernelArgs.DZ] = (
             address_at(gates, t),
             address_at(raw, t),
             address_at(dz, t),
         )
-        args_table[KernelArgs.MASK_C], args_table[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
-        args_table[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
-        args_table[KernelArgs.C] = address_at(c, t if reverse else t + 1)
-        args_table[KernelArgs.PROJECTED], args_table[KernelArgs.DPROJECTED] = (
+        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
+        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
+        args[KernelArgs.C] = address_at(c, t if reverse else t + 1)
+        args[KernelArgs.PROJECTED], args[KernelArgs.DPROJECTED] = (
             address_at(projected, t),
             address_at(dprojected, t),
         )
@@ -111,29 +111,29 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
                 add_numbers(zero, new, old, columns - column)
         if projects:
             for block in range(output_blocks):
-                call_step(step_output, args_table.ctypes.data, block, first, last)
+                call_step(step_output, args.ctypes.data, block, first, last)
             matmul(
                 zero,
                 blocks,
-                args_table[KernelArgs.DPROJECTED] + first * row_h,
+                args[KernelArgs.DPROJECTED] + first * row_h,
                 row_h,
                 size,
                 projection.ctypes.data,
-                args_table[KernelArgs.DQ] + first * row_c,
+                args[KernelArgs.DQ] + first * row_c,
                 row_c,
                 dh.shape[1],
                 rows,
                 True,
             )
         if norms is not None:
-            place = set_norm_args(args_table, norms, t)
-            args_table[KernelArgs.DC_OUT] = address_at(dc_out, t)
+            place = set_norm_args(args, norms, t)
+            args[KernelArgs.DC_OUT] = address_at(dc_out, t)
             for block in range(blocks):
-                call_step(step_cell, args_table.ctypes.data, block, first, last)
+                call_step(step_cell, args.ctypes.data, block, first, last)
             norm_backward(norms.c[place], norms.deviation_c[place], ones, dnorm_c, dnorm_c, hidden, first, last)
             add_blocks_to_cells(dnorm_c, dc, lengths, t, first, last)
         for block in range(block_first, block_last):
-            call_step(step, args_table.ctypes.data, block, first, last)
+            call_step(step, args.ctypes.data, block, first, last)
         if norms is not None:
             norm_backward(
                 norms.h[place], norms.deviation_h[place], norms.gain_h, dz[t], dz_h[t], cols * hidden, first, last
@@ -155,7 +155,7 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
             )
         if shared:
             barrier(counter.ctypes.data, parts * (count + 1))
-        target, pitch = (args_table[KernelArgs.DC], row_c) if of_cell else (args_table[KernelArgs.DH], row_h)
+        target, pitch = (args[KernelArgs.DC], row_c) if of_cell else (args[KernelArgs.DH], row_h)
         vectors = blocks if of_cell else output_blocks
         vector = 0
         if by_units:

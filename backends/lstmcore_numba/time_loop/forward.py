@@ -68,7 +68,7 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
     counter: Any,
     wavefront: Any,
 ) -> None:
-    args_table = np.zeros(FIELDS, np.int64)
+    args = np.zeros(FIELDS, np.int64)
     steps, batch, width = y.shape
     blocks, cols, lanes = gates.shape[1], gates.shape[3], gates.shape[4]
     first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
@@ -82,12 +82,12 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
     own_blocks, tail = block_last - block_first, hidden - (blocks - 1) * lanes
     column = 0 if projects else block_first * lanes
     columns = width if projects else min(width, block_last * lanes)
-    args_table[KernelArgs.LENGTHS], args_table[KernelArgs.BIAS], args_table[KernelArgs.PEEPHOLE] = (
+    args[KernelArgs.LENGTHS], args[KernelArgs.BIAS], args[KernelArgs.PEEPHOLE] = (
         lengths.ctypes.data,
         bias.ctypes.data,
         peephole.ctypes.data,
     )
-    args_table[KernelArgs.BATCH] = batch
+    args[KernelArgs.BATCH] = batch
     products = norms.x if norms is not None else gates
     all_kept = products.shape[0] == steps
     now = steps if reverse and kept else 0
@@ -168,15 +168,13 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                 for k in range(begin, begin + some):
                     normalise(norms.x[k - origin], norms.deviation_x[k], cols * hidden, tail, norms.eps, first, last)
         place = t - origin
-        args_table[KernelArgs.STEP] = t
-        args_table[KernelArgs.GATES], args_table[KernelArgs.RAW] = address_at(gates, place), address_at(raw, t)
-        args_table[KernelArgs.MASK_C], args_table[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
-        args_table[KernelArgs.C_BEFORE], args_table[KernelArgs.C] = address_at(c, now), address_at(c, following)
-        args_table[KernelArgs.H_BEFORE], args_table[KernelArgs.H] = address_at(h, now), address_at(h, following)
-        args_table[KernelArgs.Q], args_table[KernelArgs.PROJECTED] = address_at(q, t), address_at(projected, t)
-        source, pitch = (
-            (args_table[KernelArgs.C_BEFORE], row_c) if of_cell else (args_table[KernelArgs.H_BEFORE], row_h)
-        )
+        args[KernelArgs.STEP] = t
+        args[KernelArgs.GATES], args[KernelArgs.RAW] = address_at(gates, place), address_at(raw, t)
+        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
+        args[KernelArgs.C_BEFORE], args[KernelArgs.C] = address_at(c, now), address_at(c, following)
+        args[KernelArgs.H_BEFORE], args[KernelArgs.H] = address_at(h, now), address_at(h, following)
+        args[KernelArgs.Q], args[KernelArgs.PROJECTED] = address_at(q, t), address_at(projected, t)
+        source, pitch = (args[KernelArgs.C_BEFORE], row_c) if of_cell else (args[KernelArgs.H_BEFORE], row_h)
         if masked:
             slot = t if operand.shape[0] > 1 else 0
             apply_recurrent_mask(operand[slot], mask_r, c[now] if of_cell else h[now], first, last)
@@ -197,11 +195,11 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                 )
         if split is not None:
             non_finite = has_non_finite(split.any_non_finite, slot_now, *splitters)
-        norm_index, target = 0, args_table[KernelArgs.GATES]
+        norm_index, target = 0, args[KernelArgs.GATES]
         if norms is not None:
-            norm_index = set_norm_args(args_table, norms, t)
-            args_table[KernelArgs.NORM_X] = address_at(norms.x, place)
-            target = args_table[KernelArgs.NORM_H]
+            norm_index = set_norm_args(args, norms, t)
+            args[KernelArgs.NORM_X] = address_at(norms.x, place)
+            target = args[KernelArgs.NORM_H]
         for index in range(own_blocks):
             # The order of blocks alternates: a step starts with the weights that are in the cache from the one before.
             block = block_first + index if count % 2 == 0 else block_last - 1 - index
@@ -280,34 +278,34 @@ def _forward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long:
                 )
             # The step function of a block runs after the GEMM of the next one, whose last sums are not ready earlier.
             if norms is None and index > 0:
-                call_step(step, args_table.ctypes.data, block - 1 if count % 2 == 0 else block + 1, first, last)
+                call_step(step, args.ctypes.data, block - 1 if count % 2 == 0 else block + 1, first, last)
         if norms is None:
-            call_step(step, args_table.ctypes.data, block_last - 1 if count % 2 == 0 else block_first, first, last)
+            call_step(step, args.ctypes.data, block_last - 1 if count % 2 == 0 else block_first, first, last)
         if norms is not None:
             normalise(norms.h[norm_index], norms.deviation_h[norm_index], cols * hidden, tail, norms.eps, first, last)
             for block in range(blocks):
-                call_step(step, args_table.ctypes.data, block, first, last)
+                call_step(step, args.ctypes.data, block, first, last)
             normalise_cells(
                 c[following], norms.c[norm_index], norms.deviation_c[norm_index], hidden, tail, norms.eps, first, last
             )
             for block in range(blocks):
-                call_step(step_cell, args_table.ctypes.data, block, first, last)
+                call_step(step_cell, args.ctypes.data, block, first, last)
         if projects:
             matmul(
                 zero,
                 output_blocks,
-                args_table[KernelArgs.Q] + first * row_c,
+                args[KernelArgs.Q] + first * row_c,
                 row_c,
                 size,
                 projection.ctypes.data,
-                args_table[KernelArgs.PROJECTED] + first * row_h,
+                args[KernelArgs.PROJECTED] + first * row_h,
                 row_h,
                 c.shape[2],
                 rows,
                 True,
             )
             for block in range(output_blocks):
-                call_step(step_output, args_table.ctypes.data, block, first, last)
+                call_step(step_output, args.ctypes.data, block, first, last)
         new = address_at(h, following) + column * size
         if packed is not None:
             to = address_at(y, t) + column * 2

@@ -57,46 +57,44 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
     tc: Any,
     ty: Any,
 ) -> None:
-    args_table = np.zeros(FIELDS, np.int64)
+    args = np.zeros(FIELDS, np.int64)
     steps, batch = ty.shape[0], ty.shape[1]
     first, last = batch * part // parts, batch * (part + 1) // parts
     blocks, cols, lanes = tz.shape[1], tz.shape[3], tz.shape[4]
     zero, size = th.dtype.type(0), th.itemsize
     rows, k_size = last - first, toperand.shape[1]
-    args_table[KernelArgs.BATCH] = batch
+    args[KernelArgs.BATCH] = batch
     row_z, row_c, row_h = cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
     output_blocks, width = th.shape[2] // lanes, ty.shape[2]
     masked, projects = mask_r.shape[0] > 0, step_output != 0
-    args_table[KernelArgs.TNORM_C], args_table[KernelArgs.TGAIN_C] = tnorm_c.ctypes.data, tgain_c.ctypes.data
-    args_table[KernelArgs.TSHIFT_C] = tshift_c.ctypes.data
-    args_table[KernelArgs.LENGTHS], args_table[KernelArgs.PEEPHOLE], args_table[KernelArgs.TPEEPHOLE] = (
+    args[KernelArgs.TNORM_C], args[KernelArgs.TGAIN_C] = tnorm_c.ctypes.data, tgain_c.ctypes.data
+    args[KernelArgs.TSHIFT_C] = tshift_c.ctypes.data
+    args[KernelArgs.LENGTHS], args[KernelArgs.PEEPHOLE], args[KernelArgs.TPEEPHOLE] = (
         lengths.ctypes.data,
         peephole.ctypes.data,
         tpeephole.ctypes.data,
     )
-    args_table[KernelArgs.TQ] = tq.ctypes.data
+    args[KernelArgs.TQ] = tq.ctypes.data
     ones = np.ones((1, cols, lanes), th.dtype)
     now = 0
     for count in range(steps):
         t = steps - 1 - count if reverse else count
-        args_table[KernelArgs.STEP] = t
-        args_table[KernelArgs.GATES], args_table[KernelArgs.RAW], args_table[KernelArgs.TZ] = (
+        args[KernelArgs.STEP] = t
+        args[KernelArgs.GATES], args[KernelArgs.RAW], args[KernelArgs.TZ] = (
             address_at(gates, t),
             address_at(raw, t),
             address_at(tz, t),
         )
-        args_table[KernelArgs.MASK_C], args_table[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
-        args_table[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
-        args_table[KernelArgs.C] = address_at(c, t if reverse else t + 1)
-        args_table[KernelArgs.PROJECTED], args_table[KernelArgs.TPROJECTED] = (
+        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
+        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
+        args[KernelArgs.C] = address_at(c, t if reverse else t + 1)
+        args[KernelArgs.PROJECTED], args[KernelArgs.TPROJECTED] = (
             address_at(projected, t),
             address_at(tprojected, t),
         )
-        args_table[KernelArgs.TC_BEFORE], args_table[KernelArgs.TC] = address_at(tc, now), address_at(tc, 1 - now)
-        args_table[KernelArgs.TH_BEFORE], args_table[KernelArgs.TH] = address_at(th, now), address_at(th, 1 - now)
-        source, pitch = (
-            (args_table[KernelArgs.TC_BEFORE], row_c) if of_cell else (args_table[KernelArgs.TH_BEFORE], row_h)
-        )
+        args[KernelArgs.TC_BEFORE], args[KernelArgs.TC] = address_at(tc, now), address_at(tc, 1 - now)
+        args[KernelArgs.TH_BEFORE], args[KernelArgs.TH] = address_at(th, now), address_at(th, 1 - now)
+        source, pitch = (args[KernelArgs.TC_BEFORE], row_c) if of_cell else (args[KernelArgs.TH_BEFORE], row_h)
         if masked:
             apply_recurrent_mask(toperand, mask_r, tc[now] if of_cell else th[now], first, last)
             source, pitch = toperand.ctypes.data, k_size * size
@@ -116,9 +114,9 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
                 False,
             )
             if norms is None:
-                call_step(step, args_table.ctypes.data, block, first, last)
+                call_step(step, args.ctypes.data, block, first, last)
         if norms is not None:
-            place = set_norm_args(args_table, norms, t)
+            place = set_norm_args(args, norms, t)
             norm_backward(norms.h[place], norms.deviation_h[place], ones, tz_h[t], tz_h[t], cols * hidden, first, last)
             for row in range(first, last):
                 for block in range(blocks):
@@ -127,27 +125,27 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
                             gain = norms.gain_h[block, gate, lane]
                             tz[t, block, row, gate, lane] += gain * tz_h[t, block, row, gate, lane]
             for block in range(blocks):
-                call_step(step, args_table.ctypes.data, block, first, last)
+                call_step(step, args.ctypes.data, block, first, last)
             cells_to_blocks(tc[1 - now], tnorm_c, hidden, first, last)
             norm_backward(norms.c[place], norms.deviation_c[place], ones[:, :1], tnorm_c, tnorm_c, hidden, first, last)
             for block in range(blocks):
-                call_step(step_cell, args_table.ctypes.data, block, first, last)
+                call_step(step_cell, args.ctypes.data, block, first, last)
         if projects:  # tprojected has W_proj's own tangent applied to q
             matmul(
                 zero,
                 output_blocks,
-                args_table[KernelArgs.TQ] + first * row_c,
+                args[KernelArgs.TQ] + first * row_c,
                 row_c,
                 size,
                 projection.ctypes.data,
-                args_table[KernelArgs.TPROJECTED] + first * row_h,
+                args[KernelArgs.TPROJECTED] + first * row_h,
                 row_h,
                 tc.shape[2],
                 rows,
                 False,
             )
             for block in range(output_blocks):
-                call_step(step_output, args_table.ctypes.data, block, first, last)
+                call_step(step_output, args.ctypes.data, block, first, last)
         store_outputs(
             zero, address_at(ty, t), width * size, address_at(th, 1 - now), row_h, lengths, t, first, last, width
         )

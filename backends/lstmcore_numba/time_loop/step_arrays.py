@@ -72,15 +72,15 @@ class PackedPairs(NamedTuple):
 
 
 @compiled
-def set_norm_args(args_table: Any, norms: Any, t: int) -> int:
+def set_norm_args(args: Any, norms: Any, t: int) -> int:
     """Write the addresses of step `t` into the table; return the index of the step in the arrays."""
-    args_table[KernelArgs.NORM_X], args_table[KernelArgs.NORM_H], args_table[KernelArgs.NORM_C] = (
+    args[KernelArgs.NORM_X], args[KernelArgs.NORM_H], args[KernelArgs.NORM_C] = (
         address_at(norms.x, t),
         address_at(norms.h, t),
         address_at(norms.c, t),
     )
-    args_table[KernelArgs.GAIN_X], args_table[KernelArgs.GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
-    args_table[KernelArgs.GAIN_C], args_table[KernelArgs.SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
+    args[KernelArgs.GAIN_X], args[KernelArgs.GAIN_H] = norms.gain_x.ctypes.data, norms.gain_h.ctypes.data
+    args[KernelArgs.GAIN_C], args[KernelArgs.SHIFT_C] = norms.gain_c.ctypes.data, norms.shift_c.ctypes.data
     return t if norms.h.shape[0] > 1 else 0
 
 
