@@ -24,8 +24,10 @@ def run_python() -> Callable[..., tuple[str, str]]:
 
         It finds the code that the tests before it compiled, and keeps its own there, unless `env` names another folder.
         """
-        given = {**os.environ, **env}
-        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **env}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
 

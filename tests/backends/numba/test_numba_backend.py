@@ -60,17 +60,17 @@ def test_the_number_of_threads_changes_no_bit(
     rng = np.random.default_rng(0)
     x = rng.normal(size=(steps, batch, width)).astype(numpy_dtype(dtype))
     dy = rng.normal(size=(steps, batch, hidden * (1 + bidirectional))).astype(numpy_dtype(dtype))
-    found = []
+    results = []
     for count in (1, 2, 3):
         monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
         lstm = LSTM(width, hidden, bidirectional=bidirectional, dtype=dtype, backend=eager_backend(), seed=0)
         y, (h, c), tape = lstm.record(x)
         gradients = lstm.backward(tape, dy)
-        found.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
+        results.append([lstm(x)[0], y, h, c, gradients.x, *gradients.parameters.values()])
     assert 1 in acquired_workers
     assert 2 in acquired_workers
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
 
 
@@ -80,16 +80,16 @@ def test_threads_that_share_few_rows_change_no_bit(
     batch: int, dtype: str, acquired_workers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = np.random.default_rng(0).normal(size=(4, batch, 40)).astype(numpy_dtype(dtype))
-    found = []
+    results = []
     for count in (1, 2, 3):
         monkeypatch.setenv("LSTMCORE_NUM_THREADS", str(count))
         # A projection is split among threads by rows; its GEMM has K = 150 in two blocks.
         lstm = LSTM(40, 200, proj_size=150, dtype=dtype, backend=eager_backend(), seed=0)
         y, _, tape = lstm.record(x)
-        found.append([y, lstm.backward(tape, y).x])
+        results.append([y, lstm.backward(tape, y).x])
     assert sum(acquired_workers) > 0
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
 
 
@@ -102,25 +102,25 @@ def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
 
-    def inner(part: int, parts: int, found: Any) -> None:
-        found[part] = 10 * parts + part
+    def inner(part: int, parts: int, parts_run: Any) -> None:
+        parts_run[part] = 10 * parts + part
 
     run_part = compiled(inner)
 
-    def outer(threads: Any, found: Any) -> None:
-        run_parts(threads, make_task(run_part, (found,)))
+    def outer(threads: Any, parts_run: Any) -> None:
+        run_parts(threads, make_task(run_part, (parts_run,)))
 
     run = compiled(outer)
-    found = np.zeros(2, np.int64)
-    run(CALLER_ALONE, found)
-    assert found.tolist() == [10, 0]
+    parts_run = np.zeros(2, np.int64)
+    run(CALLER_ALONE, parts_run)
+    assert parts_run.tolist() == [10, 0]
     end = time.monotonic() + 600  # only against a hang: a busy machine runs the worker at some time
-    while found.tolist() != [20, 21] and time.monotonic() < end:
-        found[:] = 0
+    while parts_run.tolist() != [20, 21] and time.monotonic() < end:
+        parts_run[:] = 0
         with AcquiredThreads(2, 1e12, None, DEFAULT_TUNING) as threads:
-            run(threads, found)
-        assert found.tolist() in ([10, 0], [20, 21])
-    assert found.tolist() == [20, 21]
+            run(threads, parts_run)
+        assert parts_run.tolist() in ([10, 0], [20, 21])
+    assert parts_run.tolist() == [20, 21]
 
 
 def test_a_call_may_be_limited_to_some_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +201,9 @@ def test_sums_over_thousands_of_rows_stay_within_the_budget(coupling: Any) -> No
     data, kernel = case.data, get_backend("numba").compile(model, "float32")
     weights = kernel.pack(data.parameters)
     tape = kernel.forward(weights, data.x, data.state, record=True).tape
-    found = kernel.backward(weights, tape, data.dy, data.dstate).parameters
+    gradients = kernel.backward(weights, tape, data.dy, data.dstate).parameters
     expected = budgets.gradients(case)
-    for name, value in found.items():
+    for name, value in gradients.items():
         assert budgets.measure(f"d_{name}", value, expected[f"d_{name}"]).share <= 1, name
 
 
@@ -211,9 +211,9 @@ def test_a_row_of_nan_does_not_reach_the_next_call() -> None:
     """A row of NaN leaves nothing in the memory of the next call."""
     lstm = LSTM(5, 7, proj_size=3, backend="numba", seed=0)
     x = np.random.default_rng(0).normal(size=(4, 2, 5)).astype(np.float32)
-    wanted = lstm(x)[0]
+    expected = lstm(x)[0]
     lstm(np.full_like(x, np.nan))
-    np.testing.assert_array_equal(lstm(x)[0], wanted)
+    np.testing.assert_array_equal(lstm(x)[0], expected)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
@@ -251,7 +251,7 @@ import numpy as np
 from lstmcore import LSTM
 from lstmcore_numba.runtime import buffer_pool
 lstm, x = LSTM(64, 96, backend="numba", seed=0), np.ones((50, 64, 64), np.float32)
-wanted = lstm(x)[0]
+expected = lstm(x)[0]
 held, done = threading.Event(), threading.Event()
 def hold():
     with buffer_pool.POOL.lock:
@@ -261,7 +261,7 @@ threading.Thread(target=hold).start()
 held.wait()
 child = os.fork()
 if child == 0:
-    os._exit(0 if np.array_equal(lstm(x)[0], wanted) else 1)
+    os._exit(0 if np.array_equal(lstm(x)[0], expected) else 1)
 timer = threading.Timer(60, os.kill, (child, 9))
 timer.start()
 _, status = os.waitpid(child, 0)
@@ -279,9 +279,9 @@ def test_bfloat16_is_declared_where_numpy_has_it(monkeypatch: pytest.MonkeyPatch
 
     assert "bfloat16" in NumbaBackend().capabilities().precisions
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # as where it is not installed
-    found = NumbaBackend().capabilities()
-    assert found.precisions == {"float64", "float32", "float16"}
-    assert "pip install ml_dtypes" in found.reasons["bfloat16"]
+    capabilities = NumbaBackend().capabilities()
+    assert capabilities.precisions == {"float64", "float32", "float16"}
+    assert "pip install ml_dtypes" in capabilities.reasons["bfloat16"]
     with pytest.raises(UnsupportedError, match="pip install ml_dtypes"):
         NumbaBackend().compile(LSTMConfig(input_size=2, hidden_size=3), "bfloat16")
     y, _ = LSTM(3, 4, dtype="float16", backend="numba", seed=0)(np.ones((2, 1, 3), np.float16))

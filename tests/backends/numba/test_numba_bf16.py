@@ -45,8 +45,8 @@ def results(shape: tuple[int, int, int, int], x: Any, *, use_pairs: bool = True,
     state = short(rng, 1, n, switches.get("proj_size") or hidden), rng.normal(size=(1, n, hidden)).astype(np.float32)
     (y, last), (y_recorded, last_recorded, tape) = model(x, state), model.record(x, state)
     gradients = model.backward(tape, short(rng, *y.shape))
-    found = [y, *last, y_recorded, *last_recorded, gradients.x, *gradients.state, *gradients.parameters.values()]
-    return [array.astype(np.float32) for array in found]
+    results = [y, *last, y_recorded, *last_recorded, gradients.x, *gradients.state, *gradients.parameters.values()]
+    return [array.astype(np.float32) for array in results]
 
 
 def inputs(shape: tuple[int, int, int, int]) -> Any:
@@ -111,12 +111,12 @@ def test_outputs_are_the_same_wherever_they_are_written(shape: Any, pairs: None)
     bits[1:] = x.view(np.uint16).ravel()
     shifted = bits[1:].view(x.dtype).reshape(x.shape)  # pairs in it need not lie on multiples of 4 bytes
     spread = np.zeros((steps, n, 2 * size), x.dtype)
-    wanted, state = model(x)
+    expected, state = model(x)
     for source in (x, shifted, np.asfortranarray(x)):
         for out in (None, np.ones((steps, n, size), x.dtype), spread[..., ::2]):
             y, last = model(source, out=out)
             assert out is None or y is out
-            np.testing.assert_array_equal(y.view(np.uint16), wanted.view(np.uint16))
+            np.testing.assert_array_equal(y.view(np.uint16), expected.view(np.uint16))
             for one, other in zip(last, state, strict=True):
                 np.testing.assert_array_equal(one, other)
 
@@ -142,10 +142,10 @@ def test_replayed_calls_have_their_own_results(shape: Any, pairs: None, monkeypa
         if k % 2:
             state = short(rng, 1, n, hidden), rng.normal(size=(1, n, hidden)).astype(np.float32)
         y, last = model(x, state)
-        wanted, wanted_last, _ = model.record(x, state)
-        calls.append(((y, *last), (wanted, *wanted_last)))
-    for found, expected in calls:  # at the end: a result that a later call wrote to would differ
-        for one, other in zip(found, expected, strict=True):
+        recorded, recorded_last, _ = model.record(x, state)
+        calls.append(((y, *last), (recorded, *recorded_last)))
+    for outputs, expected in calls:  # at the end: a result that a later call wrote to would differ
+        for one, other in zip(outputs, expected, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
     assert replays == [False, True, True, True]

@@ -46,8 +46,8 @@ def pair(**options: Any) -> tuple[LSTM, LSTM]:
     return ours, other
 
 
-def same(found: Any, wanted: Any) -> None:
-    for one, other in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+def same(results: Any, expected: Any) -> None:
+    for one, other in zip((results[0], *results[1]), (expected[0], *expected[1]), strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
@@ -64,11 +64,11 @@ def test_every_call_has_its_own_results(options: dict[str, Any], rng: np.random.
         width = options.get("proj_size", HIDDEN)
         state = (numbers(rng, 1, BATCH, width), numbers(rng, 1, BATCH, HIDDEN)) if k % 2 else None
         out = np.empty((STEPS, BATCH, width), np.float32) if k == 3 else None
-        found = ours(x, state, out=out)
-        assert out is None or found[0] is out
-        calls.append((found, numpy(x, state)))
-    for found, wanted in calls:  # at the end: a result that a later call wrote to differs
-        same(found, wanted)
+        results = ours(x, state, out=out)
+        assert out is None or results[0] is out
+        calls.append((results, numpy(x, state)))
+    for results, expected in calls:  # at the end: a result that a later call wrote to differs
+        same(results, expected)
     assert replays == [False, True, True, True]
 
 
@@ -113,12 +113,12 @@ def test_arrays_that_are_not_contiguous_are_not_replayed(rng: np.random.Generato
 def test_each_thread_has_its_own_cache(rng: np.random.Generator) -> None:
     ours, numpy = pair()
     inputs = [numbers(rng, STEPS, BATCH, INPUT) for _ in range(4)]
-    found: dict[int, list[Any]] = {}
+    results: dict[int, list[Any]] = {}
     begin = threading.Barrier(len(inputs))
 
     def work(k: int) -> None:
         begin.wait()
-        found[k] = [ours(inputs[k]) for _ in range(50)]
+        results[k] = [ours(inputs[k]) for _ in range(50)]
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
     for thread in threads:
@@ -126,6 +126,6 @@ def test_each_thread_has_its_own_cache(rng: np.random.Generator) -> None:
     for thread in threads:
         thread.join()
     for k, x in enumerate(inputs):
-        wanted = numpy(x)
-        for result in found[k]:
-            same(result, wanted)
+        expected = numpy(x)
+        for result in results[k]:
+            same(result, expected)

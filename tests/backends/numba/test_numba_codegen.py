@@ -28,10 +28,10 @@ def width(request: pytest.FixtureRequest) -> int:
     """Return each width of vectors that the machine has."""
     from lstmcore_numba.codegen.emitter import vector_bytes
 
-    found: int = request.param
-    if found > vector_bytes():
+    requested: int = request.param
+    if requested > vector_bytes():
         pytest.skip(f"this machine has vectors of {vector_bytes()} bytes")
-    return found
+    return requested
 
 
 def on_arrays(function: Callable[[Any], Any], dtype: str, width: int) -> Callable[[Any], Any]:
@@ -190,8 +190,8 @@ for units in (4, 5):
     lstm = LSTM(3, units, backend="numba", seed=0)
     for _ in range(2):
         lstm(np.zeros((2, 1, 3), np.float32))
-stats = [one.stats for one in (time_loop.forward, time_loop.replay_forward)]
-print(json.dumps([[sum(one.cache_hits.values()), sum(one.cache_misses.values())] for one in stats]))
+stats = [function.stats for function in (time_loop.forward, time_loop.replay_forward)]
+print(json.dumps([[sum(function.cache_hits.values()), sum(function.cache_misses.values())] for function in stats]))
 """
     return [run_python(code, NUMBA_CACHE_DIR=str(folder)) for _ in range(2)]
 
@@ -211,10 +211,10 @@ def test_without_a_cache_folder_code_is_compiled(monkeypatch: pytest.MonkeyPatch
 
     plain = numba_compiler.njit
 
-    def refusing(cache: bool = False, **given: Any) -> Any:
+    def refusing(cache: bool = False, **options: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return plain(**given)
+        return plain(**options)
 
     monkeypatch.setattr(numba_compiler, "njit", refusing)
     assert numba_compiler.compiled(lambda x: x + 1)(2) == 3
@@ -264,7 +264,7 @@ def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
         name for name, *_ in stamp[1]
     }
 
-    first, second = tmp_path / "one.py", tmp_path / "rooms" / "two.py"
+    first, second = tmp_path / "one.py", tmp_path / "folder" / "two.py"
     second.parent.mkdir()
     first.write_text("a = 1")
     second.write_text("b = 2")
@@ -307,5 +307,5 @@ def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
     assert codes(most, 4, proj_size=most - 1) == codes(most - 1, 4, proj_size=most - 2)
     alone = [codes(most, 4, **switches) for switches in ({}, {"peephole": True}, {"bias": False}, {"proj_size": 2})]
     alone += [codes(most + 1, 4), codes(most, 4, proj_size=lanes + 1), codes(most, 4, cell_clip=1.0)]
-    forward = [found["forward"] for found in alone]
+    forward = [addresses["forward"] for addresses in alone]
     assert len(set(forward)) == len(forward)

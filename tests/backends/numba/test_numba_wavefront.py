@@ -76,9 +76,9 @@ def results(case: StackCase, dtype: str, threads: int) -> list[Any]:
     recorded = kernel.forward(
         weights, case.x, case.state, lengths=case.lengths, masks=case.masks, record=True, out=np.empty_like(some.y)
     )
-    found = kernel.backward(weights, recorded.tape, case.dy, case.dstate)
+    gradients = kernel.backward(weights, recorded.tape, case.dy, case.dstate)
     forward = [part for one in (plain, some, recorded) for part in (one.y, *one.state)]
-    return [*forward, found.x, *found.state, *found.parameters.values()]
+    return [*forward, gradients.x, *gradients.state, *gradients.parameters.values()]
 
 
 def same(one: list[Any], other: list[Any]) -> None:
@@ -127,12 +127,12 @@ def test_a_wavefront_does_not_wait_for_absent_threads(
     in_turn = results(case, "float32", 1)
     acquire = ThreadPool.acquire
     monkeypatch.setattr(ThreadPool, "acquire", lambda pool, wanted, limit=None: acquire(pool, min(wanted, come), limit))
-    found: list[list[Any]] = []
-    caller = threading.Thread(target=lambda: found.append(results(case, "float32", 6)), daemon=True)
+    outputs: list[list[Any]] = []
+    caller = threading.Thread(target=lambda: outputs.append(results(case, "float32", 6)), daemon=True)
     caller.start()
     caller.join(60)
-    assert found, "threads wait for each other"
-    same(in_turn, found[0])
+    assert outputs, "threads wait for each other"
+    same(in_turn, outputs[0])
     assert wavefronts == [come + 1] * 3
 
 
@@ -141,16 +141,16 @@ def test_calls_at_the_same_time_do_not_wait_for_each_other(wavefronts: list[int]
         StackConfig.make(LSTMConfig(input_size=5, hidden_size=37), num_layers=3), steps=17, batch=3, dtype="float32"
     )
     in_turn = results(case, "float32", 1)
-    found: list[list[Any]] = []
+    outputs: list[list[Any]] = []
     callers = [
-        threading.Thread(target=lambda: found.append(results(case, "float32", 3)), daemon=True) for _ in range(4)
+        threading.Thread(target=lambda: outputs.append(results(case, "float32", 3)), daemon=True) for _ in range(4)
     ]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join(60)
-    assert len(found) == len(callers)
-    for one in found:
+    assert len(outputs) == len(callers)
+    for one in outputs:
         same(in_turn, one)
 
 
