@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmcore_conformance.vectors import HERE, entries
+from lstmcore_conformance.vectors import entries
 
 CONSUMER = Path(__file__).parents[2] / "examples" / "c_consumer" / "consumer.c"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -27,16 +27,16 @@ def compiled(folder: Path, *flags: str) -> Path:
     return program
 
 
-def run(program: Path, folder: Path = HERE) -> tuple[int, list[re.Match[str]], str]:
-    """The exit code, the lines of the cases that ran, and the last line."""
+def run(program: Path, folder: Path) -> tuple[int, list[re.Match[str]], str]:
+    """Return the exit code, the lines of the cases that ran, and the last line."""
     done = subprocess.run([str(program), str(folder)], capture_output=True, text=True, check=False)
     assert not done.stderr, done.stderr
     *lines, last = done.stdout.splitlines()
     return done.returncode, [match for line in lines if (match := LINE.fullmatch(line))], last
 
 
-def check_green(program: Path) -> None:
-    code, lines, last = run(program)
+def check_green(program: Path, folder: Path) -> None:
+    code, lines, last = run(program, folder)
     assert [line[0] for line in lines if line[1] == "FAIL"] == []
     assert code == 0
     single = {
@@ -53,23 +53,23 @@ def check_green(program: Path) -> None:
     assert last.endswith(f"gradients compared in {len(whole)}")
 
 
-def test_it_is_green(tmp_path: Path) -> None:
-    check_green(compiled(tmp_path))
+def test_it_is_green(tmp_path: Path, vectors_folder: Path) -> None:
+    check_green(compiled(tmp_path), vectors_folder)
 
 
-def test_it_is_green_under_the_sanitizers(tmp_path: Path) -> None:
+def test_it_is_green_under_the_sanitizers(tmp_path: Path, vectors_folder: Path) -> None:
     flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     empty = tmp_path / "empty.c"
     empty.write_text("int main(void) { return 0; }")
     probe = [str(COMPILER), *flags, str(empty), "-o", str(tmp_path / "empty")]
     if subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("the compiler has no sanitizers")
-    check_green(compiled(tmp_path, *flags))
+    check_green(compiled(tmp_path, *flags), vectors_folder)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_it_catches_a_planted_fault(fault: str, tmp_path: Path) -> None:
-    code, lines, last = run(compiled(tmp_path, f"-DPLANT_{fault}"))
+def test_it_catches_a_planted_fault(fault: str, tmp_path: Path, vectors_folder: Path) -> None:
+    code, lines, last = run(compiled(tmp_path, f"-DPLANT_{fault}"), vectors_folder)
     assert code == 1
     assert " 0 failed" not in last
     plain = next(line for line in lines if (line[2], line[3]) == ("float32", "plain"))
@@ -79,9 +79,8 @@ def test_it_catches_a_planted_fault(fault: str, tmp_path: Path) -> None:
     assert (outputs > 1000) == (FAULTS[fault] == "outputs")
 
 
-def test_an_answer_that_is_changed_is_seen(tmp_path: Path) -> None:
-    program, folder = compiled(tmp_path), tmp_path / "vectors"
-    shutil.copytree(HERE, folder)
+def test_an_answer_that_is_changed_is_seen(tmp_path: Path, vectors_folder: Path) -> None:
+    program, folder = compiled(tmp_path), vectors_folder
     index = (folder / "index.txt").read_text("utf-8").replace("\ngradient dx ", "\ngradient dx_other ", 1)
     (folder / "index.txt").write_text(index, "utf-8")
     done = subprocess.run([str(program), str(folder)], capture_output=True, text=True, check=False)

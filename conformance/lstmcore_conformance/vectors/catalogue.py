@@ -1,4 +1,4 @@
-"""Which vectors there are, and what is expected on them."""
+"""The cases of the golden vectors, and their expected results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ PRECISIONS: Final = ("float64", "float32", "float16")
 EVERYTHING: Final = ("everything", "everything_coupled")
 #: Widths of the cases that need many steps, rows or units.
 NARROW: Final = {"input_size": 2, "hidden_size": 3}
-#: Widths of cases that are about the call and not about the model, with the switches of some of those.
+#: Widths of the cases that test the call and not the model.
 _WIDTHS: Final[Mapping[str, Any]] = {"input_size": 3, "hidden_size": 4}
+#: Switches of such cases, with those widths.
 SMALL: Final[Mapping[str, Mapping[str, Any]]] = {
     name: {**SWITCHES[name], **_WIDTHS, **({"proj_size": 2} if "proj_size" in SWITCHES[name] else {})}
     for name in ("plain", "no_bias", "reverse", "proj_size", *EVERYTHING)
@@ -36,7 +37,7 @@ SMALL: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The arguments of a vector's calls, and the right results; gradients that are not expected are left out."""
+    """The arguments of a vector's calls, and the expected results; gradients that are not judged are left out."""
 
     data: Data
     outputs: Expectation
@@ -44,17 +45,20 @@ class Answer:
 
 
 def usual(case: Case) -> Answer:
-    """The case's own data."""
+    """Return the case's data with the oracle's results."""
     return Answer(case.data, budgets.forward(case), budgets.gradients(case))
 
 
 def padded(case: Case) -> Answer:
-    """NaN in all padding, which changes nothing."""
+    """Return data with NaN in all padding, which changes no result."""
     return replace(usual(case), data=padded_with(case, np.nan))
 
 
 def empty_rows(case: Case) -> Answer:
-    """NaN in all that rows of length 0 have: it goes to their own state, and to the gradient of that, alone."""
+    """Return data with NaN in every array of the rows of length 0.
+
+    The NaN must reach the state of these rows and its gradient, and nothing else.
+    """
     data, empty, right = spoil(case, np.nan), np.array(case.lengths) == 0, usual(case)
 
     def spoilt(form: str, given: Any, known: Expectation) -> Expectation:
@@ -65,14 +69,17 @@ def empty_rows(case: Case) -> Answer:
 
 
 def nan_in_a_row(case: Case) -> Answer:
-    """NaN in the first x of row 0: all of that row is NaN, no other is, and gradients of parameters are left open."""
+    """Return data with NaN in the first x of row 0: all of that row is NaN, and no other row.
+
+    Gradients of parameters are not judged.
+    """
     data, right = case.data.map(np.array), usual(case)
     data.x[0, 0] = np.nan
 
     def spoilt(array: Array) -> Array:
-        found = array.copy()
-        found[..., 0, :] = np.nan
-        return found
+        changed = array.copy()
+        changed[..., 0, :] = np.nan
+        return changed
 
     def of(known: Expectation, *names: str) -> Expectation:
         return {name: replace(known[name], value=spoilt(known[name].value)) for name in names}
@@ -81,26 +88,26 @@ def nan_in_a_row(case: Case) -> Answer:
 
 
 def on_the_kink(case: Case) -> Answer:
-    """Values exactly on a kink, where section 7 of SPEC.md names the side."""
+    """Return data with values exactly on a kink; section 7 of SPEC.md says which derivative holds there."""
     return Answer(*on_kink(case))
 
 
 def far_out(case: Case) -> Answer:
-    """Very large or very small inputs and states."""
+    """Return data with very large or very small inputs and states."""
     right = usual(case)
     return replace(right, outputs=extreme(case, right.outputs), gradients=extreme(case, right.gradients))
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A case, and what makes its arrays."""
+    """A case, and the function that makes its data and results."""
 
     case: Case
     answer: Callable[[Case], Answer] = usual
 
 
 def vectors() -> Iterator[Vector]:
-    """Every vector, in the order of the index."""
+    """Yield every vector, in the order of the index."""
     for precision in PRECISIONS:
         yield from map(Vector, _switches(precision))
         yield from map(Vector, _combinations(precision))
@@ -124,7 +131,7 @@ def _scope(precision: str) -> Scope:
 
 
 def _switches(precision: str) -> Iterator[Case]:
-    """Each switch alone; activations in float64 and float32."""
+    """Yield each switch alone; activations in float64 and float32."""
     for name, changes in SWITCHES.items():
         if "activation=" not in name:
             yield _case(precision, name, changes)
@@ -133,12 +140,12 @@ def _switches(precision: str) -> Iterator[Case]:
 
 
 def _combinations(precision: str) -> Iterator[Case]:
-    """Every pair of values of two switches."""
+    """Yield the combinations, in which every pair of values of two switches occurs."""
     yield from combination_cases(_scope(precision))
 
 
 def _masks(precision: str) -> Iterator[Case]:
-    """All masks that a model can have; one of them, the others left out; without a state."""
+    """Yield models with all their masks, with one mask alone, and with masks but no state."""
     for name, changes in SWITCHES.items():
         config = config_of(changes)
         if config.recurrent_dropout or config.zoneout_hidden or config.zoneout_cell:
@@ -150,7 +157,7 @@ def _masks(precision: str) -> Iterator[Case]:
 
 
 def _uses(precision: str) -> Iterator[Case]:
-    """Scalars that use one of the outputs, the final state or nothing; no initial state."""
+    """Yield scalars that use one output, the final state or nothing, and calls without an initial state."""
     for name in ("plain", "everything") if precision == "float16" else ("plain", "reverse", "proj_size", "everything"):
         changes = SMALL[name]
         yield _case(precision, f"y,{name}", changes, dh=False, dc=False)
@@ -162,7 +169,7 @@ def _uses(precision: str) -> Iterator[Case]:
 
 
 def _lengths(precision: str) -> Iterator[Case]:
-    """0 and T among them; no row that reaches T, the last one among those that end early."""
+    """Yield lengths with 0 and T among them, and lengths that are all below T."""
     for name in ("plain", "no_bias", "reverse", "proj_size", "everything", "everything_coupled"):
         masks = name in EVERYTHING
         yield _case(precision, f"{name},lengths", SMALL[name], lengths=(2, 0, 4), masks=masks)
@@ -174,7 +181,7 @@ def _lengths(precision: str) -> Iterator[Case]:
 
 
 def _spoilt(precision: str) -> Iterator[Vector]:
-    """NaN where it has no influence, and where it has."""
+    """Yield data with NaN in places with and without influence on the results."""
     for name in ("plain", "reverse", "everything"):
         masks = name in EVERYTHING
         case = _case(precision, f"{name},nan_in_padding", SMALL[name], steps=5, lengths=(4, 0, 2), masks=masks)
@@ -186,7 +193,7 @@ def _spoilt(precision: str) -> Iterator[Vector]:
 
 
 def _sizes(precision: str) -> Iterator[Case]:
-    """Empty and single sizes, many steps, rows and units."""
+    """Yield sizes 0 and 1, and many steps, rows and units."""
     everything, reverse = SMALL["everything"], {**NARROW, "reverse": True}
     yield _case(precision, "T=0", {}, steps=0, batch=2)
     yield _case(precision, "T=0,everything", everything, steps=0, batch=2)
@@ -220,7 +227,7 @@ def _sizes(precision: str) -> Iterator[Case]:
 
 
 def _stacks(precision: str) -> Iterator[Case]:
-    """Layers, directions and the dropout between layers."""
+    """Yield several layers, two directions and the dropout between layers."""
     for name, (switches, shape, masks) in STACKS.items():
         if name not in ("L=1", "L=4"):
             proj = {"proj_size": 2} if "proj_size" in switches else {}
@@ -240,7 +247,7 @@ def _stacks(precision: str) -> Iterator[Case]:
 
 
 def _extremes(precision: str) -> Iterator[Case]:
-    """Inputs and states that saturate every gate, and such as nearly vanish."""
+    """Yield inputs and states that saturate every gate, and inputs and states near 0."""
     for kind in ("saturating", "tiny", "denormal"):
         if kind == "denormal" and precision == "float64":
             continue  # they are denormal in float32 only
@@ -251,6 +258,6 @@ def _extremes(precision: str) -> Iterator[Case]:
 
 
 def _kinks(precision: str) -> Iterator[Case]:
-    """Values exactly on a kink."""
+    """Yield values exactly on a kink."""
     for case in kink_cases(_scope(precision)):
         yield replace(case, model=replace(case.config, **_WIDTHS))

@@ -1,8 +1,8 @@
-"""How many faults the vectors catch alone: ``python -m lstmcore_conformance.vectors.mutants_caught``.
+"""The mutants that the vectors catch alone: ``python -m lstmcore_conformance.vectors.mutants_caught``.
 
-Every mutant runs on the vectors and nothing else. Those that a file of numbers cannot show are named in `BEYOND` with
-the reason, though some of them give wrong numbers in a stack, where kernels are called one after another. All others
-have to be caught.
+Every mutant runs on the vectors and nothing else. `BEYOND` names those that a file of numbers cannot show, with the
+reason. Some of these still give wrong numbers in a stack, where kernels are called one after another. All others must
+be caught.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
-#: The check that a mutant names, or the beginning of its id -> why vectors cannot catch it.
+#: The id of the check that a mutant names, or its beginning -> why vectors cannot catch it.
 BEYOND: Final[Mapping[str, str]] = {
     "errors.": _ERRORS,
     "refusals.": _WORDS,
@@ -52,7 +52,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "drawn.adjoint": _TANGENT,
 }
 
-#: The same for single mutants, whose check sees others that vectors can catch.
+#: The same for single mutants, if vectors can catch other mutants of their check.
 BEYOND_ALONE: Final[Mapping[str, str]] = {
     "hidden.resumed_in_half": _CALLS,
     "hidden.wide_resumed_in_half": _CALLS,
@@ -61,8 +61,8 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "precision.bfloat16_recurrent_in_tf32": _TF32,
 }
 
-#: Cases that are run first because they catch many mutants, or the few that hardly another case catches.
-#: The order changes how long it takes to catch a mutant, and not whether it is caught.
+#: Cases that run first, because they catch many mutants or mutants that few other cases catch.
+#: The order changes the time until a mutant is caught, not whether it is caught.
 FIRST: Final = (
     "L=2,D=2,everything",
     "only_recurrent,everything_coupled",
@@ -92,13 +92,13 @@ FIRST: Final = (
 
 
 def reason(mutant: Mutant) -> str | None:
-    """Why vectors cannot catch the mutant, or None where they have to."""
+    """Return why vectors cannot catch the mutant, or None if they must catch it."""
     whole = BEYOND_ALONE.get(mutant.id)
     return whole or next((why for start, why in BEYOND.items() if mutant.caught_by.startswith(start)), None)
 
 
 def caught(mutant: Mutant) -> tuple[str, str] | None:
-    """Return a case that shows the fault, with a message, or None; None too in a precision that the files lack."""
+    """Return a case that shows the fault, with a message; None if no case shows it or the files lack the precision."""
     if mutant.precision not in PRECISIONS:
         return None
     with warnings.catch_warnings():
@@ -114,7 +114,7 @@ def _ordered(precision: str) -> tuple[Entry, ...]:
 
 
 def main() -> None:
-    """Print the figures; the exit code is 1 where a mutant is missed that could be caught."""
+    """Print the figures; the exit code is 1 if a mutant is missed that vectors can show."""
     judged = track(MUTANTS.values(), "mutants", console=Console(stderr=True), transient=True)
     missed = [mutant for mutant in judged if caught(mutant) is None]
     rows = {"": [mutant for mutant in MUTANTS.values() if reason(mutant) is None]}

@@ -1,8 +1,7 @@
-"""Reads the golden vectors, and verifies a backend with nothing but what the files say."""
+"""The reader of the golden vectors, and the verdict on a backend from the files alone."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,15 @@ from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.oracle.budgets import Expectation, Expected, dtype_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.vectors.index import HERE, read_index
 
-SCHEMA: Final = "lstmcore-vectors"
-VERSION: Final = 2
-HERE: Final = Path(__file__).parent
-
-#: What `model` has of a stack, beside the switches of its layers.
+#: The entries of `model` that only a stack has.
 _SHAPE: Final = ("num_layers", "bidirectional", "dropout")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A case of the index with its arrays: what to run, on what, and what is expected of it."""
+    """A case of the index with its arguments and its expected results."""
 
     case: Case
     data: Data
@@ -36,14 +32,14 @@ class Entry:
 
 
 def entries(precision: str, folder: Path = HERE) -> Iterator[Entry]:
-    """The cases of the index in one precision.
+    """Yield the cases of the index in one precision, with their arrays.
 
     Raises
     ------
     ValueError
         The index is not one of these files, or of another version, or has no case in this precision.
     """
-    index = _index(folder)
+    index = read_index(folder)
     known = sorted({entry["precision"] for entry in index["cases"]})
     if precision not in known:
         raise ValueError(f"precision: expected one of {', '.join(known)}, which the vectors have; got {precision!r}")
@@ -55,33 +51,21 @@ def entries(precision: str, folder: Path = HERE) -> Iterator[Entry]:
 
 
 def draws(folder: Path = HERE) -> dict[tuple[str, str], int]:
-    """The number of the draw of each case, by precision and name."""
-    return {(entry["precision"], entry["name"]): entry["draw"] for entry in _index(folder)["cases"]}
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    if (index.get("schema"), index.get("version")) != (SCHEMA, VERSION):
-        raise ValueError(
-            f"{folder / 'index.json'}: expected {SCHEMA} {VERSION}; got {index.get('schema')} {index.get('version')}"
-        )
-    return index
+    """Return the number of the draw of each case, by precision and name."""
+    return {(entry["precision"], entry["name"]): entry["draw"] for entry in read_index(folder)["cases"]}
 
 
 def verify(backend: Backend, precision: str) -> Iterator[tuple[str, str]]:
-    """Run `backend` on the vectors as they lie in the files.
+    """Run `backend` on the vectors, and yield the name and a message for each case that fails.
 
-    Yields
-    ------
-    tuple
-        The name of each case in which an array is over its budget or a call fails, with a message. Cases and gradients
-        that the backend does not declare are left out.
+    A case fails if an array is over its budget or a call raises. Cases and gradients that the backend does not declare
+    are left out.
     """
     return verify_on(backend, entries(precision))
 
 
 def verify_on(backend: Backend, chosen: Iterable[Entry]) -> Iterator[tuple[str, str]]:
-    """Do what `verify` does, on the cases that are given."""
+    """Run `backend` on the chosen cases, and yield what `verify` yields."""
     tested = BackendUnderTest(backend)
     for entry in chosen:
         if tested.refusal(entry.case) is not None:
@@ -95,17 +79,17 @@ def verify_on(backend: Backend, chosen: Iterable[Entry]) -> Iterator[tuple[str, 
 
 
 def model_of(switches: Mapping[str, Any]) -> LSTMConfig | StackConfig:
-    """The model with all switches that the index gives: its defaults, and what the field `model` of a case changes."""
+    """Return the model with these switches: the defaults of the index, changed by the field `model` of a case."""
     config = LSTMConfig(**{name: value for name, value in switches.items() if name not in _SHAPE})
     if "num_layers" not in switches:
         return config
     return StackConfig.make(config, **{name: switches[name] for name in _SHAPE})
 
 
-def _entry(entry: Mapping[str, Any], found: Mapping[str, Array]) -> Entry:
+def _entry(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Entry:
     rows = entry["tensors"]
     masks = any(row["role"] == "mask" for row in rows.values())
-    lengths = found.get("lengths")
+    lengths = arrays.get("lengths")
     case = Case(
         name=entry["name"],
         model=model_of(entry["model"]),
@@ -118,42 +102,44 @@ def _entry(entry: Mapping[str, Any], found: Mapping[str, Array]) -> Entry:
 
     def expected(role: str) -> Expectation:
         return {
-            name: Expected(found[name], row["budget"], dtype_of(name, case))
+            name: Expected(arrays[name], row["budget"], dtype_of(name, case))
             for name, row in rows.items()
             if row["role"] == role
         }
 
-    return Entry(case, _data(case, found), expected("output"), expected("gradient"))
+    return Entry(case, _data(case, arrays), expected("output"), expected("gradient"))
 
 
-def _data(case: Case, found: Mapping[str, Array]) -> Data:
-    """The arguments of the calls from the arrays by name; of a pair of which one is left out, that one is zeros."""
+def _data(case: Case, arrays: Mapping[str, Array]) -> Data:
+    """Return the arguments of the calls. If one array of a state is left out, it is zeros."""
 
     def state(h: str, c: str) -> State | None:
-        if h not in found and c not in found:
+        if h not in arrays and c not in arrays:
             return None
         layers = () if case.stack is None else (len(case.configs),)
         widths = {h: case.configs[0].output_size, c: case.configs[0].hidden_size}
         dtypes = {h: case.policy.storage, c: case.policy.compute}
-        return State(*(found.get(name, np.zeros((*layers, case.batch, widths[name]), dtypes[name])) for name in (h, c)))
+        return State(
+            *(arrays.get(name, np.zeros((*layers, case.batch, widths[name]), dtypes[name])) for name in (h, c))
+        )
 
     def masks(suffix: str) -> Masks:
-        return Masks(*(found.get(f"mask_{name}{suffix}") for name in Masks._fields))
+        return Masks(*(arrays.get(f"mask_{name}{suffix}") for name in Masks._fields))
 
-    given: Any = None
+    call_masks: Any = None
     if case.masks and case.stack is not None:
-        dropout = (found.get(f"mask_dropout_l{layer}") for layer in range(case.stack.num_layers - 1))
+        dropout = (arrays.get(f"mask_dropout_l{layer}") for layer in range(case.stack.num_layers - 1))
         layers = tuple(masks(suffix) for suffix in case.stack.suffixes)
-        given = StackMasks(layers, tuple(mask for mask in dropout if mask is not None))
+        call_masks = StackMasks(layers, tuple(mask for mask in dropout if mask is not None))
     elif case.masks:
-        given = masks("")
+        call_masks = masks("")
     return Data(
-        {name: found[name] for name in case.model.parameter_shapes},
-        found["x"],
+        {name: arrays[name] for name in case.model.parameter_shapes},
+        arrays["x"],
         state("h0", "c0"),
-        found.get("lengths"),
-        given,
-        found.get("dy"),
+        arrays.get("lengths"),
+        call_masks,
+        arrays.get("dy"),
         state("dh_n", "dc_n"),
         Tangents(),
     )
