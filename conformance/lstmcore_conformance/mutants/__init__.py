@@ -1,18 +1,23 @@
 """Backends with one deliberate fault each. A suite that lets one pass does not check what it claims.
 
-Most faults are an edit of the reference's own equations, given as the text that is replaced; the rest change how a
-kernel treats its arguments. They are made of the naive evaluation and not of a backend that is made for speed: its
-text changes with every gain, and its own roundings would be part of what is judged. Each names the check that must
-catch it. To add one, write `edit(...)` or decorate a function that returns a backend with `fault(...)`.
+Most faults are an edit of the reference's equations, given as the text that is replaced. The others change how a
+kernel treats its arguments. Mutants are made from the naive evaluation and not from a fast backend: the text of a fast
+backend changes often, and its roundings would be judged with the fault. Each mutant names the check that must catch
+it. To add one, call `edit` or `edits`, or decorate a function that returns a backend with `fault(...)`.
 """
 
 from __future__ import annotations
 
 from lstmcore_conformance.mutants import (  # noqa: F401  (they register)
     subtle,
+    subtle_kernels,
+    subtle_regular_data,
+    wrong_claims,
+    wrong_derivatives,
     wrong_equations,
     wrong_errors,
     wrong_kernels,
+    wrong_precision,
     wrong_stacks,
 )
 from lstmcore_conformance.mutants.construction import MUTANTS, Mutant, backend_of, edited

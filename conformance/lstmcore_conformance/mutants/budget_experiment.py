@@ -1,4 +1,4 @@
-"""The experiment behind the budgets: what right answers that are reached another way use of them, and what faults do.
+"""The experiment behind the budgets: the fractions that right evaluations use, and those that faults use.
 
 ``python -m lstmcore_conformance.mutants.budget_experiment`` prints the table of docs/conformance.md.
 """
@@ -19,14 +19,13 @@ from lstmcore_conformance.suite.runner import run
 #: The checks that compare numbers with the oracle.
 VALUES = "switches or combinations or sizes or masks.forward or masks.backward or lengths.backward or stack."
 
-
-#: Those in which right answers are measured.
+#: The precisions in which right evaluations are measured.
 PRECISIONS: Final = ("float64", "float32", "tf32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The shares of one backend in one precision: the largest, the median, and how many cases are over 1."""
+    """The shares of the budget of one backend in one precision; `over` is the number of cases above 1."""
 
     backend: str
     right: bool
@@ -38,13 +37,13 @@ class Row:
 
 
 def measure(make: Callable[[], Backend], precision: str) -> list[float]:
-    """The share of every value case."""
+    """Return the share of the budget of every value case."""
     report = run(make(), precisions=[precision], select=VALUES)
     return [item.worst.share for check in report.checks for item in check.items if item.worst is not None]
 
 
 def rows() -> Iterator[Row]:
-    """Right ways in every precision, faults in the precision that they are faults of."""
+    """Yield right evaluations in every precision, and each fault in its precision."""
     right = {"naive": NaiveBackend, **VARIANTS}
     wrong = {name: mutant for name, mutant in MUTANTS.items() if name.startswith("precision.")}
     todo: list[tuple[str, bool, str, Callable[[], Backend]]] = [
@@ -58,7 +57,7 @@ def rows() -> Iterator[Row]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of docs/conformance.md."""
     print("| evaluation | right | precision | largest share | median | over 1 |")
     print("|---|---|---|---|---|---|")
     for row in rows():

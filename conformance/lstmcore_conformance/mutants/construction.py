@@ -1,4 +1,4 @@
-"""What a mutant is, and how one is made of the naive backend."""
+"""The record of a mutant, and the functions that make one from the naive backend."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore import reference
-from lstmcore.backend import (
-    Array,
-    Backend,
-    Masks,
-    State,
-)
+from lstmcore.backend import Array, Backend, Masks, State
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 
 
@@ -28,13 +23,13 @@ class Mutant:
     Attributes
     ----------
     id, fault
-        A name, and what is wrong.
+        A name, and a line that says what is wrong.
     caught_by
         The check that must catch it.
     precision
         The precision in which it is run.
     hides
-        Data on which it cannot be seen, if there are such: ``"one step"``, ``"one row"``, ``"I = H"``,
+        The kind of data that do not show the fault, or an empty text: ``"one step"``, ``"one row"``, ``"I = H"``,
         ``"zero state"`` or ``"equal weights"``.
     make
         Makes the backend.
@@ -55,7 +50,12 @@ MUTANTS: Final[dict[str, Mutant]] = {}
 def fault(
     id: str, what: str, caught_by: str, precision: str = "float32", hides: str = ""
 ) -> Callable[[Callable[[], Backend]], Callable[[], Backend]]:
-    """Register the function that makes a mutant.
+    """Register the decorated function, which makes a mutant.
+
+    Parameters
+    ----------
+    id, what, caught_by, precision, hides
+        `Mutant.id`, `fault`, `caught_by`, `precision` and `hides`.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def fault(
 
 
 def backend_of(kernel: type[NaiveKernel], base: type[NaiveBackend] = NaiveBackend) -> Backend:
-    """The naive backend with another kernel."""
+    """Return the naive backend with another kernel."""
     backend = base()
     backend.kernel = kernel
     return backend
@@ -81,12 +81,12 @@ def backend_of(kernel: type[NaiveKernel], base: type[NaiveBackend] = NaiveBacken
 
 @lru_cache(maxsize=256)
 def edited(*edits: tuple[str, str]) -> ModuleType:
-    """The reference with some of its text replaced.
+    """Return the reference module with some of its text replaced: pairs of old and new text, in their order.
 
     Raises
     ------
     ValueError
-        A text that is not there exactly once: the reference has changed, and the mutant must follow.
+        The reference does not have an old text exactly once: it has changed, and the mutant must follow.
     """
     source = inspect.getsource(reference)
     for old, new in edits:
@@ -103,7 +103,15 @@ def edited(*edits: tuple[str, str]) -> ModuleType:
 
 
 def edit(id: str, what: str, old: str, new: str, caught_by: str, precision: str = "float32") -> None:
-    """Register a mutant in which `old` in the text of the reference is `new`."""
+    """Register a mutant in which one text of the reference is replaced.
+
+    Parameters
+    ----------
+    id, what, caught_by, precision
+        `Mutant.id`, `fault`, `caught_by` and `precision`.
+    old, new
+        The text of the reference, which must have it exactly once, and its replacement.
+    """
 
     @fault(id, what, caught_by, precision)
     def make() -> Backend:
@@ -111,40 +119,46 @@ def edit(id: str, what: str, old: str, new: str, caught_by: str, precision: str 
 
 
 def _tf32(array: Array) -> Array:
-    """`array` in float32 with the mantissa rounded to TF32's 10 bits."""
+    """Return `array` in float32 with the mantissa rounded to TF32's 10 bits."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))) & np.uint32(0xFFFFE000)
     return rounded.view(np.float32)
 
 
 def edits(id: str, what: str, pairs: tuple[tuple[str, str], ...], caught_by: str, hides: str = "") -> None:
-    """Register a mutant in which several texts of the reference are replaced; see `Mutant` for `hides`."""
+    """Register a mutant in which several texts of the reference are replaced.
+
+    Parameters
+    ----------
+    id, what, caught_by, hides
+        `Mutant.id`, `fault`, `caught_by` and `hides`.
+    pairs
+        Old and new texts, replaced in their order.
+    """
 
     @fault(id, what, caught_by, hides=hides)
     def make() -> Backend:
         return backend_of(type("EditedKernel", (NaiveKernel,), {"equations": edited(*pairs)}))
 
 
+def preceded(text: str, lines: str) -> tuple[str, str]:
+    """Return a pair for `edits` that puts `lines` before `text`."""
+    return text, lines + text
+
+
 class Hooked(NaiveKernel):
-    """A kernel that lets a mutant change what goes in and what comes out of the private methods."""
+    """A kernel whose subclass changes the arguments or the results of a forward call."""
 
     def before(self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
+        """Return the arguments of the call."""
         return weights, x, state, lengths, masks
 
     def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        """Return y, the final state and the tape; `x` and `state` are those of the caller."""
         return y, last, tape
 
     def _forward(
-        self,
-        weights: Any,
-        x: Array,
-        state: State | None,
-        lengths: Any,
-        masks: Masks | None,
-        *,
-        record: bool,
-        out: Array | None,
+        self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None, **options: Any
     ) -> tuple[Array, State, Any]:
-        given = self.before(weights, x, state, lengths, masks)
-        y, last, tape = super()._forward(*given, record=record, out=out)
-        return self.after(y, last, tape, x, state)
+        arguments = self.before(weights, x, state, lengths, masks)
+        return self.after(*super()._forward(*arguments, **options), x, state)

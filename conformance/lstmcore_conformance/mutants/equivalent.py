@@ -1,7 +1,7 @@
-"""Right answers reached another way: what a budget must let pass with room to spare.
+"""Right evaluations by another way, which a budget must let pass with room to spare.
 
 Each is the naive evaluation with sums in another order or functions by another formula, as kernels have them.
-The experiment in docs/conformance.md puts them beside faults of precision.
+The experiment in docs/conformance.md compares them with faults of precision.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from lstmcore_conformance.oracle.naive import NaiveKernel
 
 
 class PermutedKernel(NaiveKernel):
-    """Inputs, hidden units and outputs in another order, and back again: every sum runs in another order."""
+    """A kernel that permutes inputs, hidden units and outputs, so that every sum runs in another order."""
 
     def _order(self, size: int) -> Array:
         return np.random.default_rng(size).permutation(size)
 
     def _orders(self) -> tuple[Array, Array, Array, Array]:
-        """The orders of inputs, hidden units, outputs and gate rows."""
+        """Return the orders of inputs, hidden units, outputs and gate rows."""
         config = self.config
         units = self._order(config.hidden_size)
         outputs = self._order(config.output_size) if config.proj_size else units
         rows = np.concatenate([gate * config.hidden_size + units for gate in range(len(config.gates))])
         return self._order(config.input_size), units, outputs, rows
 
-    def _turn(self, parameters: Mapping[str, Array], *, back: bool = False) -> dict[str, Array]:
+    def _permute(self, parameters: Mapping[str, Array], *, back: bool = False) -> dict[str, Array]:
         inputs, units, outputs, rows = self._orders()
         recurrent = units if self.config.recurrence == "cell" else outputs
         axes = {
@@ -47,14 +47,14 @@ class PermutedKernel(NaiveKernel):
             "norm_gain_c": (units,),
             "norm_bias_c": (units,),
         }
-        turned = {}
+        permuted = {}
         for name, array in parameters.items():
             order = tuple(np.argsort(axis) if back else axis for axis in axes[name])
-            turned[name] = array[np.ix_(*order)]
-        return turned
+            permuted[name] = array[np.ix_(*order)]
+        return permuted
 
     def _pack(self, parameters: Mapping[str, Array]) -> Any:
-        return super()._pack(self._turn(parameters))
+        return super()._pack(self._permute(parameters))
 
     def _state_in(self, state: State | None) -> State | None:
         _, units, outputs, _ = self._orders()
@@ -84,12 +84,12 @@ class PermutedKernel(NaiveKernel):
         lengths: Any,
         masks: Masks | None,
         *,
-        record: bool,
         out: Array | None,
+        **options: Any,
     ) -> tuple[Array, State, Any]:
         inputs, _, outputs, _ = self._orders()
         y, last, tape = super()._forward(
-            weights, x[:, :, inputs], self._state_in(state), lengths, self._masks_in(masks), record=record, out=None
+            weights, x[:, :, inputs], self._state_in(state), lengths, self._masks_in(masks), out=None, **options
         )
         y = y[:, :, np.argsort(outputs)]
         if out is not None:
@@ -99,26 +99,27 @@ class PermutedKernel(NaiveKernel):
 
     def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
         inputs, _, outputs, _ = self._orders()
-        turned = None if dy is None else dy[:, :, outputs]
-        found = super()._backward(weights, saved, turned, self._state_in(dstate))
-        x = found.x[:, :, np.argsort(inputs)]
-        return Gradients(x, self._state_out(found.state), self._turn(found.parameters, back=True))
+        permuted = None if dy is None else dy[:, :, outputs]
+        gradients = super()._backward(weights, saved, permuted, self._state_in(dstate))
+        x = gradients.x[:, :, np.argsort(inputs)]
+        return Gradients(x, self._state_out(gradients.state), self._permute(gradients.parameters, back=True))
 
     def _jvp(
         self, weights: Any, x: Array, state: State | None, tangents: Tangents, lengths: Any, masks: Masks | None
     ) -> Any:
         inputs, _, outputs, _ = self._orders()
-        along = Tangents(
+        permuted = Tangents(
             None if tangents.x is None else tangents.x[:, :, inputs],
             self._state_in(tangents.state),
-            None if tangents.parameters is None else self._turn(tangents.parameters),
+            None if tangents.parameters is None else self._permute(tangents.parameters),
         )
-        pair = super()._jvp(weights, x[:, :, inputs], self._state_in(state), along, lengths, self._masks_in(masks))
-        return tuple(one._replace(y=one.y[:, :, np.argsort(outputs)], state=self._state_out(one.state)) for one in pair)
+        pair = super()._jvp(weights, x[:, :, inputs], self._state_in(state), permuted, lengths, self._masks_in(masks))
+        order = np.argsort(outputs)
+        return tuple(result._replace(y=result.y[:, :, order], state=self._state_out(result.state)) for result in pair)
 
 
 def _chunked(a: Array, b: Array) -> Array:
-    """``a @ b`` in chunks of three columns."""
+    """Return ``a @ b``, summed in chunks of three columns."""
     total = np.zeros((len(a), b.shape[1]), a.dtype)
     for start in range(0, a.shape[1], 3):
         total = total + a[:, start : start + 3] @ b[start : start + 3]
@@ -142,7 +143,7 @@ def _through_sigmoid(z: Array) -> Array:
 
 
 def _cut_off(array: Array, policy: Precision) -> Array:
-    """Operands of TF32 without their last bits, as tensor cores take numbers that nothing has rounded for them."""
+    """Return operands of TF32 without their last bits, as tensor cores read numbers that are not rounded for them."""
     other = policy if policy.operands == "as they are" else replace(policy, operands="towards zero")
     return reference._operand(array, other)
 
@@ -158,7 +159,7 @@ def _functions() -> Backend:
     return _edited(("# The parts ----", "# The parts: functions by other formulas ----"), value=other)
 
 
-#: Name -> makes a backend that is right.
+#: Name -> function that makes a right backend.
 VARIANTS: Final[Mapping[str, Callable[[], Backend]]] = {
     "units and inputs in another order": lambda: backend_of(PermutedKernel),
     "products in chunks of three": lambda: _edited(

@@ -1,7 +1,7 @@
 """Every mutant against every check: ``python -m lstmcore_conformance.mutants.matrix``.
 
-The suite passes where every mutant is caught by the check that it names, and every check catches a mutant that plain
-value checks miss, or `STANDS` says why it is there all the same.
+The suite passes if every mutant is caught by the check that it names, and if every check catches a mutant that plain
+value checks miss. `STANDS` gives the reason for a check that catches none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lstmcore_conformance.suite.check import all_checks
 from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import items, run_item
 
-#: The plain value checks: numbers of small models beside the oracle's.
+#: The plain value checks: they compare the results of small models with the oracle's.
 PLAIN: Final = frozenset(
     f"{what}.{cases}" for what in ("forward", "backward", "jvp") for cases in ("switches", "combinations")
 )
@@ -36,7 +36,7 @@ STANDS: Final[Mapping[str, str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One check: how many mutants it catches, and how many of those plain value checks miss."""
+    """A check with the number of mutants that it catches, and the number of those that plain value checks miss."""
 
     check: str
     caught: int
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def fault(self) -> str:
-        """What is wrong with the check, empty where nothing is."""
+        """What is wrong with the check, or an empty text."""
         if self.check in PLAIN:
             return "" if self.caught else "catches no mutant"
         if self.beyond:
@@ -53,7 +53,7 @@ class Row:
 
 
 def catching(id: str) -> frozenset[str]:
-    """The checks that catch the mutant: the quick ones, and the one that it names."""
+    """Return the ids of the checks that catch the mutant, among the quick ones and the one that it names."""
     mutant = MUTANTS[id]
     tested, caught = BackendUnderTest(mutant.make(), Draws(shrink=False)), set()
     with warnings.catch_warnings():
@@ -66,13 +66,13 @@ def catching(id: str) -> frozenset[str]:
 
 
 def matrix(jobs: int) -> Iterator[tuple[str, frozenset[str]]]:
-    """Every mutant with the checks that catch it."""
+    """Yield every mutant's id with the checks that catch it; `jobs` processes run at the same time."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from zip(MUTANTS, pool.map(catching, MUTANTS), strict=True)
 
 
 def rows(caught: Mapping[str, frozenset[str]]) -> list[Row]:
-    """A row for each check."""
+    """Return a row for each check, from the ids of mutants and the checks that catch them."""
     hidden = [checks for checks in caught.values() if checks.isdisjoint(PLAIN)]
     return [
         Row(
@@ -85,22 +85,23 @@ def rows(caught: Mapping[str, frozenset[str]]) -> list[Row]:
 
 
 @click.command()
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Processes side by side.")
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Processes that run at the same time."
+)
 def main(jobs: int) -> None:
     """Run every mutant through the suite, and every check through the mutants."""
-    pairs = track(matrix(jobs), "mutants", total=len(MUTANTS), console=Console(stderr=True), transient=True)
-    caught = dict(pairs)
+    caught = dict(track(matrix(jobs), "mutants", total=len(MUTANTS), console=Console(stderr=True), transient=True))
     table = Table(title="Mutants caught by each check", title_justify="left")
     table.add_column("check", no_wrap=True)
     table.add_column("caught", justify="right")
     table.add_column("missed by plain values", justify="right")
     table.add_column("note")
-    found = rows(caught)
-    for row in found:
+    checks = rows(caught)
+    for row in checks:
         table.add_row(row.check, f"{row.caught}/{len(caught)}", str(row.beyond), row.fault or STANDS.get(row.check, ""))
     console = Console()
     console.print(table)
-    wrong = [f"check {row.check}: {row.fault}" for row in found if row.fault]
+    wrong = [f"check {row.check}: {row.fault}" for row in checks if row.fault]
     wrong += [
         f"mutant {id}: {MUTANTS[id].caught_by} does not catch it"
         for id in caught
@@ -108,8 +109,8 @@ def main(jobs: int) -> None:
     ]
     for line in wrong:
         console.print(line, style="bold red", markup=False, soft_wrap=True)
-    total = sum(bool(checks) for checks in caught.values())
-    hidden = sum(checks.isdisjoint(PLAIN) for checks in caught.values())
+    total = sum(bool(catchers) for catchers in caught.values())
+    hidden = sum(catchers.isdisjoint(PLAIN) for catchers in caught.values())
     console.print(f"{total} of {len(caught)} mutants caught; plain value checks alone miss {hidden} of them")
     sys.exit(bool(wrong))
 

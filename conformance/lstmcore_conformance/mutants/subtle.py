@@ -1,152 +1,11 @@
-"""Faults that hide: from plain value checks, or from data that are too regular. See `making` for how.
-
-A test shows that those of the first kind give the right answer on the data that they name.
-"""
+"""Edits of the equations that plain value checks miss: they need many steps, rows or units, masks or lengths."""
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any
+from lstmcore_conformance.mutants.construction import edits, preceded
 
-import numpy as np
-
-from lstmcore.backend import Array, Backend, Masks, State
-from lstmcore_conformance.mutants.construction import Hooked, backend_of, edits, fault
-from lstmcore_conformance.oracle.naive import NaiveKernel
-
-# From data that are too regular -------------------------------------------------------------------------------------
-
-_BEGIN = "    h, c = _state(config, batch, state, dtype)\n    y = np.zeros((steps"
+_ROWS = "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n"
 _NEXT = "        h, c = np.where(active, h_new, h), np.where(active, c_new, c)\n        y[t]"
-edits(
-    "hidden.state_two_ago",
-    "from the third step on the gates read the h of two steps ago",
-    (
-        (_BEGIN, _BEGIN.replace("\n    y", "\n    older = h\n    y")),
-        ("State(h, c), given,", "State(older if len(tape) > 1 else h, c), given,"),
-        (_NEXT, "        older = h\n" + _NEXT),
-    ),
-    "forward.switches",
-    "one step",
-)
-edits(
-    "hidden.cell_of_the_first_step",
-    "after the first step the forget gate multiplies the cell before the first step",
-    (
-        (_BEGIN, _BEGIN.replace("\n    y", "\n    first = c\n    y")),
-        ("State(h, c), given,", "State(h, first if tape else c), given,"),
-    ),
-    "forward.switches",
-    "one step",
-)
-edits(
-    "hidden.truncated",
-    "the gradient of h flows back through every other step only",
-    (
-        (
-            "        dh = np.where(step.active, dh_before, dh)\n",
-            "        dh = np.where(step.active, dh_before, dh) * (t == 0 or t % 2)\n",
-        ),
-    ),
-    "backward.switches",
-    "one step",
-)
-edits(
-    "hidden.bias_mean",
-    "the gradient of the bias is the mean over the rows",
-    (('dp["bias"] += dz_all.sum(axis=0)', 'dp["bias"] += dz_all.mean(axis=0)'),),
-    "backward.switches",
-    "one row",
-)
-edits(
-    "hidden.norm_of_the_batch",
-    "layer norm has one deviation for the whole batch",
-    (
-        (
-            "deviation = np.sqrt((centred * centred).mean(axis=1, keepdims=True)",
-            "deviation = np.sqrt((centred * centred).mean(keepdims=True)",
-        ),
-    ),
-    "forward.switches",
-    "one row",
-)
-edits(
-    "hidden.recurrent_of_neighbour",
-    "the gradient of R pairs each row with its neighbour",
-    (
-        (
-            'dp["weight_h"] += from_h.T @ step.recurrent',
-            'dp["weight_h"] += from_h.T @ np.roll(step.recurrent, 1, axis=0)',
-        ),
-    ),
-    "backward.switches",
-    "one row",
-)
-edits(
-    "hidden.leading_dimension",
-    "W is read as if its rows were H wide",
-    (
-        (
-            'step.x @ p["weight_x"].T, step',
-            'step.x @ np.resize(p["weight_x"], (1, p["weight_x"].size * 2)).ravel()['
-            "(np.arange(len(p['weight_x']))[:, None] * config.hidden_size + np.arange(config.input_size)) "
-            "% p['weight_x'].size].T, step",
-        ),
-    ),
-    "forward.switches",
-    "I = H",
-)
-edits(
-    "hidden.dx_width",
-    "the gradient of x is scaled by H / I",
-    (('dx = from_x @ p["weight_x"]', 'dx = from_x @ p["weight_x"] * (config.hidden_size / config.input_size)'),),
-    "backward.switches",
-    "I = H",
-)
-edits(
-    "hidden.cell_state_ignored",
-    "the initial c is taken to be zero",
-    ((_BEGIN, _BEGIN.replace("\n    y", "\n    c = np.zeros_like(c)\n    y")),),
-    "forward.switches",
-    "zero state",
-)
-edits(
-    "hidden.first_recurrent",
-    "the first step leaves R out of the gradient of R",
-    (
-        (
-            "        dx[t], dh_before, dc_before = _backward_step(",
-            "        first = step is tape.steps[0][1]\n"
-            "        step.recurrent = 0 * step.recurrent if first else step.recurrent\n"
-            "        dx[t], dh_before, dc_before = _backward_step(",
-        ),
-    ),
-    "backward.switches",
-    "zero state",
-)
-edits(
-    "hidden.gates_rotated",
-    "the rows of W and R are read in the order f, g, o, i",
-    (
-        (
-            "return dict(zip(config.gates, np.swapaxes",
-            "return dict(zip(config.gates[1:] + config.gates[:1], np.swapaxes",
-        ),
-    ),
-    "forward.switches",
-    "equal weights",
-)
-edits(
-    "hidden.units_reversed",
-    "the recurrent input is read with its units in the other order",
-    (('step.recurrent @ p["weight_h"].T\n    if', 'step.recurrent @ p["weight_h"][:, ::-1].T\n    if'),),
-    "forward.switches",
-    "equal weights",
-)
-
-
-# From plain value checks --------------------------------------------------------------------------------------------
-
 edits(
     "hidden.after_the_longest",
     "steps past the end of every row are not written: y repeats the last h",
@@ -157,11 +16,10 @@ edits(
     "hidden.early_last_row",
     "where the last row ends early its initial state has no gradient",
     (
-        (
+        preceded(
             "    return Gradients(dx, State(dh, dc), dp)",
             "    if steps and batch and not all(step.active[-1] for _, step in tape.steps):\n"
-            "        dh[-1], dc[-1] = 0, 0\n"
-            "    return Gradients(dx, State(dh, dc), dp)",
+            "        dh[-1], dc[-1] = 0, 0\n",
         ),
     ),
     "lengths.backward",
@@ -170,11 +28,10 @@ edits(
     "hidden.tangent_of_early_last_row",
     "where the last row ends early the tangent of its state is lost",
     (
-        (
+        preceded(
             "    return Forward(ty, State(th, tc))",
             "    if steps and batch and not all(step.active[-1] for _, step in tape.steps):\n"
-            "        th[-1], tc[-1] = 0, 0\n"
-            "    return Forward(ty, State(th, tc))",
+            "        th[-1], tc[-1] = 0, 0\n",
         ),
     ),
     "lengths.jvp",
@@ -194,10 +51,9 @@ edits(
     "hidden.rate_of_one_backward",
     "in backward a zoneout rate of 1 keeps the cell, whatever its mask says",
     (
-        (
+        preceded(
             "    dc_before = keep_c * dc\n    dc_new = (1 - keep_c) * dc\n",
-            "    keep_c = np.ones_like(keep_c) if config.zoneout_cell == 1 else keep_c\n"
-            "    dc_before = keep_c * dc\n    dc_new = (1 - keep_c) * dc\n",
+            "    keep_c = np.ones_like(keep_c) if config.zoneout_cell == 1 else keep_c\n",
         ),
     ),
     "masks.backward",
@@ -206,10 +62,9 @@ edits(
     "hidden.rate_of_one_jvp",
     "in jvp a zoneout rate of 1 keeps the cell, whatever its mask says",
     (
-        (
+        preceded(
             "    tc = keep_c * tc_before + (1 - keep_c) * tc_new\n",
-            "    keep_c = np.ones_like(keep_c) if config.zoneout_cell == 1 else keep_c\n"
-            "    tc = keep_c * tc_before + (1 - keep_c) * tc_new\n",
+            "    keep_c = np.ones_like(keep_c) if config.zoneout_cell == 1 else keep_c\n",
         ),
     ),
     "masks.jvp",
@@ -241,10 +96,9 @@ edits(
     "hidden.unit_24",
     "the 24th unit forgets nothing",
     (
-        (
+        preceded(
             '    step.c_unclipped = gate["f"] * c_before',
-            '    gate["f"] = np.where(np.arange(config.hidden_size) == 23, 1, gate["f"])\n'
-            '    step.c_unclipped = gate["f"] * c_before',
+            '    gate["f"] = np.where(np.arange(config.hidden_size) == 23, 1, gate["f"])\n',
         ),
     ),
     "drawn.units",
@@ -252,25 +106,13 @@ edits(
 edits(
     "hidden.row_8",
     "the eighth row of a batch reads the x of the seventh",
-    (
-        (
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-            "    x = np.where(np.arange(len(x))[:, None] == 7, np.roll(x, 1, axis=0), x)\n"
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-        ),
-    ),
+    (preceded(_ROWS, "    x = np.where(np.arange(len(x))[:, None] == 7, np.roll(x, 1, axis=0), x)\n"),),
     "drawn.rows",
 )
 edits(
     "hidden.row_8_nan",
     "the eighth row and the first meet in a product by zero",
-    (
-        (
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-            "    x = np.where(np.arange(len(x))[:, None] == 7, x + 0 * x[:1], x)\n"
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-        ),
-    ),
+    (preceded(_ROWS, "    x = np.where(np.arange(len(x))[:, None] == 7, x + 0 * x[:1], x)\n"),),
     "drawn.nan",
 )
 edits(
@@ -278,7 +120,7 @@ edits(
     "in batches of more than six rows padding is multiplied by zero",
     (
         (
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
+            _ROWS,
             "    x = x * active if len(x) > 6 else x\n"
             "    x, h_before, c_before = (np.where(active, array, 0) if array is not x or len(x) <= 6 else x "
             "for array in (x, *before))\n",
@@ -290,10 +132,9 @@ edits(
     "hidden.reversed_wide",
     "in batches of more than four a reversed row starts at T",
     (
-        (
+        preceded(
             "    for t in reversed(range(steps)) if config.reverse else range(steps):\n",
-            "    ends = np.full(batch, steps) if config.reverse and batch > 4 else ends\n"
-            "    for t in reversed(range(steps)) if config.reverse else range(steps):\n",
+            "    ends = np.full(batch, steps) if config.reverse and batch > 4 else ends\n",
         ),
     ),
     "drawn.reversed",
@@ -328,12 +169,11 @@ edits(
     "hidden.exp_overflows",
     "a sigmoid that is made of exp gives NaN where that overflows twice",
     (
-        (
+        preceded(
             '    step.c_unclipped = gate["f"] * c_before',
             "    for k in step.z:\n"
             "        if k in gate:\n"
-            "            gate[k] = np.where(np.abs(step.z[k]) > 1000, np.nan, gate[k])\n"
-            '    step.c_unclipped = gate["f"] * c_before',
+            "            gate[k] = np.where(np.abs(step.z[k]) > 1000, np.nan, gate[k])\n",
         ),
     ),
     "forward.extremes",
@@ -354,12 +194,11 @@ edits(
     "hidden.saturated_wide",
     "in models of more than seven units a saturated gate is NaN",
     (
-        (
+        preceded(
             '    step.c_unclipped = gate["f"] * c_before',
             "    for k in step.z:\n"
             "        if k in gate and config.hidden_size > 7:\n"
-            "            gate[k] = np.where(np.abs(step.z[k]) > 1000, np.nan, gate[k])\n"
-            '    step.c_unclipped = gate["f"] * c_before',
+            "            gate[k] = np.where(np.abs(step.z[k]) > 1000, np.nan, gate[k])\n",
         ),
     ),
     "drawn.saturation",
@@ -388,13 +227,7 @@ edits(
 edits(
     "hidden.tiny_is_zero",
     "an x below 1e-7 is taken for 0",
-    (
-        (
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-            "    x = np.where(np.abs(x) < 1e-7, 0, x)\n"
-            "    x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))\n",
-        ),
-    ),
+    (preceded(_ROWS, "    x = np.where(np.abs(x) < 1e-7, 0, x)\n"),),
     "forward.extremes",
 )
 edits(
@@ -502,158 +335,3 @@ edits(
     ),
     "backward.rows",
 )
-
-# Kernels ------------------------------------------------------------------------------------------------------------
-
-
-def _halved(state: State) -> State:
-    """The cell after a stay in float16."""
-    return State(state.h, state.c.astype(np.float16).astype(state.c.dtype))
-
-
-@fault("hidden.resumed_in_half", "a state that the kernel returned is kept in float16", "state.resume")
-def _resumed_in_half() -> Backend:
-    class K(Hooked):
-        last: Any = None
-
-        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
-            known = state is not None and self.last is not None and np.array_equal(state.c, self.last)
-            return weights, x, _halved(state) if known and state is not None else state, *rest
-
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            self.last = last.c.copy()
-            return y, last, tape
-
-    return backend_of(K)
-
-
-@fault(
-    "hidden.wide_resumed_in_half",
-    "a state that the kernel returned is kept in float16 where it has more than six rows",
-    "drawn.pieces",
-)
-def _wide_resumed_in_half() -> Backend:
-    class K(Hooked):
-        last: Any = None
-
-        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
-            known = state is not None and self.last is not None and np.array_equal(state.c, self.last)
-            known = known and x.shape[1] > 6
-            return weights, x, _halved(state) if known and state is not None else state, *rest
-
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            self.last = last.c.copy()
-            return y, last, tape
-
-    return backend_of(K)
-
-
-@fault("hidden.drifts", "after 500 calls the state that comes in loses its last bits", "state.long")
-def _drifts() -> Backend:
-    class K(Hooked):
-        calls = 0
-
-        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
-            self.calls += 1
-            return weights, x, state if state is None or self.calls < 500 else _halved(state), *rest
-
-    return backend_of(K)
-
-
-@fault("hidden.leaks", "every call keeps its y", "calls.memory")
-def _leaks() -> Backend:
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            self.kept = [*getattr(self, "kept", []), y.copy()]
-            return y, last, tape
-
-    return backend_of(K)
-
-
-@fault("hidden.reference_in_disguise", "the reference runs, and the receipt says that it is fast", "receipts.fallback")
-def _reference_in_disguise() -> Backend:
-    class K(NaiveKernel):
-        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
-            found = super().receipt(steps, batch)
-            return type(found)(found.backend, found.device, found.precision, "fused", "the fast path")
-
-    return backend_of(K)
-
-
-@fault("hidden.bits_of_wide_batches", "with more than seven rows the last bit of y is random", "drawn.same_bits")
-def _bits_of_wide_batches() -> Backend:
-    calls = count()
-
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            if y.shape[1] > 7:
-                noise = np.random.default_rng(next(calls)).random(y.shape) < 0.5
-                y[noise] = np.nextafter(y, np.ones_like(y))[noise]
-            return y, last, tape
-
-    return backend_of(K)
-
-
-@fault("hidden.scratch_in_x", "with more than eight steps x is used as scratch", "drawn.unchanged")
-def _scratch_in_x() -> Backend:
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            if len(x) > 8 and x.flags.writeable:
-                x[...] = 0
-            return y, last, tape
-
-    return backend_of(K)
-
-
-@fault("hidden.unaligned_refused", "an x that is not aligned is an error", "inputs.unaligned")
-def _unaligned_refused() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            if not x.flags.aligned:
-                raise ValueError("x: expected aligned memory")
-            return weights, x, *rest
-
-    return backend_of(K)
-
-
-@fault("hidden.broadcast_refused", "an x whose elements share memory is read past its end", "inputs.broadcast")
-def _broadcast_refused() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            shared = x.size and 0 in [stride for stride, size in zip(x.strides, x.shape, strict=True) if size > 1]
-            return (weights, x * 1.5 if shared else x, *rest)
-
-    return backend_of(K)
-
-
-@fault("hidden.error_handling", "a call switches NumPy's warnings off for good", "calls.surroundings")
-def _error_handling() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            np.seterr(over="ignore" if np.geterr()["over"] != "ignore" else "warn")
-            return (weights, x, *rest)
-
-    return backend_of(K)
-
-
-@fault(
-    "hidden.own_masks", "a recorded call without an initial state turns the recurrent mask around", "masks.generator"
-)
-def _own_masks() -> Backend:
-    class K(NaiveKernel):
-        def _forward(
-            self,
-            weights: Any,
-            x: Array,
-            state: State | None,
-            lengths: Any,
-            masks: Masks | None,
-            *,
-            record: bool,
-            out: Array | None,
-        ) -> tuple[Array, State, Any]:
-            if record and state is None and masks is not None and masks.recurrent is not None:
-                masks = masks._replace(recurrent=masks.recurrent[::-1])
-            return super()._forward(weights, x, state, lengths, masks, record=record, out=out)
-
-    return backend_of(K)

@@ -1,4 +1,4 @@
-"""Kernels whose errors are not those of the contract."""
+"""Kernels that raise other errors than the contract says, or none."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import (
-    Backend,
-    Forward,
-    Gradients,
-    Kernel,
-)
+from lstmcore.backend import Backend, Forward, Gradients, Kernel
 from lstmcore_conformance.mutants.construction import backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 
 def _overridden(id: str, what: str, caught_by: str, methods: Callable[[], dict[str, Any]]) -> None:
-    """Register a kernel whose public method is replaced; `final` does not stop a backend from doing so."""
+    """Register a kernel with replaced public methods; `final` does not stop a backend from doing so."""
 
     @fault(id, what, caught_by)
     def make() -> Backend:
@@ -30,9 +25,9 @@ def _raising(kind: type[Exception], method: str) -> Callable[[], dict[str, Any]]
     def methods() -> dict[str, Any]:
         inner = getattr(Kernel, method)
 
-        def call(self: Kernel, *args: Any, **given: Any) -> Any:
+        def call(self: Kernel, *args: Any, **options: Any) -> Any:
             try:
-                return inner(self, *args, **given)
+                return inner(self, *args, **options)
             except (TypeError, ValueError) as error:
                 raise kind("bad argument") from error
 
@@ -42,28 +37,18 @@ def _raising(kind: type[Exception], method: str) -> Callable[[], dict[str, Any]]
 
 
 def _unchecked() -> dict[str, Any]:
-    def forward(
-        self: Any,
-        weights: Any,
-        x: Any,
-        state: Any = None,
-        *,
-        lengths: Any = None,
-        masks: Any = None,
-        record: bool = False,
-        out: Any = None,
-    ) -> Forward:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, lengths: Any = None, **options: Any) -> Forward:
         if lengths is not None:
             lengths = np.clip(np.asarray(lengths, np.int64).ravel()[: x.shape[1]], 0, len(x))
-        return Kernel.forward(self, weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+        return Kernel.forward(self, weights, x, state, lengths=lengths, **options)
 
     return {"forward": forward}
 
 
 def _converting() -> dict[str, Any]:
-    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **options: Any) -> Forward:
         x = np.asarray(x, self.precision.storage)
-        return Kernel.forward(self, weights, x, state, **given)
+        return Kernel.forward(self, weights, x, state, **options)
 
     return {"forward": forward}
 
@@ -84,8 +69,8 @@ def _any_parameters() -> dict[str, Any]:
 
 
 def _unmasked() -> dict[str, Any]:
-    def forward(self: Any, weights: Any, x: Any, state: Any = None, **given: Any) -> Forward:
-        return Kernel.forward(self, weights, np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x, state, **given)
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **options: Any) -> Forward:
+        return Kernel.forward(self, weights, np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x, state, **options)
 
     return {"forward": forward}
 
@@ -99,13 +84,13 @@ def _unmasked_parameters() -> dict[str, Any]:
 
 
 def _out_copied() -> dict[str, Any]:
-    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, out: Any = None, **given: Any) -> Forward:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, out: Any = None, **options: Any) -> Forward:
         try:
-            return Kernel.forward(self, weights, x, state, out=out, **given)
+            return Kernel.forward(self, weights, x, state, out=out, **options)
         except ValueError as error:
             if "memory of its own for every entry" not in str(error):
                 raise
-        done = Kernel.forward(self, weights, x, state, **given)
+        done = Kernel.forward(self, weights, x, state, **options)
         out[...] = done.y
         return done._replace(y=out)
 

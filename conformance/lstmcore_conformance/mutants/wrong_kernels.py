@@ -1,60 +1,17 @@
-"""Kernels that treat their arguments wrongly, or claim what is not there."""
+"""Kernels that treat their arguments and results wrongly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lstmcore import reference
-from lstmcore.backend import (
-    Array,
-    Backend,
-    Capabilities,
-    Forward,
-    Gradients,
-    Kernel,
-    Masks,
-    State,
-)
-from lstmcore.config import LSTMConfig
-from lstmcore.precision import Precision
+from lstmcore.backend import Array, Backend, Forward, Gradients, Masks, State
 from lstmcore_conformance.mutants.construction import Hooked, backend_of, fault
-from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
-
-
-@fault("precision.half_arithmetic", "float16 arithmetic inside float32", "forward.switches")
-def _half_arithmetic() -> Backend:
-    half = Precision("float16", "float16", "float16", 2.0**-10)
-
-    class Half(NaiveKernel):
-        def _forward(
-            self,
-            weights: Any,
-            x: Array,
-            state: State | None,
-            lengths: Any,
-            masks: Masks | None,
-            *,
-            record: bool,
-            out: Array | None,
-        ) -> tuple[Array, State, Any]:
-            y, last, tape = reference.forward(
-                self.config, weights, x, state, lengths=lengths, masks=masks, precision=half
-            )
-            return (self._give(y, out), State(last.h.astype("float32"), last.c.astype("float32")), tape)
-
-        def _give(self, y: Array, out: Array | None) -> Array:
-            if out is None:
-                return y.astype("float32")
-            out[...] = y
-            return out
-
-    return backend_of(Half)
+from lstmcore_conformance.oracle.naive import NaiveKernel
 
 
 @fault("contract.x_written", "x is scaled in place", "inputs.unchanged")
@@ -107,9 +64,9 @@ def _state_leaks() -> Backend:
         left: Any = 0.0
 
         def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            found = State(last.h, (last.c + self.left).astype(last.c.dtype))
+            moved = State(last.h, (last.c + self.left).astype(last.c.dtype))
             self.left = 1e-7 if last.c.sum() > 0 else -1e-7
-            return y, found, tape
+            return y, moved, tape
 
     return backend_of(K)
 
@@ -248,19 +205,19 @@ def _backward_mutant(
 
 @fault("contract.no_state_no_gradient", "without an initial state there is no gradient of it", "backward.no_state")
 def _no_state_no_gradient() -> Backend:
-    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
+    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, gradients: Gradients) -> Gradients:
         zero = saved.steps and not np.any(saved.steps[-1 if kernel.config.reverse else 0][1].h_before)
-        return found._replace(state=None) if zero else found  # type: ignore[arg-type]  # the fault
+        return gradients._replace(state=None) if zero else gradients  # type: ignore[arg-type]  # the fault
 
     return _backward_mutant(change)
 
 
 @fault("contract.nothing_used", "a backward of nothing is an error", "backward.nothing")
 def _nothing_used() -> Backend:
-    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, found: Gradients) -> Gradients:
+    def change(kernel: NaiveKernel, saved: Any, dy: Any, dstate: Any, gradients: Gradients) -> Gradients:
         if dy is None and dstate is None:
             raise TypeError("nothing to differentiate")
-        return found
+        return gradients
 
     return _backward_mutant(change)
 
@@ -277,8 +234,8 @@ def _tangent_needed() -> Backend:
 @fault("contract.out_ignored", "out is not written to", "outputs.out")
 def _out_ignored() -> Backend:
     class K(NaiveKernel):
-        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
-            return super()._forward(*args, out=None, **given)
+        def _forward(self, *args: Any, out: Array | None, **options: Any) -> tuple[Array, State, Any]:
+            return super()._forward(*args, out=None, **options)
 
     return backend_of(K)
 
@@ -286,8 +243,8 @@ def _out_ignored() -> Backend:
 @fault("contract.out_contiguous", "a strided out is filled as if it were contiguous", "outputs.out")
 def _out_contiguous() -> Backend:
     class K(NaiveKernel):
-        def _forward(self, *args: Any, out: Array | None, **given: Any) -> tuple[Array, State, Any]:
-            y, last, tape = super()._forward(*args, out=None, **given)
+        def _forward(self, *args: Any, out: Array | None, **options: Any) -> tuple[Array, State, Any]:
+            y, last, tape = super()._forward(*args, out=None, **options)
             if out is None:
                 return y, last, tape
             whole = out if out.base is None or out.flags.c_contiguous else out.base
@@ -313,8 +270,8 @@ def _one_pack() -> Backend:
             self.weights = super()._pack(parameters)
             return self.weights
 
-        def _forward(self, weights: Any, *args: Any, **given: Any) -> tuple[Array, State, Any]:
-            return super()._forward(self.weights, *args, **given)
+        def _forward(self, weights: Any, *args: Any, **options: Any) -> tuple[Array, State, Any]:
+            return super()._forward(self.weights, *args, **options)
 
     return backend_of(K)
 
@@ -323,10 +280,10 @@ def _one_pack() -> Backend:
 def _tape_used_up() -> Backend:
     class K(NaiveKernel):
         def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-            found = super()._backward(weights, saved, dy, dstate)
+            gradients = super()._backward(weights, saved, dy, dstate)
             for _, step in saved.steps:
                 step.c_before = step.c_before + 1
-            return found
+            return gradients
 
     return backend_of(K)
 
@@ -336,8 +293,8 @@ def _tape_shared() -> Backend:
     class K(NaiveKernel):
         last: Any = None
 
-        def _forward(self, *args: Any, **given: Any) -> tuple[Array, State, Any]:
-            y, last, tape = super()._forward(*args, **given)
+        def _forward(self, *args: Any, **options: Any) -> tuple[Array, State, Any]:
+            y, last, tape = super()._forward(*args, **options)
             self.last = tape or self.last
             return y, last, tape
 
@@ -358,7 +315,7 @@ def _threads_share() -> Backend:
 
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             self.scratch = x
-            # The first call of a thread waits for that of another, as if both were in a long product. Alone it goes on.
+            # The first calls of two threads meet here, as in a long product. A thread that stays alone goes on.
             if threading.current_thread() is not threading.main_thread() and not hasattr(called, "once"):
                 called.once = True
                 with suppress(threading.BrokenBarrierError):
@@ -390,82 +347,8 @@ def _cell_narrow() -> Backend:
 def _gradient_missing() -> Backend:
     class K(NaiveKernel):
         def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-            found = super()._backward(weights, saved, dy, dstate)
-            named = {name: array for name, array in found.parameters.items() if name != "bias"}
-            return found._replace(parameters=named)
-
-    return backend_of(K)
-
-
-@fault("contract.jvp_claimed", "jvp is declared and not implemented", "jvp.switches")
-def _jvp_claimed() -> Backend:
-    class K(NaiveKernel):
-        def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
-            raise NotImplementedError("jvp")
-
-    return backend_of(K)
-
-
-@fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")
-def _peephole_claimed() -> Backend:
-    class B(NaiveBackend):
-        def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
-            if config.peephole:
-                raise NotImplementedError("peephole")
-            return super()._compile(config, precision)
-
-    return B()
-
-
-@fault("contract.refused_always", "a declared switch is refused in every precision", "declared.switches")
-def _refused_always() -> Backend:
-    class B(NaiveBackend):
-        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-            return "not now" if config.layer_norm else super().refusal(config, precision)
-
-    return B()
-
-
-@fault("contract.silent_precision", "a precision that is not declared runs in another one", "refusals.precisions")
-def _silent_precision() -> Backend:
-    class B(NaiveBackend):
-        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-            return None
-
-    return B()
-
-
-@fault("contract.silent_feature", "a switch that is not declared is ignored", "refusals.features")
-def _silent_feature() -> Backend:
-    class B(NaiveBackend):
-        def capabilities(self) -> Capabilities:
-            found = super().capabilities()
-            return replace(found, features=found.features - {"peephole"})
-
-        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-            return None if config.peephole else super().refusal(config, precision)
-
-    return B()
-
-
-@fault("contract.silent_lengths", "lengths are not declared, and ignored", "refusals.calls")
-def _silent_lengths() -> Backend:
-    class K(NaiveKernel):
-        def _declared(self, what: str, used: bool) -> None:
-            return None
-
-    class B(NaiveBackend):
-        def capabilities(self) -> Capabilities:
-            found = super().capabilities()
-            return replace(found, features=found.features - {"lengths"})
-
-    return backend_of(K, B)
-
-
-@fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")
-def _receipt_of_another() -> Backend:
-    class K(NaiveKernel):
-        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
-            return replace(super().receipt(steps, batch), backend="fast")
+            gradients = super()._backward(weights, saved, dy, dstate)
+            named = {name: array for name, array in gradients.parameters.items() if name != "bias"}
+            return gradients._replace(parameters=named)
 
     return backend_of(K)

@@ -1,4 +1,4 @@
-"""Faults between layers and directions."""
+"""Stacks with a fault between layers or directions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import (
-    Array,
-    Backend,
-    Forward,
-    Gradients,
-    StackKernel,
-    StackMasks,
-    State,
-)
+from lstmcore.backend import Array, Backend, Forward, Gradients, StackKernel, StackMasks, State
 from lstmcore.config import StackConfig
 from lstmcore.precision import Precision
 from lstmcore.stack import ComposedStack
@@ -34,11 +26,11 @@ def _stack_backend(stack: type[ComposedStack]) -> Backend:
 @fault("stack.directions_swapped", "the reversed output comes first", "stack.forward")
 def _directions_swapped() -> Backend:
     class S(ComposedStack):
-        def forward(self, *args: Any, **given: Any) -> Forward:
-            found = super().forward(*args, **given)
+        def forward(self, *args: Any, **options: Any) -> Forward:
+            done = super().forward(*args, **options)
             if self.stack.num_directions == 2:
-                found.y[...] = np.roll(found.y, self.stack.output_size, axis=2)
-            return found
+                done.y[...] = np.roll(done.y, self.stack.output_size, axis=2)
+            return done
 
     return _stack_backend(S)
 
@@ -46,11 +38,11 @@ def _directions_swapped() -> Backend:
 @fault("stack.states_by_direction", "states are ordered by direction first", "stack.forward")
 def _states_by_direction() -> Backend:
     class S(ComposedStack):
-        def forward(self, *args: Any, **given: Any) -> Forward:
-            found = super().forward(*args, **given)
+        def forward(self, *args: Any, **options: Any) -> Forward:
+            done = super().forward(*args, **options)
             count = self.stack.num_directions
             order = np.arange(len(self.kernels)).reshape(-1, count).T.ravel()
-            return found._replace(state=State(found.state.h[order], found.state.c[order]))
+            return done._replace(state=State(done.state.h[order], done.state.c[order]))
 
     return _stack_backend(S)
 
@@ -69,8 +61,8 @@ def _weights_shared() -> Backend:
 @fault("stack.dropout_ignored", "the dropout between layers is left out", "stack.forward")
 def _dropout_ignored() -> Backend:
     class S(ComposedStack):
-        def forward(self, *args: Any, masks: StackMasks | None = None, **given: Any) -> Forward:
-            return super().forward(*args, masks=masks and masks._replace(dropout=()), **given)
+        def forward(self, *args: Any, masks: StackMasks | None = None, **options: Any) -> Forward:
+            return super().forward(*args, masks=masks and masks._replace(dropout=()), **options)
 
     return _stack_backend(S)
 
@@ -88,8 +80,8 @@ def _dropout_not_in_backward() -> Backend:
 def _dx_of_one_direction() -> Backend:
     class S(ComposedStack):
         def backward(self, weights: Any, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
-            found = super().backward(weights, tape, dy, dstate)
-            return found if self.stack.num_directions == 1 else found._replace(x=found.x / 2)
+            gradients = super().backward(weights, tape, dy, dstate)
+            return gradients if self.stack.num_directions == 1 else gradients._replace(x=gradients.x / 2)
 
     return _stack_backend(S)
 
@@ -97,9 +89,9 @@ def _dx_of_one_direction() -> Backend:
 @fault("stack.jvp_first_layer", "the tangents of upper layers are ignored", "stack.jvp")
 def _jvp_first_layer() -> Backend:
     class S(ComposedStack):
-        def jvp(self, weights: Any, x: Array, state: State | None, tangents: Any, **given: Any) -> Any:
+        def jvp(self, weights: Any, x: Array, state: State | None, tangents: Any, **options: Any) -> Any:
             first = {name: array for name, array in (tangents.parameters or {}).items() if "_l0" in name}
-            return super().jvp(weights, x, state, tangents._replace(parameters=first), **given)
+            return super().jvp(weights, x, state, tangents._replace(parameters=first), **options)
 
     return _stack_backend(S)
 
@@ -116,10 +108,10 @@ def _one_receipt() -> Backend:
 @fault("stack.upper_stateless", "layers above the first start from zeros", "stack.streaming")
 def _upper_stateless() -> Backend:
     class S(ComposedStack):
-        def forward(self, weights: Any, x: Array, state: State | None, **given: Any) -> Forward:
+        def forward(self, weights: Any, x: Array, state: State | None, **options: Any) -> Forward:
             if state is not None:
                 state = State(state.h.copy(), state.c.copy())
                 state.h[self.stack.num_directions :] = 0
-            return super().forward(weights, x, state, **given)
+            return super().forward(weights, x, state, **options)
 
     return _stack_backend(S)

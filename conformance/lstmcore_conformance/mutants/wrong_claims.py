@@ -1,0 +1,96 @@
+"""Backends that declare, refuse or report something that is not true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lstmcore.backend import Backend, Capabilities, Forward, Kernel
+from lstmcore.config import LSTMConfig
+from lstmcore.precision import Precision
+from lstmcore_conformance.mutants.construction import backend_of, fault
+from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
+
+
+@fault("contract.jvp_claimed", "jvp is declared and not implemented", "jvp.switches")
+def _jvp_claimed() -> Backend:
+    class K(NaiveKernel):
+        def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
+            raise NotImplementedError("jvp")
+
+    return backend_of(K)
+
+
+@fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")
+def _peephole_claimed() -> Backend:
+    class B(NaiveBackend):
+        def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
+            if config.peephole:
+                raise NotImplementedError("peephole")
+            return super()._compile(config, precision)
+
+    return B()
+
+
+@fault("contract.refused_always", "a declared switch is refused in every precision", "declared.switches")
+def _refused_always() -> Backend:
+    class B(NaiveBackend):
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return "not now" if config.layer_norm else super().refusal(config, precision)
+
+    return B()
+
+
+@fault("contract.silent_precision", "a precision that is not declared runs in another one", "refusals.precisions")
+def _silent_precision() -> Backend:
+    class B(NaiveBackend):
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return None
+
+    return B()
+
+
+@fault("contract.silent_feature", "a switch that is not declared is ignored", "refusals.features")
+def _silent_feature() -> Backend:
+    class B(NaiveBackend):
+        def capabilities(self) -> Capabilities:
+            declared = super().capabilities()
+            return replace(declared, features=declared.features - {"peephole"})
+
+        def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+            return None if config.peephole else super().refusal(config, precision)
+
+    return B()
+
+
+@fault("contract.silent_lengths", "lengths are not declared, and ignored", "refusals.calls")
+def _silent_lengths() -> Backend:
+    class K(NaiveKernel):
+        def _declared(self, what: str, used: bool) -> None:
+            return None
+
+    class B(NaiveBackend):
+        def capabilities(self) -> Capabilities:
+            declared = super().capabilities()
+            return replace(declared, features=declared.features - {"lengths"})
+
+    return backend_of(K, B)
+
+
+@fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")
+def _receipt_of_another() -> Backend:
+    class K(NaiveKernel):
+        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+            return replace(super().receipt(steps, batch), backend="fast")
+
+    return backend_of(K)
+
+
+@fault("hidden.reference_in_disguise", "the reference runs, and the receipt says that it is fast", "receipts.fallback")
+def _reference_in_disguise() -> Backend:
+    class K(NaiveKernel):
+        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+            receipt = super().receipt(steps, batch)
+            return type(receipt)(receipt.backend, receipt.device, receipt.precision, "fused", "the fast path")
+
+    return backend_of(K)
