@@ -2,8 +2,8 @@
 
 ``pytest -p lstmcore_conformance.plugin --pyargs lstmcore_conformance --lstm-backend NAME``
 
-It is named on the command line (or in a root ``conftest.py``) and has no entry point: pytest would otherwise rewrite
-the asserts of every module of this distribution, compiled kernels included.
+The command line (or a root ``conftest.py``) names it. It has no entry point, since pytest would then rewrite the
+asserts of every module of this distribution, compiled kernels included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TESTED = pytest.StashKey[BackendUnderTest]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the suite."""
+    """Add the options of the suite."""
     group = parser.getgroup("lstmcore", "LSTM conformance")
     group.addoption("--lstm-backend", metavar="NAME", help="The backend to test.")
     group.addoption(
@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _whole(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers of at least `least`."""
+    """Return a reader of whole numbers of at least `least`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -66,7 +66,7 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find the backend: one that was named and is not there is an error, never a skip."""
+    """Find the backend. A named backend that does not exist is an error, never a skip."""
     name = config.getoption("lstm_backend")
     if name is None:
         return
@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """What is tested."""
+    """Return a line that says what is tested."""
     tested = config.stash.get(_TESTED, None)
     if tested is None:
         return None
@@ -94,7 +94,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for every check and case."""
+    """Make one test for every check and case."""
     if "lstm_item" not in metafunc.fixturenames:
         return
     tested = metafunc.config.stash.get(_TESTED, None)
@@ -102,13 +102,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError("--lstm-backend: expected the name of the backend to test, such as numpy; got none")
     option = metafunc.config.getoption
     try:
-        found = list(items(tested, option("lstm_precision"), profile=option("lstm_profile")))
+        chosen = list(items(tested, option("lstm_precision"), profile=option("lstm_profile")))
     except ValueError as error:
         raise pytest.UsageError(f"--lstm-precision: {error}") from error
-    metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
+    metafunc.parametrize("lstm_item", chosen, ids=[item.id for item in chosen])
 
 
 @pytest.fixture(scope="session")
 def lstm_backend_under_test(pytestconfig: pytest.Config) -> BackendUnderTest:
-    """The backend under test."""
+    """Return the backend under test."""
     return pytestconfig.stash[_TESTED]

@@ -10,9 +10,9 @@ from lstmcore_conformance.suite.runner import Item, run_item
 
 
 def test_conforms(lstm_item: Item, lstm_backend_under_test: BackendUnderTest) -> None:
-    """The backend does what the check claims; what it does not declare is skipped, with its reason."""
-    found = run_item(lstm_backend_under_test, lstm_item)
-    if found.outcome is Outcome.UNSUPPORTED:
-        pytest.skip(f"unsupported: {found.message}")
-    if found.outcome is not Outcome.PASSED:
-        pytest.fail(f"{lstm_item.check.claim}\n{found.message}\n{found.reproduce}", pytrace=False)
+    """The backend does what the check claims; items that it does not declare are skipped with the reason."""
+    result = run_item(lstm_backend_under_test, lstm_item)
+    if result.outcome is Outcome.UNSUPPORTED:
+        pytest.skip(f"unsupported: {result.message}")
+    if result.outcome is not Outcome.PASSED:
+        pytest.fail(f"{lstm_item.check.claim}\n{result.message}\n{result.reproduce}", pytrace=False)

@@ -1,4 +1,4 @@
-"""The suite as a class of tests for a backend's own repository; it needs pytest and no plug-in."""
+"""The suite as a class of tests for the repository of a backend; it needs pytest and no plug-in."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from lstmcore_conformance.suite.runner import Item, items, run_item
 
 
 class LSTMConformance:
-    """One test for every check and case. Inherit from it, say which backend, and run pytest::
+    """A class with one test for every check and case.
+
+    Inherit from it, name the backend, and run pytest::
 
         class TestMine(LSTMConformance):
             backend = "mine"  # the name of its entry point, or a Backend
             expected_failures = {"rows.nan": "rows share a scratch array, issue 12"}
 
-    An expected failure is named by the id of a check or of an item (``check[case]``). It is strict: one that passes is
-    a failure, and an id that does not exist is an error. Those that did not run are the reason of a skipped test.
+    The key of an expected failure is the id of a check or of an item (``check[case]``). It is strict: one that passes
+    is a failure, and an id that does not exist is an error. A skipped test names those that did not run.
 
     Attributes
     ----------
@@ -33,11 +35,11 @@ class LSTMConformance:
     expected_failures
         Id of a check or of an item -> why it fails.
     precisions
-        Those to test; None for all that are declared.
+        The precisions to test; None for all that are declared.
     profile
-        ``"full"`` also runs what takes long, ``"smoke"`` a few cases of each check.
+        ``"full"`` also runs slow checks, ``"smoke"`` a few cases of each check.
     seed, max_examples
-        How cases are drawn: other numbers draw other cases, or more of them. None is the profile's own.
+        The seed and the number of random cases; None for the defaults of the profile.
     """
 
     backend: ClassVar[str | Backend]
@@ -48,20 +50,20 @@ class LSTMConformance:
     max_examples: ClassVar[int | None] = None
 
     def make_backend(self) -> Backend:
-        """The backend to test; override it where making one takes more than a name."""
+        """Return the backend to test; override it if making one needs more than a name."""
         return self.backend if isinstance(self.backend, Backend) else get_backend(self.backend)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """The items as parameters of `test_conforms`."""
+        """Make the items the parameters of `test_conforms`."""
         if "lstm_item" not in metafunc.fixturenames:
             return
         backend = self.make_backend()
         tested = BackendUnderTest(backend, Draws.of(self.profile, self.seed, self.max_examples))
-        found = list(items(tested, self.precisions, profile=self.profile))
+        chosen = list(items(tested, self.precisions, profile=self.profile))
         check_ids(self.expected_failures, (item.id for item in items(tested, profile="full")))
         cls: Any = type(self)
-        cls._tested, cls._results, cls._every = tested, {}, [item.id for item in found]
-        metafunc.parametrize("lstm_item", found, ids=[item.id for item in found])
+        cls._tested, cls._results, cls._every = tested, {}, [item.id for item in chosen]
+        metafunc.parametrize("lstm_item", chosen, ids=[item.id for item in chosen])
 
     def test_conforms(self, lstm_item: Item) -> None:
         """The backend does what the check claims."""
@@ -71,11 +73,11 @@ class LSTMConformance:
         known = self.expected_failures
         if not result.outcome.bad:  # a check may pass in some cases; `test_expected_failures_fail` sees them all
             known = {id: why for id, why in known.items() if id == result.id}
-        _tell(judged([result], known, strict=self.profile != "smoke")[0], lstm_item.check.claim)
+        _raise_outcome(judged([result], known, strict=self.profile != "smoke")[0], lstm_item.check.claim)
 
     def test_expected_failures_fail(self, pytestconfig: pytest.Config) -> None:
         """No check that is expected to fail passes in every case; runs after the others."""
-        if hasattr(pytestconfig, "workerinput"):  # this process is a worker of pytest-xdist
+        if hasattr(pytestconfig, "workerinput"):  # a worker of pytest-xdist
             pytest.skip("the results of other processes are not known here: run without pytest-xdist to judge them")
         results: list[ItemReport] = list(getattr(type(self), "_results", {}).values())
         whole = {id: why for id, why in self.expected_failures.items() if "[" not in id}
@@ -88,7 +90,7 @@ class LSTMConformance:
             pytest.skip(f"expected failures that did not run: {', '.join(left)}")
 
 
-def _tell(result: ItemReport, claim: str) -> None:
+def _raise_outcome(result: ItemReport, claim: str) -> None:
     if result.outcome is Outcome.UNSUPPORTED:
         pytest.skip(f"unsupported: {result.message}")
     if result.outcome is Outcome.EXPECTED:

@@ -19,11 +19,12 @@ from rich.console import Console
 from lstmcore.backend import Backend, Capabilities, Kernel
 from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.precision import Precision, get_precision
-from lstmcore_conformance import Outcome, Report, oracle, run
-from lstmcore_conformance.cases.case import ALSO, MARGIN, Case, attempt_of, case_data, quality
+from lstmcore_conformance import Outcome, Report, run
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.quality import ALSO, MARGIN, attempt_of, case_data, quality
 from lstmcore_conformance.cases.switches import FACTORS, SWITCHES, config_of, covering
 from lstmcore_conformance.mutants import MUTANTS, backend_of, edited
-from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle import budgets, composition, evaluation
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
 from lstmcore_conformance.suite.check import PROFILES, SECTIONS, Scope, all_checks
@@ -77,17 +78,17 @@ def test_the_naive_evaluation_uses_a_sixth_of_its_budget(naive: Report) -> None:
 def test_what_tf32_may_lose_is_what_its_own_evaluation_loses() -> None:
     """With operands rounded to the nearest and cut off, in float32 otherwise."""
     case = case_of("plain", "tf32")
-    exact, allowed = oracle.gradients(case, "float64"), budgets.gradients(case)
+    exact, allowed = evaluation.gradients(case, "float64"), budgets.gradients(case)
     ways = get_precision("tf32"), *ALSO["tf32"]
     assert [policy.operands for policy in ways] == ["nearest", "towards zero"]
     for name, want in allowed.items():
         scale = np.abs(want.value).max()
-        lost = [np.abs(oracle.gradients(case, policy)[name] - exact[name]).max() for policy in ways]
+        lost = [np.abs(evaluation.gradients(case, policy)[name] - exact[name]).max() for policy in ways]
         assert lost[0] != lost[1]
         least = budgets.SAFETY * (max(lost) + budgets.ROUNDING * case.policy.epsilon * scale)
         assert least <= want.budget * (1 + 1e-9)  # the copies of the data may have lost more
         assert want.budget < 2 * least
-        assert min(lost) > 100 * np.abs(oracle.gradients(case, "float32")[name] - exact[name]).max()
+        assert min(lost) > 100 * np.abs(evaluation.gradients(case, "float32")[name] - exact[name]).max()
 
 
 class _TF32(Backend):
@@ -380,7 +381,7 @@ def test_the_covering_sample_leaves_out_what_is_not_declared() -> None:
 def test_every_switch_matters(name: str) -> None:
     """On the same data the result without the switch is another one, by far more than the budget."""
     case = case_of(name, "float64")
-    data, right = case_data(case), oracle.forward(case, "float64")
+    data, right = case_data(case), evaluation.forward(case, "float64")
     config = case.config
     for switch in SWITCHES[name]:
         usual: Any = {"proj_clip": None}.get(switch, LSTMConfig.__dataclass_fields__[switch].default)
@@ -415,7 +416,7 @@ def test_every_switch_matters(name: str) -> None:
 def test_clips_cut_some_values_and_not_all(name: str) -> None:
     case = case_of(name, "float64")
     config = case.config
-    steps = [step for tape in oracle.draft(case, case.data, "float64").tapes for _, step in tape.steps]
+    steps = [step for tape in composition.draft(case.model, case.data, "float64").tapes for _, step in tape.steps]
     for bound, values in (
         (config.gate_clip, [z for step in steps for z in step.z.values()]),
         (config.cell_clip, [step.c_unclipped for step in steps]),
@@ -428,9 +429,9 @@ def test_clips_cut_some_values_and_not_all(name: str) -> None:
 
 def test_masks_and_lengths_matter() -> None:
     for name in ("zoneout_hidden", "zoneout_cell", "recurrent_dropout"):
-        plain, masked = (oracle.forward(case_of(name, masks=masks), "float64") for masks in (False, True))
+        plain, masked = (evaluation.forward(case_of(name, masks=masks), "float64") for masks in (False, True))
         assert np.abs(plain["y"] - masked["y"]).max() > 0.05
-    full, short = (oracle.forward(case_of("reverse", lengths=ends), "float64") for ends in (None, (3, 0, 4)))
+    full, short = (evaluation.forward(case_of("reverse", lengths=ends), "float64") for ends in (None, (3, 0, 4)))
     assert np.abs(full["y"] - short["y"]).max() > 0.05
 
 
@@ -537,7 +538,7 @@ def test_the_oracle_is_the_reference_in_float64() -> None:
     case = case_of("everything", "float16")
     data = case.data
     right = reference.forward(case.config, data.parameters, data.x, data.state)
-    assert np.array_equal(oracle.forward(case, "float64")["y"], right.y)
+    assert np.array_equal(evaluation.forward(case, "float64")["y"], right.y)
     assert right.y.dtype == np.float64
 
 

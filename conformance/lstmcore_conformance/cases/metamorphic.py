@@ -1,4 +1,4 @@
-"""The data of a case seen another way: some of its rows or steps, its units in another order, reversed in time."""
+"""Transforms of a case's data with known effect: a choice of rows or steps, another order of units, reversed time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lstmcore.backend import Masks, StackMasks, State, Tangents
 from lstmcore.config import LSTMConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
 
-#: Parameters whose rows are stacked by gate.
+#: Parameters with rows for each gate.
 _GATED = ("weight_x", "weight_h", "bias", "norm_gain_x", "norm_gain_h")
 
 
 def rows_of(data: Data, rows: Any) -> Data:
-    """Those rows of the batch, by index; a row may be there more than once."""
+    """Return the data with those rows of the batch, by index; a row may occur more than once."""
 
     def state(pair: State | None) -> State | None:
         return None if pair is None else State(pair.h[..., rows, :], pair.c[..., rows, :])
 
-    given = data.tangents
+    tangents = data.tangents
     return replace(
         data,
         x=data.x[:, rows],
@@ -31,12 +31,12 @@ def rows_of(data: Data, rows: Any) -> Data:
         masks=_masks(data.masks, lambda mask: mask[rows], lambda mask: mask[:, rows]),
         dy=None if data.dy is None else data.dy[:, rows],
         dstate=state(data.dstate),
-        tangents=given._replace(x=None if given.x is None else given.x[:, rows], state=state(given.state)),
+        tangents=tangents._replace(x=None if tangents.x is None else tangents.x[:, rows], state=state(tangents.state)),
     )
 
 
 def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
-    """Steps `start` to `stop`, from `state`."""
+    """Return steps `start` to `stop` (excluded) of the data, with `state` as the initial state."""
     lengths = data.lengths
     return replace(
         data,
@@ -49,12 +49,12 @@ def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
 
 
 def past_end(case: Case) -> Array:
-    """(T, N): True in the padding."""
+    """Return an array (T, N) that is true in the padding."""
     return np.arange(case.steps)[:, None] >= np.array(case.lengths, np.int64)[None, :]
 
 
 def padded_with(case: Case, content: float) -> Data:
-    """The data with `content` in all padding: of x, dy, masks and tangents."""
+    """Return the data with `content` in all padding of x, dy, masks and tangents."""
     data, padding = case.data.map(np.array), past_end(case)
 
     def put(array: Array) -> Array:
@@ -67,28 +67,28 @@ def padded_with(case: Case, content: float) -> Data:
     return replace(data, masks=_masks(data.masks, lambda mask: mask, put))
 
 
-def turned(case: Case, array: Array) -> Array:
-    """`array` (T, N, ...) with every row turned around within its length."""
-    found = np.array(array)
+def reversed_rows(case: Case, array: Array) -> Array:
+    """Return `array` (T, N, ...) with every row reversed within its length."""
+    result = np.array(array)
     for row, end in enumerate(case.lengths or (case.steps,) * case.batch):
-        found[:end, row] = array[:end, row][::-1]
-    return found
+        result[:end, row] = array[:end, row][::-1]
+    return result
 
 
 def backwards(case: Case) -> Data:
-    """The data with every row turned around within its length."""
-    data, given = case.data, case.data.tangents
+    """Return the data with every row reversed within its length."""
+    data, tangents = case.data, case.data.tangents
     return replace(
         data,
-        x=turned(case, data.x),
-        masks=_masks(data.masks, lambda mask: mask, lambda mask: turned(case, mask)),
-        dy=None if data.dy is None else turned(case, data.dy),
-        tangents=given._replace(x=None if given.x is None else turned(case, given.x)),
+        x=reversed_rows(case, data.x),
+        masks=_masks(data.masks, lambda mask: mask, lambda mask: reversed_rows(case, mask)),
+        dy=None if data.dy is None else reversed_rows(case, data.dy),
+        tangents=tangents._replace(x=None if tangents.x is None else reversed_rows(case, tangents.x)),
     )
 
 
 def units_of(config: LSTMConfig, data: Data, order: Array) -> Data:
-    """Hidden units in another order: everything that belongs to unit ``order[k]`` moves to unit ``k``."""
+    """Return the data with hidden units in another order: all that belongs to unit ``order[k]`` moves to unit ``k``."""
     outputs = np.arange(config.proj_size) if config.proj_size else order
 
     def state(pair: State | None) -> State | None:
@@ -102,7 +102,7 @@ def units_of(config: LSTMConfig, data: Data, order: Array) -> Data:
             None if masks.zoneout_hidden is None else masks.zoneout_hidden[..., outputs],
             None if masks.zoneout_cell is None else masks.zoneout_cell[..., order],
         )
-    given = data.tangents
+    tangents = data.tangents
     return replace(
         data,
         parameters=parameters_of(config, data.parameters, order),
@@ -111,28 +111,28 @@ def units_of(config: LSTMConfig, data: Data, order: Array) -> Data:
         dy=None if data.dy is None else data.dy[..., outputs],
         dstate=state(data.dstate),
         tangents=Tangents(
-            given.x,
-            state(given.state),
-            None if given.parameters is None else parameters_of(config, given.parameters, order),
+            tangents.x,
+            state(tangents.state),
+            None if tangents.parameters is None else parameters_of(config, tangents.parameters, order),
         ),
     )
 
 
 def parameters_of(config: LSTMConfig, parameters: Mapping[str, Array], order: Array) -> dict[str, Array]:
-    """Parameters, or gradients of them, with the hidden units in another order."""
+    """Return parameters, or gradients of them, with the hidden units in another order."""
     gated = np.concatenate([order + gate * config.hidden_size for gate in range(len(config.gates))])
     by_unit = config.recurrence == "cell" or not config.proj_size
-    found = {}
+    reordered = {}
     for name, array in parameters.items():
         moved = array[gated] if name in _GATED else array[..., order]  # all others have the units last
-        found[name] = moved[:, order] if name == "weight_h" and by_unit else moved
-    return found
+        reordered[name] = moved[:, order] if name == "weight_h" and by_unit else moved
+    return reordered
 
 
 def _masks(masks: Any, each: Callable[[Array], Array], every_step: Callable[[Array], Array]) -> Any:
-    """Masks changed by one function where they have one row a sequence, by the other where they have one a step."""
+    """Return masks changed by `each` if they are one row for a sequence, by `every_step` if they are one for a step."""
     if isinstance(masks, StackMasks):
-        layers = tuple(_masks(one, each, every_step) for one in masks.layers)
+        layers = tuple(_masks(layer, each, every_step) for layer in masks.layers)
         return StackMasks(layers, tuple(every_step(mask) for mask in masks.dropout))
     if not isinstance(masks, Masks):
         return masks

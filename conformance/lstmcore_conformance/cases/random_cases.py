@@ -1,8 +1,8 @@
-"""Drawn cases: switches, sizes, lengths, masks and layers that nobody chose; hypothesis makes small what fails.
+"""Random cases: switches, sizes, lengths, masks and layers that nobody chose.
 
-They are drawn independently, since hypothesis spends most of its examples near those that it has already tried. What
-it is unmatched at is finding a small case near one that fails. The switches depend on the seed alone, so that a
-backend that compiles for every model compiles a bounded number of them.
+The cases are drawn independently of each other, since hypothesis spends most of its examples near earlier ones. It
+finds a small case near one that fails. The switches depend on the seed alone: a backend that compiles for every model
+compiles a bounded number of them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draw
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
-#: How much longer, wider and taller than the small cases drawn ones get.
+#: The largest T, N, I and H of random cases.
 STEPS: Final = 20
 BATCH: Final = 18
 WIDTH: Final = 48
 
-#: The largest T, N, I and H where a value may lie near a kink, or layer norm may meet nearly equal numbers: with more
-#: numbers no draw keeps all of them away from there, and gradients would have two right answers.
+#: The largest T, N, I and H if a value may lie near a kink, or if layer norm may meet nearly equal numbers. No draw
+#: keeps more numbers away from there, and gradients would have two right answers.
 DELICATE: Final = (4, 3, 7, 7)
 
-#: Activations that stay within bounds: others grow without bound from step to step and layer to layer.
+#: Activations with bounded values: others grow without bound from step to step and layer to layer.
 BOUNDED: Final = frozenset({"sigmoid", "tanh", "softsign", "hard_sigmoid", "scaled_tanh"})
 
 Property = Callable[[BackendUnderTest, Case], Measure | None]
@@ -41,14 +41,14 @@ Property = Callable[[BackendUnderTest, Case], Measure | None]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Which cases a property holds for.
+    """The cases for which a property holds.
 
     Attributes
     ----------
     stacks
-        Whether it holds for several layers and directions too.
+        Whether the property holds for several layers and directions too.
     lengths
-        True where every case must have lengths, None where it may.
+        True if every case must have lengths, None if it may have them.
     all_used
         Whether the differentiated scalar must use y, h and c.
     least_steps, least_batch
@@ -63,12 +63,23 @@ class Kind:
 
 
 def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property) -> Measure:
-    """Look for a case of `kind` on which the property fails; the worst share where none is found.
+    """Search for a case on which the property fails, and return the worst measure if there is none.
+
+    Parameters
+    ----------
+    tested
+        The backend, which also says how cases are drawn.
+    precision
+        The precision of the cases.
+    kind
+        The cases for which the property holds.
+    holds
+        The property: raises `Failure`, or returns the worst element.
 
     Raises
     ------
     Failure
-        A case on which it fails, as small as hypothesis made it where it is installed.
+        The property fails. The message describes the case, which hypothesis made small if it is installed.
     """
     draws, worst, tried = tested.draws, Measure(0.0), 0
     for sketch in sketches(tested.declared, kind, draws):
@@ -77,12 +88,12 @@ def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property
             continue
         tried += 1
         try:
-            found = holds(tested, case)
+            measured = holds(tested, case)
         except Failure as failure:
             case, failure = _smallest(tested, precision, kind, sketch, holds) or (case, failure)
             raise Failure(f"{describe(case)}: {failure}", failure.worst) from failure
-        if found is not None and not found.share <= worst.share:
-            worst = found
+        if measured is not None and not measured.share <= worst.share:
+            worst = measured
     if not tried:
         raise Failure("the backend refuses every model that was drawn")
     return worst
@@ -91,7 +102,7 @@ def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property
 def _smallest(
     tested: BackendUnderTest, precision: str, kind: Kind, sketch: Sketch, holds: Property
 ) -> tuple[Case, Failure] | None:
-    """A case with fewer switches and smaller sizes on which the property fails too, None where none was found."""
+    """Return a case with fewer switches and smaller sizes on which the property fails too, or None."""
     if not tested.draws.shrink or find_spec("hypothesis") is None:
         return None
     from hypothesis import HealthCheck, Phase, assume, given, seed, settings
@@ -121,12 +132,12 @@ def _smallest(
     try:
         examine()
     except (Failure, Flaky):
-        return failed[-1]  # hypothesis runs the smallest once more, last
+        return failed[-1]  # hypothesis runs the smallest case last
     return None
 
 
 def describe(case: Case) -> str:
-    """The case in one line, enough to write it down."""
+    """Return one line from which the case can be written down."""
     model = case.model
     base = case.configs[0]
     usual = LSTMConfig(input_size=base.input_size, hidden_size=base.hidden_size)
@@ -143,7 +154,7 @@ def describe(case: Case) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketch:
-    """What is drawn; `case` makes a case of it."""
+    """The random choices for a case; `case` makes the case."""
 
     switches: Mapping[str, Any]
     input_size: int
@@ -161,7 +172,7 @@ class Sketch:
     number: int
 
     def case(self, precision: str) -> Case:
-        """The case in that precision."""
+        """Return the case in that precision."""
         sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "proj_size": self.proj_size}
         config = LSTMConfig(**(dict(self.switches) | sizes))
         model: LSTMConfig | StackConfig = config
@@ -188,7 +199,7 @@ class Sketch:
 
 
 def sketches(declared: Capabilities, kind: Kind, draws: Draws) -> Iterator[Sketch]:
-    """`draws.max_examples` sketches. The switches depend on the seed alone, so that all kinds share their models."""
+    """Yield `draws.max_examples` sketches; their switches depend on the seed alone, so that all kinds share models."""
     shared, rng = np.random.default_rng(draws.seed), np.random.default_rng([draws.seed, 1])
     for number in range(draws.max_examples):
         switches = _switches(declared, shared)
@@ -233,16 +244,17 @@ def _switches(declared: Capabilities, rng: np.random.Generator) -> dict[str, Any
 
 
 def _delicate(switches: Mapping[str, Any]) -> bool:
-    """Whether a value may lie near a kink, or layer norm may meet nearly equal numbers."""
+    """Return whether a value may lie near a kink, or layer norm may meet nearly equal numbers."""
     return any(name.endswith("_clip") or name == "layer_norm" or "hard" in str(v) for name, v in switches.items())
 
 
 def _bounded(name: str, value: Any) -> bool:
+    """Return whether the switch is no activation, or a bounded one."""
     return not name.endswith("activation") or str(value).partition("(")[0] in BOUNDED
 
 
 def _smaller(kind: Kind, sketch: Sketch) -> SearchStrategy[Sketch]:
-    """Sketches with some of the switches of `sketch`, and sizes up to its own."""
+    """Return sketches with some of the switches of `sketch`, and sizes up to its sizes."""
     from hypothesis import strategies as st
 
     @st.composite

@@ -117,7 +117,7 @@ FACTORS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
 
 
 def config_of(changes: Mapping[str, Any]) -> LSTMConfig:
-    """The configuration with these changes and the widths of the small cases."""
+    """Return the configuration with these changes and the widths of the small cases."""
     return _config_of(**changes)
 
 

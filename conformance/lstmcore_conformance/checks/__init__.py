@@ -1,4 +1,4 @@
-"""The checks, a module for each group of them; importing this package registers them all."""
+"""The checks, one module for each group; importing this package registers all of them."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What is declared is there; what is not is refused, with a reason."""
+"""Checks of capabilities: declared features work, and all others are refused with a reason."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import entry_points
 from types import FrameType
-from typing import Any
 
 from lstmcore.backend import Masks, Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
@@ -18,20 +18,20 @@ from lstmcore_conformance.suite.check import Scope, check
 
 
 def one_case(scope: Scope) -> Iterator[Case]:
-    """The plain model in the first precision."""
+    """Yield the plain model in the first precision."""
     yield Case(name="declared", model=config_of({}), precision=scope.precisions[0])
 
 
 def plain_cases(scope: Scope) -> Iterator[Case]:
-    """The plain model."""
+    """Yield the plain model in every precision."""
     for precision in scope.precisions:
         yield Case(name="declared", model=config_of({}), precision=precision)
 
 
-def refused(what: str, compile: Any) -> str:
-    """What is wrong with a refusal, or an empty text."""
+def refusal_error(what: str, call: Callable[[], object]) -> str:
+    """Return what is wrong with the refusal of `call`, which must name `what`; an empty text if nothing is."""
     try:
-        compile()
+        call()
     except UnsupportedError as error:
         return "" if what in str(error) and str(error).strip() else f"{what}: the refusal does not name it: {error}"
     except Exception as error:
@@ -43,8 +43,8 @@ def refused(what: str, compile: Any) -> str:
 def precisions(tested: BackendUnderTest, case: Case) -> None:
     wrong, stack = [], StackConfig.make(case.config)
     for name in sorted(set(PRECISIONS) - tested.declared.precisions):
-        wrong.append(refused(name, lambda name=name: tested.backend.compile(case.config, name)))
-        wrong.append(refused(name, lambda name=name: tested.backend.compile_stack(stack, name)))
+        wrong.append(refusal_error(name, partial(tested.backend.compile, case.config, name)))
+        wrong.append(refusal_error(name, partial(tested.backend.compile_stack, stack, name)))
     try:
         tested.backend.compile(case.config, "float48")
     except ValueError as error:
@@ -59,7 +59,7 @@ def precisions(tested: BackendUnderTest, case: Case) -> None:
 @check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
 def features(tested: BackendUnderTest, case: Case) -> None:
     wrong = [
-        refused(name, lambda config=config: tested.backend.compile(config, case.precision))
+        refusal_error(name, partial(tested.backend.compile, config, case.precision))
         for config in _configs()
         for name in sorted(config.features - tested.declared.features)[:1]
     ]
@@ -75,14 +75,14 @@ def features(tested: BackendUnderTest, case: Case) -> None:
 def calls(tested: BackendUnderTest, case: Case) -> None:
     data, kernel = tested.device(case.data), tested.kernel(case)
     weights = tested.pack(case, data)
-    given = {
+    undeclared = {
         "lengths": lambda: kernel.forward(weights, data.x, lengths=[1] * case.batch),
         "masks": lambda: kernel.forward(weights, data.x, masks=Masks()),
         "backward": lambda: kernel.forward(weights, data.x, record=True),
         "jvp": lambda: kernel.jvp(weights, data.x, None, data.tangents),
     }
     known = tested.declared.features | tested.declared.derivatives
-    _judge([refused(name, call) for name, call in given.items() if name not in known])
+    _judge([refusal_error(name, call) for name, call in undeclared.items() if name not in known])
 
 
 @check(
@@ -111,17 +111,17 @@ def switches(tested: BackendUnderTest, _: Case) -> None:
 def receipts(tested: BackendUnderTest, case: Case) -> None:
     for sizes in ((), (case.steps, case.batch), (1, 1), (0, 0)):
         with tested.guard("receipt"):
-            found = tested.kernel(case).receipt(*sizes)
-        if not isinstance(found, Receipt):
-            raise Failure(f"receipt: expected a Receipt; got {type(found).__name__}")
+            receipt = tested.kernel(case).receipt(*sizes)
+        if not isinstance(receipt, Receipt):
+            raise Failure(f"receipt: expected a Receipt; got {type(receipt).__name__}")
         expected = (tested.backend.name, tested.declared.device, case.precision)
-        if (found.backend, found.device, found.precision) != expected:
+        if (receipt.backend, receipt.device, receipt.precision) != expected:
             raise Failure(
                 f"receipt: expected backend, device and precision {expected}; got "
-                f"{(found.backend, found.device, found.precision)}"
+                f"{(receipt.backend, receipt.device, receipt.precision)}"
             )
-        if not found.path or not found.reason:
-            raise Failure(f"receipt: expected a path and a reason; got {found}")
+        if not receipt.path or not receipt.reason:
+            raise Failure(f"receipt: expected a path and a reason; got {receipt}")
 
 
 @check(
@@ -160,12 +160,12 @@ def fallback(tested: BackendUnderTest, case: Case) -> None:
 
 
 def modules_that_run(call: Callable[[], None]) -> set[str]:
-    """The names of the modules whose Python functions run during a call."""
-    found: set[str] = set()
+    """Return the names of the modules whose Python functions run during a call."""
+    modules: set[str] = set()
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call":
-            found.add(str(frame.f_globals.get("__name__")))
+            modules.add(str(frame.f_globals.get("__name__")))
 
     before = sys.getprofile()
     sys.setprofile(note)
@@ -173,7 +173,7 @@ def modules_that_run(call: Callable[[], None]) -> set[str]:
         call()
     finally:
         sys.setprofile(before)
-    return found
+    return modules
 
 
 def _configs() -> Iterator[LSTMConfig]:
@@ -181,5 +181,6 @@ def _configs() -> Iterator[LSTMConfig]:
 
 
 def _judge(wrong: list[str]) -> None:
-    if found := [text for text in wrong if text]:
-        raise Failure("; ".join(found))
+    """Raise `Failure` with all texts that are not empty."""
+    if texts := [text for text in wrong if text]:
+        raise Failure("; ".join(texts))

@@ -1,4 +1,4 @@
-"""What every backend promises about its arguments and results, whatever the numbers."""
+"""Checks of the contract: how a backend treats its arguments and results, whatever their values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", "eve
 
 
 def contract_cases(scope: Scope) -> Iterator[Case]:
-    """A few models with all that can be given, a stack, and no step at all."""
+    """Yield a few models with lengths and masks, one with T = 0 and T = 1, and a stack."""
     lengths = (4, 0, 2) if "lengths" in scope.declared.features else None
     for precision in scope.precisions:
         for name in MODELS:
@@ -41,29 +41,29 @@ def contract_cases(scope: Scope) -> Iterator[Case]:
 
 
 def one_layer(scope: Scope) -> Iterator[Case]:
-    """Those of `contract_cases` that are one layer in one direction."""
+    """Return the cases of `contract_cases` with one layer in one direction."""
     return (case for case in contract_cases(scope) if case.stack is None)
 
 
 def results(tested: BackendUnderTest, case: Case, data: Data) -> dict[str, Array]:
-    """Everything that the backend computes of a case, from device arrays."""
+    """Return all results of the backend on a case, from device arrays."""
     weights = tested.pack(case, data)
     record = "backward" in tested.declared.derivatives
     done = tested.call(case, data, record=record, weights=weights)
-    found = tested.outputs(done)
+    arrays = tested.outputs(done)
     if record:
-        found |= tested.backward(case, data, weights, done)
+        arrays |= tested.backward(case, data, weights, done)
     if "jvp" in tested.declared.derivatives:
         with tested.guard("jvp"):
-            _, along = tested.kernel(case).jvp(
+            _, moved = tested.kernel(case).jvp(
                 weights, data.x, data.state, data.tangents, lengths=data.lengths, masks=data.masks
             )
-        found |= {f"t{name}": array for name, array in tested.outputs(along).items()}
-    return found
+        arrays |= {f"t{name}": array for name, array in tested.outputs(moved).items()}
+    return arrays
 
 
 def expectation(tested: BackendUnderTest, case: Case) -> budgets.Expectation:
-    """What `results` should be."""
+    """Return what is expected of `results`."""
     expected = dict(budgets.forward(case))
     if "backward" in tested.declared.derivatives:
         expected |= budgets.gradients(case)
@@ -78,8 +78,8 @@ def unchanged(tested: BackendUnderTest, case: Case) -> None:
     data = tested.device(case.data)
     results(tested, case, data)
     for (name, before), (_, after) in zip(case.data.arrays(), data.arrays(), strict=True):
-        found = after if name == "lengths" else tested.host(after)
-        if not np.array_equal(before, found, equal_nan=before.dtype.kind == "f"):
+        array = after if name == "lengths" else tested.host(after)
+        if not np.array_equal(before, array, equal_nan=before.dtype.kind == "f"):
             raise Failure(f"{name}: expected it unchanged; the call wrote to it")
 
 
@@ -114,8 +114,8 @@ def transposed(tested: BackendUnderTest, case: Case) -> Measure:
 @check("inputs.unaligned", "inputs that do not lie on a multiple of their size work", section=9, cases=contract_cases)
 def unaligned(tested: BackendUnderTest, case: Case) -> Measure:
     def shifted(array: Array) -> Any:
-        room = np.zeros(array.nbytes + 1, np.uint8)
-        moved = room[1:].view(array.dtype).reshape(array.shape)
+        memory = np.zeros(array.nbytes + 1, np.uint8)
+        moved = memory[1:].view(array.dtype).reshape(array.shape)
         moved[...] = array
         return tested.backend.to_device(moved)
 
@@ -167,11 +167,11 @@ def surroundings(tested: BackendUnderTest, case: Case) -> None:
 def fresh(tested: BackendUnderTest, case: Case) -> None:
     data = tested.device(case.data)
     inputs = {name: array for name, array in data.arrays() if isinstance(array, np.ndarray)}
-    found = {name: array for name, array in results(tested, case, data).items() if array.size}
+    first = {name: array for name, array in results(tested, case, data).items() if array.size}
     again = {name: array for name, array in results(tested, case, data).items() if array.size}
-    for name, array in found.items():
-        for other, given in inputs.items():
-            if np.shares_memory(array, given):
+    for name, array in first.items():
+        for other, source in inputs.items():
+            if np.shares_memory(array, source):
                 raise Failure(f"{name}: expected memory of its own; it shares that of {other}")
         for other, result in again.items():
             if np.shares_memory(array, result):
@@ -191,9 +191,9 @@ def out(tested: BackendUnderTest, case: Case) -> Measure:
     data, want = tested.device(case.data), budgets.forward(case)["y"]
     shape = want.value.shape
     empty = np.full(shape, np.nan, case.data.x.dtype)
-    given = tested.backend.to_device(empty)
-    done = tested.call(case, data, out=given)
-    if done.y is not given:
+    plain_out = tested.backend.to_device(empty)
+    done = tested.call(case, data, out=plain_out)
+    if done.y is not plain_out:
         raise Failure("y: expected the array that was given as out; got another")
     worst = compare(tested.outputs(done), budgets.forward(case))
     wide = tested.backend.to_device(np.full((*shape[:-1], 2 * shape[-1]), np.nan, empty.dtype))
@@ -202,7 +202,7 @@ def out(tested: BackendUnderTest, case: Case) -> Measure:
     worst = max(
         worst,
         compare(tested.outputs(done) | {"y": tested.host(strided_out)}, budgets.forward(case)),
-        key=lambda one: one.share,
+        key=lambda measured: measured.share,
     )
     if not np.isnan(tested.host(wide)[..., 1::2]).all():
         raise Failure("out: expected only its own elements written; those between them changed")
@@ -211,9 +211,9 @@ def out(tested: BackendUnderTest, case: Case) -> Measure:
 
 @check("calls.same_bits", "two calls with the same arguments give the same bits", section=9, cases=contract_cases)
 def repeated(tested: BackendUnderTest, case: Case) -> None:
-    one = results(tested, case, tested.device(case.data))
-    results(tested, case, tested.device(case.data.map(lambda array: -array)))  # what it leaves behind must not matter
-    same_bits("a second call", results(tested, case, tested.device(case.data)), one)
+    first = results(tested, case, tested.device(case.data))
+    results(tested, case, tested.device(case.data.map(lambda array: -array)))  # its traces in memory must not matter
+    same_bits("a second call", results(tested, case, tested.device(case.data)), first)
 
 
 @check(
@@ -226,9 +226,9 @@ def threads(tested: BackendUnderTest, case: Case) -> None:
     def scaled(factor: float) -> Data:
         return case.data.map(lambda array: np.asarray(factor * array, array.dtype))
 
-    given = [scaled((-1) ** k * (k + 4) / 16) for k in range(THREADS)]
+    inputs = [scaled((-1) ** k * (k + 4) / 16) for k in range(THREADS)]
     tested.kernel(case)
-    alone = [results(tested, case, tested.device(data)) for data in given]
+    alone = [results(tested, case, tested.device(data)) for data in inputs]
     start = Barrier(THREADS)
 
     def meet(data: Data) -> dict[str, Array]:
@@ -236,9 +236,9 @@ def threads(tested: BackendUnderTest, case: Case) -> None:
         return results(tested, case, tested.device(data))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        together = list(pool.map(meet, given))
-    for position, found in enumerate(together):
-        same_bits("from several threads", found, alone[position])
+        together = list(pool.map(meet, inputs))
+    for threaded, expected in zip(together, alone, strict=True):
+        same_bits("from several threads", threaded, expected)
 
 
 @check(
@@ -260,8 +260,8 @@ def tape(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(first, budgets.gradients(case))
 
 
-def _cleared(array: Any) -> bool:
-    """Set all elements to 0; False where the backend's arrays cannot change, so that nothing is to be feared."""
+def _clear(array: Any) -> bool:
+    """Set all elements to 0, and return whether it was possible: some backends' arrays cannot change."""
     try:
         array[...] = 0
     except TypeError:
@@ -276,7 +276,7 @@ def copies(tested: BackendUnderTest, case: Case) -> Measure | None:
     data = tested.device(case.data)
     weights = tested.pack(case, data)
     for array in data.parameters.values():
-        if not _cleared(array):
+        if not _clear(array):
             return None
     return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
 

@@ -1,4 +1,4 @@
-"""Derivatives: what is used of the outputs, linearity, the adjoint identity and the sides of the kinks."""
+"""Checks of derivatives: scalars of some outputs, linearity, the adjoint identity and the sides of kinks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lstmcore_conformance.suite.check import Scope, check
 
 
 def use_cases(scope: Scope) -> Iterator[Case]:
-    """Scalars that use y alone, the final h alone, the final c alone or both."""
+    """Yield scalars that use y alone, the final h alone, the final c alone or both."""
     for precision in scope.precisions:
         for name in ("plain", "reverse", "proj_size", "recurrence_cell", "zoneout_hidden", "everything"):
             model = config_of(SWITCHES[name])
@@ -59,7 +59,7 @@ def nothing(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def derivative_cases(scope: Scope) -> Iterator[Case]:
-    """A few models for the properties."""
+    """Yield a few models for the properties."""
     for precision in scope.precisions:
         for name in ("plain", "reverse", "proj_size", "layer_norm", "everything", "everything_coupled"):
             yield Case(
@@ -81,9 +81,9 @@ def linear(tested: BackendUnderTest, case: Case) -> Measure:
     data = tested.device(case.data)
     weights = tested.pack(case, data)
     done = tested.call(case, data, record=True, weights=weights)
-    one = tested.backward(case, replace(data, dstate=None), weights, done)
-    two = tested.backward(case, replace(data, dy=None), weights, done)
-    total = {name: (one[name].astype(np.float64) + two[name]).astype(one[name].dtype) for name in one}
+    of_y = tested.backward(case, replace(data, dstate=None), weights, done)
+    of_state = tested.backward(case, replace(data, dy=None), weights, done)
+    total = {name: (array.astype(np.float64) + of_state[name]).astype(array.dtype) for name, array in of_y.items()}
     return compare(total, budgets.gradients(case))
 
 
@@ -121,7 +121,7 @@ def _dot(a: Any, b: Any) -> float:
 
 
 def tangent_cases(scope: Scope) -> Iterator[Case]:
-    """One kind of tangent at a time."""
+    """Yield one kind of tangent at a time."""
     for precision in scope.precisions:
         for kind in ("x", "state", "parameters", "nothing"):
             yield Case(name=f"tangent,{kind}", model=config_of(SWITCHES["peephole"]), precision=precision)
@@ -130,14 +130,17 @@ def tangent_cases(scope: Scope) -> Iterator[Case]:
 @check("jvp.partial", "a tangent that is left out is zero", section=7, cases=tangent_cases, needs=("jvp",))
 def partial(tested: BackendUnderTest, case: Case) -> Measure:
     kind = case.name.split(",")[1]
-    data, given = case.data, case.data.tangents
-    only = Tangents(**({kind: getattr(given, kind)} if kind != "nothing" else {}))
+    data, full_tangents = case.data, case.data.tangents
+    only = Tangents(**({kind: getattr(full_tangents, kind)} if kind != "nothing" else {}))
     zeros = Tangents(
-        _like(given.x, only.x),
+        _like(full_tangents.x, only.x),
         None
-        if given.state is None
-        else State(*(_like(a, b) for a, b in zip(given.state, only.state or (None,) * 2, strict=True))),
-        {name: _like(array, (only.parameters or {}).get(name)) for name, array in (given.parameters or {}).items()},
+        if full_tangents.state is None
+        else State(*(_like(a, b) for a, b in zip(full_tangents.state, only.state or (None,) * 2, strict=True))),
+        {
+            name: _like(array, (only.parameters or {}).get(name))
+            for name, array in (full_tangents.parameters or {}).items()
+        },
     )
     full = tested.tangents(case, replace(data, tangents=zeros))
     part = tested.tangents(case, replace(data, tangents=only))
@@ -153,8 +156,8 @@ def _like(array: Array | None, kept: Array | None) -> Array | None:
     return np.zeros_like(array)
 
 
-#: Name -> the configuration, the value of every bias (weights are 0, so it is every z) and of the initial c.
-#: All numbers are exact in every precision, so that the value lies on the kink itself.
+#: Name -> the configuration, the value of every bias and the initial c. Weights are 0, so every z is the bias. All
+#: numbers are exact in every precision, so that the value lies on the kink itself.
 KINKS: dict[str, tuple[dict[str, Any], float, float]] = {
     "gate_clip,on": ({"gate_clip": 0.5}, 0.5, 0.25),
     "gate_clip,-on": ({"gate_clip": 0.5}, -0.5, 0.25),
@@ -173,7 +176,7 @@ KINKS: dict[str, tuple[dict[str, Any], float, float]] = {
 
 
 def kink_cases(scope: Scope) -> Iterator[Case]:
-    """Values that lie exactly on a kink."""
+    """Yield values that lie exactly on a kink."""
     for precision in scope.precisions:
         for name, (changes, _, _) in KINKS.items():
             yield Case(name=f"kink,{name}", model=config_of(changes), precision=precision, steps=1)
@@ -192,7 +195,7 @@ def kinks(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:
-    """The data of one of `kink_cases`, and what is expected of its outputs and gradients."""
+    """Return the data of one of `kink_cases`, and what is expected of its outputs and gradients."""
     _, bias, cell = KINKS[case.name.split(",", 1)[1]]
     data = case.data.map(np.array)
     if data.state is None:
@@ -209,7 +212,7 @@ def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:
 
 
 def _near(case: Case, arrays: Mapping[str, Array]) -> Expectation:
-    """Within some roundings: a single step of exact numbers has no more."""
+    """Return `arrays` with budgets of some roundings: a single step of exact numbers has no larger error."""
     return {
         name: Expected(
             array, 16 * case.policy.epsilon * max(1.0, float(np.abs(array).max())), budgets.dtype_of(name, case)

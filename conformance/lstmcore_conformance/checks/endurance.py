@@ -1,4 +1,4 @@
-"""What only shows after a long time, or far from the usual numbers."""
+"""Checks of long runs and of extreme numbers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lstmcore_conformance.suite.check import Scope, check
 
 LONG: Final = 100_000
 PIECES: Final = 1_000
-#: Calls after which memory must have stopped to grow, those over which it is watched, and how much it may still grow.
+#: Calls before memory is watched, calls during which it is watched, and the bytes by which it may grow meanwhile.
 WARM: Final = 200
 CALLS: Final = 1_000
 GROWTH: Final = 6 << 20
 
 
 def long_cases(scope: Scope) -> Iterator[Case]:
-    """A small model over very many steps."""
+    """Yield small models over many steps."""
     for precision in scope.precisions:
         for name in ("plain", "everything"):
             changes = {**SWITCHES[name], "reverse": False, "input_size": 2, "hidden_size": 4}
@@ -55,7 +55,7 @@ def long(tested: BackendUnderTest, case: Case) -> Measure:
         state = State(got["h_n"], got["c_n"])
         outputs.append(got["y"])
     joined = {"y": np.concatenate(outputs), "h_n": got["h_n"], "c_n": got["c_n"]}
-    # An LSTM forgets, so that the error after many steps is that after some; both sides may use their budget.
+    # An LSTM forgets, so the error after many steps is that after a few. Both sides may use their budget.
     expected = {
         name: replace(want, value=whole[name].astype(np.float64), budget=2 * want.budget)
         for name, want in allowed.items()
@@ -80,26 +80,26 @@ def long_backward(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.gradients(case), budgets.gradients(case))
 
 
-#: Name -> what x, h and c are multiplied by. The last makes numbers below the smallest normal one of float32.
+#: Name -> the factor of x, h and c. The last gives numbers below the smallest normal number of float32.
 EXTREMES: Final[Mapping[str, float]] = {"saturating": 1e4, "large": 30.0, "tiny": 1e-8, "denormal": 1e-40}
 
 
 def extreme_cases(scope: Scope) -> Iterator[Case]:
-    """Inputs and states that saturate every gate, and denormal ones."""
+    """Yield inputs and states that saturate every gate, and denormal ones."""
     for precision in scope.precisions:
         for kind, factor in EXTREMES.items():
             for name in ("plain", "no_bias", "peephole", "layer_norm", "input_from_forget", "recurrence_cell"):
                 if name == "layer_norm" and factor < 1:
                     continue  # it amplifies the rounding of nearly equal numbers without bound
                 if kind == "large" and precision == "float64":
-                    continue  # gates that are shut in float32, which judges float64, are not quite in float64
+                    continue  # gates that are closed in float32, which judges float64, are not quite closed in float64
                 case = Case(name=f"{kind},{name}", model=config_of(SWITCHES[name]), precision=precision, scale=factor)
                 yield case
                 yield replace(case, name=f"{case.name},T=N=1", steps=1, batch=1)
 
 
 def extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
-    """Results below the smallest normal number may be 0."""
+    """Return `expected` with larger budgets: results below the smallest normal number may be 0."""
     tiny = float(np.finfo("float16" if case.precision == "float16" else "float32").tiny)
     return {name: replace(want, budget=want.budget + tiny) for name, want in expected.items()}
 
@@ -126,7 +126,7 @@ def extreme_backward(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def memory_cases(scope: Scope) -> Iterator[Case]:
-    """One model with all that a call can keep."""
+    """Yield one model, large enough that a call that keeps an array is seen."""
     model = config_of({"input_size": 32, "hidden_size": 48, "peephole": "peephole" in scope.declared.features})
     yield Case(name="memory", model=model, precision=scope.precisions[-1], steps=8, batch=16)
 
@@ -152,31 +152,31 @@ def memory(tested: BackendUnderTest, case: Case) -> None:
 
 
 class _Memory:
-    """How much the memory of this process grows: all of it where the system tells, else what Python allocates."""
+    """The growth of this process's memory: all of it if the system has /proc, else the allocations of Python."""
 
     def __init__(self) -> None:
-        self.tells = Path("/proc/self/statm").exists()
-        if not self.tells:
+        self.has_proc = Path("/proc/self/statm").exists()
+        if not self.has_proc:
             tracemalloc.start()
         self.start = self._now()
 
     def _now(self) -> int:
-        if not self.tells:
+        if not self.has_proc:
             return tracemalloc.get_traced_memory()[0]
         import resource
 
-        _give_back()
+        _trim_memory()
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     def grown(self) -> int:
         grown = self._now() - self.start
-        if not self.tells:
+        if not self.has_proc:
             tracemalloc.stop()
         return grown
 
 
-def _give_back() -> None:
-    """Give free memory back to the system where the C library can: a leak that fits into it would not be seen."""
+def _trim_memory() -> None:
+    """Return free memory to the system if the C library can do so: it would hide a leak that fits into it."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

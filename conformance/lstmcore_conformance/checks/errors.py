@@ -1,9 +1,10 @@
-"""Mistakes of the caller: each is a TypeError or a ValueError that names the argument."""
+"""Checks of errors: each mistake of the caller is a TypeError or a ValueError that names the argument."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,18 @@ from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
 
-#: What is done wrong -> the call, the error, and the word that its message must have.
+#: The mistake in words, the call, the error, and the word that its message must have.
 Mistake = tuple[str, Callable[[], object], type[Exception], str]
 
 
 def error_cases(scope: Scope) -> Iterator[Case]:
-    """One model in every precision."""
+    """Yield one model in every precision."""
     for precision in scope.precisions:
         yield Case(name="mistakes", model=config_of({}), precision=precision)
 
 
 def mask_cases(scope: Scope) -> Iterator[Case]:
-    """A model with every kind of mask."""
+    """Yield a model with every kind of mask, in every precision."""
     for precision in scope.precisions:
         yield Case(name="mistakes,masks", model=config_of(SWITCHES["everything"]), precision=precision, masks=True)
 
@@ -38,7 +39,7 @@ def judge(mistakes: Iterator[Mistake]) -> None:
     Raises
     ------
     Failure
-        One passed, or raised another error or one that does not name the argument. Tells all of them.
+        A mistake passed, raised another error, or one that does not name the argument. The message lists all of them.
     """
     wrong = []
     for what, call, kind, word in mistakes:
@@ -58,7 +59,7 @@ def judge(mistakes: Iterator[Mistake]) -> None:
 
 
 class _Calls:
-    """One case's calls with some arguments replaced."""
+    """The calls of a case with some arguments replaced."""
 
     def __init__(self, tested: BackendUnderTest, case: Case) -> None:
         self.tested, self.case = tested, case
@@ -70,13 +71,13 @@ class _Calls:
         return self.tested.backend.to_device(array)
 
     def forward(self, out: Any = None, **changes: Any) -> Callable[[], object]:
-        given = replace(self.data, **changes)
+        data = replace(self.data, **changes)
         return lambda: self.kernel.forward(
-            self.weights, given.x, given.state, lengths=given.lengths, masks=given.masks, out=out
+            self.weights, data.x, data.state, lengths=data.lengths, masks=data.masks, out=out
         )
 
     def still_works(self) -> None:
-        """After the mistakes a right call gives right numbers."""
+        """Raise `Failure` unless a right call after the mistakes gives right numbers."""
         try:
             compare(self.tested.forward(self.case), budgets.forward(self.case))
         except Failure as failure:
@@ -84,12 +85,12 @@ class _Calls:
 
 
 def other_dtype(array: Array) -> Array:
-    """The same numbers in a dtype that no precision wants there."""
+    """Return the same numbers in a dtype that no precision has there."""
     return array.astype(np.float32 if array.dtype == np.float64 else np.float64)
 
 
 def masked(array: Any) -> Any:
-    """The same numbers, one of them hidden by a mask."""
+    """Return the same numbers as a masked array whose first element is hidden."""
     mask = np.zeros(array.shape, bool)
     mask.flat[0] = True
     return np.ma.array(array, mask=mask)
@@ -178,9 +179,9 @@ def wrong_parameters(tested: BackendUnderTest, case: Case) -> None:
     calls, good = _Calls(tested, case), case.data.parameters
 
     def pack(changes: dict[str, Any], drop: str = "") -> Callable[[], object]:
-        given = {name: array for name, array in (good | changes).items() if name != drop}
+        wrong = {name: array for name, array in (good | changes).items() if name != drop}
         return lambda: calls.kernel.pack(
-            {name: calls.device(array) if isinstance(array, np.ndarray) else array for name, array in given.items()}
+            {name: calls.device(array) if isinstance(array, np.ndarray) else array for name, array in wrong.items()}
         )
 
     def mistakes() -> Iterator[Mistake]:
@@ -237,52 +238,60 @@ def wrong_masks(tested: BackendUnderTest, case: Case) -> None:
     cases=error_cases,
 )
 def masked_arrays(tested: BackendUnderTest, case: Case) -> None:
-    calls, data, declared = _Calls(tested, case), case.data, tested.declared
-    given, kernel, weights = calls.data, calls.kernel, calls.weights
-
-    def replaced(pair: State | None, entry: str) -> State:
-        if pair is None:
-            raise TypeError(f"case {case.id}: expected a pair of h and c")
-        return pair._replace(**{entry: masked(getattr(pair, entry))})
-
-    def packing(name: str) -> Callable[[], object]:
-        return lambda: kernel.pack(given.parameters | {name: masked(given.parameters[name])})
-
-    def backward(dy: Any, dstate: Any) -> Callable[[], object]:
-        return lambda: kernel.backward(weights, tape, dy, dstate)
-
-    def jvp(tangents: Tangents) -> Callable[[], object]:
-        return lambda: kernel.jvp(weights, given.x, given.state, tangents)
+    calls, declared = _Calls(tested, case), tested.declared
 
     def mistakes() -> Iterator[Mistake]:
-        yield "x", calls.forward(x=masked(data.x)), TypeError, "x"
-        for entry in State._fields:
-            name = f"state.{entry}"
-            yield name, calls.forward(state=replaced(data.state, entry)), TypeError, name
-            if tape is not None:
-                yield f"d{name}", backward(None, replaced(data.dstate, entry)), TypeError, f"d{name}"
-        for name in data.parameters:
-            yield name, packing(name), TypeError, name
-        if "lengths" in declared.features:
-            yield "lengths", calls.forward(lengths=masked(np.full(case.batch, case.steps))), TypeError, "lengths"
-        if declared.device == "cpu":
-            yield (
-                "out",
-                calls.forward(out=masked(budgets.forward(case)["y"].value.astype(data.x.dtype))),
-                TypeError,
-                "out",
-            )
-        if tape is not None:
-            yield "dy", backward(masked(data.dy), None), TypeError, "dy"
+        yield from _masked_inputs(calls, lengths="lengths" in declared.features, out=declared.device == "cpu")
+        if "backward" in declared.derivatives:
+            yield from _masked_cotangents(calls)
         if "jvp" in declared.derivatives:
-            yield "tangents.x", jvp(Tangents(x=masked(data.tangents.x))), TypeError, "tangents.x"
-            moved = {name: masked(array) for name, array in (data.tangents.parameters or {}).items()}
-            yield "tangents.parameters", jvp(Tangents(parameters=moved)), TypeError, "tangents.parameters"
+            yield from _masked_tangents(calls)
 
-    record = "backward" in declared.derivatives
-    tape = tested.call(case, given, record=True, weights=weights).tape if record else None
     judge(mistakes())
     calls.still_works()
+
+
+def _masked_inputs(calls: _Calls, *, lengths: bool, out: bool) -> Iterator[Mistake]:
+    """Yield a masked array as each argument of pack and forward."""
+    case, data = calls.case, calls.case.data
+    yield "x", calls.forward(x=masked(data.x)), TypeError, "x"
+    for entry in State._fields:
+        yield f"state.{entry}", calls.forward(state=_masked_entry(data.state, entry)), TypeError, f"state.{entry}"
+    for name, array in calls.data.parameters.items():
+        parameters = calls.data.parameters | {name: masked(array)}
+        yield name, partial(calls.kernel.pack, parameters), TypeError, name
+    if lengths:
+        yield "lengths", calls.forward(lengths=masked(np.full(case.batch, case.steps))), TypeError, "lengths"
+    if out:
+        y = masked(budgets.forward(case)["y"].value.astype(data.x.dtype))
+        yield "out", calls.forward(out=y), TypeError, "out"
+
+
+def _masked_cotangents(calls: _Calls) -> Iterator[Mistake]:
+    """Yield a masked array as each argument of backward."""
+    data = calls.case.data
+    tape = calls.tested.call(calls.case, calls.data, record=True, weights=calls.weights).tape
+    backward = partial(calls.kernel.backward, calls.weights, tape)
+    for entry in State._fields:
+        dstate = _masked_entry(data.dstate, entry)
+        yield f"dstate.{entry}", partial(backward, None, dstate), TypeError, f"dstate.{entry}"
+    yield "dy", partial(backward, masked(data.dy), None), TypeError, "dy"
+
+
+def _masked_tangents(calls: _Calls) -> Iterator[Mistake]:
+    """Yield a masked array as the tangent of x and of the parameters."""
+    tangents = calls.case.data.tangents
+    jvp = partial(calls.kernel.jvp, calls.weights, calls.data.x, calls.data.state)
+    yield "tangents.x", partial(jvp, Tangents(x=masked(tangents.x))), TypeError, "tangents.x"
+    parameters = {name: masked(array) for name, array in (tangents.parameters or {}).items()}
+    yield "tangents.parameters", partial(jvp, Tangents(parameters=parameters)), TypeError, "tangents.parameters"
+
+
+def _masked_entry(pair: State | None, entry: str) -> State:
+    """Return the pair with `entry` as a masked array."""
+    if pair is None:
+        raise TypeError("expected a pair of h and c")
+    return pair._replace(**{entry: masked(getattr(pair, entry))})
 
 
 @check(
@@ -340,8 +349,8 @@ def wrong_backward(tested: BackendUnderTest, case: Case) -> None:
     dy, dstate = data.dy, data.dstate
     h, c = (calls.device(array) for array in dstate)
 
-    def backward(tape: Any = done.tape, kernel: Any = calls.kernel, **given: Any) -> Callable[[], object]:
-        return lambda: kernel.backward(calls.weights, tape, given.get("dy"), given.get("dstate"))
+    def backward(tape: Any = done.tape, kernel: Any = calls.kernel, **changes: Any) -> Callable[[], object]:
+        return lambda: kernel.backward(calls.weights, tape, changes.get("dy"), changes.get("dstate"))
 
     def mistakes() -> Iterator[Mistake]:
         yield "no tape", backward(tape=None), ValueError, "tape"
@@ -377,8 +386,8 @@ def wrong_tangents(tested: BackendUnderTest, case: Case) -> None:
         raise TypeError(f"case {case.id}: expected a tangent of the state")
     bias = data.parameters["bias"]
 
-    def jvp(**given: Any) -> Callable[[], object]:
-        return lambda: calls.kernel.jvp(calls.weights, calls.data.x, calls.data.state, Tangents(**given))
+    def jvp(**wrong: Any) -> Callable[[], object]:
+        return lambda: calls.kernel.jvp(calls.weights, calls.data.x, calls.data.state, Tangents(**wrong))
 
     def mistakes() -> Iterator[Mistake]:
         yield ("x one step short", jvp(x=calls.device(data.x[1:])), ValueError, "tangents.x")

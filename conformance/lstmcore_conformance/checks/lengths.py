@@ -1,4 +1,4 @@
-"""Rows that end early, and rows that must not meet."""
+"""Checks of lengths: rows that end early, and rows that must not influence each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODELS: Final = (
 
 
 def length_cases(scope: Scope) -> Iterator[Case]:
-    """0, T and lengths between, in no order; in one set no row reaches T."""
+    """Yield lengths 0, T and between, not in order; in one set no row reaches T."""
     for precision in scope.precisions:
         for name in MODELS:
             for steps, ends in ((5, (3, 0, 5, 1)), (5, (0, 2, 4))):
@@ -53,7 +53,7 @@ def length_cases(scope: Scope) -> Iterator[Case]:
 
 
 def few_cases(scope: Scope) -> Iterator[Case]:
-    """One set of lengths for the models in which rows are treated differently."""
+    """Yield one set of lengths for the models that treat rows differently."""
     chosen = ("plain", "reverse", "proj_size", "zoneout_hidden", "everything", "everything_coupled")
     for case in length_cases(scope):
         if case.batch == 4 and case.name.split(";")[1] in chosen:
@@ -160,7 +160,7 @@ def empty_rows(tested: BackendUnderTest, case: Case) -> None:
 
 
 def spoil(case: Case, content: float) -> Data:
-    """The data with `content` in all that rows of length 0 have beside padding: states, their gradients, a mask."""
+    """Return the data with `content` in the arrays of rows of length 0: states, their gradients and a mask."""
     data, empty = case.data.map(np.array), np.array(case.lengths) == 0
     recurrent = data.masks.recurrent if isinstance(data.masks, Masks) else None
     for array in (*(data.state or ()), *(data.dstate or ()), *(data.tangents.state or ()), recurrent):
@@ -169,11 +169,23 @@ def spoil(case: Case, content: float) -> Data:
     return data
 
 
-def passed(form: str, given: State | None, arrays: Mapping[str, Array], rows: Array) -> dict[str, Array]:
-    """The h and c of `arrays`, named by `form`, with what was given in those rows: there it passes unchanged."""
-    if given is None:
+def passed(form: str, state: State | None, arrays: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+    """Return the h and c of `arrays`, but those of `state` in some rows, through which it passes unchanged.
+
+    Parameters
+    ----------
+    form
+        The form of the names of h and c in `arrays`, such as ``"{}_n"``.
+    state
+        The state, or its gradient or tangent.
+    arrays
+        Results by name.
+    rows
+        Booleans, one for each row of the batch.
+    """
+    if state is None:
         raise TypeError("expected a state")
-    pairs = zip((form.format("h"), form.format("c")), given, strict=True)
+    pairs = zip((form.format("h"), form.format("c")), state, strict=True)
     return {name: np.where(rows[:, None], array, arrays[name]) for name, array in pairs}
 
 
@@ -181,7 +193,7 @@ def passed(form: str, given: State | None, arrays: Mapping[str, Array], rows: Ar
 
 
 def row_cases(scope: Scope) -> Iterator[Case]:
-    """Batches whose rows are taken apart."""
+    """Yield batches whose rows are also run alone."""
     for precision in scope.precisions:
         for name in ("plain", "reverse", "layer_norm", "everything", "everything_coupled"):
             yield Case(name=f"rows,{name}", model=config_of(SWITCHES[name]), precision=precision, batch=5)
@@ -200,8 +212,8 @@ def _rows_expected(case: Case, rows: Any) -> dict[str, Expected]:
 def independent(tested: BackendUnderTest, case: Case) -> Measure:
     worst = Measure(0.0)
     for rows in ([2], [4, 1], [3, 0, 4, 2, 1], [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0]):
-        found = compare(tested.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
-        worst = max(worst, found, key=lambda one: one.share)
+        measured = compare(tested.forward(case, rows_of(case.data, rows)), _rows_expected(case, rows))
+        worst = max(worst, measured, key=lambda each: each.share)
     return worst
 
 
@@ -219,5 +231,5 @@ def nan(tested: BackendUnderTest, case: Case) -> Measure:
         known = budgets.gradients(case)
         kept = {name: gradients[name][..., others, :] for name in ("dx", "dh0", "dc0")}
         expected = {name: replace(known[name], value=known[name].value[..., others, :]) for name in kept}
-        worst = max(worst, compare(kept, expected), key=lambda one: one.share)
+        worst = max(worst, compare(kept, expected), key=lambda each: each.share)
     return worst

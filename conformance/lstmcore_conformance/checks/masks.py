@@ -1,4 +1,4 @@
-"""Random masks, given explicitly: dropout on the recurrent input and zoneout."""
+"""Checks of explicit random masks: dropout on the recurrent input and zoneout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODELS = (
 
 
 def mask_cases(scope: Scope) -> Iterator[Case]:
-    """Every kind of mask, alone and together, in both directions, with and without lengths."""
+    """Yield every kind of mask, alone and together, in both directions, with and without lengths."""
     for precision in scope.precisions:
         for name in MODELS:
             for reverse in (False, True):
@@ -69,7 +69,7 @@ def jvp(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def partial_cases(scope: Scope) -> Iterator[Case]:
-    """One mask where there could be three."""
+    """Yield one mask for models that can have three."""
     for precision in scope.precisions:
         for name in ("everything", "everything_coupled"):
             for mask in Masks._fields:
@@ -162,5 +162,5 @@ def _named(masks: StackMasks | None) -> Iterator[tuple[str, Array]]:
     if masks is None:
         return
     yield from ((f"dropout[{layer}]", mask) for layer, mask in enumerate(masks.dropout))
-    for index, one in enumerate(masks.layers):
-        yield from ((f"{name}[{index}]", mask) for name, mask in one._asdict().items() if mask is not None)
+    for index, layer in enumerate(masks.layers):
+        yield from ((f"{name}[{index}]", mask) for name, mask in layer._asdict().items() if mask is not None)

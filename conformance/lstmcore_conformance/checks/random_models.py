@@ -1,7 +1,7 @@
-"""Properties on drawn models: combinations, sizes and lengths that nobody chose.
+"""Checks on random models: combinations, sizes and lengths that nobody chose.
 
-The first three compare with the oracle; the others need none: they compare the backend with itself, and take from the
-oracle only how large an error may be. Both sides of such a comparison may use their whole budget.
+The first three compare with the oracle. The others compare the backend with itself, and only their budgets come from
+the oracle. Both sides of such a comparison may use their whole budget.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lstmcore_conformance.cases.metamorphic import (
     parameters_of,
     past_end,
     piece,
+    reversed_rows,
     rows_of,
-    turned,
     units_of,
 )
 from lstmcore_conformance.cases.random_cases import Kind, Property, search
@@ -34,7 +34,15 @@ from lstmcore_conformance.suite.check import Scope, check
 
 
 def drawn(id: str, claim: str, section: int, kind: Kind, needs: tuple[str, ...] = ()) -> Callable[[Property], Property]:
-    """Register a property of one drawn case as a check."""
+    """Register the decorated property of random cases as a check.
+
+    Parameters
+    ----------
+    id, claim, section, needs
+        The arguments of `check`; the id follows ``drawn.``.
+    kind
+        The cases for which the property holds.
+    """
 
     def cases(scope: Scope) -> Iterator[Case]:
         for precision in scope.precisions:
@@ -50,7 +58,7 @@ def drawn(id: str, claim: str, section: int, kind: Kind, needs: tuple[str, ...] 
 
 
 def twice(expected: Mapping[str, Expected], values: Mapping[str, Array]) -> dict[str, Expected]:
-    """`values` as what is expected, with twice the budgets of `expected`: both sides have an error."""
+    """Return `values` as expected results with twice the budgets of `expected`, since both sides have an error."""
     return {
         name: replace(expected[name], value=np.asarray(value, np.float64), budget=2 * expected[name].budget)
         for name, value in values.items()
@@ -58,22 +66,22 @@ def twice(expected: Mapping[str, Expected], values: Mapping[str, Array]) -> dict
 
 
 def everything(tested: BackendUnderTest, case: Case, data: Data | None = None) -> dict[str, Array]:
-    """The outputs and, where they are declared, the gradients."""
-    found = tested.forward(case, data)
-    return found | tested.gradients(case, data) if "backward" in tested.declared.derivatives else found
+    """Return the outputs and, if they are declared, the gradients."""
+    arrays = tested.forward(case, data)
+    return arrays | tested.gradients(case, data) if "backward" in tested.declared.derivatives else arrays
 
 
 def allowance(tested: BackendUnderTest, case: Case) -> dict[str, Expected]:
-    """The budgets of `everything`."""
-    found = dict(budgets.forward(case))
-    return found | dict(budgets.gradients(case)) if "backward" in tested.declared.derivatives else found
+    """Return what is expected of `everything`, with its budgets."""
+    expected = dict(budgets.forward(case))
+    return expected | dict(budgets.gradients(case)) if "backward" in tested.declared.derivatives else expected
 
 
 # With the oracle ------------------------------------------------------------------------------------------------------
 
 
 @drawn("forward", "y and the final state are right", 2, Kind(all_used=False))
-def forward(tested: BackendUnderTest, case: Case) -> Measure:
+def _forward(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.forward(case), budgets.forward(case))
 
 
@@ -84,12 +92,12 @@ def forward(tested: BackendUnderTest, case: Case) -> Measure:
     Kind(all_used=False),
     ("backward",),
 )
-def backward(tested: BackendUnderTest, case: Case) -> Measure:
+def _backward(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.gradients(case), budgets.gradients(case))
 
 
 @drawn("jvp", "the directional derivative is right", 7, Kind(), ("jvp",))
-def jvp(tested: BackendUnderTest, case: Case) -> Measure:
+def _jvp(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.tangents(case), {**budgets.forward(case), **budgets.tangents(case)})
 
 
@@ -97,7 +105,7 @@ def jvp(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def by_row(name: str, array: Array, rows: Array) -> Array:
-    """Those rows of an output; parameters' gradients have none."""
+    """Return those rows of an output or a gradient, except of a parameter's gradient, which has no rows."""
     return array[:, rows] if name in ("y", "dx") else array[..., rows, :]
 
 
@@ -107,7 +115,7 @@ def by_row(name: str, array: Array, rows: Array) -> Array:
     4,
     Kind(least_batch=2),
 )
-def rows(tested: BackendUnderTest, case: Case) -> Measure:
+def _rows(tested: BackendUnderTest, case: Case) -> Measure:
     whole, known = everything(tested, case), allowance(tested, case)
     order = np.roll(np.arange(case.batch)[::-1], 1)
     moved = everything(tested, case, rows_of(case.data, order))
@@ -120,11 +128,11 @@ def rows(tested: BackendUnderTest, case: Case) -> Measure:
         else np.concatenate([part[name] for part in parts], axis=1 if name in ("y", "dx") else -2)
         for name, array in whole.items()
     }
-    return max(worst, compare(joined, twice(known, expected)), key=lambda one: one.share)
+    return max(worst, compare(joined, twice(known, expected)), key=lambda each: each.share)
 
 
 @drawn("nan", "a NaN stays in its row", 4, Kind(least_steps=1, least_batch=2))
-def nan(tested: BackendUnderTest, case: Case) -> Measure:
+def _nan(tested: BackendUnderTest, case: Case) -> Measure:
     data, others = case.data.map(np.array), np.arange(1, case.batch)
     data.x[:, 0] = np.nan
     got, known = everything(tested, case, data), allowance(tested, case)
@@ -143,7 +151,7 @@ def nan(tested: BackendUnderTest, case: Case) -> Measure:
     Kind(lengths=True),
     ("lengths",),
 )
-def padding(tested: BackendUnderTest, case: Case) -> None:
+def _padding(tested: BackendUnderTest, case: Case) -> None:
     got, past = everything(tested, case, padded_with(case, np.nan)), past_end(case)
     same_bits("NaN in padding", got, everything(tested, case, padded_with(case, 0.0)))
     for name in ("y", "dx"):
@@ -159,9 +167,9 @@ def padding(tested: BackendUnderTest, case: Case) -> None:
 
 
 @drawn("pieces", "a sequence in two pieces that hand the state on gives what one call gives", 8, Kind(least_steps=2))
-def pieces(tested: BackendUnderTest, case: Case) -> Measure | None:
+def _pieces(tested: BackendUnderTest, case: Case) -> Measure | None:
     if case.stack is not None and case.stack.num_directions == 2:
-        return None  # the two directions meet in every layer
+        return None  # each layer needs both directions of the whole sequence
     reverse = any(config.reverse for config in case.configs)
     cut = case.steps // 2
     ranges = [(0, cut), (cut, case.steps)]
@@ -174,7 +182,7 @@ def pieces(tested: BackendUnderTest, case: Case) -> Measure | None:
 
 
 @drawn("units", "hidden units in another order give the same in that order", 2, Kind(stacks=False))
-def units(tested: BackendUnderTest, case: Case) -> Measure:
+def _units(tested: BackendUnderTest, case: Case) -> Measure:
     config = case.config
     order = np.roll(np.arange(config.hidden_size), config.hidden_size // 2 + 1)[::-1]
     outputs = np.arange(config.proj_size) if config.proj_size else order
@@ -199,17 +207,17 @@ _UNITS = ("y", "h_n", "c_n", "dh0", "dc0")
     4,
     Kind(stacks=False),
 )
-def other_direction(tested: BackendUnderTest, case: Case) -> Measure | None:
+def _other_direction(tested: BackendUnderTest, case: Case) -> Measure | None:
     other = replace(case, model=replace(case.config, reverse=not case.config.reverse))
     if tested.refusal(other) is not None:
         return None
     got, plain = everything(tested, other, backwards(case)), everything(tested, case)
-    expected = {name: turned(case, array) if name in ("y", "dx") else array for name, array in plain.items()}
+    expected = {name: reversed_rows(case, array) if name in ("y", "dx") else array for name, array in plain.items()}
     return compare(got, twice(allowance(tested, case), expected))
 
 
 @drawn("saturation", "inputs and states of 1e4 give no NaN", 8, Kind(stacks=False))
-def saturation(tested: BackendUnderTest, case: Case) -> None:
+def _saturation(tested: BackendUnderTest, case: Case) -> None:
     def large(array: Array) -> Array:
         return (1e4 * np.sign(array)).astype(array.dtype)
 

@@ -1,4 +1,4 @@
-"""The state between calls: one call for T steps is the same as several that hand the state on."""
+"""Checks of the state between calls: one call for T steps equals several calls that pass the state on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lstmcore_conformance.suite.check import Scope, check
 
 
 def piece_cases(scope: Scope) -> Iterator[Case]:
-    """Models with every kind of memory between steps."""
+    """Yield models with every kind of memory between steps."""
     for precision in scope.precisions:
         for name in (
             "plain",
@@ -45,13 +45,13 @@ def piece_cases(scope: Scope) -> Iterator[Case]:
 
 
 def pieces_of(case: Case, cuts: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(start, stop) of each piece in the order in which they run."""
+    """Return start and stop of each piece, in the order in which they run."""
     ranges = list(zip((0, *cuts), (*cuts, case.steps), strict=True))
     return ranges[::-1] if case.config.reverse else ranges
 
 
 def run_pieces(tested: BackendUnderTest, case: Case, cuts: tuple[int, ...]) -> dict[str, Array]:
-    """The outputs of the pieces put together."""
+    """Return the joined outputs of the pieces."""
     state, outputs = case.data.state, {}
     for start, stop in pieces_of(case, cuts):
         got = tested.forward(case, piece(case.data, start, stop, state))

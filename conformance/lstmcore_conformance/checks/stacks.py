@@ -1,4 +1,4 @@
-"""Layers and directions, and the dropout between layers."""
+"""Checks of stacks: layers, directions and the dropout between layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
 
-#: Name -> the switches, the shape of the stack, and whether masks are given.
+#: Name -> the switches, the shape of the stack, and whether the call has masks.
 STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] = {
     "L=1": ({}, {}, False),
     "L=2": ({}, {"num_layers": 2}, False),
@@ -40,7 +40,7 @@ STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] =
 
 
 def stack_cases(scope: Scope) -> Iterator[Case]:
-    """One to three layers, both directions, dropout between layers, with and without lengths and a state."""
+    """Yield one to four layers, both directions, dropout between layers, with and without lengths and a state."""
     for precision in scope.precisions:
         for name, (switches, shape, masks) in STACKS.items():
             case = Case(
@@ -117,9 +117,9 @@ def streaming(tested: BackendUnderTest, case: Case) -> Measure:
         case for case in stack_cases(scope) if case.name in ("L=1", "L=2,D=2") and case.precision == scope.precisions[0]
     ),
 )
-def receipts(tested: BackendUnderTest, case: Case) -> None:
+def all_receipts(tested: BackendUnderTest, case: Case) -> None:
     kernel = tested.kernel(case)
     with tested.guard("receipts"):
-        found = kernel.receipts(case.steps, case.batch)
-    if len(found) != len(case.configs):
-        raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(found)}")
+        receipts = kernel.receipts(case.steps, case.batch)
+    if len(receipts) != len(case.configs):
+        raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(receipts)}")

@@ -1,4 +1,4 @@
-"""Numbers: the outputs, every gradient and the directional derivative of every switch, of combinations and of sizes."""
+"""Checks of values: outputs, gradients and directional derivatives for switches, combinations and sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
 from lstmcore_conformance.suite.check import Scope, check
 
-#: Name -> T, N and what differs in the configuration.
+#: Name -> T, N and the changes of the configuration.
 SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "T=0": (0, 2, {}),
     "T=0,everything": (0, 2, SWITCHES["everything"]),
@@ -43,9 +43,9 @@ SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "T=200": (200, 2, {}),
 }
 
-#: T and N over which `backward.rows` sums: enough that one running sum in the compute dtype goes over the budget.
+#: T and N of the sums of `backward.rows`: so many that one running sum in the compute dtype exceeds the budget.
 ROWS: Final = (64, 1024)
-#: What of the configuration differs in its cases; every kind of parameter is in one of them.
+#: The changes of the configuration in its cases; every kind of parameter is in one of them.
 SUMMED: Final[Mapping[str, Mapping[str, Any]]] = {
     name: {**SWITCHES[name], "input_size": 3, "hidden_size": 5}
     for name in ("plain", "proj_size", "forget_from_input,peephole", "layer_norm_eps")
@@ -53,14 +53,14 @@ SUMMED: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def switch_cases(scope: Scope) -> Iterator[Case]:
-    """Every switch alone, in every precision."""
+    """Yield every switch alone, in every precision."""
     for precision in scope.precisions:
         for name, changes in SWITCHES.items():
             yield Case(name=name, model=config_of(changes), precision=precision)
 
 
 def combination_cases(scope: Scope) -> Iterator[Case]:
-    """Every pair of values of two switches, with and without lengths and masks."""
+    """Yield combinations with every pair of values of two switches, with and without lengths and masks."""
     for precision in scope.precisions:
         for position, changes in enumerate(covering(scope.declared)):
             switches = {name: value for name, value in changes.items() if name not in ("lengths", "masks")}
@@ -76,14 +76,14 @@ def combination_cases(scope: Scope) -> Iterator[Case]:
 
 
 def size_cases(scope: Scope) -> Iterator[Case]:
-    """Empty, single and odd sizes, and sizes around the widths of vectors and tiles."""
+    """Yield empty, single and odd sizes, and sizes around the widths of vectors and tiles."""
     for precision in scope.precisions:
         for name, (steps, batch, changes) in SIZES.items():
             yield Case(name=name, model=config_of(changes), precision=precision, steps=steps, batch=batch)
 
 
 def row_cases(scope: Scope) -> Iterator[Case]:
-    """Small models over very many rows."""
+    """Yield small models over many rows."""
     steps, batch = ROWS
     for precision in scope.precisions:
         for name, changes in SUMMED.items():
@@ -127,7 +127,7 @@ for _group, _words, _section, _cases in (
 
 
 def no_state_cases(scope: Scope) -> Iterator[Case]:
-    """No initial state."""
+    """Yield calls without an initial state."""
     for precision in scope.precisions:
         for name in ("plain", "proj_size", "peephole", "everything"):
             yield Case(name=f"no_state,{name}", model=config_of(SWITCHES[name]), precision=precision, state=False)

@@ -1,11 +1,11 @@
-"""How much error is allowed: a share of what the naive evaluation loses on the same case.
+"""The error budget: a multiple of the error of the naive evaluation on the same case.
 
 docs/conformance.md states the rule for other languages. In short, for each output array of a case
 
     s      = max |oracle|              but at least GROUP_FLOOR times the largest s of its group
-    lost   = max |naive - oracle| / s  over the data and COPIES copies of them, each moved by one unit in the last
+    error  = max |naive - oracle| / s  over the data and COPIES copies of them, each moved by one unit in the last
                                        place, all in its precision; for TF32 also with operands cut off
-    budget = SAFETY * (lost * eps / eps_naive + ROUNDING * eps) * s
+    budget = SAFETY * (error * eps / eps_naive + ROUNDING * eps) * s
     share  = max |got - oracle| / budget
 """
 
@@ -19,15 +19,18 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.precision import Precision, get_precision
-from lstmcore_conformance import oracle
-from lstmcore_conformance.cases.case import ALSO, NAIVE, Array, Case, case_data, storage_dtype
+from lstmcore_conformance.cases.call_data import Array, storage_dtype
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.quality import ALSO, NAIVE, case_data
+from lstmcore_conformance.oracle import evaluation
+from lstmcore_conformance.oracle.composition import Arrays
 
-#: How many times what the naive evaluation loses a backend may lose.
+#: The error of a backend may be this many times the error of the naive evaluation.
 SAFETY: Final = 6.0
-#: How many copies of the data, moved by one unit in the last place, the naive evaluation is repeated on: what one
-#: evaluation loses is partly luck.
+#: The naive evaluation is repeated on this many copies of the data, each moved by one unit in the last place: the
+#: error of one evaluation is partly luck.
 COPIES: Final = 3
-#: Epsilons that are granted where the naive evaluation happens to be exact: the rounding of the result.
+#: Epsilons for the rounding of the result, which count even if the naive evaluation happens to be exact.
 ROUNDING: Final = 0.5
 #: Arrays of one group (outputs, gradients, tangents) that are smaller than the largest by this factor get no less.
 GROUP_FLOOR: Final = 2.0**-10
@@ -35,7 +38,7 @@ GROUP_FLOOR: Final = 2.0**-10
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """An output array: what it should be, how far off it may be, and its dtype."""
+    """The expected value of an output array, its budget (an absolute error) and its dtype."""
 
     value: Array
     budget: float
@@ -43,12 +46,12 @@ class Expected:
 
 
 Expectation = Mapping[str, Expected]
-Evaluate = Callable[[Case, Precision | str, int], oracle.Arrays]
+Evaluate = Callable[[Case, Precision | str, int], Arrays]
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The worst element of a comparison."""
+    """The worst element of a comparison; `share` is its error in budgets, so that at most 1 passes."""
 
     share: float
     array: str = ""
@@ -66,56 +69,56 @@ class Measure:
 
 
 def forward(case: Case) -> Expectation:
-    """y, h_n and c_n."""
-    return _expect(case, oracle.forward)
+    """Return what is expected of y, h_n and c_n."""
+    return _expect(case, evaluation.forward)
 
 
 def gradients(case: Case) -> Expectation:
-    """dx, dh0, dc0 and d_<parameter> for every parameter."""
-    return _expect(case, oracle.gradients)
+    """Return what is expected of dx, dh0, dc0 and d_<parameter> for every parameter."""
+    return _expect(case, evaluation.gradients)
 
 
 def tangents(case: Case) -> Expectation:
-    """ty, th_n and tc_n."""
-    return _expect(case, oracle.tangents)
+    """Return what is expected of ty, th_n and tc_n."""
+    return _expect(case, evaluation.tangents)
 
 
 @lru_cache(maxsize=8192)
 def _expect(case: Case, evaluate: Evaluate) -> Expectation:
     policy, naive = case.policy, get_precision(NAIVE[case.precision])
-    lost = _lost(case.with_precision(naive.name), evaluate)
+    error = _baseline_error(case.with_precision(naive.name), evaluate)
     values = evaluate(case, "float64", 0)
     scales = _scales(values)
     allowed = {
-        name: SAFETY * (lost[name] * policy.epsilon / naive.epsilon + ROUNDING * policy.epsilon) * scales[name]
+        name: SAFETY * (error[name] * policy.epsilon / naive.epsilon + ROUNDING * policy.epsilon) * scales[name]
         for name in values
     }
     return {name: Expected(value, allowed[name], dtype_of(name, case)) for name, value in values.items()}
 
 
 @lru_cache(maxsize=8192)
-def _lost(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
-    """Return the naive evaluation's error relative to each array's scale; `case` is in that evaluation's precision."""
+def _baseline_error(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
+    """Return the naive evaluation's error relative to each array's scale; `case` is in its precision."""
     exact = evaluate(case, "float64", 0)
     scales = _scales(exact)
-    lost = dict.fromkeys(exact, 0.0)
+    error = dict.fromkeys(exact, 0.0)
     evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in range(COPIES + 1)]
     for policy, copy in [*evaluations, *((also, 0) for also in ALSO.get(case.precision, ()))]:
         for name, array in evaluate(case, policy, copy).items():
             stored = array.astype(storage_dtype(dtype_of(name, case))).astype(np.float64)
             if scales[name]:
-                lost[name] = max(lost[name], _largest(stored - exact[name]) / scales[name])
-    return lost
+                error[name] = max(error[name], _largest(stored - exact[name]) / scales[name])
+    return error
 
 
 def forget() -> None:
-    """Free what was kept of cases: large ones hold much memory, and are not asked for again."""
-    oracle.forget()
-    for kept in (_expect, _lost, case_data):
-        kept.cache_clear()
+    """Free all results and data that were kept: those of large cases take much memory and are not used again."""
+    evaluation.forget()
+    for cached in (_expect, _baseline_error, case_data):
+        cached.cache_clear()
 
 
-def _scales(values: oracle.Arrays) -> dict[str, float]:
+def _scales(values: Arrays) -> dict[str, float]:
     largest = {name: _largest(value) for name, value in values.items()}
     floor = GROUP_FLOOR * max(largest.values())
     return {name: max(scale, floor) for name, scale in largest.items()}
@@ -126,21 +129,21 @@ def _largest(array: Array) -> float:
 
 
 def dtype_of(name: str, case: Case) -> str:
-    """The dtype of an output: the cell state is kept in the compute dtype, all else in the storage dtype."""
+    """Return the dtype of an output: the compute dtype for the cell state, the storage dtype for all else."""
     return case.policy.compute if name in ("c_n", "dc0", "tc_n") else case.policy.storage
 
 
 def measure(name: str, got: Any, expected: Expected) -> Measure:
-    """The element of `got` that is furthest off. NaN or infinity in the wrong place is infinitely far."""
+    """Return the element of `got` with the largest error. NaN or infinity in the wrong place is an infinite error."""
     want = np.asarray(expected.value, np.float64)
-    found = np.asarray(got).astype(np.float64)
+    value = np.asarray(got).astype(np.float64)
     if not want.size:
         return Measure(0.0, name)
     with np.errstate(invalid="ignore"):  # inf - inf where both are the same infinity
-        error = np.abs(found - want)
-    same = (found == want) | (np.isnan(found) & np.isnan(want))
+        error = np.abs(value - want)
+    same = (value == want) | (np.isnan(value) & np.isnan(want))
     error = np.where(same, 0.0, np.where(np.isfinite(error), error, np.inf))
     index = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
     worst = float(error[index])
     share = 0.0 if worst == 0 else worst / expected.budget if expected.budget else np.inf
-    return Measure(share, name, index, float(found[index]), float(want[index]), expected.budget)
+    return Measure(share, name, index, float(value[index]), float(want[index]), expected.budget)

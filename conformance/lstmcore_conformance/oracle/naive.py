@@ -1,6 +1,6 @@
-"""The naive evaluation as a backend: the reference's code in the precision that is asked for.
+"""The naive evaluation as a backend: the reference's code in the precision of the call.
 
-It is what budgets come from, so it uses a sixth of them at most. The mutants are made from it.
+Budgets are computed from it, so it uses at most a sixth of them. Mutants are made from it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from lstmcore.precision import Precision
 class NaiveKernel(Kernel):
     """The equations, one step and one gate at a time, in one precision."""
 
-    #: The module with forward, backward and jvp; a mutant has another one.
+    #: The module with forward, backward and jvp. A mutant replaces it.
     equations: Any = reference
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """Return the receipt of the only path."""
         return Receipt(self.backend.name, "cpu", self.precision.name, "equations", "the only path; not made for speed")
 
     def _pack(self, parameters: Mapping[str, Array]) -> Any:
         return {name: np.array(array) for name, array in parameters.items()}
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract's signature)
         self,
         weights: Any,
         x: Array,
@@ -48,9 +49,9 @@ class NaiveKernel(Kernel):
         return out, self._state(last), tape if record else None
 
     def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        found = self.equations.backward(self.config, saved, dy, dstate)
-        named = {name: self._stored(array) for name, array in found.parameters.items()}
-        return Gradients(self._stored(found.x), self._state(found.state), named)
+        gradients = self.equations.backward(self.config, saved, dy, dstate)
+        named = {name: self._stored(array) for name, array in gradients.parameters.items()}
+        return Gradients(self._stored(gradients.x), self._state(gradients.state), named)
 
     def _jvp(
         self, weights: Any, x: Array, state: State | None, tangents: Tangents, lengths: Any, masks: Masks | None
@@ -58,7 +59,7 @@ class NaiveKernel(Kernel):
         pair = self.equations.jvp(
             self.config, weights, x, state, tangents, lengths=lengths, masks=masks, precision=self.precision
         )
-        done, along = (Forward(self._stored(one.y), self._state(one.state)) for one in pair)
+        done, along = (Forward(self._stored(result.y), self._state(result.state)) for result in pair)
         return done, along
 
     def _stored(self, array: Array) -> Array:
@@ -70,12 +71,13 @@ class NaiveKernel(Kernel):
 
 
 class NaiveBackend(Backend):
-    """Every switch in the precisions that NumPy's dtypes can hold."""
+    """A backend with every switch, in the precisions for which NumPy has dtypes."""
 
     name = "naive"
     kernel: type[NaiveKernel] = NaiveKernel
 
     def capabilities(self) -> Capabilities:
+        """Return all features in all precisions but bfloat16."""
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64", "float32", "tf32", "float16"}),

@@ -1,4 +1,4 @@
-"""The masks of section 5 of SPEC.md, written down a second time from its words, one whole number after another."""
+"""The masks of section 5 of SPEC.md, implemented a second time from its text, in Python integers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DROPOUT, RECURRENT, ZONEOUT_HIDDEN, ZONEOUT_CELL = range(4)
 
 
 def block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10 (Salmon et al. 2011): four random words."""
+    """Return four random words by Philox4x32-10 (Salmon et al. 2011)."""
     a, b, c, d = counter
     low, high = key
     for _ in range(10):
@@ -27,14 +27,32 @@ def block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int
 
 
 def drawn(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> Array:
-    """True where an element is drawn."""
+    """Return an array that is true at the elements that are drawn.
+
+    Parameters
+    ----------
+    seed, stream, step
+        The key and the counter of the generator.
+    shape
+        The shape of the mask.
+    rate
+        The probability with which an element is drawn.
+    """
     count, key = int(np.prod(shape)), (seed % _WORD, seed // _WORD)
     words = [word for first in range(-(-count // 4)) for word in block((first, 0, step, stream), key)]
     return (np.array(words[:count], np.uint64) < floor(rate * _WORD)).reshape(shape)
 
 
 def masks_of(stack: StackConfig, case: Case, seed: int, step: int) -> StackMasks:
-    """All masks of a recorded call."""
+    """Return all masks of a recorded call.
+
+    Parameters
+    ----------
+    stack, case
+        The model, and the case with the sizes and the precision.
+    seed, step
+        The seed of the layer and the number of the call.
+    """
     steps, batch, dtype = case.steps, case.batch, case.policy.compute
 
     def dropout(stream: int, shape: tuple[int, ...], rate: float) -> Array | None:

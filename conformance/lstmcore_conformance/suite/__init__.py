@@ -1,1 +1,1 @@
-"""The runner: which items there are, running them, and the report."""
+"""The runner: the items of a run, the calls of the backend, and the report."""

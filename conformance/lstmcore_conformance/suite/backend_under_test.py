@@ -1,4 +1,4 @@
-"""The backend under test, called as its users call it, with NumPy arrays going in and coming out."""
+"""The backend under test, called as its users call it, with NumPy arrays as inputs and results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
     message
         One line.
     worst
-        The worst element, where numbers were compared.
+        The worst element, if numbers were compared.
     """
 
     def __init__(self, message: str, worst: Measure | None = None) -> None:
@@ -31,23 +31,23 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
         self.worst = worst
 
 
-#: How cases are drawn unless something else is asked for.
+#: The defaults of `Draws`.
 SEED: Final = 0
 EXAMPLES: Final = 30
-#: How many cases a check draws in the profile smoke.
+#: The number of cases that a check draws in the profile smoke.
 SMOKE_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How cases are drawn.
+    """The way in which random cases are drawn.
 
     Attributes
     ----------
     seed, max_examples
         The same seed and number draw the same cases.
     shrink
-        Whether a case that fails is made as small as it goes.
+        Whether hypothesis makes a case that fails small.
     """
 
     seed: int = SEED
@@ -56,7 +56,7 @@ class Draws:
 
     @classmethod
     def of(cls, profile: str, seed: int | None = None, max_examples: int | None = None) -> Draws:
-        """Return how a profile draws; what is None is the profile's own."""
+        """Return the draws of a profile; an argument that is None has the profile's default."""
         examples = SMOKE_EXAMPLES if profile == "smoke" else EXAMPLES
         return cls(SEED if seed is None else seed, examples if max_examples is None else max_examples)
 
@@ -68,17 +68,19 @@ class Draws:
 
 
 class BackendUnderTest:
-    """Runs cases on a backend. What a backend raises where the case is declared is a `Failure`.
+    """The runs of cases on a backend. Any exception of a declared call becomes a `Failure`.
 
     Raises
     ------
     TypeError
-        What is given is no backend, or has no name.
+        The argument is no backend, or it has no name.
     """
 
     def __init__(self, backend: Backend, draws: Draws | None = None) -> None:
         if not isinstance(backend, Backend):
-            raise TypeError(f"backend: expected an object of a class that inherits Backend; got {_kind(backend)}")
+            raise TypeError(
+                f"backend: expected an object of a class that inherits Backend; got {_format_type(backend)}"
+            )
         if not isinstance(getattr(backend, "name", None), str):
             raise TypeError(f"backend: expected {type(backend).__name__}.name, a text; got none")
         self.backend = backend
@@ -87,7 +89,7 @@ class BackendUnderTest:
         self._kernels: dict[tuple[LSTMConfig | StackConfig, str], Any] = {}
 
     def refusal(self, case: Case) -> str | None:
-        """Why the backend does not run `case`, or None."""
+        """Return why the backend does not run `case`, or None."""
         reasons = [reason for config in case.configs if (reason := self.backend.refusal(config, case.policy))]
         if not reasons:
             reasons = [self.declared.missing(name) for name in sorted(case.features - self.declared.features)]
@@ -95,16 +97,16 @@ class BackendUnderTest:
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
-        """Turn anything that `what` raises into a failure."""
+        """Turn any exception of the block into a failure of `what`."""
         try:
             yield
         except Failure:
             raise
         except Exception as error:
-            raise Failure(f"{what} raised {type(error).__name__}: {_line(error)}") from error
+            raise Failure(f"{what} raised {type(error).__name__}: {_format_line(error)}") from error
 
     def kernel(self, case: Case) -> Any:
-        """The `Kernel` or `StackKernel` of the case, compiled once."""
+        """Return the `Kernel` or `StackKernel` of the case, which is compiled once."""
         key = (case.model, case.precision)
         if key not in self._kernels:
             with self.guard("compile"):
@@ -112,38 +114,50 @@ class BackendUnderTest:
         return self._kernels[key]
 
     def compile(self, case: Case) -> Kernel | StackKernel:
-        """A new kernel; errors pass."""
+        """Return a new kernel; errors of the backend pass."""
         if isinstance(case.model, StackConfig):
             return self.backend.compile_stack(case.model, case.precision)
         return self.backend.compile(case.model, case.precision)
 
     def device(self, data: Data) -> Data:
-        """Copies of all arrays on the backend's device, so that a backend that writes to them spoils no other case."""
+        """Return copies of all arrays on the backend's device, so that a backend that writes to them spoils no case."""
         return data.map(lambda array: self.backend.to_device(np.array(array)))
 
     def host(self, array: Any) -> Array:
-        """A NumPy array of the result.
+        """Return a NumPy array of the result.
 
         Raises
         ------
         Failure
-            It is not one.
+            The backend does not return a NumPy array.
         """
         with self.guard("to_host"):
-            found = self.backend.to_host(array)
-        if not isinstance(found, np.ndarray):
-            raise Failure(f"to_host: expected a numpy.ndarray; got {type(found).__name__}")
-        return found
+            copy = self.backend.to_host(array)
+        if not isinstance(copy, np.ndarray):
+            raise Failure(f"to_host: expected a numpy.ndarray; got {type(copy).__name__}")
+        return copy
 
     # The calls ----------------------------------------------------------------------------------------------------
 
     def pack(self, case: Case, data: Data) -> Any:
-        """The weights."""
+        """Return the packed weights."""
         with self.guard("pack"):
             return self.kernel(case).pack(data.parameters)
 
     def call(self, case: Case, data: Data, *, record: bool = False, out: Any = None, weights: Any = None) -> Forward:
-        """One forward call with device arrays."""
+        """Return the result of one forward call with device arrays.
+
+        Parameters
+        ----------
+        case, data
+            The case, and its data on the device.
+        record
+            Whether the call records a tape.
+        out
+            The array for y, or None.
+        weights
+            Packed weights; the parameters of `data` are packed if None.
+        """
         kernel, packed = (self.kernel(case), self.pack(case, data) if weights is None else weights)
         with self.guard("forward"):
             result: Forward = kernel.forward(
@@ -152,43 +166,51 @@ class BackendUnderTest:
             return result
 
     def forward(self, case: Case, data: Data | None = None) -> dict[str, Array]:
-        """y, h_n and c_n."""
+        """Return y, h_n and c_n."""
         return self.outputs(self.call(case, self.device(data or case.data)))
 
     def gradients(self, case: Case, data: Data | None = None) -> dict[str, Array]:
-        """dx, dh0, dc0 and d_<parameter>."""
-        given = self.device(data or case.data)
-        weights = self.pack(case, given)
-        done = self.call(case, given, record=True, weights=weights)
-        return self.backward(case, given, weights, done)
+        """Return dx, dh0, dc0 and d_<parameter>."""
+        arguments = self.device(data or case.data)
+        weights = self.pack(case, arguments)
+        done = self.call(case, arguments, record=True, weights=weights)
+        return self.backward(case, arguments, weights, done)
 
     def backward(self, case: Case, data: Data, weights: Any, done: Forward) -> dict[str, Array]:
-        """The gradients from a tape, with device arrays."""
+        """Return the gradients from a tape, with device arrays.
+
+        Parameters
+        ----------
+        case, data, weights
+            The case, its data on the device, and the packed weights of the forward call.
+        done
+            The result of that call, with its tape.
+        """
         kernel = self.kernel(case)
         with self.guard("backward"):
             result = kernel.backward(weights, done.tape, data.dy, data.dstate)
         return self.derivatives(case, result)
 
     def tangents(self, case: Case, data: Data | None = None) -> dict[str, Array]:
-        """y, h_n, c_n of the forward pass and ty, th_n, tc_n along the tangents."""
-        given = self.device(data or case.data)
-        kernel, weights = self.kernel(case), self.pack(case, given)
+        """Return y, h_n, c_n of the forward pass and their tangents ty, th_n, tc_n."""
+        device = self.device(data or case.data)
+        kernel, weights = self.kernel(case), self.pack(case, device)
         with self.guard("jvp"):
-            done, along = kernel.jvp(
-                weights, given.x, given.state, given.tangents, lengths=given.lengths, masks=given.masks
+            done, tangents = kernel.jvp(
+                weights, device.x, device.state, device.tangents, lengths=device.lengths, masks=device.masks
             )
-        moved = self.outputs(along)
+        moved = self.outputs(tangents)
         return self.outputs(done) | {"ty": moved["y"], "th_n": moved["h_n"], "tc_n": moved["c_n"]}
 
     def outputs(self, result: Any) -> dict[str, Array]:
-        """The arrays of a `Forward` on the host."""
+        """Return the arrays of a `Forward` on the host."""
         if not isinstance(result, Forward):
             raise Failure(f"forward: expected a Forward(y, state, tape); got {type(result).__name__}")
         h, c = self.pair("the final state", result.state)
         return {"y": self.host(result.y), "h_n": self.host(h), "c_n": self.host(c)}
 
     def derivatives(self, case: Case, result: Any) -> dict[str, Array]:
-        """The arrays of `Gradients` on the host."""
+        """Return the arrays of `Gradients` on the host."""
         if not isinstance(result, Gradients) or not isinstance(result.parameters, Mapping):
             raise Failure(f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}")
         names = set(case.model.parameter_shapes)
@@ -202,19 +224,19 @@ class BackendUnderTest:
         return {"dx": self.host(result.x), "dh0": self.host(h), "dc0": self.host(c)} | named
 
     def pair(self, what: str, state: Any) -> tuple[Any, Any]:
-        """The h and c of a state."""
+        """Return the h and c of a state; `what` names it in errors."""
         if not isinstance(state, State):
             raise Failure(f"{what}: expected a State(h, c); got {type(state).__name__}")
         return state.h, state.c
 
 
 def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
-    """The worst share over all arrays of `expected`.
+    """Return the worst element over all arrays of `expected`.
 
     Raises
     ------
     Failure
-        Another shape or dtype, or a share above 1.
+        An array has another shape or dtype, or an error above its budget.
     """
     worst = Measure(0.0)
     for name, want in expected.items():
@@ -223,9 +245,9 @@ def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
             raise Failure(f"{name}: expected shape {want.value.shape}; got {array.shape}")
         if str(array.dtype) != want.dtype:
             raise Failure(f"{name}: expected dtype {want.dtype}; got {array.dtype}")
-        found = measure(name, array, want)
-        if not found.share <= worst.share:
-            worst = found
+        measured = measure(name, array, want)
+        if not measured.share <= worst.share:
+            worst = measured
     if not worst.share <= 1:
         raise Failure(str(worst), worst)
     return worst
@@ -234,18 +256,18 @@ def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
 def same_bits(what: str, got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Raise `Failure` unless all arrays are equal bit by bit (a NaN is equal to a NaN)."""
     for name, want in expected.items():
-        found = got[name]
-        if found.shape != want.shape or found.dtype != want.dtype:
-            raise Failure(f"{what}: {name}: expected {want.dtype}{want.shape}; got {found.dtype}{found.shape}")
-        different = (found != want) & ~(np.isnan(found) & np.isnan(want))
+        array = got[name]
+        if array.shape != want.shape or array.dtype != want.dtype:
+            raise Failure(f"{what}: {name}: expected {want.dtype}{want.shape}; got {array.dtype}{array.shape}")
+        different = (array != want) & ~(np.isnan(array) & np.isnan(want))
         if different.any():
             index = tuple(int(i) for i in np.argwhere(different)[0])
-            raise Failure(f"{what}: {name}{list(index)}: expected the same bits, {want[index]!r}; got {found[index]!r}")
+            raise Failure(f"{what}: {name}{list(index)}: expected the same bits, {want[index]!r}; got {array[index]!r}")
 
 
-def _line(error: BaseException) -> str:
+def _format_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "(no message)"
 
 
-def _kind(value: object) -> str:
+def _format_type(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

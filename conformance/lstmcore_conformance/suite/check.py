@@ -1,12 +1,12 @@
-"""What a check is, and the register of all of them.
+"""The record of a check, and the register of all checks.
 
-A check is a function of a backend and a case, with an id, a claim, the section of SPEC.md that it enforces and what a
-backend must declare for it. To add one, write it under `checks/` with the decorator::
+A check is a function of a backend and a case. It has an id, a claim, the section of SPEC.md that it enforces, and the
+features that a backend must declare. To add one, write it under `checks/` with the decorator::
 
     @check("lengths.padding_is_zero", "y and dx are 0 past the end of a row", section=4, cases=padded)
     def padding_is_zero(tested: BackendUnderTest, case: Case) -> Measure | None: ...
 
-It raises `Failure`, or returns the worst share of the budget (None where nothing is measured).
+It raises `Failure`, or returns the worst element (None if nothing is measured).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SECTIONS: Final[Mapping[int, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What cases are made for: what the backend declares, and the precisions that are wanted of it."""
+    """The capabilities for which cases are made, and the precisions of the run."""
 
     declared: Capabilities
     precisions: tuple[str, ...]
 
 
-#: How much is run: ``smoke`` is a few cases of each check, ``quick`` what takes little time, ``full`` all.
+#: The extent of a run: a few cases of each check (``smoke``), all fast checks (``quick``), or all checks (``full``).
 Profile = Literal["smoke", "quick", "full"]
 PROFILES: Final[tuple[Profile, ...]] = get_args(Profile)
 
@@ -59,15 +59,15 @@ class Check:
     id
         ``group.name``, stable.
     claim
-        One line: what holds where the check passes.
+        One line: the statement that holds if the check passes.
     section
         The section of SPEC.md.
     needs
-        Derivatives and features that a backend must declare for the check to apply at all.
+        Derivatives and features that a backend must declare; else the check does not apply.
     cases, run
-        What is run, and how.
+        The functions that make the cases and that run one.
     profile
-        The smallest profile in which it runs: ``"quick"`` or ``"full"`` where it takes too long for a smaller one.
+        The smallest profile in which it runs.
     """
 
     id: str
@@ -102,6 +102,11 @@ def check(
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a check.
 
+    Parameters
+    ----------
+    id, claim, section, cases, needs, profile
+        The attributes of `Check`.
+
     Raises
     ------
     ValueError
@@ -120,7 +125,7 @@ def check(
 
 
 def all_checks() -> tuple[Check, ...]:
-    """Every check in the order of the sections of SPEC.md."""
+    """Return every check, in the order of the sections of SPEC.md."""
     import lstmcore_conformance.checks  # noqa: F401  (importing the modules fills the register)
 
     return tuple(sorted(_CHECKS.values(), key=lambda item: item.section))

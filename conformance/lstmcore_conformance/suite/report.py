@@ -1,4 +1,4 @@
-"""What a run found: dataclasses, their JSON form and a table."""
+"""The report of a run: dataclasses, their JSON form and a table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lstmcore_conformance.oracle.budgets import Measure
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
+#: Version of the JSON form. It grows if a field changes its meaning or is removed; a new field does not change it.
 REPORT_VERSION: Final = 1
 
 
 class Outcome(Enum):
-    """What came of a check."""
+    """The outcome of a check or an item."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -34,12 +34,12 @@ class Outcome(Enum):
 
     @property
     def bad(self) -> bool:
-        """Whether it keeps the backend from conforming."""
+        """Whether the backend does not conform because of it."""
         return self in (Outcome.FAILED, Outcome.ERROR)
 
 
 class Result(Enum):
-    """What a run as a whole says about a backend; badge, page, table and JSON have it from here."""
+    """The result of a whole run, as badge, page, table and JSON show it."""
 
     CONFORMS = "conforms"
     PARTIAL = "partial"
@@ -49,7 +49,7 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemReport:
-    """One check on one case; `sizes` are T, N, I, H, P, L and D by their letters, `switches` what no default is."""
+    """One check on one case; `sizes` are T, N, I, H, P, L and D, `switches` those that differ from the defaults."""
 
     id: str
     case: str
@@ -63,7 +63,7 @@ class ItemReport:
     switches: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return the form for JSON."""
         values: dict[str, Any] = {"id": self.id, "case": self.case, "outcome": self.outcome.value}
         values |= {"share": _number(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
@@ -88,10 +88,10 @@ class CheckReport:
 
     @property
     def outcome(self) -> Outcome:
-        """Error or failed where one item is; unsupported where all are."""
-        found = {item.outcome for item in self.items}
+        """Error or failed if one item is; unsupported if all are."""
+        outcomes = {item.outcome for item in self.items}
         for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.EXPECTED, Outcome.PASSED):
-            if outcome in found:
+            if outcome in outcomes:
                 return outcome
         return Outcome.UNSUPPORTED
 
@@ -102,12 +102,12 @@ class CheckReport:
 
     @property
     def worst(self) -> ItemReport | None:
-        """The item with the largest share of its budget, None where no share was measured."""
+        """The item with the largest share of its budget; None if no share was measured."""
         measured = [item for item in self.items if item.worst is not None]
         return max(measured, key=lambda item: item.worst.share if item.worst else 0.0, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return the form for JSON."""
         worst = self.worst
         values: dict[str, Any] = {
             "id": self.id,
@@ -121,15 +121,15 @@ class CheckReport:
             "items": [item.to_dict() for item in self.items],
         }
         if worst is not None and worst.worst is not None:
-            found = worst.worst
+            measured = worst.worst
             values["worst"] = {
                 "item": worst.id,
-                "array": found.array,
-                "index": list(found.index),
-                "got": _number(found.got),
-                "expected": _number(found.expected),
-                "budget": _number(found.budget),
-                "share": _number(found.share),
+                "array": measured.array,
+                "index": list(measured.index),
+                "got": _number(measured.got),
+                "expected": _number(measured.expected),
+                "budget": _number(measured.budget),
+                "share": _number(measured.share),
             }
         return values
 
@@ -145,14 +145,13 @@ class Report:
     features, derivatives
         What the backend declares.
     undeclared
-        Precision, feature or derivative that it does not declare -> why.
+        Precision, feature or derivative that the backend does not declare -> why.
     selection
         The expression that selected the items, None for the whole suite.
     profile
-        ``"quick"`` where what takes long was left out, ``"full"`` where it was not, ``"smoke"`` for a few cases of each
-        check.
+        ``"quick"`` without the slow checks, ``"full"`` with them, ``"smoke"`` for a few cases of each check.
     seed, max_examples
-        How the cases were drawn.
+        The seed and the number of random cases.
     untried
         Expected failures of which no case ran -> why they are expected.
     """
@@ -181,7 +180,7 @@ class Report:
 
     @property
     def result(self) -> Result:
-        """Conforms only where all of the profile ran in every declared precision and all of it passed."""
+        """The result; a backend conforms only if all of the profile ran in every declared precision and passed."""
         if self.bad:
             return Result.FAILS
         if not self.count:
@@ -191,7 +190,7 @@ class Report:
 
     @property
     def conforms(self) -> bool:
-        """Whether everything that ran passed, and something did; `result` tells whether that was everything."""
+        """Whether something ran and all that ran passed; `result` says whether that was the whole suite."""
         return self.result in (Result.CONFORMS, Result.PARTIAL)
 
     @property
@@ -206,7 +205,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line; it does not say more than what ran."""
+        """One line, which claims nothing that did not run."""
         where, known = ", ".join(self.precisions), len(self.expected)
         rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
         if self.untried:
@@ -232,7 +231,7 @@ class Report:
         return sum(check.ran for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON. Numbers that JSON does not have are the texts "inf" and "nan"."""
+        """Return the form for JSON. Numbers that JSON does not have are the texts "inf" and "nan"."""
         return {
             "schema": "lstmcore-conformance",
             "version": REPORT_VERSION,
@@ -259,7 +258,7 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """The JSON form as text."""
+        """Return the JSON form as text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def write_json(self, path: str | Path) -> None:
@@ -268,7 +267,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, the failures and the verdict."""
-        from rich.table import Table  # a report is made, and written, where rich is not installed
+        from rich.table import Table  # a report can be made and written without rich
         from rich.text import Text
 
         table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
@@ -289,19 +288,19 @@ class Report:
         console.print(table)
         self._show_unsupported(console)
         for item in self.bad[:_SHOWN]:
-            _plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
+            _print_plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
         if len(self.bad) > _SHOWN:
-            _plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
+            _print_plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
         for id, reason in self.untried.items():
-            _plain(console, f"\nEXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}")
+            _print_plain(console, f"\nEXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}")
         console.print()
         console.print(Text(f"{self.verdict} ({self.seconds:.1f} s)", _RESULTS[self.result]), soft_wrap=True)
 
     def _show_unsupported(self, console: Console) -> None:
-        """Print what did not run, every reason once: first what is not declared, then what is refused beside that."""
-        for reason, names in _grouped((reason, name) for name, reason in self.undeclared.items()).items():
-            _plain(console, f"not declared, {reason}:")
-            _listed(console, names)
+        """Print every reason for items that did not run: first what is not declared, then other refusals."""
+        for reason, names in _group((reason, name) for name, reason in self.undeclared.items()).items():
+            _print_plain(console, f"not declared, {reason}:")
+            _print_list(console, names)
         skipped = [
             (item.message, check.id)
             for check in self.checks
@@ -309,13 +308,13 @@ class Report:
             if item.outcome is Outcome.UNSUPPORTED
         ]
         known = [f"{name}: {reason}" for name, reason in self.undeclared.items()]
-        others = [(message, id) for message, id in skipped if not _made_of(message, known)]
+        others = [(message, id) for message, id in skipped if not _consists_of(message, known)]
         if count := len(skipped) - len(others):
-            _plain(console, f"left out: {count} cases and checks that need what is not declared")
-        for reason, ids in _grouped(others).items():
-            _plain(console, f"unsupported, {reason}:")
+            _print_plain(console, f"left out: {count} cases and checks that need what is not declared")
+        for reason, ids in _group(others).items():
+            _print_plain(console, f"unsupported, {reason}:")
             counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
-            _listed(console, counts)
+            _print_list(console, counts)
 
 
 _SHOWN: Final = 20
@@ -336,30 +335,32 @@ _RESULTS: Final = {
 
 
 def counted(count: int, what: str) -> str:
-    """For example "1 case", "2 cases"."""
+    """Return for example "1 case" or "2 cases"."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _plain(console: Console, text: str) -> None:
+def _print_plain(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _listed(console: Console, names: Iterable[str]) -> None:
-    """The names, indented, in as many lines as they take."""
+def _print_list(console: Console, names: Iterable[str]) -> None:
+    """Print the names, indented, in as many lines as needed."""
     text = ", ".join(names)
-    _plain(console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  "))
+    _print_plain(
+        console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  ")
+    )
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """First -> all that come second with it, in the order in which they come."""
+def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return each first item -> its second items, in their order."""
     groups: dict[str, list[str]] = {}
     for first, second in pairs:
         groups.setdefault(first, []).append(second)
     return groups
 
 
-def _made_of(message: str, parts: Sequence[str]) -> bool:
-    """Whether `message` is some of `parts`, joined as `Capabilities.refusal` joins them."""
+def _consists_of(message: str, parts: Sequence[str]) -> bool:
+    """Return whether `message` is some of `parts`, joined as `Capabilities.refusal` joins them."""
     while message:
         part = next((part for part in parts if message == part or message.startswith(f"{part}; ")), None)
         if part is None:

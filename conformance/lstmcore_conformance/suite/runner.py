@@ -1,4 +1,4 @@
-"""Runs the checks on a backend. Needs neither pytest nor anything else beside lstmcore."""
+"""The run of the checks on a backend, which needs lstmcore alone and no pytest."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from lstmcore_conformance.suite.expected_failures import check_ids, complete_che
 from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.suite.selection import selector
 
+#: Called with the number of items done, the number of all items, and the id of the next one.
 Progress = Callable[[int, int, str], None]
 
-#: How many cases of a check the profile smoke runs in each precision.
+#: The number of cases of a check that the profile smoke runs in each precision.
 SMOKE_CASES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One check on one case; `case` is None where the check does not apply, and `reason` says why."""
+    """One check on one case; `case` is None if the check does not apply, and `reason` says why."""
 
     check: Check
     case: Case | None
@@ -45,12 +46,12 @@ class Item:
 
 
 def scope_of(tested: BackendUnderTest, precisions: Iterable[str] | None = None) -> Scope:
-    """The precisions to test: those that are wanted, or all that are declared, the most precise first.
+    """Return the precisions to test: the wanted ones, or all that are declared; the most precise is first.
 
     Raises
     ------
     ValueError
-        A precision that does not exist or that the backend does not declare.
+        A precision does not exist, or the backend does not declare it.
     """
     declared = tested.declared.precisions
     order = {"float64": 0, "float32": 1, "tf32": 2, "bfloat16": 3, "float16": 4}
@@ -69,12 +70,23 @@ def items(
     select: str | None = None,
     profile: Profile = "quick",
 ) -> Iterator[Item]:
-    """Every check of the profile with every case, in the order of the sections of SPEC.md.
+    """Yield every check of the profile with every case, in the order of the sections of SPEC.md.
+
+    Parameters
+    ----------
+    tested
+        The backend.
+    precisions
+        Names of declared precisions; all if None.
+    select
+        An expression for `selector`; all items if None.
+    profile
+        The extent of the run.
 
     Raises
     ------
     ValueError
-        A profile that does not exist, precisions that are not declared, or an expression that is not well formed.
+        The profile does not exist, a precision is not declared, or the expression is not well formed.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}; got {profile!r}")
@@ -83,20 +95,20 @@ def items(
     for check in all_checks():
         if not check.runs_in(profile):
             continue
-        found = (
+        chosen_items = (
             item if item.case is None else replace(item, reason=tested.refusal(item.case))
             for item in _items_of(scope, check)
             if chosen is None or chosen(f"{item.id} section:{check.section}")
         )
-        yield from _spread(found) if profile == "smoke" else found
+        yield from _spread(chosen_items) if profile == "smoke" else chosen_items
 
 
-def _spread(found: Iterable[Item]) -> Iterator[Item]:
+def _spread(all_items: Iterable[Item]) -> Iterator[Item]:
     """Yield at most `SMOKE_CASES` items of each precision that run, the first and the last of them included.
 
-    Where none runs, the first one is yielded with its reason.
+    If none runs, yield the first one with its reason.
     """
-    for _, group in groupby(found, lambda item: item.case and item.case.precision):
+    for _, group in groupby(all_items, lambda item: item.case and item.case.precision):
         each = list(group)
         each = [item for item in each if item.reason is None] or each[:1]
         last, count = len(each) - 1, min(len(each), SMOKE_CASES)
@@ -113,7 +125,7 @@ def _items_of(scope: Scope, check: Check) -> Iterator[Item]:
 
 
 def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
-    """The outcome of one item. An exception that is not the backend's is an error of the suite, reported as such."""
+    """Return the report of one item. An exception that is not the backend's is an error of the suite."""
     case = "" if item.case is None else item.case.id
     if item.case is None or item.reason is not None:
         return ItemReport(item.id, case, Outcome.UNSUPPORTED, message=item.reason or "")
@@ -121,7 +133,7 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
     worst: Measure | None = None
     message, outcome = "", Outcome.PASSED
     try:
-        with np.errstate(all="ignore"):  # what overflows is judged by what comes of it
+        with np.errstate(all="ignore"):  # an overflow is judged by its result
             worst = item.check.run(tested, item.case)
     except Failure as failure:
         outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
@@ -145,7 +157,7 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
 
 
 def not_run(item: Item, message: str) -> ItemReport:
-    """The report of an item that came to no outcome of its own, such as one that ended its process: an error."""
+    """Return an error report of an item without an outcome, such as one that ended its process."""
     if item.case is None:
         return ItemReport(item.id, "", Outcome.ERROR, message=message)
     case = item.case
@@ -161,7 +173,7 @@ def not_run(item: Item, message: str) -> ItemReport:
 
 
 def _sizes(case: Case) -> dict[str, int]:
-    """The sizes of a case by the letters of SPEC.md."""
+    """Return the sizes of a case by the letters of SPEC.md."""
     first, stack = case.configs[0], case.stack
     return {
         "T": case.steps,
@@ -175,22 +187,24 @@ def _sizes(case: Case) -> dict[str, int]:
 
 
 def _switches(case: Case) -> str:
-    """What is not the default, as ``name=value``; of a stack what any of its layers has."""
+    """Return the switches that differ from the defaults, as ``name=value``; of a stack those of any layer."""
     names = [item.name for item in fields(LSTMConfig) if item.init and not item.name.endswith("_size")]
-    found: dict[str, None] = {}
+    changed: dict[str, None] = {}  # an ordered set
     for config in case.configs:
         default = LSTMConfig(input_size=config.input_size, hidden_size=config.hidden_size)
-        found |= {f"{k}={_said(getattr(config, k))}": None for k in names if getattr(config, k) != getattr(default, k)}
-    given = {"lengths": case.lengths is not None, "masks": bool(case.masks)}
+        changed |= {
+            f"{k}={_format_value(getattr(config, k))}": None for k in names if getattr(config, k) != getattr(default, k)
+        }
+    call = {"lengths": case.lengths is not None, "masks": bool(case.masks)}
     dropout = f"dropout={case.stack.dropout:g}" if case.stack is not None and case.stack.dropout else None
-    return ", ".join([*found, *filter(None, [dropout]), *(name for name, there in given.items() if there)])
+    return ", ".join([*changed, *filter(None, [dropout]), *(name for name, used in call.items() if used)])
 
 
-def _said(value: object) -> str:
+def _format_value(value: object) -> str:
     return value.name if isinstance(value, Activation) else str(value)
 
 
-def run(
+def run(  # noqa: PLR0913  (public: each parameter is an option of the command line)
     backend: Backend,
     *,
     precisions: Iterable[str] | None = None,
@@ -200,63 +214,73 @@ def run(
     expected_failures: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Run the checks.
+    """Run the checks and return the report.
 
     Parameters
     ----------
     backend
-        What is tested.
+        The backend to test.
     precisions
-        Names of declared precisions; all declared ones where None.
+        Names of declared precisions; all declared ones if None.
     select
-        Which items, as `lstmcore_conformance.suite.selection.selector` reads it.
+        An expression for `lstmcore_conformance.suite.selection.selector`; all items if None.
     profile
-        ``"full"`` also runs what takes long; ``"smoke"`` runs a few cases of each check, and is no verdict.
+        ``"full"`` also runs slow checks; ``"smoke"`` runs a few cases of each check, and is no verdict.
     draws
-        How many cases are drawn, and from which seed; `Draws.of` the profile where None.
+        The number of random cases and their seed; `Draws.of` the profile if None.
     expected_failures
-        Id of a check or of an item -> why it fails. One that passes is a failure; `Report.untried` has those that did
+        Id of a check or of an item -> why it fails. One that passes is a failure. `Report.untried` has those that did
         not run.
     progress
-        Called before every item with how many are done, how many there are and the id.
+        Called before every item with the number of items done, the number of all items and the id.
 
     Raises
     ------
     ValueError
-        A precision that is not declared, an expression that is not well formed, or one that selects nothing; an
-        expected failure that no check and no item has as its id.
+        A precision is not declared. The expression is not well formed or selects nothing. An expected failure is the
+        id of no check and no item.
     """
     tested, started = BackendUnderTest(backend, draws or Draws.of(profile)), datetime.now(UTC)
     todo = list(items(tested, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
     expected = expected_failures or {}
-    if expected:  # an id that this selection or profile leaves out is known all the same
+    if expected:  # an id outside this selection or profile is known too
         check_ids(expected, (item.id for item in items(tested, profile="full")))
-    found: dict[str, list[ItemReport]] = {}
+    results: dict[str, list[ItemReport]] = {}
     for position, item in enumerate(todo):
         if progress is not None:
             progress(position, len(todo), item.id)
-        found.setdefault(item.check.id, []).append(run_item(tested, item))
-    return report_on(tested, found, started, precisions, select=select, profile=profile, expected_failures=expected)
+        results.setdefault(item.check.id, []).append(run_item(tested, item))
+    report = report_on(tested, results, started, precisions, select=select, profile=profile)
+    return _mark_expected(report, tested, expected) if expected else report
 
 
 def report_on(
     tested: BackendUnderTest,
-    found: Mapping[str, list[ItemReport]],
+    results: Mapping[str, list[ItemReport]],
     started: datetime,
     precisions: Iterable[str] | None = None,
     *,
     select: str | None = None,
     profile: Profile = "quick",
-    expected_failures: Mapping[str, str] | None = None,
 ) -> Report:
-    """The report of what `run_item` found: id of a check -> its items. The other arguments are those of `run`."""
+    """Return the report of a run, without expected failures.
+
+    Parameters
+    ----------
+    tested
+        The backend.
+    results
+        Id of a check -> the reports of its items, as `run_item` returns them.
+    started
+        The time at which the run began.
+    precisions, select, profile
+        The arguments of `run`.
+    """
     checks = {check.id: check for check in all_checks()}
-    backend, declared, expected = tested.backend, tested.declared, expected_failures or {}
-    every = items(tested, precisions, profile="full") if expected else ()
-    complete = complete_checks((item.id for ran in found.values() for item in ran), (item.id for item in every))
-    strict = profile != "smoke"
+    backend, declared = tested.backend, tested.declared
+    versions = {"lstmcore": _version("lstmcore"), "numpy": np.__version__, **backend.versions()}
     return Report(
         backend=backend.name,
         device=declared.device,
@@ -265,30 +289,33 @@ def report_on(
         derivatives=tuple(sorted(declared.derivatives)),
         undeclared={name: declared.reasons.get(name, "not implemented") for name in _undeclared(declared)},
         selection=select,
-        versions={
-            "lstmcore": _version("lstmcore"),
-            "numpy": np.__version__,
-            **backend.versions(),
-            "python": platform.python_version(),
-        },
+        versions={**versions, "python": platform.python_version()},
         machine=f"{platform.system()} {platform.machine()}",
         started=started.isoformat(timespec="seconds"),
         seconds=(datetime.now(UTC) - started).total_seconds(),
         checks=tuple(
-            CheckReport(
-                id,
-                checks[id].claim,
-                checks[id].title,
-                checks[id].needs,
-                tuple(judged(results, expected, complete=complete, strict=strict)),
-            )
-            for id, results in found.items()
+            CheckReport(id, checks[id].claim, checks[id].title, checks[id].needs, tuple(item_reports))
+            for id, item_reports in results.items()
         ),
         profile=profile,
         seed=tested.draws.seed,
         max_examples=tested.draws.max_examples,
-        untried=untried((item for results in found.values() for item in results), expected),
     )
+
+
+def _mark_expected(report: Report, tested: BackendUnderTest, expected: Mapping[str, str]) -> Report:
+    """Return the report with expected failures marked, and with failures for those that passed."""
+    ran = [item for check in report.checks for item in check.items]
+    every = items(tested, report.precisions, profile="full")
+    complete, strict = (
+        complete_checks((item.id for item in ran), (item.id for item in every)),
+        report.profile != "smoke",
+    )
+    checks = tuple(
+        replace(check, items=tuple(judged(list(check.items), expected, complete=complete, strict=strict)))
+        for check in report.checks
+    )
+    return replace(report, checks=checks, untried=untried(ran, expected))
 
 
 def _undeclared(declared: Capabilities) -> list[str]:

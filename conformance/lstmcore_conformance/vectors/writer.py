@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from lstmcore.backend import Masks, StackMasks
 from lstmcore.config import LSTMConfig, StackConfig
-from lstmcore_conformance.cases.case import NAIVE, Array, Case, attempt_of
+from lstmcore_conformance.cases.case import Array, Case
+from lstmcore_conformance.cases.quality import NAIVE, attempt_of
 from lstmcore_conformance.vectors.catalogue import Vector, vectors
 from lstmcore_conformance.vectors.index import write_compact, write_public
 
