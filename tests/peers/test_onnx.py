@@ -16,10 +16,10 @@ import pytest
 
 from lstmcore.backend import State
 from lstmcore.config import ACTIVATIONS, LSTMConfig, StackConfig
-from lstmcore_conformance import oracle
 from lstmcore_conformance.cases.case import Case, Data, rounded
 from lstmcore_conformance.cases.switches import FUNCTIONS, WIDTHS
 from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.composition import parts
 from lstmcore_conformance.suite.backend_under_test import Failure, compare
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -71,7 +71,7 @@ def of_each(case: Case) -> list[translate.Direction]:
     parameters = case.data.parameters
     if case.stack is None:
         return [(case.config, parameters)]
-    return [(config, oracle.parts(case.stack, parameters, index)) for index, config in enumerate(case.configs)]
+    return [(config, parts(case.stack, parameters, index)) for index, config in enumerate(case.configs)]
 
 
 def inputs_of(case: Case) -> dict[str, Array]:
