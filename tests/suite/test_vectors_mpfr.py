@@ -1,12 +1,12 @@
 """The golden vectors against sections 2 to 7 of SPEC.md at 50 digits.
 
-The equations are written once more here, on arrays of MPFR's numbers that record what was done with them, so that
-gradients come from the chain rule over additions, products and exponentials and not from a derivation of the LSTM's
-backward pass. Central differences along a random direction check that in turn.
+The equations are implemented here once more, on arrays of MPFR's numbers that record their operations. So gradients
+come from the chain rule over additions, products and exponentials, and not from a derivation of the LSTM's backward
+pass. Central differences along a random direction check the chain rule.
 
 MPFR rounds every operation correctly to the precision of gmpy2's context, which belongs to a thread.
-The fixture `digits` sets it for each test, so nothing may make a number at import.
-Floats and integers enter exactly.
+The fixture `digits` sets it for each test, so no number may be made at import.
+Floats and integers are converted exactly.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ NAMES = ("y", "h_n", "c_n")
 
 @pytest.fixture(autouse=True)
 def digits() -> Iterator[None]:
-    """Compute at `BITS` bits, whatever the thread's context is."""
+    """Compute at `BITS` bits, whatever the context of the thread is."""
     with gmpy2.context(precision=BITS):
         yield
 
 
 class Var:
-    """An array, what it was made of, and how its gradient goes back to that.
+    """An array, its operands, and the functions that give their gradients.
 
     Parameters
     ----------
     value
         The array.
     parents
-        Each array that it was made of, and what makes that one's gradient from its own.
+        Each operand, and the function from this array's gradient to the operand's.
     constant
-        Whether no gradient is wanted. What is made of constants alone is a constant.
+        Whether no gradient is wanted. An array made of constants alone is a constant.
     """
 
     def __init__(self, value: Array, *parents: tuple[Var, Callable[[Array], Array]], constant: bool = False) -> None:
@@ -71,7 +71,7 @@ class Var:
         return Var(value, (a, lambda d: d / b.value), (b, lambda d: -d * value / b.value))
 
     def __matmul__(self, matrix: Var) -> Var:
-        """``self @ matrix.T``: rows of self are samples, rows of the matrix what is made of them."""
+        """Return ``self @ matrix.T``: rows of self are samples, rows of the matrix are outputs."""
         a, w = self, matrix
         return Var(a.value @ w.value.T, (a, lambda d: d @ w.value), (w, lambda d: d.T @ a.value))
 
@@ -98,37 +98,37 @@ class Var:
         return Var(self.value[index], (self, back))
 
     def mean(self) -> Var:
-        """Over each row."""
+        """Return the mean of each row."""
         size = self.value.shape[1]
         return Var(self.value.sum(axis=1, keepdims=True) / size, (self, lambda d: d / size + zeros(self.value.shape)))
 
     def sum(self) -> Var:
-        """Over all, as an array of one."""
+        """Return the sum of all elements, as an array of one."""
         value = np.array([[self.value.sum() + mpfr(0)]])
         return Var(value, (self, lambda d: zeros(self.value.shape) + d.item()))
 
     def backward(self) -> None:
-        """Give every array that self was made of its gradient."""
+        """Set the gradient of every array that this one depends on."""
         order: list[Var] = []
         seen: set[int] = set()
         stack: list[tuple[Var, bool]] = [(self, False)]
         while stack:
-            one, done = stack.pop()
+            node, done = stack.pop()
             if done:
-                order.append(one)
-            elif id(one) not in seen:
-                seen.add(id(one))
-                stack.append((one, True))
-                stack += [(parent, False) for parent, _ in one.parents]
+                order.append(node)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                stack += [(parent, False) for parent, _ in node.parents]
         self.grad = zeros(self.value.shape) + 1
-        for one in reversed(order):
-            for parent, back in one.parents:
-                part = summed_to(back(one.grad), parent.value.shape)
+        for node in reversed(order):
+            for parent, back in node.parents:
+                part = summed_to(back(node.grad), parent.value.shape)
                 parent.grad = part if parent.grad is None else parent.grad + part
 
 
 def var(value: Any) -> Var:
-    """An array as one that is constant; a number as an array of one."""
+    """Return an array as a constant, and a number as a constant array of one."""
     if isinstance(value, Var):
         return value
     array = value if isinstance(value, np.ndarray) else np.array([[mpfr(value)]])
@@ -140,7 +140,7 @@ def zeros(shape: tuple[int, ...]) -> Array:
 
 
 def summed_to(array: Array, shape: tuple[int, ...]) -> Array:
-    """Undo broadcasting."""
+    """Return the array summed over the axes that were broadcast from `shape`."""
     while array.ndim > len(shape):
         array = array.sum(axis=0)
     for axis, size in enumerate(shape):
@@ -185,7 +185,7 @@ def tanh(z: Var) -> Var:
 
 
 def activation(function: Activation, z: Var) -> Var:
-    """Section 3; on a kink the side of section 7."""
+    """Return an activation of section 3; on a kink it has the side of section 7."""
     name, alpha, beta = function.name, mpfr(function.alpha or 0), mpfr(function.beta or 0)
     if name == "sigmoid":
         return 1 / (2 + expm1(-z))
@@ -223,11 +223,26 @@ def normed(v: Var, eps: float) -> Var:
     return centred / sqrt((centred * centred).mean() + mpfr(eps))
 
 
+def gates(config: LSTMConfig, rows: dict[str, Var], peephole: dict[str, Var], before: Var) -> dict[str, Var]:
+    """Return i, f and g; `rows` are the inputs of the gates, `before` is the cell of the step before."""
+    gate = {}
+    for k in "ifg":
+        if k in rows:
+            seen = rows[k] + peephole[k] * before if k in peephole else rows[k]
+            function = config.cell_activation if k == "g" else config.gate_activation
+            gate[k] = activation(function, clipped(seen, config.gate_clip))
+    if config.coupling == "forget_from_input":
+        gate["f"] = 1 - gate["i"]
+    if config.coupling == "input_from_forget":
+        gate["i"] = 1 - gate["f"]
+    return gate
+
+
 def layer(
-    config: LSTMConfig, p: dict[str, Var], x: Var, h: Var, c: Var, ends: Array, masks: dict[str, Array]
+    config: LSTMConfig, p: dict[str, Var], x: Var, state: tuple[Var, Var], ends: Array, masks: dict[str, Array]
 ) -> tuple[Var, Var, Var]:
-    """Sections 2 and 4: y, the final h and the final c."""
-    steps, H = len(x.value), config.hidden_size
+    """Return y, the final h and the final c, by sections 2 and 4."""
+    steps, H, (h, c) = len(x.value), config.hidden_size, state
     y: list[Any] = [None] * steps
     m_r, m_h, m_c = (masks.get(name) for name in ("recurrent", "zoneout_hidden", "zoneout_cell"))
     for t in reversed(range(steps)) if config.reverse else range(steps):
@@ -239,16 +254,7 @@ def layer(
         z = from_x + from_h + (p["bias"] if config.bias else 0)
         rows = {k: z[:, n * H : (n + 1) * H] for n, k in enumerate(config.gates)}
         peephole = {k: p["peephole"][n] for n, k in enumerate(config.peephole_gates)} if config.peephole else {}
-        gate = {}
-        for k in "ifg":
-            if k in rows:
-                seen = rows[k] + peephole[k] * before if k in peephole else rows[k]
-                function = config.cell_activation if k == "g" else config.gate_activation
-                gate[k] = activation(function, clipped(seen, config.gate_clip))
-        if config.coupling == "forget_from_input":
-            gate["f"] = 1 - gate["i"]
-        if config.coupling == "input_from_forget":
-            gate["i"] = 1 - gate["f"]
+        gate = gates(config, rows, peephole, before)
         fresh = clipped(gate["f"] * before + gate["i"] * gate["g"], config.cell_clip)
         keep = mpfr(config.zoneout_cell) if m_c is None else m_c[t]
         cell = before * keep + fresh * (1 - keep)
@@ -267,17 +273,16 @@ def layer(
     return joined(y, 0) if steps else var(zeros((0, *h.value.shape))), h, c
 
 
-def forward(entry: Entry, given: dict[str, Var]) -> dict[str, Var]:
-    """Section 6 around the layers."""
+def forward(entry: Entry, inputs: dict[str, Var]) -> dict[str, Var]:
+    """Return the outputs by name: the layers composed by section 6."""
     case, data, stack = entry.case, entry.data, entry.case.stack
     ends = np.full(case.batch, case.steps) if data.lengths is None else data.lengths
     if stack is None:
         masks = numbers(data.masks or Masks())
-        return dict(
-            zip(NAMES, layer(case.config, given, given["x"], given["h0"], given["c0"], ends, masks), strict=True)
-        )
+        state = (inputs["h0"], inputs["c0"])
+        return dict(zip(NAMES, layer(case.config, inputs, inputs["x"], state, ends, masks), strict=True))
     masks = data.masks or StackMasks(tuple(Masks() for _ in stack.configs))
-    below, last = given["x"], []
+    below, last = inputs["x"], []
     for number in range(stack.num_layers):
         if number and masks.dropout:
             below = below * clean(masks.dropout[number - 1])
@@ -285,8 +290,9 @@ def forward(entry: Entry, given: dict[str, Var]) -> dict[str, Var]:
         for direction in range(stack.num_directions):
             k = number * stack.num_directions + direction
             config = stack.configs[k]
-            p = {name: given[name + stack.suffixes[k]] for name in config.parameter_shapes}
-            y, h, c = layer(config, p, below, given["h0"][k], given["c0"][k], ends, numbers(masks.layers[k]))
+            p = {name: inputs[name + stack.suffixes[k]] for name in config.parameter_shapes}
+            state = (inputs["h0"][k], inputs["c0"][k])
+            y, h, c = layer(config, p, below, state, ends, numbers(masks.layers[k]))
             outputs.append(y)
             last.append((h[None], c[None]))
         below = joined(outputs, 2)
@@ -298,13 +304,13 @@ def numbers(masks: Masks) -> dict[str, Array]:
 
 
 def clean(array: Array) -> Array:
-    """Exact numbers, with 0 in place of NaN, which has no influence on what is compared."""
+    """Return exact numbers, with 0 in place of NaN, which has no influence on the compared results."""
     known = np.nan_to_num(np.asarray(array, np.float64), nan=0.0)
     return known.astype(object) * mpfr(1)  # exact, and eight times as fast as mpfr(number)
 
 
 def scalar(entry: Entry, outputs: dict[str, Var]) -> Var:
-    """What the gradients are gradients of, as an array of one."""
+    """Return the scalar that is differentiated, as an array of one."""
     total = var(0)
     for name, along in zip(NAMES, (entry.data.dy, *(entry.data.dstate or (None, None))), strict=True):
         if along is not None:
@@ -313,18 +319,18 @@ def scalar(entry: Entry, outputs: dict[str, Var]) -> Var:
 
 
 def evaluated(entry: Entry) -> tuple[dict[str, Var], dict[str, Var]]:
-    """x, the initial state and the parameters, with their gradients; and the outputs."""
+    """Return x, the initial state and the parameters with their gradients, and the outputs."""
     case, data = entry.case, entry.data
     rows = () if case.stack is None else (len(case.configs),)
     widths = {"h0": case.configs[0].output_size, "c0": case.configs[0].hidden_size}
-    given = {"x": Var(clean(data.x))} | {key: Var(clean(array)) for key, array in data.parameters.items()}
+    inputs = {"x": Var(clean(data.x))} | {key: Var(clean(array)) for key, array in data.parameters.items()}
     for key, array in zip(widths, data.state or (None, None), strict=True):
-        given[key] = Var(clean(np.zeros((*rows, case.batch, widths[key])) if array is None else array))
-    outputs = forward(entry, given)
+        inputs[key] = Var(clean(np.zeros((*rows, case.batch, widths[key])) if array is None else array))
+    outputs = forward(entry, inputs)
     scalar(entry, outputs).backward()
-    for leaf in given.values():
+    for leaf in inputs.values():
         leaf.grad = zeros(leaf.value.shape) if leaf.grad is None else leaf.grad
-    return given, outputs
+    return inputs, outputs
 
 
 ENTRIES = {entry.case.id: entry for precision in PRECISIONS for entry in entries(precision)}
@@ -335,29 +341,29 @@ NAMED = {entry.case.name: id for id, entry in ENTRIES.items() if not entry.case.
 @pytest.mark.parametrize("id", ENTRIES)
 def test_they_are_right_at_50_digits(id: str) -> None:
     entry = ENTRIES[id]
-    given, outputs = evaluated(entry)
-    found = {key: out.value for key, out in outputs.items()}
-    found |= {f"d{key}" if key in ("x", "h0", "c0") else f"d_{key}": leaf.grad for key, leaf in given.items()}
+    inputs, outputs = evaluated(entry)
+    arrays = {key: out.value for key, out in outputs.items()}
+    arrays |= {f"d{key}" if key in ("x", "h0", "c0") else f"d_{key}": leaf.grad for key, leaf in inputs.items()}
     for key, want in {**entry.outputs, **entry.gradients}.items():
         right = np.asarray(want.value, np.float64)
-        assert found[key].shape == right.shape, key
+        assert arrays[key].shape == right.shape, key
         known = ~np.isnan(right)
-        off = abs(clean(right[known]) - found[key][known])
+        off = abs(clean(right[known]) - arrays[key][known])
         assert (off <= allowed(entry.case.precision, want.budget)).all(), key
 
 
 @pytest.mark.parametrize("id", NAMED.values(), ids=NAMED)
 def test_the_chain_rule_agrees_with_a_central_difference(id: str) -> None:
     entry = ENTRIES[id]
-    given, _ = evaluated(entry)
+    inputs, _ = evaluated(entry)
     rng, step = np.random.default_rng(3), mpfr(10) ** -20
-    along = {key: leaf.value * clean(rng.standard_normal(leaf.value.shape)) for key, leaf in given.items()}
+    along = {key: leaf.value * clean(rng.standard_normal(leaf.value.shape)) for key, leaf in inputs.items()}
 
     def moved(by: Any) -> Any:
-        arrays = {key: var(leaf.value + by * along[key]) for key, leaf in given.items()}
+        arrays = {key: var(leaf.value + by * along[key]) for key, leaf in inputs.items()}
         return scalar(entry, forward(entry, arrays)).value.item()
 
-    parts = [leaf.grad * along[key] for key, leaf in given.items()]
+    parts = [leaf.grad * along[key] for key, leaf in inputs.items()]
     off = (moved(step) - moved(-step)) / (2 * step) - sum(part.sum() for part in parts)
     # the error of the difference, 20 digits of 50 and step^2, beside terms that may cancel
     assert abs(off) <= mpfr(10) ** -22 * sum(abs(part).sum() for part in parts) + mpfr(10) ** -27
