@@ -1,29 +1,35 @@
 """The backward pass as docs/backward.md derives it, on columns.
 
-What is a sum over steps and rows, the gradients of the parameters, is one product over all of them, or as many as one
-block has: never one a step.
+The gradients of the parameters are sums over steps and rows. Each is one matrix product for a whole block of steps.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 import numpy as np
 
-from lstmcore.activations import clip, derivative, inside
+from lstmcore.activations import inside
 from lstmcore.backend import Gradients, State
-from lstmcore_numpy.parts import Array, Saved, normalise_linear
+from lstmcore_numpy import tuning
+from lstmcore_numpy.cell_plan import CellPlan
+from lstmcore_numpy.layer_norm import normalise_linear
+from lstmcore_numpy.packing import Array
+from lstmcore_numpy.slopes import gate_slopes, hidden_slope
+from lstmcore_numpy.tape import Saved
 
-if TYPE_CHECKING:
-    from lstmcore_numpy.kernel import NumpyKernel
 
-#: Rows times steps that the products over many steps sum over at once.
-_BLOCK: Final = 1 << 11
+def backward(plan: CellPlan, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
+    """Return the gradients of ``sum(dy * y) + sum(dstate * final state)``.
 
-
-def backward(kernel: NumpyKernel, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
-    """See `Kernel._backward`."""
-    config, dtype, storage = kernel.config, kernel.dtype, kernel.storage
+    Parameters
+    ----------
+    plan, saved
+        The plan of the layer and the tape.
+    dy
+        (T, N, P), time-major, in the storage dtype; zeros if None.
+    dstate
+        The gradient of the final state; zeros if None.
+    """
+    config, dtype, storage = plan.config, plan.dtype, plan.storage
     steps, _, batch = saved.operands.shape
     schedule, widths = saved.schedule, (config.output_size, config.hidden_size)
     dh, dc = (np.zeros((width, batch), dtype) for width in widths)
@@ -32,8 +38,8 @@ def backward(kernel: NumpyKernel, saved: Saved, dy: Array | None, dstate: State 
     dys = None if dy is None else schedule.columns(dy, dtype)
     dx = np.empty((steps, batch, config.input_size), storage)
     parameters: dict[str, Array] = {}
-    size = max(1, min(steps, _BLOCK // max(1, batch)))
-    block = _Block(kernel, saved, size)
+    size = max(1, min(steps, tuning.BACKWARD_BLOCK // max(1, batch)))
+    block = _Block(plan, saved, size)
     for end in range(steps, 0, -size) if steps else (0,):
         first = max(0, end - size)
         for t in reversed(range(first, end)):
@@ -56,37 +62,56 @@ def backward(kernel: NumpyKernel, saved: Saved, dy: Array | None, dstate: State 
 
 
 class _Block:
-    """The buffers of one backward pass, for a block of steps at a time.
+    """The buffers of one backward pass, for the S steps of a block.
 
-    What the products read is (., S, N), so that the S steps of a block are one matrix.
+    What the matrix products of a block read is (., S, N), so that its steps are one matrix.
+
+    Attributes
+    ----------
+    all_dz
+        (G H, S, N), gradients of the pre-activations.
+    all_from_x, all_from_h
+        The same shape, gradients of ``W x`` and ``R r``; without layer norm they are `all_dz`.
+    all_dh
+        (P, S, N), gradients of the projected h before its clip; None without a projection.
+    all_dn
+        (H, S, N), gradients of the normalised cell after its gain; None without layer norm.
     """
 
-    def __init__(self, kernel: NumpyKernel, saved: Saved, size: int) -> None:
-        self.kernel, self.saved = kernel, saved
-        config, dtype, batch = kernel.config, kernel.dtype, saved.operands.shape[2]
-        self.dz = np.empty((kernel.layout.size, batch), dtype)
+    def __init__(self, plan: CellPlan, saved: Saved, size: int) -> None:
+        self.plan, self.saved = plan, saved
+        config, dtype, batch = plan.config, plan.dtype, saved.operands.shape[2]
+        self.dz = np.empty((plan.layout.size, batch), dtype)
         self.slopes = np.empty_like(self.dz)
-        self.room = np.empty((config.hidden_size, batch), dtype)
-        self.all_dz = np.empty((kernel.layout.size, size, batch), dtype)
+        self.scratch = np.empty((config.hidden_size, batch), dtype)
+        self.all_dz = np.empty((plan.layout.size, size, batch), dtype)
         self.all_from_x = np.empty_like(self.all_dz) if config.layer_norm else self.all_dz
         self.all_from_h = np.empty_like(self.all_dz) if config.layer_norm else self.all_dz
         self.all_dh = np.empty((config.output_size, size, batch), dtype) if config.proj_size else None
         self.all_dn = np.empty((config.hidden_size, size, batch), dtype) if config.layer_norm else None
 
-    def step(self, t: int, at: int, dh: Array, dc: Array) -> tuple[Array, Array]:
-        """Step `t`, the block's step `at`, back: the gradients of the state before it, in arrays of their own."""
-        kernel, saved, dz, room = self.kernel, self.saved, self.dz, self.room
-        config, layout, masks, w = kernel.config, kernel.layout, saved.masks, saved.weights
+    def step(self, t: int, at: int, dh: Array, dc: Array) -> tuple[Array, Array]:  # long: SPEC.md's step, reversed
+        """Return the gradients of h and c before a step from those after it, in fresh arrays.
+
+        Parameters
+        ----------
+        t, at
+            The step, and its index in the block.
+        dh, dc
+            (P, N) and (H, N), gradients of the state after the step. They are not changed.
+        """
+        plan, saved, dz, scratch = self.plan, self.saved, self.dz, self.scratch
+        config, layout, masks, w = plan.config, plan.layout, saved.masks, saved.weights
         c_before, gates, u = saved.c[t], saved.gates[t], saved.u[t]
         g, o = gates[layout.places["g"]], gates[layout.places["o"]]
-        i, f = kernel.input_and_forget(gates)
-        slopes = gate_slopes(kernel, saved, t, self.slopes)
+        i, f = plan.input_and_forget(gates)
+        slopes = gate_slopes(plan, saved, t, self.slopes)
 
         # h = keep h_before + (1 - keep) clip(W_proj q)
         dh_before = None
         dq = dh
         if config.zoneout_hidden:
-            keep = config.zoneout_hidden if masks.zoneout_hidden is None else masks.zoneout_hidden[t]
+            keep = plan.keep_hidden(masks, t)
             dh_before, dq = keep * dh, (1 - keep) * dh
         if saved.h_unclipped is not None and config.proj_clip is not None:
             dq = dq * inside(saved.h_unclipped[t], config.proj_clip)
@@ -96,7 +121,7 @@ class _Block:
 
         # q = o u(LN(c)), o = s(z_o + p_o c)
         dn = dq * o
-        dn *= hidden_slope(kernel, saved, t, room)
+        dn *= hidden_slope(plan, saved, t, scratch)
         if w.gain_c is not None and saved.norm_c is not None and self.all_dn is not None:
             self.all_dn[:, at] = dn
             dn = normalise_linear(saved.norm_c.at(t), dn * w.gain_c)
@@ -105,13 +130,13 @@ class _Block:
         np.multiply(dq, u, dz_o)
         dz_o *= slopes[layout.places["o"]]
         if config.peephole:
-            dc += np.multiply(dz_o, w.raw_peephole["o"], room)
+            dc += np.multiply(dz_o, w.raw_peephole["o"], scratch)
 
         # c = keep c_before + (1 - keep) clip(f c_before + i g)
-        kept = None
+        dc_kept = None
         if config.zoneout_cell:
-            keep = config.zoneout_cell if masks.zoneout_cell is None else masks.zoneout_cell[t]
-            kept, dc = keep * dc, (1 - keep) * dc
+            keep = plan.keep_cell(masks, t)
+            dc_kept, dc = keep * dc, (1 - keep) * dc
         if saved.c_unclipped is not None and config.cell_clip is not None:
             dc *= inside(saved.c_unclipped[t], config.cell_clip)
         np.multiply(dc, i, dz[layout.places["g"]])
@@ -124,11 +149,11 @@ class _Block:
             np.multiply(dc, c_before - g, dz[layout.places["f"]])
         dz[layout.early] *= slopes[layout.early]
         dc_before = np.multiply(dc, f, dc)
-        if kept is not None:
-            dc_before += kept
+        if dc_kept is not None:
+            dc_before += dc_kept
         for gate in "if":
             if gate in w.raw_peephole:
-                dc_before += np.multiply(dz[layout.places[gate]], w.raw_peephole[gate], room)
+                dc_before += np.multiply(dz[layout.places[gate]], w.raw_peephole[gate], scratch)
 
         # z = LN(W x) + LN(R (m r)) + b
         self.all_dz[:, at] = from_h = dz
@@ -145,79 +170,52 @@ class _Block:
         return (dr if dh_before is None else dh_before + dr), dc_before
 
     def input_gradient(self, count: int) -> Array:
-        """The gradient of x of the block's first `count` steps, (count, N, I)."""
+        """Return the gradient of x for the first `count` steps of the block, (count, N, I)."""
         from_x = _matrix(self.all_from_x[:, :count])
-        weight_x = self.saved.weights.backward[self.kernel.layout.x]
+        weight_x = self.saved.weights.backward[self.plan.layout.x]
         dx: Array = np.matmul(from_x.T, weight_x.T)
         return dx.reshape(count, self.dz.shape[1], len(weight_x))
 
     def parameter_gradients(self, steps: slice) -> dict[str, Array]:
-        """The gradients of the parameters from `steps`, those of the block."""
-        saved, config, layout = self.saved, self.kernel.config, self.kernel.layout
+        """Return what `steps`, those of the block, add to the gradients of the parameters, in the compute dtype."""
+        saved, config, layout = self.saved, self.plan.config, self.plan.layout
         count = steps.stop - steps.start
 
-        def block(array: Array) -> Array:
+        def from_block(array: Array) -> Array:
             return _matrix(array[:, :count])
 
-        def kept(array: Array) -> Array:
+        def from_tape(array: Array) -> Array:
             return _matrix(array[steps].transpose(1, 0, 2))
 
-        dz = block(self.all_dz)
+        dz = from_block(self.all_dz)
         packed: dict[str, Array] = {}
         if saved.norm_x is not None and saved.norm_h is not None:
-            packed["weight_x"] = block(self.all_from_x) @ kept(saved.operands[:, layout.x]).T
-            packed["weight_h"] = block(self.all_from_h) @ kept(saved.operands[:, layout.r]).T
-            packed["norm_gain_x"] = (dz * kept(saved.norm_x.value)).sum(axis=1)
-            packed["norm_gain_h"] = (dz * kept(saved.norm_h.value)).sum(axis=1)
+            packed["weight_x"] = from_block(self.all_from_x) @ from_tape(saved.operands[:, layout.x]).T
+            packed["weight_h"] = from_block(self.all_from_h) @ from_tape(saved.operands[:, layout.r]).T
+            packed["norm_gain_x"] = (dz * from_tape(saved.norm_x.value)).sum(axis=1)
+            packed["norm_gain_h"] = (dz * from_tape(saved.norm_h.value)).sum(axis=1)
         else:
-            both = dz @ kept(saved.operands[:, : layout.r.stop]).T
+            both = dz @ from_tape(saved.operands[:, : layout.r.stop]).T
             packed["weight_x"], packed["weight_h"] = both[:, layout.x], both[:, layout.r]
         if config.bias:
             packed["bias"] = dz.sum(axis=1)
-        result = {name: layout.unpacked(rows, config.gates) for name, rows in packed.items()}
+        result = {name: layout.unpack_rows(rows, config.gates) for name, rows in packed.items()}
         if self.all_dh is not None:
-            q = kept(saved.gates[:, layout.places["o"]]) * kept(saved.u)
-            result["weight_proj"] = block(self.all_dh) @ q.T
+            q = from_tape(saved.gates[:, layout.places["o"]]) * from_tape(saved.u)
+            result["weight_proj"] = from_block(self.all_dh) @ q.T
         if config.peephole:
-            before, after = kept(saved.c[:-1]), kept(saved.c[1:])
+            before, after = from_tape(saved.c[:-1]), from_tape(saved.c[1:])
             cells = {"i": before, "f": before, "o": after}
             result["peephole"] = np.stack(
                 [(dz[layout.places[gate]] * cells[gate]).sum(axis=1) for gate in config.peephole_gates]
             )
         if self.all_dn is not None and saved.norm_c is not None:
-            dn = block(self.all_dn)
-            result["norm_gain_c"] = (dn * kept(saved.norm_c.value)).sum(axis=1)
+            dn = from_block(self.all_dn)
+            result["norm_gain_c"] = (dn * from_tape(saved.norm_c.value)).sum(axis=1)
             result["norm_bias_c"] = dn.sum(axis=1)
         return result
 
 
-def gate_slopes(kernel: NumpyKernel, saved: Saved, t: int, out: Array) -> Array:
-    """The derivatives of the gates of step `t` with respect to their pre-activations, into `out` (G H, N)."""
-    layout, bound = kernel.layout, kernel.config.gate_clip
-    if saved.z is None:
-        gates, g, sigmoids = saved.gates[t], layout.places["g"], layout.sigmoids
-        np.multiply(gates[g], gates[g], out[g])
-        np.subtract(1, out[g], out[g])
-        np.subtract(1, gates[sigmoids], out[sigmoids])  # exact where the gate is near 1; y - y * y is not
-        np.multiply(gates[sigmoids], out[sigmoids], out[sigmoids])
-        return out
-    for gate in layout.gates:
-        own = layout.places[gate]
-        z, function = saved.z[t, own], kernel.function(gate)
-        out[own] = derivative(function, z) if bound is None else derivative(function, clip(z, bound)) * inside(z, bound)
-    return out
-
-
-def hidden_slope(kernel: NumpyKernel, saved: Saved, t: int, out: Array) -> Array:
-    """The derivative of u at the (normalised) cell of step `t`, into `out` (H, N)."""
-    if saved.c_out is None:
-        np.multiply(saved.u[t], saved.u[t], out)
-        np.subtract(1, out, out)
-    else:
-        out[...] = derivative(kernel.config.hidden_activation, saved.c_out[t])
-    return out
-
-
 def _matrix(array: Array) -> Array:
-    """(K, S, N) as (K, S N)."""
+    """Return `array` (K, S, N) as (K, S N)."""
     return array.reshape(array.shape[0], array.shape[1] * array.shape[2])

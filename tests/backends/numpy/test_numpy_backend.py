@@ -1,4 +1,4 @@
-"""What the NumPy backend does beyond the conformance suite."""
+"""Behaviour of the NumPy backend beyond the conformance suite."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _kernel(**switches: Any) -> tuple[Any, Any, LSTMConfig]:
 def test_blocks_of_steps_are_the_same_computation(
     monkeypatch: pytest.MonkeyPatch, switches: dict[str, Any], reverse: bool
 ) -> None:
-    """In blocks of one and of three steps y, the state and every gradient are what one block gives."""
-    from lstmcore_numpy import backward, forward
+    """Blocks of one and of three steps give the y, the state and the gradients of one block."""
+    from lstmcore_numpy import tuning
 
     kernel, weights, config = _kernel(reverse=reverse, zoneout_cell=0.3, **switches)
     rng = np.random.default_rng(2)
@@ -57,13 +57,13 @@ def test_blocks_of_steps_are_the_same_computation(
     def run() -> list[Any]:
         y, last, _ = kernel.forward(weights, x, State(h, c), lengths=[8, 5])
         tape = kernel.forward(weights, x, State(h, c), lengths=[8, 5], record=True).tape
-        found = kernel.backward(weights, tape, dy)
-        return [y, *last, found.x, *found.state, *found.parameters.values()]
+        gradients = kernel.backward(weights, tape, dy)
+        return [y, *last, gradients.x, *gradients.state, *gradients.parameters.values()]
 
     whole = run()
     for steps in (1, 3):
-        monkeypatch.setattr(forward, "_BLOCK", steps * 2 * kernel.layout.depth)
-        monkeypatch.setattr(backward, "_BLOCK", steps * 2)
+        monkeypatch.setattr(tuning, "FORWARD_BLOCK", steps * 2 * kernel.plan.layout.depth)
+        monkeypatch.setattr(tuning, "BACKWARD_BLOCK", steps * 2)
         for part, expected in zip(run(), whole, strict=True):
             np.testing.assert_allclose(part, expected, rtol=1e-12, atol=1e-13)
 
@@ -89,7 +89,7 @@ def test_inference_keeps_no_buffer_for_every_step() -> None:
 
 
 def test_a_closed_gate_keeps_its_relative_precision() -> None:
-    """Half of a tanh plus one half would be off by 1e-3 here."""
+    """A sigmoid made from tanh, ``tanh(z / 2) / 2 + 1 / 2``, would be off by 1e-3 here."""
     kernel, _, config = _kernel(input_size=1, hidden_size=1)
     parameters = {name: np.zeros(shape) for name, shape in config.parameter_shapes.items()}
     parameters["bias"][:] = [-30.0, 0.0, 1.0, 0.0]
