@@ -1,4 +1,4 @@
-"""The plug-in of the backend ``cupy``; its kernel is imported when it is asked for."""
+"""The plug-in of the backend ``cupy``. Its kernel is imported on first use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from lstmcore import __version__
 from lstmcore.backend import Backend
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
-#: The oldest GPUs that the kernels compile for: those whose tensor cores have TF32.
+#: Compute capability of the oldest GPUs that the kernels compile for. Their tensor cores have TF32.
 OLDEST: Final = 80
 
 
 def _unavailable() -> str | None:
+    """Return why the backend cannot run here, or None."""
     spec = find_spec("cupy")
-    if spec is None or spec.origin is None:  # without an origin it is a folder of that name
+    if spec is None or spec.origin is None:  # without an origin it is only a folder of that name
         return "CuPy is not installed; install it with: pip install 'lstmcore[cupy]'"
     import cupy
 
@@ -31,14 +32,14 @@ def _unavailable() -> str | None:
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo("cupy", __version__, "CUDA kernels made for this LSTM, on an NVIDIA GPU", _unavailable)
 
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
-    from lstmcore_cupy.device import cuda_device
+    """Return the backend on GPU 0."""
+    from lstmcore_cupy.cuda_device import cuda_device
     from lstmcore_cupy.kernel import CupyBackend
 
     return CupyBackend(cuda_device(0))

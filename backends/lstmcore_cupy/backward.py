@@ -1,46 +1,34 @@
 """The backward pass as docs/backward.md derives it: a kernel and a product for each step, then large products, sums.
 
-The steps are one launch where there is a plan for it.
+With a plan of the persistent kernel the steps are one launch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lstmcore.backend import Gradients, State
 from lstmcore_cupy.device import Array
 from lstmcore_cupy.launch import Call, Programs
-from lstmcore_cupy.packing import Saved
 from lstmcore_cupy.persistent import Loop, Pass, Plan
-
-if TYPE_CHECKING:
-    from lstmcore_cupy.kernel import CupyKernel
+from lstmcore_cupy.tape import Saved
 
 
-def call_of(saved: Saved, **values: Array | int | None) -> Call:
-    """A call on what was recorded."""
-    weights = saved.weights
-    steps, batch, _ = saved.x.shape
-    masks = saved.masks
-    call = weights.programs.call(T=steps, N=batch, ends=saved.ends, **weights.fields(), **saved.kept, **values)
-    call.put(mask_r=masks.recurrent, mask_h=masks.zoneout_hidden, mask_c=masks.zoneout_cell)
-    return call
+def backward(saved: Saved, dy: Array | None, dstate: State | None, plan: Plan | str) -> Pass[Gradients]:
+    """Return the gradients, on the device.
 
-
-def backward(
-    kernel: CupyKernel, saved: Saved, dy: Array | None, dstate: State | None, directions: int = 1
-) -> Pass[Gradients]:
-    """See `Kernel._backward`. `directions` run side by side."""
-    config, weights = kernel.config, saved.weights
-    programs, p = weights.programs, weights.parameters
-    device = programs.device
+    Parameters
+    ----------
+    saved
+        The tape.
+    dy, dstate
+        The gradients of y and of the final state; zeros if None.
+    plan
+        That of the persistent kernel. If it is not a `Plan`, each step is a kernel and a matrix product.
+    """
+    programs = saved.weights.programs
+    config, device = programs.config, programs.device
     steps, batch, width = saved.x.shape
-    hidden, output = config.hidden_size, config.output_size
-    columns = len(config.gates) * hidden
-    normed = config.layer_norm
-
-    dh = programs.zeros(batch, output) if dstate is None else programs.widen(dstate.h)
-    dc = programs.zeros(batch, hidden)
+    dh = programs.zeros(batch, config.output_size) if dstate is None else programs.widen(dstate.h)
+    dc = programs.zeros(batch, config.hidden_size)
     if dstate is not None:
         device.assign(dc, device.array(dstate.c))
     if not steps * batch:
@@ -49,58 +37,80 @@ def backward(
         zeros = {name: device.zeros(shape, programs.storage) for name, shape in shapes.items()}
         return Gradients(dx, State(programs.narrow(dh), dc), zeros)
 
-    dz = programs.empty(steps, batch, columns)
-    call = call_of(saved, dy=None if dy is None else device.array(dy), dh=dh, dc=dc, dz=dz)
-    dz_x = dz_h = dz
-    dn = d_projected = dq = None
-    if normed:
-        dz_x, dz_h, dn, norm_c = (programs.empty(steps, batch, size) for size in (columns, columns, hidden, hidden))
-        call.put(dz_x=dz_x, dz_h=dz_h, dn=dn, norm_c=norm_c)
-    if config.proj_size:
-        d_projected, dq = programs.empty(steps, batch, output), programs.empty(batch, hidden)
-        call.put(d_projected=d_projected, dq=dq)
-    persistent = kernel.plan(programs, "backward_persistent", batch, directions)
-    if isinstance(persistent, Plan):
-        yield Loop(persistent, programs, call)
+    buffers = _buffers(programs, steps, batch)
+    dz, dz_x = buffers["dz"], buffers["dz_x" if config.layer_norm else "dz"]
+    call = saved.call(dy=None if dy is None else device.array(dy), dh=dh, dc=dc, **buffers)
+    if isinstance(plan, Plan):
+        yield Loop(plan, programs, call)
     else:
-        dr = programs.zeros(batch, config.recurrent_size)
-        call.put(dr=dr)
-        for s in reversed(range(steps)):
-            t = steps - 1 - s if config.reverse else s
-            if d_projected is not None:
-                call.step(s, "backward_output", batch, output)
-                programs.product(d_projected[t], p["weight_proj"], dq)
-            call.step(s, "backward_cell", batch, hidden, whole_rows=normed)
-            programs.product(dz_h[t], p["weight_h"], dr)
-        call.step(-1, "backward_last", batch, config.recurrent_size)
-    if normed:
-        call.launch("backward_normalise_input", steps * batch, columns, whole_rows=True)
-
+        _run_steps(saved, call, buffers)
+    if config.layer_norm:
+        call.launch("backward_normalise_input", steps * batch, dz.shape[-1], whole_rows=True)
     dx = programs.empty(steps, batch, width)
-    programs.product(dz_x, p["weight_x"], dx)
-    found = {"weight_x": programs.outer(dz_x, saved.x), "weight_h": programs.outer(dz_h, saved.kept["r"])}
-    if d_projected is not None:
-        found["weight_proj"] = programs.outer(d_projected, saved.kept["q"])
-    if config.bias:
-        found["bias"] = programs.sums(dz, width=columns)
-    if config.peephole:
-        found["peephole"] = _peephole_gradients(programs, saved, dz)
-    if dn is not None:
-        found["norm_gain_x"] = programs.sums(dz, saved.kept["from_x"], width=columns)
-        found["norm_gain_h"] = programs.sums(dz, saved.kept["norm_h"], width=columns)
-        found["norm_gain_c"] = programs.sums(dn, norm_c, width=hidden)
-        found["norm_bias_c"] = programs.sums(dn, width=hidden)
-    parameters = {name: programs.narrow(found[name]) for name in config.parameter_shapes}
+    programs.matmul(dz_x, saved.weights.parameters["weight_x"], dx)
+    gradients = _parameter_gradients(saved, buffers)
+    parameters = {name: programs.narrow(gradients[name]) for name in config.parameter_shapes}
     return Gradients(programs.narrow(dx), State(programs.narrow(dh), dc), parameters)
 
 
+def _buffers(programs: Programs, steps: int, batch: int) -> dict[str, Array]:
+    """Return what the steps write, as fields of ``struct Call``."""
+    config = programs.config
+    hidden, columns = config.hidden_size, len(config.gates) * config.hidden_size
+    buffers = {"dz": programs.empty(steps, batch, columns)}
+    if config.layer_norm:
+        sizes = {"dz_x": columns, "dz_h": columns, "dn": hidden, "norm_c": hidden}
+        buffers |= {name: programs.empty(steps, batch, size) for name, size in sizes.items()}
+    if config.proj_size:
+        buffers["d_projected"] = programs.empty(steps, batch, config.output_size)
+        buffers["dq"] = programs.empty(batch, hidden)
+    return buffers
+
+
+def _run_steps(saved: Saved, call: Call, buffers: dict[str, Array]) -> None:
+    """Run the steps without the persistent kernel, the last one first."""
+    programs, p = saved.weights.programs, saved.weights.parameters
+    config, (steps, batch, _) = programs.config, saved.x.shape
+    dz_h = buffers["dz_h" if config.layer_norm else "dz"]
+    dr = programs.zeros(batch, config.recurrent_size)
+    call.put(dr=dr)
+    for s in reversed(range(steps)):
+        t = steps - 1 - s if config.reverse else s
+        if config.proj_size:
+            call.step(s, "backward_output", batch, config.output_size)
+            programs.matmul(buffers["d_projected"][t], p["weight_proj"], buffers["dq"])
+        call.step(s, "backward_cell", batch, config.hidden_size, whole_rows=config.layer_norm)
+        programs.matmul(dz_h[t], p["weight_h"], dr)
+    call.step(-1, "backward_last", batch, config.recurrent_size)
+
+
+def _parameter_gradients(saved: Saved, buffers: dict[str, Array]) -> dict[str, Array]:
+    """Return the gradients of the parameters in the compute dtype; `buffers` are those of `_buffers`."""
+    programs, recorded, dz = saved.weights.programs, saved.buffers, buffers["dz"]
+    config, columns, hidden = programs.config, dz.shape[-1], programs.config.hidden_size
+    dz_x, dz_h = (buffers["dz_x"], buffers["dz_h"]) if config.layer_norm else (dz, dz)
+    gradients = {"weight_x": programs.outer(dz_x, saved.x), "weight_h": programs.outer(dz_h, recorded["r"])}
+    if config.proj_size:
+        gradients["weight_proj"] = programs.outer(buffers["d_projected"], recorded["q"])
+    if config.bias:
+        gradients["bias"] = programs.sums(dz, width=columns)
+    if config.peephole:
+        gradients["peephole"] = _peephole_gradients(programs, saved, dz)
+    if config.layer_norm:
+        gradients["norm_gain_x"] = programs.sums(dz, recorded["from_x"], width=columns)
+        gradients["norm_gain_h"] = programs.sums(dz, recorded["norm_h"], width=columns)
+        gradients["norm_gain_c"] = programs.sums(buffers["dn"], buffers["norm_c"], width=hidden)
+        gradients["norm_bias_c"] = programs.sums(buffers["dn"], width=hidden)
+    return gradients
+
+
 def _peephole_gradients(programs: Programs, saved: Saved, dz: Array) -> Array:
-    """Sums of dz c; rows of length 0, whose state may be anything, are not read."""
-    config, c, hidden = programs.config, saved.kept["c"], programs.config.hidden_size
-    found = programs.empty(len(config.peephole_gates), hidden)
+    """Return the sums of ``dz c``. Rows of length 0 are not read, because their state may be NaN."""
+    config, c, hidden = programs.config, saved.buffers["c"], programs.config.hidden_size
+    gradients = programs.empty(len(config.peephole_gates), hidden)
     for row, gate in enumerate(config.peephole_gates):
         first = config.gates.index(gate) * hidden
         cells = c[1:] if gate == "o" else c[:-1]
-        one = programs.sums(dz[:, :, first:], cells, width=hidden, ends=saved.ends, b_backwards=config.reverse)
-        programs.device.assign(found[row], one)
-    return found
+        sums = programs.sums(dz[:, :, first:], cells, width=hidden, ends=saved.ends, b_backwards=config.reverse)
+        programs.device.assign(gradients[row], sums)
+    return gradients

@@ -2,102 +2,142 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstmcore.backend import Masks, State
-from lstmcore_cupy.device import Array
-from lstmcore_cupy.launch import Programs
-from lstmcore_cupy.packing import Saved, Weights
+from lstmcore_cupy import tuning
+from lstmcore_cupy.device import Array, Device
+from lstmcore_cupy.launch import Call, Programs
+from lstmcore_cupy.packing import Weights
 from lstmcore_cupy.persistent import Loop, Pass, Plan
-from lstmcore_cupy.tuning import Mode
+from lstmcore_cupy.tape import Saved
 
-if TYPE_CHECKING:
-    from lstmcore_cupy.kernel import CupyKernel
 
-#: Numbers in the buffer of W x when nothing is recorded; more steps than fit are done in several parts.
-BUFFER: Final = 1 << 26
+class Inputs(NamedTuple):
+    """The data arguments of `Kernel._forward`. Arrays are on the device of the weights or on the host."""
+
+    x: Array
+    state: State | None
+    lengths: Any
+    masks: Masks | None
 
 
 def forward(
-    kernel: CupyKernel,
-    weights: Weights,
-    x: Array,
-    state: State | None,
-    lengths: Any,
-    masks: Masks | None,
-    *,
-    record: bool,
-    out: Array | None,
-    directions: int = 1,
+    weights: Weights, inputs: Inputs, plan: Plan | str, *, record: bool, out: Array | None
 ) -> Pass[tuple[Array, State, Saved | None]]:
-    """See `Kernel._forward`. The arrays are of the device, or of the host. `directions` run side by side."""
-    programs, config, p = weights.programs, kernel.config, weights.parameters
-    device = programs.device
-    steps, batch, width = x.shape
-    hidden, output, recurrent = config.hidden_size, config.output_size, config.recurrent_size
-    columns, normed = len(config.gates) * hidden, config.layer_norm
+    """Run all steps and return y, the final state and the tape, all on the device.
 
+    Parameters
+    ----------
+    weights
+        From `CupyKernel._pack`.
+    inputs
+        The data.
+    plan
+        That of the persistent kernel. If it is not a `Plan`, each step is a matrix product and a kernel.
+    record
+        Whether to return a tape; else None stands in its place.
+    out
+        (T, N, P): y if kernels can write to it. Otherwise y is a fresh array.
+    """
+    programs, (x, state, lengths, _) = weights.programs, inputs
+    config, device = programs.config, programs.device
+    steps, batch, _ = x.shape
     ends = None if lengths is None else device.array(lengths)
-    own = Masks(*(None if mask is None else device.array(mask) for mask in masks or Masks()))
-    if record:
-        own = Masks(*(None if mask is None else mask.copy() for mask in own))
+    masks = _masks(device, inputs.masks, copy=record)
     narrow = device.array(x)
-    mode: Mode = "training" if record else "inference"
-    persistent = kernel.plan(programs, "forward_persistent", batch, directions, mode=mode)
-    kept = _buffers(programs, steps, batch, record=record)
-    if isinstance(persistent, Plan) and not record:  # one block may write the next r while another reads this one
-        kept |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}
-    from_x, r, c = kept["from_x"], kept["r"], kept["c"]
-    q, projected = kept.get("q"), kept.get("projected")
-    from_h = programs.empty(batch, columns) if normed else None
-    h = programs.zeros(batch, output) if state is None else programs.widen(state.h)
-    device.assign(c[0], programs.zeros(batch, hidden) if state is None else device.array(state.c))
-    y = out if device.writable(out) else device.empty((steps, batch, output), programs.storage)
+    buffers = _buffers(programs, steps, batch, record=record)
+    if isinstance(plan, Plan) and not record:  # one block may write the next r while another reads this one
+        recurrent = config.recurrent_size
+        buffers |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}
+    h = programs.zeros(batch, config.output_size) if state is None else programs.widen(state.h)
+    c = buffers["c"]
+    device.assign(c[0], programs.zeros(batch, config.hidden_size) if state is None else device.array(state.c))
+    y = out if device.writable(out) else device.empty((steps, batch, config.output_size), programs.storage)
     wide = programs.widen(narrow, ends) if record else None
-    saved = None if wide is None else Saved(weights, ends, own, wide, kept, isinstance(x, np.ndarray))
-    if not steps * batch:
-        return y, State(programs.narrow(h), c[0].copy()), saved
-
-    call = programs.call(T=steps, N=batch, ends=ends, h=h, y=y, from_h=from_h, **weights.fields(), **kept)
-    call.put(mask_r=own.recurrent, mask_h=own.zoneout_hidden, mask_c=own.zoneout_cell)
-    stored_r, weight_h = config.recurrence == "hidden" and own.recurrent is None, p["weight_h"]
-    call.step(0, "begin", batch, recurrent)
-    for begin in range(0, steps, len(from_x)):
-        count = min(len(from_x), steps - begin)
-        first = steps - begin - count if config.reverse else begin
-        part = programs.operand(narrow[first : first + count]) if wide is None else wide
-        programs.product(part, p["weight_x"], from_x[:count], turn_b=True, stored=True)
-        call.put(first=first)
-        if normed:
-            call.launch("normalise_input", count * batch, columns, whole_rows=True)
-        if isinstance(persistent, Plan):
-            call.put(s=begin, steps=count)
-            yield Loop(persistent, programs, call)
-            continue
-        for s in range(begin, begin + count):
-            t = steps - 1 - s if config.reverse else s
-            at = t if record else 0
-            if from_h is None:
-                programs.product(r[at], weight_h, from_x[t - first], turn_b=True, accumulate=True, stored=stored_r)
+    saved = None if wide is None else Saved(weights, ends, masks, wide, buffers, isinstance(x, np.ndarray))
+    if steps * batch:
+        call = programs.call(T=steps, N=batch, ends=ends, h=h, y=y, **weights.fields(), **buffers)
+        call.put(mask_r=masks.recurrent, mask_h=masks.zoneout_hidden, mask_c=masks.zoneout_cell)
+        stored_r = config.recurrence == "hidden" and masks.recurrent is None
+        run = _Steps(weights, call, buffers, record=record, stored_r=stored_r)
+        call.step(0, "begin", batch, config.recurrent_size)
+        for begin in range(0, steps, len(buffers["from_x"])):
+            count = min(len(buffers["from_x"]), steps - begin)
+            first = steps - begin - count if config.reverse else begin
+            run.input_product(programs.operand(narrow[first : first + count]) if wide is None else wide, first)
+            if isinstance(plan, Plan):
+                call.put(s=begin, steps=count)
+                yield Loop(plan, programs, call)
             else:
-                programs.product(r[at], weight_h, from_h, turn_b=True, stored=stored_r)
-            call.step(s, "forward_cell", batch, hidden, whole_rows=normed)
-            if q is not None and projected is not None:
-                programs.product(q[at], p["weight_proj"], projected[at], turn_b=True)
-                call.step(s, "forward_output", batch, output)
+                for s in range(begin, begin + count):
+                    run.step(s, steps - 1 - s if config.reverse else s, first)
     return y, State(programs.narrow(h), c[-1].copy()), saved
 
 
+class _Steps:
+    """The launches of a call without the persistent kernel, and those before its loop over time.
+
+    Parameters
+    ----------
+    weights, call
+        Those of the call.
+    buffers
+        From `_buffers`.
+    record
+        Whether the buffers hold every step.
+    stored_r
+        Whether the values of r were in the storage dtype.
+    """
+
+    def __init__(self, weights: Weights, call: Call, buffers: dict[str, Any], *, record: bool, stored_r: bool) -> None:
+        self.programs, self.parameters, self.call, self.buffers = weights.programs, weights.parameters, call, buffers
+        self.config, self.record, self.stored_r = weights.programs.config, record, stored_r
+        _, self.batch, self.columns = buffers["from_x"].shape
+        self.from_h = self.programs.empty(self.batch, self.columns) if self.config.layer_norm else None
+        call.put(from_h=self.from_h)
+
+    def input_product(self, x: Array, first: int) -> None:
+        """Write ``W x`` of the steps `x` (S, N, I), which are those from `first` on, into the buffer."""
+        count = len(x)
+        from_x = self.buffers["from_x"][:count]
+        self.programs.matmul(x, self.parameters["weight_x"], from_x, transpose_b=True, stored=True)
+        self.call.put(first=first)
+        if self.config.layer_norm:
+            self.call.launch("normalise_input", count * self.batch, self.columns, whole_rows=True)
+
+    def step(self, s: int, t: int, first: int) -> None:
+        """Run step `s` at time `t`; `first` is the first time in the buffer of ``W x``."""
+        at, buffers, programs, stored = t if self.record else 0, self.buffers, self.programs, self.stored_r
+        r, weight_h = buffers["r"][at], self.parameters["weight_h"]
+        if self.from_h is None:
+            target = buffers["from_x"][t - first]
+            programs.matmul(r, weight_h, target, transpose_b=True, accumulate=True, stored=stored)
+        else:
+            programs.matmul(r, weight_h, self.from_h, transpose_b=True, stored=stored)
+        self.call.step(s, "forward_cell", self.batch, self.config.hidden_size, whole_rows=self.config.layer_norm)
+        if self.config.proj_size:
+            q, projected = buffers["q"][at], buffers["projected"][at]
+            programs.matmul(q, self.parameters["weight_proj"], projected, transpose_b=True)
+            self.call.step(s, "forward_output", self.batch, self.config.output_size)
+
+
+def _masks(device: Device, masks: Masks | None, *, copy: bool) -> Masks:
+    """Return the masks on the device; copies if `copy`."""
+    here = Masks(*(None if mask is None else device.array(mask) for mask in masks or Masks()))
+    return Masks(*(None if mask is None else mask.copy() for mask in here)) if copy else here
+
+
 def _buffers(programs: Programs, steps: int, batch: int, *, record: bool) -> dict[str, Any]:
-    """What steps write, as fields of ``struct Call``: for all of them where they are recorded, else for the newest."""
+    """Return what steps write, as fields of ``struct Call``: for all steps if recorded, else for the newest one."""
     config = programs.config
     hidden, output, recurrent = config.hidden_size, config.output_size, config.recurrent_size
     columns = len(config.gates) * hidden
-    size = steps if record else max(1, min(steps, BUFFER // max(1, batch * columns)))
+    size = steps if record else max(1, min(steps, tuning.FORWARD_BUFFER // max(1, batch * columns)))
     some, stride = (steps, batch) if record else (1, 0)
-    found: dict[str, Any] = {
+    buffers: dict[str, Any] = {
         "from_x": programs.empty(size, batch, columns),
         "r": programs.empty(some, batch, recurrent),
         "r_stride": stride * recurrent,
@@ -105,11 +145,11 @@ def _buffers(programs: Programs, steps: int, batch: int, *, record: bool) -> dic
         "c_stride": stride * hidden,
     }
     if config.proj_size:
-        found |= {"q": programs.empty(some, batch, hidden), "q_stride": stride * hidden}
-        found |= {"projected": programs.empty(some, batch, output), "projected_stride": stride * output}
+        buffers |= {"q": programs.empty(some, batch, hidden), "q_stride": stride * hidden}
+        buffers |= {"projected": programs.empty(some, batch, output), "projected_stride": stride * output}
     if record:
-        found["z"] = programs.empty(steps, batch, columns) if config.layer_norm else found["from_x"]
+        buffers["z"] = programs.empty(steps, batch, columns) if config.layer_norm else buffers["from_x"]
     if record and config.layer_norm:
-        found["norm_h"] = programs.empty(steps, batch, columns)
-        found |= {name: programs.empty(steps, batch) for name in ("deviation_x", "deviation_h")}
-    return found
+        buffers["norm_h"] = programs.empty(steps, batch, columns)
+        buffers |= {name: programs.empty(steps, batch) for name in ("deviation_x", "deviation_h")}
+    return buffers

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.lib import NumpyVersion
 
-from lstmcore.backend import (
-    Backend,
-    Capabilities,
-    Forward,
-    Gradients,
-    Kernel,
-    Masks,
-    Receipt,
-    StackMasks,
-    State,
-    Tangents,
-)
+from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
-from lstmcore.stack import ComposedStack, StackTape
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.device import Array, Device
-from lstmcore_cupy.forward import forward
+from lstmcore_cupy.forward import Inputs, forward
 from lstmcore_cupy.jvp import jvp
 from lstmcore_cupy.launch import Programs
-from lstmcore_cupy.packing import Saved, Weights
-from lstmcore_cupy.persistent import Name, Pass, Plan, plan, together
+from lstmcore_cupy.packing import Weights
+from lstmcore_cupy.persistent import Name, Pass, Plan, plan, run_passes
+from lstmcore_cupy.stack import CupyStack, DirectionKernel
+from lstmcore_cupy.tape import Saved
 from lstmcore_cupy.tuning import Mode, decide
 
-#: With which CuPy computes in bfloat16.
+#: The oldest NumPy with which CuPy computes in bfloat16.
 OLDEST_NUMPY: Final = "2.1.2"
 
 #: The persistent kernels of the two passes.
 _KERNELS: Final[dict[str, Name]] = {"forward": "forward_persistent", "backward": "backward_persistent"}
-#: What a receipt tells: forward of a call that is not recorded, then both passes of one that is.
+#: Passes in a receipt: forward of an unrecorded call, then both passes of a recorded one.
 _PASSES: Final[tuple[tuple[Mode, str], ...]] = (
     ("inference", "forward"),
     ("training", "forward"),
@@ -46,11 +36,11 @@ _PASSES: Final[tuple[tuple[Mode, str], ...]] = (
 )
 
 
-class CupyKernel(Kernel):
+class CupyKernel(DirectionKernel):
     """One layer in one direction. Every call has its own buffers and runs on the caller's current stream.
 
-    Arrays are taken where they are: those of the host are copied to the device and come back as NumPy's. Weights are on
-    the device of the parameters that they were packed from, and calls run there.
+    Arrays of the host are copied to the device, and the results are NumPy arrays then. Weights are on the device of
+    the parameters that they were packed from, and calls run there.
     """
 
     backend: CupyBackend
@@ -62,57 +52,75 @@ class CupyKernel(Kernel):
         self._lock = threading.Lock()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        return self.receipt_beside(batch, 1)
+        """See `Kernel.receipt`."""
+        return self.shared_receipt(batch, 1)
 
-    def receipt_beside(self, batch: int | None, directions: int) -> Receipt:
-        """The receipt of a direction where `directions` run side by side."""
-        device = self.backend.device
-        name, where, precision = self.backend.name, device.name, self.precision.name
-        one, two = "all steps in one launch", "a product and a kernel a step"
-        rows = 1 if batch is None else batch
+    def shared_receipt(self, batch: int | None, directions: int) -> Receipt:
+        """See `DirectionKernel.shared_receipt`."""
+        device, rows = self.backend.device, 1 if batch is None else batch
+        one_launch, stepwise = "all steps in one launch", "a product and a kernel a step"
         paths, reasons, missed = [], [], []
         for mode, side in _PASSES:
-            kernel = _KERNELS[side]
-            wanted, why = self._decided(device, mode, rows)
-            found: Plan | str = why
+            wanted, reason = self._decide(device, mode, rows)
+            chosen: Plan | str = reason
             if wanted:
                 with device.active():
-                    found = self.plan(self.programs(device), kernel, rows, directions, mode=mode)
-            paths.append(one if isinstance(found, Plan) else two)
-            reasons.append(_told(side, found) if isinstance(found, Plan) else found)
-            missed += [found] if self.backend.persistent and isinstance(found, str) else []
-            reasons += [why] if wanted and self.backend.persistent is None else []
-        if set(paths) == {two}:
+                    chosen = self.plan(self.programs(device), _KERNELS[side], rows, directions, mode=mode)
+            paths.append(one_launch if isinstance(chosen, Plan) else stepwise)
+            reasons.append(_format_plan(side, chosen) if isinstance(chosen, Plan) else chosen)
+            missed += [chosen] if self.backend.persistent and isinstance(chosen, str) else []
+            reasons += [reason] if wanted and self.backend.persistent is None else []
+        if set(paths) == {stepwise}:
             reasons.insert(
                 0, "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
             )
-        elif set(paths) == {one}:
+        elif set(paths) == {one_launch}:
             reasons.append("jvp step by step")
-        reason = "; ".join(dict.fromkeys(reasons))
-        return Receipt(name, where, precision, _path(*paths), reason, missed[0] if missed else None)
+        return Receipt(
+            self.backend.name,
+            device.name,
+            self.precision.name,
+            _format_paths(*paths),
+            "; ".join(dict.fromkeys(reasons)),
+            missed[0] if missed else None,
+        )
 
-    def _decided(self, device: Device, mode: Mode, batch: int) -> tuple[bool, str]:
-        """Whether the persistent kernels are to run calls of a batch size, and why.
+    def _decide(self, device: Device, mode: Mode, batch: int) -> tuple[bool, str]:
+        """Return whether to run the persistent kernels for a batch size, and why.
 
-        A call that is recorded was timed with its backward pass, so what holds for training decides for both.
+        A recorded call was timed with its backward pass, so the mode ``"training"`` decides for both.
         """
-        asked = self.backend.persistent
-        if asked is not None:
-            return asked, f"the persistent kernels are {'' if asked else 'not '}asked for"
+        persistent = self.backend.persistent
+        if persistent is not None:
+            return persistent, f"the persistent kernels are {'' if persistent else 'not '}asked for"
         return decide(device.model, self.precision.name, mode, batch, self.config.hidden_size)
 
     def plan(
         self, programs: Programs, kernel: Name, batch: int, directions: int, *, mode: Mode = "training"
     ) -> Plan | str:
-        """How a persistent kernel runs a call, or why it does not. What is recorded is training."""
+        """Return the plan of a persistent kernel for a call, or the reason that it does not run.
+
+        Parameters
+        ----------
+        programs
+            Those of the device.
+        kernel
+            The pass.
+        batch
+            N.
+        directions
+            Passes that run side by side.
+        mode
+            ``"training"`` for a recorded call.
+        """
         key = (programs.device.name, kernel, mode, batch, directions)
         if key not in self._plans:
-            wanted, why = self._decided(programs.device, mode, batch)
-            self._plans[key] = plan(programs, kernel, batch, directions) if wanted else why
+            wanted, reason = self._decide(programs.device, mode, batch)
+            self._plans[key] = plan(programs, kernel, batch, directions) if wanted else reason
         return self._plans[key]
 
     def programs(self, device: Device) -> Programs:
-        """What is compiled for a device."""
+        """Return the programs of a device, compiled once."""
         with self._lock:
             if device.name not in self._programs:
                 self._programs[device.name] = Programs(device, self.config, self.precision)
@@ -124,7 +132,7 @@ class CupyKernel(Kernel):
         with device.active():
             return Weights(programs, {name: programs.widen(parameters[name]) for name in self.config.parameter_shapes})
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: Weights,
         x: Array,
@@ -135,28 +143,20 @@ class CupyKernel(Kernel):
         record: bool,
         out: Array | None,
     ) -> tuple[Array, State, Saved | None]:
-        passed = self.forward_pass(weights, x, state, lengths, masks, record=record, out=out)
+        forward_pass = self.forward_pass(weights, Inputs(x, state, lengths, masks), record=record, out=out)
         with weights.programs.device.active():
-            return together([passed])[0]
+            return run_passes([forward_pass])[0]
 
     def forward_pass(
-        self,
-        weights: Weights,
-        x: Array,
-        state: State | None,
-        lengths: Any,
-        masks: Masks | None,
-        *,
-        record: bool,
-        out: Array | None,
-        directions: int = 1,
+        self, weights: Weights, inputs: Inputs, *, record: bool, out: Array | None, directions: int = 1
     ) -> Pass[tuple[Array, State, Saved | None]]:
-        """`_forward` as a pass, to be run while the weights' device is active."""
-        device = weights.programs.device
+        """See `DirectionKernel.forward_pass`."""
+        programs, x = weights.programs, inputs.x
+        device = programs.device
         self._check_device(device, x=x, out=out)
-        y, last, saved = yield from forward(
-            self, weights, x, state, lengths, masks, record=record, out=out, directions=directions
-        )
+        mode: Mode = "training" if record else "inference"
+        chosen = self.plan(programs, "forward_persistent", x.shape[1], directions, mode=mode)
+        y, last, saved = yield from forward(weights, inputs, chosen, record=record, out=out)
         if isinstance(x, np.ndarray):
             y = out if y is out else device.host(y)
             last = State(*map(device.host, last))
@@ -168,23 +168,25 @@ class CupyKernel(Kernel):
 
     def _backward(self, weights: Weights, saved: Saved, dy: Array | None, dstate: State | None) -> Gradients:
         with saved.weights.programs.device.active():
-            return together([self.backward_pass(saved, dy, dstate)])[0]
+            return run_passes([self.backward_pass(saved, dy, dstate)])[0]
 
     def backward_pass(
         self, saved: Saved, dy: Array | None, dstate: State | None, *, directions: int = 1
     ) -> Pass[Gradients]:
-        """`_backward` as a pass, to be run while the weights' device is active."""
-        device = saved.weights.programs.device
-        found = yield from backward(self, saved, dy, dstate, directions)
+        """See `DirectionKernel.backward_pass`."""
+        programs = saved.weights.programs
+        device = programs.device
+        chosen = self.plan(programs, "backward_persistent", saved.x.shape[1], directions)
+        gradients = yield from backward(saved, dy, dstate, chosen)
         if not saved.to_host:
-            return found
-        found = Gradients(
-            device.host(found.x),
-            State(*map(device.host, found.state)),
-            {name: device.host(array) for name, array in found.parameters.items()},
+            return gradients
+        gradients = Gradients(
+            device.host(gradients.x),
+            State(*map(device.host, gradients.state)),
+            {name: device.host(array) for name, array in gradients.parameters.items()},
         )
         device.check()
-        return found
+        return gradients
 
     def _jvp(
         self,
@@ -195,22 +197,24 @@ class CupyKernel(Kernel):
         lengths: Any,
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
-        device = weights.programs.device
+        device, inputs = weights.programs.device, Inputs(x, state, lengths, masks)
         self._check_device(device, x=x)
         with device.active():
-            (found,) = together([forward(self, weights, x, state, lengths, masks, record=True, out=None)])
-            y, last, saved = found
-            if saved is None:  # never: it was recorded
-                raise RuntimeError("forward: recorded nothing")
-            both = (Forward(y, last), jvp(self, saved, tangents))
-            if not saved.to_host:
-                return both
-            one, two = (Forward(device.host(each.y), State(*map(device.host, each.state))) for each in both)
-            device.check()
-            return one, two
+            chosen = self.plan(weights.programs, "forward_persistent", x.shape[1], 1)
+            ((y, last, saved),) = run_passes([forward(weights, inputs, chosen, record=True, out=None)])
+            if saved is None:
+                raise RuntimeError("a recorded call returned no tape")
+            primal, tangent = Forward(y, last), jvp(saved, tangents)
+            if saved.to_host:
+                primal, tangent = (
+                    Forward(device.host(result.y), State(*map(device.host, result.state)))
+                    for result in (primal, tangent)
+                )
+                device.check()
+            return primal, tangent
 
     def _check_device(self, device: Device, **arrays: Array | None) -> None:
-        """Raise where an array is on another GPU than the weights."""
+        """Raise an error if an array is on another GPU than the weights."""
         for name, array in arrays.items():
             home = device if array is None else device.home(array)
             if home is not device:
@@ -218,69 +222,16 @@ class CupyKernel(Kernel):
                 raise ValueError(f"{name}: expected an array on {where}; got one on {home.name}")
 
 
-class CupyStack(ComposedStack):
-    """Kernels of all layers and directions; the loops over time of a layer's two directions share their launches."""
-
-    kernels: tuple[CupyKernel, ...]
-
-    # What the layers share, halves of y and masks between them, is made on the weights' device as well.
-
-    def forward(
-        self,
-        weights: Any,
-        x: Array,
-        state: State | None,
-        *,
-        lengths: Any = None,
-        masks: StackMasks | None = None,
-        record: bool = False,
-        out: Array | None = None,
-    ) -> Forward:
-        with weights[0].programs.device.active():
-            return super().forward(weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
-
-    def backward(self, weights: Any, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
-        with weights[0].programs.device.active():
-            return super().backward(weights, tape, dy, dstate)
-
-    def jvp(
-        self,
-        weights: Any,
-        x: Array,
-        state: State | None,
-        tangents: Tangents,
-        *,
-        lengths: Any = None,
-        masks: StackMasks | None = None,
-    ) -> tuple[Forward, Forward]:
-        with weights[0].programs.device.active():
-            return super().jvp(weights, x, state, tangents, lengths=lengths, masks=masks)
-
-    def _forward_layer(
-        self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
-    ) -> Sequence[tuple[Array, State, Any]]:
-        passes = [
-            kernel.forward_pass(*args, record=record, out=out, directions=len(calls))
-            for kernel, (*args, out) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
-        ]
-        return together(passes)
-
-    def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
-        passes = [
-            kernel.backward_pass(*args, directions=len(calls))
-            for kernel, (_, *args) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
-        ]
-        return together(passes)
-
-    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
-        return tuple(kernel.receipt_beside(batch, self.stack.num_directions) for kernel in self.kernels)
-
-
 class CupyBackend(Backend):
-    """Every switch on an NVIDIA GPU. `device` is where arrays of the host go; calls run where their weights are.
+    """Every switch on an NVIDIA GPU. Calls run on the device of their weights.
 
-    `persistent`: whether forward and backward take the persistent kernels where they can. None: where they were
-    measured to be faster, see measured.py; no GPU has run them yet.
+    Parameters
+    ----------
+    device
+        The device to which arrays of the host are copied.
+    persistent
+        Whether forward and backward run the persistent kernels if these can run the call. With None the measurements
+        in `tuning` decide.
     """
 
     name = "cupy"
@@ -289,6 +240,7 @@ class CupyBackend(Backend):
         self.device, self.persistent = device, persistent
 
     def capabilities(self) -> Capabilities:
+        """Return all features and derivatives, in every precision that CuPy has here."""
         precisions, reasons = set(PRECISIONS), {}
         if (reason := _no_bfloat16()) is not None:
             precisions.remove("bfloat16")
@@ -296,19 +248,22 @@ class CupyBackend(Backend):
         return Capabilities(self.device.name, frozenset(precisions), FEATURES, reasons=reasons)
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of CuPy and CUDA, and the GPU."""
         return self.device.versions()
 
     def to_device(self, array: Array) -> Array:
+        """See `Backend.to_device`. An array of another GPU stays there."""
         device = self.device.home(array)
         with device.active():
             return device.array(array)
 
     def to_host(self, array: Array) -> Array:
+        """See `Backend.to_host`."""
         device = self.device.home(array)
         with device.active():
-            found = device.host(array)
+            result = device.host(array)
         device.check()
-        return found
+        return result
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)
@@ -318,7 +273,7 @@ class CupyBackend(Backend):
 
 
 def _no_bfloat16() -> str | None:
-    """Why CuPy makes no arrays of bfloat16 here, or None."""
+    """Return why CuPy makes no arrays of bfloat16 here, or None."""
     try:
         numpy_dtype("bfloat16")
     except ImportError as error:
@@ -328,16 +283,16 @@ def _no_bfloat16() -> str | None:
     return None
 
 
-def _path(inference: str, forward: str, backward: str) -> str:
-    """The paths of `_PASSES` in a receipt."""
+def _format_paths(inference: str, forward: str, backward: str) -> str:
+    """Return the paths of `_PASSES` as one text."""
     if inference == forward:
         return forward if forward == backward else f"forward {forward}, backward {backward}"
     recorded = forward if forward == backward else f"forward {forward} and backward {backward}"
     return f"inference {inference}, training {recorded}"
 
 
-def _told(what: str, found: Plan) -> str:
-    """A plan in a receipt."""
-    units, rows, directions = found.grid
-    sides = f", {directions} directions" if directions > 1 else ""
-    return f"{what} in {found.blocks} blocks that keep R on chip, {units} over the units, {rows} over the rows{sides}"
+def _format_plan(side: str, chosen: Plan) -> str:
+    """Return a plan of the pass `side` as text."""
+    units, rows, directions = chosen.grid
+    suffix = f", {directions} directions" if directions > 1 else ""
+    return f"{side} in {chosen.blocks} blocks that keep R on chip, {units} over the units, {rows} over the rows{suffix}"

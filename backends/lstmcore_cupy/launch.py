@@ -1,4 +1,4 @@
-"""Launches: the struct that kernels are given, and the programs of a kernel's configuration on a device."""
+"""Launches: the struct that kernels take, and the programs of a configuration on a device."""
 
 from __future__ import annotations
 
@@ -10,80 +10,89 @@ import numpy as np
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import Precision, numpy_dtype
-from lstmcore_cupy import program_source
+from lstmcore_cupy import program_source, tuning
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 
 _WARP: Final = 32
-_MOST_THREADS: Final = 256
-#: Rows that one thread sums up one after another; sums of more are sums of such sums.
-_PART: Final = 64
-#: Rows that one product sums over; gradients over more are sums of such products.
-_PRODUCT_ROWS: Final = 1 << 11
 
 
 class Call:
-    """One struct, filled field by field, and launches with it. Keeps the arrays whose addresses are in it."""
+    """One struct, filled field by field, and launches with it. It keeps a reference to every array in the struct."""
 
     def __init__(self, device: Device, program: Program, struct: str) -> None:
         self._device, self._program = device, program
         self._places = program_source.fields(struct)
         self._words: Words = np.zeros(len(self._places), np.int64)
-        self._kept: dict[str, Array] = {}
+        self._arrays: dict[str, Array] = {}
 
     def put(self, **values: Array | int | None) -> None:
-        """Set fields: numbers, and arrays by their address, None for no array."""
+        """Set fields: a number, an array by its address, None for no array."""
         for name, value in values.items():
             if isinstance(value, int):
                 self._words[self._places[name]] = value
             else:
-                self._kept[name] = value
+                self._arrays[name] = value
                 self._words[self._places[name]] = 0 if value is None else self._device.address(value)
 
     def put_numbers(self, values: Mapping[str, float], dtype: np.dtype[Any]) -> None:
-        """Set fields of type ``Number``."""
+        """Set fields of type ``Number``, which have the compute dtype `dtype`."""
         numbers = self._words.view(dtype).reshape(len(self._words), -1)
         for name, value in values.items():
             numbers[self._places[name], 0] = value
 
     def launch(self, kernel: str, rows: int, width: int, *, whole_rows: bool = False) -> None:
-        """Start a kernel that has a block for each of `rows` and `width` columns in each.
+        """Start a kernel that has a block for each of `rows`.
 
-        `whole_rows`: one block has all columns of a row, since it sums over them.
+        Parameters
+        ----------
+        kernel
+            Its name.
+        rows
+            Rows of the grid.
+        width
+            Columns of each row.
+        whole_rows
+            Whether one block has all columns of a row, because it sums over them.
         """
-        threads = min(_MOST_THREADS, -(-width // _WARP) * _WARP)
+        threads = min(tuning.MAX_THREADS, -(-width // _WARP) * _WARP)
         self._program.launch(kernel, (rows, 1 if whole_rows else -(-width // threads)), threads, self._words)
 
     def step(self, s: int, kernel: str, rows: int, width: int, *, whole_rows: bool = False) -> None:
-        """As `launch`, for a step."""
+        """Start a kernel for step `s`; see `launch`."""
         self._words[self._places["s"]] = s
         self.launch(kernel, rows, width, whole_rows=whole_rows)
 
     @property
     def words(self) -> Words:
-        """The struct as it is now."""
+        """The struct with its current fields."""
         return self._words
 
 
 class Programs:
-    """The kernels of a configuration and a precision on a device, and what is done with rows and matrices beside them.
+    """The kernels of a configuration and a precision on a device, and operations on rows and matrices.
 
-    `real` is what is computed in, `storage` what x, y, h and parameters are kept in.
+    Attributes
+    ----------
+    real, storage
+        The compute dtype, and the dtype of x, y, h and parameters.
+    compute, compute_stored
+        The arithmetic of matrix products, and of those of which both operands have no more digits than `storage`.
+        The 16-bit formats have no more digits than TF32, so TF32 loses nothing there.
+    tensor_cores
+        Whether the persistent kernels multiply on tensor cores. With the 16-bit formats that loses nothing.
     """
 
     def __init__(self, device: Device, config: LSTMConfig, precision: Precision) -> None:
         self.device, self.config = device, config
         self.real, self.storage = numpy_dtype(precision.compute), numpy_dtype(precision.storage)
-        #: How products multiply, and those of which both operands have no more digits than the storage format: the
-        #: 16-bit formats have no more than TF32, so nothing is lost there.
         self.compute: Compute = "tf32" if precision.name == "tf32" else "ieee"
         self.compute_stored: Compute = "ieee" if precision.name in ("float64", "float32") else "tf32"
-        #: Whether the persistent kernels multiply on tensor cores: with no loss in the 16-bit formats.
         self.tensor_cores = precision.name not in ("float64", "float32")
         self.program = device.program(program_source.program(config, precision))
         self._rows = device.program(program_source.rows_program(precision))
 
     def call(self, **values: Array | int | None) -> Call:
-        """A call of the configuration's kernels."""
+        """Return a call of the kernels of the configuration; `values` are further fields."""
         call, config = Call(self.device, self.program, "Call"), self.config
         call.put_numbers(program_source.numbers(config), self.real)
         call.put(
@@ -97,31 +106,35 @@ class Programs:
         return call
 
     def empty(self, *shape: int) -> Array:
-        """A new array to compute in."""
+        """Return an uninitialised array in the compute dtype."""
         return self.device.empty(shape, self.real)
 
     def zeros(self, *shape: int) -> Array:
-        """A new array of zeros."""
+        """Return an array of zeros in the compute dtype."""
         return self.device.zeros(shape, self.real)
 
     def widen(self, array: Array, ends: Array | None = None, out: Array | None = None) -> Array:
-        """A copy of an array (T, N, W), or of any with `ends` None, to compute with; 0 in padding."""
+        """Return a copy of `array` in the compute dtype, with 0 in padding.
+
+        `array` is (T, N, W), or has any shape if `ends` is None. `out` takes the result instead of a fresh array.
+        """
         array = self.device.array(array)
         wide = self.device.empty(array.shape, self.real) if out is None else out
         self._launch_rows("widen", wide.shape, ends=ends, narrow=array, wide=wide)
         return wide
 
     def operand(self, array: Array) -> Array:
-        """`array` to compute with, itself where it is so already."""
+        """Return `array` in the compute dtype; itself if it has that dtype."""
         return array if self.real == self.storage else self.widen(array)
 
     def narrow(self, array: Array) -> Array:
-        """A copy of `array` in the storage format."""
-        found = self.device.empty(array.shape, self.storage)
-        self._launch_rows("narrow", array.shape, wide_source=array, narrow_target=found)
-        return found
+        """Return a copy of `array` in the storage dtype."""
+        result = self.device.empty(array.shape, self.storage)
+        self._launch_rows("narrow", array.shape, wide_source=array, narrow_target=result)
+        return result
 
     def _launch_rows(self, kernel: str, shape: tuple[int, ...], **arrays: Array | None) -> None:
+        """Start a kernel of ``rows.cu`` on arrays of a shape, unless they are empty."""
         steps, rows, width = (1, *_matrix(shape)) if len(shape) < 3 else shape
         if steps * rows * width:
             call = Call(self.device, self._rows, "Rows")
@@ -137,10 +150,18 @@ class Programs:
         ends: Array | None = None,
         b_backwards: bool = False,
     ) -> Array:
-        """The sums of ``a b`` over the first two axes of (T, N, .), of `width` columns from the first entry of each.
+        """Return the sums (width,) of ``a b`` over steps and rows.
 
-        `b_backwards`: b goes on with the step before where a goes on with the one after. It begins with its first entry
-        of the last step then.
+        Parameters
+        ----------
+        a, b
+            (T, N, .); without `b` the sums are those of `a`.
+        width
+            Columns, counted from the first entry of each array.
+        ends
+            (N,), lengths; later steps are not read. None for all steps.
+        b_backwards
+            Whether the steps of `b` are taken in reverse order.
         """
         steps, rows = a.shape[:2]
         call = Call(self.device, self._rows, "Rows")
@@ -149,34 +170,54 @@ class Programs:
             step = _stride(b, 0)
             call.put(b=b[-1] if b_backwards else b, b_step=-step if b_backwards else step, b_row=_stride(b, 1))
         while True:
-            parts = -(-(steps * rows) // _PART)
-            found = self.empty(parts, width)
-            call.put(T=steps, N=rows, width=width, part=_PART, sums=found)
+            parts = -(-(steps * rows) // tuning.SUM_ROWS)
+            sums = self.empty(parts, width)
+            call.put(T=steps, N=rows, width=width, part=tuning.SUM_ROWS, sums=sums)
             call.launch("sum_rows", parts, width)
             if parts == 1:
-                return found[0]
+                return sums[0]
             steps, rows = parts, 1
             call = Call(self.device, self._rows, "Rows")
-            call.put(a=found, a_step=width, a_row=width)
+            call.put(a=sums, a_step=width, a_row=width)
 
-    def product(
-        self, a: Array, b: Array, out: Array, *, turn_b: bool = False, accumulate: bool = False, stored: bool = False
+    def matmul(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        transpose_b: bool = False,
+        accumulate: bool = False,
+        stored: bool = False,
     ) -> None:
-        """``out = a b`` for every row of `a` (..., K).
+        """Write ``a b`` into `out`.
 
-        `turn_b`: of the transposed b. `stored`: both operands were in the storage format.
+        Parameters
+        ----------
+        a, out
+            (..., K) and (..., L).
+        b
+            (K, L).
+        transpose_b
+            Whether `b` is (L, K) and is transposed.
+        accumulate
+            Whether the product is added to `out`.
+        stored
+            Whether the values of both operands were in the storage dtype.
         """
-        compute = self.compute_stored if stored else self.compute
-        self.device.product(_rows_of(a), b, _rows_of(out), compute=compute, turn_b=turn_b, accumulate=accumulate)
+        compute, transpose = self.compute_stored if stored else self.compute, (False, transpose_b)
+        self.device.matmul(_rows_of(a), b, _rows_of(out), compute=compute, transpose=transpose, accumulate=accumulate)
 
     def outer(self, a: Array, b: Array) -> Array:
-        """The sum of ``a b'`` over all rows of a (..., K) and b (..., L): (K, L)."""
+        """Return the sum (K, L) of ``a b'`` over all rows of a (..., K) and b (..., L)."""
         a, b = _rows_of(a), _rows_of(b)
-        found = self.empty(a.shape[1], b.shape[1])
-        for first in range(0, len(a), _PRODUCT_ROWS):
-            part = slice(first, first + _PRODUCT_ROWS)
-            self.device.product(a[part], b[part], found, compute=self.compute, turn_a=True, accumulate=first > 0)
-        return found
+        result = self.empty(a.shape[1], b.shape[1])
+        for first in range(0, len(a), tuning.MATMUL_ROWS):
+            part = slice(first, first + tuning.MATMUL_ROWS)
+            self.device.matmul(
+                a[part], b[part], result, compute=self.compute, transpose=(True, False), accumulate=first > 0
+            )
+        return result
 
 
 def cooperate(
@@ -188,6 +229,19 @@ def cooperate(
     shared_bytes: int,
 ) -> None:
     """Start a kernel that takes a ``struct Directions`` and whose blocks wait for each other.
+
+    Parameters
+    ----------
+    programs
+        Those of the configuration.
+    kernel
+        Its name.
+    calls
+        One for each direction.
+    blocks, threads
+        The grid, and the threads of a block.
+    shared_bytes
+        Dynamic shared memory of each block.
 
     Raises
     ------
@@ -203,7 +257,7 @@ def cooperate(
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A shape as that of rows."""
+    """Return the shape of a matrix with the rows of an array of that shape."""
     return prod(shape[:-1]), shape[-1]
 
 

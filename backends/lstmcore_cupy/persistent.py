@@ -1,4 +1,4 @@
-"""The persistent kernels: all steps in one launch, what is used of R in the shared memory of the blocks that use it."""
+"""The persistent kernels: all steps in one launch. Each block keeps its rows of R in shared memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from lstmcore_cupy import tuning
 from lstmcore_cupy.launch import Call, Programs, cooperate
 
 Name = Literal["forward_persistent", "backward_persistent"]
-#: As in persistent.cuh.
+#: The same as in persistent.cuh.
 _TILE: Final = 16
 _BLOCK: Final = 4
 _WARP: Final = 32
-#: As in mma.cuh: outputs of a fragment, and bytes of its columns.
+#: The same as in mma.cuh: outputs of a fragment, and bytes of its columns.
 _OUTPUTS: Final = 8
 _FRAGMENT: Final = 32
 _MOST_WARPS: Final = 8
-#: Entries of a tile that a thread should load at most, with fewer than the most warps.
-_LOADS: Final = 16
-#: Into how many parts of columns a tile is cut where shared memory is short.
+#: Numbers of parts into which the columns of a tile are cut if shared memory is short.
 _PARTS: Final = (1, 2, 4, 8)
 
 Result = TypeVar("Result")
@@ -27,16 +26,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a kernel is spread over the device.
+    """The grid of a persistent kernel and the work of each block.
 
     Attributes
     ----------
+    kernel
+        The pass that it runs.
     units, rows
         Hidden units, and rows of the batch, of each block.
     depth
         Columns of a tile in shared memory.
     grid
         Blocks for all units, for all rows, for all directions.
+    threads, shared_bytes
+        Threads and dynamic shared memory of each block.
     """
 
     kernel: Name
@@ -49,11 +52,11 @@ class Plan:
 
     @property
     def blocks(self) -> int:
-        """All of them, for one direction or both."""
+        """The number of blocks, of one direction or of both."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     def run(self, programs: Programs, calls: Sequence[Call]) -> None:
-        """Start the kernel on one direction, or on both."""
+        """Start the kernel on the calls of one direction or of both."""
         for call in calls:
             call.put(units=self.units, rows=self.rows, depth=self.depth)
         kernel = name_of(programs, self.kernel)
@@ -61,19 +64,19 @@ class Plan:
 
 
 class Loop(NamedTuple):
-    """All steps of a call of one direction, and how they are run."""
+    """All steps of a call of one direction, and their plan."""
 
     plan: Plan
     programs: Programs
     call: Call
 
 
-#: The pass of one direction: it gives out loops, which have to be run before it goes on.
+#: The pass of one direction. It yields loops, each of which must have run before it goes on.
 Pass: TypeAlias = Generator[Loop, None, Result]
 
 
-def together(passes: Sequence[Pass[Result]]) -> list[Result]:
-    """Run the passes of a layer's directions side by side, their loops in one launch where they are planned so."""
+def run_passes(passes: Sequence[Pass[Result]]) -> list[Result]:
+    """Run the passes of a layer's directions and return their results; loops share a launch if their plan says so."""
     results: dict[int, Result] = {}
     while len(results) < len(passes):
         loops: list[Loop] = []
@@ -90,16 +93,28 @@ def together(passes: Sequence[Pass[Result]]) -> list[Result]:
 
 
 def plan(programs: Programs, kernel: Name, batch: int, directions: int = 1) -> Plan | str:
-    """The plan for a batch size, or why there is none: for both directions in one launch if there is one."""
+    """Return the plan for a batch size, or the reason that there is none.
+
+    Parameters
+    ----------
+    programs
+        Those of the configuration.
+    kernel
+        The pass.
+    batch
+        N.
+    directions
+        Directions of the layer. If both do not fit into one launch, the plan is for one of them.
+    """
     config = programs.config
     if config.layer_norm or config.proj_size:
         return f"the persistent kernels have no {'layer norm' if config.layer_norm else 'projection'}"
-    found = _plan(programs, kernel, batch, directions)
-    return _plan(programs, kernel, batch, 1) if directions > 1 and isinstance(found, str) else found
+    shared = _plan(programs, kernel, batch, directions)
+    return _plan(programs, kernel, batch, 1) if directions > 1 and isinstance(shared, str) else shared
 
 
 def _plan(programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
-    """The plan with the fewest sums for a block; of those that are alike, the one whose blocks read the fewest rows."""
+    """Return the plan with the fewest sums for a block; among equals, the one whose blocks read the fewest rows."""
     device = programs.device
     plans = list(_plans(programs, kernel, batch, directions))
     if not plans:
@@ -109,15 +124,15 @@ def _plan(programs: Programs, kernel: Name, batch: int, directions: int) -> Plan
         least = min(each.shared_bytes for each in plans)
         have = f"of {device.name}, which has {device.shared_bytes}"
         return f"{kernel} needs {least} bytes of the shared memory of each multiprocessor {have}"
-    found = min(fitting, key=lambda each: (each.units * each.rows, each.rows, -each.depth))
-    held = programs.program.resident_blocks(name_of(programs, kernel), found.threads, found.shared_bytes)
-    if held < found.blocks:
-        return f"{device.name} holds {held} of the {found.blocks} blocks of {kernel} at once"
-    return found
+    best = min(fitting, key=lambda each: (each.units * each.rows, each.rows, -each.depth))
+    resident = programs.program.resident_blocks(name_of(programs, kernel), best.threads, best.shared_bytes)
+    if resident < best.blocks:
+        return f"{device.name} holds {resident} of the {best.blocks} blocks of {kernel} at once"
+    return best
 
 
 def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Iterator[Plan]:
-    """All ways to split the rows over blocks, with as many blocks for the units as there are then."""
+    """Yield a plan for each split of the rows over blocks; the units take all blocks that remain."""
     hidden, gates = programs.config.hidden_size, len(programs.config.gates)
     outputs, terms = (gates, hidden) if kernel == "forward_persistent" else (1, gates * hidden)
     available, height = programs.device.multiprocessors // directions, min(max(1, batch), _TILE)
@@ -136,26 +151,26 @@ def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Ite
                 depth,
                 (_over(hidden, units), groups, directions),
                 _WARP * warps,
-                _room(programs, units * outputs, terms, depth, warps),
+                _shared_bytes(programs, units * outputs, terms, depth, warps),
             )
 
 
 def name_of(programs: Programs, kernel: Name) -> str:
-    """The kernel in the sources: those of float32 have one more for tf32."""
+    """Return the name of the kernel in the sources. Those of float32 have a second kernel for tf32."""
     return f"{kernel}_tf32" if programs.tensor_cores and programs.storage == programs.real else kernel
 
 
 def _warps(programs: Programs, outputs: int, height: int, depth: int) -> int:
-    """As many as have something to multiply and to load."""
+    """Return the number of warps of a block that have something to multiply and to load."""
     if programs.tensor_cores:
         tasks = _over(outputs, _OUTPUTS) * _over(depth * programs.storage.itemsize, _FRAGMENT)
     else:
         tasks = _over(outputs, _BLOCK) * _over(height, _BLOCK)
-    return min(_MOST_WARPS, max(tasks, _over(height * depth, _LOADS * _WARP)))
+    return min(_MOST_WARPS, max(tasks, _over(height * depth, tuning.LOADS * _WARP)))
 
 
-def _room(programs: Programs, outputs: int, terms: int, depth: int, warps: int) -> int:
-    """Bytes of shared memory for the weights, a tile and the sums of a block."""
+def _shared_bytes(programs: Programs, outputs: int, terms: int, depth: int, warps: int) -> int:
+    """Return the bytes of shared memory for the weights, a tile and the sums of a block."""
     size = programs.real.itemsize
     if not programs.tensor_cores:
         return (outputs * terms + _TILE * depth + _TILE * outputs) * size
@@ -166,5 +181,5 @@ def _room(programs: Programs, outputs: int, terms: int, depth: int, warps: int) 
 
 
 def _over(number: int, each: int) -> int:
-    """How many of `each` there are in a number, the last one perhaps not full."""
+    """Return ``number / each``, rounded up."""
     return -(-number // each)

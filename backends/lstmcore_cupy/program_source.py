@@ -1,4 +1,4 @@
-"""How a configuration and a precision become the macros of the CUDA sources, and the sources as one text."""
+"""The CUDA sources as one text, after the macros of a configuration and a precision."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ def _text(name: str) -> str:
 
 @cache
 def source(name: str) -> str:
-    """A file and those that it includes as one text, so that a compiler needs no path and a cache sees every change."""
+    """Return a file and those that it includes as one text.
+
+    So a compiler needs no path, and a cache sees every change.
+    """
     done: set[str] = set()
 
     def lines(name: str) -> list[str]:
         if name in done:
             return []
         done.add(name)
-        found = [f'#line 1 "{name}"']
+        text = [f'#line 1 "{name}"']
         for number, line in enumerate(_text(name).splitlines(), 1):
             if include := _INCLUDE.match(line):
-                found += [*lines(include[1]), f'#line {number + 1} "{name}"']
+                text += [*lines(include[1]), f'#line {number + 1} "{name}"']
             elif line != "#pragma once":
-                found.append(line)
+                text.append(line)
             else:
-                found.append("")
-        return found
+                text.append("")
+        return text
 
     return "\n".join(lines(name)) + "\n"
 
 
 @cache
 def fields(struct: str) -> dict[str, int]:
-    """The fields of a struct of the sources, each with its place; all have 8 bytes."""
+    """Return field -> index of a struct of the sources; all fields have 8 bytes."""
     body = re.search(rf"struct {struct} {{\n(.*?)^}};", source("rows.cu") + source("lstm.cu"), re.DOTALL | re.MULTILINE)
     if body is None:
         raise ValueError(f"struct: expected one of the sources; got {struct!r}")
@@ -90,13 +93,16 @@ def _macros(config: LSTMConfig, precision: Precision) -> dict[str, str | int]:
 
 @cache
 def program(config: LSTMConfig, precision: Precision) -> str:
-    """The CUDA C++ of a configuration: its macros, then the sources. Sizes and numbers are arguments of its kernels."""
+    """Return the CUDA C++ of a configuration: its macros, then the sources.
+
+    Sizes and numbers are arguments of the kernels.
+    """
     return _defined(_macros(config, precision)) + source("lstm.cu")
 
 
 @cache
 def rows_program(precision: Precision) -> str:
-    """The CUDA C++ of what does not depend on the configuration."""
+    """Return the CUDA C++ of the kernels that do not depend on the configuration."""
     return _defined({"STORAGE": _STORAGE[precision.storage]}) + source("rows.cu")
 
 

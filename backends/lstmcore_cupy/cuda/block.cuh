@@ -24,7 +24,7 @@
 __device__ inline real block_sum(real value) {
     __shared__ real parts[MAX_THREADS / WARP];
     for (int distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-    __syncthreads();  // whoever still reads the sum before this one
+    __syncthreads();  // other threads may still read the last sum
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = value;
     __syncthreads();  // the sums of all warps
     real sum = 0;

@@ -1,6 +1,6 @@
-// What the kernels of a call are given: sizes, and arrays in row-major order on the device.
+// The argument of the kernels of a call: sizes, and arrays in row-major order on the device.
 //
-// Every field has 8 bytes and is on a line of its own; calls.py reads their names and order from here. An array that
+// Every field has 8 bytes and has its line; program_source.py reads their names and order from here. An array that
 // a configuration or a call does not have is null. Letters are those of SPEC.md: GH = G * H gate rows. The first axis is
 // time, but for c, which has one entry more and is in the order in which the steps s = 0, 1, ... run: see `time_of`.
 #pragma once

@@ -96,7 +96,7 @@ __device__ inline long long place_of_r(const Call& a, const long long s) {
     return (a.r_turns ? s % 2 : time_of(a, s)) * a.r_stride;
 }
 
-// What step s + 1 reads from this one, times its mask; 0 where that step is not one of the row's own.
+// Input of step s + 1 from this one, times its mask; 0 if that step is past the row's end.
 __device__ inline void write_recurrent(
     const Call& a, const long long s, const long long n, const long long k, const real value) {
     if (s + 1 < a.T)
@@ -105,7 +105,7 @@ __device__ inline void write_recurrent(
 
 // Forward -----------------------------------------------------------------------------------------------------------------
 
-// What the first step reads.
+// Input of the first step.
 KERNEL(begin, Call) {
     const long long n = blockIdx.x;
 #if RECURRENCE_CELL
@@ -330,7 +330,7 @@ __device__ inline void pad_gradient(
     if (a.dn) a.dn[row * a.H + j] = a.norm_c[row * a.H + j] = 0;
 }
 
-// What q = o u(c) and o = s(z_o) give: dz of the output gate, and the gradient of c, which is normalised with layer norm.
+// The derivative of q = o u(c) and o = s(z_o): dz of the output gate, and the gradient of c, which is normalised with layer norm.
 __device__ inline real backward_output_gate(
     const Call& a, const long long s, const long long n, const long long j, const real dq, const real c) {
     const long long place = (time_of(a, s) * a.N + n) * GATES * a.H + O_GATE * a.H + j;

@@ -84,7 +84,7 @@ __device__ inline void split(unsigned& upper, unsigned& lower) {
 // The product of rows of the batch with the weights of a block, which lie in shared memory in the order of fragments.
 //
 // Both operands may have their columns in any order as long as it is the same. That of B is the one of m16n8k16 for 16
-// bits; in TF32 the two numbers of a lane are columns 2t and 2t + 1 of 8, so that it reads the two beside each other in A.
+// bits; in TF32 the two numbers of a lane are columns 2t and 2t + 1 of 8, so that it reads two adjacent numbers of A.
 // The weights of the 16-bit formats are exact in TF32 and serve both.
 struct TensorProduct {
     typedef stored Weight;
@@ -98,8 +98,8 @@ struct TensorProduct {
         return MMA_ROWS * pitch(padded(columns, MMA_DEPTH), false);
     }
 
-    // Copy them: `weight(o, k)` is that of output o and column k. `outputs_first`: those of one column lie beside each
-    // other where they are read. All threads of the block call it.
+    // Copy them: `weight(o, k)` is that of output o and column k. `outputs_first`: those of one column are adjacent in the
+    // memory they are read from. All threads of the block call it.
     template <class Source>
     __device__ static void keep(
         Weight* weights, const int outputs, const long long K, const bool outputs_first, const Source weight) {
@@ -134,7 +134,7 @@ struct TensorProduct {
         for (long long begin = 0; begin < K; begin += depth) {
             const int columns = (int)(begin + depth < K ? depth : K - begin), width = (int)padded(columns, MMA_DEPTH);
             const int bytes = pitch(width, exact), steps = width / MMA_DEPTH;
-            __syncthreads();  // whoever still reads the fragments and the sums before these
+            __syncthreads();  // other threads may still read the last fragments and sums
             for (int row = warp; row < MMA_ROWS; row += warps)
                 for (int k = lane; k < width; k += WARP) {
                     const real value = row < rows && k < columns ? __ldcg(source + row * K + begin + k) : 0;

@@ -21,7 +21,7 @@
 #define POLLS 8388608  // of a barrier, until it counts as one that never opens: some seconds
 #define GIVEN_UP (1ll << 40)
 
-// What a block has.
+// The work of a block.
 struct Share {
     long long first_unit, first_row, last_row;
     int units;
@@ -107,7 +107,7 @@ struct ScalarProduct {
         const int across = (rows + BLOCK - 1) / BLOCK, tasks = (outputs + BLOCK - 1) / BLOCK * across;
         for (long long begin = 0; begin < K; begin += depth) {
             const int columns = (int)(begin + depth < K ? depth : K - begin);
-            __syncthreads();  // whoever still reads the tile and the sums before these
+            __syncthreads();  // other threads may still read the last tile and sums
             for (int row = warp; row < across * BLOCK; row += warps)
                 for (int k = lane; k < columns; k += WARP)
                     tile[row * columns + k] = row < rows ? __ldcg(source + row * K + begin + k) : 0;

@@ -1,4 +1,4 @@
-"""The part of the emulated tests that ``.ci/run`` runs; the rest is marked slow, since compiling takes minutes."""
+"""The emulated tests that ``.ci/run`` runs. The rest is marked slow, because compiling takes minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMOKE = "(forward.switches or backward.switches or jvp.switches) and (float32-pl
 
 
 def smoke_or_slow(items: Sequence[Item], smoke: str = SMOKE) -> list[object]:
-    """Parameters for `pytest.mark.parametrize`: an item each, marked slow where it is not in the smoke.
+    """Return parameters for `pytest.mark.parametrize`, one for each item; those outside `smoke` are marked slow.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Every kernel is compiled for the GPUs that are meant, on a machine that need not have one."""
+"""Every kernel compiles for the supported GPUs, also on a machine without one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
-from lstmcore_cupy.device import OPTIONS, STATIC_BYTES, compiled, machine_code
+from lstmcore_cupy.cuda_device import STATIC_BYTES
+from lstmcore_cupy.nvrtc import OPTIONS, cached_cubin, compile_cubin
 from lstmcore_cupy.program_source import fields, program, rows_program
 
 ARCHITECTURES = (80, 90)
-#: Registers of a thread at most, so that a multiprocessor, which has 65536, holds two blocks of 256 threads, or 2.5.
+#: Registers of a thread at most. A multiprocessor has 65536, so it holds two blocks of 256 threads, or 2.5.
 REGISTERS = {"float64": 128, "float32": 102, "bfloat16": 102, "float16": 102}
-#: Of the persistent kernels, of which a multiprocessor holds one block by its shared memory.
+#: The same for the persistent kernels. Their shared memory lets a multiprocessor hold one block.
 PERSISTENT_REGISTERS = {"float64": 168, "float32": 128, "bfloat16": 128, "float16": 128}
 _KERNEL = re.compile(r"Compiling entry function '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -32,22 +33,22 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
 def _programs() -> dict[str, tuple[str, str]]:
-    """Text of every program -> its storage format, and the first configuration that it is of."""
-    found: dict[str, tuple[str, str]] = {}
+    """Return program text -> its storage format, and the name of its first configuration."""
+    programs: dict[str, tuple[str, str]] = {}
     for storage in REGISTERS:
-        found[rows_program(PRECISIONS[storage])] = (storage, "rows")
+        programs[rows_program(PRECISIONS[storage])] = (storage, "rows")
         for name, changes in SWITCHES.items():
-            found.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
-    return found
+            programs.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
+    return programs
 
 
 PROGRAMS = _programs()
-#: Programs that are compiled in each format even where the others are left out.
+#: Programs that are compiled in each format, also if the slow tests are left out.
 ALWAYS = ("rows", "plain", "everything")
 
 
 def _quick(storage: str, name: str) -> bool:
-    """Whether a program is not slow: of each switch one format is quick, the formats in turn."""
+    """Return whether a program is not marked slow: one format of each switch, the formats in turn."""
     return name in ALWAYS or list(SWITCHES).index(name) % len(REGISTERS) == list(REGISTERS).index(storage)
 
 
@@ -62,7 +63,7 @@ def test_every_kernel_compiles_without_spills(text: str) -> None:
     """Every kernel compiles within its registers and without spills."""
     storage, _ = PROGRAMS[text]
     with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
-        both = pool.map(lambda architecture: compiled(text, architecture, "--ptxas-options=-v"), ARCHITECTURES)
+        both = pool.map(lambda architecture: compile_cubin(text, architecture, "--ptxas-options=-v"), ARCHITECTURES)
         for architecture, (code, log) in zip(ARCHITECTURES, both, strict=True):
             assert code.startswith(b"\x7fELF")
             kernels = _KERNEL.findall(log)
@@ -70,8 +71,8 @@ def test_every_kernel_compiles_without_spills(text: str) -> None:
             registers = [int(number) for number in _REGISTERS.findall(log)]
             assert len(registers) == len(kernels) == len(_SPILLS.findall(log))
             for kernel, used in zip(kernels, registers, strict=True):
-                most = PERSISTENT_REGISTERS if "persistent" in kernel else REGISTERS
-                assert used <= most[storage], (architecture, kernel)
+                limit = PERSISTENT_REGISTERS if "persistent" in kernel else REGISTERS
+                assert used <= limit[storage], (architecture, kernel)
             assert ("backward_persistent" in kernels) == ("forward_persistent" in kernels)
             assert all(int(size) <= STATIC_BYTES for size in _SHARED.findall(log))
             spills = [numbers for numbers in _SPILLS.findall(log) if numbers != ("0", "0", "0")]
@@ -109,29 +110,29 @@ def test_a_mistake_in_a_source_is_told_with_its_line() -> None:
 
     wrong = rows_program(PRECISIONS["float32"]).replace("real sum = 0;", "real sum = nothing;")
     with pytest.raises(CompileException, match=r'rows\.cu\(\d+\): error: identifier "nothing" is undefined'):
-        compiled(wrong, 90)
+        compile_cubin(wrong, 90)
 
 
 def test_machine_code_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = rows_program(PRECISIONS["float32"])
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kept"))
-    first = machine_code(text, 90)
+    first = cached_cubin(text, 90)
     (file,) = (tmp_path / "kept").iterdir()
     assert file.read_bytes() == first
-    monkeypatch.setattr("lstmcore_cupy.device.compiled", lambda *arguments: pytest.fail("compiled again"))
-    assert machine_code(text, 90) == first
+    monkeypatch.setattr("lstmcore_cupy.nvrtc.compile_cubin", lambda *arguments: pytest.fail("compiled again"))
+    assert cached_cubin(text, 90) == first
     monkeypatch.undo()
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
-    assert machine_code(text, 90) == first
+    assert cached_cubin(text, 90) == first
     file.unlink()
     file.mkdir()  # it cannot be read
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kept"))
-    assert machine_code(text, 90) == first
+    assert cached_cubin(text, 90) == first
     monkeypatch.delenv("CUPY_CACHE_DIR")
     monkeypatch.setattr(os.path, "expanduser", lambda text: text.replace("~", str(tmp_path / "home")))
-    monkeypatch.setattr(Path, "home", lambda: pytest.fail("raises where nobody has a home"))
-    assert machine_code(text, 90) == first
+    monkeypatch.setattr(Path, "home", lambda: pytest.fail("raises without a home folder"))
+    assert cached_cubin(text, 90) == first
     assert list((tmp_path / "home" / ".cupy" / "kernel_cache").iterdir())
 
 
@@ -151,10 +152,10 @@ def test_a_gpu_that_is_too_old_is_passed_over_with_the_reason(monkeypatch: pytes
     import cupy
 
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 1)
-    for capability, told in (("75", "GPU 0 is of sm_75; sm_80 or newer is needed"), ("80", None), ("120", None)):
+    for capability, reason in (("75", "GPU 0 is of sm_75; sm_80 or newer is needed"), ("80", None), ("120", None)):
         made = SimpleNamespace(compute_capability=capability)
         monkeypatch.setattr(cupy.cuda, "Device", lambda number, made=made: made)
-        assert lstmcore_cupy._unavailable() == told
+        assert lstmcore_cupy._unavailable() == reason
 
 
 def test_auto_takes_it_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +163,6 @@ def test_auto_takes_it_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(registry, "_loaded", {})
     monkeypatch.setattr("lstmcore_cupy._unavailable", lambda: None)
-    monkeypatch.setattr("lstmcore_cupy.device.cuda_device", lambda number: EmulatedDevice())
+    monkeypatch.setattr("lstmcore_cupy.cuda_device.cuda_device", lambda number: EmulatedDevice())
     stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
     assert registry.select(stack, PRECISIONS["float32"], "auto").backend.name == "cupy"

@@ -1,6 +1,6 @@
 """The conformance suite on the CuPy backend, its kernels compiled for the processor.
 
-What it cannot show is what only a GPU has: its memory model, its occupancy, cuBLAS, speed.
+It says nothing about what only a GPU has: its memory model, its occupancy, cuBLAS, speed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, same_bits
 from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import Item, items, run_item
-from lstmcore_cupy import forward, program_source
+from lstmcore_cupy import program_source, tuning
 from lstmcore_cupy.kernel import CupyBackend
 from smoke import smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-#: Precision -> what runs in it. The storage formats and what is computed in differ; the rest of the source is the same.
+#: Precision -> the items that run in it. Storage and compute formats differ; the rest of the source is the same.
 SELECTED = {
     "float32": "not (backward.rows and layer_norm)",
     "float64": "switches or lengths.backward or masks.jvp or sizes or kinks",
@@ -68,8 +68,8 @@ def _programs(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
-    found = run_item(TESTED, item)
-    assert found.outcome is Outcome.PASSED, found.message
+    result = run_item(TESTED, item)
+    assert result.outcome is Outcome.PASSED, result.message
 
 
 def _wide(name: str) -> Case:
@@ -101,16 +101,16 @@ def test_the_order_in_which_threads_run_changes_no_bit(name: str) -> None:
 
 @pytest.mark.slow
 def test_steps_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "BUFFER", 1)
+    monkeypatch.setattr(tuning, "FORWARD_BUFFER", 1)
     chosen = "forward.switches and (plain or reverse or everything) or lengths.forward"
     for item in items(TESTED, ["float32", "bfloat16"], chosen):
         assert run_item(TESTED, item).outcome is Outcome.PASSED
 
 
-#: Barriers that layer norm needs: what is in the source without them is wrong in one of the orders.
+#: Barriers that layer norm needs. Without one of them the result is wrong in one of the orders.
 BARRIERS = (
     "    __syncthreads();  // the sums read dz of all units\n",
-    "    __syncthreads();  // whoever still reads the sum before this one\n",
+    "    __syncthreads();  // other threads may still read the last sum\n",
     "    __syncthreads();  // the sums of all warps\n",
 )
 
@@ -127,7 +127,7 @@ def test_a_missing_barrier_is_caught(barrier: str) -> None:
     assert any(caught)
 
 
-#: Name -> what is there, what is in its place, and the items that must find it.
+#: Name -> text of the source, its replacement, and the items that must find the fault.
 FAULTS = {
     "a row off by one": ("a.dr[n * a.R + j]", "a.dr[(n > 0 ? n - 1 : n) * a.R + j]", "backward.switches and plain"),
     "a length off by one": (
@@ -159,8 +159,8 @@ def test_a_planted_fault_is_caught(name: str) -> None:
     right, wrong, chosen = FAULTS[name]
     assert right in program_source.source("lstm.cu") + program_source.source("rows.cu")
     tested = _tested(edit=lambda text: text.replace(right, wrong))
-    found = [run_item(tested, item).outcome for item in items(tested, ["float32"], chosen)]
-    assert Outcome.FAILED in found
+    outcomes = [run_item(tested, item).outcome for item in items(tested, ["float32"], chosen)]
+    assert Outcome.FAILED in outcomes
 
 
 _SANITIZED = """

@@ -1,4 +1,4 @@
-"""What is particular to the GPU's side of the interface, with the host's memory in place of the GPU's."""
+"""The interface's GPU side, with host memory in place of the GPU's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lstmcore_cupy import device as devices
-from lstmcore_cupy.device import CudaDevice
+from lstmcore_cupy import cuda_device
+from lstmcore_cupy.cuda_device import CudaDevice
 
 _TYPES: dict[int, type[Any]] = {0: ctypes.c_float, 1: ctypes.c_double}
 
 
 class _Memory:
-    """A NumPy array as CuPy shows one."""
+    """A NumPy array with the attributes of a CuPy array."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -26,13 +26,13 @@ class _Memory:
 
 
 def _columns(address: int, kind: int, rows: int, columns: int, distance: int) -> npt.NDArray[Any]:
-    """A matrix as cuBLAS sees it: column after column, each `distance` entries after the one before."""
+    """Return a matrix as cuBLAS sees it: column after column, each `distance` entries after the one before."""
     flat = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(_TYPES[kind])), (distance * columns,))
     return flat.reshape(columns, distance)[:, :rows].T
 
 
 class _Cublas:
-    """`gemmEx` as its manual tells it, on the host's memory; keeps the arithmetic that was asked for."""
+    """`gemmEx` by its manual, on host memory. `asked` has the arithmetic of every call."""
 
     CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
     CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
@@ -40,14 +40,14 @@ class _Cublas:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def gemmEx(self, handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: int) -> None:
+    def gemmEx(self, handle: int, op_a: int, op_b: int, m: int, n: int, k: int, *rest: int) -> None:
         alpha, a, a_kind, a_distance, b, b_kind, b_distance, beta, c, c_kind, c_distance, compute, _ = rest
-        left = _columns(a, a_kind, *((k, m) if turn_a else (m, k)), a_distance)
-        right = _columns(b, b_kind, *((n, k) if turn_b else (k, n)), b_distance)
-        product = (left.T if turn_a else left) @ (right.T if turn_b else right)
+        left = _columns(a, a_kind, *((k, m) if op_a else (m, k)), a_distance)
+        right = _columns(b, b_kind, *((n, k) if op_b else (k, n)), b_distance)
+        product = (left.T if op_a else left) @ (right.T if op_b else right)
         out = _columns(c, c_kind, m, n, c_distance)
-        one, other = (ctypes.cast(factor, ctypes.POINTER(_TYPES[c_kind]))[0] for factor in (alpha, beta))
-        out[...] = one * product + (other * out if other else 0)
+        scale, old_scale = (ctypes.cast(factor, ctypes.POINTER(_TYPES[c_kind]))[0] for factor in (alpha, beta))
+        out[...] = scale * product + (old_scale * out if old_scale else 0)
         self.asked.append(compute)
 
 
@@ -57,40 +57,40 @@ def cublas(monkeypatch: pytest.MonkeyPatch) -> _Cublas:
 
     fake = _Cublas()
     monkeypatch.setitem(vars(cupy_backends.cuda.libs), "cublas", fake)
-    for kept in (devices._cublas_types, devices._factors):
-        kept.cache_clear()
+    for cached in (cuda_device._cublas_types, cuda_device._factors):
+        cached.cache_clear()
     return fake
 
 
 def _device() -> CudaDevice:
-    made = CudaDevice.__new__(CudaDevice)
-    made._cupy = SimpleNamespace(cuda=SimpleNamespace(device=SimpleNamespace(get_cublas_handle=lambda: 7)))
-    return made
+    device = CudaDevice.__new__(CudaDevice)
+    device._cupy = SimpleNamespace(cuda=SimpleNamespace(device=SimpleNamespace(get_cublas_handle=lambda: 7)))
+    return device
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("turn_b", [False, True])
-@pytest.mark.parametrize("turn_a", [False, True])
+@pytest.mark.parametrize("transpose", [(False, False), (False, True), (True, False), (True, True)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("sizes", [(3, 5, 7), (1, 4, 6), (5, 1, 3), (2, 3, 1)])
 def test_products_are_asked_for_in_the_order_of_columns(
-    cublas: _Cublas, sizes: tuple[int, int, int], dtype: str, turn_a: bool, turn_b: bool, accumulate: bool
+    cublas: _Cublas, sizes: tuple[int, int, int], dtype: str, transpose: tuple[bool, bool], accumulate: bool
 ) -> None:
     rng, (m, k, n) = np.random.default_rng(5), sizes
     a, b, out = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (m, n)))
     want = a @ b + (out if accumulate else 0)
-    given = [_Memory(np.ascontiguousarray(one.T if turn else one)) for one, turn in ((a, turn_a), (b, turn_b))]
+    pairs = zip((a, b), transpose, strict=True)
+    operands = [_Memory(np.ascontiguousarray(matrix.T if transposed else matrix)) for matrix, transposed in pairs]
     if not accumulate:
         out[...] = np.nan
-    _device().product(*given, _Memory(out), compute="ieee", turn_a=turn_a, turn_b=turn_b, accumulate=accumulate)
+    _device().matmul(*operands, _Memory(out), compute="ieee", transpose=transpose, accumulate=accumulate)
     np.testing.assert_allclose(out, want, rtol=1e-5)
     assert cublas.asked == [cublas.CUBLAS_COMPUTE_32F if dtype == "float32" else cublas.CUBLAS_COMPUTE_64F]
 
 
 def test_tf32_is_taken_only_where_it_was_asked_for(cublas: _Cublas) -> None:
     a, b, out = (_Memory(np.ones((2, 2), np.float32)) for _ in range(3))
-    _device().product(a, b, out, compute="ieee")
-    _device().product(a, b, out, compute="tf32")
+    _device().matmul(a, b, out, compute="ieee")
+    _device().matmul(a, b, out, compute="tf32")
     assert cublas.asked == [cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32]
 
 
@@ -101,7 +101,7 @@ def test_a_struct_goes_to_the_kernel_by_value_as_one_argument() -> None:
         def __call__(self, *args: Any, **named: Any) -> None:
             calls.append((*args, named))
 
-    program = devices._CudaProgram.__new__(devices._CudaProgram)
+    program = cuda_device._CudaProgram.__new__(cuda_device._CudaProgram)
     program._functions = {"one": Function()}
     words = np.arange(5, dtype=np.int64)
     program.launch("one", (3, 2), 64, words, shared_bytes=16)
@@ -111,7 +111,7 @@ def test_a_struct_goes_to_the_kernel_by_value_as_one_argument() -> None:
 
 
 class _Driver:
-    """The attributes of functions as the driver keeps them: a launch may have no more than it was asked for last."""
+    """The driver's attributes of functions. A launch may use no more than the last value that was set."""
 
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 
@@ -123,22 +123,22 @@ class _Driver:
 
 
 def test_shared_memory_is_asked_for_once_and_for_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch of one thread takes no room from that of another, which has more."""
+    """A launch of one thread does not lower the limit of another thread's launch, which needs more."""
     import cupy_backends.cuda.api
 
     driver = _Driver()
     monkeypatch.setitem(vars(cupy_backends.cuda.api), "driver", driver)
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
-    program = devices._CudaProgram.__new__(devices._CudaProgram)
+    program = cuda_device._CudaProgram.__new__(cuda_device._CudaProgram)
     program._functions, program._asked = {"one": SimpleNamespace(ptr=5)}, set()
-    program._shared_bytes = (227 << 10) - devices.STATIC_BYTES
+    program._shared_bytes = (227 << 10) - cuda_device.STATIC_BYTES
     for size in (1 << 10, 48 << 10, 100 << 10, 60 << 10, 200 << 10):
         program._function("one", size)
     assert driver.asked == [(5, 8, program._shared_bytes)]
 
 
 def test_a_cooperative_launch_of_too_many_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = devices._CudaProgram.__new__(devices._CudaProgram)
+    program = cuda_device._CudaProgram.__new__(cuda_device._CudaProgram)
     monkeypatch.setattr(program, "resident_blocks", lambda kernel, threads, shared_bytes: 4)
     with pytest.raises(ValueError, match="blocks: expected at most 4, which the device holds at once; got 6"):
         program.launch("one", (3, 2), 64, np.zeros(1, np.int64), cooperative=True)

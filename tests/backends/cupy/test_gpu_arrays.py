@@ -1,4 +1,4 @@
-"""The GPU's side of the interface on arrays that are not NumPy's: they have what CuPy's have and this backend uses."""
+"""The interface's GPU side on arrays that are not NumPy's. They have the parts of CuPy's that this backend uses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from lstmcore.config import LSTMConfig
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
 from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import Item, items, run_item
-from lstmcore_cupy import device as devices
-from lstmcore_cupy.device import CudaDevice, Program
+from lstmcore_cupy import cuda_device
+from lstmcore_cupy.cuda_device import CudaDevice
+from lstmcore_cupy.device import Program
 from lstmcore_cupy.kernel import CupyBackend
 from smoke import smoke_or_slow
 
@@ -106,7 +107,7 @@ def _namespace() -> Any:
 
 
 class _Gpu(CudaDevice):
-    """The GPU's own methods for arrays, with the emulator's programs and products."""
+    """The GPU's methods for arrays, with the programs and matrix products of the emulator."""
 
     def __init__(self) -> None:
         self._cupy, self.number, self.name, self.model = _namespace(), 0, "cuda:0", "none"
@@ -118,8 +119,8 @@ class _Gpu(CudaDevice):
     def program(self, text: str) -> Program:
         return self.emulated.program(text)
 
-    def product(self, a: _Array, b: _Array, out: _Array, **options: Any) -> None:  # type: ignore[override]
-        self.emulated.product(a.own, b.own, out.own, **options)
+    def matmul(self, a: _Array, b: _Array, out: _Array, **options: Any) -> None:  # type: ignore[override]
+        self.emulated.matmul(a.own, b.own, out.own, **options)
 
     def versions(self) -> dict[str, str]:
         return {}
@@ -140,8 +141,8 @@ ITEMS = [
 
 @pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
-    found = run_item(SUBJECT, item)
-    assert found.outcome is Outcome.PASSED, found.message
+    result = run_item(SUBJECT, item)
+    assert result.outcome is Outcome.PASSED, result.message
 
 
 def test_what_comes_out_is_where_x_was() -> None:
@@ -149,15 +150,15 @@ def test_what_comes_out_is_where_x_was() -> None:
     kernel = SUBJECT.backend.compile(config, "float32")
     weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
     x = np.ones((4, 3, 2), "float32")
-    for given, kind in ((x, np.ndarray), (_Array(x), _Array)):
-        done = kernel.forward(weights, given, record=True)
-        found = kernel.backward(weights, done.tape, done.y)
-        arrays = (done.y, *done.state, found.x, *found.state, *found.parameters.values())
+    for array, kind in ((x, np.ndarray), (_Array(x), _Array)):
+        done = kernel.forward(weights, array, record=True)
+        gradients = kernel.backward(weights, done.tape, done.y)
+        arrays = (done.y, *done.state, gradients.x, *gradients.state, *gradients.parameters.values())
         assert {type(array) for array in arrays} == {kind}
 
 
 class _Foreign:
-    """An array of another library, which tells by DLPack or by its interface where it is."""
+    """An array of another library. It has a device by DLPack or by the CUDA array interface."""
 
     def __init__(self, **attributes: Any) -> None:
         vars(self).update(attributes)
@@ -166,7 +167,7 @@ class _Foreign:
 def test_the_arrays_tell_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     device = _Gpu()
     other = object()
-    monkeypatch.setattr(devices, "cuda_device", lambda number: (other, number))
+    monkeypatch.setattr(cuda_device, "cuda_device", lambda number: (other, number))
     monkeypatch.setattr(device._cupy, "asarray", lambda array: _Array(np.zeros(1), 2))
     torch = SimpleNamespace(type="cuda", index=1)  # no `id`
     assert device.home(np.zeros(1)) is device
@@ -179,7 +180,7 @@ def test_the_arrays_tell_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_libraries_arrays_come_by_dlpack() -> None:
-    """It makes the giver wait for, or tell, the stream that reads; the interface of PyTorch's tensors does not."""
+    """DLPack orders the producer's stream before the one that reads; the interface of PyTorch's tensors does not."""
     device, own = _Gpu(), np.arange(6, dtype="float32").reshape(2, 3)
     device._cupy.from_dlpack = lambda array: _Array(array.own)
     device._cupy.asarray = lambda array: _Array(array.__cuda_array_interface__["own"])
@@ -190,7 +191,7 @@ def test_other_libraries_arrays_come_by_dlpack() -> None:
 
 
 def test_dlpack_of_the_processor_is_copied() -> None:
-    """CuPy's own refuses it."""
+    """CuPy's `from_dlpack` refuses an array of the processor."""
 
     class Host:
         def __dlpack_device__(self) -> tuple[int, int]:
@@ -203,7 +204,7 @@ def test_dlpack_of_the_processor_is_copied() -> None:
 
 
 def test_an_array_of_another_gpu_is_refused() -> None:
-    """No kernel may get its address: the state, a mask, dy and out as well as x."""
+    """No kernel may get the address of such an array: the state, a mask, dy and out as well as x."""
     config = LSTMConfig(input_size=2, hidden_size=3)
     kernel = SUBJECT.backend.compile(config, "float32")
     weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
@@ -217,12 +218,12 @@ def test_an_array_of_another_gpu_is_refused() -> None:
 
 
 def test_an_array_that_is_not_aligned_is_copied() -> None:
-    room = np.zeros(49, np.uint8)
-    own = room[1:].view("float32").reshape(4, 3)
+    memory = np.zeros(49, np.uint8)
+    own = memory[1:].view("float32").reshape(4, 3)
     own[...] = np.arange(12).reshape(4, 3)
-    found = _Gpu().array(_Array(own))
-    assert found.own.ctypes.data % 4 == 0
-    np.testing.assert_array_equal(found.own, own)
+    copy = _Gpu().array(_Array(own))
+    assert copy.own.ctypes.data % 4 == 0
+    np.testing.assert_array_equal(copy.own, own)
 
 
 def test_an_array_of_the_gpu_is_not_copied() -> None:

@@ -1,4 +1,4 @@
-"""What is particular to the kernels' side: where calls run, how sums are taken, what receipts say."""
+"""The backend's kernels: devices of calls, sums, receipts, and the table of measurements."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Marked(np.ndarray):  # type: ignore[type-arg]  # NumPy's stubs want a sha
 
 
 class _Two(EmulatedDevice):
-    """A device beside which there is another one, where marked arrays are."""
+    """One of two devices; marked arrays are on the other one."""
 
     def __init__(self, name: str, other: Device | None = None) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_weights_and_x_share_a_device() -> None:
 
 
 def test_what_layers_share_is_made_on_the_weights_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy makes arrays, and computes, on the device that is current: it may be another one when a stack is called."""
+    """CuPy makes arrays and computes on the current device, which may be another one when a stack is called."""
     current: list[str] = []
     seen: list[list[str]] = []
 
@@ -123,7 +123,7 @@ def test_bfloat16_needs_a_numpy_that_cupy_knows_it_with(monkeypatch: pytest.Monk
 
 
 def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what a call is for, and by the nearest sizes of the same GPU and precision."""
+    """It decides by the mode of a call, and by the nearest sizes of the same GPU and precision."""
     table = (
         tuning.Point("emulated", "float32", "inference", 1, 4, False),
         tuning.Point("emulated", "float32", "inference", 32, 4, False),
@@ -156,7 +156,7 @@ def test_a_table_of_measurements_decides(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_one_row_of_the_table_decides_a_whole_recorded_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward were timed together, with the same kernels in both; so they run, and jvp's forward too."""
+    """Forward and backward were timed together with the same kernels, so both run them, and jvp's forward too."""
     config = LSTMConfig(input_size=2, hidden_size=5)
     case = Case(name="mixed", model=config, precision="float32", batch=20)
 
@@ -180,7 +180,7 @@ def test_one_row_of_the_table_decides_a_whole_recorded_call(monkeypatch: pytest.
 
 
 def test_strict_takes_what_only_a_table_would_have_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only who asks for the persistent kernels is refused where they cannot run."""
+    """Only `persistent=True` is refused if the persistent kernels cannot run."""
     table = [tuning.Point("emulated", "float32", mode, 20, 5, True) for mode in ("inference", "training")]
     monkeypatch.setattr(tuning, "points", lambda: tuple(table))
 
@@ -226,7 +226,7 @@ def test_the_table_has_what_the_script_for_a_gpu_measures() -> None:
 def test_the_table_takes_only_what_is_surely_faster(
     outcome: str, own: list[float], persistent: list[float], row: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A neighbour at which the persistent kernels are faster does not decide where they were seen to be no good."""
+    """A size where the persistent kernels are faster does not decide for a size where they were worse."""
     far = _compared([2.0], [1.0], n=256)
     made = table_of([_compared(own, persistent, outcome), far], "one GPU")
     assert [one["persistent"] for one in made] == [*row, True]
@@ -246,8 +246,8 @@ def test_the_script_for_a_gpu_also_runs_the_persistent_kernels() -> None:
     assert isinstance(plain, CupyBackend)
     assert isinstance(persistent, CupyBackend)
     assert plain.device is persistent.device is own.device
-    told = [one.compile(CONFIG, "float32").receipt(4, 2).path for one in (plain, persistent)]
-    assert told == ["a product and a kernel a step", "all steps in one launch"]
+    path_names = [backend.compile(CONFIG, "float32").receipt(4, 2).path for backend in (plain, persistent)]
+    assert path_names == ["a product and a kernel a step", "all steps in one launch"]
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 5000])

@@ -13,7 +13,7 @@ from emulation import EmulatedDevice, Order, tf32
 from lstmcore.precision import PRECISIONS, numpy_dtype
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_cupy import program_source
-from lstmcore_cupy.device import OPTIONS
+from lstmcore_cupy.nvrtc import OPTIONS
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 emulated = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -23,7 +23,7 @@ ORDERS: tuple[Order, ...] = ("ascending", "descending", "mixed")
 STORAGE = {"float32": 1, "bfloat16": 2, "float16": 3}
 EPSILON = 2.0**-23
 
-#: One product of each kind by one warp, whose lanes take their fragments from where the PTX ISA says they are.
+#: One product of each kind by one warp. Its lanes read their fragments by the layout of the PTX ISA.
 _FRAGMENTS = """
 struct Sample {
     const real* a;      // (16, 16), of TF32 (16, 8)
@@ -86,7 +86,7 @@ KERNEL(sample, Sample) {
 
 
 def _stored(array: npt.NDArray[Any], storage: str) -> Floats:
-    """Rounded to what is multiplied, in float32: TF32 for float32."""
+    """Return `array` rounded to the operands' format, in float32; that format is TF32 for float32."""
     if storage == "float32":
         return np.asarray(tf32(array.astype(np.float32)))
     return array.astype(numpy_dtype(storage)).astype(np.float32)
@@ -99,7 +99,7 @@ def _run(device: EmulatedDevice, storage: str, kernel: str, words: list[Any], th
 
 
 def _fragments(device: EmulatedDevice, storage: str) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]:
-    """D of the warp, what it ought to be, and the sum of the sizes of its terms."""
+    """Return D of the warp, its exact value, and the sum of the sizes of its terms."""
     rng, depth = np.random.default_rng(5), 8 if storage == "float32" else 16
     a, b = (_stored(rng.standard_normal(shape), storage) for shape in ((16, depth), (depth, 8)))
     c = rng.standard_normal((16, 8), np.float32)
@@ -147,19 +147,21 @@ def _product(
     storage: str,
     shape: tuple[int, int, int],
     *,
-    depth: int,
-    warps: int,
+    tile: tuple[int, int],
     exact: bool,
-    wild: bool = False,
+    non_finite: bool = False,
 ) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]:
-    """What a block finds for (rows, outputs, K), what it ought to be, and the sum of the sizes of its terms."""
-    rows, outputs, K = shape
+    """Return the product of a block, its exact value, and the sum of the sizes of its terms.
+
+    `shape` is (rows, outputs, K), `tile` the columns of a tile and the number of warps.
+    """
+    (rows, outputs, K), (depth, warps) = shape, tile
     rng = np.random.default_rng(rows * 10_000 + outputs * 100 + K)
     weights = _stored(rng.standard_normal((outputs, K)), storage)
     source = np.ldexp(rng.standard_normal((rows, K), np.float32), rng.integers(-30, 30, (rows, 1)))
     if exact:
         source = _stored(rng.standard_normal((rows, K)), storage)
-    if wild:
+    if non_finite:
         source[1, K // 2], source[-1, 0] = np.nan, np.inf
     found = np.full((rows, outputs), np.nan, np.float32)
     size = 2 if storage != "float32" else 4
@@ -169,7 +171,7 @@ def _product(
     room += 16 * 4 * max(outputs, 8 * warps)
     words = [weights, outputs, K, source, rows, depth, int(exact), found]
     _run(device, storage, _PRODUCT, words, 32 * warps, room)
-    given = _stored(source, "float32") if storage == "float32" and not wild else source
+    given = _stored(source, "float32") if storage == "float32" and not non_finite else source
     with np.errstate(invalid="ignore"):
         want, sizes = (f(given.astype(np.float64)) @ f(weights.astype(np.float64)).T for f in (np.asarray, np.abs))
     return found, want, sizes
@@ -194,7 +196,7 @@ SHAPES = [
 def test_the_product_of_a_block(storage: str, exact: bool) -> None:
     devices = [EmulatedDevice(order) for order in ORDERS]
     for shape, depth, warps in SHAPES:
-        first, *others = (_product(device, storage, shape, depth=depth, warps=warps, exact=exact) for device in devices)
+        first, *others = (_product(device, storage, shape, tile=(depth, warps), exact=exact) for device in devices)
         found, want, size = first
         terms = shape[2] + 8 + 2  # each is cut off, as are sums of parts; the second number of TF32 is rounded
         assert (np.abs(found - want) <= terms * EPSILON * size).all(), (shape, depth, warps)
@@ -205,8 +207,8 @@ def test_the_product_of_a_block(storage: str, exact: bool) -> None:
 @emulated
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("storage", STORAGE)
-def test_wild_values_stay_in_their_row(storage: str, exact: bool) -> None:
-    found, want, _ = _product(EmulatedDevice(), storage, (5, 9, 41), depth=32, warps=2, exact=exact, wild=True)
+def test_non_finite_values_stay_in_their_row(storage: str, exact: bool) -> None:
+    found, want, _ = _product(EmulatedDevice(), storage, (5, 9, 41), tile=(32, 2), exact=exact, non_finite=True)
     assert np.isnan(found[1]).all()
     assert np.array_equal(found[4], want[4])
     assert np.isinf(found[4]).all()
@@ -218,13 +220,13 @@ def test_columns_that_are_not_there_are_zero() -> None:
     there, instead = "row < rows && k < columns ?", "row < rows ?"
     assert there in program_source.source("mma.cuh")
     device = EmulatedDevice(edit=lambda text: text.replace(there, instead))
-    found, *_ = _product(device, "float32", (5, 9, 41), depth=32, warps=2, exact=False, wild=True)
+    found, *_ = _product(device, "float32", (5, 9, 41), tile=(32, 2), exact=False, non_finite=True)
     assert np.isnan(found[3]).all()  # infinity of the next row times a weight that is 0
 
 
 #: What is in the source -> what is in its place, and the storage format in which that is wrong in every order.
 FAULTS = {
-    "        __syncthreads();  // whoever still reads the fragments and the sums before these\n": ("", "float32"),
+    "        __syncthreads();  // other threads may still read the last fragments and sums\n": ("", "float32"),
     "        __syncthreads();  // the fragments\n": ("", "float32"),
     "        __syncthreads();  // the sums of all parts of the columns\n": ("", "float32"),
     "        __syncthreads();  // the sums of all columns\n": ("", "float32"),
@@ -239,7 +241,7 @@ FAULTS = {
 }
 
 
-#: Faults of what only a source that is exact in its format has, or only another.
+#: Faults in code that runs only for a source that is exact in its format, or only for another one.
 OF_EXACT = {"                mma_tf32(d, rest, b);\n": (False,), "lane % 16 * bytes + lane / 16 * 16": (True,)}
 
 
@@ -251,7 +253,7 @@ def test_a_planted_fault_is_caught(there: str) -> None:
 
     def caught(order: Order, exact: bool) -> bool:
         device = EmulatedDevice(order, edit=lambda text: text.replace(there, instead))
-        found, want, size = _product(device, storage, (13, 9, 70), depth=32, warps=8, exact=exact)
+        found, want, size = _product(device, storage, (13, 9, 70), tile=(32, 8), exact=exact)
         return not (np.abs(found - want) <= (70 + 10) * EPSILON * size).all()
 
     exacts = OF_EXACT.get(there, (False, True))

@@ -1,4 +1,4 @@
-"""The conformance suite on a GPU, where there is one."""
+"""The conformance suite on a GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_it_conforms(backend: Backend) -> None:
 
 
 def test_the_persistent_kernel_conforms() -> None:
-    from lstmcore_cupy.device import cuda_device
+    from lstmcore_cupy.cuda_device import cuda_device
     from lstmcore_cupy.kernel import CupyBackend
 
     report = run(CupyBackend(cuda_device(0), persistent=True))

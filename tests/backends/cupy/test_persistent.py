@@ -17,14 +17,14 @@ from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, same_bits
 from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import Item, items, run_item
-from lstmcore_cupy import forward, persistent, program_source
+from lstmcore_cupy import persistent, program_source, tuning
 from lstmcore_cupy.kernel import CupyBackend, CupyKernel
 from smoke import smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-#: Precision -> what runs in it.
+#: Precision -> the items that run in it.
 SELECTED = {
     "float32": "(switches or lengths or masks or sizes or stack or contract) and not layer_norm",
     "float64": "(forward.switches or backward.switches) and (plain or reverse or recurrence_cell)",
@@ -36,7 +36,7 @@ SELECTED = {
 }
 #: The order of the threads of a block, and the seed of the turns of blocks: see `EmulatedDevice`.
 Schedule = tuple[Order, int | None]
-#: On each of these right code gives the same bits, and each planted fault others.
+#: The right code gives the same bits on each of these, and each planted fault gives others.
 SCHEDULES: tuple[Schedule, ...] = (("ascending", None), ("descending", None), ("mixed", None), ("mixed", 0))
 
 
@@ -65,7 +65,7 @@ def _launched(tested: BackendUnderTest) -> list[str]:
 
 
 def _wide(name: str, batch: int = 19, precision: str = "float32") -> Case:
-    """A case of blocks that have 21 and 20 units; of 19 rows one has 16. Three rows make four blocks."""
+    """Return a case whose blocks have 21 and 20 units; 19 rows are 16 and 3. With three rows there are four blocks."""
     changes = {**SWITCHES[name], "hidden_size": 41}
     lengths = (4, 3, 2, *range(5), *(3,) * 11)[:batch]
     model = config_of(changes)
@@ -73,7 +73,7 @@ def _wide(name: str, batch: int = 19, precision: str = "float32") -> Case:
 
 
 def _both(tested: BackendUnderTest, case: Case) -> dict[str, np.ndarray]:
-    """What the two passes give."""
+    """Return the results of the two passes."""
     return {**tested.forward(case), **tested.gradients(case)}
 
 
@@ -141,9 +141,9 @@ def test_directions_that_do_not_fit_run_in_turn() -> None:
     class Narrow(EmulatedDevice):
         multiprocessors = 1
 
-    device, beside = Narrow(), EmulatedDevice()
-    same_bits("one by one", _stack_passes(device, persistent=True), _stack_passes(beside, persistent=True))
-    assert _of_device(device).count("forward_persistent") == _of_device(device).count("backward_persistent") == 4
+    narrow, wide = Narrow(), EmulatedDevice()
+    same_bits("one by one", _stack_passes(narrow, persistent=True), _stack_passes(wide, persistent=True))
+    assert _of_device(narrow).count("forward_persistent") == _of_device(narrow).count("backward_persistent") == 4
 
 
 def test_a_tile_in_parts_of_its_columns() -> None:
@@ -164,7 +164,7 @@ def test_a_tile_in_parts_of_its_columns() -> None:
 
 
 def test_steps_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "BUFFER", 2 * 19 * 4 * 41)
+    monkeypatch.setattr(tuning, "FORWARD_BUFFER", 2 * 19 * 4 * 41)
     tested = _tested()
     case = _wide("plain")
     (config,) = case.configs
@@ -180,11 +180,11 @@ def test_steps_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(found, want)
 
 
-#: What is in the source -> what is in its place, and a batch size at which that is wrong on every schedule.
+#: Text of the source -> its replacement, and a batch size at which that is wrong on every schedule.
 BARRIERS = {
     "        if (step > 0 && !grid_barrier(a, step)) return forward_failed(a, share, s);\n": ("", 3),
     "        if (s < a.T - 1 && !grid_barrier(a, a.T - 1 - s)) return backward_failed(a, share, s);\n": ("", 3),
-    "        __syncthreads();  // whoever still reads the tile and the sums before these\n": ("", 19),
+    "        __syncthreads();  // other threads may still read the last tile and sums\n": ("", 19),
     "        __syncthreads();  // the tile, and the weights\n": ("", 3),
     "    __syncthreads();  // the sums\n": ("", 3),
     "    __syncthreads();  // the block's writes\n": ("", 3),
@@ -206,7 +206,7 @@ FAULTS = {
 
 
 class _Cut(EmulatedDevice):
-    """So little shared memory that tiles of backward are in parts."""
+    """A device with so little shared memory that the tiles of backward are cut into parts."""
 
     shared_bytes = 20 << 10
 
@@ -218,9 +218,9 @@ def right() -> dict[int, dict[str, np.ndarray]]:
 
 
 def _edited(there: str, instead: str, batch: int, schedule: Schedule) -> dict[str, np.ndarray]:
-    """What a changed source gives on a schedule."""
+    """Return the results of a changed source on a schedule."""
     device = _Cut(*schedule, edit=lambda text: text.replace(there, instead))
-    device.check = lambda: None  # type: ignore[method-assign]  # the values are to show it
+    device.check = lambda: None  # type: ignore[method-assign]  # the values have to show the fault
     return _both(BackendUnderTest(CupyBackend(device, persistent=True)), _wide("plain", batch))
 
 
@@ -254,7 +254,7 @@ def test_a_planted_fault_is_caught(there: str, right: dict[int, dict[str, np.nda
     assert _bits(again) == _bits(wrong[last])  # wrong in the same way, each time
 
 
-#: Name -> what is there, what is in its place, and the kernel that then waits in vain.
+#: Name -> text of the source and its replacement, with which a kernel waits in vain.
 DIVERGENCES = {
     "forward, a block that leaves": (
         "        const long long s = a.s + step;\n",
@@ -349,8 +349,8 @@ def test_plans_cover_all_units_and_rows_within_what_a_device_has(
     program = SimpleNamespace(resident_blocks=lambda kernel, threads, shared_bytes: 132)
     config, real = LSTMConfig(input_size=2, hidden_size=hidden), np.dtype(np.float32)
     sizes = {"real": real, "storage": np.dtype(np.uint16) if precision == "bfloat16" else real}
-    kept = {"tensor_cores": precision != "float32", **sizes}
-    programs: Any = SimpleNamespace(config=config, device=device, program=program, **kept)
+    formats = {"tensor_cores": precision != "float32", **sizes}
+    programs: Any = SimpleNamespace(config=config, device=device, program=program, **formats)
     for kernel in ("forward_persistent", "backward_persistent"):
         found = persistent.plan(programs, kernel, batch, directions)  # type: ignore[arg-type]  # one of the two names
         if hidden == 2048:

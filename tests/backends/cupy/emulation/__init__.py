@@ -28,7 +28,10 @@ _SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 class EmulatedProgram(Program):
-    """A source as a library of the processor."""
+    """A source, compiled as a shared library for the processor.
+
+    `launches` has the names of the kernels that ran, in order.
+    """
 
     def __init__(self, library: Path, order: Order, seed: int | None, *, fibres: bool) -> None:
         self._library, self._order, self._fibres = ctypes.CDLL(str(library)), order, fibres
@@ -45,9 +48,9 @@ class EmulatedProgram(Program):
         shared_bytes: int = 0,
         cooperative: bool = False,
     ) -> None:
-        held = self.resident_blocks(kernel, threads, shared_bytes)
-        if shared_bytes > EmulatedDevice.shared_bytes or (cooperative and np.prod(blocks) > held):
-            raise ValueError(f"blocks: expected at most {held}, which the device holds at once; got {blocks}")
+        resident = self.resident_blocks(kernel, threads, shared_bytes)
+        if shared_bytes > EmulatedDevice.shared_bytes or (cooperative and np.prod(blocks) > resident):
+            raise ValueError(f"blocks: expected at most {resident}, which the device holds at once; got {blocks}")
         if not 1 <= threads <= 1024 or min(blocks) < 1 or blocks[0] >= 2**31 or max((1, *blocks[1:])) >= 2**16:
             raise ValueError(f"no GPU starts {blocks} blocks of {threads} threads")
         grid = np.array((*blocks, 1, 1)[:3], np.int64)
@@ -56,30 +59,30 @@ class EmulatedProgram(Program):
             order = order[::-1].copy()
         elif self._order == "mixed":
             np.random.default_rng(threads).shuffle(order)
-        given = [ctypes.c_void_p(array.ctypes.data) for array in (words, grid)]
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (words, grid)]
         backwards, fibres = int(self._order != "ascending"), int(self._fibres or cooperative)
         run = getattr(self._library, kernel)
-        how = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative), ctypes.c_long(self._seed))
+        options = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative), ctypes.c_long(self._seed))
         self.launches.append(kernel)
-        run(*given, threads, ctypes.c_void_p(order.ctypes.data), *how)
+        run(*pointers, threads, ctypes.c_void_p(order.ctypes.data), *options)
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
         return EmulatedDevice.multiprocessors
 
 
 class EmulatedDevice(Device):
-    """Arrays are NumPy's; those that are new are full of NaN.
+    """A device whose arrays are NumPy's. An uninitialised array is full of NaN.
 
     Parameters
     ----------
     order
-        In which the threads of a block are taken up; but for the ascending one blocks run last to first.
+        The order of the threads of a block. Unless it is ascending, blocks run last to first.
     seed
-        Of the turns of the blocks of a cooperative launch; without one each block runs until it waits for others.
+        Seed of the turns of the blocks of a cooperative launch. With None each block runs until it waits for others.
     sanitize
         Whether to compile with AddressSanitizer and UndefinedBehaviorSanitizer, which must be loaded already.
     edit
-        What is done to every source before it is compiled.
+        Applied to every source before it is compiled.
     """
 
     name = model = "emulated"
@@ -110,18 +113,18 @@ class EmulatedDevice(Device):
     def program(self, text: str) -> EmulatedProgram:
         with self._lock:
             if text not in self._programs:
-                # But in cooperative launches only sums over a block have barriers and shuffles: those of layer norm.
+                # Outside cooperative launches only the sums of layer norm have barriers and shuffles.
                 fibres = "#define LAYER_NORM 1\n" in text
-                self._programs[text] = EmulatedProgram(self._built(text), self._order, self._seed, fibres=fibres)
+                self._programs[text] = EmulatedProgram(self._build(text), self._order, self._seed, fibres=fibres)
             return self._programs[text]
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Compile programs, two at a time."""
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(self._built, texts))
+            list(pool.map(self._build, texts))
 
-    def _built(self, text: str) -> Path:
-        """The library of a source, kept for later runs."""
+    def _build(self, text: str) -> Path:
+        """Return the library of a source, compiled or from an earlier run."""
         source = f'#include "{_HEADER}"\n' + (text if self._edit is None else self._edit(text))
         key = hashlib.sha256(repr((source, _HEADER.read_text("utf-8"), self._flags)).encode()).hexdigest()
         folder = Path(tempfile.gettempdir()) / f"lstmcore-emulation-{os.getuid()}"
@@ -129,12 +132,12 @@ class EmulatedDevice(Device):
         library = folder / f"{key}.so"
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=folder) as name:
-                made = Path(name) / "kernels.so"
-                command = ("g++", *self._flags, "-x", "c++", "-", "-o", str(made))
+                compiled = Path(name) / "kernels.so"
+                command = ("g++", *self._flags, "-x", "c++", "-", "-o", str(compiled))
                 done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RuntimeError(f"g++ refuses the kernels: {done.stderr}")
-                made.replace(library)
+                compiled.replace(library)
         return library
 
     def home(self, array: Array) -> Device:
@@ -144,8 +147,8 @@ class EmulatedDevice(Device):
         return np.require(array, requirements=("C", "A"))
 
     def host(self, array: Array) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = array
-        return found
+        result: npt.NDArray[Any] = array
+        return result
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         array = np.empty(shape, dtype)
@@ -164,27 +167,27 @@ class EmulatedDevice(Device):
     def address(self, array: Array) -> int:
         return int(array.ctypes.data)
 
-    def product(
+    def matmul(
         self,
         a: Array,
         b: Array,
         out: Array,
         *,
         compute: Compute,
-        turn_a: bool = False,
-        turn_b: bool = False,
+        transpose: tuple[bool, bool] = (False, False),
         accumulate: bool = False,
     ) -> None:
         if not all(matrix.ndim == 2 and matrix.flags.carray for matrix in (a, b, out)):
-            raise ValueError("a product takes matrices in row-major order")
+            raise ValueError("matmul takes matrices in row-major order")
         if compute == "tf32":
             a, b = tf32(a), tf32(b)
-        found = (a.T if turn_a else a) @ (b.T if turn_b else b)
-        out[...] = out + found if accumulate else found
+        a, b = (matrix.T if transposed else matrix for matrix, transposed in zip((a, b), transpose, strict=True))
+        product = a @ b
+        out[...] = out + product if accumulate else product
 
 
 def tf32(array: Array) -> Array:
-    """Numbers of float32 to the nearest of TF32, ties to even."""
+    """Return numbers of float32, rounded to the nearest of TF32, ties to even."""
     bits = array.view(np.uint32)
     rounded = bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1)) & np.uint32(0xFFFFE000)
     return np.where(np.isfinite(array), rounded.view(np.float32), array)

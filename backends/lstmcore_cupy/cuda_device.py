@@ -1,0 +1,270 @@
+"""An NVIDIA GPU through CuPy."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore_cupy.device import Array, Compute, Device, Program, Words
+from lstmcore_cupy.nvrtc import cached_cubin
+
+_BITS: Final = np.dtype(np.uint16)
+#: DLPack's device types for memory of a GPU, and for managed memory, which moves there by itself.
+_DLPACK_CUDA: Final = (2, 13)
+#: Bytes of shared memory that every kernel may have; a kernel has to ask for more.
+_SHARED_BYTES: Final = 48 << 10
+#: Bytes of shared memory that a persistent kernel declares statically. They count towards a block's limit.
+STATIC_BYTES: Final = 64
+
+
+class _CudaProgram(Program):
+    """A loaded module and its functions."""
+
+    def __init__(self, code: bytes, multiprocessors: int, shared_bytes: int) -> None:
+        from cupy.cuda.function import Module
+
+        self._module = Module()
+        self._module.load(code)
+        self._functions: dict[str, Any] = {}
+        self._asked: set[str] = set()
+        self._multiprocessors, self._shared_bytes = multiprocessors, shared_bytes
+
+    def launch(
+        self,
+        kernel: str,
+        blocks: tuple[int, ...],
+        threads: int,
+        words: Words,
+        *,
+        shared_bytes: int = 0,
+        cooperative: bool = False,
+    ) -> None:
+        """See `Program.launch`."""
+        if cooperative:  # CuPy would start fewer blocks, with a warning only
+            resident, wanted = self.resident_blocks(kernel, threads, shared_bytes), int(np.prod(blocks))
+            if wanted > resident:
+                raise ValueError(f"blocks: expected at most {resident}, which the device holds at once; got {wanted}")
+        argument = words.view(np.dtype((np.void, words.nbytes)))  # one entry: CuPy passes it by value
+        self._function(kernel, shared_bytes)(
+            blocks, (threads,), (argument,), shared_mem=shared_bytes, enable_cooperative_groups=cooperative
+        )
+
+    def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
+        """See `Program.resident_blocks`."""
+        from cupy_backends.cuda.api import driver
+
+        function = self._function(kernel, shared_bytes)
+        per_multiprocessor = int(driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, threads, shared_bytes))
+        return per_multiprocessor * self._multiprocessors
+
+    def _function(self, kernel: str, shared_bytes: int) -> Any:
+        function = self._functions.get(kernel)
+        if function is None:
+            function = self._functions[kernel] = self._module.get_function(kernel)
+        if shared_bytes > _SHARED_BYTES and kernel not in self._asked:
+            from cupy_backends.cuda.api import driver
+
+            # The limit, not what this launch takes: another thread's launch may take more.
+            limit = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, limit, self._shared_bytes)
+            self._asked.add(kernel)
+        return function
+
+
+class CudaDevice(Device):
+    """An NVIDIA GPU through CuPy: its memory pool, its current stream, its cuBLAS."""
+
+    def __init__(self, number: int | None = None) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self._device = cupy.cuda.Device(number)
+        self.number = int(self._device.id)
+        self.name = f"cuda:{self.number}"
+        properties = cupy.cuda.runtime.getDeviceProperties(self.number)
+        self.model = properties["name"].decode()
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self.shared_bytes = int(properties["sharedMemPerBlockOptin"]) - STATIC_BYTES
+        self.architecture = int(self._device.compute_capability)
+        with self.active():
+            pinned = cupy.cuda.alloc_pinned_memory(np.dtype(np.int64).itemsize)
+        self.failed = np.frombuffer(pinned, np.int64, 1)
+        self.failed[0] = 0
+        self._programs: dict[str, _CudaProgram] = {}
+        self._lock = threading.Lock()
+
+    def active(self) -> AbstractContextManager[object]:
+        """See `Device.active`."""
+        context: AbstractContextManager[object] = self._cupy.cuda.Device(self.number)
+        return context
+
+    def program(self, text: str) -> Program:
+        """See `Device.program`."""
+        with self._lock:
+            if text not in self._programs:
+                with self.active():
+                    code = cached_cubin(text, self.architecture)
+                    self._programs[text] = _CudaProgram(code, self.multiprocessors, self.shared_bytes)
+            return self._programs[text]
+
+    def home(self, array: Array) -> Device:
+        """See `Device.home`."""
+        number = self._number(array)
+        return self if number is None or number == self.number else cuda_device(number)
+
+    def _number(self, array: Array) -> int | None:
+        """Return the number of the GPU that holds `array`, None for arrays of the host."""
+        if isinstance(array, np.ndarray):
+            return None
+        if isinstance(array, self._cupy.ndarray):
+            return int(array.device.id)
+        if hasattr(array, "__dlpack_device__"):
+            kind, number = array.__dlpack_device__()
+            return int(number) if int(kind) in _DLPACK_CUDA else None
+        if hasattr(array, "__cuda_array_interface__"):
+            return int(self._cupy.asarray(array).device.id)
+        return None
+
+    def array(self, array: Array) -> Array:
+        """See `Device.array`."""
+        cupy = self._cupy
+        if isinstance(array, cupy.ndarray):
+            result = array
+        elif isinstance(array, np.ndarray):
+            bits = np.ascontiguousarray(array)
+            return cupy.asarray(bits.view(_as_bits(bits.dtype))).view(bits.dtype)
+        elif hasattr(array, "__dlpack_device__"):  # first, since it tells the producer which stream reads
+            if self._number(array) is None:
+                return self.array(np.from_dlpack(array))
+            result = cupy.from_dlpack(array)
+        else:
+            result = cupy.asarray(array)
+        if result.device.id != self.number:
+            raise ValueError(
+                f"array: expected one on {self.name}, where this call runs; got one on cuda:{result.device.id}"
+            )
+        dtype = result.dtype
+        result = cupy.ascontiguousarray(result.view(_as_bits(dtype))).view(dtype)
+        if result.data.ptr % dtype.itemsize:  # kernels may not read it unaligned; its bytes can be copied
+            result = result.view(np.uint8).copy().view(dtype)
+        return result
+
+    def host(self, array: Array) -> npt.NDArray[Any]:
+        """See `Device.host`."""
+        if isinstance(array, np.ndarray):
+            return array
+        array = self.array(array)
+        bits: npt.NDArray[Any] = array.view(_as_bits(array.dtype)).get()
+        return bits.view(array.dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """See `Device.empty`."""
+        return self._cupy.empty(shape, _as_bits(dtype)).view(dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """See `Device.zeros`."""
+        return self._cupy.zeros(shape, _as_bits(dtype)).view(dtype)
+
+    def assign(self, target: Array, source: Array) -> None:
+        """See `Device.assign`."""
+        if isinstance(target, np.ndarray):
+            target[...] = self.host(source)
+        else:
+            bits = _as_bits(target.dtype)
+            target.view(bits)[...] = source.view(bits)
+
+    def writable(self, array: Array | None) -> bool:
+        """See `Device.writable`."""
+        if not isinstance(array, self._cupy.ndarray) or array.device.id != self.number:
+            return False
+        return bool(array.flags.c_contiguous) and array.data.ptr % array.dtype.itemsize == 0
+
+    def address(self, array: Array) -> int:
+        """See `Device.address`."""
+        return int(array.data.ptr)
+
+    def matmul(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        compute: Compute,
+        transpose: tuple[bool, bool] = (False, False),
+        accumulate: bool = False,
+    ) -> None:
+        """See `Device.matmul`."""
+        transpose_a, transpose_b = transpose
+        # cuBLAS counts by columns: it sees our matrices transposed, so it computes out' = b' a'.
+        from cupy_backends.cuda.libs import cublas
+
+        rows, columns = out.shape
+        depth = a.shape[0] if transpose_a else a.shape[1]
+        number_type, arithmetic = _cublas_types(out.dtype.itemsize, compute)
+        one, zero, *_ = _factors(out.dtype)
+        cublas.gemmEx(
+            self._cupy.cuda.device.get_cublas_handle(),
+            cublas.CUBLAS_OP_T if transpose_b else cublas.CUBLAS_OP_N,
+            cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N,
+            columns,
+            rows,
+            depth,
+            one,
+            b.data.ptr,
+            number_type,
+            b.shape[1],
+            a.data.ptr,
+            number_type,
+            a.shape[1],
+            one if accumulate else zero,
+            out.data.ptr,
+            number_type,
+            columns,
+            arithmetic,
+            cublas.CUBLAS_GEMM_DEFAULT,
+        )
+
+    def versions(self) -> dict[str, str]:
+        """See `Device.versions`."""
+        runtime = self._cupy.cuda.runtime
+        return {
+            "cupy": str(self._cupy.__version__),
+            "cuda runtime": str(runtime.runtimeGetVersion()),
+            "cuda driver": str(runtime.driverGetVersion()),
+            "gpu": self.model,
+        }
+
+
+@cache
+def cuda_device(number: int) -> CudaDevice:
+    """Return the GPU of a number; each number has one object."""
+    return CudaDevice(number)
+
+
+def _as_bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which arrays of `dtype` are copied: unsigned integers for the 16-bit formats."""
+    return _BITS if dtype.itemsize == _BITS.itemsize else dtype
+
+
+@cache
+def _cublas_types(size: int, compute: Compute) -> tuple[int, int]:
+    """Return cuBLAS's constants for the number type of `size` bytes and for the arithmetic."""
+    from cupy_backends.cuda.api import runtime
+    from cupy_backends.cuda.libs import cublas
+
+    if size == 8:
+        return runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
+    tf32 = compute == "tf32"
+    return runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
+
+
+@cache
+def _factors(dtype: np.dtype[Any]) -> tuple[int, int, npt.NDArray[Any]]:
+    """Return the addresses of 1 and of 0 in a dtype, and the array that owns them."""
+    owner = np.array([1, 0], dtype)
+    return owner.ctypes.data, owner.ctypes.data + dtype.itemsize, owner

@@ -1,0 +1,114 @@
+"""The stack: the loops over time of a layer's two directions share their launches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lstmcore.backend import Forward, Gradients, Kernel, Receipt, StackMasks, State, Tangents
+from lstmcore.stack import ComposedStack, StackTape
+from lstmcore_cupy.device import Array
+from lstmcore_cupy.forward import Inputs
+from lstmcore_cupy.packing import Weights
+from lstmcore_cupy.persistent import Pass, run_passes
+from lstmcore_cupy.tape import Saved
+
+
+class DirectionKernel(Kernel):
+    """A kernel whose loop over time can share a launch with that of the other direction."""
+
+    @abstractmethod
+    def forward_pass(
+        self, weights: Weights, inputs: Inputs, *, record: bool, out: Array | None, directions: int = 1
+    ) -> Pass[tuple[Array, State, Saved | None]]:
+        """Return `_forward` as a pass, to be run while the device of the weights is active.
+
+        Parameters
+        ----------
+        weights, inputs, record, out
+            See `Kernel._forward`.
+        directions
+            Passes that run side by side.
+        """
+
+    @abstractmethod
+    def backward_pass(
+        self, saved: Saved, dy: Array | None, dstate: State | None, *, directions: int = 1
+    ) -> Pass[Gradients]:
+        """Return `_backward` as a pass, to be run while the device of the weights is active.
+
+        Parameters
+        ----------
+        saved, dy, dstate
+            See `Kernel._backward`.
+        directions
+            Passes that run side by side.
+        """
+
+    @abstractmethod
+    def shared_receipt(self, batch: int | None, directions: int) -> Receipt:
+        """Return the receipt of a direction that runs side by side with others, `directions` in all."""
+
+
+class CupyStack(ComposedStack):
+    """Kernels of all layers and directions.
+
+    Arrays between the layers, such as halves of y and masks, are made on the device of the weights as well.
+    """
+
+    kernels: tuple[DirectionKernel, ...]
+
+    def forward(  # noqa: PLR0913  (the contract of a stack)
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        """See `StackKernel.forward`."""
+        with weights[0].programs.device.active():
+            return super().forward(weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+
+    def backward(self, weights: Any, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
+        """See `StackKernel.backward`."""
+        with weights[0].programs.device.active():
+            return super().backward(weights, tape, dy, dstate)
+
+    def jvp(
+        self,
+        weights: Any,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Forward, Forward]:
+        """See `StackKernel.jvp`."""
+        with weights[0].programs.device.active():
+            return super().jvp(weights, x, state, tangents, lengths=lengths, masks=masks)
+
+    def _forward_layer(
+        self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
+    ) -> Sequence[tuple[Array, State, Any]]:
+        passes = [
+            kernel.forward_pass(weights, Inputs(*inputs), record=record, out=out, directions=len(calls))
+            for kernel, (weights, *inputs, out) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
+        ]
+        return run_passes(passes)
+
+    def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
+        passes = [
+            kernel.backward_pass(*args, directions=len(calls))
+            for kernel, (_, *args) in zip(self.kernels[first : first + len(calls)], calls, strict=True)
+        ]
+        return run_passes(passes)
+
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        """See `StackKernel.receipts`."""
+        return tuple(kernel.shared_receipt(batch, self.stack.num_directions) for kernel in self.kernels)
