@@ -1,4 +1,4 @@
-"""The plug-in of the backend ``jax``; its kernel is imported when it is asked for."""
+"""The plug-in of the backend ``jax``. Its kernel is imported on first use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
+    """Return why the backend cannot run here, or None."""
     if find_spec("jax") is None:
         return "JAX is not installed; install it with: pip install 'lstmcore[jax]'"
     return None
@@ -17,7 +18,7 @@ def _unavailable() -> str | None:
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo(
         "jax", __version__, "lax.scan compiled by XLA for the processor, as users of JAX write it", _unavailable
     )
@@ -25,7 +26,7 @@ def lstmcore_backend_info() -> BackendInfo:
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
+    """Return the backend."""
     from lstmcore_jax.kernel import JaxBackend
 
     return JaxBackend()

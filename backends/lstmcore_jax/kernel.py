@@ -1,7 +1,7 @@
 """The LSTM as users of JAX write it: `jax.lax.scan` under `jax.jit`, with the derivatives of `jax.vjp` and `jax.jvp`.
 
 XLA compiles once for every configuration, precision, T and N, and for each of forward, recorded forward, backward and
-jvp; docs/peers-jax.md tells what that takes. All runs on the processor, also where JAX sees another device.
+jvp; docs/peers-jax.md has the times. Everything runs on the processor, also if JAX sees another device.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from lstmcore.backend import (
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 
-#: Compiled programs that are kept of each of the four functions below.
+#: The most compiled programs of each of the four functions below. A function forgets them all before one more.
 _KEPT: Final = 200
 _ACTIVATIONS: Final = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
-#: A context manager that lets the calling thread compute in float64; older versions of JAX have it elsewhere.
+#: A context manager that lets the calling thread compute in float64. Older versions of JAX have it in `experimental`.
 _enable_x64: Callable[[bool], Any] = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
 
 class _Arguments(NamedTuple):
-    """What is differentiated."""
+    """The arguments of a call that are differentiated."""
 
     parameters: Mapping[str, Array]
     x: Array
@@ -50,12 +50,14 @@ class _Arguments(NamedTuple):
 
 
 class _Outputs(NamedTuple):
+    """The results of a call that are differentiated."""
+
     y: Array
     state: State
 
 
 class _Saved(NamedTuple):
-    """What `jax.vjp` returned, and T and N."""
+    """The tape: T, N and the function that `jax.vjp` returned."""
 
     steps: int
     batch: int
@@ -63,7 +65,7 @@ class _Saved(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What is not: ends is (N,) or None for T everywhere."""
+    """The arguments of a call that are not differentiated. `ends` is (N,), or None for T everywhere."""
 
     ends: Array | None
     masks: Masks
@@ -73,25 +75,30 @@ class _Call(NamedTuple):
 
 
 def _own(active: Array | None, array: Array) -> Array:
-    """`array` with zeros in rows past their end. On what goes into a sum, so that a NaN there reaches no gradient."""
+    """Return `array` with zeros in padding rows.
+
+    Everything that goes into a sum passes through here, so that a NaN in padding reaches no gradient.
+    """
     return array if active is None else jnp.where(active, array, jnp.zeros_like(array))
 
 
 def _clip(z: Array, bound: float | None) -> Array:
-    """Not `jnp.clip`, which halves the gradient on the bound."""
+    """Clip `z` to +-`bound`. `jnp.clip` would halve the gradient on the bound."""
     return z if bound is None else jnp.where(z > bound, bound, jnp.where(z < -bound, -bound, z))
 
 
 def _product(a: Array, weight: Array) -> Array:
+    """Return ``a weight'`` in full precision."""
     return jnp.matmul(a, weight.T, precision=lax.Precision.HIGHEST)
 
 
 def _blend(keep: Array | float, old: Array, new: Array) -> Array:
+    """Return ``keep old + (1 - keep) new``."""
     return new if isinstance(keep, float) and keep == 0 else keep * old + (1 - keep) * new
 
 
 def _outputs(config: LSTMConfig, call: _Call, arguments: _Arguments) -> _Outputs:
-    """y and the final state: the equations of SPEC.md."""
+    """Return y and the final state by the equations of SPEC.md."""
     p, x, state = arguments
     active = None if call.ends is None else (jnp.arange(x.shape[0])[:, None] < call.ends)[:, :, None]
     z = _product(_own(active, x), p["weight_x"])
@@ -116,6 +123,7 @@ def _outputs(config: LSTMConfig, call: _Call, arguments: _Arguments) -> _Outputs
 
 
 def _step(config: LSTMConfig, p: Mapping[str, Array], masks: Masks, z_x: Array, before: State) -> State:
+    """Return the state after a step; `z_x` (N, G H) is ``W x + b``. Padding rows of `masks` and `before` are 0."""
     sigmoid, a, u = (
         _ACTIVATIONS[function.name]
         for function in (config.gate_activation, config.cell_activation, config.hidden_activation)
@@ -145,24 +153,26 @@ def _step(config: LSTMConfig, p: Mapping[str, Array], masks: Masks, z_x: Array, 
 
 
 def _recorded(config: LSTMConfig, call: _Call, arguments: _Arguments) -> tuple[_Outputs, Any]:
-    """The outputs, and `jax.vjp`'s function with what it kept: a tree of arrays that another jit can take."""
-    outputs, pullback = jax.vjp(lambda given: _outputs(config, call, given), arguments)
+    """Return the outputs, and the function of `jax.vjp`: a tree of arrays that another jit can take."""
+    outputs, pullback = jax.vjp(lambda differentiated: _outputs(config, call, differentiated), arguments)
     return outputs, pullback
 
 
-def _gradients(pullback: Any, given: _Outputs) -> Any:
-    (found,) = pullback(given)
-    return found
+def _gradients(pullback: Any, cotangents: _Outputs) -> Any:
+    """Return the gradients, as `_Arguments`."""
+    (gradients,) = pullback(cotangents)
+    return gradients
 
 
-def _along(config: LSTMConfig, call: _Call, arguments: _Arguments, along: _Arguments) -> Any:
-    return jax.jvp(lambda given: _outputs(config, call, given), (arguments,), (along,))
+def _jvp(config: LSTMConfig, call: _Call, arguments: _Arguments, tangents: _Arguments) -> Any:
+    """Return the outputs and their tangents, both as `_Outputs`."""
+    return jax.jvp(lambda differentiated: _outputs(config, call, differentiated), (arguments,), (tangents,))
 
 
 class _Program:
-    """A function under jit that forgets all shapes once they are many, so that what XLA compiled for it stays bounded.
+    """A function under jit that forgets its compiled programs once there are `_KEPT` of them.
 
-    A program takes about 40 mappings of memory, of which Linux allows a process 65530; without them XLA ends it.
+    A program takes about 40 memory mappings. Linux allows a process 65530, and XLA ends the process without them.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
@@ -177,7 +187,7 @@ class _Program:
 _run_outputs = _Program(_outputs, static_argnums=0)
 _run_recorded = _Program(_recorded, static_argnums=0)
 _run_gradients = _Program(_gradients)
-_run_along = _Program(_along, static_argnums=0)
+_run_jvp = _Program(_jvp, static_argnums=0)
 
 
 # The kernel -----------------------------------------------------------------------------------------------------------
@@ -191,12 +201,13 @@ class JaxKernel(Kernel):
         self.dtype = np.dtype(precision.storage)
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """See `Kernel.receipt`."""
         reason = "XLA's code for this configuration and these sizes, on threads of its own"
         return Receipt(self.backend.name, "cpu", self.precision.name, "lax.scan under jit", reason)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """This thread computes in the kernel's dtype within; what the user has set for it is there again afterwards."""
+        """Return a context in which this thread computes in the kernel's dtype; it restores the user's settings."""
         with (
             _enable_x64(self.dtype == np.float64),
             jax.numpy_rank_promotion("allow"),
@@ -206,22 +217,24 @@ class JaxKernel(Kernel):
             yield
 
     def _state(self, state: State | None, batch: int) -> State:
+        """Return `state`, zeros if None."""
         widths = (self.config.output_size, self.config.hidden_size)
         return State(*(np.zeros((batch, width), self.dtype) for width in widths)) if state is None else State(*state)
 
     def _call(
         self, weights: Weights, x: Array, state: State | None, lengths: Any, masks: Masks | None
     ) -> tuple[_Call, _Arguments]:
+        """Return the arguments of `_forward` in the form of `_outputs`."""
         call = _Call(None if lengths is None else lengths.astype(np.int32), masks or Masks())
         return call, _Arguments(weights, x, self._state(state, x.shape[1]))
 
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:
-        # Put on the processor, the weights take all that is computed with them there.
+        # JAX computes on the device of the weights, so they go to the processor.
         copies = {name: np.array(parameters[name], order="C") for name in self.config.parameter_shapes}
         with self._computing():
             return jax.device_put(copies, jax.local_devices(backend="cpu")[0])
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: Weights,
         x: Array,
@@ -236,7 +249,7 @@ class JaxKernel(Kernel):
         pullback = None
         with self._computing():
             if record:
-                # JAX may go on using the memory of a NumPy array, so the tape gets copies.
+                # JAX may keep using the memory of a NumPy array, so the tape gets copies.
                 call, copies = jax.tree.map(np.array, (call, arguments._replace(parameters={})))
                 (y, last), pullback = _run_recorded(self.config, call, copies._replace(parameters=weights))
             else:
@@ -252,8 +265,8 @@ class JaxKernel(Kernel):
         shape = (saved.steps, saved.batch, self.config.output_size)
         dy = np.zeros(shape, self.dtype) if dy is None else dy
         with self._computing():
-            found = _fetch(_run_gradients(saved.pullback, _Outputs(dy, self._state(dstate, saved.batch))))
-        return Gradients(found.x, found.state, found.parameters)
+            gradients = _fetch(_run_gradients(saved.pullback, _Outputs(dy, self._state(dstate, saved.batch))))
+        return Gradients(gradients.x, gradients.state, gradients.parameters)
 
     def _jvp(
         self,
@@ -264,21 +277,21 @@ class JaxKernel(Kernel):
         lengths: Any,
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
-        given = tangents.parameters or {}
+        moved = tangents.parameters or {}
         parameters = {
-            name: given[name] if name in given else np.zeros(shape, self.dtype)
+            name: moved[name] if name in moved else np.zeros(shape, self.dtype)
             for name, shape in self.config.parameter_shapes.items()
         }
         tx = np.zeros(x.shape, self.dtype) if tangents.x is None else tangents.x
         call, arguments = self._call(weights, x, state, lengths, masks)
-        along = _Arguments(parameters, tx, self._state(tangents.state, x.shape[1]))
+        directions = _Arguments(parameters, tx, self._state(tangents.state, x.shape[1]))
         with self._computing():
-            done, moved = _fetch(_run_along(self.config, call, arguments, along))
-        return Forward(*done), Forward(*moved)
+            primal, tangent = _fetch(_run_jvp(self.config, call, arguments, directions))
+        return Forward(*primal), Forward(*tangent)
 
 
 def _fetch(tree: Any) -> Any:
-    """Every array of `tree` as a NumPy array of its own."""
+    """Return `tree` with every array as a fresh NumPy array."""
     return jax.tree.map(np.array, tree)
 
 
@@ -288,6 +301,7 @@ class JaxBackend(Backend):
     name = "jax"
 
     def capabilities(self) -> Capabilities:
+        """Return the features above, in float64 and float32."""
         left_out = "left out of this backend, which compiles what users of JAX write most"
         features = FEATURES - {name for name in FEATURES if name.startswith("activation:")} - {"layer_norm"}
         features |= {f"activation:{name}" for name in _ACTIVATIONS}
@@ -304,7 +318,7 @@ class JaxBackend(Backend):
         )
 
     def versions(self) -> dict[str, str]:
-        """Those of JAX and jaxlib, and XLA's flags where they are set, since they change the code that is compiled."""
+        """Return the versions of JAX and jaxlib, and XLA's flags if they are set: they change the compiled code."""
         flags = os.environ.get("XLA_FLAGS")
         versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
         return versions | {"XLA_FLAGS": flags} if flags else versions

@@ -1,4 +1,4 @@
-"""The plug-in of the backend ``onnxruntime``; ONNX Runtime is imported when its kernel is asked for."""
+"""The plug-in of the backend ``onnxruntime``. ONNX Runtime is imported with its kernel, on first use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
+    """Return why the backend cannot run here, or None."""
     for module, name in (("onnxruntime", "ONNX Runtime"), ("onnx", "ONNX, which writes its models,")):
         if find_spec(module) is None:
             return f"{name} is not installed; install it with: pip install 'lstmcore[onnxruntime]'"
@@ -18,7 +19,7 @@ def _unavailable() -> str | None:
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo(
         "onnxruntime", __version__, "ONNX Runtime's LSTM operator, on the processor; inference only", _unavailable
     )
@@ -26,7 +27,7 @@ def lstmcore_backend_info() -> BackendInfo:
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
+    """Return the backend."""
     from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend()

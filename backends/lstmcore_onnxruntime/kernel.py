@@ -1,7 +1,7 @@
 """ONNX Runtime's operator LSTM, behind the contract of a kernel: inference on the processor.
 
-Nothing is computed here but what ONNX Runtime leaves undone: calls without a step, and where a NaN goes. It has the
-numbers of a step right, and cuts a NaN before it reaches an activation; docs/peers-onnxruntime.md shows it.
+This module computes only what ONNX Runtime gets wrong: calls without a step, and the entries that a NaN reaches. Its
+finite numbers are right, but it loses a NaN before an activation; docs/peers-onnxruntime.md shows it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _HAS: Final = frozenset(
     ("no_bias", "reverse", "lengths", "peephole", "coupling:forget_from_input", "gate_clip", "activation:identity")
 ) | {f"activation:{name}" for name in FUNCTIONS if f"activation:{name}" not in _REASONS}
 
-#: Entries of the largest array of a call at which ONNX Runtime ends the process or fails: it counts them in 32 bits.
-_MOST: Final = 2**31
-#: The smallest and the largest number above 0 of float32, in which ONNX has its attributes.
-_LEAST: Final = float(np.finfo(np.float32).smallest_subnormal)
+#: From this many entries of an array ONNX Runtime fails or ends the process: it counts them in 32 bits.
+_MAX_ENTRIES: Final = 2**31
+#: The smallest and the largest number above 0 of float32, the format of ONNX's attributes.
+_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
 
@@ -46,16 +46,17 @@ class OnnxRuntimeKernel(Kernel):
     """One layer in one direction. The packed weights are a session."""
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """See `Kernel.receipt`."""
         threads = asked_threads()
-        how = "its own number of threads" if threads is None else f"LSTMCORE_NUM_THREADS={threads}"
-        reason = f"ONNX Runtime's CPU provider with {how}; one direction of one layer a call"
+        number = "its own number of threads" if threads is None else f"LSTMCORE_NUM_THREADS={threads}"
+        reason = f"ONNX Runtime's CPU provider with {number}; one direction of one layer a call"
         return Receipt(self.backend.name, "cpu", self.precision.name, "operator LSTM", reason)
 
     def _pack(self, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
-        check_finite_parameters("parameters", parameters)  # a NaN would not come through
+        check_finite_parameters("parameters", parameters)  # ONNX Runtime would lose a NaN
         return _session(self.config, parameters)
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: onnxruntime.InferenceSession,
         x: Array,
@@ -74,7 +75,7 @@ class OnnxRuntimeKernel(Kernel):
             y = np.empty((count, batch, width), np.float32) if out is None else out
             y[...] = 0
             return y, State(np.array(h), np.array(c)), None
-        if count * batch * max(4 * width, x.shape[2]) >= _MOST:
+        if count * batch * max(4 * width, x.shape[2]) >= _MAX_ENTRIES:
             raise UnsupportedError(
                 f"backend 'onnxruntime': x: expected T N 4 H and T N I below 2^31, which ONNX Runtime can count; got "
                 f"{x.shape} with H={width}: call it for fewer steps or rows at once"
@@ -85,7 +86,7 @@ class OnnxRuntimeKernel(Kernel):
         y, h_n, c_n = weights.run(OUTPUTS, dict(zip(INPUTS, (x, ends, h[None], c[None]), strict=True)))
         y, last = y[:, 0], State(h_n[0], c_n[0])
         if not finite:
-            _spread(y, last, x, State(h, c), ends, reverse=self.config.reverse)
+            _spread_nan(y, last, x, State(h, c), ends, reverse=self.config.reverse)
         if lengths is not None:
             empty = ends == 0
             last.h[empty], last.c[empty] = h[empty], c[empty]
@@ -96,11 +97,12 @@ class OnnxRuntimeKernel(Kernel):
 
 
 class OnnxRuntimeBackend(Backend):
-    """What ONNX Runtime's LSTM has: peepholes, coupled gates, the gate clip, activations, lengths; no gradient."""
+    """The features of ONNX Runtime's LSTM: peepholes, coupled gates, gate clip, activations, lengths; no gradient."""
 
     name = "onnxruntime"
 
     def capabilities(self) -> Capabilities:
+        """Return the features above, in float32, and no derivative."""
         reasons = dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | _REASONS
         if other_clip := _clips_the_cell():
             reasons["gate_clip"] = "this ONNX Runtime clips the input of the hidden activation too"
@@ -113,10 +115,11 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+        """Return why `config` is refused, also for numbers that float32 does not hold; None if it is not."""
         if reason := super().refusal(config, precision):
             return reason
         bound = config.gate_clip
-        if bound is not None and not _LEAST <= bound <= _LARGEST:
+        if bound is not None and not _SMALLEST <= bound <= _LARGEST:
             return f"gate_clip: ONNX has it in float32, which {bound!r} is not"
         for role in ("gate_activation", "cell_activation", "hidden_activation"):
             function = getattr(config, role)
@@ -125,6 +128,7 @@ class OnnxRuntimeBackend(Backend):
         return None
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of ONNX Runtime and ONNX."""
         return {"onnxruntime": str(onnxruntime.__version__), "onnx": str(onnx.__version__)}
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> OnnxRuntimeKernel:
@@ -132,18 +136,19 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+    """Return a session on the processor for a model with these parameters."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = asked_threads() or 0  # 0 is its own default
-    options.log_severity_level = 4  # what goes wrong comes as an exception too
-    # Every session has threads of its own. They would go on looking for work on the cores that the next session wants.
+    options.intra_op_num_threads = asked_threads() or 0  # 0 is ONNX Runtime's default
+    options.log_severity_level = 4  # an error raises an exception as well
+    # Every session has its own threads. Without this they would spin on cores that the next session needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    made = model(config, parameters).SerializeToString()
-    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    serialized = model(config, parameters).SerializeToString()
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
 
 @cache
 def _clips_the_cell() -> bool:
-    """Whether `clip` bounds the input of the hidden activation, as ONNX's text says: microsoft/onnxruntime#27224."""
+    """Return whether `clip` bounds the input of the hidden activation, as ONNX says: microsoft/onnxruntime#27224."""
     config = LSTMConfig(input_size=1, hidden_size=1, gate_clip=1.0)
     session = _session(config, {name: np.zeros(shape, np.float32) for name, shape in config.parameter_shapes.items()})
     zero = np.zeros((1, 1, 1), np.float32)
@@ -152,29 +157,40 @@ def _clips_the_cell() -> bool:
 
 
 def _active(count: int, ends: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """(T, N): what is not padding."""
+    """Return a mask (T, N), False in padding."""
     return np.arange(count)[:, None] < ends
 
 
 def _refuse_infinities(x: Array, state: State, ends: npt.NDArray[np.int32]) -> None:
-    """Raise where an infinity would be computed with."""
+    """Raise UnsupportedError if a step would read an infinity."""
     live = ends > 0
     places = {"x": np.isinf(x).any(axis=2) & _active(len(x), ends)}
     places |= {f"state.{name}": np.isinf(getattr(state, name)).any(axis=1) & live for name in ("h", "c")}
-    for name, found in places.items():
-        if found.any():
-            where = ", ".join(str(int(index)) for index in np.argwhere(found)[0])
+    for name, infinite in places.items():
+        if infinite.any():
+            where = ", ".join(str(int(index)) for index in np.argwhere(infinite)[0])
             raise UnsupportedError(
                 f"backend 'onnxruntime': {name}: expected finite numbers or NaN; got an infinity in {name}[{where}]: "
                 "ONNX Runtime makes it the largest float32"
             )
 
 
-def _spread(y: Array, last: State, x: Array, state: State, ends: npt.NDArray[np.int32], *, reverse: bool) -> None:
+def _spread_nan(y: Array, last: State, x: Array, state: State, ends: npt.NDArray[np.int32], *, reverse: bool) -> None:
     """Write to `y` and `last` the NaN that follow from those in x and the state.
 
-    One in x[t] or h[t-1] reaches all gates, so all of h and c from step t on; one in c[t-1] reaches its own unit at
-    step t and, through h[t], all at the next.
+    A NaN in x[t] or h[t-1] reaches all gates, so all of h and c from step t on. A NaN in c[t-1] reaches its unit at
+    step t and, through h[t], all units at the next step.
+
+    Parameters
+    ----------
+    y, last
+        (T, N, H) and the final state, which are changed.
+    x, state
+        The inputs of the call.
+    ends
+        (N,), the lengths.
+    reverse
+        Whether each row runs from its last step to its first.
     """
     count = len(x)
     order = np.arange(count)[:, None]

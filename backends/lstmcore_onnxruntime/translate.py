@@ -1,9 +1,9 @@
-"""An LSTM of this specification as the operator LSTM of ONNX, and back.
+"""Translation between an LSTM of this specification and the operator LSTM of ONNX, in both directions.
 
-ONNX stacks gates in the order i, o, f, c (our g) and peepholes in the order i, o, f, has two biases that it adds, and
-keeps the rows of the forget gate where ``input_forget`` couples it to the input gate. Its text says that `clip` bounds
-the input of every activation; we translate it to `gate_clip`, which leaves that of the hidden activation alone, as
-ONNX Runtime does. `direction` is a second axis of one operator there, and two configurations here.
+ONNX stacks gates in the order i, o, f, c (our g) and peepholes in the order i, o, f. It has two biases that it adds. It
+keeps the rows of the forget gate if ``input_forget`` couples that gate to the input gate. Its text says that `clip`
+bounds the input of every activation. We translate it to `gate_clip`, which leaves the input of the hidden activation
+alone, as ONNX Runtime does. Both directions are one operator with an axis for them there, and two configurations here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": 
 _GATES: Final = "iofg"
 _PEEPHOLES: Final = "iof"
 
-#: The first version of the operator that is the same as ours but for its layout, and of the file that goes with it.
+#: The first version of the operator that has our semantics, apart from its layout, and the file format of that version.
 _OPSET: Final = 14
 _IR: Final = 7
 INPUTS: Final = ("X", "sequence_lens", "initial_h", "initial_c")
@@ -54,17 +54,17 @@ OUTPUTS: Final = ("Y", "Y_h", "Y_c")
 
 
 def attributes(*configs: LSTMConfig) -> dict[str, Any]:
-    """The operator's attributes for one direction, or for the forward and the reversed one.
+    """Return the operator's attributes for one direction, or for the forward and the reversed one.
 
     Raises
     ------
     ValueError
-        The operator has not what a configuration asks for, or two of them differ in more than the functions.
+        The operator lacks a feature of a configuration, or two configurations differ in more than the functions.
     """
     _check(configs)
     first = configs[0]
     functions = list(chain.from_iterable(map(_functions, configs)))
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "hidden_size": first.hidden_size,
         "direction": "bidirectional" if len(configs) > 1 else "reverse" if first.reverse else "forward",
         "activations": [FUNCTIONS[function.name] for function in functions],
@@ -73,20 +73,20 @@ def attributes(*configs: LSTMConfig) -> dict[str, Any]:
     for key in ("alpha", "beta"):
         values = [getattr(function, key) for function in functions if key in ACTIVATIONS[function.name]]
         if values:
-            found[f"activation_{key}"] = values
+            result[f"activation_{key}"] = values
     if first.gate_clip is not None:
-        found["clip"] = first.gate_clip
-    return found
+        result["clip"] = first.gate_clip
+    return result
 
 
 def tensors(*directions: Direction) -> dict[str, Array]:
-    """W, R and, where there are such parameters, B and P; the first axis is the direction."""
-    parts = [_tensors(*direction) for direction in directions]
-    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    """Return W and R, and B and P if the parameters have them; the first axis is the direction."""
+    each = [_tensors(*direction) for direction in directions]
+    return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
 
 
 def model(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnx.ModelProto:
-    """A model of one direction: its inputs are `INPUTS`, its outputs `OUTPUTS`, the parameters are in it."""
+    """Return a model of one direction with the inputs `INPUTS` and the outputs `OUTPUTS`; it holds the parameters."""
     weights = tensors((config, parameters))
     optional = [name if name in weights else "" for name in ("B", "P")]
     node = helper.make_node(
@@ -116,21 +116,26 @@ def model(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnx.ModelProt
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node, as `attributes` has them."""
+    """Return the attributes of a node in the form of `attributes`."""
 
     def text(value: Any) -> Any:
         return value.decode() if isinstance(value, bytes) else value
 
-    found = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    return {name: list(map(text, value)) if isinstance(value, list) else text(value) for name, value in found.items()}
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: list(map(text, value)) if isinstance(value, list) else text(value) for name, value in values.items()}
 
 
 def directions(
     given: Mapping[str, Any], W: Array, R: Array, B: Array | None = None, P: Array | None = None
 ) -> tuple[tuple[LSTMConfig, dict[str, Array]], ...]:
-    """The configuration and the parameters of every direction, from the operator's attributes and inputs.
+    """Return the configuration and the parameters of every direction.
 
-    An attribute that is not given has ONNX's default; `layout` and `hidden_size` say nothing about either.
+    Parameters
+    ----------
+    given
+        Attributes of the operator; those left out have ONNX's default. `layout` and `hidden_size` are not read.
+    W, R, B, P
+        Inputs of the operator; the first axis is the direction.
 
     Raises
     ------
@@ -142,7 +147,7 @@ def directions(
         raise ValueError(f"direction: expected one of {', '.join(_DIRECTIONS)}; got {direction!r}")
     reverse = _DIRECTIONS[direction]
     functions = _activations(given, len(reverse))
-    made = []
+    results = []
     for index, (reversed_, (gate, cell, hidden)) in enumerate(zip(reverse, functions, strict=True)):
         config = LSTMConfig(
             input_size=W.shape[2],
@@ -156,18 +161,18 @@ def directions(
             cell_activation=cell,
             hidden_activation=hidden,
         )
-        parameters = {name: _own(config, array[index]) for name, array in (("weight_x", W), ("weight_h", R))}
+        parameters = {name: _from_onnx_rows(config, array[index]) for name, array in (("weight_x", W), ("weight_h", R))}
         if B is not None:
-            parameters["bias"] = _own(config, np.add(*np.split(B[index], 2)))
+            parameters["bias"] = _from_onnx_rows(config, np.add(*np.split(B[index], 2)))
         if P is not None:
             rows = dict(zip(_PEEPHOLES, np.split(P[index], 3), strict=True))
             parameters["peephole"] = np.stack([rows[gate] for gate in config.peephole_gates])
-        made.append((config, parameters))
-    return tuple(made)
+        results.append((config, parameters))
+    return tuple(results)
 
 
 def _check(configs: tuple[LSTMConfig, ...]) -> None:
-    """Raise unless one operator can have all `configs`."""
+    """Raise ValueError unless one operator can have all `configs`."""
     known = {"no_bias", "reverse", "peephole", "gate_clip", "coupling:forget_from_input"}
     for config in configs:
         if missing := sorted(name for name in config.features - known if not name.startswith("activation:")):
@@ -175,46 +180,48 @@ def _check(configs: tuple[LSTMConfig, ...]) -> None:
     if len(configs) != 1:
         StackConfig((configs,))  # one forward and one reversed, of the same sizes
         for name in ("bias", "peephole", "coupling", "gate_clip"):
-            found = [getattr(config, name) for config in configs]
-            if found[0] != found[1]:
-                raise ValueError(f"{name}: expected the same in both directions of an operator; got {found}")
+            values = [getattr(config, name) for config in configs]
+            if values[0] != values[1]:
+                raise ValueError(f"{name}: expected the same in both directions of an operator; got {values}")
 
 
 def _functions(config: LSTMConfig) -> Iterator[Activation]:
+    """Yield the functions of the gates, the cell and the hidden state, as ones that ONNX has."""
     for function in (config.gate_activation, config.cell_activation, config.hidden_activation):
         yield Activation("affine", 1.0, 0.0) if function.name == "identity" else function
 
 
 def _activations(given: Mapping[str, Any], count: int) -> list[tuple[Activation, ...]]:
-    """Three functions for each direction; each takes the next alpha and beta where it has one."""
+    """Return three functions for each direction; each takes the next alpha and beta if it has such a parameter."""
     theirs = given.get("activations") or _DEFAULT * count
     names = [_OURS.get(name.lower(), "") for name in theirs]
     if len(names) != 3 * count or "" in names:
         raise ValueError(f"activations: expected {3 * count} of {', '.join(FUNCTIONS.values())}; got {list(theirs)}")
-    left = {key: iter(given.get(f"activation_{key}") or ()) for key in ("alpha", "beta")}
-    made = [Activation(name, **{key: next(left[key], None) for key in ACTIVATIONS[name]}) for name in names]
-    return [tuple(made[3 * index : 3 * index + 3]) for index in range(count)]
+    remaining = {key: iter(given.get(f"activation_{key}") or ()) for key in ("alpha", "beta")}
+    functions = [Activation(name, **{key: next(remaining[key], None) for key in ACTIVATIONS[name]}) for name in names]
+    return [tuple(functions[3 * index : 3 * index + 3]) for index in range(count)]
 
 
 def _tensors(config: LSTMConfig, parameters: Mapping[str, Array]) -> dict[str, Array]:
-    found = {"W": _theirs(config, parameters["weight_x"]), "R": _theirs(config, parameters["weight_h"])}
+    """Return W, R, B and P of one direction, without their first axis."""
+    tensors = {"W": _to_onnx_rows(config, parameters["weight_x"]), "R": _to_onnx_rows(config, parameters["weight_h"])}
     if config.bias:
-        bias = _theirs(config, parameters["bias"])
-        found["B"] = np.concatenate([bias, np.zeros_like(bias)])
+        bias = _to_onnx_rows(config, parameters["bias"])
+        tensors["B"] = np.concatenate([bias, np.zeros_like(bias)])
     if config.peephole:
         rows = dict(zip(config.peephole_gates, parameters["peephole"], strict=True))
         none = np.zeros_like(parameters["peephole"][0])
-        found["P"] = np.concatenate([rows.get(gate, none) for gate in _PEEPHOLES])
-    return found
+        tensors["P"] = np.concatenate([rows.get(gate, none) for gate in _PEEPHOLES])
+    return tensors
 
 
-def _theirs(config: LSTMConfig, array: Array) -> Array:
-    """Rows by gate in ONNX's order; zeros for the gate that follows another one."""
+def _to_onnx_rows(config: LSTMConfig, array: Array) -> Array:
+    """Return rows by gate in ONNX's order, with zeros for a coupled gate."""
     rows = dict(zip(config.gates, np.split(array, len(config.gates)), strict=True))
     return np.concatenate([rows.get(gate, np.zeros_like(rows["i"])) for gate in _GATES])
 
 
-def _own(config: LSTMConfig, array: Array) -> Array:
-    """Rows by gate in our order; without the gate that follows another one."""
+def _from_onnx_rows(config: LSTMConfig, array: Array) -> Array:
+    """Return rows by gate in our order, without a coupled gate."""
     rows = dict(zip(_GATES, np.split(array, len(_GATES)), strict=True))
     return np.concatenate([rows[gate] for gate in config.gates])

@@ -1,4 +1,4 @@
-"""The plug-in of the backend ``reference``; its kernel is imported when it is asked for."""
+"""The plug-in of the backend ``reference``. Its kernel is imported on first use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo("reference", __version__, "the equations of SPEC.md in float64, not made for speed")
 
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
+    """Return the backend."""
     from lstmcore_reference.kernel import ReferenceBackend
 
     return ReferenceBackend()

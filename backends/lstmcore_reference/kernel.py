@@ -1,4 +1,4 @@
-"""The reference of `lstmcore.reference` behind the contract of a backend: slow, and right by definition."""
+"""The equations of `lstmcore.reference` behind the contract of a kernel: slow, and right by definition."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lstmcore.precision import Precision
 
 
 class ReferenceKernel(Kernel):
-    """Evaluates the equations in float64, one step and one gate at a time."""
+    """The equations in float64, one step and one gate at a time."""
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """See `Kernel.receipt`."""
         return Receipt(self.backend.name, "cpu", self.precision.name, "equations", "the only path; not made for speed")
 
     def _pack(self, parameters: Mapping[str, Array]) -> dict[str, Array]:
         return {name: np.array(array) for name, array in parameters.items()}
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: dict[str, Array],
         x: Array,
@@ -60,12 +61,13 @@ class ReferenceBackend(Backend):
     name = "reference"
 
     def capabilities(self) -> Capabilities:
-        only = "the reference is evaluated in float64"
+        """Return all features and derivatives, in float64."""
+        reason = "the reference is evaluated in float64"
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64"}),
             features=FEATURES,
-            reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), only),
+            reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), reason),
         )
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> ReferenceKernel:

@@ -1,4 +1,4 @@
-"""The plug-in of the backend ``torch``; PyTorch is imported when its kernel is asked for."""
+"""The plug-in of the backend ``torch``. PyTorch is imported with its kernel, on first use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
+    """Return why the backend cannot run here, or None."""
     if find_spec("torch") is None:
         return "PyTorch is not installed; install it with: pip install 'lstmcore[torch]'"
     return None
@@ -17,13 +18,13 @@ def _unavailable() -> str | None:
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo("torch", __version__, "PyTorch's own LSTM, on the processor", unavailable=_unavailable)
 
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
+    """Return the backend."""
     from lstmcore_torch.kernel import TorchBackend
 
     return TorchBackend()

@@ -1,6 +1,6 @@
 """PyTorch's LSTM, the function that ``torch.nn.LSTM`` calls, behind the contract of a kernel.
 
-Nothing is computed here: this module turns rows around, packs sequences that end early and asks autograd for gradients.
+PyTorch computes. This module reverses rows, packs sequences that end early and asks autograd for gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lstmcore.backend import Array, Backend, Capabilities, Gradients, Kernel, Ma
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
 
-#: Our names in the order in which PyTorch takes weights. Its second bias, which it adds to the first, is 0.
+#: Our names in the order of PyTorch's weights. Its second bias, which it adds to the first, is 0.
 _ORDER: Final = ("weight_x", "weight_h", "bias", "weight_proj")
 _HAS: Final = frozenset({"no_bias", "proj_size", "reverse", "lengths"})
 
@@ -38,9 +38,9 @@ class Packed:
     rows
         The rows that have steps, longest first.
     sizes
-        How many rows each step has, as PyTorch takes it.
+        The number of rows of each step, as PyTorch takes it.
     index
-        For every packed entry its place in an array (T N, ...).
+        For every packed entry its index in an array (T N, ...).
     """
 
     rows: npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ class Packed:
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64], *, reverse: bool) -> Packed:
-        """The order for rows of these lengths; a reversed row starts at its own last step."""
+        """Return the order for rows of these lengths; a reversed row starts at its last step."""
         order = np.argsort(-lengths, kind="stable")
         rows = order[lengths[order] > 0]
         ends = lengths[rows]
@@ -60,7 +60,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The tape: what PyTorch was given and what came of it. `graph` is None where no row had a step."""
+    """The tape: T, N, and PyTorch's inputs and outputs. `graph` is None if no row had a step."""
 
     steps: int
     batch: int
@@ -69,27 +69,28 @@ class Saved:
 
 
 class TorchKernel(Kernel):
-    """One layer in one direction. Every call makes its own tensors, so calls may run side by side."""
+    """One layer in one direction. Every call makes its own tensors, so calls may run in parallel."""
 
     def __init__(self, backend: Backend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
         self.dtype = np.dtype(precision.storage)
         self.names = tuple(name for name in _ORDER if name in config.parameter_shapes)
         if config.proj_size and self.dtype == np.float32:
-            _say_once()
+            _swallow_warning()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        how = "one direction of one layer a call; layers and directions are put together by lstmcore"
-        path, why, fallback = "ATen", "", None
+        """See `Kernel.receipt`."""
+        composed = "one direction of one layer a call; layers and directions are put together by lstmcore"
+        path, reason, fallback = "ATen", "", None
         if self.dtype != np.float32:
-            why = "PyTorch gives oneDNN no float64"
+            reason = "PyTorch gives oneDNN no float64"
         elif self.config.proj_size:
-            why = "PyTorch gives oneDNN no projection"
+            reason = "PyTorch gives oneDNN no projection"
         elif not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call,unused-ignore]  # PyTorch gives it no type
-            why, fallback = "oneDNN is off", "oneDNN, which is faster, is off"
+            reason, fallback = "oneDNN is off", "oneDNN, which is faster, is off"
         else:
-            path, why = "oneDNN", "PyTorch takes it for float32; with lengths, which make a packed sequence, ATen"
-        return Receipt(self.backend.name, "cpu", self.precision.name, path, f"{why}; {how}", fallback)
+            path, reason = "oneDNN", "PyTorch takes it for float32; with lengths, which make a packed sequence, ATen"
+        return Receipt(self.backend.name, "cpu", self.precision.name, path, f"{reason}; {composed}", fallback)
 
     def _pack(self, parameters: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
         with _plain():
@@ -97,7 +98,7 @@ class TorchKernel(Kernel):
                 torch.from_numpy(np.array(parameters[name], order="C")).requires_grad_() for name in self.names
             )
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: tuple[torch.Tensor, ...],
         x: Array,
@@ -115,13 +116,13 @@ class TorchKernel(Kernel):
         if not count or not batch or (packed is not None and not len(packed.rows)):
             y[...] = 0
             return y, last, Saved(count, batch, packed, None) if record else None
-        given = (self._packed(x, packed), *(_some(part, packed)[None] for part in last))
+        arrays = (self._packed(x, packed), *(_rows_of(part, packed)[None] for part in last))
         with _plain(), torch.set_grad_enabled(record):
-            inputs = tuple(torch.from_numpy(_own(part, copy=record)).requires_grad_(record) for part in given)
+            inputs = tuple(torch.from_numpy(_readable(part, copy=record)).requires_grad_(record) for part in arrays)
             outputs = self._call(weights, inputs, packed)
-            y_found, h, c = (output.detach().numpy() for output in outputs)
+            y_packed, h, c = (output.detach().numpy() for output in outputs)
             graph = ((*inputs, *weights), outputs) if record else None
-        self._unpack(y, y_found, packed)
+        self._unpack(y, y_packed, packed)
         rows = slice(None) if packed is None else packed.rows
         last.h[rows], last.c[rows] = h[0], c[0]
         return y, last, Saved(count, batch, packed, graph) if record else None
@@ -129,18 +130,18 @@ class TorchKernel(Kernel):
     def _call(
         self, weights: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...], packed: Packed | None
     ) -> tuple[torch.Tensor, ...]:
-        """PyTorch's LSTM: y, h and c."""
+        """Run PyTorch's LSTM and return y, h and c."""
         x, h, c = inputs
-        every = list(weights)
+        tensors = list(weights)
         if self.config.bias:
-            every.insert(3, torch.zeros_like(weights[2], requires_grad=False))
+            tensors.insert(3, torch.zeros_like(weights[2], requires_grad=False))
         options = (self.config.bias, 1, 0.0, torch.is_grad_enabled(), False)  # layers, dropout, training, directions
-        found: tuple[torch.Tensor, ...]
+        outputs: tuple[torch.Tensor, ...]
         if packed is None:
-            found = torch._VF.lstm(x, (h, c), every, *options, False)  # the batch is not the first axis
+            outputs = torch._VF.lstm(x, (h, c), tensors, *options, False)  # the batch is not the first axis
         else:
-            found = torch._VF.lstm(x, packed.sizes, (h, c), every, *options)
-        return found
+            outputs = torch._VF.lstm(x, packed.sizes, (h, c), tensors, *options)
+        return outputs
 
     def _backward(
         self, weights: tuple[torch.Tensor, ...], saved: Saved, dy: Array | None, dstate: State | None
@@ -152,40 +153,45 @@ class TorchKernel(Kernel):
         if saved.graph is None or (dy is None and dstate is None):
             return Gradients(dx, state, {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()})
         inputs, outputs = saved.graph
-        given: list[Array | None] = [None if dy is None else self._packed(dy, packed)]
-        given += [None if dstate is None else _some(part, packed)[None] for part in state]
+        cotangents: list[Array | None] = [None if dy is None else self._packed(dy, packed)]
+        cotangents += [None if dstate is None else _rows_of(part, packed)[None] for part in state]
         with _plain():
-            along = [(o, torch.from_numpy(_own(g))) for o, g in zip(outputs, given, strict=True) if g is not None]
-            found = torch.autograd.grad(
-                [output for output, _ in along],
+            pairs = [
+                (output, torch.from_numpy(_readable(cotangent)))
+                for output, cotangent in zip(outputs, cotangents, strict=True)
+                if cotangent is not None
+            ]
+            gradients = torch.autograd.grad(
+                [output for output, _ in pairs],
                 inputs,
-                [gradient for _, gradient in along],
+                [cotangent for _, cotangent in pairs],
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
-        x, h, c, *parameters = (tensor.detach().numpy() for tensor in found)
+        x, h, c, *parameters = (tensor.detach().numpy() for tensor in gradients)
         self._unpack(dx, x, packed)
         rows = slice(None) if packed is None else packed.rows
         state.h[rows], state.c[rows] = h[0], c[0]
-        made = {name: np.array(value) for name, value in zip(self.names, parameters, strict=True)}
-        return Gradients(dx, state, {name: made[name] for name in shapes})
+        copies = {name: np.array(value) for name, value in zip(self.names, parameters, strict=True)}
+        return Gradients(dx, state, {name: copies[name] for name in shapes})
 
     def _state(self, batch: int) -> State:
+        """Return a state of zeros."""
         return State(
             *(np.zeros((batch, width), self.dtype) for width in (self.config.output_size, self.config.hidden_size))
         )
 
     def _packed(self, array: Array, packed: Packed | None) -> Array:
-        """An array (T, N, ...) in the order in which PyTorch takes it."""
+        """Return an array (T, N, ...) in PyTorch's order of rows."""
         if packed is not None:
             return array.reshape(-1, array.shape[2])[packed.index]
         return array[::-1] if self.config.reverse else array
 
-    def _unpack(self, target: Array, found: Array, packed: Packed | None) -> None:
-        """Write what came in the order of `_packed` to `target` (T, N, ...); 0 in padding."""
+    def _unpack(self, target: Array, source: Array, packed: Packed | None) -> None:
+        """Write `source`, in the order of `_packed`, to `target` (T, N, ...), with 0 in padding."""
         if packed is None:
-            target[...] = found[::-1] if self.config.reverse else found
+            target[...] = source[::-1] if self.config.reverse else source
             return
         count, batch, width = target.shape
         flat = (
@@ -194,17 +200,18 @@ class TorchKernel(Kernel):
             else np.empty((count * batch, width), target.dtype)
         )
         flat[...] = 0
-        flat[packed.index] = found
+        flat[packed.index] = source
         if flat.base is not target:
             target[...] = flat.reshape(target.shape)
 
 
 class TorchBackend(Backend):
-    """What PyTorch's LSTM has: bias, projection, lengths, gradients."""
+    """The features of PyTorch's LSTM: bias, projection, lengths, gradients."""
 
     name = "torch"
 
     def capabilities(self) -> Capabilities:
+        """Return the features above, in float64 and float32."""
         none = "PyTorch's LSTM has none"
         fixed = "PyTorch's LSTM has its sigmoid and its two tanh in fixed places"
         half = "PyTorch returns c in the dtype of x; the contract keeps it in float32"
@@ -220,35 +227,36 @@ class TorchBackend(Backend):
         )
 
     def versions(self) -> dict[str, str]:
+        """Return the version of PyTorch."""
         return {"torch": str(torch.__version__)}
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> TorchKernel:
         return TorchKernel(self, config, precision)
 
 
-def _some(array: Array, packed: Packed | None) -> Array:
-    """The rows of (N, ...) that have steps, in PyTorch's order."""
+def _rows_of(array: Array, packed: Packed | None) -> Array:
+    """Return the rows of (N, ...) that have steps, in PyTorch's order."""
     return array if packed is None else array[packed.rows]
 
 
-def _own(array: Array, *, copy: bool = False) -> Array:
-    """`array` as PyTorch can read it: writable, without negative strides; copied where it is not so, or asked for."""
-    if copy or any(stride < 0 for stride in array.strides):  # NumPy calls an axis of one entry contiguous even so
+def _readable(array: Array, *, copy: bool = False) -> Array:
+    """Return `array` writable and without negative strides, as PyTorch reads it; a copy if needed, or if `copy`."""
+    if copy or any(stride < 0 for stride in array.strides):  # NumPy calls an axis of one entry contiguous all the same
         return np.array(array, order="C")
     return np.require(array, requirements=("C", "A", "W"))
 
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """PyTorch without what the caller may have switched on for the thread: inference mode, autocast."""
+    """Return a context without inference mode and autocast, which the caller may have switched on for the thread."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
 
 
-def _say_once() -> None:
-    """Let PyTorch say, unheard, what it says once a process: that projections do not go to oneDNN. The receipt has it.
+def _swallow_warning() -> None:
+    """Swallow a warning that PyTorch gives once a process: projections do not go to oneDNN. The receipt says it.
 
-    Done once, since a filter of warnings is shared by all threads.
+    This runs once, because all threads share the filters of warnings.
     """
     global _has_warned
     with _warned, warnings.catch_warnings():

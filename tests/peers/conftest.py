@@ -6,5 +6,5 @@ import pytest
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what is in this folder; pytest asks this file about nothing else."""
+    """Mark a test of this folder; pytest calls this for no other one."""
     item.add_marker("peers")

@@ -1,4 +1,4 @@
-"""What is particular to the backend ``jax``: the caller's JAX settings, dtypes, copies, programs, what it refuses.
+"""The backend ``jax``: the caller's JAX settings, dtypes, copies, programs, refusals.
 
 The conformance suite has the rest. Nearly all tests share one configuration and one size, which JAX compiles once.
 """
@@ -52,7 +52,7 @@ def kernel(precision: str = "float32", **switches: Any) -> Kernel:
 
 
 class Given:
-    """The numbers of a call of `kernel`, of which float32 holds every one."""
+    """The numbers of a call of `kernel`, all exact in float32."""
 
     def __init__(self, precision: str = "float32") -> None:
         rng, config = np.random.default_rng(5), kernel(precision).config
@@ -77,7 +77,7 @@ class Given:
 
 
 def compute(precision: str, given: Given | None = None) -> list[Array]:
-    """Outputs, gradients, outputs beside tangents, tangents."""
+    """Return outputs, gradients, outputs and tangents of `jvp`, and outputs without a tape."""
     one, given = kernel(precision), given or Given(precision)
     weights = one.pack(given.parameters)
     more: dict[str, Any] = {"lengths": LENGTHS, "masks": given.masks}
@@ -98,7 +98,7 @@ def of(gradients: Gradients) -> list[Array]:
 
 
 def wanted(precision: str) -> list[Array]:
-    """What `compute` has to give, by the reference."""
+    """Return the results of `compute` by the reference."""
     given, config = Given(precision), kernel(precision).config
     arguments = (config, given.parameters, given.x, given.state)
     more: dict[str, Any] = {"lengths": LENGTHS, "masks": given.masks}
@@ -185,7 +185,7 @@ def test_both_precisions_at_once_from_threads() -> None:
 
 
 def test_all_runs_on_the_processor() -> None:
-    """The backend stays on the processor where the caller has chosen another default device."""
+    """The backend stays on the processor if the caller has chosen another default device."""
     # A second device of the processor stands in; it exists only in a process that starts with it.
     code = """if True:
         import jax, numpy as np
@@ -219,7 +219,7 @@ def test_all_runs_on_the_processor() -> None:
 
 
 def aligned(array: Array) -> Array:
-    """A copy that begins at a multiple of 64 bytes, whose memory JAX takes as it is."""
+    """Return a copy that begins at a multiple of 64 bytes, whose memory JAX uses without a copy."""
     memory = np.empty(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -280,7 +280,7 @@ def test_programs_are_forgotten_once_they_are_many(monkeypatch: pytest.MonkeyPat
 
 def test_a_kernel_made_again_compiles_nothing() -> None:
     compute("float32")
-    programs = (module._run_outputs, module._run_recorded, module._run_gradients, module._run_along)
+    programs = (module._run_outputs, module._run_recorded, module._run_gradients, module._run_jvp)
     before = [program._jitted._cache_size() for program in programs]
     compute("float32")
     assert [program._jitted._cache_size() for program in programs] == before

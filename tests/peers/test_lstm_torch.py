@@ -19,7 +19,7 @@ from lstmcore.backend import Backend
 from lstmcore.lstm import LSTM
 from stacks import Array, NaiveBackend
 
-# PyTorch says once that its own fast path has no projection; its answer is the same
+# PyTorch warns once that its fast path has no projection; its results are the same
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 CONFIGURATIONS = 240
@@ -49,7 +49,7 @@ class Problem:
 
 @lru_cache(maxsize=4)
 def problem(number: int) -> Problem:
-    """Configuration `number`. The first ones walk through directions, projection, bias, layout, lengths and state."""
+    """Return configuration `number`; the first ones vary directions, projection, bias, layout, lengths and state."""
     rng = np.random.default_rng((20261123, number))
     both, projected, unbiased, batch_first, ragged, stateless = (bool(number >> bit & 1) for bit in range(6))
     hidden = int(rng.integers(2, 24))
@@ -75,11 +75,9 @@ def problem(number: int) -> Problem:
     def state() -> tuple[Array, Array]:
         return normal(entries, *rows, width), normal(entries, *rows, hidden)
 
-    biases = {}
-    if not unbiased:
-        for layer in range(arguments["num_layers"]):
-            for suffix in ("", "_reverse")[: 1 + both]:
-                biases[f"bias_hh_l{layer}{suffix}"] = normal(4 * hidden)
+    suffixes = () if unbiased else ("", "_reverse")[: 1 + both]
+    layers = range(arguments["num_layers"])
+    biases = {f"bias_hh_l{layer}{suffix}": normal(4 * hidden) for layer in layers for suffix in suffixes}
     return Problem(
         arguments,
         steps,
@@ -95,27 +93,23 @@ def problem(number: int) -> Problem:
 
 @lru_cache(maxsize=4)
 def parameters(number: int) -> dict[str, Array]:
-    """Ours, in float32: U(-2 / sqrt(H), 2 / sqrt(H)), so that the gates leave their linear range."""
+    """Return our parameters in float32: U(-2 / sqrt(H), 2 / sqrt(H)), so that the gates leave their linear range."""
     drawn = LSTM(**problem(number).arguments, seed=number, backend=NaiveBackend()).parameters
     return {name: 2 * value for name, value in drawn.items()}
 
 
 @lru_cache(maxsize=4)
 def theirs(number: int, dtype: str) -> tuple[dict[str, Array], dict[str, Array]]:
-    """PyTorch's outputs, and its gradients under our names."""
+    """Return PyTorch's outputs, and its gradients under our names."""
     import torch
 
     given = problem(number)
     module = torch.nn.LSTM(**given.arguments).to(getattr(torch, dtype))
-    ours = parameters(number)
     with torch.no_grad():
         for name, value in module.named_parameters():
-            base, _, suffix = name.rpartition("_l")
-            if base == "bias_hh":
-                value.copy_(torch.tensor(given.biases[name]))
-                continue
-            own = next(key for key, other in NAMES.items() if other == base)
-            value.copy_(torch.tensor(ours[f"{own}_l{suffix}"]))
+            value.copy_(
+                torch.tensor(given.biases[name] if name in given.biases else parameters(number)[_our_name(name)])
+            )
 
     def tensor(array: Array) -> torch.Tensor:
         return torch.tensor(array, dtype=getattr(torch, dtype), requires_grad=True)
@@ -139,10 +133,14 @@ def theirs(number: int, dtype: str) -> tuple[dict[str, Array], dict[str, Array]]
     if state is not None:
         gradients |= {"h_0": state[0].grad, "c_0": state[1].grad}
     for name, value in module.named_parameters():
-        base, _, suffix = name.rpartition("_l")
-        own = next((key for key, other in NAMES.items() if other == base), base)
-        gradients[f"{own}_l{suffix}"] = value.grad
+        gradients[_our_name(name)] = value.grad
     return _numpy(outputs), _numpy(gradients)
+
+
+def _our_name(name: str) -> str:
+    """Return our name of one of PyTorch's parameters; ``bias_hh``, which we have not, keeps its name."""
+    base, _, suffix = name.rpartition("_l")
+    return f"{next((ours for ours, torchs in NAMES.items() if torchs == base), base)}_l{suffix}"
 
 
 def _numpy(tensors: Mapping[str, Any]) -> dict[str, Array]:
@@ -175,15 +173,15 @@ def mine(number: int, backend: str | Backend, dtype: str) -> tuple[dict[str, Arr
 
 
 def errors(found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict[str, float]:
-    """The largest error of each array, relative to its largest number."""
-    shares = {}
+    """Return the largest error of each array, relative to its largest number."""
+    relative = {}
     for name, value in found.items():
         wanted = exact[name.removeprefix("plain ")]
         assert value.shape == wanted.shape, name
         assert np.isfinite(value).all(), name
         scale = float(np.abs(wanted).max())
-        shares[name] = float(np.abs(value - wanted).max()) / scale if scale else float(value.any())
-    return shares
+        relative[name] = float(np.abs(value - wanted).max()) / scale if scale else float(value.any())
+    return relative
 
 
 @pytest.mark.parametrize("backend", ["reference", "numpy"])

@@ -2,6 +2,7 @@
 
 The numbers go through `lstmcore_onnxruntime.translate` in both directions. Budgets are those of the conformance suite.
 """
+# long file: the grid, the differences and the node tests share their model builders and the judge
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ LENGTHS = (2, 4, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Case):
-    """A case with numbers of its own."""
+    """A case with given numbers."""
 
     given: Data = field(compare=False)
 
@@ -50,7 +51,7 @@ class Given(Case):
 
 
 def given(case: Case, name: str, **changes: Any) -> Given:
-    """`case` with other numbers or another model."""
+    """Return `case` with other numbers or another model."""
     known = {item.name: getattr(case, item.name) for item in fields(Case)}
     return Given(**{**known, "name": name, **changes})
 
@@ -59,7 +60,7 @@ def given(case: Case, name: str, **changes: Any) -> Given:
 
 
 def make(name: str, **settings: Any) -> Case:
-    """A case in float32; `directions` are the switches of each, forward first, or of one."""
+    """Return a case in float32; `directions` are the switches of each, forward first, or of one."""
     directions = settings.pop("directions", ({},))
     configs = [LSTMConfig(**{**WIDTHS, **switches}) for switches in directions]
     model = configs[0] if len(configs) == 1 else StackConfig((tuple(configs),))
@@ -67,7 +68,7 @@ def make(name: str, **settings: Any) -> Case:
 
 
 def of_each(case: Case) -> list[translate.Direction]:
-    """Every direction's configuration and parameters."""
+    """Return the configuration and the parameters of every direction."""
     parameters = case.data.parameters
     if case.stack is None:
         return [(case.config, parameters)]
@@ -75,7 +76,7 @@ def of_each(case: Case) -> list[translate.Direction]:
 
 
 def inputs_of(case: Case) -> dict[str, Array]:
-    """The operator's inputs, the batch second. The bias is the sum, without rounding, of two that differ."""
+    """Return the operator's inputs, the batch second. The bias is the exact sum of two that differ."""
     data, found = case.data, {"X": case.data.x, **translate.tensors(*of_each(case))}
     if "B" in found:
         both = found["B"][:, : found["B"].shape[1] // 2]
@@ -90,7 +91,7 @@ def inputs_of(case: Case) -> dict[str, Array]:
 
 
 def outputs_of(case: Case, found: Mapping[str, Array]) -> dict[str, Array]:
-    """y, h_n and c_n as a case has them, of the operator's outputs with the batch second."""
+    """Return y, h_n and c_n as a case has them, from the operator's outputs with the batch second."""
     made = {}
     for name, array in found.items():
         if name == "Y":
@@ -102,19 +103,19 @@ def outputs_of(case: Case, found: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def batch_first(name: str, array: Array) -> Array:
-    """`array` of layout 0 in layout 1."""
+    """Return `array` of layout 0 in layout 1."""
     if name == "Y":
         return np.moveaxis(array, 2, 0)
     return np.swapaxes(array, 0, 1) if name in ("X", "initial_h", "initial_c", "Y_h", "Y_c") else array
 
 
 def batch_second(name: str, array: Array) -> Array:
-    """`array` of layout 1 in layout 0."""
+    """Return `array` of layout 1 in layout 0."""
     return np.moveaxis(array, 0, 2) if name == "Y" else batch_first(name, array)
 
 
 def model_of(inputs: Mapping[str, Array], outputs: tuple[str, ...], attributes: Mapping[str, Any]) -> onnx.ModelProto:
-    """A model of one node; every input is one of the model."""
+    """Return a model of one node; every input is one of the model."""
     node = helper.make_node(
         "LSTM",
         [name if name in inputs else "" for name in INPUTS],
@@ -143,7 +144,7 @@ def run_evaluator(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> list[A
 
 
 def judge(case: Case, outputs: tuple[str, ...], found: list[Array]) -> None:
-    """Raise `Failure` where an output is over its budget."""
+    """Raise `Failure` if an output is over its budget."""
     expected = budgets.forward(case)
     got = outputs_of(case, dict(zip(outputs, found, strict=True)))
     compare(got, {name: expected[name] for name in got})
@@ -192,7 +193,7 @@ GRID = {
 
 
 def grid(name: str) -> tuple[Case, dict[str, Any], dict[str, Array]]:
-    """The case, the operator's attributes and its inputs."""
+    """Return the case, the operator's attributes and its inputs."""
     case = make(name, **GRID[name])
     return case, translate.attributes(*case.configs), inputs_of(case)
 
@@ -300,7 +301,7 @@ def test_attributes_outside_their_domain_are_an_error(attributes: dict[str, Any]
 
 # Where ONNX, its reference evaluator and ONNX Runtime differ ----------------------------------------------------------
 
-#: What the evaluator reads.
+#: Names of the grid that the evaluator supports.
 EVALUATED = (
     "plain",
     "reverse",
@@ -311,7 +312,7 @@ EVALUATED = (
     "P",
     "P, bidirectional",
 )
-#: What it leaves out without a word.
+#: Names of the grid that have something it ignores silently.
 IGNORED = ("lengths", "input_forget", "clip", "cell_activation=relu")
 
 
@@ -347,7 +348,7 @@ def test_onnx_runtime_has_no_layout_1(name: str) -> None:
 
 
 def test_onnx_runtime_does_not_clip_the_hidden_input() -> None:
-    """Its result for this case is in the grid; here is that a cell is outside the bound."""
+    """The grid compares its result for this case. This test shows that a cell is outside the bound."""
     _, attributes, inputs = grid("clip, large state")
     _, _, c = run_runtime(model_of(inputs, tuple(OUTPUTS), attributes), inputs)
     assert np.abs(c).max() > 1.5 * attributes["clip"]
@@ -377,7 +378,7 @@ def node_tests() -> dict[str, Any]:
 
 
 def node_test(name: str) -> tuple[onnx.ModelProto, dict[str, Array], tuple[str, ...], list[Array], int]:
-    """The model, its inputs and outputs by the operator's names, what ONNX says comes out, and the layout."""
+    """Return the model, its inputs by name, its outputs' names, ONNX's expected outputs, and the layout."""
     test = node_tests()[name]
     (node,), ((inputs, expected),) = test.model.graph.node, test.data_sets
     names = [name for name, here in zip(INPUTS, node.input, strict=False) if here]
@@ -387,7 +388,7 @@ def node_test(name: str) -> tuple[onnx.ModelProto, dict[str, Array], tuple[str, 
 
 
 def case_of(name: str) -> Case:
-    """A node test as a case; its numbers in float64 are what the reference says of it."""
+    """Return a node test as a case. Its expected values are the reference's, in float64."""
     model, inputs, _, _, layout = node_test(name)
     if layout:
         inputs = {key: batch_second(key, array) for key, array in inputs.items()}

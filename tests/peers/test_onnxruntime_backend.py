@@ -1,4 +1,4 @@
-"""What is particular to the backend ``onnxruntime``: NaN and infinity, what it answers itself, what it refuses and why.
+"""The backend ``onnxruntime``: NaN and infinity, calls that it answers itself, refusals and their reasons.
 
 The conformance suite has the rest.
 """
@@ -50,7 +50,7 @@ def draw(config: LSTMConfig, seed: int = 5) -> tuple[dict[str, Array], Array, St
 
 
 def plain(inputs: dict[str, Array], bias: Array | None = None, **attributes: Any) -> list[Array]:
-    """What ONNX Runtime itself gives for random weights and these inputs, in the dtype of X."""
+    """Return ONNX Runtime's outputs for random weights and these inputs, in the dtype of X."""
     dtype, rng = inputs["X"].dtype, np.random.default_rng(3)
     weights = {name: rng.standard_normal((1, 4 * H, k)).astype(dtype) for name, k in (("W", I), ("R", H))}
     if bias is not None:
@@ -151,7 +151,7 @@ def test_the_reasons_for_that_are_true() -> None:
 
 
 def test_onnx_runtime_without_a_step_loses_the_state() -> None:
-    """What ONNX Runtime returns for T = 0 is not the initial state."""
+    """For T = 0 ONNX Runtime does not return the initial state."""
     state = {"initial_h": ones(1, N, H), "initial_c": ones(1, N, H)}
     _, h, c = plain({"X": ones(T, N, I), "sequence_lens": LENGTHS.astype(np.int32), **state}, hidden_size=H)
     assert not h[0, 1].any() and not c[0, 1].any()
@@ -210,7 +210,7 @@ def test_the_reasons_for_refusing_precisions_are_true() -> None:
 
 def test_the_reason_for_refusing_softplus_is_true() -> None:
     def candidate(x: float) -> float:
-        """The cell after one step from 0 of a gate that is open."""
+        """Return the cell after one step from 0, with an open gate."""
         functions = {"activations": ["Affine", "Softplus", "Tanh"], "activation_alpha": [0.0], "activation_beta": [1.0]}
         bias = np.zeros((1, 8 * H), np.float32)
         bias[0, 3 * H : 4 * H] = x

@@ -35,7 +35,7 @@ def test_twenty_steps_as_in_torch(ours: Optimizer, name: str, settings: dict[str
             tensor.grad = torch.tensor(gradients[key])
         torch.nn.utils.clip_grad_norm_(list(theirs.values()), 2.0)
         optimizer.step()
-        # torch divides by (norm + 1e-6); the same gradients go to both, so that only the rules are compared
+        # torch divides by (norm + 1e-6); both get the same gradients, so that only the rules are compared
         clipped = {key: tensor.grad.numpy() for key, tensor in theirs.items()}
         for key, value in clip_by_global_norm(gradients, 2.0)[0].items():
             np.testing.assert_allclose(value, clipped[key], rtol=2e-6)

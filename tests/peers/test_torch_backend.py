@@ -1,4 +1,4 @@
-"""What is particular to the backend ``torch``: the caller's PyTorch settings, the path, the tape, what it refuses.
+"""The backend ``torch``: the caller's PyTorch settings, the path, the tape, refusals.
 
 The conformance suite has the rest.
 """
@@ -162,7 +162,7 @@ def test_the_failures_that_are_expected_are_those_that_fail() -> None:
 
 
 def test_the_reason_for_the_expected_failure_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient of the bias alone: that of the weights is a product, which depends on the maker of the processor."""
+    """Only the gradient of the bias is compared. That of the weights is a product, which depends on the processor."""
     rng = np.random.default_rng(7)
     x, dy = (torch.from_numpy(rng.uniform(size=(64, 1024, width)) + 0.5) for width in (I, H))
     wanted = torch.nn.LSTM(I, H, dtype=torch.float64)

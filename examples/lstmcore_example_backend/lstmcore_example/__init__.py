@@ -1,4 +1,4 @@
-"""The plug-in: two hooks. The kernel is imported when it is asked for."""
+"""The plug-in: two hooks. The kernel is imported on first use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Tell what the backend is."""
+    """Return name, version and summary of the backend."""
     return BackendInfo("example", "0.1.0", "the plain LSTM, one step at a time")
 
 
 @hookimpl
 def lstmcore_backend() -> Backend:
-    """Make the backend."""
+    """Return the backend."""
     from lstmcore_example.kernel import ExampleBackend
 
     return ExampleBackend()

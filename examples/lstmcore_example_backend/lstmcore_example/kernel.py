@@ -15,20 +15,21 @@ FEATURES_HERE = frozenset({"no_bias", "reverse", "lengths"})
 
 
 def sigmoid(z: Array) -> Array:
-    """The logistic function, by way of tanh, which does not overflow."""
+    """Return the logistic function of `z`, computed by tanh, which does not overflow."""
     return 0.5 + 0.5 * np.tanh(0.5 * z)
 
 
 class ExampleKernel(Kernel):
-    """Arguments have been checked before these methods are called."""
+    """One layer in one direction. The contract checks arguments before it calls these methods."""
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """See `Kernel.receipt`."""
         return Receipt(self.backend.name, "cpu", self.precision.name, "step by step", "the only path")
 
     def _pack(self, parameters: Mapping[str, Array]) -> dict[str, Array]:
         return {name: np.array(array) for name, array in parameters.items()}
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
         weights: dict[str, Array],
         x: Array,
@@ -46,7 +47,7 @@ class ExampleKernel(Kernel):
         tape = []
         for t in reversed(range(steps)) if self.config.reverse else range(steps):
             active = (t < ends)[:, None]
-            # what padding and the state of a row without steps hold reaches no sum
+            # zeros in padding rows, so that a NaN there reaches no sum
             x_t, h_t, c_t = (np.where(active, array, np.zeros((), dtype)) for array in (x[t], h, c))
             z = x_t @ weights["weight_x"].T + h_t @ weights["weight_h"].T
             if self.config.bias:
@@ -94,6 +95,7 @@ class ExampleBackend(Backend):
     name = "example"
 
     def capabilities(self) -> Capabilities:
+        """Return what the kernel implements, and a reason for everything else."""
         precisions = frozenset({"float32", "float64"})
         rest = (FEATURES - FEATURES_HERE) | (PRECISIONS.keys() - precisions) | {"jvp"}
         reasons = dict.fromkeys(rest, "the example shows the plain LSTM only")
