@@ -1,5 +1,5 @@
-// How kernels are written, and sums over the threads of a block. The order of the additions is fixed, so that two calls
-// give the same bits.
+// Macros of kernels, and sums over the threads of a block. The order of the additions is fixed, so that two calls give the
+// same bits.
 #pragma once
 
 #include "storage.cuh"
@@ -37,7 +37,7 @@ struct Norm {
     real deviation;
 };
 
-// Mean and deviation, sqrt(variance + eps), of `count` numbers. Each thread reads those of FOR_UNITS, so what it wrote itself.
+// Mean and deviation, sqrt(variance + eps), of `count` numbers. Each thread reads the numbers of FOR_UNITS, which it wrote.
 __device__ inline Norm norm_of(const real* row, const long long count, const real eps) {
     real sum = 0;
     for (long long k = threadIdx.x; k < count; k += blockDim.x) sum += row[k];

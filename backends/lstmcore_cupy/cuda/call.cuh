@@ -42,15 +42,15 @@ struct Call {
     const real* mask_r;          // (N, R)
     const real* mask_h;          // (T, N, P)
     const real* mask_c;          // (T, N, H)
-    // Forward. A stride is the distance from one step to the next: 0 where only the newest is kept.
+    // Forward. A stride is the distance from one step to the next: 0 if only the newest one is kept.
     long long first;             // the time of the first row of from_x, which may have fewer than T
     real* from_x;                // (T, N, GH): W x, to which R (m_r r) was added; with layer norm W x normalised
     real* from_h;                // (N, GH): R (m_r r) of this step, with layer norm
     real* z;                     // (T, N, GH): before the gate clip; null: not kept. May be from_x but for layer norm
     real* norm_h;                // (T, N, GH): R (m_r r) normalised; null: not kept
-    real* deviation_x;           // (T, N): what W x was divided by; null: not kept
+    real* deviation_x;           // (T, N): the divisor of W x; null: not kept
     real* deviation_h;           // (T, N)
-    real* r;                     // (T, N, R): m_r times what the gates read, 0 in padding
+    real* r;                     // (T, N, R): m_r times the recurrent input, 0 in padding
     long long r_stride;
     long long r_turns;           // 1: r is (2, N, R), of the newest step and the one before
     real* c;                     // (T + 1, N, H), by step
@@ -67,12 +67,12 @@ struct Call {
     long long rows;              // of the batch that a block has, fewer in the last ones
     long long depth;             // columns that a tile has, fewer in the last one
     long long* arrived;          // for each part of the batch: blocks that came to its barrier, 0 at the launch
-    long long* failed;           // (1), of the host: 1 where a launch gave up
+    long long* failed;           // (1), of the host: 1 if a launch gave up
     // Backward
     const stored* dy;            // (T, N, P)
-    real* dh;                    // (N, P): of h before the steps that were taken back, without what goes through dr
+    real* dh;                    // (N, P): of h before the steps that ran backward, without the part that goes through dr
     real* dc;                    // (N, H)
-    real* dr;                    // (N, R): of m_r r of the step taken back last; null where all are in one launch
+    real* dr;                    // (N, R): of m_r r of the last step that ran backward; null if all are in one launch
     real* dz;                    // (T, N, GH)
     real* dz_x;                  // (T, N, GH): of W x, with layer norm
     real* dz_h;                  // (T, N, GH): of R (m_r r), with layer norm
@@ -80,7 +80,7 @@ struct Call {
     real* dq;                    // (N, H)
     real* dn;                    // (T, N, H): of the normalised c after gain and shift
     real* norm_c;                // (T, N, H)
-    // Directional derivative. The tangents of parameters are 0 where they are not given.
+    // Directional derivative. The tangents of parameters are 0 if they are not given.
     const real* t_bias;          // (GH)
     const real* t_peephole;      // (2 or 3, H)
     const real* t_gain_x;        // (GH)

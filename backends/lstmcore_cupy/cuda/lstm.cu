@@ -1,11 +1,11 @@
 // One layer in one direction: the part of SPEC.md, section 2, that is not a product of matrices, and its derivatives.
 //
-// A block works on one row of the batch (blockIdx.x); blockIdx.y and the threads share its hidden units, but with layer
-// norm, whose sums go over the row, one block has all of them. The macros come from variants.py: the switches, GATES,
-// the places of the gates (I_GATE ... -1 where a gate has no rows) and of the peepholes, and the activations, which
-// need the call for their parameters.
+// A block works on one row of the batch (blockIdx.x); blockIdx.y and the threads share its hidden units. With layer norm,
+// whose sums go over the row, one block has all units. The macros come from program_source.py: the switches, GATES, the
+// places of the gates (I_GATE ...; -1 if a gate has no rows) and of the peepholes, and the activations. An activation reads
+// its parameters from the call.
 //
-// Rows past their end hold their state; what the tape has there is 0, so that products over all rows and steps are right.
+// Rows past their end hold their state. The tape has 0 there, so that products over all rows and steps are right.
 
 #include "activations.cuh"
 #include "block.cuh"
@@ -78,7 +78,7 @@ __device__ inline real keep_recurrent(const Call& a, const long long n, const lo
     return a.mask_r ? a.mask_r[n * a.R + k] : (real)1;
 }
 
-// The z of all gates of unit j, as the tape has them.
+// Load z of all gates of unit j from the tape.
 __device__ inline void read_gates(const Call& a, const long long s, const long long n, const long long j, real* z) {
     const real* row = a.z + (time_of(a, s) * a.N + n) * GATES * a.H;
     for (int gate = 0; gate < GATES; ++gate) z[gate] = row[gate * a.H + j];
@@ -91,7 +91,7 @@ __device__ inline real scaled_cell(const Call& a, const long long j, const real 
     return value;
 }
 
-// Where r of step `s` begins.
+// The index of the first entry of r of step `s`.
 __device__ inline long long place_of_r(const Call& a, const long long s) {
     return (a.r_turns ? s % 2 : time_of(a, s)) * a.r_stride;
 }
@@ -268,7 +268,7 @@ KERNEL(forward_output, Call) {
 
 // Backward: d_ is the gradient of the scalar with respect to the value of that name ------------------------------------------
 
-// dh or dc with what came through the product of the step taken back before, s + 1; 0 of it where that was padding.
+// dh or dc plus the part that came through the product of step s + 1, which is 0 if that step was padding.
 // `dr` is the gradient of m_r r of that step.
 __device__ inline real carried(
     const Call& a, const long long s, const long long n, const long long k, const real value, const real dr) {
@@ -330,7 +330,7 @@ __device__ inline void pad_gradient(
     if (a.dn) a.dn[row * a.H + j] = a.norm_c[row * a.H + j] = 0;
 }
 
-// The derivative of q = o u(c) and o = s(z_o): dz of the output gate, and the gradient of c, which is normalised with layer norm.
+// The derivative of q = o u(c) and o = s(z_o): dz of the output gate, and the gradient of c (normalised with layer norm).
 __device__ inline real backward_output_gate(
     const Call& a, const long long s, const long long n, const long long j, const real dq, const real c) {
     const long long place = (time_of(a, s) * a.N + n) * GATES * a.H + O_GATE * a.H + j;
@@ -339,7 +339,7 @@ __device__ inline real backward_output_gate(
     return dq * gate_value(a, O_GATE, z_o) * HIDDEN_SLOPE(c, u);
 }
 
-// dz of the other gates, and dc of the step before: `dn` is what came to c through u.
+// dz of the other gates, and dc of the step before: `dn` is the part of c's gradient that came through u.
 __device__ inline void backward_gates(
     const Call& a, const long long s, const long long n, const long long j, const real dn, const real dr) {
     real* dz = a.dz + (time_of(a, s) * a.N + n) * GATES * a.H;
@@ -386,7 +386,7 @@ __device__ inline void backward_gates(
     a.dc[n * a.H + j] = dc_before;
 }
 
-// dr of unit j; 0 where the gates read no units but what a projection made of them.
+// dr of unit j; 0 if the gates read the output of a projection and not the units.
 __device__ inline real gradient_of_r(const Call& a, const long long n, const long long j) {
 #if PROJECTION && !RECURRENCE_CELL
     return 0;
@@ -468,7 +468,7 @@ KERNEL(backward_normalise_input, Call) {
 }
 #endif
 
-// The gradient of the initial state: what came through the product of the first step.
+// Add to the gradient of the initial state the part that came through the product of the first step.
 __device__ inline void backward_state(const Call& a, const long long n, const long long k, const real dr) {
 #if RECURRENCE_CELL
     a.dc[n * a.H + k] = carried(a, -1, n, k, a.dc[n * a.H + k], dr);

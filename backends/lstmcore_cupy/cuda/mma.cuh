@@ -56,8 +56,8 @@ __device__ inline void mma_stored(float* d, const unsigned* a, const unsigned* b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four matrices of 8 rows of 16 bytes from shared memory: lane 8 m + i tells where row i of matrix m begins, a multiple of
-// 16 bytes, and a[m] becomes word `lane % 4` of its row `lane / 4`.
+// Load four matrices of 8 rows of 16 bytes from shared memory. Lane 8 m + i has the address of row i of matrix m, a multiple
+// of 16 bytes. a[m] becomes word `lane % 4` of row `lane / 4`.
 __device__ inline void load_matrices(unsigned* a, const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
@@ -73,7 +73,7 @@ struct alignas(8) Pair {
     unsigned of[2];
 };
 
-// Take a number of float32 apart: `upper` becomes the nearest of TF32 and `lower` that of the rest.
+// Split a number of float32: `upper` becomes the nearest of TF32 and `lower` that of the rest.
 __device__ inline void split(unsigned& upper, unsigned& lower) {
     const float value = __uint_as_float(upper);
     upper = to_tf32(value);
@@ -120,11 +120,11 @@ struct TensorProduct {
 
     // sums[row * outputs + o], in shared memory, becomes the sum over k of the weight of output o and column k times
     // source[row * K + k], for `rows` <= MMA_ROWS rows of what other blocks wrote before a barrier of the grid.
-    // `exact`: the source is exact in `stored`, and is multiplied so; else it is two numbers of TF32 for the 16-bit
-    // formats, which leave out 2^-22 of it at most, and one for precision tf32. Sums are float32.
-    // `tile` is room for `depth` columns, a multiple of MMA_DEPTH or all of them. Where there are fewer groups of 8 outputs
-    // than warps the columns of each are split over several warps: `sums` is room for MMA_ROWS times the outputs, and times
-    // 8 numbers for each warp. All threads of the block call it, and all may read the sums after it.
+    // `exact`: the source is exact in `stored` and is multiplied in that format. If not, it is two numbers of TF32 for the
+    // 16-bit formats, which lose 2^-22 of it at most, and one for precision tf32. Sums are float32.
+    // `tile` holds `depth` columns, a multiple of MMA_DEPTH or all of them. With fewer groups of 8 outputs than warps, the
+    // columns of each are split over several warps: `sums` holds MMA_ROWS times the outputs, and times 8 numbers for each
+    // warp. All threads of the block call it, and all may read the sums after it.
     __device__ static void product(
         const Weight* weights, const int outputs, const long long K, const real* source, const int rows, real* tile,
         const long long depth, real* sums, const bool exact) {
@@ -169,7 +169,7 @@ private:
         return (size + to - 1) / to * to;
     }
 
-    // Where the weight of output o and column k is kept.
+    // The index of the weight of output o and column k.
     __device__ static int place(const int o, const int k, const int width) {
         const int step = o / MMA_OUTPUTS * (width / MMA_DEPTH) + k / MMA_DEPTH, column = k % MMA_DEPTH;
         const int lane = o % MMA_OUTPUTS * 4 + column % 8 / 2;

@@ -1,13 +1,13 @@
-// All steps in one launch, where nothing but the product with R is a sum over units: no layer norm, no projection.
+// All steps in one launch, if only the product with R is a sum over units: no layer norm, no projection.
 //
-// A block has `units` hidden units and `rows` rows of the batch for all steps: blockIdx.x tells which units, blockIdx.y
-// which rows, blockIdx.z which direction. It keeps what its units need of R in shared memory. Of a step it reads all of r
-// (backward all of dz) of its rows, TILE of them at a time, and writes its own units: between the two is a barrier of the
-// blocks that have the same rows and direction, all of which have to be resident. What a thread alone writes and reads, c
-// and h of a unit and a row, needs none: the same thread has them in every step.
+// A block has `units` hidden units (blockIdx.x) and `rows` rows of the batch (blockIdx.y) of one direction (blockIdx.z) for
+// all steps. It keeps the rows of R of its units in shared memory. In a step it reads r (backward: dz) of all units of its
+// rows, TILE rows at a time, and writes its own units. A barrier lies between the two. It joins the blocks that have the
+// same rows and direction, all of which have to be resident. c and h of a unit and a row need no barrier, because the same
+// thread has them in every step.
 //
-// Room in shared memory: what is kept of R, a tile (TILE, depth), the sums of a tile (TILE, number of outputs). The product
-// with them is made of scalar multiply-adds or runs on tensor cores, see mma.cuh.
+// Shared memory holds the rows of R, a tile (TILE, depth) and the sums of a tile (TILE, number of outputs). The product is
+// made of scalar multiply-adds or runs on tensor cores, see mma.cuh.
 #pragma once
 
 #include "block.cuh"
@@ -18,7 +18,7 @@
 
 #define TILE 16        // rows of the batch in shared memory
 #define BLOCK 4        // rows, and outputs, that a warp multiplies at once
-#define POLLS 8388608  // of a barrier, until it counts as one that never opens: some seconds
+#define POLLS 8388608  // of a barrier, before it counts as one that never opens: some seconds
 #define GIVEN_UP (1ll << 40)
 
 // The work of a block.
@@ -32,9 +32,9 @@ __device__ inline Share share_of(const Call& a) {
     return {unit, row, row + a.rows < a.N ? row + a.rows : a.N, (int)(unit + a.units < a.H ? a.units : a.H - unit)};
 }
 
-// Wait until all blocks of the same rows and direction have come here `times` times. What they wrote before is then there
-// for all of them, but for what a multiprocessor keeps of earlier reads: see __ldcg. False where one did not come, which
-// all blocks are told, and the host.
+// Wait until all blocks of the same rows and direction have come here `times` times. All of them then see what they wrote
+// before, except for earlier reads in the cache of a multiprocessor: see __ldcg. Return false if a block did not come. All
+// blocks and the host learn of that.
 __device__ inline bool grid_barrier(const Call& a, const long long times) {
     __shared__ bool open;
     __threadfence();
@@ -60,7 +60,7 @@ __device__ inline bool grid_barrier(const Call& a, const long long times) {
     return open;
 }
 
-// Of two lanes that have parts of the same 2 HALF sums each takes half of the sums, and so on until two lanes have one sum:
+// Two lanes have parts of the same 2 HALF sums, and each takes half of the sums. This repeats until two lanes have one sum:
 // lanes 2 k and 2 k + 1 get sum k in part[0].
 template <int HALF>
 __device__ inline void fold(real* part, const int lane) {
@@ -76,8 +76,8 @@ __device__ inline void fold(real* part, const int lane) {
         part[0] += __shfl_xor_sync(0xffffffffu, part[0], 1);
 }
 
-// Products by multiply-adds of one number by another: what float64 and float32 have in place of `TensorProduct`, which
-// says what its functions do. The weights are (outputs, K).
+// Products by scalar multiply-adds, for float64 and float32. `TensorProduct` documents the functions. The weights are
+// (outputs, K).
 struct ScalarProduct {
     typedef real Weight;
 
@@ -116,7 +116,7 @@ struct ScalarProduct {
                 const int output = task / across * BLOCK, row = task % across * BLOCK;
                 const real* factors[BLOCK];
 #pragma unroll
-                for (int o = 0; o < BLOCK; ++o)  // outputs that are not there are not written
+                for (int o = 0; o < BLOCK; ++o)  // outputs beyond the last one are not written
                     factors[o] = weights + (output + o < outputs ? output + o : output) * K + begin;
                 // A lane has every 32nd term of the sums
                 real part[BLOCK * BLOCK] = {};
@@ -138,7 +138,7 @@ struct ScalarProduct {
 // After a barrier that did not open: nothing of steps from s on may look like a result.
 __device__ inline void forward_failed(const Call& a, const Share& share, const long long s) {
     const real nothing = sqrt((real)-1);
-#pragma unroll 1  // code that hardly ever runs is to be short
+#pragma unroll 1  // rarely run, so it should be short
     for (long long n = share.first_row; n < share.last_row; ++n)
 #pragma unroll 1
         for (long long unit = threadIdx.x; unit < share.units; unit += blockDim.x) {
@@ -193,7 +193,7 @@ __device__ inline void forward_steps(const Call& a) {
 // As `forward_failed`, of steps from s down.
 __device__ inline void backward_failed(const Call& a, const Share& share, const long long s) {
     const real nothing = sqrt((real)-1);
-#pragma unroll 1  // code that hardly ever runs is to be short
+#pragma unroll 1  // rarely run, so it should be short
     for (long long n = share.first_row; n < share.last_row; ++n)
 #pragma unroll 1
         for (long long unit = threadIdx.x; unit < share.units; unit += blockDim.x) {

@@ -22,7 +22,7 @@ struct Rows {
     real* sums;                  // (parts, width)
 };
 
-// From the storage format, with 0 in padding: whatever is there reaches no sum. One block for each (t, n).
+// From the storage format, with 0 in padding, so that a NaN there reaches no sum. One block for each (t, n).
 KERNEL(widen, Rows) {
     const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N;
     const bool own = !a.ends || t < a.ends[n];

@@ -1,4 +1,4 @@
-// Numbers: `real` is what is computed in, `stored` what x, y and h are kept in.
+// Numbers: `real` is the compute format, `stored` the format of x, y and h.
 // The 16-bit formats are converted by their bits, so that no header of the toolkit is needed.
 #pragma once
 
