@@ -2,16 +2,54 @@
 
 `LSTMConfig` describes one layer in one direction; `StackConfig` puts layers and directions together.
 Nothing here computes: this module is what the reference, the backends and the conformance suite agree on.
-The meaning of every switch is in SPEC.md.
+The meaning of every switch is in SPEC.md. A switch is described once, in its field of `LSTMConfig`: features, options
+of the command line, macros of CUDA sources and cases of the conformance suite follow from that description.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
+
+from lstmcore.domains import (
+    ACTIVATIONS,
+    BOUND,
+    DROPOUT,
+    FLAG,
+    FUNCTION,
+    NUMBER,
+    RATE,
+    SAMPLE_FUNCTIONS,
+    SIGMOID,
+    SIZE,
+    TANH,
+    Activation,
+    Switch,
+    described,
+    one_of,
+)
+from lstmcore.scalars import check_version, finite, integer, rate
+
+__all__ = [
+    "ACTIVATIONS",
+    "CONFIG_VERSION",
+    "FEATURES",
+    "MOST_LAYERS",
+    "SHARED_SWITCHES",
+    "SIGMOID",
+    "SWITCHES",
+    "TANH",
+    "Activation",
+    "Coupling",
+    "LSTMConfig",
+    "Recurrence",
+    "StackConfig",
+    "check_version",
+    "finite",
+    "integer",
+    "rate",
+]
 
 Coupling = Literal["none", "forget_from_input", "input_from_forget"]
 Recurrence = Literal["hidden", "cell"]
@@ -21,101 +59,6 @@ CONFIG_VERSION: Final = 1
 
 #: Layers that `StackConfig.make` makes at most: each takes time and memory before the first call.
 MOST_LAYERS: Final = 2**16
-
-#: Activation name -> its parameters with the defaults of the ONNX operator set.
-ACTIVATIONS: Final[Mapping[str, Mapping[str, float]]] = {
-    "sigmoid": {},
-    "tanh": {},
-    "relu": {},
-    "identity": {},
-    "affine": {"alpha": 1.0, "beta": 0.0},
-    "leaky_relu": {"alpha": 0.01},
-    "thresholded_relu": {"alpha": 1.0},
-    "scaled_tanh": {"alpha": 1.0, "beta": 1.0},
-    "hard_sigmoid": {"alpha": 0.2, "beta": 0.5},
-    "elu": {"alpha": 1.0},
-    "softsign": {},
-    "softplus": {},
-}
-
-_ACTIVATION_TEXT: Final = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\))?\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """An element-wise function with its parameters, for example ``hard_sigmoid(alpha=0.2, beta=0.5)``.
-
-    Parameters
-    ----------
-    name
-        One of `ACTIVATIONS`.
-    alpha, beta
-        The parameters of the function; None takes the ONNX default. Giving one to a function that has none is
-        an error.
-
-    Raises
-    ------
-    ValueError
-        Unknown name, a parameter that the function does not have, or one that is not finite.
-    """
-
-    name: str
-    alpha: float | None = None
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or self.name not in ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}; got {self.name!r}")
-        defaults = ACTIVATIONS[self.name]
-        for key in ("alpha", "beta"):
-            value = getattr(self, key)
-            if key not in defaults:
-                if value is not None:
-                    raise ValueError(
-                        f"activation {self.name}: has no parameter {key}; got {key}={value!r}, leave it out"
-                    )
-                continue
-            object.__setattr__(
-                self, key, defaults[key] if value is None else finite(f"activation {self.name} {key}", value)
-            )
-
-    @classmethod
-    def parse(cls, value: Activation | str) -> Activation:
-        """Make an activation from its text: ``"tanh"``, ``"elu(0.5)"``, ``"hard_sigmoid(alpha=0.2, beta=0.5)"``."""
-        if isinstance(value, Activation):
-            return value
-        if not isinstance(value, str):
-            raise TypeError(
-                f"activation: expected an Activation or its text, such as 'tanh'; got {type(value).__name__}"
-            )
-        match = _ACTIVATION_TEXT.fullmatch(value)
-        if match is None:
-            raise ValueError(f"activation: expected a text such as 'tanh' or 'elu(alpha=0.5)'; got {value!r}")
-        arguments: dict[str, float] = {}
-        text = match["arguments"] or ""
-        for position, part in enumerate(text.split(",") if text.strip() else []):
-            key, equals, number = part.rpartition("=")
-            key = key.strip() if equals else ("alpha", "beta")[position] if position < 2 else ""
-            try:
-                parsed = float(number)
-            except ValueError:
-                raise ValueError(
-                    f"activation: expected a number for {key or 'each parameter'}; got {part.strip()!r} in {value!r}"
-                ) from None
-            if key not in ("alpha", "beta"):
-                raise ValueError(f"activation: expected alpha and beta only; got {value!r}")
-            if key in arguments:
-                raise ValueError(f"activation: expected {key} once; got {value!r}")
-            arguments[key] = parsed
-        return cls(match["name"], **arguments)
-
-    def __str__(self) -> str:
-        given = [f"{key}={getattr(self, key)!r}" for key in ACTIVATIONS[self.name]]
-        return f"{self.name}({', '.join(given)})" if given else self.name
-
-
-SIGMOID: Final = Activation("sigmoid")
-TANH: Final = Activation("tanh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,23 +106,79 @@ class LSTMConfig:
 
     input_size: int
     hidden_size: int
-    bias: bool = True
-    proj_size: int = 0
-    reverse: bool = False
-    peephole: bool = False
-    coupling: Coupling = "none"
-    gate_clip: float | None = None
-    cell_clip: float | None = None
-    proj_clip: float | None = None
-    gate_activation: Activation = SIGMOID
-    cell_activation: Activation = TANH
-    hidden_activation: Activation = TANH
-    recurrence: Recurrence = "hidden"
-    layer_norm: bool = False
-    layer_norm_eps: float = 1e-5
-    zoneout_hidden: float = 0.0
-    zoneout_cell: float = 0.0
-    recurrent_dropout: float = 0.0
+    bias: bool = field(default=True, metadata=described(FLAG, "Gates with a bias.", feature="no_bias", sample=(False,)))
+    proj_size: int = field(
+        default=0,
+        metadata=described(SIZE, "Width of the projected output; 0 for none.", feature="proj_size", sample=(3,)),
+    )
+    reverse: bool = field(
+        default=False, metadata=described(FLAG, "Last step first.", feature="reverse", sample=(True,))
+    )
+    peephole: bool = field(
+        default=False, metadata=described(FLAG, "Peephole connections.", feature="peephole", sample=(True,))
+    )
+    coupling: Coupling = field(
+        default="none",
+        metadata=described(
+            one_of(*get_args(Coupling)),
+            "Coupled gates.",
+            feature="coupling:{}",
+            sample=("forget_from_input", "input_from_forget"),
+        ),
+    )
+    gate_clip: float | None = field(
+        default=None, metadata=described(BOUND, "Bound of the pre-activations.", feature="gate_clip", sample=(0.9,))
+    )
+    cell_clip: float | None = field(
+        default=None, metadata=described(BOUND, "Bound of the cell.", feature="cell_clip", sample=(0.45,))
+    )
+    proj_clip: float | None = field(
+        default=None,
+        metadata=described(
+            BOUND, "Bound of the projected output.", feature="proj_clip", sample=(0.25,), needs="proj_size"
+        ),
+    )
+    gate_activation: Activation = field(
+        default=SIGMOID,
+        metadata=described(
+            FUNCTION, "For example 'hard_sigmoid(alpha=0.2)'.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
+        ),
+    )
+    cell_activation: Activation = field(
+        default=TANH,
+        metadata=described(FUNCTION, "Of the candidate.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS),
+    )
+    hidden_activation: Activation = field(
+        default=TANH,
+        metadata=described(
+            FUNCTION, "Of the cell on its way out.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
+        ),
+    )
+    recurrence: Recurrence = field(
+        default="hidden",
+        metadata=described(
+            one_of(*get_args(Recurrence)), "What the gates read.", feature="recurrence:{}", sample=("cell",)
+        ),
+    )
+    layer_norm: bool = field(
+        default=False, metadata=described(FLAG, "Layer normalisation.", feature="layer_norm", sample=(True,))
+    )
+    layer_norm_eps: float = field(
+        default=1e-5,
+        metadata=described(
+            NUMBER, "Added to the variance by the layer normalisation.", feature=None, sample=(0.3,), needs="layer_norm"
+        ),
+    )
+    zoneout_hidden: float = field(
+        default=0.0, metadata=described(RATE, "Rate on h.", feature="zoneout_hidden", sample=(0.3,))
+    )
+    zoneout_cell: float = field(
+        default=0.0, metadata=described(RATE, "Rate on c.", feature="zoneout_cell", sample=(0.4,))
+    )
+    recurrent_dropout: float = field(
+        default=0.0,
+        metadata=described(DROPOUT, "Rate of one mask a sequence.", feature="recurrent_dropout", sample=(0.25,)),
+    )
     #: Parameter name -> shape, in canonical order. Derived.
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
@@ -187,29 +186,14 @@ class LSTMConfig:
         put = object.__setattr__
         for name in ("input_size", "hidden_size"):
             put(self, name, integer(name, getattr(self, name), 1))
-        put(self, "proj_size", integer("proj_size", self.proj_size, 0))
+        for name, item in SWITCHES.items():
+            put(self, name, item.domain.check(name, getattr(self, name)))
         if self.proj_size >= self.hidden_size:
             raise ValueError(
                 f"proj_size: expected 0 or a value below hidden_size={self.hidden_size}; got {self.proj_size}"
             )
-        for name in ("bias", "reverse", "peephole", "layer_norm"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(f"{name}: expected True or False; got {value!r}")
-        _choice("coupling", self.coupling, get_args(Coupling))
-        _choice("recurrence", self.recurrence, get_args(Recurrence))
-        for name in ("gate_clip", "cell_clip", "proj_clip"):
-            value = getattr(self, name)
-            if value is not None:
-                put(self, name, _positive(name, value))
         if self.proj_clip is not None and not self.proj_size:
             raise ValueError(f"proj_clip: needs proj_size > 0; got proj_clip={self.proj_clip!r} with proj_size=0")
-        put(self, "layer_norm_eps", _positive("layer_norm_eps", self.layer_norm_eps))
-        for name in ("gate_activation", "cell_activation", "hidden_activation"):
-            put(self, name, Activation.parse(getattr(self, name)))
-        for name in ("zoneout_hidden", "zoneout_cell"):
-            put(self, name, rate(name, getattr(self, name), one_allowed=True))
-        put(self, "recurrent_dropout", rate("recurrent_dropout", self.recurrent_dropout))
         put(self, "parameter_shapes", self._parameter_shapes())
 
     @property
@@ -253,18 +237,16 @@ class LSTMConfig:
 
     @property
     def features(self) -> frozenset[str]:
-        """The names of the switches in use, as a backend declares them (`FEATURES`)."""
-        used = {name for name in _FLAG_FEATURES if getattr(self, name)}
-        used |= set() if self.bias else {"no_bias"}
-        used |= {f"coupling:{self.coupling}"} if self.coupling != "none" else set()
-        used |= {"recurrence:cell"} if self.recurrence == "cell" else set()
-        functions = (self.gate_activation, self.cell_activation, self.hidden_activation)
-        if functions != (SIGMOID, TANH, TANH):
-            used |= {f"activation:{function.name}" for function in functions}
+        """Names of the switches in use, as a backend declares them (`FEATURES`)."""
+        used: set[str] = set()
+        for feature, group in _GROUPS.items():
+            values = [getattr(self, item.name) for item in group]
+            if any(value != item.default for value, item in zip(values, group, strict=True)):
+                used |= {feature.format(value) for value in values}
         return frozenset(used)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON: the version of the form and every switch."""
+        """Return a form for JSON: the version of the form and every switch."""
         values: dict[str, Any] = {"version": CONFIG_VERSION}
         for item in fields(self):
             if item.init:
@@ -274,7 +256,7 @@ class LSTMConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LSTMConfig:
-        """The inverse of `to_dict`. A newer version, an unknown or a missing switch is a ValueError."""
+        """Invert `to_dict`. A newer version, an unknown or a missing switch is a ValueError."""
         rest = dict(values)
         check_version("config", rest.pop("version", None), CONFIG_VERSION)
         known = {item.name for item in fields(cls) if item.init}
@@ -285,31 +267,35 @@ class LSTMConfig:
         return cls(**rest)
 
 
-_FLAG_FEATURES: Final = (
-    "proj_size",
-    "reverse",
-    "peephole",
-    "gate_clip",
-    "cell_clip",
-    "proj_clip",
-    "layer_norm",
-    "zoneout_hidden",
-    "zoneout_cell",
-    "recurrent_dropout",
-)
+#: Switches by name, in the order of the fields: the fields of `LSTMConfig` that have a description.
+SWITCHES: Final[Mapping[str, Switch]] = {
+    item.name: Switch(item.name, item.default, **item.metadata) for item in fields(LSTMConfig) if item.metadata
+}
+
+#: Switches that all layers and directions of a stack share: all but the direction.
+SHARED_SWITCHES: Final = tuple(name for name in SWITCHES if name != "reverse")
+
+#: Feature, with ``{}`` for the value -> the switches that it describes together.
+_GROUPS: Final[Mapping[str, tuple[Switch, ...]]] = {
+    feature: tuple(item for item in SWITCHES.values() if item.feature == feature)
+    for feature in dict.fromkeys(item.feature for item in SWITCHES.values())
+    if feature is not None
+}
+
+
+def _features_of(feature: str, group: tuple[Switch, ...]) -> Iterator[str]:
+    """Yield the names that `LSTMConfig.features` can have for a group of switches."""
+    if "{" not in feature:
+        yield feature
+        return
+    for value in group[0].domain.choices:
+        if len(group) > 1 or value != group[0].default:  # in a group, a default is named for another's sake
+            yield feature.format(value)
+
 
 #: Every feature that a backend can declare. ``lengths`` and ``masks`` are features of a call, the rest of a config.
 FEATURES: Final = frozenset(
-    (
-        *_FLAG_FEATURES,
-        "no_bias",
-        "coupling:forget_from_input",
-        "coupling:input_from_forget",
-        "recurrence:cell",
-        *(f"activation:{name}" for name in ACTIVATIONS),
-        "lengths",
-        "masks",
-    )
+    {"lengths", "masks", *(name for feature, group in _GROUPS.items() for name in _features_of(feature, group))}
 )
 
 
@@ -436,13 +422,13 @@ class StackConfig:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON: the version of the form, every layer and direction, the dropout."""
+        """Return a form for JSON: the version of the form, every layer and direction, the dropout."""
         layers = [[config.to_dict() for config in directions] for directions in self.layers]
         return {"version": CONFIG_VERSION, "layers": layers, "dropout": self.dropout}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StackConfig:
-        """The inverse of `to_dict`. A newer version, an unknown or a missing entry is a ValueError."""
+        """Invert `to_dict`. A newer version, an unknown or a missing entry is a ValueError."""
         rest = dict(values)
         check_version("stack", rest.pop("version", None), CONFIG_VERSION)
         if unknown := sorted(set(rest) - {"layers", "dropout"}):
@@ -454,57 +440,3 @@ class StackConfig:
             raise ValueError(f"stack layers: expected a list of lists of layer configurations; got {layers!r}")
         made = tuple(tuple(LSTMConfig.from_dict(config) for config in directions) for directions in layers)
         return cls(made, rest.get("dropout", 0.0))
-
-
-def check_version(what: str, found: object, newest: int) -> None:
-    """Raise ValueError unless `found` is a version of `what` that this lstmcore can read."""
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"{what} version: expected a whole number from 1 to {newest}; got {found!r}")
-    if found > newest:
-        raise ValueError(
-            f"{what} version: expected at most {newest}; got {found}, written by a newer lstmcore: upgrade with "
-            "'pip install -U lstmcore'"
-        )
-
-
-def rate(name: str, value: object, *, one_allowed: bool = False) -> float:
-    """Check a dropout or zoneout rate and return it as a float."""
-    number = finite(name, value)
-    if not (0.0 <= number < 1.0 or (one_allowed and number == 1.0)):
-        raise ValueError(f"{name}: expected a rate in [0, 1{']' if one_allowed else ')'}; got {value!r}")
-    return number
-
-
-def integer(name: str, value: object, minimum: int) -> int:
-    """Check a whole number of any type that can be an index and return it as an int."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected a whole number; got {value!r}")
-    number = int(value.__index__())
-    if number < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}; got {number}")
-    return number
-
-
-def finite(name: str, value: object) -> float:
-    """Check a number of any type and return it as a finite float."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number; got {value!r}")
-    try:
-        number = float(value.__float__())
-    except OverflowError:
-        raise ValueError(f"{name}: expected a finite number; got one that no float64 can hold") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number; got {number}")
-    return number
-
-
-def _positive(name: str, value: object) -> float:
-    number = finite(name, value)
-    if number <= 0:
-        raise ValueError(f"{name}: expected a number > 0, or None for none; got {number}")
-    return number
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")

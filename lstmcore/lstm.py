@@ -25,7 +25,7 @@ from lstmcore.backend import (
     UnsupportedError,
     Weights,
 )
-from lstmcore.config import SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
+from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
 from lstmcore.initialization import initial_parameters
 from lstmcore.masks import stack_masks
 from lstmcore.precision import Precision, get_precision
@@ -92,9 +92,8 @@ class LSTM:
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size
         As in ``torch.nn.LSTM``; `dropout` acts between layers, while recording.
-    peephole, coupling, gate_clip, cell_clip, proj_clip, gate_activation, cell_activation, hidden_activation, \
-recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_dropout
-        The switches of `LSTMConfig`; zoneout and recurrent dropout draw masks while recording.
+    peephole ... recurrent_dropout
+        The switches of `LSTMConfig`, with its names; zoneout and recurrent dropout draw masks while recording.
     dtype
         Name of a precision (``"float64"``, ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"float16"``) or a NumPy dtype.
         x, y, h and the parameters have its storage dtype; c has its compute dtype, which is float32 where storage
@@ -186,26 +185,9 @@ recurrence, layer_norm, layer_norm_eps, zoneout_hidden, zoneout_cell, recurrent_
         init: str = "uniform",
         forget_bias: float | None = None,
     ) -> None:
-        config = LSTMConfig(
-            input_size=input_size,
-            hidden_size=hidden_size,
-            bias=bias,
-            proj_size=proj_size,
-            peephole=peephole,
-            coupling=coupling,
-            gate_clip=gate_clip,
-            cell_clip=cell_clip,
-            proj_clip=proj_clip,
-            gate_activation=Activation.parse(gate_activation),
-            cell_activation=Activation.parse(cell_activation),
-            hidden_activation=Activation.parse(hidden_activation),
-            recurrence=recurrence,
-            layer_norm=layer_norm,
-            layer_norm_eps=layer_norm_eps,
-            zoneout_hidden=zoneout_hidden,
-            zoneout_cell=zoneout_cell,
-            recurrent_dropout=recurrent_dropout,
-        )
+        arguments = locals()
+        switches = {name: arguments[name] for name in SHARED_SWITCHES}
+        config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
         stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
         self._build(stack, None, batch_first, dtype, backend, strict, seed, init, forget_bias)
 

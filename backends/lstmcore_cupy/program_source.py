@@ -7,12 +7,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from lstmcore.config import Activation, LSTMConfig
+from lstmcore.config import SWITCHES, Activation, LSTMConfig
+from lstmcore.domains import Kind
 from lstmcore.precision import Precision
 
 _STORAGE: Final = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 3}
 _INCLUDE: Final = re.compile(r'#include "([\w.]+)"')
-_ROLES: Final = ("gate", "cell", "hidden")
+
+#: Switches without a macro: the call's arguments tell bias, direction and dropout; `_macros` numbers the gates' rows.
+_NO_MACRO: Final = ("bias", "reverse", "recurrent_dropout", "peephole", "coupling")
+_MACRO_SWITCHES: Final = {name: switch for name, switch in SWITCHES.items() if name not in _NO_MACRO}
+_MACRO_NAMES: Final = {"proj_size": "PROJECTION"}
 
 
 @cache
@@ -57,13 +62,16 @@ def fields(struct: str) -> dict[str, int]:
 
 @cache
 def numbers(config: LSTMConfig) -> dict[str, float]:
-    """The switches that are numbers, which are fields of ``struct Call``: one program serves all their values."""
-    found = {name: getattr(config, name) for name in ("layer_norm_eps", "zoneout_hidden", "zoneout_cell")}
-    found |= {name: getattr(config, name) or 0.0 for name in ("gate_clip", "cell_clip", "proj_clip")}
-    for role in _ROLES:
-        function: Activation = getattr(config, f"{role}_activation")
-        found |= {f"{role}_alpha": function.alpha or 0.0, f"{role}_beta": function.beta or 0.0}
-    return found
+    """Return the switches that are numbers, fields of ``struct Call``: one program serves all their values."""
+    values: dict[str, float] = {}
+    for name, switch in _MACRO_SWITCHES.items():
+        value = getattr(config, name)
+        if isinstance(value, Activation):
+            role = name.removesuffix("_activation")
+            values |= {f"{role}_alpha": value.alpha or 0.0, f"{role}_beta": value.beta or 0.0}
+        elif switch.domain.kind in ("number", "rate", "bound"):
+            values[name] = value or 0.0
+    return values
 
 
 def _macros(config: LSTMConfig, precision: Precision) -> dict[str, str | int]:
@@ -72,22 +80,32 @@ def _macros(config: LSTMConfig, precision: Precision) -> dict[str, str | int]:
         "STORAGE": _STORAGE[precision.storage],
         "GATES": len(gates),
         "PEEPHOLE": int(config.peephole),
-        "PROJECTION": int(bool(config.proj_size)),
-        "RECURRENCE_CELL": int(config.recurrence == "cell"),
-        "LAYER_NORM": int(config.layer_norm),
-        "HAS_ZONEOUT_HIDDEN": int(config.zoneout_hidden > 0),
-        "HAS_ZONEOUT_CELL": int(config.zoneout_cell > 0),
     }
+    values |= _switch_macros(config, "flag", "size", "choice", "rate")
     for gate in "ifgo":
         values[f"{gate.upper()}_GATE"] = gates.index(gate) if gate in gates else -1
         values[f"{gate.upper()}_PEEPHOLE"] = peepholes.index(gate) if gate in peepholes else -1
-    for name in ("gate_clip", "cell_clip", "proj_clip"):
-        values[f"HAS_{name.upper()}"] = int(getattr(config, name) is not None)
-    for role in _ROLES:
-        function = getattr(config, f"{role}_activation").name
-        given = f"a.{role}_alpha.value, a.{role}_beta.value"
-        values[f"{role.upper()}_VALUE(z)"] = f"{function}_value(z, {given})"
-        values[f"{role.upper()}_SLOPE(z, y)"] = f"{function}_slope(z, y, {given})"
+    return values | _switch_macros(config, "bound", "function")
+
+
+def _switch_macros(config: LSTMConfig, *kinds: Kind) -> dict[str, str | int]:
+    """Return the macros of the switches of these kinds; a new switch needs no line here."""
+    values: dict[str, str | int] = {}
+    for name, switch in _MACRO_SWITCHES.items():
+        kind, value = switch.domain.kind, getattr(config, name)
+        if kind not in kinds:
+            continue
+        if kind == "function":
+            role = name.removesuffix("_activation")
+            parameters = f"a.{role}_alpha.value, a.{role}_beta.value"
+            values[f"{role.upper()}_VALUE(z)"] = f"{value.name}_value(z, {parameters})"
+            values[f"{role.upper()}_SLOPE(z, y)"] = f"{value.name}_slope(z, y, {parameters})"
+        elif kind == "choice":
+            others = (other for other in switch.domain.choices if other != switch.default)
+            values |= {f"{name}_{other}".upper(): int(value == other) for other in others}
+        else:
+            macro = name.upper() if kind == "flag" else f"HAS_{name.upper()}"
+            values[_MACRO_NAMES.get(name, macro)] = int(value != switch.default)
     return values
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar
 
 import click
 import numpy as np
@@ -14,8 +14,9 @@ from rich.console import Console
 
 from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, open_data
-from lstmcore.config import Coupling, Recurrence
+from lstmcore.config import SHARED_SWITCHES, SWITCHES
 from lstmcore.datasets import Classification, Series, Windows
+from lstmcore.domains import Kind, Switch
 from lstmcore.lstm import LSTM
 from lstmcore.training.forecast import ForecastTask, scores
 from lstmcore.training.model import SequenceModel
@@ -60,31 +61,33 @@ def _both(text: str, name: str) -> str:
     return f"{text}  [default: {CLASSIFY[name]} to classify, {FORECAST[name]} to forecast]"
 
 
+def _option(switch: Switch) -> Callable[[F], F]:
+    """Return the option of a switch: its name with hyphens, its domain, default and summary."""
+    name, kind = f"--{switch.name.replace('_', '-')}", switch.domain.kind
+    details: dict[str, Any] = {"default": switch.default, "help": switch.summary}
+    if kind == "flag":
+        flags = f"{name}/--no-{name.removeprefix('--')}" if switch.default else name
+        return click.option(flags, is_flag=True, **details)
+    if kind == "function":
+        details["default"] = str(switch.default)
+    types: dict[Kind, Any] = {
+        "size": click.IntRange(0),
+        "choice": click.Choice(switch.domain.choices),
+        "number": click.FloatRange(0, min_open=True),
+        "bound": click.FloatRange(0, min_open=True),
+        "rate": click.FloatRange(0, 1),
+        "function": str,
+    }
+    return click.option(name, type=types[kind], **details)
+
+
 def _switches(command: F) -> F:
-    """The options that are arguments of `LSTM`."""
-    rate, clip = click.FloatRange(0, 1), click.FloatRange(0, min_open=True)
+    """Add the options that are arguments of `LSTM`."""
+    for name in reversed(SHARED_SWITCHES):
+        command = _option(SWITCHES[name])(command)
     for option in (
+        click.option("--dropout", type=click.FloatRange(0, 1), default=0.0, help="Rate between layers."),
         click.option("--num-layers", type=click.IntRange(1), default=1, show_default=True, help="Layers."),
-        click.option(
-            "--proj-size", type=click.IntRange(0), default=0, help="Width of the projected output; 0 for none."
-        ),
-        click.option("--dropout", type=rate, default=0.0, help="Rate between layers."),
-        click.option("--bias/--no-bias", default=True, help="Gates with a bias."),
-        click.option("--peephole", is_flag=True, help="Peephole connections."),
-        click.option("--coupling", type=click.Choice(get_args(Coupling)), default="none", help="Coupled gates."),
-        click.option(
-            "--recurrence", type=click.Choice(get_args(Recurrence)), default="hidden", help="What the gates read."
-        ),
-        click.option("--layer-norm", is_flag=True, help="Layer normalisation."),
-        click.option("--gate-clip", type=clip, help="Bound of the pre-activations."),
-        click.option("--cell-clip", type=clip, help="Bound of the cell."),
-        click.option("--proj-clip", type=clip, help="Bound of the projected output."),
-        click.option("--gate-activation", default="sigmoid", help="For example 'hard_sigmoid(alpha=0.2)'."),
-        click.option("--cell-activation", default="tanh", help="Of the candidate."),
-        click.option("--hidden-activation", default="tanh", help="Of the cell on its way out."),
-        click.option("--zoneout-hidden", type=rate, default=0.0, help="Rate on h."),
-        click.option("--zoneout-cell", type=rate, default=0.0, help="Rate on c."),
-        click.option("--recurrent-dropout", type=rate, default=0.0, help="Rate of one mask a sequence."),
     ):
         command = option(command)
     return command
@@ -232,11 +235,8 @@ def _forecast_task(data: str, series: Series, settings: dict[str, Any]) -> Forec
 
 
 def _model(width: int, outputs: int, activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:
-    names = ["num_layers", "bidirectional", "proj_size", "dropout", "bias", "peephole", "coupling", "recurrence"]
-    names += ["layer_norm", "gate_activation", "cell_activation", "hidden_activation"]
-    names += ["zoneout_hidden", "zoneout_cell", "recurrent_dropout", "dtype", "seed"]
-    arguments = {name: settings[name] for name in names}
-    arguments |= {name: settings.get(name) for name in ("gate_clip", "cell_clip", "proj_clip", "backend")}
+    names = ("num_layers", "bidirectional", "dropout", *SHARED_SWITCHES, "dtype", "seed", "backend")
+    arguments: dict[str, Any] = {name: settings.get(name) for name in names}
     lstm = LSTM(width, settings["hidden_size"], **arguments)
     features = lstm.stack.num_directions * lstm.stack.output_size
     seed = int(np.random.SeedSequence((settings["seed"], 2)).generate_state(1)[0])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from lstmcore.backend import Masks, State, Tangents
-from lstmcore.config import Activation, Coupling, LSTMConfig, Recurrence
+from lstmcore.config import SWITCHES as SWITCH_FIELDS
+from lstmcore.config import Activation, LSTMConfig
+from lstmcore.domains import RATE, Kind
 from lstmcore_conformance.cases.switches import FUNCTIONS, SWITCHES, config_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,8 +94,23 @@ def make_case(
 
 
 def activations() -> st.SearchStrategy[Activation]:
-    """Any activation, with parameters of its own."""
+    """Any activation, with parameters that differ from its defaults."""
     return st.sampled_from([Activation.parse(text) for text in FUNCTIONS])
+
+
+def switch_values(name: str) -> st.SearchStrategy[Any]:
+    """Values of a switch, by the kind of its domain."""
+    item = SWITCH_FIELDS[name]
+    kinds: dict[Kind, st.SearchStrategy[Any]] = {
+        "flag": st.booleans(),
+        "size": st.integers(0, 3),
+        "choice": st.sampled_from(item.domain.choices or (None,)),
+        "number": st.sampled_from([item.default, 1e-2]),
+        "bound": st.none() | st.floats(0.2, 1.5),
+        "rate": st.sampled_from([0.0, 0.0, 0.15, 0.6] + [1.0] * (item.domain is RATE)),
+        "function": st.just(item.default) | activations(),
+    }
+    return kinds[item.domain.kind]
 
 
 @st.composite
@@ -101,28 +118,11 @@ def lstm_configs(draw: st.DrawFn, max_size: int = 4) -> LSTMConfig:
     """Any configuration that the specification allows, with small sizes."""
     hidden = draw(st.integers(1, max_size))
     proj = draw(st.integers(0, hidden - 1))
-    bound = st.none() | st.floats(0.2, 1.5)
-    rate = st.sampled_from([0.0, 0.0, 0.15, 0.6])
+    own = {"proj_size": st.just(proj)} if proj else {"proj_size": st.just(0), "proj_clip": st.none()}
     return LSTMConfig(
         input_size=draw(st.integers(1, max_size + 1)),
         hidden_size=hidden,
-        bias=draw(st.booleans()),
-        proj_size=proj,
-        reverse=draw(st.booleans()),
-        peephole=draw(st.booleans()),
-        coupling=draw(st.sampled_from(get_args(Coupling))),
-        gate_clip=draw(bound),
-        cell_clip=draw(bound),
-        proj_clip=draw(bound) if proj else None,
-        gate_activation=draw(st.just(Activation("sigmoid")) | activations()),
-        cell_activation=draw(st.just(Activation("tanh")) | activations()),
-        hidden_activation=draw(st.just(Activation("tanh")) | activations()),
-        recurrence=draw(st.sampled_from(get_args(Recurrence))),
-        layer_norm=draw(st.booleans()),
-        layer_norm_eps=draw(st.sampled_from([1e-5, 1e-2])),
-        zoneout_hidden=draw(rate | st.just(1.0)),
-        zoneout_cell=draw(rate | st.just(1.0)),
-        recurrent_dropout=draw(rate),
+        **{name: draw(own.get(name, switch_values(name))) for name in SWITCH_FIELDS},
     )
 
 

@@ -1,4 +1,7 @@
-"""Configurations: every switch alone, and a sample of combinations in which every pair of values meets."""
+"""Configurations: every switch alone, and a sample of combinations in which every pair of values meets.
+
+They follow from the descriptions of the switches (`lstmcore.config.SWITCHES`): a new switch is in all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +12,69 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from lstmcore.backend import Capabilities
+from lstmcore.config import SWITCHES as FIELDS
 from lstmcore.config import LSTMConfig
+from lstmcore.domains import SAMPLE_FUNCTIONS, Switch
 
 #: I, H and the projection of the small cases: different from each other and from T and N.
 WIDTHS: Final = {"input_size": 5, "hidden_size": 7}
-PROJECTION: Final = 3
+PROJECTION: Final[int] = FIELDS["proj_size"].sample[0]
 
 #: Activations with parameters that differ from the defaults.
-FUNCTIONS: Final = (
-    "sigmoid",
-    "tanh",
-    "relu",
-    "identity",
-    "affine(alpha=0.7, beta=0.1)",
-    "leaky_relu(alpha=0.3)",
-    "thresholded_relu(alpha=0.2)",
-    "scaled_tanh(alpha=1.3, beta=0.6)",
-    "hard_sigmoid(alpha=0.3, beta=0.45)",
-    "elu(alpha=0.8)",
-    "softsign",
-    "softplus",
-)
+FUNCTIONS: Final = SAMPLE_FUNCTIONS
 
-_ROLES: Final = {"gate_activation": "sigmoid", "cell_activation": "tanh", "hidden_activation": "tanh"}
+#: Names of cases that a published report holds and `_case_name` would not give.
+_NAMES: Final = {"coupling_forget_from_input": "forget_from_input", "coupling_input_from_forget": "input_from_forget"}
+
+#: Cases of more than one switch, by the switch that they follow; the names are those of the switches' own cases.
+_TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {
+    "coupling": ("forget_from_input,peephole", "input_from_forget,peephole"),
+    "gate_clip": ("gate_clip,peephole",),
+    "cell_clip": ("cell_clip,peephole",),
+    "recurrence": ("recurrence_cell,proj_size",),
+    "layer_norm": ("layer_norm,no_bias",),
+    "zoneout_hidden": ("zoneout_hidden,proj_size",),
+    "zoneout_cell": ("zoneout_cell,cell_clip", "zoneout_cell,peephole"),
+}
+
+#: Further cases, by the switch that they follow.
+_FURTHER: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    "bias": {"square": {"input_size": WIDTHS["hidden_size"]}},
+    "zoneout_cell": {"zoneout_all": {"zoneout_hidden": 1.0, "zoneout_cell": 1.0}},
+}
+
+
+def _case_name(field: Switch, value: object) -> str:
+    """Return the name of the case in which a switch alone has this value."""
+    if field.domain.kind == "function":
+        return f"{field.name}={value}"
+    name = f"{field.name}_{value}" if field.domain.kind == "choice" else field.feature or field.name
+    return _NAMES.get(name, name)
+
+
+def _samples(field: Switch) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and changes for each sample of a switch but its default, with what the switch needs."""
+    needed = {} if field.needs is None else {field.needs: FIELDS[field.needs].sample[0]}
+    for value in field.sample:
+        if field.domain.check(field.name, value) != field.default:
+            yield _case_name(field, value), {**needed, field.name: value}
+
+
+def _cases() -> Mapping[str, Mapping[str, Any]]:
+    """Return the cases of every switch alone and of some together; functions, which are many, come last."""
+    alone = {name: changes for field in FIELDS.values() for name, changes in _samples(field)}
+    cases: dict[str, Mapping[str, Any]] = {"plain": {}}
+    for field in sorted(FIELDS.values(), key=lambda field: field.domain.kind == "function"):
+        cases |= dict(_samples(field))
+        for name in _TOGETHER.get(field.name, ()):
+            cases[name] = {key: value for part in name.split(",") for key, value in alone[part].items()}
+        cases |= _FURTHER.get(field.name, {})
+    return cases
+
 
 #: Name -> what differs from the default. A check over them names the switch that is wrong.
 SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "plain": {},
-    "no_bias": {"bias": False},
-    "square": {"input_size": 7},
-    "proj_size": {"proj_size": PROJECTION},
-    "reverse": {"reverse": True},
-    "peephole": {"peephole": True},
-    "forget_from_input": {"coupling": "forget_from_input"},
-    "input_from_forget": {"coupling": "input_from_forget"},
-    "forget_from_input,peephole": {"coupling": "forget_from_input", "peephole": True},
-    "input_from_forget,peephole": {"coupling": "input_from_forget", "peephole": True},
-    "gate_clip": {"gate_clip": 0.9},
-    "gate_clip,peephole": {"gate_clip": 0.9, "peephole": True},
-    "cell_clip": {"cell_clip": 0.45},
-    "cell_clip,peephole": {"cell_clip": 0.45, "peephole": True},
-    "proj_clip": {"proj_size": PROJECTION, "proj_clip": 0.25},
-    "recurrence_cell": {"recurrence": "cell"},
-    "recurrence_cell,proj_size": {"recurrence": "cell", "proj_size": PROJECTION},
-    "layer_norm": {"layer_norm": True},
-    "layer_norm,no_bias": {"layer_norm": True, "bias": False},
-    "layer_norm_eps": {"layer_norm": True, "layer_norm_eps": 0.3},
-    "zoneout_hidden": {"zoneout_hidden": 0.3},
-    "zoneout_hidden,proj_size": {"zoneout_hidden": 0.3, "proj_size": PROJECTION},
-    "zoneout_cell": {"zoneout_cell": 0.4},
-    "zoneout_cell,cell_clip": {"zoneout_cell": 0.4, "cell_clip": 0.45},
-    "zoneout_cell,peephole": {"zoneout_cell": 0.4, "peephole": True},
-    "zoneout_all": {"zoneout_hidden": 1.0, "zoneout_cell": 1.0},
-    "recurrent_dropout": {"recurrent_dropout": 0.25},
-    **{f"{role}={text}": {role: text} for role, usual in _ROLES.items() for text in FUNCTIONS if text != usual},
+    **_cases(),
     "everything": {
         "proj_size": PROJECTION,
         "reverse": True,
@@ -94,26 +106,31 @@ SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
 #: A factor and the position of one of its values.
 _Level = tuple[str, int]
 
-#: Factor -> its values, each the changes that it makes; ``call`` is how the kernel is called.
-FACTORS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
-    "bias": ({}, {"bias": False}),
-    "projection": ({}, {"proj_size": PROJECTION}, {"proj_size": PROJECTION, "proj_clip": 0.25}),
-    "reverse": ({}, {"reverse": True}),
-    "peephole": ({}, {"peephole": True}),
-    "coupling": ({}, {"coupling": "forget_from_input"}, {"coupling": "input_from_forget"}),
-    "gate_clip": ({}, {"gate_clip": 1.1}),
-    "cell_clip": ({}, {"cell_clip": 0.6}),
-    "gate_activation": ({}, {"gate_activation": FUNCTIONS[8]}, {"gate_activation": "softsign"}),
-    "cell_activation": ({}, {"cell_activation": "relu"}, {"cell_activation": FUNCTIONS[7]}),
-    "hidden_activation": ({}, {"hidden_activation": "identity"}, {"hidden_activation": "elu(alpha=0.8)"}),
-    "recurrence": ({}, {"recurrence": "cell"}),
-    "layer_norm": ({}, {"layer_norm": True}),
-    "zoneout_hidden": ({}, {"zoneout_hidden": 0.3}),
-    "zoneout_cell": ({}, {"zoneout_cell": 0.4}),
-    "recurrent_dropout": ({}, {"recurrent_dropout": 0.25}),
-    "lengths": ({}, {"lengths": True}),
-    "masks": ({}, {"masks": True}),
+#: Values of a switch in combinations, if other ones than its samples: functions are too many, and clips are wider.
+_COMBINED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "gate_clip": (1.1,),
+    "cell_clip": (0.6,),
+    "gate_activation": (FUNCTIONS[8], "softsign"),
+    "cell_activation": ("relu", FUNCTIONS[7]),
+    "hidden_activation": ("identity", "elu(alpha=0.8)"),
+    "layer_norm_eps": (),
 }
+
+
+def _factors() -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+    """Return the factors; a switch that needs another one gives that one's factor further values."""
+    factors: dict[str, tuple[Mapping[str, Any], ...]] = {}
+    for field in FIELDS.values():
+        samples = tuple(changes for _, changes in _samples(field))
+        if field.name in _COMBINED:
+            samples = tuple({field.name: value} for value in _COMBINED[field.name])
+        factor = field.needs or field.name
+        factors[factor] = (*factors.get(factor, ({},)), *samples)
+    return {**factors, "lengths": ({}, {"lengths": True}), "masks": ({}, {"masks": True})}
+
+
+#: Factor -> its values, each the changes that it makes. A factor is a switch, or how the kernel is called.
+FACTORS: Final = _factors()
 
 
 def config_of(changes: Mapping[str, Any]) -> LSTMConfig:
@@ -175,7 +192,7 @@ def _rows(features: frozenset[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:
-    """Whether a value of a factor uses nothing that is not declared."""
+    """Return whether a value of a factor uses only what is declared."""
     return _allowed(value, declared.features)
 
 
