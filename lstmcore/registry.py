@@ -19,9 +19,6 @@ from lstmcore.config import StackConfig
 from lstmcore.hookspecs import GROUP, PROJECT, BackendInfo
 from lstmcore.precision import Precision
 
-#: The order in which ``auto`` looks for a backend. Others run only where they are named.
-AUTO_ORDER: Final = ("cupy", "numba", "numpy")
-
 #: Default backend, and the plug-ins that may be loaded (comma-separated; empty for none).
 BACKEND_VARIABLE: Final = "LSTMCORE_BACKEND"
 PLUGINS_VARIABLE: Final = "LSTMCORE_PLUGINS"
@@ -71,6 +68,7 @@ class Selection:
 
 _lock = threading.RLock()
 _loaded: dict[EntryPoint, Backend] = {}
+_described_points: dict[EntryPoint, BackendInfo] = {}
 
 
 def backends() -> list[BackendRecord]:
@@ -153,11 +151,9 @@ def default_name() -> str:
 
 
 def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
-    installed = {point.name for point in _allowed()}
+    names, broken = _candidates()
     skipped: dict[str, str] = {}
-    for name in AUTO_ORDER:
-        if name not in installed:
-            continue
+    for name in names:
         try:
             backend = get_backend(name)
         except (PluginError, UnavailableError, ValueError) as error:
@@ -166,14 +162,31 @@ def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
         refusals = [backend.refusal(c, precision) for c in stack.configs] if stack and precision else []
         refusal = next((reason for reason in refusals if reason), None)
         if refusal is None:
-            return Selection(backend, "auto: the fastest that is available and declares this LSTM", skipped)
+            notes = "".join(f"; {name} has no known priority: {reason}" for name, reason in broken.items())
+            return Selection(backend, f"auto: the fastest that is available and declares this LSTM{notes}", skipped)
         skipped[name] = refusal
-    tried = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+    tried = "; ".join(f"{name}: {reason}" for name, reason in (skipped | broken).items())
     if PLUGINS_VARIABLE in os.environ and not tried:
         tried = f"{PLUGINS_VARIABLE}={os.environ[PLUGINS_VARIABLE]!r} leaves none to load: unset it"
     raise ValueError(
-        f"backend: 'auto' found none of {', '.join(AUTO_ORDER)} that can run this LSTM ({tried or 'none is installed'})"
+        f"backend: 'auto' found none of {', '.join(names) or 'the installed ones'} that can run this LSTM "
+        f"({tried or 'none asks for it'})"
     )
+
+
+def _candidates() -> tuple[list[str], dict[str, str]]:
+    """Return the backends that ask for ``auto``, highest priority first, and the broken ones with their errors."""
+    ranks: dict[str, int] = {}
+    broken: dict[str, str] = {}
+    for name in sorted({point.name for point in _allowed()}):
+        try:
+            priority = _cached_info(name).priority
+        except PluginError as error:
+            broken[name] = str(error)
+            continue
+        if priority is not None:
+            ranks[name] = priority
+    return sorted(ranks, key=lambda name: (-ranks[name], name)), broken
 
 
 def _allowed() -> list[EntryPoint]:
@@ -234,6 +247,15 @@ def _info(name: str) -> BackendInfo:
     return _described(name, _manager(name))
 
 
+def _cached_info(name: str) -> BackendInfo:
+    """Return `_info`, remembered while the plug-in is the same: ``auto`` asks all plug-ins at every selection."""
+    point = _point(name)
+    with _lock:
+        if point not in _described_points:
+            _described_points[point] = _info(name)
+        return _described_points[point]
+
+
 def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
     info = _call(name, manager, "lstmcore_backend_info")
     if not isinstance(info, BackendInfo):
@@ -243,6 +265,10 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
     for key in ("version", "summary"):
         if not isinstance(value := getattr(info, key), str):
             raise PluginError(f"backend {name!r}: BackendInfo.{key}: expected a text; got {value!r}")
+    if info.priority is not None and (isinstance(info.priority, bool) or not isinstance(info.priority, int)):
+        raise PluginError(
+            f"backend {name!r}: BackendInfo.priority: expected a whole number or None; got {info.priority!r}"
+        )
     return info
 
 

@@ -32,8 +32,9 @@ def _unavailable() -> str | None:
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Return name, version and summary of the backend."""
-    return BackendInfo("cupy", __version__, "CUDA kernels made for this LSTM, on an NVIDIA GPU", _unavailable)
+    """Return name, version, summary and priority of the backend."""
+    summary = "CUDA kernels made for this LSTM, on an NVIDIA GPU"
+    return BackendInfo("cupy", __version__, summary, unavailable=_unavailable, priority=300)
 
 
 @hookimpl

@@ -18,9 +18,8 @@ def _unavailable() -> str | None:
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
     """Tell what the backend is."""
-    return BackendInfo(
-        "numba", __version__, "vector code made for this processor and this LSTM", unavailable=_unavailable
-    )
+    summary = "vector code made for this processor and this LSTM"
+    return BackendInfo("numba", __version__, summary, unavailable=_unavailable, priority=200)
 
 
 @hookimpl

@@ -9,8 +9,8 @@ from lstmcore.hookspecs import BackendInfo, hookimpl
 
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
-    """Return name, version and summary of the backend."""
-    return BackendInfo("numpy", __version__, "every switch on NumPy: one matrix product a step")
+    """Return name, version, summary and priority of the backend."""
+    return BackendInfo("numpy", __version__, "every switch on NumPy: one matrix product a step", priority=100)
 
 
 @hookimpl

@@ -35,6 +35,7 @@ def test_a_plugin_is_found_once(install: Install) -> None:
         ("", "expected a BackendInfo"),
         (good("bad").replace('"1"', "1"), "version: expected a text; got 1"),
         (good("bad").replace("None)", "7)"), "unavailable: expected a text or None; got 7"),
+        (good("bad").replace("None)", "None, priority=True)"), "priority: expected a whole number or None; got True"),
         (good("bad").replace("lambda: None", "exit"), "unavailable failed: SystemExit"),
         (
             good("bad").replace("@hookimpl", "Own.capabilities = lambda self: 3\n\n@hookimpl", 1),
@@ -123,6 +124,37 @@ def test_auto_passes_over_what_refuses_and_says_so(monkeypatch: pytest.MonkeyPat
     assert "no cupy here" in selection.skipped["cupy"]
     with pytest.raises(ValueError, match="bfloat16"):
         registry.select(stack, PRECISIONS["bfloat16"], "auto")
+
+
+def test_auto_takes_the_highest_priority(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plug-in of a third party is found by `auto` if it asks to be; equal priorities go by name."""
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+
+    def selected(*names: str) -> registry.Selection:
+        monkeypatch.setenv(registry.PLUGINS_VARIABLE, ",".join(names))
+        return registry.select(stack, PRECISIONS["float64"], "auto")
+
+    for name, priority in (("second", "150"), ("first", "150"), ("slow", "-1"), ("silent", "None")):
+        install(name, good(name).replace("None)", f"None, priority={priority})"))
+    assert selected("numpy", "second", "first", "silent").backend.name == "first"
+    assert selected("numpy", "second", "silent").backend.name == "second"
+    assert selected("numpy", "slow").backend.name == "numpy"
+    assert selected("slow").backend.name == "slow"
+    with pytest.raises(ValueError, match=r"'auto' found none of the installed ones .*\(LSTMCORE_PLUGINS='silent'"):
+        selected("silent")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "first")
+    with pytest.raises(ValueError, match=r"'auto' found none of first .*float32"):
+        registry.select(stack, PRECISIONS["float32"], "auto")
+
+
+def test_auto_says_which_plugin_tells_no_priority(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("bad", "raise RuntimeError('broken here')")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "bad,numpy")
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+    selection = registry.select(stack, PRECISIONS["float32"], "auto")
+    assert (selection.backend.name, selection.skipped) == ("numpy", {})
+    assert "bad has no known priority: backend 'bad': the plug-in" in selection.reason
+    assert "broken here" in selection.reason
 
 
 def test_importing_lstmcore_imports_no_backend() -> None:
