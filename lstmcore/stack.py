@@ -7,21 +7,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from lstmcore.backend import (
-    Array,
-    Backend,
-    Forward,
-    Gradients,
-    Kernel,
-    Masks,
-    Receipt,
-    StackKernel,
-    StackMasks,
-    State,
-    Tangents,
-    Weights,
-)
 from lstmcore.config import StackConfig
+from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Weights
+from lstmcore.declaration import Receipt
+from lstmcore.kernels import Kernel, LayerBackend, StackKernel
 from lstmcore.precision import Precision
 
 
@@ -40,7 +29,7 @@ class ComposedStack(StackKernel):
     neither overrides `Backend._compile_stack`.
     """
 
-    def __init__(self, backend: Backend, stack: StackConfig, precision: Precision) -> None:
+    def __init__(self, backend: LayerBackend, stack: StackConfig, precision: Precision) -> None:
         super().__init__(backend, stack, precision)
         compiled = {config: backend.compile(config, precision) for config in dict.fromkeys(stack.configs)}
         self.kernels: tuple[Kernel, ...] = tuple(compiled[config] for config in stack.configs)

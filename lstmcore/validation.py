@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.containers import Masks, StackMasks, State, Tangents
 from lstmcore.precision import Precision
-
-if TYPE_CHECKING:
-    from lstmcore.backend import Masks, StackMasks, State, Tangents
 
 Lengths = npt.NDArray[np.int64]
 
@@ -101,8 +99,6 @@ def check_masks(
     """Raise unless every mask that is given has its shape and belongs to a rate > 0."""
     if masks is None:
         return
-    from lstmcore.backend import Masks  # backend.py is built on this module
-
     if not isinstance(masks, Masks):
         raise TypeError(f"{name}: expected lstmcore.backend.Masks; got {type(masks).__name__}")
     for kind, value, rate, shape in (
@@ -218,8 +214,6 @@ def check_stack_masks(
     """Raise unless `masks` has one `Masks` for each of `StackConfig.configs`, and dropout masks for a rate > 0."""
     if masks is None:
         return
-    from lstmcore.backend import StackMasks  # backend.py is built on this module
-
     if not isinstance(masks, StackMasks):
         raise TypeError(f"masks: expected lstmcore.backend.StackMasks; got {type(masks).__name__}")
     layers, dropout = masks

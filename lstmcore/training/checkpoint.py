@@ -11,18 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import integer
-from lstmcore.training.files import (
-    SCALINGS,
-    check_tensors,
-    model_header,
-    read_tensors,
-    scaling_tensors,
-    take_scalings,
-    write_tensors,
-)
 from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
+from lstmcore.training.model_file import SCALINGS, model_header, scaling_tensors, take_scalings
 from lstmcore.training.optimizers import Optimizer
+from lstmcore.training.tensor_file import check_tensors, read_tensors, write_tensors
 
 Array = npt.NDArray[Any]
 CHECKPOINT_FORMAT: Final = "lstmcore-checkpoint"
@@ -44,9 +37,9 @@ def save_checkpoint(
     tensors = {f"model.{name}": value for name, value in model.parameters.items()}
     tensors |= {f"best.{name}": value for name, value in (progress.best or {}).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
-    tensors |= {f"scaling.{name}": value for name, value in scaling_tensors(model).items()}
+    tensors |= {f"scaling.{name}": value for name, value in scaling_tensors(model.parts.scalings).items()}
     header = {
-        "model": model_header(model),
+        "model": model_header(model.parts),
         "settings": dict(settings),
         "history": progress.history.to_dict(),
         "optimizer_steps": optimizer.steps,
@@ -71,7 +64,7 @@ def load_checkpoint(
         for key in ("model", "settings", "history", "optimizer_steps", "lstm_step"):
             if key not in header:
                 raise ValueError(f"{key!r} missing in the header")
-        _check_same("model", model_header(model), header["model"])
+        _check_same("model", model_header(model.parts), header["model"])
         _check_same("settings", dict(settings), header["settings"])
         history = History.from_dict(header["history"])
         steps = integer("optimizer_steps", header["optimizer_steps"], len(history.epochs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
-from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import pad
 from lstmcore.training.losses import Loss
+from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
 from lstmcore.training.readout import DTYPES, Readout, ReadoutTape
 from lstmcore.training.scaling import Standardizer
 
@@ -108,8 +107,7 @@ class SequenceModel:
     @property
     def parameters(self) -> dict[str, Array]:
         """All parameters: the LSTM's under ``lstm.``, the readout's under ``readout.``."""
-        parts = (("lstm", self.lstm.parameters), ("readout", self.readout.parameters))
-        return {f"{part}.{name}": value for part, values in parts for name, value in values.items()}
+        return self.parts.parameters
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Set all parameters, by the names of `parameters`."""
@@ -273,18 +271,20 @@ class SequenceModel:
                 results[index] = outputs[: lengths[row], row].copy() if every else outputs[row].copy()
         return results
 
+    @property
+    def parts(self) -> ModelParts:
+        """The LSTM, the readout, the standardisations and the task."""
+        return ModelParts(self.lstm, self.readout, {name: getattr(self, name) for name in SCALINGS}, self.task)
+
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file; see `lstmcore.training.save_model`."""
-        from lstmcore.training.files import save_model  # files.py is built on this module
-
-        save_model(self, path)
+        write_model(self.parts, path)
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
-        from lstmcore.training.files import load_model  # files.py is built on this module
-
-        return load_model(path, backend=backend, dtype=dtype)
+        parts = read_model(path, backend, dtype)
+        return SequenceModel(parts.lstm, parts.readout, task=parts.task, **parts.scalings)
 
     def _read(self, x: Array, lengths: Array, h: Array, h_n: Array) -> tuple[Array, ReadoutTape]:
         if self.readout.steps == "every":
@@ -306,38 +306,6 @@ class SequenceModel:
                 raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
         padded, _ = pad(list(targets))
         return padded, np.arange(steps)[:, None] < lengths
-
-
-def check_widths(stack: StackConfig, readout: Readout) -> None:
-    """Raise ValueError unless `readout` reads what an LSTM of `stack` gives."""
-    width = stack.num_directions * stack.output_size
-    if readout.hidden_size != width:
-        raise ValueError(
-            f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
-        )
-    if readout.x_size not in (0, stack.input_size):
-        raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
-
-
-def json_types(name: str, value: Any) -> Any:
-    """`value` as a JSON file would give it back.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Something that JSON cannot tell.
-    """
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, np.generic | np.ndarray):
-            return item.tolist()
-        raise TypeError(f"got {type(item).__name__}")
-
-    try:
-        return json.loads(json.dumps(value, default=plain, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name}: expected texts, finite numbers, lists and mappings, as in JSON; {error}") from None
 
 
 def _right(outputs: Array, targets: Array, mask: npt.NDArray[np.bool_] | None, loss: Loss) -> int | None:

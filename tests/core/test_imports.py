@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
 from click.testing import CliRunner
 
+import lstmcore
 from lstmcore.cli import COMMANDS, main
 
 _TELL = """
@@ -30,6 +34,30 @@ def _loaded(code: str) -> tuple[set[str], set[str]]:
         found.append([set(names) for names in json.loads(done.stdout.splitlines()[-1])])
     (packages, modules), (more_packages, more_modules) = found
     return more_packages - packages - _OF_OLD_VERSIONS, more_modules - modules
+
+
+def _imported(path: Path, modules: set[str]) -> set[str]:
+    """Return those of `modules` that a file imports anywhere, in functions and for types alone too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            members = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= members or {node.module}
+    return found & modules - {"lstmcore"}  # the package has its version, which any module may read
+
+
+def test_no_module_of_the_package_is_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count."""
+    folder = Path(lstmcore.__file__).parent
+    names = {
+        ".".join(("lstmcore", *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in folder.rglob("*.py")
+    }
+    graph = {name: _imported(path, set(names)) for name, path in names.items()}
+    assert graph["lstmcore.backend"] >= {"lstmcore.kernels", "lstmcore.stack"}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_the_package_imports_numpy_and_pluggy_alone() -> None:

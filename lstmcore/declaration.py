@@ -1,0 +1,85 @@
+"""What a backend declares: its capabilities, and the receipt of the path that a kernel takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.precision import PRECISIONS, Precision
+
+DERIVATIVES: Final = frozenset({"backward", "jvp"})
+
+
+class UnsupportedError(ValueError):
+    """Something that the backend does not declare was asked of it; the message says what and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Which path a kernel takes and why.
+
+    Attributes
+    ----------
+    backend, device, precision, path
+        Names. `path` is the backend's own name for the code that runs.
+    reason
+        Why that path.
+    fallback
+        None where this is the backend's best path, else why a faster one could not be taken;
+        ``LSTM(..., strict=True)`` refuses to run then.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    path: str
+    reason: str
+    fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend declares. What is declared is tested; what is not is refused, with the reason.
+
+    Attributes
+    ----------
+    device
+        ``"cpu"`` where the backend computes on NumPy arrays in place, else the name of its device.
+    precisions
+        Names from `PRECISIONS`.
+    features
+        Names from `config.FEATURES`.
+    derivatives
+        Names from `DERIVATIVES`.
+    reasons
+        Precision, feature or derivative -> why it is not there.
+    """
+
+    device: str
+    precisions: frozenset[str]
+    features: frozenset[str]
+    derivatives: frozenset[str] = DERIVATIVES
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("precisions", frozenset(PRECISIONS)),
+            ("features", FEATURES),
+            ("derivatives", DERIVATIVES),
+        ):
+            value = frozenset(getattr(self, name))
+            if unknown := sorted(value - allowed):
+                raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+            object.__setattr__(self, name, value)
+
+    def missing(self, what: str) -> str:
+        """A sentence's end that says why `what` is not there."""
+        return f"{what}: {self.reasons.get(what, 'not implemented')}"
+
+    def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+        """Why `config` in `precision` cannot run, or None where it can."""
+        wanted = [name for name in (precision.name,) if name not in self.precisions]
+        wanted += sorted(config.features - self.features)
+        return "; ".join(self.missing(name) for name in wanted) or None

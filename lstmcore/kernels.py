@@ -1,0 +1,275 @@
+"""Kernels: what a backend implements for one layer in one direction, and for a stack of them.
+
+A backend writes the methods with a leading underscore (`Kernel._forward` and so on). The public ones check their
+arguments once, here and for all backends alike. So a kernel can trust what it gets, and every backend explains a
+mistake in the same words.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, final
+
+from lstmcore import validation
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
+from lstmcore.declaration import Capabilities, Receipt, UnsupportedError
+from lstmcore.precision import Precision, get_precision
+
+
+class LayerBackend(ABC):
+    """The part of `lstmcore.backend.Backend` that a single layer needs."""
+
+    #: The name under which the backend is registered.
+    name: str
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this backend can do on this machine."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that it computes with beside NumPy, for reports."""
+        return {}
+
+    def to_device(self, array: Array) -> Array:
+        """`array` as an array of this backend, without a copy where it is one already."""
+        return array
+
+    def to_host(self, array: Array) -> Array:
+        """`array` as a NumPy array, without a copy where it is one already."""
+        return array
+
+    def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+        """Why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""
+        return self.capabilities().refusal(config, precision)
+
+    @final
+    def compile(self, config: LSTMConfig, precision: Precision | str) -> Kernel:
+        """The kernel of one layer in one direction.
+
+        Raises
+        ------
+        UnsupportedError
+            The backend does not declare `config` in `precision`.
+        """
+        precision = get_precision(precision)
+        self._refuse((config,), precision)
+        return self._compile(config, precision)
+
+    def _refuse(self, configs: tuple[LSTMConfig, ...], precision: Precision) -> None:
+        for config in configs:
+            if reason := self.refusal(config, precision):
+                raise UnsupportedError(f"backend {self.name!r} refuses this LSTM: {reason}")
+
+    @abstractmethod
+    def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
+        """Make the kernel; `config` and `precision` are declared."""
+
+
+class Kernel(ABC):
+    """One layer in one direction in one precision. Holds no weights and no state; thread-safe.
+
+    Inputs are never written to; read-only and non-contiguous ones work. Outputs are fresh, or the `out` given.
+    """
+
+    def __init__(self, backend: LayerBackend, config: LSTMConfig, precision: Precision) -> None:
+        self.backend = backend
+        self.config = config
+        self.precision = precision
+        self.declared = backend.capabilities()
+
+    @final
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        """Bring parameters (``LSTMConfig.parameter_shapes``, storage dtype) into the kernel's own form.
+
+        Later changes of the arrays in `parameters` do not reach the result.
+        """
+        validation.check_parameters("parameters", parameters, self.config.parameter_shapes, self.precision)
+        return self._pack(parameters)
+
+    @final
+    def forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        masks: Masks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        """Run all steps.
+
+        Parameters
+        ----------
+        weights
+            From `pack`.
+        x
+            (T, N, I), storage dtype.
+        state
+            Initial state, zeros where None.
+        lengths
+            (N,) whole numbers from 0 to T, or None for T everywhere. Past a row's end its state holds and y is 0.
+        masks
+            The random masks, or None for inference.
+        record
+            Keep a tape for `backward`.
+        out
+            (T, N, P), storage dtype: where y is written; must not overlap an input.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, dtype, shape or range.
+        UnsupportedError
+            Lengths, masks or a tape that the backend does not declare.
+        """
+        self._declared("lengths", lengths is not None)
+        self._declared("masks", masks is not None)
+        self._declared("backward", record)
+        call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
+        validation.check_out(out, (*x.shape[:2], self.config.output_size), self.precision, (x, state, masks))
+        y, last, saved = self._forward(weights, x, state, call, masks, record=record, out=out)
+        return Forward(y, last, Tape(self, x.shape[0], x.shape[1], saved) if record else None)
+
+    @final
+    def backward(self, weights: Weights, tape: Tape, dy: Array | None = None, dstate: State | None = None) -> Gradients:
+        """Gradients of ``sum(dy * y) + sum(dstate * final state)``.
+
+        Parameters
+        ----------
+        weights
+            The ones that the tape was recorded with.
+        tape
+            From `forward(record=True)` of this kernel.
+        dy
+            (T, N, P), storage dtype; zeros where None. What it holds past a row's end is ignored.
+        dstate
+            Like the state; zeros where None.
+        """
+        self._declared("backward", True)
+        if not isinstance(tape, Tape) or tape.owner is not self:
+            raise ValueError("tape: expected one that this kernel's forward(record=True) returned; got another")
+        shape = (tape.steps, tape.batch)
+        if dy is not None:
+            validation.check_array("dy", dy, (*shape, self.config.output_size), self.precision.storage)
+        validation.check_state("dstate", dstate, self.config, tape.batch, self.precision)
+        return self._backward(weights, tape.saved, dy, dstate)
+
+    @final
+    def jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: Masks | None = None,
+    ) -> tuple[Forward, Forward]:
+        """The forward pass and its directional derivative along `tangents` (each like what it is a tangent of)."""
+        self._declared("jvp", True)
+        self._declared("lengths", lengths is not None)
+        self._declared("masks", masks is not None)
+        call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
+        validation.check_tangents(tangents, x.shape, self.config, self.precision)
+        return self._jvp(weights, x, state, tangents, call, masks)
+
+    def _declared(self, what: str, used: bool) -> None:
+        if used and what not in self.declared.features and what not in self.declared.derivatives:
+            raise UnsupportedError(f"backend {self.backend.name!r} has no {self.declared.missing(what)}")
+
+    @abstractmethod
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
+        """Which path runs for a call of that many steps and rows (None: for most), and why."""
+
+    @abstractmethod
+    def _pack(self, parameters: Mapping[str, Array]) -> Weights:
+        """See `pack`. Copy what must not change under the result."""
+
+    @abstractmethod
+    def _forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        lengths: Any,
+        masks: Masks | None,
+        *,
+        record: bool,
+        out: Array | None,
+    ) -> tuple[Array, State, Any]:
+        """See `forward`. `lengths` is an int64 NumPy array with an entry below T, or None.
+
+        Returns y, the final state and what `_backward` needs (None unless `record`).
+        """
+
+    def _backward(self, weights: Weights, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+        """See `backward`; declared as ``"backward"``."""
+        raise UnsupportedError(f"backend {self.backend.name!r} declares a backward that it does not implement")
+
+    def _jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        lengths: Any,
+        masks: Masks | None,
+    ) -> tuple[Forward, Forward]:
+        """See `jvp`; declared as ``"jvp"``."""
+        raise UnsupportedError(f"backend {self.backend.name!r} declares a jvp that it does not implement")
+
+
+class StackKernel(ABC):
+    """All layers and directions, and the dropout between layers. What `lstmcore.LSTM` talks to.
+
+    `LSTM` checks the arguments, so these methods trust them. Arrays are time-major; states are stacked to
+    ``(L * D, N, ...)`` in the order of `StackConfig.configs`; parameter names carry their suffix.
+    """
+
+    def __init__(self, backend: LayerBackend, stack: StackConfig, precision: Precision) -> None:
+        self.backend = backend
+        self.stack = stack
+        self.precision = precision
+
+    @abstractmethod
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        """Bring all parameters into the kernel's own form."""
+
+    @abstractmethod
+    def forward(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+        record: bool = False,
+        out: Array | None = None,
+    ) -> Forward:
+        """As `Kernel.forward`: y is (T, N, D * P), the tape is opaque."""
+
+    @abstractmethod
+    def backward(self, weights: Weights, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
+        """As `Kernel.backward`."""
+
+    @abstractmethod
+    def jvp(
+        self,
+        weights: Weights,
+        x: Array,
+        state: State | None,
+        tangents: Tangents,
+        *,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[Forward, Forward]:
+        """As `Kernel.jvp`."""
+
+    @abstractmethod
+    def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        """One receipt for each of `StackConfig.configs`."""

@@ -1,0 +1,230 @@
+"""The file of a `SequenceModel`: its parts as tensors and a JSON header, and the parts from such a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.backend import UnsupportedError
+from lstmcore.config import LSTMConfig, StackConfig, integer
+from lstmcore.lstm import LSTM
+from lstmcore.precision import get_precision
+from lstmcore.training.readout import DTYPES, Readout
+from lstmcore.training.scaling import Standardizer
+from lstmcore.training.tensor_file import check_tensors, read_tensors, write_tensors
+
+Array = npt.NDArray[Any]
+
+MODEL_FORMAT: Final = "lstmcore-model"
+_READOUT: Final = ("hidden_size", "output_size", "activation", "x_size", "steps", "dtype")
+#: The standardisations of a `SequenceModel`.
+SCALINGS: Final = ("input_scaling", "target_scaling")
+
+
+class ModelParts(NamedTuple):
+    """The parts of a `SequenceModel`; `scalings` has one entry for each of `SCALINGS`."""
+
+    lstm: LSTM
+    readout: Readout
+    scalings: Mapping[str, Standardizer | None]
+    task: dict[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """All parameters: the LSTM's under ``lstm.``, the readout's under ``readout.``."""
+        named = {f"lstm.{name}": value for name, value in self.lstm.parameters.items()}
+        return named | {f"readout.{name}": value for name, value in self.readout.parameters.items()}
+
+
+def write_model(parts: ModelParts, path: str | Path) -> None:
+    """Write the file of a model. Raises as `lstmcore.training.save_model`."""
+    tensors, header = parts.parameters | scaling_tensors(parts.scalings), model_header(parts)
+    _check_model(tensors, header)
+    write_tensors(path, MODEL_FORMAT, tensors, header)
+
+
+def read_model(path: str | Path, backend: str | None, dtype: str | None) -> ModelParts:
+    """Read what `write_model` wrote. Parameters and errors are those of `lstmcore.training.load_model`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
+    tensors, header = read_tensors(path, MODEL_FORMAT)
+    try:
+        checked = _check_model(tensors, header)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if dtype is not None:
+        return _assemble(checked, backend, dtype)
+    try:
+        return _assemble(checked, backend, checked.readout["dtype"])
+    except UnsupportedError:
+        if checked.readout["dtype"] != "float32":
+            raise
+        return _assemble(checked, backend, "float64")
+
+
+def model_header(parts: ModelParts) -> dict[str, Any]:
+    """Return what makes a model of the same shape, for JSON.
+
+    Raises
+    ------
+    ValueError
+        Layers with different switches, which the file's format cannot tell.
+    """
+    stack = parts.lstm.stack
+    config, bidirectional = stack.layers[0][0], stack.num_directions == 2
+    if stack != StackConfig.make(
+        config, num_layers=stack.num_layers, bidirectional=bidirectional, dropout=stack.dropout
+    ):
+        raise ValueError("lstm: expected the same switches in every layer, which the file tells once; got others")
+    return {
+        "lstm": {
+            "config": config.to_dict(),
+            "num_layers": stack.num_layers,
+            "bidirectional": bidirectional,
+            "dropout": stack.dropout,
+            "dtype": parts.lstm.precision.name,
+        },
+        "readout": parts.readout.to_dict(),
+        "task": json_types("task", parts.task),
+    }
+
+
+def scaling_tensors(scalings: Mapping[str, Standardizer | None]) -> dict[str, Array]:
+    """Return the standardisation of inputs and targets, as tensors."""
+    tensors: dict[str, Array] = {}
+    for name, scaling in scalings.items():
+        if scaling is not None:
+            tensors |= {f"{name}.mean": scaling.mean, f"{name}.scale": scaling.scale}
+    return tensors
+
+
+def take_scalings(tensors: dict[str, Array], prefix: str = "") -> dict[str, Standardizer | None]:
+    """Remove what `scaling_tensors` made from `tensors`, where `prefix` stands before each name, and return it.
+
+    Raises
+    ------
+    ValueError
+        One without the other of mean and scale, or numbers that standardise nothing.
+    """
+    scalings: dict[str, Standardizer | None] = {}
+    for name in SCALINGS:
+        mean, scale = (tensors.pop(f"{prefix}{name}.{part}", None) for part in ("mean", "scale"))
+        if (mean is None) != (scale is None):
+            raise ValueError(f"{name}: expected both mean and scale; got one of them")
+        try:
+            scalings[name] = None if mean is None or scale is None else Standardizer(mean, scale)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} {error}") from error
+    return scalings
+
+
+def check_widths(stack: StackConfig, readout: Readout) -> None:
+    """Raise ValueError unless `readout` reads what an LSTM of `stack` gives."""
+    width = stack.num_directions * stack.output_size
+    if readout.hidden_size != width:
+        raise ValueError(
+            f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
+        )
+    if readout.x_size not in (0, stack.input_size):
+        raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
+
+
+def json_types(name: str, value: Any) -> Any:
+    """Return `value` as a JSON file would give it back.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something that JSON cannot tell.
+    """
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.generic | np.ndarray):
+            return item.tolist()
+        raise TypeError(f"got {type(item).__name__}")
+
+    try:
+        return json.loads(json.dumps(value, default=plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected texts, finite numbers, lists and mappings, as in JSON; {error}") from None
+
+
+class _Checked(NamedTuple):
+    """The contents of a model file, checked."""
+
+    stack: StackConfig
+    precision: str
+    readout: dict[str, Any]
+    task: dict[str, Any]
+    scalings: dict[str, Standardizer | None]
+    parameters: dict[str, Array]
+
+
+def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Checked:
+    """Check a whole model file, and make nothing that is larger than it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The first thing that is wrong.
+    """
+    header = _object("", header, ("lstm", "readout", "task"))
+    spec = _object("lstm", header["lstm"], ("config", "num_layers", "bidirectional", "dropout", "dtype"))
+    readout = _object("readout", header["readout"], _READOUT)
+    task = _object("task", header["task"])
+    config = LSTMConfig.from_dict(_object("lstm config", spec["config"]))
+    layers = integer("num_layers", spec["num_layers"], 1)
+    held = sum(name.startswith("lstm.") for name in tensors)
+    if layers > held:
+        raise ValueError(f"num_layers: expected at most {held}, as many as there are tensors; got {layers}")
+    stack = StackConfig.make(config, num_layers=layers, bidirectional=spec["bidirectional"], dropout=spec["dropout"])
+    width, outputs = (integer(f"readout {name}", readout[name], 1) for name in ("hidden_size", "output_size"))
+    x_size, dtype = integer("readout x_size", readout["x_size"], 0), readout["dtype"]
+    if dtype not in DTYPES or get_precision(spec["dtype"]).storage != dtype:
+        raise ValueError(
+            f"readout dtype: expected {' or '.join(DTYPES)}, as the LSTM's {spec['dtype']!r} stores; got {dtype!r}"
+        )
+    parameters = dict(tensors)
+    scalings = take_scalings(parameters)
+    for name, columns in zip(SCALINGS, (stack.input_size, outputs), strict=True):
+        scaling = scalings[name]
+        if scaling is not None and scaling.mean.shape != (columns,):
+            raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
+    expected = {f"lstm.{name}": shape for name, shape in stack.parameter_shapes.items()}
+    expected |= {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
+    check_tensors(parameters, expected, dtype)
+    check_widths(stack, Readout(**readout, seed=0))
+    return _Checked(stack, spec["dtype"], readout, task, scalings, parameters)
+
+
+def _object(what: str, value: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return `value`, a JSON object that has these `keys` and no others; without `keys`, any."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} in the header: expected a JSON object; got {type(value).__name__}")
+    where = f"{what} in the header" if what else "the header"
+    for key in keys:
+        if key not in value:
+            raise ValueError(f"{key!r} missing in {what + ' in ' if what else ''}the header")
+    if keys and (unknown := sorted(set(value) - set(keys))):
+        raise ValueError(f"{where}: expected {', '.join(keys)}; got {unknown[0]!r}, which is unknown")
+    return value
+
+
+def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
+    """Return the parts in `dtype`, whatever the dtype in the file."""
+    groups: dict[str, dict[str, Array]] = {"lstm": {}, "readout": {}}
+    for key, value in checked.parameters.items():
+        part, _, name = key.partition(".")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told as not finite
+            groups[part][name] = value.astype(dtype)
+    precision = checked.precision if dtype == checked.readout["dtype"] else dtype
+    lstm = LSTM.from_config(checked.stack, groups["lstm"], dtype=precision, backend=backend, seed=0)
+    readout = Readout(**(checked.readout | {"dtype": dtype}), seed=0)
+    readout.load_parameters(groups["readout"])
+    return ModelParts(lstm, readout, checked.scalings, checked.task)

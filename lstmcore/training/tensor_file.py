@@ -1,0 +1,95 @@
+"""Safetensors files: tensors, and one JSON text in the metadata. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lstmcore.config import check_version
+from lstmcore.files import write_atomically
+
+Array = npt.NDArray[Any]
+
+FORMAT_VERSION: Final = 1
+#: The one key of the metadata: safetensors writes several in no fixed order, and the same model gives the same bytes.
+_KEY: Final = "lstmcore"
+
+
+def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:
+    """Write tensors with `header` as JSON under a format name and the version of the format."""
+    text = json.dumps({"format": kind, "version": FORMAT_VERSION, **header}, allow_nan=False)
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    write_atomically(path, save(contiguous, metadata={_KEY: text}))
+
+
+def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read what `write_tensors` wrote; return the tensors and the header.
+
+    Raises
+    ------
+    ValueError
+        A truncated or foreign file, another format, a newer version.
+    OSError
+        The file cannot be read.
+    """
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path}: expected a file; got a pipe or a device")
+    with Path(path).open("rb"):
+        pass  # safetensors reports a missing or unreadable file in words of its own
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            header = _parse_header(path, (stream.metadata() or {}).get(_KEY))
+            if (written := header.pop("format", None)) != kind:
+                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}")
+            check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
+            for name in (names := list(stream.keys())):
+                if (dtype := stream.get_slice(name).get_dtype()) not in ("F32", "F64"):
+                    raise ValueError(f"{path}: tensor {name!r}: expected dtype float32 or float64; got {dtype}")
+            return {name: stream.get_tensor(name) for name in names}, header
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
+
+
+def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        header = json.loads("{}" if text is None else text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        problem = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}: expected a JSON header; {problem}") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: expected a JSON object as header; got {type(header).__name__}")
+    return header
+
+
+def check_tensors(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+    """Raise unless `tensors` has the names and shapes of `expected`, `dtype`, and finite numbers only.
+
+    Raises
+    ------
+    ValueError
+        The message names the tensor.
+    """
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise ValueError(f"tensor {name!r}: expected shape {shape}; got none")
+    for name, value in tensors.items():
+        if name not in expected:
+            raise ValueError(f"tensors: expected none but those that the header asks for; got {name!r}")
+        if value.shape != expected[name]:
+            raise ValueError(f"tensor {name!r}: expected shape {expected[name]}; got {value.shape}")
+        if str(value.dtype) != dtype:
+            raise ValueError(f"tensor {name!r}: expected dtype {dtype}; got {value.dtype}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"tensor {name!r}: expected finite numbers; got NaN or infinity")
