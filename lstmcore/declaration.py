@@ -83,3 +83,34 @@ class Capabilities:
         wanted = [name for name in (precision.name,) if name not in self.precisions]
         wanted += sorted(config.features - self.features)
         return "; ".join(self.missing(name) for name in wanted) or None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The backend of an LSTM, why it was selected, and a receipt for each layer; its text is made for reading.
+
+    Attributes
+    ----------
+    backend, device, precision
+        Names.
+    selection
+        Why the backend was selected, and which ones were passed over.
+    receipts
+        For each of `StackConfig.configs` the suffix of its parameters, and its receipt.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    selection: str
+    receipts: tuple[tuple[str, Receipt], ...]
+
+    def __str__(self) -> str:
+        lines = [f"backend {self.backend} on {self.device}, {self.precision}: {self.selection}"]
+        for suffix, receipt in self.receipts:
+            lines.append(f"  {suffix.removeprefix('_')}: {receipt.path}: {receipt.reason}")
+            if receipt.fallback is not None:
+                lines.append(f"    not the fastest path: {receipt.fallback}")
+        return "\n".join(lines)
+
+    __repr__ = __str__

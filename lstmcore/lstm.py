@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,6 @@ from lstmcore import registry, validation
 from lstmcore.backend import (
     Backend,
     Gradients,
-    Receipt,
     StackKernel,
     StackMasks,
     State,
@@ -25,17 +23,19 @@ from lstmcore.backend import (
     UnsupportedError,
     Weights,
 )
+from lstmcore.call_layout import CallLayout, StateLike
 from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
+from lstmcore.declaration import Explanation
 from lstmcore.initialization import initial_parameters
 from lstmcore.masks import stack_masks
 from lstmcore.precision import Precision, get_precision
+from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
 
-#: No machine holds more; NumPy refuses larger arrays in words of its own.
+#: No machine holds more, and NumPy's message for larger arrays names no argument.
 _MOST_PARAMETERS: Final = 2**48
 
 Array: TypeAlias = npt.NDArray[Any]
-StateLike: TypeAlias = tuple[Array, Array] | State
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +56,19 @@ class Tape:
     _owner: LSTM = field(repr=False)
     _weights: Weights = field(repr=False)
     _saved: Any = field(repr=False)
-    _call: _Call = field(repr=False)
+    _call: CallLayout = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What runs and why; its text is made for reading."""
+class _Options(NamedTuple):
+    """Arguments that the constructors of `LSTM` share; their meaning is in its docstring."""
 
-    backend: str
-    device: str
-    precision: str
-    selection: str
-    receipts: tuple[tuple[str, Receipt], ...]
-
-    def __str__(self) -> str:
-        lines = [f"backend {self.backend} on {self.device}, {self.precision}: {self.selection}"]
-        for suffix, receipt in self.receipts:
-            lines.append(f"  {suffix.removeprefix('_')}: {receipt.path}: {receipt.reason}")
-            if receipt.fallback is not None:
-                lines.append(f"    not the fastest path: {receipt.fallback}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+    batch_first: bool
+    dtype: Any
+    backend: str | Backend | None
+    strict: bool
+    seed: int | None
+    init: str
+    forget_bias: float | None
 
 
 class LSTM:
@@ -189,7 +180,7 @@ class LSTM:
         switches = {name: arguments[name] for name in SHARED_SWITCHES}
         config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
         stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
-        self._build(stack, None, batch_first, dtype, backend, strict, seed, init, forget_bias)
+        self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias))
 
     @classmethod
     def from_config(
@@ -212,39 +203,28 @@ class LSTM:
         if not isinstance(stack, StackConfig):
             raise TypeError(f"stack: expected a StackConfig; got {type(stack).__name__}")
         lstm = cls.__new__(cls)
-        lstm._build(stack, parameters, batch_first, dtype, backend, strict, seed, init, forget_bias)
+        options = _Options(batch_first, dtype, backend, strict, seed, init, forget_bias)
+        lstm._build(stack, parameters, options)
         return lstm
 
-    def _build(
-        self,
-        stack: StackConfig,
-        parameters: Mapping[str, Array] | None,
-        batch_first: bool,
-        dtype: Any,
-        backend: str | Backend | None,
-        strict: bool,
-        seed: int | None,
-        init: str,
-        forget_bias: float | None,
-    ) -> None:
-        for name, value in (("batch_first", batch_first), ("strict", strict)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name}: expected True or False; got {value!r}")
-        self.stack, self.batch_first, self.strict = stack, batch_first, strict
-        self.precision = get_precision(dtype)
+    def _build(self, stack: StackConfig, parameters: Mapping[str, Array] | None, options: _Options) -> None:
+        for name in ("batch_first", "strict"):
+            flag(name, getattr(options, name))
+        self.stack, self.batch_first, self.strict = stack, options.batch_first, options.strict
+        self.precision = get_precision(options.dtype)
         if (count := sum(map(math.prod, stack.parameter_shapes.values()))) > _MOST_PARAMETERS:
             raise ValueError(
                 f"input_size, hidden_size: expected sizes that give at most {_MOST_PARAMETERS} parameters; got {count}"
             )
         # 53 bits, so that any JSON reader keeps every digit
-        self.seed = secrets.randbits(53) if seed is None else _whole("seed", seed, 64)
+        self.seed = secrets.randbits(53) if options.seed is None else unsigned("seed", options.seed, 64)
         self._step = 0
-        self.backend, self._selection, passed_over = _choose(backend, stack, self.precision)
-        if strict and passed_over is not None:
+        self.backend, self._selection, passed_over = registry.choose(options.backend, stack, self.precision)
+        if self.strict and passed_over is not None:
             raise UnsupportedError(f"strict: {passed_over}")
         self._compile()
         if parameters is None:
-            parameters = initial_parameters(stack, self.precision, self.seed, init, forget_bias)
+            parameters = initial_parameters(stack, self.precision, self.seed, options.init, options.forget_bias)
         self.load_parameters(parameters)
 
     def _compile(self) -> None:
@@ -256,16 +236,14 @@ class LSTM:
         self._strict_shapes: set[tuple[int, int]] = set()
         if self.strict:
             self._check_strict(None, None)
-        self._input_size = self.stack.input_size
-        self._y_width = self.stack.num_directions * self.stack.output_size
 
     # Copies: `copy.deepcopy` and `pickle` (of multiprocessing) take all but the kernel and its weights, which are made
     # again, and a backend that the registry knows by its name. A `Tape` belongs to the LSTM that recorded it.
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_step_lock", "_declared", "_kernel", "_strict_shapes", "_input_size", "_y_width", "_weights")
+        made = ("_step_lock", "_declared", "_kernel", "_strict_shapes", "_weights")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
-        return state | {"backend": _by_name(self.backend)}
+        return state | {"backend": registry.name_or_backend(self.backend)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -345,9 +323,14 @@ class LSTM:
         """
         call = self._enter(x, state, lengths)
         y, last, _ = self._kernel.forward(
-            self._weights, call.x, call.state, lengths=call.lengths, out=None if out is None else self._out(out, call)
+            self._weights,
+            call.x,
+            call.state,
+            lengths=call.lengths,
+            out=None if out is None else call.check_out(out),
         )
-        return self._leave(y, last, call, out)
+        y, last = call.from_time_major(y, last)
+        return (y if out is None else out), last
 
     def record(
         self, x: Array, state: StateLike | None = None, lengths: Any = None, *, masks: StackMasks | None = None
@@ -393,8 +376,7 @@ class LSTM:
             weights, call.x, call.state, lengths=call.lengths, masks=masks, record=True
         )
         y.flags.writeable = False
-        y, last = self._leave(y, last, call, None)
-        return y, last, Tape(masks, call.lengths, self, weights, saved, call)
+        return *call.from_time_major(y, last), Tape(masks, call.lengths, self, weights, saved, call)
 
     def backward(self, tape: Tape, dy: Array | None = None, dstate: StateLike | None = None) -> Gradients:
         """Gradients of ``sum(dy * y) + sum(dstate * final state)`` for a recorded call.
@@ -419,13 +401,10 @@ class LSTM:
             raise ValueError("tape: expected one that record() of this LSTM returned; got one of another LSTM")
         call = tape._call
         if dy is not None:
-            validation.check_numpy(
-                "dy", dy, self._y_shape(call), self.precision.storage, letters=self._letters(call, "D * P")
-            )
-            dy = self._time_major(dy, call)
-        incoming = self._state("dstate", dstate, call)
+            dy = call.check_y("dy", dy)
+        incoming = call.check_state("dstate", dstate)
         dx, dstate0, parameters = self._kernel.backward(tape._weights, tape._saved, dy, incoming)
-        return Gradients(*self._leave(dx, dstate0, call, None), parameters)
+        return Gradients(*call.from_time_major(dx, dstate0), parameters)
 
     def jvp(
         self,
@@ -458,19 +437,19 @@ class LSTM:
         self._require("jvp")
         call = self._enter(x, state, lengths)
         if tx is not None:
-            validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=self._letters(call, "I"))
-            tx = self._time_major(tx, call)
+            validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=call.letters("I"))
+            tx = call.to_time_major(tx)
         if tparameters is not None:
             shapes = self.stack.parameter_shapes
             validation.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
         if masks is not None:
             validation.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
             self._require("masks")
-        tangents = Tangents(tx, self._state("tstate", tstate, call), tparameters)
+        tangents = Tangents(tx, call.check_state("tstate", tstate), tparameters)
         _, (ty, tlast, _) = self._kernel.jvp(
             self._weights, call.x, call.state, tangents, lengths=call.lengths, masks=masks
         )
-        return self._leave(ty, tlast, call, None)
+        return call.from_time_major(ty, tlast)
 
     # Randomness and receipts ------------------------------------------------------------------------------------------
 
@@ -481,7 +460,7 @@ class LSTM:
 
     @step.setter
     def step(self, value: int) -> None:
-        step = _whole("step", value, 32)
+        step = unsigned("step", value, 32)
         with self._step_lock:
             self._step = step
 
@@ -515,64 +494,19 @@ class LSTM:
             f"dtype={self.precision.name!r}, backend={self.backend.name!r})"
         )
 
-    # The way in and out: arguments are checked here, once, and brought to (T, N, ...) as views ------------------------
-
-    def _enter(self, x: Array, state: StateLike | None, lengths: Any) -> _Call:
-        letters = "(N, T, I)" if self.batch_first else "(T, N, I)"
-        if isinstance(x, np.ndarray) and x.ndim == 2:
-            validation.check_array("x", x, (None, self._input_size), self.precision.storage, letters="(T, I)")
-            if lengths is not None:
-                raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
-            call = _Call(x[:, None], x.shape[0], 1, False)
-        else:
-            validation.check_numpy("x", x, (None, None, self._input_size), self.precision.storage, letters=letters)
-            if self.batch_first:
-                x = x.swapaxes(0, 1)
-            call = _Call(x, x.shape[0], x.shape[1], True)
+    def _enter(self, x: Array, state: StateLike | None, lengths: Any) -> CallLayout:
+        """Check the arguments of a call, once for all backends."""
+        call = CallLayout(x, self.stack, self.precision, self.batch_first)
+        if lengths is not None and not call.batched:
+            raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
         if state is not None:
-            call.state = self._state("state", state, call)
+            call.state = call.check_state("state", state)
         if lengths is not None:
             self._require("lengths")
             call.lengths = validation.check_lengths(lengths, call.steps, call.batch)
         if self.strict and (call.steps, call.batch) not in self._strict_shapes:
             self._check_strict(call.steps, call.batch)
         return call
-
-    def _state(self, name: str, state: StateLike | None, call: _Call) -> State | None:
-        pair = validation.check_stack_state(
-            name, state, self.stack, (call.batch,) if call.batched else (), self.precision
-        )
-        if pair is None:
-            return None
-        return State(*pair) if call.batched else State(pair[0][:, None], pair[1][:, None])
-
-    def _out(self, out: Array, call: _Call) -> Array:
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
-        inputs = (call.x, call.state)
-        validation.check_out(out, self._y_shape(call), self.precision, inputs, letters=self._letters(call, "D * P"))
-        return self._time_major(out, call)
-
-    def _leave(self, y: Array, last: State, call: _Call, out: Array | None) -> tuple[Array, State]:
-        if not call.batched:
-            y, last = y[:, 0], State(last[0][:, 0], last[1][:, 0])
-        elif self.batch_first:
-            y = y.swapaxes(0, 1)
-        return (y if out is None else out), last
-
-    def _time_major(self, array: Array, call: _Call) -> Array:
-        if not call.batched:
-            return array[:, None]
-        return array.swapaxes(0, 1) if self.batch_first else array
-
-    def _y_shape(self, call: _Call) -> tuple[int, ...]:
-        if not call.batched:
-            return call.steps, self._y_width
-        return (*((call.batch, call.steps) if self.batch_first else (call.steps, call.batch)), self._y_width)
-
-    def _letters(self, call: _Call, last: str) -> str:
-        rows = "T" if not call.batched else "N, T" if self.batch_first else "T, N"
-        return f"({rows}, {last})"
 
     def _require(self, what: str) -> None:
         if what not in self._declared.features and what not in self._declared.derivatives:
@@ -587,62 +521,3 @@ class LSTM:
                 )
         if steps is not None and batch is not None:
             self._strict_shapes.add((steps, batch))
-
-
-class _Call:
-    """The checked arguments of a call as (T, N, ...). `batched` is False where x had no batch axis."""
-
-    __slots__ = ("batch", "batched", "lengths", "state", "steps", "x")
-
-    def __init__(self, x: Array, steps: int, batch: int, batched: bool) -> None:
-        self.x = x
-        self.steps = steps
-        self.batch = batch
-        self.batched = batched
-        self.state: State | None = None
-        self.lengths: Array | None = None
-
-
-def _whole(name: str, value: object, bits: int) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # the check is this call
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a whole number; got {value!r}")
-    if not 0 <= number < 2**bits:
-        raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {number}")
-    return number
-
-
-def _choose(backend: str | Backend | None, stack: StackConfig, precision: Precision) -> tuple[Backend, str, str | None]:
-    """The backend, why it was chosen, and what `strict` objects to in that choice, or None."""
-    if isinstance(backend, Backend):
-        return backend, "given as an object", None
-    if backend is not None and not isinstance(backend, str):
-        raise TypeError(f"backend: expected a name, a Backend or None; got {type(backend).__name__}")
-    selection = registry.select(stack, precision, backend)
-    passed = "".join(f"; {name} was passed over: {reason}" for name, reason in selection.skipped.items())
-    faster = {name: reason for name, reason in selection.skipped.items() if not _unavailable(name)}
-    objection = "".join(f"; auto passes over the faster backend {name!r}: {faster[name]}" for name in faster)[2:]
-    return selection.backend, selection.reason + passed, objection or None
-
-
-def _by_name(backend: Backend) -> Backend | str:
-    """The name of a backend that the registry gives for it, else the backend itself."""
-    try:
-        known = registry.get_backend(backend.name)
-    except (ValueError, registry.PluginError, registry.UnavailableError):
-        return backend
-    return backend.name if known is backend else backend
-
-
-def _unavailable(name: str) -> bool:
-    """Whether a backend cannot run on this machine; one that is broken could."""
-    try:
-        registry.get_backend(name)
-    except registry.UnavailableError:
-        return True
-    except registry.PluginError:
-        return False
-    return False

@@ -145,6 +145,54 @@ def select(stack: StackConfig, precision: Precision, name: str | None = None) ->
     return Selection(get_backend(name), "named" if name is not None else f"named by {BACKEND_VARIABLE}")
 
 
+def choose(backend: str | Backend | None, stack: StackConfig, precision: Precision) -> tuple[Backend, str, str | None]:
+    """Return the backend of an LSTM, why it was chosen, and what `strict` objects to in that choice, or None.
+
+    Parameters
+    ----------
+    backend
+        A name, None for the default one, or the backend itself.
+    stack, precision
+        What it is to compute.
+
+    Raises
+    ------
+    TypeError
+        Neither a name nor a backend.
+    ValueError, PluginError, UnavailableError
+        As `select`.
+    """
+    if isinstance(backend, Backend):
+        return backend, "given as an object", None
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend: expected a name, a Backend or None; got {type(backend).__name__}")
+    selection = select(stack, precision, backend)
+    passed = "".join(f"; {name} was passed over: {reason}" for name, reason in selection.skipped.items())
+    faster = {name: reason for name, reason in selection.skipped.items() if not _cannot_run(name)}
+    objection = "".join(f"; auto passes over the faster backend {name!r}: {faster[name]}" for name in faster)[2:]
+    return selection.backend, selection.reason + passed, objection or None
+
+
+def name_or_backend(backend: Backend) -> Backend | str:
+    """Return the name under which `get_backend` gives this backend, or the backend if there is none."""
+    try:
+        known = get_backend(backend.name)
+    except (ValueError, PluginError, UnavailableError):
+        return backend
+    return backend.name if known is backend else backend
+
+
+def _cannot_run(name: str) -> bool:
+    """Return whether a backend cannot run on this machine; one that is broken could."""
+    try:
+        get_backend(name)
+    except UnavailableError:
+        return True
+    except PluginError:
+        return False
+    return False
+
+
 def default_name() -> str:
     """``LSTMCORE_BACKEND``, or ``auto`` where it is unset or empty."""
     return os.environ.get(BACKEND_VARIABLE, "").strip() or "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 
 def check_version(what: str, found: object, newest: int) -> None:
@@ -26,11 +27,27 @@ def rate(name: str, value: object, *, one_allowed: bool = False) -> float:
 
 def integer(name: str, value: object, minimum: int) -> int:
     """Check a whole number of any type that can be an index and return it as an int."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected a whole number; got {value!r}")
-    number = int(value.__index__())
+    number = _index(name, value)
     if number < minimum:
         raise ValueError(f"{name}: expected at least {minimum}; got {number}")
+    return number
+
+
+def unsigned(name: str, value: object, bits: int) -> int:
+    """Check a whole number from 0 to ``2**bits - 1`` and return it as an int."""
+    number = _index(name, value)
+    if not 0 <= number < 2**bits:
+        raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {number}")
+    return number
+
+
+def _index(name: str, value: object) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # the check is this call
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number; got {value!r}")
     return number
 
 

@@ -1,0 +1,97 @@
+"""The layout of a call of `LSTM`: from the caller's axes to the kernels' (T, N, ...) and back, as views."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore import validation
+from lstmcore.config import StackConfig
+from lstmcore.containers import State
+from lstmcore.precision import Precision
+
+Array: TypeAlias = npt.NDArray[Any]
+StateLike: TypeAlias = tuple[Array, Array] | State
+
+
+class CallLayout:
+    """The checked arguments of a call, time-major, and how the caller's arrays are laid out.
+
+    Attributes
+    ----------
+    x
+        (T, N, I), a view of the caller's array.
+    steps, batch
+        T and N.
+    batched, batch_first
+        False without a batch axis; True if the caller's arrays are (N, T, ...).
+    state
+        The initial state as (L * D, N, ...), or None.
+    lengths
+        (N,), or None for T everywhere.
+    """
+
+    __slots__ = ("batch", "batch_first", "batched", "lengths", "precision", "stack", "state", "steps", "x")
+
+    def __init__(self, x: Array, stack: StackConfig, precision: Precision, batch_first: bool) -> None:
+        """Check `x`: (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype."""
+        width, storage = stack.input_size, precision.storage
+        self.batched = not (isinstance(x, np.ndarray) and x.ndim == 2)
+        self.batch_first = batch_first
+        if self.batched:
+            validation.check_numpy(
+                "x", x, (None, None, width), storage, letters="(N, T, I)" if batch_first else "(T, N, I)"
+            )
+        else:
+            validation.check_array("x", x, (None, width), storage, letters="(T, I)")
+        self.x = self.to_time_major(x)
+        self.steps, self.batch = self.x.shape[:2]
+        self.stack, self.precision = stack, precision
+        self.state: State | None = None
+        self.lengths: Array | None = None
+
+    def to_time_major(self, array: Array) -> Array:
+        """Return the caller's array as (T, N, ...), a view."""
+        if not self.batched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def from_time_major(self, y: Array, last: State) -> tuple[Array, State]:
+        """Return (T, N, ...) and a state of (L * D, N, ...) in the caller's layout, as views."""
+        if not self.batched:
+            return y[:, 0], State(last[0][:, 0], last[1][:, 0])
+        return (y.swapaxes(0, 1) if self.batch_first else y), last
+
+    def check_state(self, name: str, state: StateLike | None) -> State | None:
+        """Check a pair (h, c) in the caller's layout and return it as (L * D, N, ...), views; None stays None."""
+        rows = (self.batch,) if self.batched else ()
+        pair = validation.check_stack_state(name, state, self.stack, rows, self.precision)
+        if pair is None:
+            return None
+        return State(*pair) if self.batched else State(pair[0][:, None], pair[1][:, None])
+
+    def check_y(self, name: str, array: Array) -> Array:
+        """Check an array that is like y and return it as (T, N, D * P), a view."""
+        validation.check_numpy(name, array, self._y_shape(), self.precision.storage, letters=self.letters("D * P"))
+        return self.to_time_major(array)
+
+    def check_out(self, out: Array) -> Array:
+        """Check the array that y is written to and return it as (T, N, D * P), a view."""
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
+        inputs = (self.x, self.state)
+        validation.check_out(out, self._y_shape(), self.precision, inputs, letters=self.letters("D * P"))
+        return self.to_time_major(out)
+
+    def letters(self, width: str) -> str:
+        """Return the letters of the caller's shape for messages; `width` is that of the last axis."""
+        rows = "T" if not self.batched else "N, T" if self.batch_first else "T, N"
+        return f"({rows}, {width})"
+
+    def _y_shape(self) -> tuple[int, ...]:
+        width = self.stack.num_directions * self.stack.output_size
+        if not self.batched:
+            return self.steps, width
+        return (*((self.batch, self.steps) if self.batch_first else (self.steps, self.batch)), width)
