@@ -239,8 +239,8 @@ for place, packages in ((".", "lstmcore"), ("backends", "lstmcore_*"), ("conform
             sys.exit(f"{sys.argv[1]}: {file.relative_to(folder)} is missing")
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
-             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/render/page.css",
-             "lstmcore_conformance/benchmarks/page.css", "lstmcore_conformance/scoreboard/page.css",
+             "lstmcore_conformance/report.schema.json", "lstmcore_conformance/render/templates/base.html",
+             "lstmcore_conformance/render/templates/page.css",
              "lstmcore_conformance/benchmarks/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
              "lstmcore_cupy/cuda/lstm.cu", "lstmcore_cupy/cuda/rows.cu", "lstmcore_cupy/cuda/block.cuh",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",

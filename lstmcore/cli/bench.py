@@ -111,6 +111,7 @@ def bench(
     from lstmcore_conformance.benchmarks.run import PLANS, Request, run
     from lstmcore_conformance.benchmarks.summary import document
     from lstmcore_conformance.benchmarks.table import show
+    from lstmcore_conformance.render.templating import require_jinja2
 
     check_files({"--json": None if path == "-" else path, "--html": html_path}, {})
     for option, place in (("--pictures", folder), ("--report", report)):
@@ -120,6 +121,8 @@ def bench(
         check_folder("--report", Path(report))
     if any(place is not None for place in (html_path, folder, report)):
         require_matplotlib()
+    if html_path is not None or report is not None:
+        require_jinja2()
     if read_path is not None and backends:
         raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
     if read_path is not None and (given := _given(SHOWING)):
@@ -157,7 +160,7 @@ def bench(
         if path is not None:
             write_atomically(path, text.encode())
     if html_path is not None:
-        from lstmcore_conformance.benchmarks.page import page
+        from lstmcore_conformance.render.benchmark_page import page
 
         write_atomically(html_path, page(found).encode())
     if folder is not None:

@@ -49,7 +49,9 @@ from lstmcore.registry import get_backend
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
 @click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
 @click.option("--html", "html_path", metavar="FILE", help="Write the report as one page that needs no network.")
-@click.option("--badge", "badge_path", metavar="FILE", help="Write a badge (SVG).")
+@click.option(
+    "--badge", "badge_path", metavar="FILE", help="Write a badge (SVG), and FILE as .json beside it for shields.io."
+)
 def conform(
     name: str,
     precisions: tuple[str, ...],
@@ -78,17 +80,24 @@ def conform(
     """
     from lstmcore.files import write_atomically
     from lstmcore_conformance import run
-    from lstmcore_conformance.render.badge import badge
+    from lstmcore_conformance.render.badge import badge, endpoint
     from lstmcore_conformance.render.junit import junit
     from lstmcore_conformance.render.report_page import page
+    from lstmcore_conformance.render.templating import require_jinja2
     from lstmcore_conformance.suite.backend_under_test import Draws
     from lstmcore_conformance.suite.expected_failures import load
 
-    for option, file in (("--json", path), ("--junit", junit_path), ("--html", html_path), ("--badge", badge_path)):
+    files = {"--json": path, "--junit": junit_path, "--html": html_path, "--badge": badge_path}
+    endpoint_path = None if badge_path is None else str(Path(badge_path).with_suffix(".json"))
+    for option, file in files.items():
         if file is None or (option == "--json" and file == "-"):
             continue
         if Path(file).is_dir() or not Path(file).parent.is_dir():
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
+        if endpoint_path is not None and Path(file) == Path(endpoint_path):
+            raise ValueError(f"{option}: expected another file than {file}, which --badge writes for shields.io")
+    if html_path is not None or badge_path is not None:
+        require_jinja2()
     expected = None if expected_path is None else load(expected_path)
     backend = get_backend(name)
     with progress(f"conform {name}", seconds=10) as tell:
@@ -101,7 +110,8 @@ def conform(
             expected_failures=expected,
             progress=lambda done, total, item: tell(done, total, item.partition("[")[0]),
         )
-    for text, file in ((junit, junit_path), (page, html_path), (badge, badge_path)):
+    written = ((junit, junit_path), (page, html_path), (badge, badge_path), (endpoint, endpoint_path))
+    for text, file in written:
         if file is not None:
             write_atomically(file, text(report).encode())
     if path == "-":

@@ -33,7 +33,6 @@ from lstmcore_conformance.benchmarks.conformity import expectation, judge
 from lstmcore_conformance.benchmarks.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
 from lstmcore_conformance.benchmarks.machine import blas, commit, describe
 from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
-from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.roofline import meter
 from lstmcore_conformance.benchmarks.run import Request, _result, run
@@ -45,6 +44,7 @@ from lstmcore_conformance.benchmarks.worker import Server, timed
 from lstmcore_conformance.benchmarks.worker_client import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.cases.case import Data
 from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.render.benchmark_page import page
 from lstmcore_conformance.suite.backend_under_test import Failure
 from planted import planted
 from plugins import Install

@@ -91,5 +91,5 @@ def test_help_lists_every_command_and_loads_none() -> None:
 
 def test_the_benchmark_is_described_without_what_it_times() -> None:
     """A page is made from a run's JSON where no runtime is installed."""
-    packages, _ = _loaded("import lstmcore_conformance.benchmarks.page")
+    packages, _ = _loaded("import lstmcore_conformance.render.benchmark_page")
     assert not packages & {"torch", "jax", "onnxruntime", "onnx", "numba", "llvmlite", "matplotlib"}

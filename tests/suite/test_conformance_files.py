@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -14,9 +16,10 @@ from rich.console import Console
 
 from lstmcore.cli import main
 from lstmcore_conformance.mutants import MUTANTS
-from lstmcore_conformance.render.badge import badge
+from lstmcore_conformance.render.badge import badge, endpoint
 from lstmcore_conformance.render.junit import junit
 from lstmcore_conformance.render.report_page import page
+from lstmcore_conformance.render.templating import _environment
 from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report, Result
 
 GREEN = "#1a7f37"
@@ -108,6 +111,10 @@ def test_a_badge_is_green_only_for_a_whole_run_that_passed(found: Report, text: 
     root = ElementTree.fromstring(drawn)
     assert root[0].text == f"LSTM conformance: {text}"
     assert (GREEN in drawn) is green
+    told = json.loads(endpoint(found))
+    assert told == {"schemaVersion": 1, "label": "LSTM conformance", "message": text, "color": told["color"]}
+    assert (f"#{told['color']}" == GREEN) is green
+    assert f'fill="#{told["color"]}"' in drawn
 
 
 def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +125,26 @@ def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, mo
     assert found.exit_code == 1
     assert "<failure" in files["junit"].read_text()
     assert "failed" in files["badge"].read_text()
+    assert json.loads((tmp_path / "badge.json").read_text())["message"].endswith("failed")
+
+
+def test_the_badges_json_replaces_no_other_file(tmp_path: Path) -> None:
+    files = ("--badge", str(tmp_path / "badge.svg"), "--json", str(tmp_path / "badge.json"))
+    found = CliRunner().invoke(main, ["conform", "reference", "-k", "forward.no_state", *files])
+    assert found.exit_code == 2
+    assert "--json: expected another file than" in found.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_jinja2_there_is_the_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    found = CliRunner().invoke(main, ["conform", "reference", "--html", str(tmp_path / "report.html")])
+    assert found.exit_code == 2
+    assert "pip install 'lstmcore[conformance]'" in found.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_in_templates_is_escaped() -> None:
+    """Values are escaped as HTML, also in Markdown that does not say that they are Markdown."""
+    table = _environment().from_string("{{ text }} {{ text | md }}")
+    assert table.render(text="<a>|") == "&lt;a&gt;| \\<a\\>\\|"

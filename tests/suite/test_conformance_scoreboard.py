@@ -17,10 +17,11 @@ from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
 from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
 from lstmcore_conformance.benchmarks.summary import document
 from lstmcore_conformance.benchmarks.worker_client import Candidate
-from lstmcore_conformance.scoreboard import Board, excerpt, load, page, placed, scoreboard
+from lstmcore_conformance.render.scoreboard_markdown import BEGIN, END, excerpt, placed, scoreboard
+from lstmcore_conformance.render.scoreboard_page import page
+from lstmcore_conformance.scoreboard import Board, load
 from lstmcore_conformance.scoreboard.__main__ import main
 from lstmcore_conformance.scoreboard.board import board, of_benchmark, of_report
-from lstmcore_conformance.scoreboard.markdown import BEGIN, END
 from pages import Text, in_browser
 
 ROOT = Path(__file__).parents[2]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from lstmcore.files import write_atomically
-from lstmcore_conformance.benchmarks.page import page
 from lstmcore_conformance.benchmarks.pictures import file_name, pictures, rendered
 from lstmcore_conformance.benchmarks.results import Benchmark
 from lstmcore_conformance.benchmarks.summary import document, summaries
-from lstmcore_conformance.render.markdown import head, line, row
+from lstmcore_conformance.render.benchmark_page import page
+from lstmcore_conformance.render.templating import render
 
 #: The first line of a README.md that was written here.
 _TITLE: Final = "# A run of `lstmcore bench`"
@@ -55,7 +55,7 @@ def write_folder(benchmark: Benchmark, folder: Path) -> None:
     for old in (folder / "pictures").glob("*.png"):
         if old.stem not in {name for name, _ in shown}:
             old.unlink()
-    write_atomically(folder / "README.md", "\n".join(_readme(benchmark, shown)).encode())
+    write_atomically(folder / "README.md", _readme(benchmark, shown).encode())
 
 
 def write_pictures(benchmark: Benchmark, folder: Path, kinds: Iterable[str]) -> list[tuple[str, str]]:
@@ -69,21 +69,23 @@ def write_pictures(benchmark: Benchmark, folder: Path, kinds: Iterable[str]) -> 
     return shown
 
 
-def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> Iterator[str]:
-    machine, told = benchmark.machine, benchmark.settings
-    yield f"{_TITLE}\n"
-    yield (
-        f"{benchmark.started[:10]}, {line(machine['processor'])}, {machine['cores']} cores, load {machine['load']:.2f}"
-        f" before; {benchmark.grid} grid, seed {told.get('seed', '')}. All figures are in [run.json](run.json) "
-        "and on one page, [report.html](report.html).\n"
+def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> str:
+    """Return the page of the folder in Markdown, which shows the pictures of these names and titles."""
+    machine = benchmark.machine
+    rows = []
+    for one in summaries(benchmark):
+        worst = f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})"
+        noisy = sum(comparison.noisy for comparison in one.comparisons)
+        rows.append((one.backend, one.setting, f"{one.mean:.2f}", worst, len(one.comparisons), noisy, one.refused))
+    return render(
+        "run.md",
+        date=benchmark.started[:10],
+        processor=machine["processor"],
+        cores=machine["cores"],
+        load=f"{machine['load']:.2f}",
+        grid=benchmark.grid,
+        seed=benchmark.settings.get("seed", ""),
+        columns=_COLUMNS,
+        rows=rows,
+        pictures=shown,
     )
-    if found := summaries(benchmark):
-        yield from head(_COLUMNS)
-        for one in found:
-            worst = f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})"
-            noisy = sum(comparison.noisy for comparison in one.comparisons)
-            cells = (one.backend, one.setting, f"{one.mean:.2f}", worst, len(one.comparisons), noisy, one.refused)
-            yield row(line(str(cell)) for cell in cells)
-        yield ""
-    for name, title in shown:
-        yield f"## {line(title)}\n\n![{line(title)}](pictures/{name}.png)\n"

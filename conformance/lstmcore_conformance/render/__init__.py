@@ -1,1 +1,1 @@
-"""Reports as pages, tables, badges and other formats."""
+"""Pages, tables and badges of reports, benchmarks and scoreboards: one set of Jinja2 templates, one stylesheet."""

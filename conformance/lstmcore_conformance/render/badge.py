@@ -1,10 +1,11 @@
-"""A badge that tells the verdict of a report, as SVG."""
+"""A badge that tells the verdict of a report: as SVG, and as what shields.io reads."""
 
 from __future__ import annotations
 
+import json
 from typing import Final
-from xml.sax.saxutils import escape
 
+from lstmcore_conformance.render.templating import render
 from lstmcore_conformance.suite.report import Report, Result
 
 _LABEL: Final = "LSTM conformance"
@@ -17,23 +18,20 @@ _COLOURS: Final = {
 
 
 def badge(report: Report) -> str:
-    """The badge as an SVG document; green only where the whole suite of the profile ran on all declared precisions."""
-    text, colour = _said(report), _COLOURS[report.result]
-    left, right = _width(_LABEL), _width(text)
-    name = escape(f"{_LABEL}: {text}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img">\n'
-        f"<title>{name}</title>\n"
-        f'<rect width="{left}" height="20" fill="#333"/>\n'
-        f'<rect x="{left}" width="{right}" height="20" fill="{colour}"/>\n'
-        '<g fill="#fff" text-anchor="middle" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11">\n'
-        f'<text x="{left / 2:g}" y="14">{escape(_LABEL)}</text>\n'
-        f'<text x="{left + right / 2:g}" y="14">{escape(text)}</text>\n'
-        "</g>\n</svg>\n"
-    )
+    """Return an SVG document; it is green only if the whole suite of the profile ran on all declared precisions."""
+    message = _message(report)
+    left, right = _width(_LABEL), _width(message)
+    return render("badge.svg", label=_LABEL, message=message, colour=_COLOURS[report.result], left=left, right=right)
 
 
-def _said(report: Report) -> str:
+def endpoint(report: Report) -> str:
+    """Return the same badge as JSON for https://shields.io/badges/endpoint-badge, which draws it."""
+    colour = _COLOURS[report.result].removeprefix("#")
+    badge = {"schemaVersion": 1, "label": _LABEL, "message": _message(report), "color": colour}
+    return json.dumps(badge, indent=1) + "\n"
+
+
+def _message(report: Report) -> str:
     if report.result is Result.FAILS:
         return f"{len(report.bad)} of {report.count} failed"
     if report.result is Result.NOTHING:
@@ -43,4 +41,5 @@ def _said(report: Report) -> str:
 
 
 def _width(text: str) -> int:
+    """Return the width of the text in pixels, about."""
     return 7 * len(text) + 12

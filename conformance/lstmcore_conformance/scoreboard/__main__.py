@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from lstmcore.files import write_atomically
-from lstmcore_conformance.scoreboard import excerpt, load, page, placed, scoreboard
+from lstmcore_conformance.render.scoreboard_markdown import excerpt, placed, scoreboard
+from lstmcore_conformance.render.scoreboard_page import page
+from lstmcore_conformance.scoreboard import load
 
 
 @click.command()
@@ -32,7 +34,7 @@ def main(paths: tuple[str, ...], out: str | None, readme: str | None) -> None:
                 write_atomically(Path(out).with_suffix(suffix), content.encode())
         if readme is not None and text is not None:
             write_atomically(readme, text.encode())
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise click.UsageError(" ".join(str(error).split())) from None
     if out is None:
         click.echo(scoreboard(board), nl=False)

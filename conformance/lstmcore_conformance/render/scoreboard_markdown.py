@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lstmcore.config import FEATURES
 from lstmcore.precision import PRECISIONS
-from lstmcore_conformance.render.markdown import head, line, row
+from lstmcore_conformance.render.templating import render
 from lstmcore_conformance.scoreboard.board import (
     Board,
     Digest,
@@ -23,11 +23,6 @@ from lstmcore_conformance.scoreboard.board import (
 BEGIN: Final = "<!-- scoreboard: made by python -m lstmcore_conformance.scoreboard -->"
 END: Final = "<!-- end of the scoreboard -->"
 
-_HEAD: Final = """# Scoreboard
-
-Made by `python -m lstmcore_conformance.scoreboard` from the reports of `lstmcore conform NAME --json FILE`
-and the runs of `lstmcore bench --json FILE`: nothing by hand.
-"""
 SECTIONS: Final = (
     "A section of the specification shows how many cases of it ran and passed and, in brackets, the largest error as a "
     "share of its budget; 1 is the whole budget ([conformance.md](conformance.md)). Fewer cases are not a fault: what "
@@ -52,44 +47,48 @@ COLUMNS: Final = (
 
 
 def scoreboard(board: Board) -> str:
-    """The page: runtimes as rows, conformance by section and speed by grid as columns; then what ran and what not."""
-    columns = board.columns
+    """Return the page: runtimes as rows, conformance by section and speed by grid as columns, and what ran."""
     numbers = [name.split()[0] for name in board.sections]
-    headings = ["runtime", "conformance", *(text for text, _ in columns), *numbers]
-    lines = [_HEAD, *head(headings)]
-    for text, report in board.rows:
-        cells = [text, verdict(report), *(speed_cell(column, text) for _, column in columns)]
-        cells += [section_cell(report, name) for name in board.sections]
-        lines.append(row(map(line, cells)))
-    lines += ["", SPEED, "", *(f"- {line(text)}" for text in runs(board))] if columns else []
-    lines += ["", f"Sections: {'; '.join(board.sections)}. {SECTIONS}"] if board.sections else []
-    if found := reasons(board):
-        lines += ["", "## Without a time", "", *(f"- {line(a)}, {line(b)}: {line(why)}" for a, b, why in found)]
-    lines += ["", "## What ran", "", *head(COLUMNS)]
-    lines += [row(list(map(line, ran(report)))) for report in board.reports]
-    lines += ["", "## What is refused"]
-    for text, groups in refusals(board):
-        said = [f"- {line(', '.join(names))}: {line(reason)}" for reason, names in groups.items()]
-        lines += ["", f"### {line(text)}", "", *(said or ["Nothing."])]
-    return "\n".join(lines) + "\n"
+    rows = _speeds(board, board.columns)
+    for row, (_, report) in zip(rows, board.rows, strict=True):
+        row += [section_cell(report, name) for name in board.sections]
+    return render(
+        "scoreboard.md",
+        headings=["runtime", "conformance", *(text for text, _ in board.columns), *numbers],
+        rows=rows,
+        speed=SPEED if board.columns else "",
+        runs=runs(board),
+        sections="; ".join(board.sections),
+        about_sections=SECTIONS,
+        without=reasons(board),
+        columns=COLUMNS,
+        ran=list(map(ran, board.reports)),
+        refused=[
+            (label, [(", ".join(names), reason) for reason, names in groups.items()])
+            for label, groups in refusals(board)
+        ],
+    )
 
 
 def excerpt(board: Board) -> str:
-    """The top, for the README: each runtime's conformance, and its speed in at most four settings."""
+    """Return the top of the page, for the README: conformance, and speed in at most four settings."""
     columns = board.columns[:4]
-    headings = ["runtime", "conformance", *(text for text, _ in columns)]
-    lines = [*head(headings)]
-    for text, report in board.rows:
-        cells = [text, verdict(report), *(speed_cell(column, text) for _, column in columns)]
-        lines.append(row(list(map(line, cells))))
-    columns_shown = [column for _, column in columns]
-    used = [run for run in board.benchmarks if any(column in columns_shown for column in run["columns"])]
-    places = (f"{run['grid']} grid: {run['started'][:10]}, {run['machine']}" for run in used)
-    said = (
-        "Speed is the fastest runtime's time over this one's, in the geometric mean over the grid: 1.00 is the fastest "
-        f"everywhere; ~ is noisy ({line('; '.join(places))}). "
-    ) * bool(columns)
-    return "\n".join([*lines, "", f"{said}More in [docs/scoreboard.md](docs/scoreboard.md)."]) + "\n"
+    shown = [column for _, column in columns]
+    used = [run for run in board.benchmarks if any(column in shown for column in run["columns"])]
+    places = "; ".join(f"{run['grid']} grid: {run['started'][:10]}, {run['machine']}" for run in used)
+    return render(
+        "excerpt.md",
+        headings=["runtime", "conformance", *(text for text, _ in columns)],
+        rows=_speeds(board, columns),
+        places=places if columns else None,
+    )
+
+
+def _speeds(board: Board, columns: Sequence[tuple[str, Digest]]) -> list[list[str]]:
+    """Return label, verdict and speeds of each runtime."""
+    return [
+        [label, verdict(report), *(speed_cell(column, label) for _, column in columns)] for label, report in board.rows
+    ]
 
 
 def placed(text: str, part: str) -> str:
