@@ -241,7 +241,7 @@ for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", 
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/render/templates/base.html",
              "lstmcore_conformance/render/templates/page.css",
-             "lstmcore_conformance/benchmarks/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
+             "lstmcore_conformance/bench/benchmark.schema.json", "lstmcore_conformance/gpu/micro.cu",
              "lstmcore_cupy/cuda/lstm.cu", "lstmcore_cupy/cuda/rows.cu", "lstmcore_cupy/cuda/block.cuh",
              "lstmcore_conformance/vectors/index.json", "lstmcore_conformance/vectors/index.txt",
              "lstmcore_conformance/vectors/float64.safetensors", "lstmcore_conformance/vectors/float32.safetensors",
@@ -296,4 +296,4 @@ def scoreboard(session: nox.Session) -> None:
 def bench_instructions(session: nox.Session) -> None:
     """Instructions of small cases under callgrind beside the stored baseline; valgrind has to be installed."""
     session.install("-e", ".[bench]", *COUNTED)
-    session.run("python", "-m", "lstmcore_conformance.benchmarks.instructions", *session.posargs, env=_quiet())
+    session.run("python", "-m", "lstmcore_conformance.bench.instructions", *session.posargs, env=_quiet())

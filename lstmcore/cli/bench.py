@@ -16,7 +16,7 @@ from lstmcore.cli._console import progress
 from lstmcore.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from lstmcore_conformance.benchmarks.jobs import Mode, Point
+    from lstmcore_conformance.bench.jobs import Mode, Point
 
 
 #: Options that say nothing of what is measured.
@@ -105,12 +105,12 @@ def bench(
     from lstmcore.cli._data import check_files
     from lstmcore.files import write_atomically
     from lstmcore.training.plots import require_matplotlib
-    from lstmcore_conformance.benchmarks import comparing, machine
-    from lstmcore_conformance.benchmarks.folder import check_folder
-    from lstmcore_conformance.benchmarks.results import Benchmark, Outcome
-    from lstmcore_conformance.benchmarks.run import PLANS, Request, run
-    from lstmcore_conformance.benchmarks.summary import document
-    from lstmcore_conformance.benchmarks.table import show
+    from lstmcore_conformance.bench import comparing, machine
+    from lstmcore_conformance.bench.folder import check_folder
+    from lstmcore_conformance.bench.results import Benchmark, Outcome
+    from lstmcore_conformance.bench.run import PLANS, Request, run
+    from lstmcore_conformance.bench.summary import document
+    from lstmcore_conformance.bench.table import show
     from lstmcore_conformance.render.templating import require_jinja2
 
     check_files({"--json": None if path == "-" else path, "--html": html_path}, {})
@@ -164,11 +164,11 @@ def bench(
 
         write_atomically(html_path, page(found).encode())
     if folder is not None:
-        from lstmcore_conformance.benchmarks.folder import write_pictures
+        from lstmcore_conformance.bench.folder import write_pictures
 
         write_pictures(found, Path(folder), ("png", "svg"))
     if report is not None:
-        from lstmcore_conformance.benchmarks.folder import write_folder
+        from lstmcore_conformance.bench.folder import write_folder
 
         write_folder(found, Path(report))
     changes = [] if old is None else comparing.changes(found, old)
@@ -196,7 +196,7 @@ def _given(besides: tuple[str, ...]) -> list[str]:
 
 def _peers(text: str) -> tuple[str, ...]:
     """The peers that are meant."""
-    from lstmcore_conformance.benchmarks.runtimes import PEERS, missing
+    from lstmcore_conformance.bench.runtimes import PEERS, missing
 
     if text == "auto":
         return tuple(name for name, (_, _, packages) in PEERS.items() if packages and missing(name) is None)
@@ -211,7 +211,7 @@ def _peers(text: str) -> tuple[str, ...]:
 
 def _threads(text: str) -> tuple[int, ...]:
     """The numbers of threads that are meant, each once."""
-    from lstmcore_conformance.benchmarks.machine import cores
+    from lstmcore_conformance.bench.machine import cores
 
     found = []
     for word in text.split(","):
@@ -223,7 +223,7 @@ def _threads(text: str) -> tuple[int, ...]:
 
 def _point(text: str) -> Point:
     """The sizes that are meant."""
-    from lstmcore_conformance.benchmarks.jobs import Point
+    from lstmcore_conformance.bench.jobs import Point
 
     words = text.split(",")
     if len(words) != 4 or not all(word.strip().isdecimal() and int(word) for word in words):

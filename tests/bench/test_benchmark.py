@@ -24,24 +24,24 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lstmcore.cli import main
-from lstmcore_conformance.benchmarks import grids, roofline, statistics
-from lstmcore_conformance.benchmarks import machine as describing
-from lstmcore_conformance.benchmarks.array_io import load_arrays, load_data, save_arrays, save_data
-from lstmcore_conformance.benchmarks.comparing import changes, lost
-from lstmcore_conformance.benchmarks.comparing import show as show_changes
-from lstmcore_conformance.benchmarks.conformity import expectation, judge
-from lstmcore_conformance.benchmarks.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
-from lstmcore_conformance.benchmarks.machine import blas, commit, describe
-from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.roofline import meter
-from lstmcore_conformance.benchmarks.run import Request, _result, run
-from lstmcore_conformance.benchmarks.runtimes import Prepared
-from lstmcore_conformance.benchmarks.startup import Start, start
-from lstmcore_conformance.benchmarks.summary import document, summaries, variants
-from lstmcore_conformance.benchmarks.table import show
-from lstmcore_conformance.benchmarks.worker import Server, timed
-from lstmcore_conformance.benchmarks.worker_client import Candidate, EndedError, FailedError, Worker, environment
+from lstmcore_conformance.bench import grids, roofline, statistics
+from lstmcore_conformance.bench import machine as describing
+from lstmcore_conformance.bench.array_io import load_arrays, load_data, save_arrays, save_data
+from lstmcore_conformance.bench.comparing import changes, lost
+from lstmcore_conformance.bench.comparing import show as show_changes
+from lstmcore_conformance.bench.conformity import expectation, judge
+from lstmcore_conformance.bench.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.bench.machine import blas, commit, describe
+from lstmcore_conformance.bench.measuring import Plan, Samples, measure
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.roofline import meter
+from lstmcore_conformance.bench.run import Request, _result, run
+from lstmcore_conformance.bench.runtimes import Prepared
+from lstmcore_conformance.bench.startup import Start, start
+from lstmcore_conformance.bench.summary import document, summaries, variants
+from lstmcore_conformance.bench.table import show
+from lstmcore_conformance.bench.worker import Server, timed
+from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.cases.case import Data
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.render.benchmark_page import page
@@ -186,7 +186,7 @@ def test_more_threads_than_allowed_is_no_time() -> None:
 
 
 def test_a_time_is_noisy_by_its_spread_and_by_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmcore_conformance.benchmarks.machine.cores", lambda: 2)
+    monkeypatch.setattr("lstmcore_conformance.bench.machine.cores", lambda: 2)
     made = Result(Job("inference", SMALL), Candidate("backend", "one", 2), Outcome.MEASURED, share=0.1)
     quiet = Samples(rounds=[1.0] * 4, calls=[1.0] * 4, cpu=8.0, wall=4.0, elapsed=4.0)
     assert _result(made, quiet, PLAN).outcome is Outcome.MEASURED
@@ -220,7 +220,7 @@ class Fake:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing else runs."""
-    monkeypatch.setattr("lstmcore_conformance.benchmarks.machine.busy", lambda: 0.0)
+    monkeypatch.setattr("lstmcore_conformance.bench.machine.busy", lambda: 0.0)
 
 
 def _fakes(*fakes: Fake) -> dict[str, Any]:
@@ -477,7 +477,7 @@ def test_variants_are_beside_the_plain_layer_of_the_same_round() -> None:
     assert console.file.getvalue().count("~1.50") == 2
 
 
-SCHEMA = json.loads((resources.files("lstmcore_conformance.benchmarks") / "benchmark.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((resources.files("lstmcore_conformance.bench") / "benchmark.schema.json").read_text("utf-8"))
 
 
 def test_a_run_fits_the_schema() -> None:
@@ -655,7 +655,7 @@ def test_a_planted_slow_backend_shows_up(
     plant: Callable[..., tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same name with 6 ms a call in the place of 1 ms is slower."""
-    monkeypatch.setattr("lstmcore_conformance.benchmarks.run.Worker", SteppingWorker)
+    monkeypatch.setattr("lstmcore_conformance.bench.run.Worker", SteppingWorker)
     plant("stepping")
     common = ["--point", "4,3,5,7", "--mode", "inference", "--threads", "1", "--peers", "none", "--rounds", "5"]
     old, new = str(tmp_path / "old.json"), str(tmp_path / "new.json")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lstmcore_conformance.benchmarks import instructions
-from lstmcore_conformance.benchmarks.instructions import CASES, NOTHING, count, main, more
-from lstmcore_conformance.benchmarks.jobs import Job, Point
+from lstmcore_conformance.bench import instructions
+from lstmcore_conformance.bench.instructions import CASES, NOTHING, count, main, more
+from lstmcore_conformance.bench.jobs import Job, Point
 from planted import planted
 from plugins import Install
 
@@ -86,8 +86,8 @@ def test_more_work_is_more_instructions(install: Install, monkeypatch: pytest.Mo
     install("twice", planted("twice"))
     cases = {"one": Job("inference", Point(3, 2, 4, 5))}
     (tmp_path / "sitecustomize.py").write_text(
-        "import lstmcore_conformance.benchmarks.instructions as i\n"
-        "from lstmcore_conformance.benchmarks.jobs import Job, Point\n"
+        "import lstmcore_conformance.bench.instructions as i\n"
+        "from lstmcore_conformance.bench.jobs import Job, Point\n"
         "i.CASES = {'one': Job('inference', Point(3, 2, 4, 5))}\n"
     )
     monkeypatch.setattr(instructions, "CASES", cases)

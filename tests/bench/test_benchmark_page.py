@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from lstmcore.cli import main
-from lstmcore_conformance.benchmarks import grids
-from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
-from lstmcore_conformance.benchmarks.pictures import pictures, rendered
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
-from lstmcore_conformance.benchmarks.summary import document, summaries
-from lstmcore_conformance.benchmarks.table import digits
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench import grids
+from lstmcore_conformance.bench.jobs import MODES, Job, Point
+from lstmcore_conformance.bench.pictures import pictures, rendered
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.bench.summary import document, summaries
+from lstmcore_conformance.bench.table import digits
+from lstmcore_conformance.bench.worker_client import Candidate
 from lstmcore_conformance.render.benchmark_page import page
 from pages import Text, in_browser
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from lstmcore_conformance.benchmarks.worker import Clock, main
-from lstmcore_conformance.benchmarks.worker_client import Worker
+from lstmcore_conformance.bench.worker import Clock, main
+from lstmcore_conformance.bench.worker_client import Worker
 
 _NOW = [0]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from lstmcore_conformance.benchmarks.jobs import MODES, Point
-from lstmcore_conformance.benchmarks.measuring import Plan
-from lstmcore_conformance.benchmarks.results import Outcome
-from lstmcore_conformance.benchmarks.run import Request, run
-from lstmcore_conformance.benchmarks.runtimes import PEERS
-from lstmcore_conformance.benchmarks.startup import start
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench.jobs import MODES, Point
+from lstmcore_conformance.bench.measuring import Plan
+from lstmcore_conformance.bench.results import Outcome
+from lstmcore_conformance.bench.run import Request, run
+from lstmcore_conformance.bench.runtimes import PEERS
+from lstmcore_conformance.bench.startup import start
+from lstmcore_conformance.bench.worker_client import Candidate
 
 
 @pytest.mark.parametrize("peer", [name for name in PEERS if name != "tutorial"])

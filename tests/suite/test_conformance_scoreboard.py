@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from lstmcore.config import FEATURES
 from lstmcore.registry import get_backend
 from lstmcore_conformance import run
-from lstmcore_conformance.benchmarks.jobs import MODES, Job, Point
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.summary import document
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench.jobs import MODES, Job, Point
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.summary import document
+from lstmcore_conformance.bench.worker_client import Candidate
 from lstmcore_conformance.render.scoreboard_markdown import BEGIN, END, excerpt, placed, scoreboard
 from lstmcore_conformance.render.scoreboard_page import page
 from lstmcore_conformance.scoreboard import Board, load

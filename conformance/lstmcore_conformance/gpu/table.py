@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lstmcore_conformance.benchmarks.statistics import geometric_mean
+from lstmcore_conformance.bench.statistics import geometric_mean
 from lstmcore_conformance.gpu.plan import GOALS, MOST_OF_PLAIN, Goal, Point, persistent
 from lstmcore_conformance.gpu.timing import Compared, Side, surely_faster
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.precision import get_precision
-from lstmcore_conformance.benchmarks.statistics import paired_ratio, spread
+from lstmcore_conformance.bench.statistics import paired_ratio, spread
 from lstmcore_conformance.gpu.places import Given, Named, Place, Ready
 from lstmcore_conformance.gpu.plan import FEWEST, Deadline, Grid, Point
 from lstmcore_conformance.oracle.budgets import GROUP_FLOOR, ROUNDING, SAFETY

@@ -6,10 +6,10 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lstmcore_conformance.benchmarks.pictures import binary, pictures, rendered
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.startup import JOB
-from lstmcore_conformance.benchmarks.summary import (
+from lstmcore_conformance.bench.pictures import binary, pictures, rendered
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.startup import JOB
+from lstmcore_conformance.bench.summary import (
     Setting,
     best_peer,
     compare,
@@ -19,7 +19,7 @@ from lstmcore_conformance.benchmarks.summary import (
     summaries,
     variants,
 )
-from lstmcore_conformance.benchmarks.table import FIGURES, STARTS, cell, figure_cells, start_cells
+from lstmcore_conformance.bench.table import FIGURES, STARTS, cell, figure_cells, start_cells
 from lstmcore_conformance.render.templating import render
 
 #: Caption, headings and rows, for the macro `data_table`.

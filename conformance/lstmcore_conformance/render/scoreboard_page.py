@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lstmcore_conformance.benchmarks.summary import Setting
+from lstmcore_conformance.bench.summary import Setting
 from lstmcore_conformance.render.scoreboard_markdown import COLUMNS, SECTIONS, SPEED, ran, refusals, runs
 from lstmcore_conformance.render.templating import render
 from lstmcore_conformance.scoreboard.board import Board, Digest, reasons, section_cell, speed_cell, verdict

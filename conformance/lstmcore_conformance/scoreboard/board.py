@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from lstmcore.config import check_version
 from lstmcore.precision import PRECISIONS
-from lstmcore_conformance.benchmarks import results
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.runtimes import PEERS
-from lstmcore_conformance.benchmarks.statistics import geometric_mean
-from lstmcore_conformance.benchmarks.summary import Setting, compare, fastest, plain, settings
+from lstmcore_conformance.bench import results
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.runtimes import PEERS
+from lstmcore_conformance.bench.statistics import geometric_mean
+from lstmcore_conformance.bench.summary import Setting, compare, fastest, plain, settings
 from lstmcore_conformance.suite.report import REPORT_VERSION
 
 SCHEMA: Final = "lstmcore-scoreboard"

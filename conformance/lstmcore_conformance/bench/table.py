@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
-from lstmcore_conformance.benchmarks.startup import JOB, Start
-from lstmcore_conformance.benchmarks.summary import (
+from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.bench.startup import JOB, Start
+from lstmcore_conformance.bench.summary import (
     Setting,
     best_peer,
     compare,
@@ -22,7 +22,7 @@ from lstmcore_conformance.benchmarks.summary import (
     summaries,
     variants,
 )
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench.worker_client import Candidate
 
 
 def show(benchmark: Benchmark, console: Console) -> None:

@@ -1,6 +1,6 @@
 """The process of one runtime with one number of threads: it does what the parent asks, one line of JSON at a time.
 
-`team.Worker` starts it as ``python -m lstmcore_conformance.benchmarks.worker KIND NAME THREADS [resident]``. Its
+`team.Worker` starts it as ``python -m lstmcore_conformance.bench.worker KIND NAME THREADS [resident]``. Its
 second answer tells versions, or why the runtime cannot be imported. Whatever a library prints goes to standard error:
 answers have a pipe of their own.
 """
@@ -69,7 +69,7 @@ class Server:
     """The jobs that are ready in this process; each method is a request."""
 
     def __init__(self, kind: str, name: str, threads: int, *, resident: bool = False, clock: Clock = SYSTEM) -> None:
-        from lstmcore_conformance.benchmarks import runtimes
+        from lstmcore_conformance.bench import runtimes
 
         self.clock = clock
         self.runtime = runtimes.make(kind, name, threads, resident=resident)
@@ -81,8 +81,8 @@ class Server:
         It is built once more for what is timed, so that memory that only compiling took is not counted, and what
         writing the values took is not either.
         """
-        from lstmcore_conformance.benchmarks.array_io import load_data
-        from lstmcore_conformance.benchmarks.jobs import Job
+        from lstmcore_conformance.bench.array_io import load_data
+        from lstmcore_conformance.bench.jobs import Job
 
         given, wanted = load_data(Path(data)), Job.from_dict(job)
         start = time.perf_counter()
@@ -138,7 +138,7 @@ class Server:
 
     def _save(self, key: str, outputs: str) -> None:
         """Write the values of a job that is ready."""
-        from lstmcore_conformance.benchmarks.array_io import save_arrays
+        from lstmcore_conformance.bench.array_io import save_arrays
 
         ready = self.jobs[key]
         with ready.around():

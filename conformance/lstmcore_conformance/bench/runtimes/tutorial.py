@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.machine import versions
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.machine import versions
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data
 
 

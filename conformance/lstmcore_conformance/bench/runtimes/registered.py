@@ -10,8 +10,8 @@ import numpy as np
 from lstmcore import LSTM, UnsupportedError, registry
 from lstmcore.backend import Masks, StackMasks, State
 from lstmcore.config import StackConfig
-from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import STREAMED, Job
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lstmcore_conformance.benchmarks.jobs import Job, Mode
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
-from lstmcore_conformance.benchmarks.statistics import geometric_mean, paired_ratio
+from lstmcore_conformance.bench.jobs import Job, Mode
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.bench.statistics import geometric_mean, paired_ratio
 
 
 class Setting(NamedTuple):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
-from lstmcore_conformance.benchmarks.machine import versions
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import STREAMED, Job
+from lstmcore_conformance.bench.machine import versions
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data
 
 

@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import STREAMED, Job
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data
 from lstmcore_onnxruntime.translate import tensors
 

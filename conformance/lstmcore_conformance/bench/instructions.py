@@ -1,6 +1,6 @@
 """Instructions of a fixed set of small cases, counted by callgrind: a slower kernel shows on a noisy machine too.
 
-``python -m lstmcore_conformance.benchmarks.instructions`` compares with the stored baseline, ``--update`` makes a new
+``python -m lstmcore_conformance.bench.instructions`` compares with the stored baseline, ``--update`` makes a new
 one. Valgrind shows every x86-64 machine with AVX2 the same processor, so that the counts are of the same code there.
 """
 
@@ -22,9 +22,9 @@ import click
 
 from lstmcore.files import write_atomically
 from lstmcore.registry import get_backend
-from lstmcore_conformance.benchmarks.jobs import Job, Point
-from lstmcore_conformance.benchmarks.machine import versions
-from lstmcore_conformance.benchmarks.worker_client import environment
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.machine import versions
+from lstmcore_conformance.bench.worker_client import environment
 
 CASES: Final[Mapping[str, Job]] = {
     "step, 1 row": Job("streaming", Point(1, 1, 32, 32)),
@@ -62,7 +62,7 @@ def count(backend: str) -> dict[str, int]:
         words = [_valgrind(), "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         env = dict(os.environ) | environment(1) | dict(CHIP) | {"PYTHONHASHSEED": "0", "NUMBA_CACHE_DIR": folder}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        run = [sys.executable, "-m", "lstmcore_conformance.benchmarks.counted", backend]
+        run = [sys.executable, "-m", "lstmcore_conformance.bench.counted", backend]
         for before in ([], words):  # first as it is: what it compiles and keeps would take minutes under valgrind
             done = subprocess.run([*before, *run], env=env, capture_output=True, text=True, check=False)  # noqa: S603  (our own words)
             if done.returncode:

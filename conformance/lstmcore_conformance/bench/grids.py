@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from lstmcore_conformance.benchmarks.jobs import Mode, Point
+from lstmcore_conformance.bench.jobs import Mode, Point
 
 STANDARD: Final = (
     Point(100, 1, 32, 32),

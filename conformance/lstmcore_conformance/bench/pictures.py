@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks import grids
-from lstmcore_conformance.benchmarks.jobs import Job, Point
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result, Roof
-from lstmcore_conformance.benchmarks.summary import best_peer, plain, roof_of, settings
-from lstmcore_conformance.benchmarks.table import digits
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench import grids
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
+from lstmcore_conformance.bench.summary import best_peer, plain, roof_of, settings
+from lstmcore_conformance.bench.table import digits
+from lstmcore_conformance.bench.worker_client import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks.results import Roof
+from lstmcore_conformance.bench.results import Roof
 
 CHAINS: Final = 16
 #: Turns of the loop in a call, and how often it is repeated each time that `Meter.again` is called.

@@ -9,8 +9,8 @@ import numpy as np
 
 from lstmcore import UnsupportedError, registry
 from lstmcore.backend import Array, Backend, Forward, Kernel, State
-from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import STREAMED, Job
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Data
 
 

@@ -1,6 +1,6 @@
 """Runs under callgrind: calls each case of `instructions.CASES`, with the counters on for some calls alone.
 
-`instructions` starts it as ``python -m lstmcore_conformance.benchmarks.counted BACKEND``.
+`instructions` starts it as ``python -m lstmcore_conformance.bench.counted BACKEND``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from lstmcore_conformance.benchmarks.instructions import CALLS, CASES, CHIP, NOTHING
-from lstmcore_conformance.benchmarks.runtimes.registered import Registered
+from lstmcore_conformance.bench.instructions import CALLS, CASES, CHIP, NOTHING
+from lstmcore_conformance.bench.runtimes.registered import Registered
 
 #: What valgrind takes for a request (valgrind.h, x86-64), as a function of the address of its arguments:
 #: mov rax, rdi; xor edx, edx; rol rdi by 3, 13, 61 and 51; xchg rbx, rbx; mov rax, rdx; ret.

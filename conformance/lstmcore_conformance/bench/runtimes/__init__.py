@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final, Literal
 
-from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.cases.case import Array, Data
 
 Kind = Literal["backend", "peer"]

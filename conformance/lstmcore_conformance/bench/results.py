@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from lstmcore.config import check_version
-from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.startup import Start
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.startup import Start
+from lstmcore_conformance.bench.worker_client import Candidate
 
 SCHEMA: Final = "lstmcore-benchmark"
 #: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.

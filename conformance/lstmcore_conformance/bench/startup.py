@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks.conformity import expectation, judge
-from lstmcore_conformance.benchmarks.jobs import Job, Point
-from lstmcore_conformance.benchmarks.worker_client import Candidate, environment
+from lstmcore_conformance.bench.conformity import expectation, judge
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.worker_client import Candidate, environment
 from lstmcore_conformance.suite.backend_under_test import Failure
 
 #: What the scripts compute, and how often with full caches; the median counts.
@@ -89,7 +89,7 @@ def _write(folder: Path, candidate: Candidate) -> None:
     arrays: dict[str, Any] = {"x": data.x, "h": data.state.h[None], "c": data.state.c[None], **data.parameters}
     np.savez(folder / "data.npz", **arrays)
     if candidate.kind == "peer" and candidate.name == "onnxruntime":
-        model = import_module("lstmcore_conformance.benchmarks.runtimes.onnx_runtime").model(JOB, data)
+        model = import_module("lstmcore_conformance.bench.runtimes.onnx_runtime").model(JOB, data)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lstmcore_conformance.benchmarks.jobs import STREAMED, Job
-from lstmcore_conformance.benchmarks.runtimes import Prepared, Runtime, Unsupported
+from lstmcore_conformance.bench.jobs import STREAMED, Job
+from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data, storage_dtype
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from lstmcore.files import write_atomically
-from lstmcore_conformance.benchmarks.pictures import file_name, pictures, rendered
-from lstmcore_conformance.benchmarks.results import Benchmark
-from lstmcore_conformance.benchmarks.summary import document, summaries
+from lstmcore_conformance.bench.pictures import file_name, pictures, rendered
+from lstmcore_conformance.bench.results import Benchmark
+from lstmcore_conformance.bench.summary import document, summaries
 from lstmcore_conformance.render.benchmark_page import page
 from lstmcore_conformance.render.templating import render
 

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks import grids, machine
-from lstmcore_conformance.benchmarks.array_io import load_arrays, save_data
-from lstmcore_conformance.benchmarks.conformity import expectation, judge
-from lstmcore_conformance.benchmarks.jobs import VARIANTS, Job, Mode, Point
-from lstmcore_conformance.benchmarks.measuring import Plan, Samples, measure
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.roofline import meter
-from lstmcore_conformance.benchmarks.runtimes import Kind
-from lstmcore_conformance.benchmarks.startup import start
-from lstmcore_conformance.benchmarks.worker_client import Candidate, EndedError, FailedError, Worker, environment
+from lstmcore_conformance.bench import grids, machine
+from lstmcore_conformance.bench.array_io import load_arrays, save_data
+from lstmcore_conformance.bench.conformity import expectation, judge
+from lstmcore_conformance.bench.jobs import VARIANTS, Job, Mode, Point
+from lstmcore_conformance.bench.measuring import Plan, Samples, measure
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.roofline import meter
+from lstmcore_conformance.bench.runtimes import Kind
+from lstmcore_conformance.bench.startup import start
+from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation
 from lstmcore_conformance.suite.backend_under_test import Failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lstmcore_conformance.benchmarks.jobs import Job
+from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.cases.case import Array
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation, Measure

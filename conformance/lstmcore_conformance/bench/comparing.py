@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lstmcore_conformance.benchmarks.jobs import Job
-from lstmcore_conformance.benchmarks.results import Benchmark, Outcome, Result
-from lstmcore_conformance.benchmarks.statistics import Values, unpaired_ratio
-from lstmcore_conformance.benchmarks.table import print_whole
-from lstmcore_conformance.benchmarks.worker_client import Candidate
+from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
+from lstmcore_conformance.bench.statistics import Values, unpaired_ratio
+from lstmcore_conformance.bench.table import print_whole
+from lstmcore_conformance.bench.worker_client import Candidate
 
 #: The level of the intervals, so that a table of some fifty has few false alarms, and the smallest change that counts.
 LEVEL: Final = 0.99

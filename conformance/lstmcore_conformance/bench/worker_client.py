@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-from lstmcore_conformance.benchmarks.runtimes import PEERS, Kind
+from lstmcore_conformance.bench.runtimes import PEERS, Kind
 
 #: Seconds that a request may take: the largest point of the slowest runtime takes less.
 LIMIT: Final = 900.0
@@ -70,7 +70,7 @@ class Worker:
     """A process that runs one runtime. `facts` is what it said of itself when it had started."""
 
     #: The module that the process runs.
-    module: ClassVar[str] = "lstmcore_conformance.benchmarks.worker"
+    module: ClassVar[str] = "lstmcore_conformance.bench.worker"
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate

@@ -9,10 +9,10 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from lstmcore_conformance.benchmarks import machine
-from lstmcore_conformance.benchmarks.jobs import STREAMED
-from lstmcore_conformance.benchmarks.statistics import spread
-from lstmcore_conformance.benchmarks.worker_client import EndedError, FailedError, Worker
+from lstmcore_conformance.bench import machine
+from lstmcore_conformance.bench.jobs import STREAMED
+from lstmcore_conformance.bench.statistics import spread
+from lstmcore_conformance.bench.worker_client import EndedError, FailedError, Worker
 
 Key = TypeVar("Key", bound=Hashable)
 
