@@ -29,7 +29,8 @@ CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.8",)
-WORKERS = ("-n", "auto", "--maxprocesses", "8")
+#: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "-p", "no:benchmark")
 PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
 
 
@@ -271,6 +272,20 @@ def bench(session: nox.Session) -> None:
     _install_torch(session)
     session.install("-e", ".[bench,plot,numba,onnxruntime,jax]")
     session.run("lstmcore", "bench", "--report", str(HERE / "bench"), *session.posargs, env=_quiet())
+
+
+@nox.session(name="bench-own")
+def bench_own(session: nox.Session) -> None:
+    """Time a backend against its own past by pytest-benchmark: -- NAME, then options of pytest."""
+    if not session.posargs or session.posargs[0].startswith("-"):
+        session.error("expected the name of a backend: nox -s bench-own -- numba --benchmark-autosave")
+    name, *options = session.posargs
+    if name == "torch":
+        _install_torch(session)
+    extra = f",{name}" if name in ("numba", "cupy", "jax", "onnxruntime") else ""
+    session.install("-e", f".[conformance,bench{extra}]", "ml_dtypes>=0.5")
+    items = ("-p", "lstmcore_conformance.plugin", "--pyargs", "lstmcore_conformance.bench", "--lstm-backend", name)
+    session.run("pytest", *items, *options, env=_quiet())
 
 
 @nox.session
