@@ -7,6 +7,8 @@ The same code evaluated in a lower precision (`precision=`) is the naive evaluat
 suite takes its error budgets. Complex inputs are carried through in complex128, for derivatives by a complex step.
 """
 
+# long file: forward, backward and jvp are read next to each other
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -68,7 +70,7 @@ class Tape:
     precision: Precision
 
 
-def forward(
+def forward(  # noqa: PLR0913  (the contract of a kernel, with its config and precision)
     config: LSTMConfig,
     parameters: Parameters,
     x: Array,
@@ -123,7 +125,7 @@ def forward(
 
 
 def backward(config: LSTMConfig, tape: Tape, dy: Array | None = None, dstate: State | None = None) -> Gradients:
-    """Gradients of ``sum(dy * y) + sum(dstate * final state)`` with respect to x, the initial state and all parameters.
+    """Return gradients of ``sum(dy * y) + sum(dstate * final state)``: of x, the initial state and all parameters.
 
     Backpropagation through time; docs/backward.md derives every line. What is None is zero.
     """
@@ -141,7 +143,7 @@ def backward(config: LSTMConfig, tape: Tape, dy: Array | None = None, dstate: St
     return Gradients(dx, State(dh, dc), dp)
 
 
-def jvp(
+def jvp(  # noqa: PLR0913  (the contract of a kernel, with its config and precision)
     config: LSTMConfig,
     parameters: Parameters,
     x: Array,
@@ -152,7 +154,7 @@ def jvp(
     masks: Masks | None = None,
     precision: Precision | str = "float64",
 ) -> tuple[Forward, Forward]:
-    """The forward pass and its derivative along `tangents`: the chain rule carried along step by step."""
+    """Return the forward pass, without its tape, and its derivative along `tangents`."""
     primal = forward(config, parameters, x, state, lengths=lengths, masks=masks, precision=precision)
     return primal._replace(tape=None), along(config, primal.tape, tangents)
 
@@ -182,7 +184,7 @@ def along(config: LSTMConfig, tape: Tape, tangents: Tangents) -> Forward:
 # One step, forward ----------------------------------------------------------------------------------------------------
 
 
-def _forward_step(config: LSTMConfig, p: Parameters, step: Step) -> tuple[Array, Array]:
+def _forward_step(config: LSTMConfig, p: Parameters, step: Step) -> tuple[Array, Array]:  # long: the equations in order
     keep_r, keep_h, keep_c = step.masks
     c_before = step.c_before
 
@@ -237,7 +239,7 @@ def _forward_step(config: LSTMConfig, p: Parameters, step: Step) -> tuple[Array,
 # One step, backward: d_ is the gradient of the scalar with respect to the value of that name --------------------------
 
 
-def _backward_step(
+def _backward_step(  # noqa: C901  # long: the equations in order  (each switch is a branch)
     config: LSTMConfig, p: Parameters, step: Step, dh: Array, dc: Array, dp: dict[str, Array]
 ) -> tuple[Array, Array, Array]:
     keep_r, keep_h, keep_c = step.masks
@@ -319,7 +321,7 @@ def _backward_step(
 # One step, forward-mode derivative: t_ is the change of the value of that name along the tangents ---------------------
 
 
-def _jvp_step(
+def _jvp_step(  # noqa: C901, PLR0913  # long: the equations in order  (each switch is a branch)
     config: LSTMConfig, p: Parameters, tp: Parameters, step: Step, tx: Array, th_before: Array, tc_before: Array
 ) -> tuple[Array, Array]:
     keep_r, keep_h, keep_c = step.masks
@@ -376,7 +378,7 @@ def _jvp_step(
 
 
 def _schedule(config: LSTMConfig, steps: int, batch: int, lengths: Any) -> Iterator[tuple[int, Array]]:
-    """The steps in the order in which they run, each with the rows (N, 1) that are within their length."""
+    """Yield the steps in the order in which they run, each with the rows (N, 1) that are within their length."""
     known = validation.check_lengths(lengths, steps, batch)
     ends = np.full(batch, steps) if known is None else known
     for t in reversed(range(steps)) if config.reverse else range(steps):
@@ -391,7 +393,7 @@ def _begin(
     active: Array,
     policy: Precision,
 ) -> Step:
-    """The inputs of a step, all replaced by zeros in rows past their end: whatever those hold reaches no sum."""
+    """Return the inputs of a step, with zeros in rows past their end: no value of those rows reaches a sum."""
     x, h_before, c_before = (np.where(active, array, 0) for array in (x, *before))
     keep_r, keep_h, keep_c = (np.where(active, mask, 0) for mask in masks)
     recurrent = keep_r * (c_before if config.recurrence == "cell" else h_before)
@@ -402,7 +404,7 @@ def _begin(
 def _masks_at(
     config: LSTMConfig, masks: Masks | None, t: int, batch: int, dtype: np.dtype[Any]
 ) -> tuple[Array, Array, Array]:
-    """The three multipliers of step t: on the recurrent input, on the old h and on the old c."""
+    """Return the three multipliers of step t: on the recurrent input, on the old h and on the old c."""
     recurrent, zoneout_hidden, zoneout_cell = masks or Masks()
     return (
         np.asarray(np.ones((batch, config.recurrent_size)) if recurrent is None else recurrent, dtype),
@@ -416,7 +418,7 @@ def _masks_at(
 
 
 def _state(config: LSTMConfig, batch: int, state: State | None, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """A copy of `state` as two arrays (N, P) and (N, H), zeros where None."""
+    """Return a copy of `state` as two arrays (N, P) and (N, H); zeros for None."""
     if state is None:
         return np.zeros((batch, config.output_size), dtype), np.zeros((batch, config.hidden_size), dtype)
     h, c = state
@@ -424,13 +426,13 @@ def _state(config: LSTMConfig, batch: int, state: State | None, dtype: np.dtype[
 
 
 def _parameters(parameters: Parameters, policy: Precision, dtype: np.dtype[Any]) -> Parameters:
-    """In the dtype that is computed in, the matrices as products read them."""
+    """Return the parameters in the compute dtype, and the matrices as matmul reads them."""
     cast = {name: np.asarray(array, dtype) for name, array in parameters.items()}
     return {name: _operand(array, policy) if name.startswith("weight") else array for name, array in cast.items()}
 
 
 def _stored(h: Array, policy: Precision) -> Array:
-    """`h` rounded to the storage dtype, since the next step reads what was stored."""
+    """Return `h` rounded to the storage dtype, since the next step reads what was stored."""
     if policy.storage == policy.compute or np.iscomplexobj(h):
         return h
     if policy.storage == "bfloat16":  # NumPy has no such dtype: the upper half of a float32
@@ -439,14 +441,14 @@ def _stored(h: Array, policy: Precision) -> Array:
 
 
 def _operand(array: Array, policy: Precision) -> Array:
-    """`array` as a product of matrices reads it: in TF32 rounded to 10 bits of the 23."""
+    """Return `array` as matmul reads it: in TF32 rounded to 10 bits of the 23."""
     if policy.operands == "as they are" or np.iscomplexobj(array):
         return array
     return _shortened(array, 13, policy.operands == "nearest")
 
 
 def _shortened(array: Array, bits: int, nearest: bool = True) -> Array:
-    """Numbers of float32 without their last `bits` bits: the nearest, ties to even, or those nearer to zero."""
+    """Return float32 numbers without their last `bits` bits: the nearest, ties to even, or those nearer to zero."""
     words = np.ascontiguousarray(array).view(np.uint32)
     if nearest:
         words = words + np.uint32((1 << bits - 1) - 1) + (words >> np.uint32(bits) & np.uint32(1))
@@ -454,7 +456,7 @@ def _shortened(array: Array, bits: int, nearest: bool = True) -> Array:
 
 
 def _split(config: LSTMConfig, z: Array) -> dict[str, Array]:
-    """The columns of each gate of the stacked (N, G * H)."""
+    """Return the columns of each gate of the stacked (N, G * H)."""
     each = z.reshape(len(z), len(config.gates), config.hidden_size)
     return dict(zip(config.gates, np.swapaxes(each, 0, 1), strict=True))
 
@@ -464,7 +466,7 @@ def _peepholes(config: LSTMConfig, p: Parameters) -> dict[str, Array]:
 
 
 def _activate(config: LSTMConfig, k: str, z: Array) -> Array:
-    """The activation of gate `k` after the gate clip."""
+    """Return the activation of gate `k` after the gate clip."""
     if config.gate_clip is not None:
         z = clip(z, config.gate_clip)
     return value(config.cell_activation if k == "g" else config.gate_activation, z)
@@ -478,14 +480,14 @@ def _activate_derivative(config: LSTMConfig, k: str, z: Array) -> Array:
 
 
 def _normalise(config: LSTMConfig, a: Array) -> Normalised:
-    """Rows of `a` with mean 0 and variance 1: ``(a - mean) / sqrt(var + eps)``."""
+    """Return rows of `a` with mean 0 and variance 1: ``(a - mean) / sqrt(var + eps)``."""
     centred = a - a.mean(axis=1, keepdims=True)
     deviation = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + config.layer_norm_eps)
     return Normalised(centred / deviation, deviation)
 
 
 def _normalise_linear(norm: Normalised, d: Array) -> Array:
-    """The derivative of `_normalise` applied to `d`. It is a symmetric matrix: it serves backward and jvp."""
+    """Return the derivative of `_normalise` applied to `d`; its matrix is symmetric, so backward and jvp share it."""
     along = norm.value * (norm.value * d).mean(axis=1, keepdims=True)
     result: Array = (d - d.mean(axis=1, keepdims=True) - along) / norm.deviation
     return result
