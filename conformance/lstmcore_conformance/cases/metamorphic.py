@@ -36,7 +36,17 @@ def rows_of(data: Data, rows: Any) -> Data:
 
 
 def piece(data: Data, start: int, stop: int, state: State | None) -> Data:
-    """Return steps `start` to `stop` (excluded) of the data, with `state` as the initial state."""
+    """Return some steps of the data.
+
+    Parameters
+    ----------
+    data
+        The data of a case.
+    start, stop
+        The first step, and the one after the last.
+    state
+        The initial state of the piece.
+    """
     lengths = data.lengths
     return replace(
         data,

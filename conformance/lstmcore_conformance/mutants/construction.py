@@ -150,11 +150,25 @@ class Hooked(NaiveKernel):
     """A kernel whose subclass changes the arguments or the results of a forward call."""
 
     def before(self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
-        """Return the arguments of the call."""
+        """Return the arguments of the call.
+
+        Parameters
+        ----------
+        weights, x, state, lengths, masks
+            The arguments of the caller.
+        """
         return weights, x, state, lengths, masks
 
     def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-        """Return y, the final state and the tape; `x` and `state` are those of the caller."""
+        """Return the results of the call.
+
+        Parameters
+        ----------
+        y, last, tape
+            The output, the final state and the tape of the naive evaluation.
+        x, state
+            The arguments of the caller.
+        """
         return y, last, tape
 
     def _forward(

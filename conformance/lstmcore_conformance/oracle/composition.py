@@ -106,7 +106,13 @@ def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | s
 
 
 def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -> Arrays:
-    """Return the tangents ty, th_n and tc_n along those of `data`; the parameters are those of `backward_pass`."""
+    """Return the tangents ty, th_n and tc_n along those of `data`.
+
+    Parameters
+    ----------
+    model, data, done, precision
+        The parameters of `backward_pass`.
+    """
     tangents = data.tangents
     if isinstance(model, LSTMConfig):
         moved = reference.along(model, done.tapes[0], tangents)

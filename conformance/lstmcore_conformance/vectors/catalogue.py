@@ -16,7 +16,7 @@ from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.checks.derivatives import kink_cases, on_kink
 from lstmcore_conformance.checks.endurance import EXTREMES, extreme
 from lstmcore_conformance.checks.lengths import passed, spoil
-from lstmcore_conformance.checks.stacks import STACKS
+from lstmcore_conformance.checks.stacked_layers import STACKS
 from lstmcore_conformance.checks.values import combination_cases
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation
