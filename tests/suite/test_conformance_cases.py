@@ -141,7 +141,7 @@ def test_no_case_is_near_a_kink_or_ill_conditioned() -> None:
     assert poor == set()
 
 
-@pytest.mark.slow  # it judges all cases in TF32 anew: 20 seconds
+@pytest.mark.slow  # all cases in TF32: 20 seconds
 def test_in_tf32_no_kink_is_nearer_than_an_error() -> None:
     """Few draws of large models keep four errors of TF32 from every kink, and the best is taken then."""
     cases = {

@@ -1,4 +1,4 @@
-"""The forms of a report beside JSON: JUnit XML and the badge."""
+"""The forms of a report other than JSON: JUnit XML and the badge."""
 
 from __future__ import annotations
 

@@ -365,5 +365,5 @@ def test_the_chain_rule_agrees_with_a_central_difference(id: str) -> None:
 
     parts = [leaf.grad * along[key] for key, leaf in inputs.items()]
     off = (moved(step) - moved(-step)) / (2 * step) - sum(part.sum() for part in parts)
-    # the error of the difference, 20 digits of 50 and step^2, beside terms that may cancel
+    # the error of the difference: 20 of 50 digits and step^2, relative to terms that may cancel
     assert abs(off) <= mpfr(10) ** -22 * sum(abs(part).sum() for part in parts) + mpfr(10) ** -27

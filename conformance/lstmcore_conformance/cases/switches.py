@@ -192,7 +192,7 @@ def _rows(features: frozenset[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def allowed(value: Mapping[str, Any], declared: Capabilities) -> bool:
-    """Return whether a value of a factor uses only what is declared."""
+    """Return whether a value of a factor uses declared features alone."""
     return _allowed(value, declared.features)
 
 

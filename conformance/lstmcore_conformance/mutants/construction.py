@@ -92,7 +92,7 @@ def edited(*edits: tuple[str, str]) -> ModuleType:
     for old, new in edits:
         if source.count(old) != 1:
             raise ValueError(
-                f"mutant: expected the reference to have this text once, it is there {source.count(old)} times: {old}"
+                f"mutant: expected this text once in the reference; got {source.count(old)} times: {old}"
             )
         source = source.replace(old, new)
     module = ModuleType(reference.__name__)

@@ -44,11 +44,11 @@ class Row:
 
     @property
     def fault(self) -> str:
-        """What is wrong with the check, or an empty text."""
+        """The fault of the check, or an empty text."""
         if self.check in PLAIN:
             return "" if self.caught else "catches no mutant"
         if self.beyond:
-            return "it is in STANDS and has mutants of its own" if self.check in STANDS else ""
+            return "it is in STANDS and catches such mutants" if self.check in STANDS else ""
         return "" if self.check in STANDS else "catches no mutant that plain value checks miss"
 
 

@@ -97,7 +97,7 @@ class CheckReport:
 
     @property
     def ran(self) -> int:
-        """How many cases ran."""
+        """The number of cases that ran."""
         return sum(item.outcome is not Outcome.UNSUPPORTED for item in self.items)
 
     @property
@@ -227,7 +227,7 @@ class Report:
 
     @property
     def count(self) -> int:
-        """How many cases ran."""
+        """The number of cases that ran."""
         return sum(check.ran for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
