@@ -91,9 +91,7 @@ def edited(*edits: tuple[str, str]) -> ModuleType:
     source = inspect.getsource(reference)
     for old, new in edits:
         if source.count(old) != 1:
-            raise ValueError(
-                f"mutant: expected this text once in the reference; got {source.count(old)} times: {old}"
-            )
+            raise ValueError(f"mutant: expected this text once in the reference; got {source.count(old)} times: {old}")
         source = source.replace(old, new)
     module = ModuleType(reference.__name__)
     module.__file__ = reference.__file__

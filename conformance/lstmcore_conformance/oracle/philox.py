@@ -20,8 +20,8 @@ def block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int
     a, b, c, d = counter
     low, high = key
     for _ in range(10):
-        one, two = 0xD2511F53 * a, 0xCD9E8D57 * c
-        a, b, c, d = two // _WORD ^ b ^ low, two % _WORD, one // _WORD ^ d ^ high, one % _WORD
+        first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = second // _WORD ^ b ^ low, second % _WORD, first // _WORD ^ d ^ high, first % _WORD
         low, high = (low + 0x9E3779B9) % _WORD, (high + 0xBB67AE85) % _WORD
     return a, b, c, d
 

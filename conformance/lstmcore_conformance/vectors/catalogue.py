@@ -61,8 +61,8 @@ def empty_rows(case: Case) -> Answer:
     """
     data, empty, right = spoil(case, np.nan), np.array(case.lengths) == 0, usual(case)
 
-    def spoilt(form: str, given: Any, known: Expectation) -> Expectation:
-        arrays = passed(form, given, {name: want.value for name, want in known.items()}, empty)
+    def spoilt(form: str, state: Any, known: Expectation) -> Expectation:
+        arrays = passed(form, state, {name: want.value for name, want in known.items()}, empty)
         return {**known, **{name: replace(known[name], value=array) for name, array in arrays.items()}}
 
     return Answer(data, spoilt("{}_n", data.state, right.outputs), spoilt("d{}0", data.dstate, right.gradients))
@@ -122,8 +122,8 @@ def vectors() -> Iterator[Vector]:
         yield from (Vector(case, on_the_kink) for case in _kinks(precision))
 
 
-def _case(precision: str, name: str, changes: Mapping[str, Any], **given: Any) -> Case:
-    return Case(name=name, model=config_of(changes), precision=precision, **given)
+def _case(precision: str, name: str, changes: Mapping[str, Any], **fields: Any) -> Case:
+    return Case(name=name, model=config_of(changes), precision=precision, **fields)
 
 
 def _scope(precision: str) -> Scope:
