@@ -34,7 +34,7 @@ def compile_cubin(text: str, architecture: int, *options: str) -> tuple[bytes, s
 
 
 def cached_cubin(text: str, architecture: int) -> bytes:
-    """Return the machine code of `compile_cubin`, from the folder of CuPy's own cache if it is there."""
+    """Return the machine code of `compile_cubin`, kept in the folder of CuPy's cache."""
     from cupy_backends.cuda.libs import nvrtc
 
     key = hashlib.sha256(repr((text, architecture, OPTIONS, nvrtc.getVersion())).encode()).hexdigest()

@@ -135,7 +135,7 @@ def test_results_are_arrays_of_their_own_that_can_be_written_to(precision: str) 
         assert not any(np.shares_memory(result, other) for other in (*given.inputs(), *results[:k]))
 
 
-# What the caller has set, and threads ---------------------------------------------------------------------------------
+# Settings of the caller, and threads ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -286,7 +286,7 @@ def test_a_kernel_made_again_compiles_nothing() -> None:
     assert [program._jitted._cache_size() for program in programs] == before
 
 
-# What is declared and what is refused ---------------------------------------------------------------------------------
+# Declarations and refusals --------------------------------------------------------------------------------------------
 
 
 def test_what_is_declared() -> None:

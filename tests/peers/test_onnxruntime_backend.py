@@ -147,7 +147,7 @@ def test_the_reasons_for_that_are_true() -> None:
     assert largest == np.finfo(np.float32).max  # infinity in the equations
 
 
-# What it answers itself, or refuses -----------------------------------------------------------------------------------
+# Calls that it answers itself, and refusals ---------------------------------------------------------------------------
 
 
 def test_onnx_runtime_without_a_step_loses_the_state() -> None:

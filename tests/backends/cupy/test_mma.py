@@ -117,7 +117,7 @@ def test_a_warp_multiplies_its_fragments(storage: str, order: Order) -> None:
     assert (np.abs(found - want) <= 17 * EPSILON * size).all()  # each of 17 terms and the sum are cut off
 
 
-#: What is in the sources -> what is in its place: another layout than that of the PTX ISA.
+#: Text of the sources -> its replacement, which has another layout than the PTX ISA, and a storage format.
 LAYOUTS = {
     "x[e] = to_tf32(a.a[(g + e % 2 * 8) * 8 + t + e / 2 * 4]);": (
         "x[e] = to_tf32(a.a[(g + e / 2 * 8) * 8 + t + e % 2 * 4]);",
@@ -224,7 +224,7 @@ def test_columns_that_are_not_there_are_zero() -> None:
     assert np.isnan(found[3]).all()  # infinity of the next row times a weight that is 0
 
 
-#: What is in the source -> what is in its place, and the storage format in which that is wrong in every order.
+#: Text of the source -> its replacement, and the storage format in which that is wrong in every order.
 FAULTS = {
     "        __syncthreads();  // other threads may still read the last fragments and sums\n": ("", "float32"),
     "        __syncthreads();  // the fragments\n": ("", "float32"),
