@@ -64,13 +64,13 @@ def _hard_sigmoid(z: Array, alpha: float, beta: float) -> Array:
 
 
 def clip(z: Array, bound: float) -> Array:
-    """`z` limited to +-bound; NaN stays NaN."""
+    """Return `z` limited to +-bound; NaN stays NaN."""
     limited: Array = np.where(z.real > bound, bound, np.where(z.real < -bound, -bound, z))
     return limited.astype(z.dtype, copy=False)
 
 
 def inside(z: Array, bound: float) -> Array:
-    """The derivative of `clip`: 1 where ``|z| <= bound``, else 0."""
+    """Return the derivative of `clip`: 1 where ``|z| <= bound``, else 0."""
     within: Array = np.abs(z.real) <= bound
     return within.astype(z.dtype)
 
@@ -95,13 +95,13 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
 
 
 def value(function: Activation, z: Array) -> Array:
-    """``function(z)``, in the dtype of `z`."""
+    """Return ``function(z)`` in the dtype of `z`."""
     result = FUNCTIONS[function.name].value(z, function.alpha or 0.0, function.beta or 0.0)
     return np.asarray(result, z.dtype)
 
 
 def derivative(function: Activation, z: Array) -> Array:
-    """``function'(z)``, in the dtype of `z`; at a kink the side that SPEC.md names."""
+    """Return ``function'(z)`` in the dtype of `z`; at a kink it is that of the side that SPEC.md names."""
     alpha, beta = function.alpha or 0.0, function.beta or 0.0
     pair = FUNCTIONS[function.name]
     return np.asarray(pair.derivative(z, pair.value(z, alpha, beta), alpha, beta), z.dtype)

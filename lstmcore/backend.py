@@ -51,7 +51,7 @@ class Backend(LayerBackend):
 
     @final
     def compile_stack(self, stack: StackConfig, precision: Precision | str) -> StackKernel:
-        """The kernel of all layers and directions. Raises as `compile`."""
+        """Return the kernel of all layers and directions. Raises as `compile`."""
         precision = get_precision(precision)
         self._refuse(stack.configs, precision)
         return self._compile_stack(stack, precision)

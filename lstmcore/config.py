@@ -5,6 +5,7 @@ Nothing here computes: this module is what the reference, the backends and the c
 The meaning of every switch is in SPEC.md. A switch is described once, in its field of `LSTMConfig`: features, options
 of the command line, macros of CUDA sources and cases of the conformance suite follow from that description.
 """
+# long file: a layer and a stack of such layers; the descriptions of the switches take a fifth of the lines
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Masks(NamedTuple):
     recurrent
         (N, R), values 0 or ``1 / (1 - recurrent_dropout)``; multiplies the recurrent input at every step.
     zoneout_hidden, zoneout_cell
-        (T, N, P) and (T, N, H), 1 where the old value is kept and 0 where the new one is taken. None blends the two
+        (T, N, P) and (T, N, H), 1 where the old value stays and 0 where the new one is taken. None blends the two
         by the rate.
     """
 
@@ -48,7 +48,7 @@ class StackMasks(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """The result of a forward pass: ``y`` (T, N, P), the final state, and the tape where one was recorded."""
+    """The result of a forward pass: ``y`` (T, N, P), the final state, and the tape if one was recorded."""
 
     y: Array
     state: State
@@ -73,7 +73,7 @@ class Tangents(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """What `forward(record=True)` keeps for `backward`. May be used more than once; never changes."""
+    """The record that `forward(record=True)` keeps for `backward`. It can be used more than once and never changes."""
 
     owner: object
     steps: int

@@ -13,12 +13,12 @@ DERIVATIVES: Final = frozenset({"backward", "jvp"})
 
 
 class UnsupportedError(ValueError):
-    """Something that the backend does not declare was asked of it; the message says what and why."""
+    """A call asks for something that the backend does not declare; the message says what and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Which path a kernel takes and why.
+    """The path that a kernel takes, and why.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Receipt:
     reason
         Why that path.
     fallback
-        None where this is the backend's best path, else why a faster one could not be taken;
+        None if this is the backend's best path, else why it could not take a faster one;
         ``LSTM(..., strict=True)`` refuses to run then.
     """
 
@@ -41,12 +41,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend declares. What is declared is tested; what is not is refused, with the reason.
+    """The abilities that a backend declares. A declared one is tested; any other is refused, with the reason.
 
     Attributes
     ----------
     device
-        ``"cpu"`` where the backend computes on NumPy arrays in place, else the name of its device.
+        ``"cpu"`` if the backend computes on NumPy arrays in place, else the name of its device.
     precisions
         Names from `PRECISIONS`.
     features
@@ -75,11 +75,11 @@ class Capabilities:
             object.__setattr__(self, name, value)
 
     def missing(self, what: str) -> str:
-        """A sentence's end that says why `what` is not there."""
+        """Return the end of a sentence that says why the backend lacks `what`."""
         return f"{what}: {self.reasons.get(what, 'not implemented')}"
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-        """Why `config` in `precision` cannot run, or None where it can."""
+        """Return why `config` in `precision` cannot run, or None if it can."""
         wanted = [name for name in (precision.name,) if name not in self.precisions]
         wanted += sorted(config.features - self.features)
         return "; ".join(self.missing(name) for name in wanted) or None

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing of files, completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def check_writable(name: str, path: str | Path) -> Path:
-    """The file that `path` means, links followed. A folder, a pipe or a device never gives way to a file.
+    """Return the file that `path` leads to. A folder, a pipe or a device is never replaced by a file.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def check_writable(name: str, path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write `content` to a temporary file in the same folder, then rename it: the file is whole or it is not there.
+    """Write `content` to a temporary file in the same folder, then rename it: the file is complete or absent.
 
     A link stays and the file that it leads to is replaced; an existing file keeps its permissions.
 

@@ -27,7 +27,7 @@ def _present() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known of a backend before it is imported.
+    """The description of a backend, known before its kernel is imported.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class BackendInfo:
         One line.
     unavailable
         Called without arguments; returns why the backend cannot run here (with the install line where a package is
-        missing), or None where it can. Must be quick.
+        missing), or None if it can. Must be quick.
     priority
         Rank for ``backend="auto"``, which takes the available backend with the highest one that declares the LSTM;
         equal ranks go by name. None, the default, is never taken by ``auto``. The backends of this project have
@@ -55,9 +55,9 @@ class BackendInfo:
 
 @hookspec(firstresult=True)
 def lstmcore_backend_info() -> BackendInfo:  # type: ignore[empty-body]  # a specification has no body
-    """Tell what the backend is, without importing it."""
+    """Describe the backend without importing its kernel."""
 
 
 @hookspec(firstresult=True)
 def lstmcore_backend() -> Backend:  # type: ignore[empty-body]  # a specification has no body
-    """Make the backend; only called where `BackendInfo.unavailable` gave no reason."""
+    """Make the backend; only called if `BackendInfo.unavailable` gave no reason."""

@@ -1,6 +1,7 @@
 """Initial parameters from a seed: the same numbers on every backend.
 
-The random words are those of `lstmcore.masks.random_words`, in streams of their own, so a seed fixes weights and masks.
+The random words are those of `lstmcore.masks.random_words`, in other streams
+than those of masks: one seed fixes weights and masks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FIRST_STREAM: Final = 2**31
 def initial_parameters(
     stack: StackConfig, precision: Precision, seed: int, init: str = "uniform", forget_bias: float | None = None
 ) -> dict[str, Array]:
-    """Initial parameters of a stack.
+    """Return the initial parameters of a stack.
 
     Parameters
     ----------
@@ -89,12 +90,12 @@ def _check_forget_bias(config: LSTMConfig, value: object) -> None:
 
 
 def _uniform(seed: int, stream: int, count: int) -> Array:
-    """Uniform in the open interval (0, 1), one word each."""
+    """Return `count` numbers, uniform in the open interval (0, 1), from one random word each."""
     return (random_words(seed, stream, 0, count) + 0.5) / 2.0**32
 
 
 def _orthogonal(seed: int, stream: int, gates: int, rows: int, columns: int) -> Array:
-    """(gates * rows, columns), each gate's block with orthonormal columns, distributed uniformly (Haar)."""
+    """Return (gates * rows, columns): each gate's block has orthonormal columns, distributed uniformly (Haar)."""
     count = gates * rows * columns
     radius, angle = np.split(_uniform(seed, stream, 2 * count), 2)
     normal = np.sqrt(-2.0 * np.log(radius)) * np.cos(2.0 * np.pi * angle)  # Box and Muller 1958

@@ -26,27 +26,27 @@ class LayerBackend(ABC):
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this backend can do on this machine."""
+        """Return what this backend can do on this machine."""
 
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries that it computes with beside NumPy, for reports."""
+        """Return versions of the libraries other than NumPy that it computes with, for reports."""
         return {}
 
     def to_device(self, array: Array) -> Array:
-        """`array` as an array of this backend, without a copy where it is one already."""
+        """Return `array` as an array of this backend, without a copy if it is one already."""
         return array
 
     def to_host(self, array: Array) -> Array:
-        """`array` as a NumPy array, without a copy where it is one already."""
+        """Return `array` as a NumPy array, without a copy if it is one already."""
         return array
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
-        """Why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""
+        """Return why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""
         return self.capabilities().refusal(config, precision)
 
     @final
     def compile(self, config: LSTMConfig, precision: Precision | str) -> Kernel:
-        """The kernel of one layer in one direction.
+        """Return the kernel of one layer in one direction.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Kernel(ABC):
 
     @final
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
-        """Bring parameters (``LSTMConfig.parameter_shapes``, storage dtype) into the kernel's own form.
+        """Return parameters (``LSTMConfig.parameter_shapes``, storage dtype) in the kernel's own form.
 
         Later changes of the arrays in `parameters` do not reach the result.
         """
@@ -89,7 +89,7 @@ class Kernel(ABC):
         return self._pack(parameters)
 
     @final
-    def forward(
+    def forward(  # noqa: PLR0913  (the arguments of the equations)
         self,
         weights: Weights,
         x: Array,
@@ -136,7 +136,7 @@ class Kernel(ABC):
 
     @final
     def backward(self, weights: Weights, tape: Tape, dy: Array | None = None, dstate: State | None = None) -> Gradients:
-        """Gradients of ``sum(dy * y) + sum(dstate * final state)``.
+        """Return the gradients of ``sum(dy * y) + sum(dstate * final state)``.
 
         Parameters
         ----------
@@ -169,7 +169,10 @@ class Kernel(ABC):
         lengths: Any = None,
         masks: Masks | None = None,
     ) -> tuple[Forward, Forward]:
-        """The forward pass and its directional derivative along `tangents` (each like what it is a tangent of)."""
+        """Return the forward pass and its derivative along `tangents`.
+
+        Parameters and errors are those of `forward`; each tangent has shape and dtype of its array.
+        """
         self._declared("jvp", True)
         self._declared("lengths", lengths is not None)
         self._declared("masks", masks is not None)
@@ -183,14 +186,14 @@ class Kernel(ABC):
 
     @abstractmethod
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
-        """Which path runs for a call of that many steps and rows (None: for most), and why."""
+        """Return which path a call of that many steps and rows takes (None: most calls), and why."""
 
     @abstractmethod
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:
         """See `pack`. Copy what must not change under the result."""
 
     @abstractmethod
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the arguments of the equations)
         self,
         weights: Weights,
         x: Array,
@@ -224,7 +227,7 @@ class Kernel(ABC):
 
 
 class StackKernel(ABC):
-    """All layers and directions, and the dropout between layers. What `lstmcore.LSTM` talks to.
+    """All layers and directions, and the dropout between layers; `lstmcore.LSTM` computes with it.
 
     `LSTM` checks the arguments, so these methods trust them. Arrays are time-major; states are stacked to
     ``(L * D, N, ...)`` in the order of `StackConfig.configs`; parameter names carry their suffix.
@@ -237,10 +240,10 @@ class StackKernel(ABC):
 
     @abstractmethod
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
-        """Bring all parameters into the kernel's own form."""
+        """Return all parameters in the kernel's own form."""
 
     @abstractmethod
-    def forward(
+    def forward(  # noqa: PLR0913  (the arguments of the equations)
         self,
         weights: Weights,
         x: Array,
@@ -251,11 +254,11 @@ class StackKernel(ABC):
         record: bool = False,
         out: Array | None = None,
     ) -> Forward:
-        """As `Kernel.forward`: y is (T, N, D * P), the tape is opaque."""
+        """Run all steps as `Kernel.forward` does: y is (T, N, D * P), the tape is opaque."""
 
     @abstractmethod
     def backward(self, weights: Weights, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        """As `Kernel.backward`."""
+        """Return gradients as `Kernel.backward` does."""
 
     @abstractmethod
     def jvp(
@@ -268,8 +271,8 @@ class StackKernel(ABC):
         lengths: Any = None,
         masks: StackMasks | None = None,
     ) -> tuple[Forward, Forward]:
-        """As `Kernel.jvp`."""
+        """Return the forward pass and its derivative as `Kernel.jvp` does."""
 
     @abstractmethod
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
-        """One receipt for each of `StackConfig.configs`."""
+        """Return one receipt for each of `StackConfig.configs`."""

@@ -1,4 +1,5 @@
 """`LSTM`: layers and directions on NumPy arrays, computed by a backend."""
+# long file: one class with the whole public interface; almost half of its lines are docstrings
 
 from __future__ import annotations
 
@@ -144,7 +145,7 @@ class LSTM:
     strict: bool
     seed: int
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a public constructor)
         self,
         input_size: int,
         hidden_size: int,
@@ -183,7 +184,7 @@ class LSTM:
         self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias))
 
     @classmethod
-    def from_config(
+    def from_config(  # noqa: PLR0913  (a public constructor)
         cls,
         stack: StackConfig,
         parameters: Mapping[str, Array] | None = None,
@@ -196,7 +197,7 @@ class LSTM:
         init: str = "uniform",
         forget_bias: float | None = None,
     ) -> Self:
-        """An LSTM of a `StackConfig`, with `parameters` where they are given, else with initial ones.
+        """Return an LSTM of a `StackConfig`, with `parameters`, or with initial ones if None.
 
         The other arguments are those of the constructor.
         """
@@ -228,7 +229,7 @@ class LSTM:
         self.load_parameters(parameters)
 
     def _compile(self) -> None:
-        """Make what belongs to this process: the lock and the kernel."""
+        """Make the parts that no copy takes along: the lock and the kernel."""
         self._step_lock = threading.Lock()
         self._declared = self.backend.capabilities()
         kernel = self.backend.compile_stack(self.stack, self.precision)
@@ -258,7 +259,7 @@ class LSTM:
     def parameters(self) -> dict[str, Array]:
         """Full parameter name -> array (`StackConfig.parameter_shapes`).
 
-        The arrays are read-only, since the backend has packed them into a form of its own: change a copy and
+        The arrays are read-only, since the backend has packed them into another form: change a copy and
         `load_parameters` it. An array that was taken from here keeps its values when others are loaded.
         """
         return dict(self._parameters)
@@ -335,7 +336,7 @@ class LSTM:
     def record(
         self, x: Array, state: StateLike | None = None, lengths: Any = None, *, masks: StackMasks | None = None
     ) -> tuple[Array, State, Tape]:
-        """As a call, with random masks, and kept for `backward`.
+        """Run all steps with random masks, and record them for `backward`.
 
         Parameters
         ----------
@@ -379,7 +380,7 @@ class LSTM:
         return *call.from_time_major(y, last), Tape(masks, call.lengths, self, weights, saved, call)
 
     def backward(self, tape: Tape, dy: Array | None = None, dstate: StateLike | None = None) -> Gradients:
-        """Gradients of ``sum(dy * y) + sum(dstate * final state)`` for a recorded call.
+        """Return the gradients of ``sum(dy * y) + sum(dstate * final state)`` for a recorded call.
 
         Parameters
         ----------
@@ -406,7 +407,7 @@ class LSTM:
         dx, dstate0, parameters = self._kernel.backward(tape._weights, tape._saved, dy, incoming)
         return Gradients(*call.from_time_major(dx, dstate0), parameters)
 
-    def jvp(
+    def jvp(  # noqa: PLR0913  (the arguments of the equations)
         self,
         x: Array,
         tx: Array | None,
@@ -416,7 +417,7 @@ class LSTM:
         lengths: Any = None,
         masks: StackMasks | None = None,
     ) -> tuple[Array, State]:
-        """The derivative of y and the final state along given directions (forward mode).
+        """Return the derivative of y and the final state along given directions (forward mode).
 
         Parameters
         ----------
@@ -465,7 +466,7 @@ class LSTM:
             self._step = step
 
     def explain(self, steps: int | None = None, batch: int | None = None) -> Explanation:
-        """Which backend runs, why it was selected, and which path each layer takes and why.
+        """Return which backend runs, why it was selected, and which path each layer takes and why.
 
         Parameters
         ----------

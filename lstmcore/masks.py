@@ -25,7 +25,7 @@ _LOW: Final = np.uint64(0xFFFFFFFF)
 
 
 class Kind(IntEnum):
-    """What a mask is for; with the index of the layer and direction it makes the stream."""
+    """The use of a mask; with the index of the layer and direction it makes the stream."""
 
     DROPOUT = 0
     RECURRENT = 1
@@ -34,12 +34,12 @@ class Kind(IntEnum):
 
 
 def stream(index: int, kind: Kind) -> int:
-    """The stream of mask `kind` for entry `index` of `StackConfig.configs` (DROPOUT: of the layers)."""
+    """Return the stream of mask `kind` for entry `index` of `StackConfig.configs` (DROPOUT: of the layers)."""
     return 4 * index + int(kind)
 
 
 def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
-    """Philox4x32-10.
+    """Return the blocks of Philox4x32-10 for counters and a key.
 
     Parameters
     ----------
@@ -70,8 +70,9 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def random_words(seed: int, stream: int, step: int, count: int) -> Words:
-    """`count` random 32-bit words: word ``4 b + l`` is lane ``l`` of the block with counter ``(b, 0, step, stream)``.
+    """Return `count` random 32-bit words.
 
+    Word ``4 b + l`` is lane ``l`` of the block with counter ``(b, 0, step, stream)``.
     The key is ``(seed mod 2**32, seed // 2**32)``.
 
     Raises
@@ -91,7 +92,7 @@ def random_words(seed: int, stream: int, step: int, count: int) -> Words:
 
 
 def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> npt.NDArray[np.bool_]:
-    """True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``."""
+    """Return True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``."""
     words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64)))
     return (words < np.uint64(rate * 2.0**32)).reshape(shape)
 
@@ -99,15 +100,15 @@ def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: f
 def dropout_mask(
     seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str
 ) -> npt.NDArray[np.floating]:
-    """0 with probability `rate`, else ``1 / (1 - rate)``."""
+    """Return 0 with probability `rate`, else ``1 / (1 - rate)``, in `dtype`."""
     dropped = bernoulli(seed, stream, step, shape, rate)
     return np.where(dropped, 0.0, 1.0 / (1.0 - rate)).astype(dtype)
 
 
-def layer_masks(
+def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix the bits)
     config: LSTMConfig, precision: Precision, steps: int, batch: int, *, seed: int, index: int, step: int
 ) -> Masks:
-    """The masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0."""
+    """Return the masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0."""
     dtype = precision.compute
 
     def zoneout(kind: Kind, rate: float, width: int) -> npt.NDArray[np.floating] | None:
@@ -129,7 +130,7 @@ def layer_masks(
 def stack_masks(
     stack: StackConfig, precision: Precision, steps: int, batch: int, *, seed: int, step: int
 ) -> StackMasks | None:
-    """All masks of a stack for recorded call number `step`, or None where every rate is 0."""
+    """Return all masks of a stack for recorded call number `step`, or None if every rate is 0."""
     configs = stack.configs
     dropout = stack.dropout if stack.num_layers > 1 else 0.0
     if not dropout and not any(c.recurrent_dropout or c.zoneout_hidden or c.zoneout_cell for c in configs):

@@ -1,4 +1,4 @@
-"""Named precision policies: what is stored, what is computed in."""
+"""Named precision policies: the dtypes of storage and of computation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PRECISIONS: Final[Mapping[str, Precision]] = {
 
 
 def get_precision(name: object) -> Precision:
-    """The policy of a name or of a dtype such as ``numpy.float32``.
+    """Return the policy of a name or of a dtype such as ``numpy.float32``.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def get_precision(name: object) -> Precision:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a `Precision.storage` or `Precision.compute`.
+    """Return the NumPy dtype of a `Precision.storage` or `Precision.compute`.
 
     Raises
     ------

@@ -72,7 +72,7 @@ _described_points: dict[EntryPoint, BackendInfo] = {}
 
 
 def backends() -> list[BackendRecord]:
-    """All installed backends, those that cannot run or are broken included, in the order of their names.
+    """Return all installed backends by name, with those that cannot run or are broken.
 
     Raises
     ------
@@ -92,14 +92,14 @@ def backends() -> list[BackendRecord]:
             raise
         except BaseException as error:  # a plug-in may fail in any way, and must not take the others down
             version, summary = (info.version, info.summary) if info else ("", "")
-            records.append(BackendRecord(name, False, _told(error), version, summary))
+            records.append(BackendRecord(name, False, _format_error(error), version, summary))
             continue
         records.append(BackendRecord(name, True, "", info.version, info.summary, declared.device, declared))
     return records
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """The backend of that name, the same object at every call; loads no other plug-in.
+    """Return the backend of that name, the same object at every call; load no other plug-in.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def get_backend(name: str | None = None) -> Backend:
 
 
 def select(stack: StackConfig, precision: Precision, name: str | None = None) -> Selection:
-    """The backend for a stack: the one that is named, or for ``auto`` the fastest that declares it.
+    """Return the backend for a stack: the named one, or for ``auto`` the one of highest priority that declares it.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def _cannot_run(name: str) -> bool:
 
 
 def default_name() -> str:
-    """``LSTMCORE_BACKEND``, or ``auto`` where it is unset or empty."""
+    """Return ``LSTMCORE_BACKEND``, or ``auto`` if it is unset or empty."""
     return os.environ.get(BACKEND_VARIABLE, "").strip() or "auto"
 
 
@@ -238,7 +238,7 @@ def _candidates() -> tuple[list[str], dict[str, str]]:
 
 
 def _allowed() -> list[EntryPoint]:
-    """The entry points that ``LSTMCORE_PLUGINS`` lets through; none is loaded by this."""
+    """Return the entry points that ``LSTMCORE_PLUGINS`` lets through, without loading any."""
     points = list(dict.fromkeys(entry_points(group=GROUP)))
     wanted = os.environ.get(PLUGINS_VARIABLE)
     if wanted is None:
@@ -252,17 +252,17 @@ def _allowed() -> list[EntryPoint]:
 
 
 def _point(name: str) -> EntryPoint:
-    """The one entry point of that name."""
+    """Return the one entry point of that name."""
     points = _allowed()
-    found = [point for point in points if point.name == name]
-    if not found:
+    claims = [point for point in points if point.name == name]
+    if not claims:
         limited = PLUGINS_VARIABLE in os.environ
         note = f" ({PLUGINS_VARIABLE}={os.environ[PLUGINS_VARIABLE]!r} limits what is loaded)" if limited else ""
         raise ValueError(f"backend: {_unknown(name, {point.name for point in points})}{note}")
-    if len({point.value for point in found}) > 1:
-        claims = " and ".join(f"{point.value!r} of {point.dist.name if point.dist else 'unknown'}" for point in found)
-        raise PluginError(f"backend {name!r}: two distributions claim this name, {claims}: uninstall one of them")
-    return found[0]
+    if len({point.value for point in claims}) > 1:
+        each = " and ".join(f"{point.value!r} of {point.dist.name if point.dist else 'unknown'}" for point in claims)
+        raise PluginError(f"backend {name!r}: two distributions claim this name, {each}: uninstall one of them")
+    return claims[0]
 
 
 def _unknown(name: str, installed: Iterable[str]) -> str:
@@ -273,7 +273,7 @@ def _unknown(name: str, installed: Iterable[str]) -> str:
 
 
 def _manager(name: str) -> pluggy.PluginManager:
-    """A plug-in manager with the plug-in of that name alone, so that no other can answer for it."""
+    """Return a plug-in manager with the plug-in of that name alone, so that no other can answer for it."""
     point = _point(name)
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -284,14 +284,16 @@ def _manager(name: str) -> pluggy.PluginManager:
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a plug-in may even exit while it is imported
-        raise PluginError(f"backend {name!r}: the plug-in {point.value!r} cannot be loaded: {_told(error)}") from error
+        raise PluginError(
+            f"backend {name!r}: the plug-in {point.value!r} cannot be loaded: {_format_error(error)}"
+        ) from error
     if not isinstance(plugin, ModuleType):
         raise PluginError(f"backend {name!r}: expected {point.value!r} to be a module; got {type(plugin).__name__}")
     return manager
 
 
 def _info(name: str) -> BackendInfo:
-    """The light description of a plug-in, checked."""
+    """Return the description of a plug-in, checked."""
     return _described(name, _manager(name))
 
 
@@ -321,7 +323,7 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
 
 
 def _reason(info: BackendInfo) -> str | None:
-    """Why the backend cannot run here, or None."""
+    """Return why the backend cannot run here, or None."""
     reason: object = _guarded(info.name, "unavailable", info.unavailable)
     if reason is not None and not isinstance(reason, str):
         raise PluginError(f"backend {info.name!r}: unavailable: expected a text or None; got {reason!r}")
@@ -353,17 +355,17 @@ def _call(name: str, manager: pluggy.PluginManager, hook: str) -> object:
 
 
 def _guarded(name: str, what: str, call: Callable[[], object]) -> object:
-    """The result of a plug-in's function; whatever it raises, `SystemExit` too, is a `PluginError`."""
+    """Return the result of a plug-in's function; whatever it raises, `SystemExit` too, becomes a `PluginError`."""
     try:
         return call()
     except (KeyboardInterrupt, MemoryError):
         raise
-    except BaseException as error:  # as above: whatever a plug-in raises is told under its name
-        raise PluginError(f"backend {name!r}: {what} failed: {_told(error)}") from error
+    except BaseException as error:  # as above: whatever a plug-in raises is reported under its name
+        raise PluginError(f"backend {name!r}: {what} failed: {_format_error(error)}") from error
 
 
-def _told(error: BaseException) -> str:
-    """An error in one line."""
+def _format_error(error: BaseException) -> str:
+    """Return an error in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, PluginError | UnavailableError):
         return text

@@ -1,4 +1,4 @@
-"""Stacks of kernels: layers and directions composed from `Kernel`s, and the way to a device and back."""
+"""Stacks of kernels: layers and directions composed from `Kernel`s, and copies to a device and back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lstmcore.precision import Precision
 
 
 class StackTape(NamedTuple):
-    """What each kernel saved, in the order of `StackConfig.configs`, and the dropout masks between the layers."""
+    """The records of the kernels, in the order of `StackConfig.configs`, and the dropout masks between the layers."""
 
     saved: tuple[Any, ...]
     dropout: tuple[Array, ...]
 
 
 class ComposedStack(StackKernel):
-    """A stack made of one `Kernel` for each layer and direction: what a backend gets without work of its own.
+    """A stack made of one `Kernel` for each layer and direction: the default of every backend.
 
     Both directions of a layer write into the halves of one array, so nothing is concatenated. Arrays that are not
     NumPy's need ``__array_namespace__`` (the array API standard) and assignment to slices; a backend whose arrays have
@@ -40,12 +40,13 @@ class ComposedStack(StackKernel):
         self._layers, self._directions, self._width = (stack.num_layers, stack.num_directions, stack.output_size)
 
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        """See `StackKernel.pack`."""
         return tuple(
             kernel._pack({name: parameters[full] for name, full in names})
             for kernel, names in zip(self.kernels, self._names, strict=True)
         )
 
-    def forward(
+    def forward(  # noqa: PLR0913  (the arguments of the equations)
         self,
         weights: Weights,
         x: Array,
@@ -56,6 +57,7 @@ class ComposedStack(StackKernel):
         record: bool = False,
         out: Array | None = None,
     ) -> Forward:
+        """See `StackKernel.forward`."""
         if len(self.kernels) == 1:  # as below without its lists: calls of one step are many
             mask = None if masks is None else masks.layers[0]
             y, last, kept = self.kernels[0]._forward(
@@ -64,37 +66,34 @@ class ComposedStack(StackKernel):
             return Forward(y, _stacked([last], copy=record), StackTape((kept,), ()) if record else None)
         finals: list[State] = []
         saved: list[Any] = []
-        dropout = masks.dropout if masks is not None else ()
+        layer_masks = (None,) * len(self.kernels) if masks is None else masks.layers
+        dropout = () if masks is None else masks.dropout
         y = x
         for layer in range(self._layers):
             source = _times(y, dropout[layer - 1]) if layer and dropout else y
-            target = out if layer == self._layers - 1 else None
-            halves: tuple[Array, ...] = (target,)
-            if self._directions == 2:
-                if target is None:
-                    shape = (*x.shape[:2], 2 * self._width)
-                    target = _namespace(x).empty(shape, dtype=x.dtype)
-                halves = (target[:, :, : self._width], target[:, :, self._width :])
+            y, halves = self._outputs(source, out if layer == self._layers - 1 else None)
             first = len(finals)
             calls = [
-                (
-                    weights[index],
-                    source,
-                    _entry(state, index),
-                    lengths,
-                    None if masks is None else masks.layers[index],
-                    half,
-                )
+                (weights[index], source, _entry(state, index), lengths, layer_masks[index], half)
                 for index, half in enumerate(halves, first)
             ]
-            found = self._forward_layer(first, calls, record=record)
-            finals += [last for _, last, _ in found]
-            saved += [kept for _, _, kept in found]
-            y = target if self._directions == 2 else found[0][0]
+            results = self._forward_layer(first, calls, record=record)
+            finals += [last for _, last, _ in results]
+            saved += [kept for _, _, kept in results]
+            y = results[0][0] if self._directions == 1 else y
         tape = StackTape(tuple(saved), dropout) if record else None
         return Forward(y, _stacked(finals, copy=record), tape)
 
+    def _outputs(self, x: Array, out: Array | None) -> tuple[Array | None, tuple[Array | None, ...]]:
+        """Return where a layer writes y, and the part of it for each direction; None leaves it to the kernel."""
+        if self._directions == 1:
+            return out, (out,)
+        if out is None:
+            out = _namespace(x).empty((*x.shape[:2], 2 * self._width), dtype=x.dtype)
+        return out, (out[:, :, : self._width], out[:, :, self._width :])
+
     def backward(self, weights: Weights, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
+        """See `StackKernel.backward`."""
         states: list[State] = []
         parameters: list[dict[str, Array]] = []
         for layer in reversed(range(self._layers)):
@@ -107,13 +106,13 @@ class ComposedStack(StackKernel):
                 (weights[index], tape.saved[index], half, _entry(dstate, index))
                 for index, half in enumerate(halves, first)
             ]
-            for index, found in reversed(list(enumerate(self._backward_layer(first, calls), first))):
-                states.append(found.state)
-                parameters.append({full: found.parameters[name] for name, full in self._names[index]})
+            for index, gradients in reversed(list(enumerate(self._backward_layer(first, calls), first))):
+                states.append(gradients.state)
+                parameters.append({full: gradients.parameters[name] for name, full in self._names[index]})
                 if dx is None:
-                    dx = found.x
+                    dx = gradients.x
                 else:
-                    dx += found.x  # a fresh array of the kernel's
+                    dx += gradients.x  # a fresh array of the kernel's
             dy = _times(dx, tape.dropout[layer - 1]) if layer and tape.dropout else dx
         merged = {name: value for group in reversed(parameters) for name, value in group.items()}
         return Gradients(dy, _stacked(states[::-1], copy=False), merged)
@@ -128,7 +127,8 @@ class ComposedStack(StackKernel):
         lengths: Any = None,
         masks: StackMasks | None = None,
     ) -> tuple[Forward, Forward]:
-        given = tangents.parameters or {}
+        """See `StackKernel.jvp`."""
+        directions = tangents.parameters or {}
         finals: list[State] = []
         tfinals: list[State] = []
         dropout = masks.dropout if masks is not None else ()
@@ -146,7 +146,7 @@ class ComposedStack(StackKernel):
                     Tangents(
                         ty,
                         _entry(tangents.state, index),
-                        {name: given[full] for name, full in self._names[index] if full in given},
+                        {name: directions[full] for name, full in self._names[index] if full in directions},
                     ),
                     lengths,
                     None if masks is None else masks.layers[index],
@@ -154,15 +154,15 @@ class ComposedStack(StackKernel):
                 finals.append(primal.state)
                 tfinals.append(tangent.state)
                 outputs.append((primal.y, tangent.y))
-            y, ty = outputs[0] if self._directions == 1 else map(self._beside, *outputs)
+            y, ty = outputs[0] if self._directions == 1 else map(self._joined, *outputs)
         return Forward(y, _stacked(finals, copy=False)), Forward(ty, _stacked(tfinals, copy=False))
 
     def _forward_layer(
         self, first: int, calls: Sequence[tuple[Any, ...]], *, record: bool
     ) -> Sequence[tuple[Array, State, Any]]:
-        """`Kernel._forward` of the directions of a layer, kernels from `first` on, with arguments in its order.
+        """Call `Kernel._forward` for the directions of a layer, kernels from `first` on, with arguments in its order.
 
-        They do not need each other's results.
+        Directions do not need each other's results.
         """
         return [
             kernel._forward(*args, record=record, out=out)
@@ -170,16 +170,17 @@ class ComposedStack(StackKernel):
         ]
 
     def _backward_layer(self, first: int, calls: Sequence[tuple[Any, ...]]) -> Sequence[Gradients]:
-        """`Kernel._backward` of the directions of a layer, kernels from `first` on."""
+        """Call `Kernel._backward` for the directions of a layer, kernels from `first` on."""
         return [
             kernel._backward(*args)
             for kernel, args in zip(self.kernels[first : first + len(calls)], calls, strict=True)
         ]
 
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        """See `StackKernel.receipts`."""
         return tuple(kernel.receipt(steps, batch) for kernel in self.kernels)
 
-    def _beside(self, forward: Array, reverse: Array) -> Array:
+    def _joined(self, forward: Array, reverse: Array) -> Array:
         both = _namespace(forward).empty((*forward.shape[:2], 2 * self._width), dtype=forward.dtype)
         both[:, :, : self._width] = forward
         both[:, :, self._width :] = reverse
@@ -187,16 +188,17 @@ class ComposedStack(StackKernel):
 
 
 class HostStack(StackKernel):
-    """NumPy arrays in, NumPy arrays out, around the stack of a backend that computes on a device of its own."""
+    """A stack that takes and returns NumPy arrays, around the stack of a backend that computes on a device."""
 
     def __init__(self, inner: StackKernel) -> None:
         super().__init__(inner.backend, inner.stack, inner.precision)
         self.inner = inner
 
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
+        """See `StackKernel.pack`."""
         return self.inner.pack({name: self._in(value) for name, value in parameters.items()})
 
-    def forward(
+    def forward(  # noqa: PLR0913  (the arguments of the equations)
         self,
         weights: Weights,
         x: Array,
@@ -207,6 +209,7 @@ class HostStack(StackKernel):
         record: bool = False,
         out: Array | None = None,
     ) -> Forward:
+        """See `StackKernel.forward`."""
         y, last, tape = self.inner.forward(
             weights, self._in(x), self._state_in(state), lengths=lengths, masks=self._masks_in(masks), record=record
         )
@@ -217,9 +220,10 @@ class HostStack(StackKernel):
         return Forward(y, self._state_out(last), tape)
 
     def backward(self, weights: Weights, tape: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        found = self.inner.backward(weights, tape, self._in(dy), self._state_in(dstate))
-        parameters = {name: self._out(value) for name, value in found.parameters.items()}
-        return Gradients(self._out(found.x), self._state_out(found.state), parameters)
+        """See `StackKernel.backward`."""
+        gradients = self.inner.backward(weights, tape, self._in(dy), self._state_in(dstate))
+        parameters = {name: self._out(value) for name, value in gradients.parameters.items()}
+        return Gradients(self._out(gradients.x), self._state_out(gradients.state), parameters)
 
     def jvp(
         self,
@@ -231,6 +235,7 @@ class HostStack(StackKernel):
         lengths: Any = None,
         masks: StackMasks | None = None,
     ) -> tuple[Forward, Forward]:
+        """See `StackKernel.jvp`."""
         along = Tangents(
             self._in(tangents.x),
             self._state_in(tangents.state),
@@ -245,6 +250,7 @@ class HostStack(StackKernel):
         )
 
     def receipts(self, steps: int | None = None, batch: int | None = None) -> tuple[Receipt, ...]:
+        """See `StackKernel.receipts`."""
         return self.inner.receipts(steps, batch)
 
     def _in(self, array: Array | None) -> Array | None:
@@ -267,17 +273,17 @@ class HostStack(StackKernel):
 
 
 def _namespace(array: Array) -> Any:
-    """The functions for arrays of that library."""
+    """Return the namespace of functions for arrays of that library."""
     return np if isinstance(array, np.ndarray) else array.__array_namespace__()
 
 
 def _entry(state: State | None, index: int) -> State | None:
-    """The state of one layer in one direction, as views."""
+    """Return the state of one layer in one direction, as views."""
     return None if state is None else State(state[0][index], state[1][index])
 
 
 def _stacked(states: list[State], *, copy: bool) -> State:
-    """States as (L * D, N, ...); one alone is a view of what the kernel returned unless `copy`."""
+    """Return states as (L * D, N, ...); a single one is a view of what the kernel returned unless `copy`."""
     if len(states) == 1 and not copy:
         h, c = states[0]
         return State(h[None], c[None])
@@ -286,7 +292,7 @@ def _stacked(states: list[State], *, copy: bool) -> State:
 
 
 def _times(array: Array, mask: Array) -> Array:
-    """`array` times a dropout mask, in the dtype of `array`; what a mask holds in padding may be infinite."""
+    """Return `array` times a dropout mask in the dtype of `array`; entries of a mask in padding may be infinite."""
     with np.errstate(invalid="ignore"):
         product = array * mask
     if product.dtype != array.dtype:

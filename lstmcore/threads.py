@@ -1,4 +1,4 @@
-"""How many threads the user wants."""
+"""The number of threads that the user asks for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ THREADS_VARIABLE: Final = "LSTMCORE_NUM_THREADS"
 
 
 def asked_threads() -> int | None:
-    """The number in ``LSTMCORE_NUM_THREADS``, or None where it is not set.
+    """Return the number in ``LSTMCORE_NUM_THREADS``, or None if it is not set.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import click
 
 from lstmcore.registry import PluginError, UnavailableError
 
-#: Sub-command, which the module of its name here has, -> what ``lstmcore --help`` says of it.
+#: Sub-command, in the module of its name -> its line in ``lstmcore --help``.
 COMMANDS: Final[Mapping[str, str]] = {
     "backends": "List the installed backends.",
     "conform": "Check a backend against the specification.",
@@ -22,17 +22,19 @@ COMMANDS: Final[Mapping[str, str]] = {
     "predict": "Write what a model says about data.",
 }
 
-#: What a mistake of the user ends in; anything else is a defect and shows its traceback.
+#: Errors that a mistake of the user raises; any other is a defect and shows its traceback.
 MISTAKES: Final = (ValueError, TypeError, OSError, PluginError, UnavailableError, ImportError, MemoryError)
 
 
 class Commands(click.Group):
-    """Loads commands by name and tells their errors in one line."""
+    """A group that loads commands by name and prints their errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = f"{__name__}.{cmd_name}"
@@ -74,4 +76,4 @@ def main() -> None:
     Example:
       lstmcore train japanese-vowels --out model.safetensors
       lstmcore evaluate model.safetensors japanese-vowels
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)

@@ -1,4 +1,4 @@
-"""Where the commands print."""
+"""Output of the commands: the console, and progress."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """Standard output without markup and emoji: brackets and colons in the names of files are text."""
+    """Return standard output without markup and emoji: brackets and colons in the names of files are text."""
     return Console(markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def progress(name: str, seconds: float = 0.0) -> Iterator[Callable[[int, int, str], None]]:
-    """Tell on standard error what is done: by a bar on a terminal, else by lines.
+    """Show progress on standard error: by a bar on a terminal, else by lines.
 
     The first line comes with the first call, and each later one at least `seconds` after the one before.
     """

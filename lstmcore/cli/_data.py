@@ -1,4 +1,4 @@
-"""What the commands share about data: names of data sets and paths of files."""
+"""Data sets and files that are named on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lstmcore.files import check_writable
 
 
 def open_data(data: str, target: str | None) -> Classification | Series:
-    """The data set of that name, or the column `target` of the CSV file at that path.
+    """Return the data set of that name, or the column `target` of the CSV file at that path.
 
     Raises
     ------
@@ -19,11 +19,11 @@ def open_data(data: str, target: str | None) -> Classification | Series:
         Neither a data set nor a file, or a CSV file without `target`.
     """
     if data in datasets.names():
-        found = datasets.load(data)
-        if target is not None and (isinstance(found, Classification) or found.column != target):
-            column = "no column to choose" if isinstance(found, Classification) else f"the column {found.column!r}"
+        dataset = datasets.load(data)
+        if target is not None and (isinstance(dataset, Classification) or dataset.column != target):
+            column = "no column to choose" if isinstance(dataset, Classification) else f"the column {dataset.column!r}"
             raise ValueError(f"--target: {data} has {column}; got {target!r}")
-        return found
+        return dataset
     path = Path(data)
     if not path.exists():
         raise ValueError(
@@ -35,7 +35,7 @@ def open_data(data: str, target: str | None) -> Classification | Series:
 
 
 def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
-    """Raise before long work where files could not be written after it, or would replace each other or an input.
+    """Raise before long work if files could not be written after it, or would replace each other or an input.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ def backends(as_json: bool) -> None:
     \b
     Example:
       lstmcore backends --json
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)
     records = registry.backends()
     if as_json:
         click.echo(json.dumps([_plain(record) for record in records], indent=2))

@@ -68,7 +68,7 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
 @click.option("--report", "report", metavar="FOLDER", help="Write all of that into a folder, to publish it.")
 @click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
 @click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
-def bench(
+def bench(  # long: one step for each option  # noqa: C901, PLR0913  (one for each option)
     backends: tuple[str, ...],
     grid: str,
     threads: str,
@@ -88,7 +88,7 @@ def bench(
     old_path: str | None,
     read_path: str | None,
 ) -> None:
-    """Time BACKENDS (the fastest that is installed, where none is named) beside PyTorch, ONNX Runtime and JAX.
+    """Time BACKENDS (by default the fastest one installed) and PyTorch, ONNX Runtime and JAX.
 
     A runtime is timed at a point only where its values are right there. The exit code is 0 where every backend
     that was named has right values wherever it ran and, with --compare, none got slower beyond noise; else 1, and
@@ -101,7 +101,7 @@ def bench(
       lstmcore bench numba --mode streaming --point 1,1,64,128
       lstmcore bench numba --grid quick --compare run.json
       lstmcore bench --read run.json --html report.html --pictures pictures
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)
     from lstmcore.cli._data import check_files
     from lstmcore.files import write_atomically
     from lstmcore.training.plots import require_matplotlib
@@ -187,7 +187,7 @@ def bench(
 
 
 def _given(besides: tuple[str, ...]) -> list[str]:
-    """The options of this command line, but for these."""
+    """Return the options of this command line but for these."""
     context = click.get_current_context()
     options = [one for one in context.command.params if isinstance(one, click.Option) and one.opts[0] not in besides]
     sources = ((one.opts[0], context.get_parameter_source(one.name or "")) for one in options)
@@ -195,7 +195,7 @@ def _given(besides: tuple[str, ...]) -> list[str]:
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    """The peers that are meant."""
+    """Return the peers that a text names."""
     from lstmcore_conformance.bench.runtimes import PEERS, missing
 
     if text == "auto":
@@ -210,7 +210,7 @@ def _peers(text: str) -> tuple[str, ...]:
 
 
 def _threads(text: str) -> tuple[int, ...]:
-    """The numbers of threads that are meant, each once."""
+    """Return the numbers of threads that a text names, each once."""
     from lstmcore_conformance.bench.machine import cores
 
     found = []
@@ -222,7 +222,7 @@ def _threads(text: str) -> tuple[int, ...]:
 
 
 def _point(text: str) -> Point:
-    """The sizes that are meant."""
+    """Return the sizes that a text names."""
     from lstmcore_conformance.bench.jobs import Point
 
     words = text.split(",")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +53,7 @@ from lstmcore.registry import get_backend
 @click.option(
     "--badge", "badge_path", metavar="FILE", help="Write a badge (SVG), and FILE as .json beside it for shields.io."
 )
-def conform(
+def conform(  # long: one line for each option  # noqa: PLR0913  (one for each option)
     name: str,
     precisions: tuple[str, ...],
     select: str | None,
@@ -77,7 +78,7 @@ def conform(
       lstmcore conform numpy --precision float32 --json report.json
       lstmcore conform numpy -k 'backward and peephole'
       lstmcore conform numpy --profile full --html report.html
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)
     from lstmcore.files import write_atomically
     from lstmcore_conformance import run
     from lstmcore_conformance.render.badge import badge, endpoint
@@ -87,15 +88,9 @@ def conform(
     from lstmcore_conformance.suite.backend_under_test import Draws
     from lstmcore_conformance.suite.expected_failures import load
 
-    files = {"--json": path, "--junit": junit_path, "--html": html_path, "--badge": badge_path}
-    endpoint_path = None if badge_path is None else str(Path(badge_path).with_suffix(".json"))
-    for option, file in files.items():
-        if file is None or (option == "--json" and file == "-"):
-            continue
-        if Path(file).is_dir() or not Path(file).parent.is_dir():
-            raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
-        if endpoint_path is not None and Path(file) == Path(endpoint_path):
-            raise ValueError(f"{option}: expected another file than {file}, which --badge writes for shields.io")
+    json_path = None if path == "-" else path
+    _check_files({"--json": json_path, "--junit": junit_path, "--html": html_path, "--badge": badge_path})
+    endpoint_path = _endpoint(badge_path)
     if html_path is not None or badge_path is not None:
         require_jinja2()
     expected = None if expected_path is None else load(expected_path)
@@ -118,7 +113,24 @@ def conform(
         click.echo(report.to_json(), nl=False)
     else:
         report.show(Console())
-        if path is not None:
-            report.write_json(path)
+    if json_path is not None:
+        report.write_json(json_path)
     if not report.conforms:
         sys.exit(1)
+
+
+def _endpoint(badge: str | None) -> str | None:
+    """Return the path of the badge's JSON for shields.io, next to the badge."""
+    return None if badge is None else str(Path(badge).with_suffix(".json"))
+
+
+def _check_files(files: Mapping[str, str | None]) -> None:
+    """Raise ValueError if a file (option -> path) is a folder, in no folder, or the JSON of the badge."""
+    endpoint = _endpoint(files["--badge"])
+    for option, file in files.items():
+        if file is None:
+            continue
+        if Path(file).is_dir() or not Path(file).parent.is_dir():
+            raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
+        if endpoint is not None and Path(file) == Path(endpoint):
+            raise ValueError(f"{option}: expected another file than {file}, which --badge writes for shields.io")

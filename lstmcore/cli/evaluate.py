@@ -1,4 +1,4 @@
-"""``lstmcore evaluate``: a model file on held-out data."""
+"""``lstmcore evaluate``: errors of a model file on held-out data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lstmcore.training.readout import DTYPES
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Precision  [default: as trained, or float64 if refused].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def evaluate(
+def evaluate(  # noqa: PLR0913  (one for each option)
     model: str, data: str, test_rows: int | None, fill: Any, backend: str | None, dtype: str | None, as_json: bool
 ) -> None:
     """Judge MODEL on the test part of DATA.
@@ -44,7 +44,7 @@ def evaluate(
     Examples:
       lstmcore evaluate model.safetensors japanese-vowels
       lstmcore evaluate model.safetensors japanese-vowels --backend reference --json
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     found = load_for(loaded, model, data)
     if isinstance(found, Classification):
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | Series:
-    """The data that a model can be judged on.
+    """Return the data that a model can be judged on.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _check_task(model: SequenceModel) -> str | None:
 
 
 def classified(model: SequenceModel, data: Classification) -> dict[str, Any]:
-    """Accuracy, loss and drift on the test set, and the right answers by class."""
+    """Return accuracy, loss and drift on the test set, and the right answers by class."""
     result = model.evaluate(model.scaled(data.test.inputs), data.test.targets, CrossEntropy())
     answers = np.array([output.argmax() for output in model.predict(data.test.inputs)])
     by_class = {
@@ -127,7 +127,7 @@ def classified(model: SequenceModel, data: Classification) -> dict[str, Any]:
 
 
 def forecast(model: SequenceModel, series: Series, test_rows: int | None, fill: Any) -> dict[str, Any]:
-    """The errors of the model and of the naive forecasts."""
+    """Return the errors of the model and of the naive forecasts, for the report."""
     task = ForecastTask.from_dict(model.task)
     changes = {"test_rows": test_rows, "fill": fill}
     task = replace(task, **{name: value for name, value in changes.items() if value is not None})

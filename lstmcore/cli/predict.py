@@ -1,4 +1,4 @@
-"""``lstmcore predict``: what a model says about data, as CSV or JSON."""
+"""``lstmcore predict``: classes or forecasts of a model, as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from lstmcore.training.readout import DTYPES
 @click.option("--backend", help="Backend that computes  [default: the fastest].")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Precision  [default: as trained, or float64 if refused].")
 @click.option("--json", "as_json", is_flag=True, help="JSON in place of CSV.")
-def predict(
+def predict(  # noqa: PLR0913  (one for each option)
     model: str, data: str, out: str | None, fill: Any, backend: str | None, dtype: str | None, as_json: bool
 ) -> None:
-    """Write what MODEL says about DATA.
+    """Write the classes or the forecast of MODEL for DATA.
 
     A classifier gives the class and its probability for each test sequence. A forecast gives, for the last row of
     DATA and the window before it, the values of the rows that come next, under the name of the column.
@@ -38,7 +38,7 @@ def predict(
     Examples:
       lstmcore predict model.safetensors japanese-vowels --out answers.csv
       lstmcore predict forecast.safetensors my.csv --json
-    """
+    """  # noqa: D301  (click keeps the lines below its mark)
     check_files({"--out": out}, {"the model": model, "the data": data})
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     found = load_for(loaded, model, data)

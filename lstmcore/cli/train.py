@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 import numpy as np
@@ -27,7 +27,7 @@ from lstmcore.training.trainer import Trainer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: What an option is where it is not given, by kind of task. Chosen by validation inside the training sets.
+#: Defaults of options, by kind of task. Validation inside the training sets chose them.
 CLASSIFY: Final[dict[str, Any]] = {
     "hidden_size": 100,
     "bidirectional": True,
@@ -58,6 +58,7 @@ _TEST_ROWS: Final = {"co2": 104}
 
 
 def _both(text: str, name: str) -> str:
+    """Return the help of an option whose default depends on the kind of task."""
     return f"{text}  [default: {CLASSIFY[name]} to classify, {FORECAST[name]} to forecast]"
 
 
@@ -136,7 +137,7 @@ def _switches(command: F) -> F:
 @click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(
-    data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **given: Any
+    data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **options: Any
 ) -> None:
     """Train an LSTM on DATA: japanese-vowels, co2, or a CSV file of your own.
 
@@ -147,8 +148,8 @@ def train(
       lstmcore train japanese-vowels --out model.safetensors
       lstmcore train my.csv --target column --window 52 --horizon 1 --out forecast.safetensors
       lstmcore train co2 --fill linear --out co2.safetensors
-    """
-    outputs = {"--out": out, "--plot": plot, "--checkpoint": given["checkpoint"]}
+    """  # noqa: D301  (click keeps the lines below its mark)
+    outputs = {"--out": out, "--plot": plot, "--checkpoint": options["checkpoint"]}
     check_files(outputs, {"the data": data})
     check_files({"--out": out, "--plot": plot}, {"--resume": resume})  # a run may go on in its own checkpoint
     if plot is not None:
@@ -156,63 +157,83 @@ def train(
             check_picture(plot)
         except (ImportError, ValueError) as error:
             raise ValueError(f"--{error}") from None
-    found = open_data(data, given["target"])
-    settings = {**(CLASSIFY if isinstance(found, Classification) else FORECAST)}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    task: ForecastTask | None = None
-    held_out: Windows | None = None
-    if isinstance(found, Classification):
-        _refuse_forecasting(given)
-        inputs: Any = found.train.inputs
-        targets: Any = found.train.targets
-        about: dict[str, Any] = {"kind": "classify", "data": found.name, "classes": list(found.classes)}
-        model = _model(found.input_size, len(found.classes), "softmax", settings, about)
+    dataset = open_data(data, options["target"])
+    settings = {**(CLASSIFY if isinstance(dataset, Classification) else FORECAST)}
+    settings |= {name: value for name, value in options.items() if value is not None}
+    if isinstance(dataset, Classification):
+        _refuse_forecasting(options)
+        run = _classification(dataset, settings)
     else:
-        task = _forecast_task(data, found, settings)
-        windows, held_out = task.training(found), task.held_out(found)
-        try:
-            held_out.seasonal_naive_forecast(task.season)  # what the report needs after the training
-        except ValueError as error:
-            raise ValueError(f"--{error}") from None
-        inputs, targets = tuple(windows.inputs), windows.targets
-        model = _model(1, task.horizon, "none", settings, task.to_dict())
-    trainer = Trainer(
-        model,
-        loss="mean-squared-error" if task else "cross-entropy",
-        optimizer=_optimizer(settings),
-        chronological=task is not None,
-        purge=task.horizon - 1 if task else 0,
-        standardize_targets=task is not None,
-        clip_norm=settings["clip_norm"] or None,
-        patience=(settings["patience"] or None) if settings["validation"] or given["patience"] else None,
-        drift_threshold=settings.get("drift_threshold"),
-        checkpoint=settings.get("checkpoint"),
-        quiet=quiet or as_json,
-        **{name: settings[name] for name in ("epochs", "batch_size", "validation", "input_noise", "seed")},
-    )
+        run = _forecasting(data, dataset, settings)
+    patient = settings["validation"] or options["patience"]
+    trainer = _trainer(run, {**settings, "patience": settings["patience"] if patient else None}, quiet or as_json)
     start = time.perf_counter()
-    history = trainer.fit(inputs, targets, resume=resume)
+    history = trainer.fit(run.inputs, run.targets, resume=resume)
     seconds = time.perf_counter() - start
     if out is not None:
-        model.save(out)
+        run.model.save(out)
     if plot is not None:
-        plot_history(history, plot, title=f"{data}: {model.lstm.stack.hidden_size} hidden units")
+        plot_history(history, plot, title=f"{data}: {run.model.lstm.stack.hidden_size} hidden units")
     report: dict[str, Any] = {"data": data, "model": out, "seconds": round(seconds, 3), "history": history.to_dict()}
-    if task is not None and held_out is not None:
-        report["held_out"] = [asdict(score) for score in scores(model, held_out, task.season)]
+    if run.task is not None and run.held_out is not None:
+        report["held_out"] = [asdict(score) for score in scores(run.model, run.held_out, run.task.season)]
     if as_json:
         click.echo(json.dumps(report))
     elif not quiet:
-        _summary(report, console())
+        _print_summary(report, console())
 
 
-def _refuse_forecasting(given: dict[str, Any]) -> None:
+class _Run(NamedTuple):
+    """A model and what it is trained on; `task` and `held_out` are those of a forecast."""
+
+    model: SequenceModel
+    inputs: Any
+    targets: Any
+    task: ForecastTask | None = None
+    held_out: Windows | None = None
+
+
+def _classification(dataset: Classification, settings: dict[str, Any]) -> _Run:
+    about = {"kind": "classify", "data": dataset.name, "classes": list(dataset.classes)}
+    model = _model((dataset.input_size, len(dataset.classes)), "softmax", settings, about)
+    return _Run(model, dataset.train.inputs, dataset.train.targets)
+
+
+def _forecasting(data: str, series: Series, settings: dict[str, Any]) -> _Run:
+    task = _forecast_task(data, series, settings)
+    windows, held_out = task.training(series), task.held_out(series)
+    try:
+        held_out.seasonal_naive_forecast(task.season)  # the report needs it after the training
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+    model = _model((1, task.horizon), "none", settings, task.to_dict())
+    return _Run(model, tuple(windows.inputs), windows.targets, task, held_out)
+
+
+def _trainer(run: _Run, settings: dict[str, Any], quiet: bool) -> Trainer:
+    return Trainer(
+        run.model,
+        loss="mean-squared-error" if run.task else "cross-entropy",
+        optimizer=_optimizer(settings),
+        chronological=run.task is not None,
+        purge=run.task.horizon - 1 if run.task else 0,
+        standardize_targets=run.task is not None,
+        clip_norm=settings["clip_norm"] or None,
+        patience=settings["patience"] or None,
+        drift_threshold=settings.get("drift_threshold"),
+        checkpoint=settings.get("checkpoint"),
+        quiet=quiet,
+        **{name: settings[name] for name in ("epochs", "batch_size", "validation", "input_noise", "seed")},
+    )
+
+
+def _refuse_forecasting(options: dict[str, Any]) -> None:
     for name in ("window", "horizon", "season", "test_rows", "test_fraction"):
-        if given[name] is not None:
+        if options[name] is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')}: only for forecasting; this data set has a test set of its own"
             )
-    if given["fill"] is not None:
+    if options["fill"] is not None:
         raise ValueError("--fill: only for forecasting; this data set has no gaps")
 
 
@@ -234,7 +255,9 @@ def _forecast_task(data: str, series: Series, settings: dict[str, Any]) -> Forec
     )
 
 
-def _model(width: int, outputs: int, activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:
+def _model(sizes: tuple[int, int], activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:
+    """Return a new model with `sizes` (inputs, outputs) and the readout's `activation`."""
+    width, outputs = sizes
     names = ("num_layers", "bidirectional", "dropout", *SHARED_SWITCHES, "dtype", "seed", "backend")
     arguments: dict[str, Any] = {name: settings.get(name) for name in names}
     lstm = LSTM(width, settings["hidden_size"], **arguments)
@@ -254,7 +277,7 @@ def _optimizer(settings: dict[str, Any]) -> Optimizer:
     return rule(**arguments)
 
 
-def _summary(report: dict[str, Any], out: Console) -> None:
+def _print_summary(report: dict[str, Any], out: Console) -> None:
     history = report["history"]
     epochs, best = history["epochs"], history["best"]
     kept = epochs[(best or len(epochs)) - 1]

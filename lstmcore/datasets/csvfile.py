@@ -49,14 +49,14 @@ class Series:
         return len(self.values)
 
     def head(self, rows: int) -> Series:
-        """The first `rows` rows."""
+        """Return the first `rows` rows."""
         cut = slice(0, rows)
         return replace(
             self, values=self.values[cut], lines=self.lines[cut], gaps=self.gaps[cut], labels=self.labels[cut]
         )
 
     def filled(self, method: Fill) -> Series:
-        """The series without NaN.
+        """Return the series without NaN.
 
         Parameters
         ----------

@@ -15,7 +15,7 @@ _NAMES: Final = ("japanese-vowels", "co2")
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows."""
+    """Return the names that `load` knows."""
     return _NAMES
 
 

@@ -34,7 +34,7 @@ class Sequences:
         return len(self.inputs)
 
     def subset(self, indices: npt.NDArray[np.intp]) -> Sequences:
-        """The sequences with those numbers, in that order."""
+        """Return the sequences with these numbers, in this order."""
         return Sequences(tuple(self.inputs[index] for index in indices), self.targets[indices])
 
 

@@ -32,7 +32,7 @@ class Windows:
 
     @classmethod
     def cut(cls, series: Series, window: int, horizon: int, *, start: int = 0, stop: int | None = None) -> Windows:
-        """The windows whose targets lie in rows `start` to `stop`; their inputs may begin before `start`.
+        """Return the windows whose targets lie in rows `start` to `stop`; their inputs may begin before `start`.
 
         A window is left out where its last value or a target was a gap: a filled value is no measurement to be
         judged by, and a linear fill at the origin would have seen the future.
@@ -66,7 +66,7 @@ class Windows:
 
     @classmethod
     def at_end(cls, series: Series, window: int) -> Windows:
-        """The one window that ends the series, with nothing after it to be compared with (horizon 0).
+        """Return the one window that ends the series; its horizon is 0, since nothing follows it.
 
         Raises
         ------
@@ -102,15 +102,15 @@ class Windows:
         return np.asarray(self.actual - self.last)
 
     def absolute(self, relative: Floats) -> Floats:
-        """Forecasts relative to the last value as values of the series."""
+        """Return forecasts that are relative to the last value as values of the series."""
         return np.asarray(relative + self.last)
 
     def last_value_forecast(self) -> Floats:
-        """(count, horizon): the last value stays."""
+        """Return (count, horizon): the last value of each window, repeated."""
         return np.repeat(self.last, self.horizon, axis=1)
 
     def seasonal_naive_forecast(self, season: int) -> Floats:
-        """(count, horizon): each value as one season ago (or as many whole seasons ago as the horizon needs).
+        """Return (count, horizon): each value as one season ago, or as many whole seasons ago as the horizon needs.
 
         Raises
         ------
@@ -130,10 +130,10 @@ class Windows:
 
 
 def root_mean_square(error: Floats) -> float:
-    """RMSE over all entries."""
+    """Return the root of the mean square over all entries."""
     return float(np.sqrt(np.mean(np.square(error))))
 
 
 def mean_absolute(error: Floats) -> float:
-    """MAE over all entries."""
+    """Return the mean of the absolute values over all entries."""
     return float(np.mean(np.abs(error)))

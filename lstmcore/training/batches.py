@@ -40,7 +40,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
 
 
 def pad(sequences: Sequence[Array]) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Stack sequences (T, I) to (max T, N, I), zeros past their ends, and their lengths (N,)."""
+    """Return sequences (T, I) as (max T, N, I), with zeros past their ends, and their lengths (N,)."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     first = sequences[0]
     stacked = np.zeros((int(lengths.max()), len(sequences), *first.shape[1:]), first.dtype)

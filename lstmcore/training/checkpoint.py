@@ -24,7 +24,7 @@ _MOMENTS: Final = "optimizer."
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run came: its history and the parameters of its best epoch so far (None: none yet)."""
+    """The state of a run: its history, and the parameters of its best epoch so far (None: none yet)."""
 
     history: History
     best: dict[str, Array] | None = None
@@ -33,7 +33,7 @@ class Progress:
 def save_checkpoint(
     path: str | Path, model: SequenceModel, optimizer: Optimizer, progress: Progress, settings: Mapping[str, Any]
 ) -> None:
-    """Write all that a run needs to go on as if it had not been cut."""
+    """Write all that a run needs to go on as if it had not been interrupted."""
     tensors = {f"model.{name}": value for name, value in model.parameters.items()}
     tensors |= {f"best.{name}": value for name, value in (progress.best or {}).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}

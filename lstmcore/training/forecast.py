@@ -16,7 +16,7 @@ from lstmcore.training.model import SequenceModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastTask:
-    """What is forecast from what; kept in the model's file.
+    """A task to forecast a column from its past; kept in the model's file.
 
     Attributes
     ----------
@@ -53,12 +53,12 @@ class ForecastTask:
             raise ValueError(f"task fill: expected one of {', '.join(get_args(Fill))}; got {self.fill!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The task in JSON types."""
+        """Return the task in JSON types."""
         return {"kind": "forecast", **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ForecastTask:
-        """The inverse of `to_dict`.
+        """Return the task that `to_dict` described.
 
         Raises
         ------
@@ -71,7 +71,7 @@ class ForecastTask:
         return cls(**{name: values[name] for name in known})
 
     def training(self, series: Series) -> Windows:
-        """The windows whose targets lie before the held-out rows; nothing in them is filled from held-out values.
+        """Return the windows whose targets lie before the held-out rows; no held-out value fills a gap in them.
 
         A gap that reaches the held-out rows is cut off: it holds neither targets nor the last value of a window.
 
@@ -87,7 +87,7 @@ class ForecastTask:
         return Windows.cut(series.head(stop).filled(self.fill), self.window, self.horizon)
 
     def held_out(self, series: Series) -> Windows:
-        """The windows whose targets lie in the held-out rows; each sees the real values before its targets."""
+        """Return the windows whose targets lie in the held-out rows; each sees the real values before its targets."""
         return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self._first_test_row(series))
 
     def _first_test_row(self, series: Series) -> int:
@@ -110,12 +110,15 @@ class Score:
 
 
 def forecasts(model: SequenceModel, windows: Windows) -> npt.NDArray[np.float64]:
-    """(count, horizon) the model's forecasts in units of the series."""
+    """Return (count, horizon): the model's forecasts in units of the series."""
     return windows.absolute(np.stack(model.predict(tuple(windows.inputs))))
 
 
 def scores(model: SequenceModel, windows: Windows, season: int) -> list[Score]:
-    """The model, the seasonal-naive forecast (left out where the history is too short) and the last value."""
+    """Return the scores of the model, of the last value and of the seasonal-naive forecast.
+
+    The seasonal-naive forecast is left out if the history is too short for it.
+    """
     ways = {"model": forecasts(model, windows)}
     if int(windows.origins[0]) + 1 >= season:
         ways[f"seasonal naive ({season} rows ago)"] = windows.seasonal_naive_forecast(season)

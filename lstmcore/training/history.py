@@ -1,4 +1,4 @@
-"""What a training run recorded, epoch by epoch."""
+"""The record of a training run, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Epoch:
 class History:
     """The epochs of a run, the best one, and why the run ended early, if it did.
 
-    `best` is None where the weights of the last epoch were kept: without a validation set, or where the drift was
+    `best` is None if the weights of the last epoch were kept: without a validation set, or if the drift was
     above its threshold from the first epoch on.
     """
 
@@ -51,12 +51,12 @@ class History:
     drift_threshold: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
-        """The inverse of `to_dict`.
+        """Return the history that `to_dict` described.
 
         Raises
         ------

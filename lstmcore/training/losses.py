@@ -24,7 +24,7 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
-        """The loss and its gradient with respect to `outputs`."""
+        """Return the loss and its gradient with respect to `outputs`."""
 
 
 class CrossEntropy(Loss):

@@ -30,7 +30,10 @@ class Evaluation(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What one batch taught: loss, number of right answers (None for a regression), valid entries, gradients."""
+    """The result of learning from one batch.
+
+    `right` counts the right answers (None for a regression), `entries` the valid entries.
+    """
 
     loss: float
     right: int | None
@@ -179,7 +182,7 @@ class SequenceModel:
         return checked
 
     def scaled(self, inputs: Sequence[Array]) -> list[Array]:
-        """`inputs` standardised and in the model's dtype.
+        """Return `inputs`, standardised, in the model's dtype.
 
         Raises
         ------
@@ -201,7 +204,7 @@ class SequenceModel:
         return scaled
 
     def learn(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Learned:
-        """The loss of one batch of scaled inputs and its gradient for every parameter; dropout is on."""
+        """Return the loss of a batch of scaled inputs and its gradient for every parameter; dropout is on."""
         x, lengths = pad(inputs)
         h, (h_n, c_n), tape = self.lstm.record(x, lengths=lengths)
         outputs, read = self._read(x, lengths, h, h_n)
@@ -221,7 +224,7 @@ class SequenceModel:
         return Learned(value, _right(outputs, wanted, mask, loss), entries, named)
 
     def evaluate(self, inputs: Sequence[Array], targets: Targets, loss: Loss, *, batch_size: int = 256) -> Evaluation:
-        """Loss, accuracy and state drift on scaled inputs; dropout is off.
+        """Return loss, accuracy and state drift on scaled inputs; dropout is off.
 
         Raises
         ------
@@ -241,14 +244,14 @@ class SequenceModel:
             wanted, mask = self._targets([targets[index] for index in chosen], lengths, len(x))
             value, _ = loss(read.linear if loss.of_linear else outputs, wanted, mask)
             count = int(mask.sum()) if mask is not None else len(chosen)
-            found = _right(outputs, wanted, mask, loss)
-            answers = answers and found is not None
-            total, right, entries = total + value * count, right + (found or 0), entries + count
+            hits = _right(outputs, wanted, mask, loss)
+            answers = answers and hits is not None
+            total, right, entries = total + value * count, right + (hits or 0), entries + count
             drift += float(np.sqrt(np.square(c_n, dtype=np.float64).sum(axis=(0, 2))).sum())  # the start is zero
         return Evaluation(total / max(entries, 1), right / max(entries, 1) if answers else None, drift / len(order))
 
     def predict(self, inputs: Sequence[Array], *, batch_size: int = 256) -> list[Array]:
-        """The model's output for each sequence of raw `inputs`, (K,) or, read out at every step, (T, K); float64.
+        """Return the output for each sequence of raw `inputs`: (K,), or (T, K) if read out at every step; float64.
 
         Raises
         ------

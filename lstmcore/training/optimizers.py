@@ -35,7 +35,7 @@ class Optimizer(ABC):
         self._state: dict[str, Arrays] = {moment: {} for moment in self.moments}
 
     def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> Arrays:
-        """The parameters after one step, as fresh arrays of the same dtypes.
+        """Return the parameters after one step, as fresh arrays of the same dtypes.
 
         Raises
         ------
@@ -47,31 +47,31 @@ class Optimizer(ABC):
                 self._state, parameters, ": an optimizer goes with one model and one run, make a new one"
             )
         for name, value in parameters.items():
-            found = gradients[name].shape if name in gradients else "none"
-            if found != value.shape:
-                raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {found}")
+            shape = gradients[name].shape if name in gradients else "none"
+            if shape != value.shape:
+                raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {shape}")
         self.steps += 1
         return {
             name: self._update(name, value, gradients[name]).astype(value.dtype) for name, value in parameters.items()
         }
 
     def state(self) -> Arrays:
-        """The moments, ``"moment.parameter"`` -> array; with `steps` all that a resumed run needs."""
+        """Return the moments, ``"moment.parameter"`` -> array; with `steps` they are all that a resumed run needs."""
         return {
             f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()
         }
 
     def load_state(self, steps: int, arrays: Mapping[str, Array], parameters: Mapping[str, Array]) -> None:
-        """The inverse of `state`.
+        """Set the moments that `state` returned.
 
         Parameters
         ----------
         steps
-            `Optimizer.steps` of then.
+            `Optimizer.steps` at that time.
         arrays
             What `state` gave.
         parameters
-            Those that the next steps move.
+            The parameters that the next steps move.
 
         Raises
         ------
@@ -94,18 +94,18 @@ class Optimizer(ABC):
         self.steps, self._state = steps, state
 
     def _used(self) -> tuple[str, ...]:
-        """Those of `moments` that these settings need."""
+        """Return those of `moments` that these settings need."""
         return self.moments
 
     def _check_moments(
         self, state: Mapping[str, Mapping[str, Array]], parameters: Mapping[str, Array], advice: str = ""
     ) -> None:
         for moment in self._used():
-            found = state[moment]
-            for name in (*parameters, *found):
+            moments = state[moment]
+            for name in (*parameters, *moments):
                 want, got = (
                     f"{arrays[name].dtype} of {arrays[name].shape}" if name in arrays else "none"
-                    for arrays in (parameters, found)
+                    for arrays in (parameters, moments)
                 )
                 if want != got:
                     raise ValueError(
@@ -115,7 +115,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, name: str, value: Array, gradient: Array) -> Array:
-        """The new value of one parameter; `steps` counts this step already."""
+        """Return the new value of one parameter; `steps` counts this step already."""
 
 
 class SGD(Optimizer):
@@ -204,7 +204,7 @@ OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for r
 
 
 def global_norm(gradients: Mapping[str, Array]) -> float:
-    """The L2 norm of all gradients together, summed in float64."""
+    """Return the L2 norm of all gradients together, summed in float64."""
     return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
 
 

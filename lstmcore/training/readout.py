@@ -20,7 +20,7 @@ DTYPES: Final = ("float32", "float64")
 
 
 class ReadoutTape(NamedTuple):
-    """What `Readout.record` keeps for `Readout.backward`."""
+    """The arrays that `Readout.record` keeps for `Readout.backward`."""
 
     features: Array
     linear: Array
@@ -63,7 +63,7 @@ class Readout:
         A size, an activation, a dtype or `steps` outside its domain.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a public constructor)
         self,
         hidden_size: int,
         output_size: int,
@@ -114,12 +114,12 @@ class Readout:
         self._parameters = copies
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments that make this layer, for JSON."""
+        """Return the arguments that make this layer, for JSON."""
         names = ("hidden_size", "output_size", "activation", "x_size", "steps", "dtype")
         return {name: getattr(self, name) for name in names}
 
     def __call__(self, h: Array, x: Array | None = None) -> Array:
-        """`record` without the tape."""
+        """Compute y as `record` does, without the tape."""
         return self.record(h, x)[0]
 
     def record(self, h: Array, x: Array | None = None) -> tuple[Array, ReadoutTape]:

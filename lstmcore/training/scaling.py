@@ -39,7 +39,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, arrays: Iterable[Array]) -> Standardizer:
-        """Mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 1.
+        """Return mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 1.
 
         Raises
         ------
@@ -60,9 +60,9 @@ class Standardizer:
         return cls(mean, np.where(scale > tiny, scale, 1.0))
 
     def apply(self, values: Array, dtype: str) -> Array:
-        """The standardised values, in `dtype`."""
+        """Return the standardised values in `dtype`."""
         return ((values - self.mean) / self.scale).astype(dtype)
 
     def undo(self, values: Array) -> npt.NDArray[np.float64]:
-        """The inverse of `apply`, in float64."""
+        """Return the values that `apply` standardised, in float64."""
         return np.asarray(values * self.scale + self.mean, np.float64)

@@ -80,7 +80,7 @@ class Trainer:
         A setting of another type or outside its domain.
     """
 
-    def __init__(
+    def __init__(  # long: one line for each setting  # noqa: PLR0913  (a public constructor)
         self,
         model: SequenceModel,
         *,
@@ -103,21 +103,10 @@ class Trainer:
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
-        if isinstance(loss, str) and loss not in LOSSES:
-            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
-        if not isinstance(loss, str | Loss):
-            raise TypeError(f"loss: expected one of {', '.join(LOSSES)}, or a Loss; got {type(loss).__name__}")
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer such as Adam(0.001), or None; got {optimizer!r}")
         self.model, self.optimizer = model, optimizer
-        self.loss: Loss = LOSSES[loss]() if isinstance(loss, str) else loss
-        if self.loss.of_linear and model.readout.activation not in ("softmax", "none"):
-            raise ValueError(
-                f"loss: {self.loss.name} needs a readout with activation softmax or none; "
-                f"got {model.readout.activation!r}"
-            )
-        if self.loss.of_linear and (standardize_targets or model.target_scaling is not None):
-            raise ValueError(f"standardize_targets: expected no target_scaling of class numbers, for {self.loss.name}")
+        self.loss = _checked_loss(loss, model, standardize_targets)
         self.epochs, self.batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
         self.patience = None if patience is None else integer("patience", patience, 1)
         self.purge, self.seed = integer("purge", purge, 0), integer("seed", seed, 0)
@@ -183,11 +172,7 @@ class Trainer:
         if resume is not None:
             progress = checkpoints.load_checkpoint(resume, model, optimizer, settings)
         else:
-            if self.standardize and model.input_scaling is None:
-                model.input_scaling = Standardizer.fit(inputs[row] for row in fit_rows)
-            if self.standardize_targets and model.target_scaling is None:
-                model.target_scaling = Standardizer.fit(checked[row] for row in fit_rows)
-            model.lstm.step = 0
+            self._start([inputs[row] for row in fit_rows], [checked[row] for row in fit_rows])
         scaled, wanted = model.scaled(inputs), self._scaled_targets(checked)
         history = progress.history
         with self._bar() as bar:
@@ -201,6 +186,15 @@ class Trainer:
         if progress.best is not None:
             model.load_parameters(progress.best)
         return history
+
+    def _start(self, inputs: list[Array], targets: list[Array]) -> None:
+        """Fit the standardisations that the model lacks to the training part, and set its LSTM to step 0."""
+        model = self.model
+        if self.standardize and model.input_scaling is None:
+            model.input_scaling = Standardizer.fit(inputs)
+        if self.standardize_targets and model.target_scaling is None:
+            model.target_scaling = Standardizer.fit(targets)
+        model.lstm.step = 0
 
     def _epoch(
         self,
@@ -289,7 +283,7 @@ class Trainer:
         return scaled
 
     def _settings(self, inputs: Sequence[Array], targets: list[Array], optimizer: Optimizer) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
+        """Return all that must be the same for a resumed run to be the same run."""
         digest = hashlib.sha256()
         for array in (*inputs, *targets):
             digest.update(f"{array.dtype}{array.shape}".encode())
@@ -314,6 +308,22 @@ class Trainer:
             TextColumn("{task.fields[numbers]}"),
         )
         return Progress(*columns, console=Console(stderr=True), disable=self.quiet)
+
+
+def _checked_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
+    """Return the loss of a name, or the loss; raise unless it suits the readout and the scaling of the targets."""
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
+    if not isinstance(loss, str | Loss):
+        raise TypeError(f"loss: expected one of {', '.join(LOSSES)}, or a Loss; got {type(loss).__name__}")
+    made = LOSSES[loss]() if isinstance(loss, str) else loss
+    if made.of_linear and model.readout.activation not in ("softmax", "none"):
+        raise ValueError(
+            f"loss: {made.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
+        )
+    if made.of_linear and (standardize_targets or model.target_scaling is not None):
+        raise ValueError(f"standardize_targets: expected no target_scaling of class numbers, for {made.name}")
+    return made
 
 
 def _bound(name: str, value: object) -> float | None:
