@@ -1,7 +1,7 @@
 """The configuration of an LSTM: its switches, its parameters and their shapes.
 
 `LSTMConfig` describes one layer in one direction; `StackConfig` puts layers and directions together.
-Nothing here computes: this module is what the reference, the backends and the conformance suite agree on.
+Nothing here computes. The reference, the backends and the conformance suite all read configurations from here.
 The meaning of every switch is in SPEC.md. A switch is described once, in its field of `LSTMConfig`: features, options
 of the command line, macros of CUDA sources and cases of the conformance suite follow from that description.
 """
@@ -67,7 +67,7 @@ class LSTMConfig:
     """One LSTM layer in one direction. SPEC.md gives the equations.
 
     Shapes use ``I = input_size``, ``H = hidden_size``, ``P = output_size`` (``proj_size`` or ``H``),
-    ``G = len(gates)`` (4, or 3 with coupled gates) and ``R = recurrent_size`` (``P``, or ``H`` where
+    ``G = len(gates)`` (4, or 3 with coupled gates) and ``R = recurrent_size`` (``P``, or ``H`` if
     ``recurrence="cell"``).
 
     Parameters
@@ -84,7 +84,7 @@ class LSTMConfig:
         Diagonal connections from the cell to the gates.
     coupling
         ``"forget_from_input"``: ``f = 1 - i`` (ONNX); ``"input_from_forget"``: ``i = 1 - f`` (TFLite). The
-        gate that follows has no parameters of its own.
+        gate that follows has no parameters.
     gate_clip, cell_clip, proj_clip
         Symmetric bounds > 0 of the pre-activations, of the cell and of the projected output; None for none.
         `proj_clip` needs `proj_size`.

@@ -38,7 +38,7 @@ class BackendInfo:
     summary
         One line.
     unavailable
-        Called without arguments; returns why the backend cannot run here (with the install line where a package is
+        Called without arguments; returns why the backend cannot run here (with the install line if a package is
         missing), or None if it can. Must be quick.
     priority
         Rank for ``backend="auto"``, which takes the available backend with the highest one that declares the LSTM;

@@ -35,7 +35,7 @@ def initial_parameters(
         0 to 2**64 - 1.
     init
         ``"uniform"``: all weights and biases uniform in ``+-1 / sqrt(H)``, as PyTorch does (which has two biases for
-        each gate where there is one here). ``"orthogonal"``: the same, but ``weight_h`` of every gate is a random
+        each gate, not one). ``"orthogonal"``: the same, but ``weight_h`` of every gate is a random
         matrix with orthonormal columns (Saxe, McClelland and Ganguli 2013, arXiv:1312.6120). Gains of the layer
         norm are 1 and its shift is 0 in both.
     forget_bias

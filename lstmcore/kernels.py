@@ -109,7 +109,7 @@ class Kernel(ABC):
         x
             (T, N, I), storage dtype.
         state
-            Initial state, zeros where None.
+            Initial state, zeros if None.
         lengths
             (N,) whole numbers from 0 to T, or None for T everywhere. Past a row's end its state holds and y is 0.
         masks
@@ -145,9 +145,9 @@ class Kernel(ABC):
         tape
             From `forward(record=True)` of this kernel.
         dy
-            (T, N, P), storage dtype; zeros where None. What it holds past a row's end is ignored.
+            (T, N, P), storage dtype; zeros if None. What it holds past a row's end is ignored.
         dstate
-            Like the state; zeros where None.
+            Like the state; zeros if None.
         """
         self._declared("backward", True)
         if not isinstance(tape, Tape) or tape.owner is not self:

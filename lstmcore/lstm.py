@@ -46,10 +46,10 @@ class Tape:
     Attributes
     ----------
     masks
-        The random masks of the call, None where no rate is above 0. ``lstm.record(..., masks=tape.masks)`` runs it
+        The random masks of the call, None if no rate is above 0. ``lstm.record(..., masks=tape.masks)`` runs it
         again.
     lengths
-        The lengths of the call, None where every row had all steps.
+        The lengths of the call, None if every row had all steps.
     """
 
     masks: StackMasks | None = field(repr=False)
@@ -88,16 +88,16 @@ class LSTM:
         The switches of `LSTMConfig`, with its names; zoneout and recurrent dropout draw masks while recording.
     dtype
         Name of a precision (``"float64"``, ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"float16"``) or a NumPy dtype.
-        x, y, h and the parameters have its storage dtype; c has its compute dtype, which is float32 where storage
+        x, y, h and the parameters have its storage dtype; c has its compute dtype, which is float32 if storage
         is narrower.
     backend
         Name of a backend, or a `Backend`. None takes ``LSTMCORE_BACKEND`` from the environment, else ``"auto"``.
     strict
-        Raise where the backend would not take its fastest path, or where ``"auto"`` would pass over a faster
+        Raise if the backend would not take its fastest path, or if ``"auto"`` would pass over a faster
         backend that can run on this machine or is broken.
     seed
         Whole number from 0 to 2**64 - 1. The same seed gives the same initial parameters and the same masks, on
-        every backend. None draws one from the operating system; `LSTM.seed` tells which.
+        every backend. None draws one from the operating system; `LSTM.seed` holds it.
     init, forget_bias
         Initial parameters; see `initial_parameters`.
 
@@ -112,7 +112,7 @@ class LSTM:
     Raises
     ------
     ValueError, TypeError
-        An argument outside its domain; `UnsupportedError` where the backend does not declare this LSTM.
+        An argument outside its domain; `UnsupportedError` if the backend does not declare this LSTM.
     lstmcore.registry.UnavailableError, lstmcore.registry.PluginError
         The backend that was named cannot run here, or is broken.
 
@@ -300,7 +300,7 @@ class LSTM:
         x
             (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype.
         state
-            Initial (h, c); zeros where None.
+            Initial (h, c); zeros if None.
         lengths
             (N,) whole numbers from 0 to T, None for T everywhere. Past a row's end its state holds and y is 0; the
             reversed direction starts at the row's own end. Not for x without a batch axis.
@@ -387,9 +387,9 @@ class LSTM:
         tape
             From `record` of this LSTM. The parameters and masks of that call are used, whatever was loaded since.
         dy
-            Like y; zeros where None. What it holds past a row's end is ignored.
+            Like y; zeros if None. What it holds past a row's end is ignored.
         dstate
-            Like the final state; zeros where None.
+            Like the final state; zeros if None.
 
         Returns
         -------
@@ -424,7 +424,7 @@ class LSTM:
         x, state, lengths
             As in a call.
         tx, tstate
-            Directions like x and like the state; zeros where None.
+            Directions like x and like the state; zeros if None.
         tparameters
             Full parameter name -> direction; what is left out is zero.
         masks

@@ -39,13 +39,13 @@ class BackendRecord:
     Attributes
     ----------
     name, version, summary
-        Names and versions; empty where the plug-in is broken.
+        Names and versions; empty if the plug-in is broken.
     available
         Whether it can run here.
     reason
-        Why not; empty where it can.
+        Why not; empty if it can.
     device, capabilities
-        None where it cannot run.
+        None if it cannot run.
     """
 
     name: str

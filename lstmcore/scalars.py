@@ -6,13 +6,13 @@ import math
 import operator
 
 
-def check_version(what: str, found: object, newest: int) -> None:
-    """Raise ValueError unless `found` is a version of `what` that this lstmcore can read."""
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"{what} version: expected a whole number from 1 to {newest}; got {found!r}")
-    if found > newest:
+def check_version(what: str, version: object, newest: int) -> None:
+    """Raise ValueError unless `version` is a version of `what` that this lstmcore can read."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{what} version: expected a whole number from 1 to {newest}; got {version!r}")
+    if version > newest:
         raise ValueError(
-            f"{what} version: expected at most {newest}; got {found}, written by a newer lstmcore: upgrade with "
+            f"{what} version: expected at most {newest}; got {version}, written by a newer lstmcore: upgrade with "
             "'pip install -U lstmcore'"
         )
 

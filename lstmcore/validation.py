@@ -1,4 +1,4 @@
-"""The checks of arguments that all backends share. Each error names the argument, what was expected and what came."""
+"""Checks of arguments that all backends share. Each error names the argument, the expected value and the actual one."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     ValueError
         Another shape.
     """
-    found = getattr(array, "shape", None)
+    actual = getattr(array, "shape", None)
     kind = getattr(array, "dtype", None)
     if type(array) is not np.ndarray:
         refuse_masked(name, array)
-    if kind == dtype and found == shape:  # most calls end here: it saves microseconds of the rest
+    if kind == dtype and actual == shape:  # most calls end here: it saves microseconds of the rest
         return
-    if found is None or kind is None:
+    if actual is None or kind is None:
         raise TypeError(f"{name}: expected an array of {dtype}; got {type(array).__name__}")
     if kind != dtype and str(kind) != dtype:  # the comparison is a thirtieth of the time of str
         raise TypeError(f"{name}: expected dtype {dtype}; got {kind}: convert it with {name}.astype({dtype!r})")
-    if len(found) != len(shape) or any(want not in (None, size) for want, size in zip(shape, found, strict=True)):
+    if len(actual) != len(shape) or any(want not in (None, size) for want, size in zip(shape, actual, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
         meaning = f" = {letters}" if letters else ""
-        raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(found)}")
+        raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(actual)}")
 
 
 def refuse_masked(name: str, array: Any) -> None:
-    """Raise TypeError where `array` is a NumPy masked array: its mask would be lost without a word."""
+    """Raise TypeError if `array` is a NumPy masked array: NumPy's functions would drop its mask silently."""
     if type(array) is not np.ndarray and isinstance(array, np.ndarray) and isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be lost: use {name}.filled(value), "
@@ -51,7 +51,7 @@ def refuse_masked(name: str, array: Any) -> None:
 
 
 def as_array(name: str, values: Any) -> npt.NDArray[Any]:
-    """`values` as an array; ragged lists are a ValueError."""
+    """Return `values` as an array; ragged lists are a ValueError."""
     refuse_masked(name, values)
     try:
         return np.asarray(values)
@@ -76,12 +76,12 @@ def check_pair(name: str, state: Any) -> tuple[Any, Any]:
 
 
 def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
-    """Check `lengths` against (N,) and 0 to T; return them as int64, or None where every row has all T steps."""
+    """Check `lengths` against (N,) and 0 to T; return them as int64, or None if every row has all T steps."""
     if lengths is None:
         return None
     array = as_array("lengths", lengths)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(lengths, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
+        array = array.astype(np.int64)  # NumPy gives an empty list float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected whole numbers; got dtype {array.dtype}")
     if array.shape != (batch,):
@@ -96,7 +96,7 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
 def check_masks(
     masks: Masks | None, steps: int, batch: int, config: LSTMConfig, precision: Precision, *, name: str = "masks"
 ) -> None:
-    """Raise unless every mask that is given has its shape and belongs to a rate > 0."""
+    """Raise unless every mask has its shape and belongs to a rate > 0."""
     if masks is None:
         return
     if not isinstance(masks, Masks):
@@ -146,7 +146,7 @@ def check_out(
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
-    """Whether two entries may share memory: whether an axis takes smaller steps than the axes inside it reach."""
+    """Return whether two entries may share memory: an axis takes smaller steps than the axes inside it reach."""
     reach = array.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
         if size > 1:
@@ -167,7 +167,7 @@ def _flat(items: Iterable[Any]) -> Iterable[Any]:
 def check_parameters(
     name: str, parameters: Any, shapes: Mapping[str, tuple[int, ...]], precision: Precision, *, partial: bool = False
 ) -> None:
-    """Raise unless `parameters` maps the names of `shapes` (some of them, where `partial`) to fitting arrays."""
+    """Raise unless `parameters` maps the names of `shapes` (some of them, if `partial`) to fitting arrays."""
     if not isinstance(parameters, Mapping):
         raise TypeError(f"{name}: expected a mapping of name to array; got {type(parameters).__name__}")
     if unknown := sorted(set(map(str, parameters)) - set(shapes)):
@@ -180,7 +180,7 @@ def check_parameters(
 
 
 def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfig, precision: Precision) -> None:
-    """Raise unless every tangent that is given is like what it is a tangent of."""
+    """Raise unless every tangent has the shape and dtype of its array."""
     if tangents.x is not None:
         check_array("tangents.x", tangents.x, shape, precision.storage, letters="(T, N, I)")
     check_state("tangents.state", tangents.state, config, shape[1], precision)
@@ -223,12 +223,12 @@ def check_stack_masks(
         raise ValueError(
             f"masks.layers: expected {len(stack.configs)}, one for each layer and direction; got {len(layers)}"
         )
-    for index, (config, one) in enumerate(zip(stack.configs, layers, strict=True)):
-        if one is None:
+    for index, (config, layer) in enumerate(zip(stack.configs, layers, strict=True)):
+        if layer is None:
             raise TypeError(
                 f"masks.layers[{index}]: expected lstmcore.backend.Masks; got None: use Masks() for no mask"
             )
-        check_masks(one, steps, batch, config, precision, name=f"masks.layers[{index}]")
+        check_masks(layer, steps, batch, config, precision, name=f"masks.layers[{index}]")
     between = stack.num_layers - 1 if stack.dropout else 0
     if dropout and len(dropout) != between:
         raise ValueError(f"masks.dropout: expected {between}, one between each two layers, or none; got {len(dropout)}")
@@ -247,7 +247,7 @@ def check_finite_parameters(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def check_numpy(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
-    """As `check_array`, of NumPy arrays only."""
+    """Raise as `check_array` does, and unless `array` is a NumPy array."""
     if not isinstance(array, np.ndarray):
         kind = type(array)
         raise TypeError(f"{name}: expected a NumPy array of {dtype}; got {kind.__module__}.{kind.__qualname__}")

@@ -32,13 +32,13 @@ def progress(name: str, seconds: float = 0.0) -> Iterator[Callable[[int, int, st
             task = bar.add_task(name, total=None)
             yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
     else:
-        start, told = time.monotonic(), -math.inf
+        start, last = time.monotonic(), -math.inf
 
         def tell(done: int, total: int, what: str) -> None:
-            nonlocal told
+            nonlocal last
             now = time.monotonic()
-            if now - told >= seconds:
-                told = now
+            if now - last >= seconds:
+                last = now
                 passed = timedelta(seconds=int(now - start))
                 click.echo(f"{name}: {passed}, {done} of {total} done, now {what}", err=True)
 

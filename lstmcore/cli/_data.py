@@ -40,7 +40,7 @@ def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | No
     Parameters
     ----------
     outputs, inputs
-        Option or argument -> path, None where it is not given.
+        Option or argument -> path, None if it is not given.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``lstmcore backends``: what is installed, what can run here and what it can do."""
+"""``lstmcore backends``: the installed backends, which of them can run here, and their capabilities."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
 ) -> None:
     """Check the backend NAME against the specification.
 
-    Every check tells the largest error as a share of its budget; up to 1 passes. The exit code is 0 where the
-    backend conforms, 1 where a check failed, and 2 where the backend is not there or the command is wrong.
+    Every check reports the largest error as a share of its budget; up to 1 passes. The exit code is 0 if the
+    backend conforms, 1 if a check failed, and 2 if the backend is missing or the command is wrong.
 
     \b
     Examples:

@@ -46,13 +46,13 @@ def evaluate(  # noqa: PLR0913  (one for each option)
       lstmcore evaluate model.safetensors japanese-vowels --backend reference --json
     """  # noqa: D301  (click keeps the lines below its mark)
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
-    found = load_for(loaded, model, data)
-    if isinstance(found, Classification):
+    dataset = load_for(loaded, model, data)
+    if isinstance(dataset, Classification):
         if test_rows is not None or fill is not None:
             raise ValueError("--test-rows, --fill: only for forecasting; this data set has a test set of its own")
-        report = classified(loaded, found)
+        report = classified(loaded, dataset)
     else:
-        report = forecast(loaded, found, test_rows, fill)
+        report = forecast(loaded, dataset, test_rows, fill)
     ran = {"backend": loaded.lstm.backend.name, "dtype": loaded.readout.dtype}
     report = {"model": model, "data": data, **ran, **report}
     if as_json:
@@ -81,17 +81,17 @@ def load_for(loaded: SequenceModel, model: str, data: str) -> Classification | S
         raise ValueError(f"{model}: {error}") from error
     if target is None and data not in datasets.names() and Path(data).exists():
         raise ValueError(f"{model}: expected a model to forecast {data}; got one to {kind}")
-    found = datasets.load(data) if data in datasets.names() else open_data(data, target)
-    wanted = "classify" if isinstance(found, Classification) else "forecast"
+    dataset = datasets.load(data) if data in datasets.names() else open_data(data, target)
+    wanted = "classify" if isinstance(dataset, Classification) else "forecast"
     if wanted != kind:
         raise ValueError(f"{model}: expected a model to {wanted} {data}; got one to {kind}")
-    if isinstance(found, Series) and found.column != target:
-        raise ValueError(f"{model}: expected a model to forecast {found.column!r} of {data}; got one of {target!r}")
-    if isinstance(found, Classification) and (
-        found.input_size != loaded.lstm.stack.input_size or list(found.classes) != loaded.task["classes"]
+    if isinstance(dataset, Series) and dataset.column != target:
+        raise ValueError(f"{model}: expected a model to forecast {dataset.column!r} of {data}; got one of {target!r}")
+    if isinstance(dataset, Classification) and (
+        dataset.input_size != loaded.lstm.stack.input_size or list(dataset.classes) != loaded.task["classes"]
     ):
         raise ValueError(f"{model}: expected a model of the classes and the width of {data}; got other ones")
-    return found
+    return dataset
 
 
 def _check_task(model: SequenceModel) -> str | None:

@@ -41,13 +41,13 @@ def predict(  # noqa: PLR0913  (one for each option)
     """  # noqa: D301  (click keeps the lines below its mark)
     check_files({"--out": out}, {"the model": model, "the data": data})
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
-    found = load_for(loaded, model, data)
-    if isinstance(found, Classification):
+    dataset = load_for(loaded, model, data)
+    if isinstance(dataset, Classification):
         if fill is not None:
             raise ValueError("--fill: only for forecasting; this data set has no gaps")
-        rows = _answers(loaded, found)
+        rows = _answers(loaded, dataset)
     else:
-        rows = _next_rows(loaded, found, fill)
+        rows = _next_rows(loaded, dataset, fill)
     text = json.dumps(rows) + "\n" if as_json else _csv(rows)
     if out is None:
         click.echo(text, nl=False)

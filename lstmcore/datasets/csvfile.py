@@ -100,7 +100,7 @@ def read_csv(path: str | Path, target: str, *, name: str | None = None) -> Serie
     """Read the column `target` of a CSV file with a header row; further columns are labels and are not parsed.
 
     Empty cells and ``NA``, ``NaN``, ``null`` are gaps, which stay gaps until `Series.filled`. An empty line is one
-    where the file has a single column and a value follows; elsewhere empty lines are passed over.
+    if the file has a single column and a value follows; other empty lines are passed over.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class Windows:
     def cut(cls, series: Series, window: int, horizon: int, *, start: int = 0, stop: int | None = None) -> Windows:
         """Return the windows whose targets lie in rows `start` to `stop`; their inputs may begin before `start`.
 
-        A window is left out where its last value or a target was a gap: a filled value is no measurement to be
+        A window is left out if its last value or a target was a gap: a filled value is no measurement to be
         judged by, and a linear fill at the origin would have seen the future.
 
         Raises

@@ -63,10 +63,10 @@ def split(
     Parameters
     ----------
     fraction
-        Share of the validation set, in [0, 1). Where it is above 0, at least one sequence.
+        Share of the validation set, in [0, 1). If it is above 0, at least one sequence.
     classes
         (count,) class numbers: every class then gives its share (stratified). What the whole parts of the shares
-        leave goes to the classes with the largest remainders, by lot where they are equal; a class keeps at least
+        leave goes to the classes with the largest remainders, by lot if they are equal; a class keeps at least
         one sequence for training, as long as others have more.
     chronological
         Take the last ones, for windows of a series, which overlap their neighbours.
@@ -106,7 +106,7 @@ def split(
 
 
 def _shares(sizes: list[int], wanted: int, random: np.random.Generator) -> list[int]:
-    """How many each group gives so that all give `wanted` together: the largest remainders get what is left."""
+    """Return how many each group gives so that all give `wanted` together; the largest remainders get the rest."""
     total, ties = sum(sizes), random.permutation(len(sizes))
     shares = [wanted * size // total for size in sizes]
     for spared in (1, 0):  # first from those that keep one for training

@@ -51,7 +51,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | Path, model: SequenceModel, optimizer: Optimizer, settings: Mapping[str, Any]
 ) -> Progress:
-    """Put `model` and `optimizer` into the state of a checkpoint; where it is refused, both stay as they are.
+    """Put `model` and `optimizer` into the state of a checkpoint; if it is refused, both stay as they are.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from lstmcore.training.model import SequenceModel
 
 
 def save_model(model: SequenceModel, path: str | Path) -> None:
-    """Write parameters, standardisation and configuration of a model; any backend can run what is read again.
+    """Write parameters, standardisation and configuration of a model, which any backend can read and run.
 
     Raises
     ------
@@ -23,11 +23,13 @@ def load_model(path: str | Path, *, backend: str | None = None, dtype: str | Non
 
     Parameters
     ----------
+    path
+        The file.
     backend
         The backend that runs it; None selects one as `LSTM` does.
     dtype
-        Precision to run it in. None takes the file's, or float64 where the backend refuses a float32 model, as the
-        reference does: that changes no weight. ``model.readout.dtype`` tells which.
+        Precision to run it in. None takes the file's, or float64 if the backend refuses a float32 model, as the
+        reference does: that changes no weight. ``model.readout.dtype`` is the one that was taken.
 
     Raises
     ------

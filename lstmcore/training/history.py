@@ -23,7 +23,7 @@ class Epoch:
         After the epoch; None without a validation set.
     drift
         State drift after the epoch: the L2 distance between the memory cell at the start and at the end of a
-        sequence, averaged over the validation set (over the training set where there is none).
+        sequence, averaged over the validation set (over the training set without one).
     gradient_norm
         Mean global norm of the gradients before clipping.
     """

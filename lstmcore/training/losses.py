@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 class Loss(ABC):
     """A mean over valid entries.
 
-    `mask` (the shape of the entries, bool) is True where an entry counts; None counts all. What a masked entry holds,
+    `mask` (the shape of the entries, bool) is True if an entry counts; None counts all. What a masked entry holds,
     even NaN, does not matter, and its gradient is 0. No valid entry at all gives a loss and gradients of 0.
     """
 
@@ -68,7 +68,7 @@ class MeanSquaredError(Loss):
     name = "mean-squared-error"
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
-        """See `Loss`. Raises ValueError where the shapes differ."""
+        """See `Loss`. Raises ValueError if the shapes differ."""
         if targets.shape != outputs.shape:
             raise ValueError(f"targets: expected shape {outputs.shape} as the outputs; got {targets.shape}")
         width = outputs.shape[-1]

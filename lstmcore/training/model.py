@@ -51,15 +51,15 @@ class SequenceModel:
     readout
         Its `hidden_size` is the width of the LSTM's output, its `x_size` 0 or the LSTM's `input_size`.
     input_scaling, target_scaling
-        Applied to what comes in and undone on what `predict` gives; the trainer fits the first where it is None.
+        Applied to inputs, and undone on the outputs of `predict`; the trainer fits the first if it is None.
     task
-        What the model is for, kept in the model's file: a mapping of what JSON can tell (a tuple becomes a list, a
+        The use of the model, kept in its file: a mapping of types that JSON has (a tuple becomes a list, a
         NumPy number a number).
 
     Raises
     ------
     TypeError, ValueError
-        Layers that do not fit together; a `task` that JSON cannot tell.
+        Layers that do not fit together; a `task` of other types than JSON has.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SequenceModel:
 
     @property
     def task(self) -> dict[str, Any]:
-        """What the model is for, in JSON types."""
+        """The use of the model, in JSON types."""
         return self._task
 
     @task.setter
@@ -132,8 +132,8 @@ class SequenceModel:
             raise ValueError("inputs: expected at least one sequence; got none")
         for index, sequence in enumerate(inputs):
             if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
-                found = getattr(sequence, "dtype", type(sequence).__name__)
-                raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {wanted}); got {found}")
+                kind = getattr(sequence, "dtype", type(sequence).__name__)
+                raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {wanted}); got {kind}")
             validation.refuse_masked(f"inputs[{index}]", sequence)
             if sequence.ndim != 2 or sequence.shape[1] != wanted:
                 raise ValueError(f"inputs[{index}]: expected shape (T, {wanted}); got {sequence.shape}")

@@ -68,12 +68,12 @@ def read_model(path: str | Path, backend: str | None, dtype: str | None) -> Mode
 
 
 def model_header(parts: ModelParts) -> dict[str, Any]:
-    """Return what makes a model of the same shape, for JSON.
+    """Return the header of a model's file: all that makes a model of the same shape.
 
     Raises
     ------
     ValueError
-        Layers with different switches, which the file's format cannot tell.
+        Layers with different switches, which the file's format cannot hold.
     """
     stack = parts.lstm.stack
     config, bidirectional = stack.layers[0][0], stack.num_directions == 2
@@ -104,7 +104,7 @@ def scaling_tensors(scalings: Mapping[str, Standardizer | None]) -> dict[str, Ar
 
 
 def take_scalings(tensors: dict[str, Array], prefix: str = "") -> dict[str, Standardizer | None]:
-    """Remove what `scaling_tensors` made from `tensors`, where `prefix` stands before each name, and return it.
+    """Remove the standardisations of `scaling_tensors` from `tensors` and return them; `prefix` precedes each name.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def json_types(name: str, value: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        Something that JSON cannot tell.
+        A value of a type that JSON does not have.
     """
 
     def plain(item: Any) -> Any:
@@ -221,7 +221,7 @@ def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
     groups: dict[str, dict[str, Array]] = {"lstm": {}, "readout": {}}
     for key, value in checked.parameters.items():
         part, _, name = key.partition(".")
-        with np.errstate(over="ignore"):  # what float32 cannot hold is told as not finite
+        with np.errstate(over="ignore"):  # numbers too large for float32 are refused as not finite
             groups[part][name] = value.astype(dtype)
     precision = checked.precision if dtype == checked.readout["dtype"] else dtype
     lstm = LSTM.from_config(checked.stack, groups["lstm"], dtype=precision, backend=backend, seed=0)

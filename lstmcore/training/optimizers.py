@@ -209,7 +209,7 @@ def global_norm(gradients: Mapping[str, Array]) -> float:
 
 
 def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
-    """Scale all gradients by ``bound / norm`` where their global norm is above `bound`.
+    """Scale all gradients by ``bound / norm`` if their global norm is above `bound`.
 
     Returns the gradients and the norm that they had.
 

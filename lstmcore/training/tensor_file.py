@@ -44,7 +44,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
     if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"{path}: expected a file; got a pipe or a device")
     with Path(path).open("rb"):
-        pass  # safetensors reports a missing or unreadable file in words of its own
+        pass  # safetensors reports a missing or unreadable file without its name
     try:
         with safe_open(path, framework="numpy") as stream:
             header = _parse_header(path, (stream.metadata() or {}).get(_KEY))

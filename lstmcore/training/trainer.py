@@ -33,24 +33,24 @@ class DivergedError(ValueError):
 class Trainer:
     """Trains a `SequenceModel`.
 
-    The same seed, data and settings on the same machine give the same run again, bit for bit, also where the run
-    was cut and resumed from a checkpoint.
+    The same seed, data and settings on the same machine give the same run again, bit for bit, also if the run
+    was interrupted and resumed from a checkpoint.
 
     Parameters
     ----------
     model
-        Its weights are what training starts from.
+        Training starts from its weights.
     loss
         ``"cross-entropy"`` (class numbers; the readout's activation is softmax or none) or ``"mean-squared-error"``.
     optimizer
-        Adam with its defaults where None. Its moments go with one run: make a new one for another, which `fit` asks
+        Adam with its defaults if None. Its moments go with one run: make a new one for another, which `fit` asks
         for.
     epochs, batch_size
         At least 1.
     clip_norm
         Bound of the global norm of the gradients; None for none.
     validation
-        Share of the data that is held out to watch the run, in [0, 1). By class where the targets are classes.
+        Share of the data that is held out to watch the run, in [0, 1). By class if the targets are classes.
     chronological
         Hold out the last sequences instead of random ones: for windows of a series, which overlap.
     purge
@@ -60,11 +60,11 @@ class Trainer:
         Stop after that many epochs without a lower validation loss; None never does.
     drift_threshold
         Stop after an epoch whose state drift (`Epoch.drift`) is above it; None never does. Such an epoch is never
-        the best one: where it is the first, `History.best` is None and its weights, the only ones, stay.
+        the best one: if it is the first, `History.best` is None and its weights, the only ones, stay.
     input_noise
         Standard deviation of Gaussian noise on the standardised inputs while learning (a regulariser).
     standardize
-        Fit ``model.input_scaling`` on the training part where the model has none.
+        Fit ``model.input_scaling`` on the training part if the model has none.
     standardize_targets
         The same for ``model.target_scaling``, of a regression.
     seed
