@@ -171,7 +171,7 @@ def conformance(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Every mutant against every check of the suite, and against the golden vectors alone; some minutes."""
+    """Every mutant against the check that it names, and against the golden vectors alone; -- --whole: every check."""
     session.install("-e", ".[conformance]")
     session.run("python", "-m", "lstmcore_conformance.vectors.mutants_caught", env=_quiet())
     session.run("python", "-m", "lstmcore_conformance.mutants.matrix", *session.posargs, env=_quiet())

@@ -96,10 +96,10 @@ def _is_any(annotation: ast.expr | None) -> bool:
 
 
 def _docstring(node: ast.AST) -> ast.Expr | None:
-    if isinstance(node, (ast.Module, ast.ClassDef, *_Function.__args__)) and ast.get_docstring(node) is not None:
-        first = node.body[0]
-        return first if isinstance(first, ast.Expr) else None
-    return None
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+        return None
+    first = node.body[0]
+    return first if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None else None
 
 
 def _lines_without_docstring(node: _Function) -> int:

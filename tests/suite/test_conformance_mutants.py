@@ -15,7 +15,7 @@ from lstmcore_conformance.cases.switches import config_of
 from lstmcore_conformance.mutants import MUTANTS, Mutant, edited
 from lstmcore_conformance.mutants.budget_experiment import PRECISIONS, VALUES
 from lstmcore_conformance.mutants.equivalent import VARIANTS
-from lstmcore_conformance.mutants.matrix import STANDS
+from lstmcore_conformance.mutants.matrix import STANDS, catches_one, judge
 from lstmcore_conformance.oracle.naive import NaiveBackend
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
 from lstmcore_conformance.suite.check import Profile, all_checks
@@ -63,6 +63,19 @@ def test_every_check_catches_a_mutant_or_says_why_it_stands() -> None:
     named = {mutant.caught_by for mutant in MUTANTS.values()}
     assert named | set(STANDS) == set(CHECKS)
     assert not named & set(STANDS)
+
+
+def test_a_mutant_that_passes_its_check_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = "forward.no_state"
+    faultless = Mutant("faultless", "nothing is wrong", check, "float32", "", NaiveBackend)
+    wrong = [id for id, mutant in MUTANTS.items() if mutant.caught_by == check]
+    monkeypatch.setattr(
+        "lstmcore_conformance.mutants.matrix.MUTANTS", {"faultless": faultless, wrong[0]: MUTANTS[wrong[0]]}
+    )
+    uncaught, _ = judge(check)
+    assert uncaught == ["faultless"]
+    assert not catches_one(check, ["faultless"])
+    assert catches_one(check, ["faultless", wrong[0]])
 
 
 #: What makes data too regular -> a case, and what is done to its data.

@@ -1,14 +1,15 @@
-"""Every mutant against every check: ``python -m lstmcore_conformance.mutants.matrix``.
+"""The mutants against the checks: ``python -m lstmcore_conformance.mutants.matrix``.
 
 The suite passes if every mutant is caught by the check that it names, and if every check catches a mutant that plain
-value checks miss. `STANDS` gives the reason for a check that catches none.
+value checks miss. `STANDS` gives the reason for a check that catches none. ``--whole`` runs every mutant through every
+check and prints how many mutants each check catches; its verdict is the same, and it takes several times as long.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from lstmcore_conformance.mutants import MUTANTS
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
-from lstmcore_conformance.suite.check import all_checks
+from lstmcore_conformance.suite.check import Check, all_checks
 from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import items, run_item
 
@@ -52,23 +53,61 @@ class Row:
         return "" if self.check in STANDS else "catches no mutant that plain value checks miss"
 
 
+def failing(id: str, wanted: Callable[[Check], bool], *, first: bool = False) -> frozenset[str]:
+    """Return the ids of the checks that fail on a mutant.
+
+    Parameters
+    ----------
+    id
+        The mutant's.
+    wanted
+        Whether a check is to be run.
+    first
+        Whether to stop at the first check that fails.
+    """
+    mutant = MUTANTS[id]
+    tested, failed = BackendUnderTest(mutant.make(), Draws(shrink=False)), set[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # faulty arithmetic warns; its results are judged
+        for item in items(tested, [mutant.precision], profile="full"):
+            if wanted(item.check) and item.check.id not in failed and run_item(tested, item).outcome is Outcome.FAILED:
+                failed.add(item.check.id)
+                if first:
+                    break
+    return frozenset(failed)
+
+
 def catching(id: str) -> frozenset[str]:
     """Return the ids of the checks that catch the mutant, among the quick ones and the one that it names."""
-    mutant = MUTANTS[id]
-    tested, caught = BackendUnderTest(mutant.make(), Draws(shrink=False)), set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # faulty arithmetic warns; what it gives is judged
-        for item in items(tested, [mutant.precision], profile="full"):
-            known = item.check.runs_in("quick") or item.check.id == mutant.caught_by
-            if known and item.check.id not in caught and run_item(tested, item).outcome is Outcome.FAILED:
-                caught.add(item.check.id)
-    return frozenset(caught)
+    named = MUTANTS[id].caught_by
+    return failing(id, lambda check: check.runs_in("quick") or check.id == named)
 
 
 def matrix(jobs: int) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield every mutant's id with the checks that catch it; `jobs` processes run at the same time."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from zip(MUTANTS, pool.map(catching, MUTANTS), strict=True)
+
+
+def judge(check: str) -> tuple[list[str], str | None]:
+    """Run the mutants that name a check.
+
+    Returns
+    -------
+    uncaught
+        The ids of those that pass.
+    beyond
+        One that is caught, and that plain value checks miss; None if there is none.
+    """
+    named = [id for id, mutant in MUTANTS.items() if mutant.caught_by == check]
+    caught = [id for id in named if failing(id, lambda other: other.id == check, first=True)]
+    misses = (id for id in caught if not failing(id, lambda other: other.id in PLAIN, first=True))
+    return [id for id in named if id not in caught], next(misses, None)
+
+
+def catches_one(check: str, mutants: Sequence[str]) -> bool:
+    """Return whether a check catches one of the mutants, which name other checks."""
+    return any(failing(id, lambda other: other.id == check, first=True) for id in mutants)
 
 
 def rows(caught: Mapping[str, frozenset[str]]) -> list[Row]:
@@ -84,13 +123,10 @@ def rows(caught: Mapping[str, frozenset[str]]) -> list[Row]:
     ]
 
 
-@click.command()
-@click.option(
-    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Processes that run at the same time."
-)
-def main(jobs: int) -> None:
-    """Run every mutant through the suite, and every check through the mutants."""
-    caught = dict(track(matrix(jobs), "mutants", total=len(MUTANTS), console=Console(stderr=True), transient=True))
+def whole(jobs: int, console: Console) -> list[str]:
+    """Print how many mutants each check catches, and return the faults."""
+    pairs = track(matrix(jobs), "mutants", total=len(MUTANTS), console=Console(stderr=True), transient=True)
+    caught = dict(pairs)
     table = Table(title="Mutants caught by each check", title_justify="left")
     table.add_column("check", no_wrap=True)
     table.add_column("caught", justify="right")
@@ -99,20 +135,54 @@ def main(jobs: int) -> None:
     checks = rows(caught)
     for row in checks:
         table.add_row(row.check, f"{row.caught}/{len(caught)}", str(row.beyond), row.fault or STANDS.get(row.check, ""))
-    console = Console()
     console.print(table)
-    wrong = [f"check {row.check}: {row.fault}" for row in checks if row.fault]
-    wrong += [
-        f"mutant {id}: {MUTANTS[id].caught_by} does not catch it"
-        for id in caught
-        if MUTANTS[id].caught_by not in caught[id]
-    ]
-    for line in wrong:
-        console.print(line, style="bold red", markup=False, soft_wrap=True)
     total = sum(bool(catchers) for catchers in caught.values())
     hidden = sum(catchers.isdisjoint(PLAIN) for catchers in caught.values())
     console.print(f"{total} of {len(caught)} mutants caught; plain value checks alone miss {hidden} of them")
-    sys.exit(bool(wrong))
+    missed = [id for id, catchers in caught.items() if MUTANTS[id].caught_by not in catchers]
+    faults = [f"check {row.check}: {row.fault}" for row in checks if row.fault]
+    return [*faults, *(f"mutant {id}: {MUTANTS[id].caught_by} does not catch it" for id in missed)]
+
+
+def named(jobs: int, console: Console) -> list[str]:
+    """Run each mutant through the check that it names, and return the faults.
+
+    A check whose own mutants are all caught by plain value checks is run on those of other checks that are not.
+    """
+    checks = [check.id for check in all_checks()]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        judged = pool.map(judge, checks)
+        progress = track(judged, "checks", total=len(checks), console=Console(stderr=True), transient=True)
+        verdicts = dict(zip(checks, progress, strict=True))
+        beyond = [mutant for _, mutant in verdicts.values() if mutant is not None]
+        rest = [check for check in checks if check not in PLAIN and verdicts[check][1] is None]
+        found = dict(zip(rest, pool.map(catches_one, rest, [beyond] * len(rest)), strict=True))
+    faults = []
+    for check, (uncaught, _) in verdicts.items():
+        faults += [f"mutant {id}: {check} does not catch it" for id in uncaught]
+        any_caught = len(uncaught) < sum(mutant.caught_by == check for mutant in MUTANTS.values())
+        if fault := Row(check, int(any_caught), int(found.get(check, True))).fault:
+            faults.append(f"check {check}: {fault}")
+    if not faults:
+        console.print(
+            f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught by the check that they name; "
+            f"{len(checks) - len(PLAIN)} checks catch one that the {len(PLAIN)} plain value checks miss"
+        )
+    return faults
+
+
+@click.command()
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Processes that run at the same time."
+)
+@click.option("--whole", "every", is_flag=True, help="Run every mutant through every check, and print a table.")
+def main(jobs: int, every: bool) -> None:
+    """Run the mutants through the checks."""
+    console = Console()
+    faults = (whole if every else named)(jobs, console)
+    for fault in faults:
+        console.print(fault, style="bold red", markup=False, soft_wrap=True)
+    sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
