@@ -1,4 +1,5 @@
 """The error contract of `LSTM`: every argument wrong in each way gives one line that names it."""
+# long file: one contract, as a table of mistakes for each argument
 
 from __future__ import annotations
 

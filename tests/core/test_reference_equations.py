@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -51,23 +52,38 @@ def normalised(v: Vector, eps: float) -> Vector:
     return [(e - mean) / math.sqrt(variance + eps) for e in v]
 
 
-def one_row(
-    config: LSTMConfig,
-    p: dict[str, Any],
-    x: list[Vector],
-    h: Vector,
-    c: Vector,
-    m_r: Vector,
-    m_h: list[Vector],
-    m_c: list[Vector],
+class RowMasks(NamedTuple):
+    """The masks of one row: of the recurrent input, and of h and c at each of its valid steps."""
+
+    recurrent: Vector
+    hidden: list[Vector]
+    cell: list[Vector]
+
+
+def act(function: Any, v: float) -> float:
+    return FORMULAS[function.name](v, function.alpha, function.beta)
+
+
+def input_and_forget(config: LSTMConfig, pre: Callable[[str], float]) -> tuple[float, float]:
+    """Return i and f of one cell from the pre-activations of its gates."""
+    if config.coupling == "forget_from_input":
+        i = act(config.gate_activation, pre("i"))
+        return i, 1 - i
+    if config.coupling == "input_from_forget":
+        f = act(config.gate_activation, pre("f"))
+        return 1 - f, f
+    return act(config.gate_activation, pre("i")), act(config.gate_activation, pre("f"))
+
+
+def one_row(  # long: the equations of one step, in their order
+    config: LSTMConfig, p: dict[str, Any], x: list[Vector], state: tuple[Vector, Vector], masks: RowMasks
 ) -> tuple[list[Vector], Vector, Vector]:
-    """All steps of one row: x, m_h and m_c hold the row's valid steps only. Returns y, h and c."""
+    """Return y, h and c after all steps of one row; `x` holds its valid steps only."""
+    h, c = state
+    m_r, m_h, m_c = masks
     order = {"none": "ifgo", "forget_from_input": "igo", "input_from_forget": "fgo"}[config.coupling]
     peephole_order = order.replace("g", "")
     size = config.hidden_size
-
-    def act(function: Any, v: float) -> float:
-        return FORMULAS[function.name](v, function.alpha, function.beta)
 
     y: list[Vector] = [[] for _ in x]
     for t in range(len(x) - 1, -1, -1) if config.reverse else range(len(x)):
@@ -89,15 +105,7 @@ def one_row(
 
         new_c, out = [], []
         for j in range(size):
-            if config.coupling == "forget_from_input":
-                i = act(config.gate_activation, pre("i", j, c[j]))
-                f = 1 - i
-            elif config.coupling == "input_from_forget":
-                f = act(config.gate_activation, pre("f", j, c[j]))
-                i = 1 - f
-            else:
-                i = act(config.gate_activation, pre("i", j, c[j]))
-                f = act(config.gate_activation, pre("f", j, c[j]))
+            i, f = input_and_forget(config, partial(pre, j=j, cell=c[j]))
             g = act(config.cell_activation, pre("g", j, 0.0))
             candidate = limited(f * c[j] + i * g, config.cell_clip)
             new_c.append(m_c[t][j] * c[j] + (1 - m_c[t][j]) * candidate)
@@ -116,7 +124,7 @@ def one_row(
 
 
 def scalar_forward(case: Case) -> tuple[list[Any], list[Any], list[Any]]:
-    """y (row by row, T steps), h and c of every row of `case`."""
+    """Return y (row by row, T steps), h and c of every row of `case`."""
     config, masks = case.config, case.masks
     p = {name: array.tolist() for name, array in case.parameters.items()}
     steps, batch = case.x.shape[:2]
@@ -133,7 +141,7 @@ def scalar_forward(case: Case) -> tuple[list[Any], list[Any], list[Any]]:
         if masks is not None and masks.zoneout_cell is not None:
             m_c = masks.zoneout_cell[:length, n].tolist()
         x, h, c = case.x[:length, n].tolist(), case.state.h[n].tolist(), case.state.c[n].tolist()
-        y, h, c = one_row(config, p, x, h, c, m_r, m_h, m_c)
+        y, h, c = one_row(config, p, x, (h, c), RowMasks(m_r, m_h, m_c))
         rows.append((y + [[0.0] * config.output_size] * (steps - length), h, c))
     ys, hs, cs = zip(*rows, strict=True)
     return list(ys), list(hs), list(cs)

@@ -40,8 +40,8 @@ class Text(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
-#: Added to a copy of the page: it tells in the title whether something is wider than the window, and the smallest size
-#: of a letter in a drawing, in pixels.
+#: Added to a copy of the page: it writes to the title whether something is wider than the window, and the smallest
+#: size of a letter in a drawing, in pixels.
 _PROBE = """<script>
 const letters = [...document.querySelectorAll("svg text")].map(text => {
   const drawing = text.ownerSVGElement;
@@ -55,8 +55,10 @@ parent.postMessage(document.title, "*");
 
 @dataclass(frozen=True)
 class Seen:
-    """What a browser made of a page: whether it fits the width, the size of the smallest letter in a drawing in pixels
-    (infinite without drawings), its text, and whether the console said something.
+    """A page as a browser shows it.
+
+    `fits` is False if it is wider than the window; `letters` is the size of the smallest letter in a drawing, in pixels
+    (infinite without drawings); `complaints` is True if the console has messages.
     """
 
     fits: bool
@@ -71,7 +73,7 @@ def in_browser(html: str, folder: Path, width: int, scheme: str) -> Seen:
     assert browser is not None, "chromium: expected it on the path; install it with: apt-get install chromium"
     copy = folder / "page.html"
     copy.write_text(html.replace("</body>", f"{_PROBE}</body>"), "utf-8")
-    frame = folder / "frame.html"  # a window has at least 500 pixels, a frame has as many as it is given
+    frame = folder / "frame.html"  # a window has at least 500 pixels, a frame any number
     frame.write_text(
         "<title></title><script>addEventListener('message', e => { document.title = e.data })</script>"
         f'<iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe>'
@@ -83,11 +85,11 @@ def in_browser(html: str, folder: Path, width: int, scheme: str) -> Seen:
         subprocess.run([browser, *options, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
         for file in (frame, copy)
     )
-    told = re.search(r"<title>(.*) (\d+) (\S+)</title>", framed.stdout)
-    assert told is not None, f"expected the page to tell its width in the title; got {framed.stdout}"
+    title = re.search(r"<title>(.*) (\d+) (\S+)</title>", framed.stdout)
+    assert title is not None, f"expected the page to write its width to the title; got {framed.stdout}"
     return Seen(
-        told.group(1, 2) == ("FITS", str(width)),
-        float(told[3]),
+        title.group(1, 2) == ("FITS", str(width)),
+        float(title[3]),
         Text(done.stdout[done.stdout.index("<html") :]).text,
         "CONSOLE" in framed.stderr + done.stderr,
     )

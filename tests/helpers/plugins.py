@@ -1,4 +1,4 @@
-"""The text of a plug-in for tests of discovery; the fixture `install` of conftest.py installs it."""
+"""The code of a plug-in for tests of discovery; the fixture `install` of conftest.py installs it."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def lstmcore_backend():
 
 
 def good(name: str, reason: str | None = None) -> str:
-    """A plug-in that works under that name, or says for this reason that it cannot run."""
+    """Return the code of a plug-in of that name; with `reason`, one that cannot run here."""
     return GOOD.format(name=name, reason=reason)

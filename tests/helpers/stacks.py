@@ -58,7 +58,7 @@ def by_hand(
 
 @dataclass(frozen=True)
 class StackCase:
-    """All that a call of a stack needs, random and asymmetric; the numbers are exact in every dtype asked for."""
+    """All that a call of a stack needs, random and asymmetric, in one dtype."""
 
     stack: StackConfig
     parameters: dict[str, Array]
@@ -76,7 +76,7 @@ class StackCase:
 def make_stack_case(
     stack: StackConfig, *, steps: int = 4, batch: int = 3, seed: int = 0, dtype: str = "float64"
 ) -> StackCase:
-    """A case with a row of no steps, a row of all and, with more rows, some between."""
+    """Return a case whose first row has no steps and whose last row has all; other rows have some."""
     rng = np.random.default_rng(seed)
     policy = PRECISIONS[dtype]
 
@@ -114,9 +114,8 @@ def make_stack_case(
 class NaiveKernel(Kernel):
     """The reference evaluated in the kernel's precision.
 
-    It trusts its caller in the ways that fast kernels do, and says where that went wrong: arrays have the dtype of the
-    contract, `backward` gets the weights of the recorded call, and nobody writes to the final state that the tape
-    shares.
+    It asserts what fast kernels rely on: arrays have the dtype of the contract, `backward` gets the weights of the
+    recorded call, and nobody writes to the final state that the tape shares.
     """
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
@@ -129,7 +128,7 @@ class NaiveKernel(Kernel):
         self.backend.packed += 1
         return {name: np.array(array) for name, array in parameters.items()}
 
-    def _forward(
+    def _forward(  # noqa: PLR0913  (the contract's)
         self,
         weights: Any,
         x: Array,
@@ -155,10 +154,10 @@ class NaiveKernel(Kernel):
         assert weights is recorded
         assert all(np.array_equal(now, then) for now, then in zip(last, before, strict=True))
         assert dy is None or dy.dtype == self.precision.storage
-        found = reference.backward(self.config, tape, dy, dstate)
+        gradients = reference.backward(self.config, tape, dy, dstate)
         storage = self.precision.storage
-        parameters = {name: value.astype(storage) for name, value in found.parameters.items()}
-        return Gradients(found.x.astype(storage), self._state(found.state), parameters)
+        parameters = {name: value.astype(storage) for name, value in gradients.parameters.items()}
+        return Gradients(gradients.x.astype(storage), self._state(gradients.state), parameters)
 
     def _jvp(
         self,
@@ -169,10 +168,10 @@ class NaiveKernel(Kernel):
         lengths: Any,
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
-        found = reference.jvp(
+        results = reference.jvp(
             self.config, weights, x, state, tangents, lengths=lengths, masks=masks, precision=self.precision
         )
-        primal, tangent = (Forward(one.y.astype(self.precision.storage), self._state(one.state)) for one in found)
+        primal, tangent = (Forward(each.y.astype(self.precision.storage), self._state(each.state)) for each in results)
         return primal, tangent
 
     def _state(self, state: State) -> State:

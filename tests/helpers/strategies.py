@@ -18,12 +18,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def switch_config(name: str, **changes: Any) -> LSTMConfig:
-    """The configuration of a `SWITCHES` entry of the conformance suite: I = 5, H = 7, a projection to 3."""
+    """Return the configuration of a `SWITCHES` entry of the conformance suite: I = 5, H = 7, a projection to 3."""
     return config_of({**SWITCHES[name], **changes})
 
 
 def with_switches(config: LSTMConfig, **changes: Any) -> LSTMConfig:
-    """`config` with some switches changed."""
+    """Return `config` with some switches changed."""
     return LSTMConfig(**({item.name: getattr(config, item.name) for item in fields(config) if item.init} | changes))
 
 
@@ -47,7 +47,7 @@ class Case:
         return {"lengths": self.lengths, "masks": self.masks}
 
 
-def make_case(
+def make_case(  # long: one line for each array  # noqa: PLR0913  (sizes and switches of one case)
     config: LSTMConfig,
     *,
     steps: int = 4,
@@ -57,7 +57,7 @@ def make_case(
     masks: bool = True,
     scale: float = 0.8,
 ) -> Case:
-    """A case for `config`. With `lengths`, the first row has 0 steps and the last has all T."""
+    """Return a case for `config`. With `lengths`, the first row has 0 steps and the last has all T."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
@@ -94,12 +94,12 @@ def make_case(
 
 
 def activations() -> st.SearchStrategy[Activation]:
-    """Any activation, with parameters that differ from its defaults."""
+    """Return a strategy for any activation, with parameters that differ from its defaults."""
     return st.sampled_from([Activation.parse(text) for text in FUNCTIONS])
 
 
 def switch_values(name: str) -> st.SearchStrategy[Any]:
-    """Values of a switch, by the kind of its domain."""
+    """Return a strategy for the values of a switch, by the kind of its domain."""
     item = SWITCH_FIELDS[name]
     kinds: dict[Kind, st.SearchStrategy[Any]] = {
         "flag": st.booleans(),
@@ -115,7 +115,7 @@ def switch_values(name: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def lstm_configs(draw: st.DrawFn, max_size: int = 4) -> LSTMConfig:
-    """Any configuration that the specification allows, with small sizes."""
+    """Draw any configuration that the specification allows, with small sizes."""
     hidden = draw(st.integers(1, max_size))
     proj = draw(st.integers(0, hidden - 1))
     own = {"proj_size": st.just(proj)} if proj else {"proj_size": st.just(0), "proj_clip": st.none()}
@@ -128,7 +128,7 @@ def lstm_configs(draw: st.DrawFn, max_size: int = 4) -> LSTMConfig:
 
 @st.composite
 def cases(draw: st.DrawFn, max_steps: int = 4, max_batch: int = 3) -> Case:
-    """A case for any configuration, with or without lengths and masks."""
+    """Draw a case for any configuration, with or without lengths and masks."""
     return make_case(
         draw(lstm_configs()),
         steps=draw(st.integers(0, max_steps)),

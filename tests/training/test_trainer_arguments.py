@@ -1,0 +1,159 @@
+"""The trainer and the model refuse settings and data that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore.lstm import LSTM
+from lstmcore.training import (
+    CrossEntropy,
+    MeanSquaredError,
+    Readout,
+    SequenceModel,
+    Trainer,
+)
+from small_models import REGRESSION, data, make, trainer
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hinge"}, "loss: expected one of cross-entropy, mean-squared-error; got 'hinge'"),
+        ({"epochs": 0}, "epochs: expected at least 1; got 0"),
+        ({"clip_norm": float("nan")}, "clip_norm"),
+        ({"validation": 1.0}, "validation"),
+        ({"validation": 0.0, "patience": 3}, "patience: needs a validation set"),
+        ({"input_noise": -1.0}, "input_noise"),
+        ({"seed": -1}, "seed"),
+        ({"epochs": 1.5}, "epochs: expected a whole number; got 1.5"),
+        ({"epochs": "3"}, "epochs: expected a whole number; got '3'"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number; got 2.5"),
+        ({"patience": True}, "patience: expected a whole number; got True"),
+        ({"seed": 1.5}, "seed: expected a whole number; got 1.5"),
+        ({"clip_norm": "1"}, "clip_norm: expected a number; got '1'"),
+        ({"input_noise": None}, "input_noise: expected a number; got None"),
+        ({"loss": 3}, "loss: expected one of cross-entropy, mean-squared-error, or a Loss; got int"),
+        ({"optimizer": "adam"}, r"optimizer: expected an Optimizer such as Adam\(0.001\), or None; got 'adam'"),
+        ({"model": None}, "model: expected a SequenceModel; got NoneType"),
+        ({"purge": 2}, "purge: needs chronological=True"),
+        ({"checkpoint": "/no/such/folder/run"}, "checkpoint: expected a file in a folder that exists"),
+        ({"standardize_targets": True}, "standardize_targets: expected no target_scaling of class numbers"),
+    ],
+)
+def test_trainer_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(**({"model": make(), "quiet": True} | settings))
+
+
+def test_settings_may_be_numbers_of_any_type(tmp_path: Path) -> None:
+    inputs, targets = data()
+    settings: dict[str, Any] = {"epochs": np.int64(2), "batch_size": np.uint8(5), "input_noise": np.float32(0.5)}
+    settings |= {"clip_norm": np.float64(1), "checkpoint": tmp_path / "run", "seed": np.int32(3)}
+    whole = trainer(make(), **settings).fit(inputs, targets)
+    plain: dict[str, Any] = {"epochs": 2, "batch_size": 5, "input_noise": 0.5, "clip_norm": 1.0}
+    assert trainer(make(), **plain).fit(inputs, targets, resume=tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_targets_are_checked_as_inputs_are(steps: Any, kind: str) -> None:  # long: one line for each mistake
+    inputs, classes = data(12)
+    every = steps == "every"
+    lead = [(len(sequence),) if every else () for sequence in inputs]
+    good = [
+        np.full(shape, c) if kind == "classes" else np.ones((*shape, 3)) for shape, c in zip(lead, classes, strict=True)
+    ]
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (good[:11], ValueError, "targets: expected 12, one a sequence; got 11"),
+        (7, TypeError, "targets: expected an array, or a sequence of them; got int"),
+    ]
+
+    def third(value: Any, error: type[Exception], message: str) -> None:
+        wrong.append(([*good[:3], value, *good[4:]], error, rf"^targets\[3\]: {message}"))
+
+    if kind == "classes":
+        third(good[3] * 1.0, TypeError, "expected class numbers of an integer dtype; got float64")
+        third(np.eye(3, dtype=int)[good[3]], ValueError, r"expected shape .* got .*: use targets.argmax\(axis=-1\)")
+        third(good[3] + 3, ValueError, "expected class numbers 0 to 2; got 3")
+        third(good[3] * 0 - 1, ValueError, "expected class numbers 0 to 2; got -1")
+        third(good[3].astype(str), TypeError, "expected class numbers of an integer dtype; got <U")
+    else:
+        third(good[3] * np.nan, ValueError, "expected finite numbers; got NaN or infinity")
+        third(good[3] * np.inf, ValueError, "expected finite numbers")
+        third(
+            good[3][..., 0], ValueError, r"expected shape \((5, )?3,?\)" if not every else r"expected shape \(\d, 3\)"
+        )
+        third(good[3].astype(str), TypeError, "expected numbers; got <U")
+    third(np.ma.masked_array(good[3], mask=good[3] == 0), TypeError, "expected a plain array; got a masked one")
+    third([[1], [2, 3]], ValueError, "expected an array; got rows of different lengths")
+    model = make(steps=steps)
+    before = model.parameters
+    settings = {} if kind == "classes" else REGRESSION
+    for targets, error, message in wrong:
+        with pytest.raises(error, match=message):
+            trainer(model, **settings).fit(inputs, targets)
+        with pytest.raises(error, match=message):
+            model.evaluate(inputs, targets, CrossEntropy() if kind == "classes" else MeanSquaredError())
+    assert model.input_scaling is None and all(model.parameters[name] is value for name, value in before.items())
+    listed = [target.tolist() for target in good]
+    histories = [trainer(make(steps=steps), **settings).fit(inputs, targets) for targets in (good, listed)]
+    assert histories[0].epochs == histories[1].epochs
+
+
+def test_a_target_for_one_output_needs_its_axis() -> None:
+    inputs, _ = data(12)
+    lstm = LSTM(2, 4, dtype="float64", seed=1, backend="numpy")
+    model = SequenceModel(lstm, Readout(4, 1, dtype="float64", seed=2))
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected shape \(1,\); got \(\): use targets\[..., None\]"):
+        trainer(model, **REGRESSION).fit(inputs, np.ones(12))
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_told() -> None:
+    inputs, targets = data(12)
+    model = make(dtype="float32")
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected numbers that fit into float32"):
+        trainer(model, standardize=False).fit([sequence * 1e300 for sequence in inputs], targets)
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected numbers that fit into float32"):
+        model.predict([inputs[0] * 1e300])
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected numbers that fit into float32"):
+        trainer(model, **REGRESSION).fit(inputs, np.full((12, 3), 1e300))
+    values = np.random.default_rng(0).standard_normal((12, 3)) * 1e300
+    history = trainer(make(dtype="float32"), standardize_targets=True, **REGRESSION).fit(inputs, values)
+    assert history.epochs[0].loss < 10
+
+
+def test_evaluate_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="inputs: expected at least one sequence; got none"):
+        make().evaluate([], [], CrossEntropy())
+
+
+def test_fit_refuses_bad_data() -> None:
+    inputs, targets = data(6)
+    for bad, message in (
+        ([], "inputs: expected at least one sequence"),
+        ([*inputs[:5], np.zeros((3, 4))], r"inputs\[5\]: expected shape \(T, 2\); got \(3, 4\)"),
+        (
+            [*inputs[:5], np.full((3, 2), np.nan)],
+            r"inputs\[5\]: expected finite numbers; got NaN or infinity at step 0",
+        ),
+        (inputs[:5], "targets: expected 5, one a sequence; got 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(make()).fit(bad, targets)
+    with pytest.raises(TypeError, match=r"inputs\[0\]: expected an array of numbers"):
+        trainer(make()).fit([np.array([["a", "b"]])] * 6, targets)
+
+
+def test_model_refuses_layers_that_do_not_fit() -> None:
+    lstm = LSTM(2, 4, dtype="float64", seed=0, backend="numpy")
+    for readout, message in (
+        (Readout(5, 1, dtype="float64"), "readout hidden_size: expected 4.*got 5"),
+        (Readout(4, 1, x_size=3, dtype="float64"), "readout x_size: expected 0 or input_size=2; got 3"),
+        (Readout(4, 1), "readout dtype: expected float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SequenceModel(lstm, readout)
