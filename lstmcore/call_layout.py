@@ -36,17 +36,31 @@ class CallLayout:
     __slots__ = ("batch", "batch_first", "batched", "lengths", "precision", "stack", "state", "steps", "x")
 
     def __init__(self, x: Array, stack: StackConfig, precision: Precision, batch_first: bool) -> None:
-        """Check `x`: (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype."""
-        width, storage = stack.input_size, precision.storage
-        self.batched = not (isinstance(x, np.ndarray) and x.ndim == 2)
+        """Check `x`: (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype.
+
+        Parameters
+        ----------
+        x
+            The argument of the call.
+        stack, precision
+            Those of the `LSTM`.
+        batch_first
+            Whether x with a batch axis is (N, T, I).
+
+        Raises
+        ------
+        TypeError, ValueError
+            `x` of another type, dtype or shape.
+        """
+        width, storage = stack.layers[0][0].input_size, precision.storage
         self.batch_first = batch_first
-        if self.batched:
-            validation.check_numpy(
-                "x", x, (None, None, width), storage, letters="(N, T, I)" if batch_first else "(T, N, I)"
-            )
-        else:
+        if isinstance(x, np.ndarray) and x.ndim == 2:
             validation.check_array("x", x, (None, width), storage, letters="(T, I)")
-        self.x = self.to_time_major(x)
+            self.batched, self.x = False, x[:, None]
+        else:
+            letters = "(N, T, I)" if batch_first else "(T, N, I)"
+            validation.check_numpy("x", x, (None, None, width), storage, letters=letters)
+            self.batched, self.x = True, x.swapaxes(0, 1) if batch_first else x
         self.steps, self.batch = self.x.shape[:2]
         self.stack, self.precision = stack, precision
         self.state: State | None = None

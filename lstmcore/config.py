@@ -358,7 +358,24 @@ class StackConfig:
     def make(
         cls, config: LSTMConfig, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
     ) -> StackConfig:
-        """`num_layers` layers, at most `MOST_LAYERS`, with the switches of `config`, in one or both directions."""
+        """Return `num_layers` layers with the switches of `config`, in one or both directions.
+
+        Parameters
+        ----------
+        config
+            The switches, and the sizes of the first layer.
+        num_layers
+            1 to `MOST_LAYERS`.
+        bidirectional
+            Whether every layer also has a reversed direction.
+        dropout
+            As for `StackConfig`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value outside its domain; a `config` that is reversed.
+        """
         num_layers = integer("num_layers", num_layers, 1)
         if num_layers > MOST_LAYERS:
             raise ValueError(f"num_layers: expected at most {MOST_LAYERS}; got {num_layers}")

@@ -200,5 +200,11 @@ class Switch(NamedTuple):
 def described(
     domain: Domain, summary: str, *, feature: str | None, sample: tuple[Any, ...], needs: str | None = None
 ) -> Mapping[str, Any]:
-    """Return the metadata of the field of a switch; the parameters are the attributes of `Switch`."""
+    """Return the metadata of the field of a switch.
+
+    Parameters
+    ----------
+    domain, summary, feature, sample, needs
+        The attributes of `Switch`.
+    """
     return {"domain": domain, "summary": summary, "feature": feature, "sample": sample, "needs": needs}

@@ -171,7 +171,12 @@ class Kernel(ABC):
     ) -> tuple[Forward, Forward]:
         """Return the forward pass and its derivative along `tangents`.
 
-        Parameters and errors are those of `forward`; each tangent has shape and dtype of its array.
+        Parameters
+        ----------
+        weights, x, state, lengths, masks
+            As for `forward`.
+        tangents
+            One for each array that moves; it has shape and dtype of its array. What is left out is zero.
         """
         self._declared("jvp", True)
         self._declared("lengths", lengths is not None)

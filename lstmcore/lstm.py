@@ -199,7 +199,19 @@ class LSTM:
     ) -> Self:
         """Return an LSTM of a `StackConfig`, with `parameters`, or with initial ones if None.
 
-        The other arguments are those of the constructor.
+        Parameters
+        ----------
+        stack
+            Layers and directions.
+        parameters
+            Full parameter name -> array, as for `load_parameters`.
+        batch_first, dtype, backend, strict, seed, init, forget_bias
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor and `load_parameters`.
         """
         if not isinstance(stack, StackConfig):
             raise TypeError(f"stack: expected a StackConfig; got {type(stack).__name__}")

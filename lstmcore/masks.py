@@ -75,6 +75,15 @@ def random_words(seed: int, stream: int, step: int, count: int) -> Words:
     Word ``4 b + l`` is lane ``l`` of the block with counter ``(b, 0, step, stream)``.
     The key is ``(seed mod 2**32, seed // 2**32)``.
 
+    Parameters
+    ----------
+    seed
+        0 to 2**64 - 1.
+    stream, step
+        0 to 2**32 - 1.
+    count
+        How many words.
+
     Raises
     ------
     ValueError
@@ -92,7 +101,17 @@ def random_words(seed: int, stream: int, step: int, count: int) -> Words:
 
 
 def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> npt.NDArray[np.bool_]:
-    """Return True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``."""
+    """Return True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``.
+
+    Parameters
+    ----------
+    seed, stream, step
+        Key and counter of the generator, as in `random_words`.
+    shape
+        That of the result.
+    rate
+        In [0, 1).
+    """
     words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64)))
     return (words < np.uint64(rate * 2.0**32)).reshape(shape)
 
@@ -100,7 +119,17 @@ def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: f
 def dropout_mask(
     seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str
 ) -> npt.NDArray[np.floating]:
-    """Return 0 with probability `rate`, else ``1 / (1 - rate)``, in `dtype`."""
+    """Return 0 with probability `rate`, else ``1 / (1 - rate)``, in `dtype`.
+
+    Parameters
+    ----------
+    seed, stream, step
+        Key and counter of the generator, as in `random_words`.
+    shape, dtype
+        Those of the result.
+    rate
+        In [0, 1).
+    """
     dropped = bernoulli(seed, stream, step, shape, rate)
     return np.where(dropped, 0.0, 1.0 / (1.0 - rate)).astype(dtype)
 
@@ -108,7 +137,19 @@ def dropout_mask(
 def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix the bits)
     config: LSTMConfig, precision: Precision, steps: int, batch: int, *, seed: int, index: int, step: int
 ) -> Masks:
-    """Return the masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0."""
+    """Return the masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0.
+
+    Parameters
+    ----------
+    config, precision
+        The layer and its policy; masks have the compute dtype.
+    steps, batch
+        T and N.
+    seed, step
+        Of the `LSTM`, and the number of the recorded call.
+    index
+        Position in `StackConfig.configs`.
+    """
     dtype = precision.compute
 
     def zoneout(kind: Kind, rate: float, width: int) -> npt.NDArray[np.floating] | None:
@@ -130,7 +171,17 @@ def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix th
 def stack_masks(
     stack: StackConfig, precision: Precision, steps: int, batch: int, *, seed: int, step: int
 ) -> StackMasks | None:
-    """Return all masks of a stack for recorded call number `step`, or None if every rate is 0."""
+    """Return all masks of a stack for recorded call number `step`, or None if every rate is 0.
+
+    Parameters
+    ----------
+    stack, precision
+        All layers and directions, and the policy; masks have the compute dtype.
+    steps, batch
+        T and N.
+    seed, step
+        Of the `LSTM`, and the number of the recorded call.
+    """
     configs = stack.configs
     dropout = stack.dropout if stack.num_layers > 1 else 0.0
     if not dropout and not any(c.recurrent_dropout or c.zoneout_hidden or c.zoneout_cell for c in configs):

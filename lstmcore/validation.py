@@ -18,6 +18,17 @@ Lengths = npt.NDArray[np.int64]
 def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
     """Raise unless `array` has that shape (None matches any size) and dtype.
 
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    array
+        The argument.
+    shape, dtype
+        The expected ones; None in `shape` matches any size.
+    letters
+        The letters of the shape, for messages, for example ``"(T, N, I)"``.
+
     Raises
     ------
     TypeError
@@ -60,7 +71,26 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
 
 
 def check_state(name: str, state: State | None, config: LSTMConfig, batch: int, precision: Precision) -> None:
-    """Raise unless `state` is None or a pair (h, c) of (N, P) and (N, H)."""
+    """Raise unless `state` is None or a pair (h, c) of (N, P) and (N, H).
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    state
+        The argument.
+    config
+        The layer.
+    batch
+        N.
+    precision
+        The policy of the numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`.
+    """
     if state is None:
         return
     h, c = check_pair(name, state)
@@ -96,7 +126,24 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
 def check_masks(
     masks: Masks | None, steps: int, batch: int, config: LSTMConfig, precision: Precision, *, name: str = "masks"
 ) -> None:
-    """Raise unless every mask has its shape and belongs to a rate > 0."""
+    """Raise unless every mask has its shape and belongs to a rate > 0.
+
+    Parameters
+    ----------
+    masks
+        The argument.
+    steps, batch
+        T and N.
+    config, precision
+        Those of the kernel.
+    name
+        That of the argument, for messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`; a mask for a rate of 0.
+    """
     if masks is None:
         return
     if not isinstance(masks, Masks):
@@ -116,7 +163,20 @@ def check_masks(
 def check_call(
     config: LSTMConfig, precision: Precision, x: Any, state: State | None, lengths: Any, masks: Masks | None
 ) -> Lengths | None:
-    """Check the arguments of a forward pass of one layer and return the lengths as `check_lengths` does."""
+    """Check the arguments of a forward pass of one layer and return the lengths as `check_lengths` does.
+
+    Parameters
+    ----------
+    config, precision
+        Those of the kernel.
+    x, state, lengths, masks
+        The arguments of `lstmcore.backend.Kernel.forward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong type, dtype, shape or range.
+    """
     check_array("x", x, (None, None, config.input_size), precision.storage, letters="(T, N, I)")
     steps, batch = x.shape[:2]
     check_state("state", state, config, batch, precision)
@@ -127,7 +187,26 @@ def check_call(
 def check_out(
     out: Any, shape: tuple[int, ...], precision: Precision, inputs: Iterable[Any], *, letters: str = "(T, N, P)"
 ) -> None:
-    """Raise unless `out` is None or a writable array of that shape that shares no memory with `inputs`."""
+    """Raise unless `out` is None or a writable array of that shape that shares no memory with `inputs`.
+
+    Parameters
+    ----------
+    out
+        The argument.
+    shape
+        The expected one.
+    precision
+        The policy of the numbers.
+    inputs
+        Arrays of the call, in tuples of any depth.
+    letters
+        The letters of the shape, for messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`; memory that overlaps itself or an input.
+    """
     if out is None:
         return
     check_array("out", out, shape, precision.storage, letters=letters)
@@ -167,7 +246,26 @@ def _flat(items: Iterable[Any]) -> Iterable[Any]:
 def check_parameters(
     name: str, parameters: Any, shapes: Mapping[str, tuple[int, ...]], precision: Precision, *, partial: bool = False
 ) -> None:
-    """Raise unless `parameters` maps the names of `shapes` (some of them, if `partial`) to fitting arrays."""
+    """Raise unless `parameters` maps the names of `shapes` (some of them, if `partial`) to fitting arrays.
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    parameters
+        The argument.
+    shapes
+        Parameter name -> shape.
+    precision
+        The policy of the numbers.
+    partial
+        Whether names may be missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`; an unknown or a missing name.
+    """
     if not isinstance(parameters, Mapping):
         raise TypeError(f"{name}: expected a mapping of name to array; got {type(parameters).__name__}")
     if unknown := sorted(set(map(str, parameters)) - set(shapes)):
@@ -180,7 +278,22 @@ def check_parameters(
 
 
 def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfig, precision: Precision) -> None:
-    """Raise unless every tangent has the shape and dtype of its array."""
+    """Raise unless every tangent has the shape and dtype of its array.
+
+    Parameters
+    ----------
+    tangents
+        The argument.
+    shape
+        (T, N, I), that of x.
+    config, precision
+        Those of the kernel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`.
+    """
     if tangents.x is not None:
         check_array("tangents.x", tangents.x, shape, precision.storage, letters="(T, N, I)")
     check_state("tangents.state", tangents.state, config, shape[1], precision)
@@ -196,7 +309,23 @@ def check_stack_state(
 ) -> tuple[Any, Any] | None:
     """Raise unless `state` is None or a pair (h, c) of (L * D, N, P) and (L * D, N, H); return the pair.
 
-    `rows` is ``(N,)``, or empty for one sequence without a batch axis.
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    state
+        The argument.
+    stack
+        All layers and directions.
+    rows
+        ``(N,)``, or empty for one sequence without a batch axis.
+    precision
+        The policy of the numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_array`.
     """
     if state is None:
         return None
@@ -211,7 +340,22 @@ def check_stack_state(
 def check_stack_masks(
     masks: StackMasks | None, steps: int, batch: int, stack: StackConfig, precision: Precision
 ) -> None:
-    """Raise unless `masks` has one `Masks` for each of `StackConfig.configs`, and dropout masks for a rate > 0."""
+    """Raise unless `masks` has one `Masks` for each of `StackConfig.configs`, and dropout masks for a rate > 0.
+
+    Parameters
+    ----------
+    masks
+        The argument.
+    steps, batch
+        T and N.
+    stack, precision
+        Those of the kernel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_masks`.
+    """
     if masks is None:
         return
     if not isinstance(masks, StackMasks):
@@ -247,7 +391,13 @@ def check_finite_parameters(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def check_numpy(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
-    """Raise as `check_array` does, and unless `array` is a NumPy array."""
+    """Raise as `check_array` does, and unless `array` is a NumPy array.
+
+    Parameters
+    ----------
+    name, array, shape, dtype, letters
+        As for `check_array`.
+    """
     if not isinstance(array, np.ndarray):
         kind = type(array)
         raise TypeError(f"{name}: expected a NumPy array of {dtype}; got {kind.__module__}.{kind.__qualname__}")

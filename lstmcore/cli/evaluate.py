@@ -127,7 +127,15 @@ def classified(model: SequenceModel, data: Classification) -> dict[str, Any]:
 
 
 def forecast(model: SequenceModel, series: Series, test_rows: int | None, fill: Any) -> dict[str, Any]:
-    """Return the errors of the model and of the naive forecasts, for the report."""
+    """Return the errors of the model and of the naive forecasts, for the report.
+
+    Parameters
+    ----------
+    model, series
+        The model, and the series with its held-out rows.
+    test_rows, fill
+        Those of the command line; None takes the task's.
+    """
     task = ForecastTask.from_dict(model.task)
     changes = {"test_rows": test_rows, "fill": fill}
     task = replace(task, **{name: value for name, value in changes.items() if value is not None})

@@ -37,6 +37,15 @@ class Windows:
         A window is left out if its last value or a target was a gap: a filled value is no measurement to be
         judged by, and a linear fill at the origin would have seen the future.
 
+        Parameters
+        ----------
+        series
+            A filled series.
+        window, horizon
+            How many values a window has, and how many follow it; at least 1.
+        start, stop
+            The rows of the targets; None for the end of the series.
+
         Raises
         ------
         ValueError

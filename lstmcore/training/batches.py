@@ -22,6 +22,15 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
 
     Every index is in exactly one batch. The same arguments give the same batches.
 
+    Parameters
+    ----------
+    lengths
+        T of each sequence.
+    batch_size
+        At least 1.
+    seed, epoch
+        They fix the order.
+
     Raises
     ------
     TypeError, ValueError

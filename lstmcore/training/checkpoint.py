@@ -33,7 +33,22 @@ class Progress:
 def save_checkpoint(
     path: str | Path, model: SequenceModel, optimizer: Optimizer, progress: Progress, settings: Mapping[str, Any]
 ) -> None:
-    """Write all that a run needs to go on as if it had not been interrupted."""
+    """Write all that a run needs to go on as if it had not been interrupted.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    model, optimizer, progress
+        The state of the run.
+    settings
+        All that must be the same when the run goes on, in JSON types.
+
+    Raises
+    ------
+    ValueError
+        A path that cannot be written.
+    """
     tensors = {f"model.{name}": value for name, value in model.parameters.items()}
     tensors |= {f"best.{name}": value for name, value in (progress.best or {}).items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
@@ -52,6 +67,15 @@ def load_checkpoint(
     path: str | Path, model: SequenceModel, optimizer: Optimizer, settings: Mapping[str, Any]
 ) -> Progress:
     """Put `model` and `optimizer` into the state of a checkpoint; if it is refused, both stay as they are.
+
+    Parameters
+    ----------
+    path
+        A file that `save_checkpoint` wrote.
+    model, optimizer
+        Those of the run, as it started.
+    settings
+        Those of the run.
 
     Raises
     ------

@@ -226,6 +226,17 @@ class SequenceModel:
     def evaluate(self, inputs: Sequence[Array], targets: Targets, loss: Loss, *, batch_size: int = 256) -> Evaluation:
         """Return loss, accuracy and state drift on scaled inputs; dropout is off.
 
+        Parameters
+        ----------
+        inputs
+            Scaled sequences (T, I), as `scaled` returns them.
+        targets
+            One for each, as for `Trainer.fit`.
+        loss
+            The loss to evaluate.
+        batch_size
+            How many sequences to run at once.
+
         Raises
         ------
         TypeError, ValueError

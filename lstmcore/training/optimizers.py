@@ -123,6 +123,17 @@ class SGD(Optimizer):
 
     ``g += weight_decay * p;  m = momentum * m + g  (m = g at first);  p -= lr * m``, with `nesterov`
     ``p -= lr * (g + momentum * m)``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate, > 0.
+    momentum
+        In [0, 1).
+    weight_decay
+        At least 0; added to the gradient.
+    nesterov
+        Whether to look ahead along the momentum, which must be > 0 then.
     """
 
     name = "sgd"
@@ -150,7 +161,19 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2014, arXiv:1412.6980) as ``torch.optim.Adam``; `weight_decay` is added to the gradient."""
+    """Adam (Kingma and Ba 2014, arXiv:1412.6980) as ``torch.optim.Adam``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate, > 0.
+    beta1, beta2
+        Decay of the first and the second moment, in [0, 1).
+    eps
+        Added to the root of the second moment.
+    weight_decay
+        At least 0; added to the gradient.
+    """
 
     name = "adam"
     moments = ("first", "second")
@@ -183,7 +206,15 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) as ``torch.optim.AdamW``."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) as ``torch.optim.AdamW``.
+
+    Parameters
+    ----------
+    lr, beta1, beta2, eps
+        As for `Adam`.
+    weight_decay
+        At least 0; ``p *= 1 - lr * weight_decay`` before each step.
+    """
 
     name = "adamw"
     _decoupled = True

@@ -25,7 +25,24 @@ _KEY: Final = "lstmcore"
 
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:
-    """Write tensors with `header` as JSON under a format name and the version of the format."""
+    """Write tensors with `header` as JSON under a format name and the version of the format.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    kind
+        The name of the format.
+    tensors
+        Name -> float32 or float64 array.
+    header
+        Values of JSON types.
+
+    Raises
+    ------
+    ValueError
+        A path that cannot be written, or a value that JSON does not have.
+    """
     text = json.dumps({"format": kind, "version": FORMAT_VERSION, **header}, allow_nan=False)
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     write_atomically(path, save(contiguous, metadata={_KEY: text}))
