@@ -100,12 +100,11 @@ def test_the_plugin_draws_what_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "counting.py").write_text(
         """
 import pytest
-from lstmcore_conformance.plugin import _SUBJECT
 
 
 @pytest.fixture(autouse=True, scope="session")
-def told(pytestconfig):
-    draws = pytestconfig.stash[_SUBJECT].draws
+def printed(lstm_backend_under_test):
+    draws = lstm_backend_under_test.draws
     print(f"seed {draws.seed}, {draws.max_examples} examples")
 """
     )
