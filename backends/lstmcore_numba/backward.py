@@ -48,7 +48,17 @@ class PreparedBackward(NamedTuple):
 
 
 def run_backward(layer: CompiledLayer, tape: LayerTape, dy: Array | None, dstate: State | None) -> Gradients:
-    """Return all gradients of a recorded call; `dy` and `dstate` are zeros if None."""
+    """Return all gradients of a recorded call.
+
+    Parameters
+    ----------
+    layer, tape
+        The layer, and what its forward call recorded.
+    dy
+        (T, N, P) gradient of y; None for zeros.
+    dstate
+        Gradient of the final state; None for zeros.
+    """
     prepared = prepare_backward(layer, tape, dy, dstate)
     with layer.acquire_threads(prepared.plan.max_threads, prepared.plan.shared_work) as threads:
         time_loop.backward(threads, *prepared.args)
@@ -56,7 +66,13 @@ def run_backward(layer: CompiledLayer, tape: LayerTape, dy: Array | None, dstate
 
 
 def prepare_backward(layer: CompiledLayer, tape: LayerTape, dy: Array | None, dstate: State | None) -> PreparedBackward:
-    """Allocate the arrays of a backward pass, and return its arguments."""
+    """Allocate the arrays of a backward pass, and return its arguments.
+
+    Parameters
+    ----------
+    layer, tape, dy, dstate
+        As for `run_backward`.
+    """
     gradients = _allocate(layer, tape, dstate)
     steps, batch, _ = tape.x.shape
     masked = len(tape.masks.recurrent) > 0

@@ -44,7 +44,19 @@ class CachedCall:
         self.keepalive: tuple[Any, ...] = ()
 
     def store(self, weights: Weights, function: int, memory: Array, keepalive: tuple[Any, ...]) -> None:
-        """Keep a pass for replays: the address of its function, the memory of its arguments, and what these use."""
+        """Keep a pass for replays.
+
+        Parameters
+        ----------
+        weights
+            Those that the pass reads.
+        function
+            Address of the task's function.
+        memory
+            The stored arguments, then an int64 field for each; see `tasks.store_task`.
+        keepalive
+            What the arguments point to.
+        """
         fields = memory[STORED_TASK_BYTES // 8 :]
         self.function, self.arguments = function, memory.ctypes.data
         self.fields = int(fields[time_loop.Y_INDEX]), int(fields[time_loop.X_INDEX])

@@ -139,7 +139,15 @@ def prepare_forward(
 def finish_forward(
     layer: CompiledLayer, prepared: PreparedForward, state: State | None, out: Array | None
 ) -> tuple[Array, State, LayerTape | None]:
-    """Return the results of `run_forward`, after the pass; `state` and `out` are the caller's."""
+    """Return the results of `run_forward`, after the pass.
+
+    Parameters
+    ----------
+    layer, prepared
+        The layer, and what `prepare_forward` returned.
+    state, out
+        The caller's arguments.
+    """
     y, last_h, empty = prepared.y, prepared.last_h, prepared.empty
     last = State(last_h if layer.same_dtype else last_h.astype(layer.storage), prepared.last_c)
     if state is not None and empty is not None:

@@ -282,7 +282,18 @@ def normalise(  # noqa: PLR0913  (next issue: groups of arguments)
 ) -> None:
     """Normalise rows `first` to `last` of `a` in place; `deviation` (rows,) gets their standard deviations.
 
-    `count` is the number of values in a row without padding.
+    Parameters
+    ----------
+    a
+        (B, rows, G, lanes).
+    deviation
+        (rows,).
+    count, tail
+        Values in a row without padding, and lanes of the last block without padding.
+    eps
+        Added to the variance.
+    first, last
+        Range of rows.
     """
     blocks, rows, gates, lanes = a.shape
     row, block = gates * lanes * a.itemsize, rows * gates * lanes * a.itemsize
@@ -310,7 +321,16 @@ def norm_backward(  # noqa: PLR0913  (next issue: groups of arguments)
 ) -> None:
     """Apply the derivative of `normalise` to rows of ``gain * d``. It is symmetric, so JVP and backward both use it.
 
-    The gain is (B, G, lanes), or (1, G, lanes) for all blocks. `out` may be `d`. `count` is as in `normalise`.
+    Parameters
+    ----------
+    norm, deviation
+        Results of `normalise`.
+    gain
+        (B, G, lanes), or (1, G, lanes) for all blocks.
+    d, out
+        (B, rows, G, lanes); `out` may be `d`.
+    count, first, last
+        As for `normalise`.
     """
     blocks, rows, gates, lanes = d.shape
     row, block = gates * lanes * d.itemsize, rows * gates * lanes * d.itemsize

@@ -62,9 +62,16 @@ def store_task(context: Any, inner: Any, args: Any, memory: Any, fields: Any) ->
 
     Both are valid as long as the caller keeps the arrays among `args` alive.
 
-    At the address `fields` there is an integer for each of `args`. For an array it becomes the address at which the
-    stored arguments hold the array's data pointer; the caller can replace this pointer by that of another array of the
-    same shape. For all others it becomes 0.
+    Parameters
+    ----------
+    inner, args
+        The function ``inner(part, parts, *args)``, and a tuple of its arguments.
+    memory
+        Address of `STORED_TASK_BYTES`.
+    fields
+        Address of an integer for each of `args`. For an array, it becomes the address at which the stored arguments
+        hold the data pointer. The caller can replace this pointer by that of another array of the same shape. For all
+        other arguments it becomes 0.
 
     Raises
     ------
