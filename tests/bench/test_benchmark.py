@@ -29,17 +29,17 @@ from lstmcore_conformance.bench import machine as describing
 from lstmcore_conformance.bench.array_io import load_arrays, load_data, save_arrays, save_data
 from lstmcore_conformance.bench.comparing import changes, lost
 from lstmcore_conformance.bench.comparing import show as show_changes
-from lstmcore_conformance.bench.conformity import expectation, judge
 from lstmcore_conformance.bench.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.machine import blas, commit, describe
-from lstmcore_conformance.bench.measuring import Plan, Samples, measure
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.roofline import meter
-from lstmcore_conformance.bench.run import Request, _result, run
+from lstmcore_conformance.bench.run import Request, run
 from lstmcore_conformance.bench.runtimes import Prepared
 from lstmcore_conformance.bench.startup import Start, start
 from lstmcore_conformance.bench.summary import document, summaries, variants
 from lstmcore_conformance.bench.table import show
+from lstmcore_conformance.bench.timing import Plan, Samples, measure, timed_result
 from lstmcore_conformance.bench.worker import Server, timed
 from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.cases.case import Data
@@ -178,24 +178,24 @@ def test_a_job_that_fails_while_it_is_timed_is_an_error() -> None:
 def test_more_threads_than_allowed_is_no_time() -> None:
     made = Result(Job("inference", SMALL), Candidate("backend", "one", 1), Outcome.MEASURED, share=0.1)
     samples = Samples(rounds=[1.0] * 3, calls=[1.0] * 3, cpu=5.7, wall=3.0, elapsed=3.0)
-    found = _result(made, samples, PLAN)
+    found = timed_result(made, samples, PLAN)
     assert found.outcome is Outcome.THREADS
     assert found.median_s is None
     assert found.message == "1.90 processors were busy with 1 allowed"
-    assert _result(made, replace(samples, cpu=3.1), PLAN).outcome is Outcome.MEASURED
+    assert timed_result(made, replace(samples, cpu=3.1), PLAN).outcome is Outcome.MEASURED
 
 
 def test_a_time_is_noisy_by_its_spread_and_by_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lstmcore_conformance.bench.machine.cores", lambda: 2)
     made = Result(Job("inference", SMALL), Candidate("backend", "one", 2), Outcome.MEASURED, share=0.1)
     quiet = Samples(rounds=[1.0] * 4, calls=[1.0] * 4, cpu=8.0, wall=4.0, elapsed=4.0)
-    assert _result(made, quiet, PLAN).outcome is Outcome.MEASURED
-    assert "the spread is" in _result(made, replace(quiet, rounds=[1.0, 1.0, 2.0, 2.0]), PLAN).message
+    assert timed_result(made, quiet, PLAN).outcome is Outcome.MEASURED
+    assert "the spread is" in timed_result(made, replace(quiet, rounds=[1.0, 1.0, 2.0, 2.0]), PLAN).message
     disturbed = replace(quiet, others=2.0)
-    assert _result(made, disturbed, PLAN).outcome is Outcome.NOISY
-    assert "other processes kept 0.5 processors busy" in _result(made, disturbed, PLAN).message
+    assert timed_result(made, disturbed, PLAN).outcome is Outcome.NOISY
+    assert "other processes kept 0.5 processors busy" in timed_result(made, disturbed, PLAN).message
     alone = replace(made, candidate=Candidate("backend", "one", 1))
-    assert _result(alone, replace(disturbed, cpu=4.0), PLAN).outcome is Outcome.MEASURED
+    assert timed_result(alone, replace(disturbed, cpu=4.0), PLAN).outcome is Outcome.MEASURED
 
 
 # Turns ----------------------------------------------------------------------------------------------------------------

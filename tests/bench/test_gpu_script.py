@@ -13,29 +13,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from lstmcore.backend import Backend
+from lstmcore.cli import main as cli
 from lstmcore.registry import get_backend
-from lstmcore_conformance.gpu import micro, parts, table
-from lstmcore_conformance.gpu.__main__ import main
-from lstmcore_conformance.gpu.places import Named, Ready, StandIn, draw
-from lstmcore_conformance.gpu.plan import GOALS, GPU, STAND_IN, Deadline, Point, persistent
-from lstmcore_conformance.gpu.session import STAGES, Session, _judged
-from lstmcore_conformance.gpu.timing import Compared, Side, beside_plain, compare, judge_ours, judge_peer
+from lstmcore_conformance.bench import goals, micro, shards
+from lstmcore_conformance.bench.device_points import Compared, compare, compare_variants
+from lstmcore_conformance.bench.device_run import STAGES, DeviceRun, _judged
+from lstmcore_conformance.bench.goals import GOALS, persistent
+from lstmcore_conformance.bench.grids import GPU, STAND_IN
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.judging import budgets_beside_peer, judge_losses, peer_budgets
+from lstmcore_conformance.bench.results import Benchmark, Result
+from lstmcore_conformance.bench.results import Outcome as Timing
+from lstmcore_conformance.bench.runtimes import Prepared
+from lstmcore_conformance.bench.summary import variants
+from lstmcore_conformance.bench.timed_device import Named, StandIn, draw
+from lstmcore_conformance.bench.timing import Deadline
+from lstmcore_conformance.bench.worker_client import Candidate
+from lstmcore_conformance.gpu import main
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
 from lstmcore_conformance.suite.report import Outcome, Report
 from lstmcore_conformance.suite.runner import items, report_on, run_item
 
 ROOT = Path(__file__).parents[2]
-POINT = Point("float32", "training", 6, 3, 5)
+SCHEMA = json.loads((ROOT / "conformance/lstmcore_conformance/bench/benchmark.schema.json").read_text("utf-8"))
+JOB = Job("training", Point(6, 3, 5, 5))
 
 
-def _compared(place: StandIn, point: Point = POINT) -> Compared:
-    given = draw(point)
-    return compare(place, place.grid, point, given, place.truth(given), np.random.default_rng(0))
+def _compared(device: StandIn, job: Job = JOB) -> Compared:
+    data = draw(job)
+    return compare(device, job, data, device.truth(job, data), np.random.default_rng(0))
+
+
+def side(outcome: Timing = Timing.MEASURED, times: tuple[float, ...] = (), job: Job = JOB) -> Result:
+    """Return a result of those rounds."""
+    median = float(np.median(times)) if times else None
+    return Result(job, Candidate("backend", "one", 1), outcome, median_s=median, rounds=times)
 
 
 class Wrong(NaiveKernel):
@@ -70,31 +89,46 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["--stand-in", "-k", "forward.no_state", "--workers", "2", "--commit", "abc", "--out", str(folder)]
     assert main(words) == 0
     values = json.loads((folder / "results.json").read_text("utf-8"))
-    assert (values["schema"], values["version"], values["commit"]) == ("lstmcore-gpu", 1, "abc")
-    assert values["conformance"]["conforms"]
+    jsonschema.Draft202012Validator(SCHEMA).validate(values)
+    device = values["device"]
+    assert (values["schema"], values["version"], device["commit"]) == ("lstmcore-benchmark", 1, "abc")
+    assert device["conformance"]["conforms"]
     report = json.loads((folder / "conformance.json").read_text("utf-8"))
     assert report["schema"] == "lstmcore-conformance"
     assert [check["id"] for check in report["checks"]] == ["forward.no_state"]
-    assert report["counts"] == {"passed": values["conformance"]["cases"]}
-    assert values["paths"]["equations"]["conforms"]
+    assert report["counts"] == {"passed": device["conformance"]["cases"]}
+    assert device["paths"]["equations"]["conforms"]
     report = json.loads((folder / "conformance-equations.json").read_text("utf-8"))
-    assert (report["backend"], report["counts"]) == ("naive", {"passed": values["paths"]["equations"]["cases"]})
-    assert len(values["points"]) == len(STAND_IN.all()) == 16
-    for one in values["points"]:
-        for side in (one["ours"], one["peer"], one["paths"]["equations"]):
-            assert side["outcome"] in ("measured", "noisy")
-            assert side["median_s"] > 0
-        assert max(one["ours"]["share"], one["paths"]["equations"]["share"]) <= 1
+    assert (report["backend"], report["counts"]) == ("naive", {"passed": device["paths"]["equations"]["cases"]})
+    benchmark = Benchmark.load(folder / "results.json")
+    grid = [one for one in benchmark.results if not one.beside_variants]
+    assert [one.job for one in grid[::3]] == STAND_IN.all()
+    assert len(device["points"]) == len(STAND_IN.all()) == 16
+    for one in grid:
+        assert one.outcome in (Timing.MEASURED, Timing.NOISY)
+        assert one.median_s is not None
+        assert one.median_s > 0
+        assert one.share is not None
+        assert one.share <= 1
+        assert len(one.rounds) == STAND_IN.plan.rounds
+    assert {one.candidate.label for one in grid} == {
+        "numpy (resident)",
+        "numpy:equations (resident)",
+        "reference",
+    }
+    for one in device["points"]:
         assert one["fastest"] in ("", "equations")
         assert one["low"] <= one["ratio"] <= one["high"]
         assert one["default_low"] <= one["default_ratio"] <= one["default_high"]
-    assert [set(sides) for sides in values["variants"].values()] == [
-        {"plain", "layer norm", "zoneout", "peephole", "CIFG"}
-    ] * 4
-    assert values["micro"]["a call of nothing"] > 0
-    assert values["not_reached"] == values["errors"] == []
+    assert {one.name for one in variants(benchmark)} == {"layer_norm", "zoneout", "peephole", "input_from_forget"}
+    assert len(variants(benchmark)) == 4 * 4
+    assert device["micro"]["a call of nothing"] > 0
+    assert device["not_reached"] == device["errors"] == []
+    shown = CliRunner().invoke(cli, ["bench", "--read", str(folder / "results.json")])
+    assert shown.exit_code == 0, shown.output
+    assert "numpy:equations (resident), training, float16, 1 thread: best peer / ours" in shown.output
     told = capsys.readouterr().out
-    assert told.endswith("\n".join(table.lines(values)) + "\n")
+    assert told.endswith("\n".join(goals.lines(values)) + "\n")
     assert told.endswith((folder / "table.txt").read_text("utf-8"))
     for text in (
         "12 selected cases",
@@ -102,7 +136,7 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
         "float16   training   fastest",
         "biased upwards",
         "times say nothing",
-        "CIFG",
+        "input_from_forget",
         "open, 0 points",
         "the equations path is faster at",
     ):
@@ -165,26 +199,26 @@ def test_the_microbenchmarks_compile(chip: str) -> None:
 
 
 def test_what_time_does_not_reach_is_told(tmp_path: Path) -> None:
-    place, said = StandIn(), []
-    session = Session(place, "stand-in", tmp_path, said.append)
-    values = session.run(["benchmark"], 0.0, 1, None)
-    assert values["points"] == []
-    assert values["not_reached"] == [str(point) for point in STAND_IN.all()]
-    assert any("no time was left for 16 points" in line for line in table.lines(values))
+    device, said = StandIn(), []
+    device_run = DeviceRun(device, "stand-in", tmp_path, said.append)
+    values = device_run.run(["benchmark"], 0.0, 1, None)
+    assert values["results"] == values["device"]["points"] == []
+    assert values["device"]["not_reached"] == [str(job) for job in STAND_IN.all()]
+    assert any("no time was left for 16 points" in line for line in goals.lines(values))
 
 
 def test_a_suite_that_was_cut_off_is_no_verdict_on_the_suite() -> None:
-    report, errors = parts.conformance(StandIn(), "stand-in", "", 1, 0.0, "forward.no_state")
+    report, errors = shards.conformance(StandIn(), "stand-in", "", 1, 0.0, "forward.no_state")
     assert not errors
     assert report.count < 12
     assert "cases, for which there was time" in str(report.selection)
     assert "the suite was not run as a whole" in report.verdict or not report.conforms
 
 
-def test_every_case_is_somebodys_and_a_kernel_is_compiled_once() -> None:
+def test_every_case_is_in_one_share_and_a_kernel_is_compiled_once() -> None:
     tested = BackendUnderTest(get_backend("numpy"))
     every = list(items(tested))
-    shares = [[item for item in every if parts.share_of(item.case, 4) == index] for index in range(4)]
+    shares = [[item for item in every if shards.share_of(item.case, 4) == index] for index in range(4)]
     assert sum(map(len, shares)) == len(every)
     assert all(len(share) > len(every) / 8 for share in shares)
     kernels = [{(item.case.model, item.case.precision) for item in share if item.case} for share in shares]
@@ -196,25 +230,26 @@ def test_a_stage_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.M
         def micro(self) -> dict[str, float | str]:
             raise RuntimeError("the device is lost")
 
-        def truth(self, given: Any) -> Named:
-            if given.x.shape[1] == 2:
+        def truth(self, job: Job, data: Any) -> Named:
+            if job.point.N == 2:
                 raise MemoryError("no room")
-            return super().truth(given)
+            return super().truth(job, data)
 
-    monkeypatch.setattr("lstmcore_conformance.gpu.session.conformance", lambda *_: 1 / 0)
-    session = Session(Gone(), "stand-in", tmp_path, lambda text: None)
-    values = session.run(STAGES, 60.0, 1, None)
-    assert values["errors"][:2] == [
+    monkeypatch.setattr("lstmcore_conformance.bench.device_run.conformance", lambda *_: 1 / 0)
+    device_run = DeviceRun(Gone(), "stand-in", tmp_path, lambda text: None)
+    values = device_run.run(STAGES, 60.0, 1, None)
+    device = values["device"]
+    assert device["errors"][:2] == [
         "conformance: ZeroDivisionError: division by zero",
         "micro: RuntimeError: the device is lost",
     ]
-    assert values["errors"][2] == "N=2, H=5 in float64: MemoryError: no room"
-    assert len(values["points"]) == len(values["not_reached"]) == 8
-    assert not session.good
+    assert device["errors"][2] == "N=2, H=5 in float64: MemoryError: no room"
+    assert len(device["points"]) == len(device["not_reached"]) == 8
+    assert not device_run.good
 
 
 class _Processes:
-    """In the place of processes: what each writes and how it ends, None for one that hangs."""
+    """In the device of processes: what each writes and how it ends, None for one that hangs."""
 
     def __init__(self, *ends: tuple[str, int | None]) -> None:
         self.ends, self.words = list(ends), list[list[str]]()
@@ -244,7 +279,7 @@ def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: 
     """A process that ends is followed by one that goes on with the next case."""
     tested = BackendUnderTest(get_backend("numpy"))
     three = list(items(tested, select="forward.no_state"))[:3]
-    ran = [{"check": item.check.id, "item": parts._plain(run_item(tested, item))} for item in three]
+    ran = [{"check": item.check.id, "item": shards._plain(run_item(tested, item))} for item in three]
     begun = [{"begun": item.id} for item in three]
     whole = _lines({"all": 4}, begun[0], ran[0], begun[1])
     processes = _Processes(
@@ -254,8 +289,8 @@ def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: 
         (_lines({"all": 4}, {"warming": True}, {"calling": "a point"}), 1),
     )
     monkeypatch.setattr(subprocess, "Popen", processes)
-    monkeypatch.setattr(parts, "STALLED", 0.01)
-    found = parts._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 3600.0, Deadline(3600), [])
+    monkeypatch.setattr(shards, "STALLED", 0.01)
+    found = shards._part(tmp_path / "0.json", ["stand-in", "", "0", "1"], 3600.0, Deadline(3600), [])
     assert [words[-2] for words in processes.words] == ["0", "2", "3", "4"]
     assert found.all == 4
     assert [item.id for _, item in found.done] == [three[0].id, three[2].id]
@@ -271,16 +306,16 @@ def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: 
 
 def _run_by(processes: _Processes, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, list[str]]:
     monkeypatch.setattr(subprocess, "Popen", processes)
-    monkeypatch.setattr(parts, "STALLED", 0.01)
-    monkeypatch.setattr(parts, "LOOK", 0.01)
-    return parts.conformance(StandIn(), "stand-in", "", 1, 60.0, "forward.no_state")
+    monkeypatch.setattr(shards, "STALLED", 0.01)
+    monkeypatch.setattr(shards, "LOOK", 0.01)
+    return shards.conformance(StandIn(), "stand-in", "", 1, 60.0, "forward.no_state")
 
 
 def _passes(*numbers: int) -> list[dict[str, Any]]:
     tested = BackendUnderTest(get_backend("numpy"))
     every = list(items(tested, select="forward.no_state"))
     some = [every[number] for number in numbers]
-    pairs = [({"begun": it.id}, {"check": it.check.id, "item": parts._plain(run_item(tested, it))}) for it in some]
+    pairs = [({"begun": it.id}, {"check": it.check.id, "item": shards._plain(run_item(tested, it))}) for it in some]
     return [record for pair in pairs for record in pair]
 
 
@@ -306,10 +341,10 @@ def test_a_case_that_ends_its_process_is_an_error_of_the_report(
 
 
 def test_what_is_left_after_all_attempts_was_not_short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = _Processes(*((_lines({"all": 12}, _passes(number)[0]), -11) for number in range(parts.ATTEMPTS)))
+    processes = _Processes(*((_lines({"all": 12}, _passes(number)[0]), -11) for number in range(shards.ATTEMPTS)))
     report, _ = _run_by(processes, monkeypatch)
-    assert len(report.bad) == report.count == parts.ATTEMPTS
-    told = f"{parts.ATTEMPTS} of 12 cases; {12 - parts.ATTEMPTS} did not begin after {parts.ATTEMPTS} processes"
+    assert len(report.bad) == report.count == shards.ATTEMPTS
+    told = f"{shards.ATTEMPTS} of 12 cases; {12 - shards.ATTEMPTS} did not begin after {shards.ATTEMPTS} processes"
     assert told in str(report.selection)
     assert "time" not in str(report.selection)
 
@@ -322,7 +357,7 @@ def test_a_process_that_cannot_begin_is_no_lack_of_time(monkeypatch: pytest.Monk
 
 
 def test_each_call_that_warms_is_told_before_it_is_made() -> None:
-    *calls, last = parts._warm(StandIn(), 0, 2, Deadline(3600))
+    *calls, last = shards._warm(StandIn(), 0, 2, Deadline(3600))
     assert [record["calling"] for record in calls] == [str(point) for point in STAND_IN.all()[::2]]
     assert last == {"warmed": len(calls)}
 
@@ -332,9 +367,9 @@ def test_a_share_ends_where_the_device_is_lost() -> None:
         def lost(self) -> str | None:
             return "the device is lost"
 
-    broken = list(parts.work(Lost(_backend(Broken)), 0, 1, 60.0, "forward.no_state"))
+    broken = list(shards.work(Lost(_backend(Broken)), 0, 1, 60.0, "forward.no_state"))
     assert [next(iter(record)) for record in broken] == ["all", "begun", "check", "lost"]
-    first, second = (list(parts.work(Lost(), 0, 1, 60.0, "errors.x", number)) for number in (0, 1))
+    first, second = (list(shards.work(Lost(), 0, 1, 60.0, "errors.x", number)) for number in (0, 1))
     assert len(first) - len(second) == 2  # what passes needs no look at the device
     assert first[-1].keys() == {"warmed"}
 
@@ -342,127 +377,147 @@ def test_a_share_ends_where_the_device_is_lost() -> None:
 def test_nothing_is_begun_on_a_device_that_is_lost(tmp_path: Path) -> None:
     class Failing(StandIn):
         def lost(self) -> str | None:
-            return "the device is lost" if session.points else None
+            return "the device is lost" if device_run.compared else None
 
     said: list[str] = []
-    session = Session(Failing(), "stand-in", tmp_path, said.append)
-    values = session.run(["benchmark"], 60.0, 1, None)
+    device_run = DeviceRun(Failing(), "stand-in", tmp_path, said.append)
+    values = device_run.run(["benchmark"], 60.0, 1, None)
     first, *rest = (str(point) for point in STAND_IN.all())
-    assert [one["N"] for one in values["points"]] == [STAND_IN.all()[0].N]
-    assert values["not_reached"] == rest
-    assert values["errors"] == [f"benchmark: RuntimeError: at {first}: the device is lost"]
-    values = session.run(["micro"], 60.0, 1, None)
-    assert values["errors"][1:] == ["micro: not begun, the device is lost"]
-    assert not values["micro"]
+    assert [one["job"] for one in values["device"]["points"]] == [STAND_IN.all()[0].to_dict()]
+    assert values["device"]["not_reached"] == rest
+    assert values["device"]["errors"] == [f"benchmark: RuntimeError: at {first}: the device is lost"]
+    values = device_run.run(["micro"], 60.0, 1, None)
+    assert values["device"]["errors"][1:] == ["micro: not begun, the device is lost"]
+    assert not values["device"]["micro"]
 
 
 # Points ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_path_is_judged_and_the_fastest_that_is_right_counts() -> None:
-    place = StandIn(get_backend("numpy"))
-    place.paths = {"wrong": _backend(Wrong), "same": get_backend("numpy")}
-    found = _compared(place)
-    assert found.ours.times
-    assert found.paths["wrong"].outcome == "does not conform"
-    assert found.paths["same"].outcome == "unsupported"  # it would be the same again
+    device = StandIn(get_backend("numpy"))
+    device.paths = {"wrong": _backend(Wrong), "same": get_backend("numpy")}
+    found = _compared(device)
+    assert found.ours.rounds
+    assert found.paths["wrong"].outcome is Timing.WRONG
+    assert found.paths["same"].outcome is Timing.UNSUPPORTED  # it would be the same again
     assert found.fastest == ""
-    assert table.summary([found], {})["ratios"][0]["wrong"] == 1
-    times = {"slow": 3.0, "fast": 0.5}
-    paths = {name: Side("measured", times=[time] * 3) for name, time in times.items()}
-    point = Compared(POINT, Side("measured", times=[1.0] * 3), Side("measured", times=[2.0] * 3), paths)
-    assert (point.fastest, point.ratio) == ("fast", (4.0, 4.0, 4.0))
-    figures = {one["path"]: one for one in table.summary([point], {})["paths"]}
+    assert goals.summary([found])["ratios"][0]["wrong"] == 1
+    paths = {name: side(times=(time,) * 3) for name, time in {"slow": 3.0, "fast": 0.5}.items()}
+    point = Compared(side(times=(1.0,) * 3), side(times=(2.0,) * 3), paths)
+    assert (point.fastest, point.ratio_of("fast")) == ("fast", (4.0, 4.0, 4.0))
+    figures = {one["path"]: one for one in goals.summary([point])["paths"]}
     assert figures["fast"]["faster"] == 1
-    assert figures["slow"]["slower_at"] == [f"N={POINT.N}, H={POINT.H}"]
-    assert table._some(["a"] * 6) == "a, a, a, a, a, a"
-    assert table._some(["a"] * 9).endswith("a and 3 more")
+    assert figures["slow"]["slower_at"] == [f"N={JOB.point.N}, H={JOB.point.H}"]
+    assert goals.shortened(["a"] * 6) == "a, a, a, a, a, a"
+    assert goals.shortened(["a"] * 9).endswith("a and 3 more")
 
 
 def test_the_default_paths_ratio_is_told_and_judges_the_goals() -> None:
-    point = Point("tf32", "training", 512, 16, 512)
-    peer = Side("measured", times=[2.4] * 5)
+    job = Job("training", Point(512, 16, 512, 512), "tf32")
+    peer = side(times=(2.4,) * 5, job=job)
 
-    def made(path: list[float]) -> Compared:
-        return Compared(point, Side("measured", times=[2.0] * 5), peer, {"persistent": Side("noisy", times=path)})
+    def made(path: tuple[float, ...]) -> Compared:
+        return Compared(side(times=(2.0,) * 5, job=job), peer, {"persistent": side(Timing.NOISY, path, job)})
 
-    surely, hardly = made([1.0] * 5), made([1.9, 2.1, 1.9, 2.2, 1.0])
+    surely, hardly = made((1.0,) * 5), made((1.9, 2.1, 1.9, 2.2, 1.0))
     for found, fastest, chosen in ((surely, 2.4, "persistent"), (hardly, 2.4 / 1.9, "")):
         values = found.to_dict()
         assert values["ratio"] == pytest.approx(fastest)
         assert (values["default_ratio"], values["chosen"]) == (pytest.approx(1.2), chosen)
-        summed = table.summary([found], {})
+        summed = goals.summary([found])
         (ratios,) = summed["ratios"]
         assert (ratios["mean"], ratios["default"]["mean"]) == (pytest.approx(fastest), pytest.approx(1.2))
         assert summed["goals"][0]["mean"] == pytest.approx(2.4 if chosen else 1.2)
-    assert table.summary([surely], {}, table=False)["goals"][0]["mean"] == pytest.approx(1.2)
+    assert goals.summary([surely], table=False)["goals"][0]["mean"] == pytest.approx(1.2)
 
 
 def test_no_table_is_made_of_a_run_that_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = StandIn()
-    place.paths = {"persistent": NaiveBackend()}
+    device = StandIn()
+    device.paths = {"persistent": NaiveBackend()}
     written = tmp_path / "measured.json"
     told: list[str] = []
-    session = Session(place, "stand-in", tmp_path, told.append)
-    session.points = [_compared(place)]
+    device_run = DeviceRun(device, "stand-in", tmp_path, told.append)
+    device_run.compared = [_compared(device)]
 
     def reason() -> str:
-        values = session.write()
-        assert written.exists() == (values["no_table"] is None)
-        assert values["no_table"] is None or f"  no measured.json: {values['no_table']}" in table.lines(values)
-        return values["no_table"] or ""
+        values = device_run.write()
+        assert written.exists() == (values["device"]["no_table"] is None)
+        why = values["device"]["no_table"]
+        assert why is None or f"  no measured.json: {why}" in goals.lines(values)
+        return why or ""
 
     assert reason() == "the suite has not run on the persistent path"
-    tested = BackendUnderTest(place.paths["persistent"])
+    tested = BackendUnderTest(device.paths["persistent"])
     one = next(items(tested, select="forward.no_state"))
     item = run_item(tested, one)
-    session.reports["persistent"] = report_on(tested, {one.check.id: [item]}, session.started, select="one")
+    device_run.reports["persistent"] = report_on(tested, {one.check.id: [item]}, device_run.started, select="one")
     assert reason() == ""
-    session.errors.append("micro: the device is lost")
+    device_run.errors.append("micro: the device is lost")
     assert reason() == "an error was recorded: micro: the device is lost"
-    session.errors.clear()
+    device_run.errors.clear()
     bad = replace(item, outcome=Outcome.ERROR)
-    session.reports["persistent"] = report_on(tested, {one.check.id: [bad]}, session.started, select="one")
+    device_run.reports["persistent"] = report_on(tested, {one.check.id: [bad]}, device_run.started, select="one")
     assert reason().startswith("the persistent path: naive does not conform")
 
 
 def test_variants_of_a_path_are_those_that_it_has() -> None:
-    place = StandIn(get_backend("numpy"))
-    given = {"plain": draw(POINT), "peephole": draw(POINT, peephole=True)}
-    plain = beside_plain(place, place.grid, POINT, given, np.random.default_rng(0))
-    again = beside_plain(place, place.grid, POINT, given, np.random.default_rng(0), but=plain["plain"].how)
-    assert all(side.times for side in plain.values())
-    assert {side.outcome for side in again.values()} == {"unsupported"}
+    device = StandIn(get_backend("numpy"))
+    device.paths = {"same": get_backend("numpy")}
+    jobs = {job: draw(job) for job in (JOB, replace(JOB, variant="peephole"))}
+    default = compare_variants(device, jobs, np.random.default_rng(0))
+    again = compare_variants(device, jobs, np.random.default_rng(0), path="same")
+    assert [one.job for one in default] == list(jobs)
+    assert all(one.rounds and one.beside_variants for one in default)
+    assert {one.outcome for one in again} == {Timing.UNSUPPORTED}
 
 
 @pytest.mark.parametrize(
     ("kernel", "outcome", "told"),
     [
-        (Wrong, "does not conform", "d_weight_h is off by"),
-        (Broken, "error", "RuntimeError: the kernel ran into a wall"),
+        (Wrong, Timing.WRONG, "d_weight_h is off by"),
+        (Broken, Timing.ERROR, "RuntimeError: the kernel ran into a wall"),
     ],
 )
-def test_what_is_wrong_has_no_time(kernel: type[NaiveKernel], outcome: str, told: str) -> None:
+def test_what_is_wrong_has_no_time(kernel: type[NaiveKernel], outcome: Timing, told: str) -> None:
     found = _compared(StandIn(_backend(kernel)))
-    assert (found.ours.outcome, found.ours.times, found.ratio) == (outcome, [], None)
+    assert (found.ours.outcome, found.ours.rounds, found.ours.median_s) == (outcome, (), None)
+    assert found.ratio_of("") is None
     assert told in found.ours.message
-    assert found.peer.outcome in ("measured", "noisy")
+    assert found.peer.outcome in (Timing.MEASURED, Timing.NOISY)
     if kernel is Wrong:  # the forward pass is right
-        assert _compared(StandIn(_backend(kernel)), replace(POINT, mode="inference")).ratio is not None
+        assert _compared(StandIn(_backend(kernel)), replace(JOB, mode="inference")).ratio_of("") is not None
+
+
+def test_a_side_that_fails_while_it_is_timed_has_no_time() -> None:
+    class Later(NaiveKernel):
+        """It fails once it has been judged."""
+
+        calls = 0
+
+        def _forward(self, *args: Any, **more: Any) -> Any:
+            Later.calls += 1
+            if Later.calls > 4:
+                raise RuntimeError("it is lost")
+            return super()._forward(*args, **more)
+
+    found = _compared(StandIn(_backend(Later)))
+    assert (found.ours.outcome, found.ours.message) == (Timing.ERROR, "RuntimeError: it is lost")
+    assert found.ratio_of("") is None
 
 
 def test_a_precision_that_is_not_declared_is_unsupported() -> None:
-    found = _compared(StandIn(), replace(POINT, precision="tf32"))
-    assert found.ours.outcome == "unsupported"
+    found = _compared(StandIn(), replace(JOB, precision="tf32"))
+    assert found.ours.outcome is Timing.UNSUPPORTED
     assert "TF32" in found.ours.message
-    assert found.peer.times
+    assert found.peer.rounds
 
 
 def test_a_peer_that_is_wrong_is_nothing_to_compare_with() -> None:
     class Off(StandIn):
-        def peer(self, given: Any, precision: str, mode: Any) -> Ready:
-            made = super().peer(given, precision, mode)
-            if precision == "float64":
+        def bind_peer(self, job: Job, data: Any) -> Prepared:
+            made = super().bind_peer(job, data)
+            if job.precision == "float64":
                 return made
 
             def outputs() -> Named:
@@ -470,30 +525,35 @@ def test_a_peer_that_is_wrong_is_nothing_to_compare_with() -> None:
                 found["y"] = found["y"] + 0.5
                 return found
 
-            return Ready(made.call, outputs, made.how)
+            return Prepared(made.call, outputs, made.how)
 
     found = _compared(Off())
-    assert (found.peer.outcome, found.peer.times) == ("does not conform", [])
+    assert (found.peer.outcome, found.peer.rounds) == (Timing.WRONG, ())
     assert "nothing to judge it by" in found.ours.message
-    assert found.ratio is None
+    assert found.ratio_of("") is None
 
 
 def test_budgets_follow_what_the_peer_loses() -> None:
     epsilon = 2.0**-23
     peer = {"y": 2 * epsilon, "dx": 0.0}
-    assert judge_peer(peer, "float32") == ("right", "")
-    assert judge_peer({"y": 300 * epsilon}, "float32")[0] == "does not conform"
-    assert judge_peer({"y": 0.2}, "bfloat16")[0] == "does not conform"
-    assert judge_ours({"y": 14.9 * epsilon, "dx": 2.9 * epsilon}, peer, "float32")[0] == "right"
-    assert judge_ours({"y": 15.1 * epsilon, "dx": 0.0}, peer, "float32")[0] == "does not conform"
-    outcome, message, share = judge_ours({"y": 0.0, "dx": float("inf")}, peer, "float32")
-    assert (outcome, share) == ("does not conform", float("inf"))
+
+    def ours(lost: dict[str, float]) -> tuple[float, str]:
+        return judge_losses(lost, budgets_beside_peer(peer, "float32"))
+
+    assert judge_losses(peer, peer_budgets(peer, "float32"))[1] == ""
+    assert "y is off by" in judge_losses({"y": 300 * epsilon}, peer_budgets("y", "float32"))[1]
+    assert "y is off by" in judge_losses({"y": 0.2}, peer_budgets("y", "bfloat16"))[1]
+    assert ours({"y": 14.9 * epsilon, "dx": 2.9 * epsilon})[1] == ""
+    assert "y is off by" in ours({"y": 15.1 * epsilon, "dx": 0.0})[1]
+    share, message = ours({"y": 0.0, "dx": float("inf")})
+    assert share == float("inf")
     assert "dx" in message
 
 
 def test_data_are_numbers_of_every_storage_dtype() -> None:
-    given = draw(Point("float32", "training", 150, 3, 40))
-    arrays = [given.x, given.dy, *given.state, *given.dstate, *given.parameters.values()]
+    given = draw(Job("training", Point(150, 3, 40, 40)))
+    arrays = [array for _, array in given.arrays()]
+    assert len(arrays) == 6 + len(given.parameters)
     for array in arrays:
         np.testing.assert_array_equal(array.astype(np.float16).astype(np.float32), array)
         assert not (array.view(np.uint32) & 0xFFFF).any()  # a bfloat16 has the upper half of the bits
@@ -502,41 +562,41 @@ def test_data_are_numbers_of_every_storage_dtype() -> None:
 
 
 def test_a_nan_is_infinitely_far() -> None:
-    place = StandIn()
-    assert place.error(np.array([np.nan]), np.array([0.0])) == float("inf")
-    assert place.error(np.zeros(3), np.zeros(2)) == float("inf")
+    device = StandIn()
+    assert device.error(np.array([np.nan]), np.array([0.0])) == float("inf")
+    assert device.error(np.zeros(3), np.zeros(2)) == float("inf")
 
 
 # Goals ----------------------------------------------------------------------------------------------------------------
 
 
-def _made(point: Point, ratio: float) -> Compared:
-    return Compared(point, Side("measured", times=[1.0] * 3), Side("measured", times=[ratio] * 3))
+def _made(job: Job, ratio: float) -> Compared:
+    return Compared(side(times=(1.0,) * 3, job=job), side(times=(ratio,) * 3, job=job))
 
 
-def _goals(make: Callable[[Point], float]) -> list[bool | None]:
-    points = [_made(point, make(point)) for point in GPU.all()]
-    return [goal["reached"] for goal in table.summary(points, {})["goals"]]
+def _goals(make: Callable[[Job], float]) -> list[bool | None]:
+    points = [_made(job, make(job)) for job in GPU.all()]
+    return [goal["reached"] for goal in goals.summary(points)["goals"]]
 
 
 def test_the_grid_is_the_issues_and_the_goals_judge_it() -> None:
-    points = GPU.all()
-    assert {point.T for point in points} == {512}
-    assert len(points) == 6 * 5 * 4 * 2 == len(set(points))
-    assert all(point.N <= 64 and 256 <= point.H <= 1024 for point in points[: 9 * 8])
-    assert _goals(lambda point: 2.1) == [True, True, True]
-    assert _goals(lambda point: 1.9) == [False, True, True]
-    assert _goals(lambda point: 0.96 if point.H == 1024 and point.N == 16 else 3.0) == [False, True, True]
-    assert _goals(lambda point: 0.9 if point.H == 2048 else 2.5) == [True, False, True]
-    assert _goals(lambda point: 0.8 if point.precision == "float16" else 2.5) == [True, True, False]
-    assert _goals(lambda point: 0.8 if point.precision == "float32" else 2.5) == [True, True, True]
-    assert [goal["reached"] for goal in table.summary([], {})["goals"]] == [None] * len(GOALS)
-    one = [Compared(points[1], Side("does not conform"), Side("measured", times=[1.0]))]
-    assert table.summary([*one, _made(points[3], 9.0)], {})["goals"][0]["reached"] is False
+    jobs = GPU.all()
+    assert {(job.point.T, job.point.I - job.point.H) for job in jobs} == {(512, 0)}
+    assert len(jobs) == 6 * 5 * 4 * 2 == len(set(jobs))
+    assert all(job.point.N <= 64 and 256 <= job.point.H <= 1024 for job in jobs[: 9 * 8])
+    assert _goals(lambda job: 2.1) == [True, True, True]
+    assert _goals(lambda job: 1.9) == [False, True, True]
+    assert _goals(lambda job: 0.96 if job.point.H == 1024 and job.point.N == 16 else 3.0) == [False, True, True]
+    assert _goals(lambda job: 0.9 if job.point.H == 2048 else 2.5) == [True, False, True]
+    assert _goals(lambda job: 0.8 if job.precision == "float16" else 2.5) == [True, True, False]
+    assert _goals(lambda job: 0.8 if job.precision == "float32" else 2.5) == [True, True, True]
+    assert [goal["reached"] for goal in goals.summary([])["goals"]] == [None] * len(GOALS)
+    one = [Compared(side(Timing.WRONG, job=jobs[1]), side(times=(1.0,), job=jobs[1]))]
+    assert goals.summary([*one, _made(jobs[3], 9.0)])["goals"][0]["reached"] is False
 
 
 def test_which_points_cudnns_persistent_kernel_takes() -> None:
-    taken = {(point.N, point.H) for point in GPU.all() if persistent(point)}
+    taken = {(job.point.N, job.point.H) for job in GPU.all() if persistent(job)}
     assert taken == {(n, h) for n in (16, 64, 128) for h in (128, 256, 512, 1024)}
 
 

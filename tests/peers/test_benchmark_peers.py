@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lstmcore_conformance.bench.jobs import MODES, Point
-from lstmcore_conformance.bench.measuring import Plan
 from lstmcore_conformance.bench.results import Outcome
 from lstmcore_conformance.bench.run import Request, run
 from lstmcore_conformance.bench.runtimes import PEERS
 from lstmcore_conformance.bench.startup import start
+from lstmcore_conformance.bench.timing import Plan
 from lstmcore_conformance.bench.worker_client import Candidate
 
 

@@ -1,6 +1,11 @@
-"""The benchmark: runtimes side by side, each timed only after its values passed. docs/benchmarking.md has the rules.
+"""The benchmark of processors and GPUs, each call timed only after its values passed. docs/benchmarking.md has the rules.
 
-`jobs` says what is run and `grids` which sizes; a `worker` is the process of one runtime with one number of threads,
-and `team` the parent's end of it; `measuring` takes turns between workers, `conformity` judges their values,
-`machine` and `roofs` describe the computer; `results` is what a run found, and `summary`, `table` read it.
+- What is timed: `jobs`, `grids`. How long, in which order, by which statistics: `timing`, `statistics`.
+- Whether values are right: `judging`. What came of it: `results`, read by `summary`, `table`, `comparing`, `pictures`,
+  `folder` and `lstmcore_conformance.render`.
+- On a processor each runtime (`runtimes`) has a process for itself: `worker`, and `worker_client` in the parent; `run`
+  is a whole run, `machine` and `roofline` describe the computer, `startup` times starts.
+- On a GPU (`timed_device`, `cuda`) both sides share one process and stream: `device_points` judges and times one job,
+  `device_run` is a whole run, with the suite in processes (`shards`), `micro` and `goals`.
+- `test_points` are the same points for pytest-benchmark; `instructions` and `counted` count instructions.
 """

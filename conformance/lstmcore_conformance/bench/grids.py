@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from lstmcore_conformance.bench.jobs import Mode, Point
+from lstmcore_conformance.bench.jobs import Job, Mode, Point
+from lstmcore_conformance.bench.timing import Plan
 
 STANDARD: Final = (
     Point(100, 1, 32, 32),
@@ -74,3 +76,70 @@ def points(grid: str, mode: Mode) -> tuple[Point, ...]:
 def varied(grid: str) -> tuple[Point, ...]:
     """The points at which variants are measured."""
     return VARIED[:2] if grid == "quick" else VARIED
+
+
+# Devices --------------------------------------------------------------------------------------------------------------
+
+#: Rounds that a point on a device has whatever they take.
+FEWEST: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGrid:
+    """The sizes of a run on a device: one layer whose input is as wide as its state.
+
+    Attributes
+    ----------
+    varied
+        Sizes of the variants.
+    """
+
+    name: str
+    precisions: tuple[str, ...]
+    steps: int
+    rows: tuple[int, ...]
+    hidden: tuple[int, ...]
+    varied: Point
+    plan: Plan
+
+    def sizes(self) -> list[Point]:
+        """Return those first that the first goal is about, then the cheap ones: time may run out before the end."""
+        points = [Point(self.steps, n, h, h) for n in self.rows for h in self.hidden]
+        return sorted(points, key=lambda point: (not first_goal(point), point.N * point.H**2))
+
+    def jobs(self, point: Point) -> Iterator[Job]:
+        """Yield everything that is timed at those sizes."""
+        for precision in self.precisions:
+            yield Job("inference", point, precision)
+            yield Job("training", point, precision)
+
+    def all(self) -> list[Job]:
+        """Return every job, in its order."""
+        return [job for point in self.sizes() for job in self.jobs(point)]
+
+
+def first_goal(point: Point) -> bool:
+    """Return whether the first goal is about these sizes."""
+    return point.N <= 64 and 256 <= point.H <= 1024
+
+
+GPU: Final = DeviceGrid(
+    name="gpu",
+    precisions=("tf32", "bfloat16", "float32", "float16"),
+    steps=512,
+    rows=(1, 16, 64, 128, 256),
+    hidden=(64, 128, 256, 512, 1024, 2048),
+    varied=Point(512, 64, 512, 512),
+    plan=Plan(rounds=11, seconds=0.0, repeats=0, fewest=FEWEST, limit=0.8),
+)
+STAND_IN: Final = DeviceGrid(
+    name="stand-in",
+    precisions=("float32", "float16"),
+    steps=6,
+    rows=(2, 3),
+    hidden=(5, 8),
+    varied=Point(4, 3, 5, 5),
+    plan=Plan(rounds=FEWEST, seconds=0.0, repeats=0),
+)
+#: Switches that are timed beside the plain layer on a device.
+DEVICE_VARIANTS: Final = ("layer_norm", "zoneout", "peephole", "input_from_forget")

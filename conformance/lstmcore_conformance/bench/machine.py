@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-import psutil
 
 import lstmcore
 
@@ -40,6 +39,8 @@ def cores() -> int:
 
 def busy() -> float:
     """Seconds that all processors together have worked since the machine started."""
+    import psutil  # of the extra bench: a GPU is timed without it
+
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
@@ -50,7 +51,9 @@ def load() -> float:
 
 
 def describe() -> dict[str, Any]:
-    """The machine, for the report."""
+    """Return what is known of the machine, for the report."""
+    import psutil  # as above
+
     known = _cpuinfo()
     flags = set(known.get("flags", known.get("Features", "")).split())
     clock = psutil.cpu_freq()

@@ -14,21 +14,18 @@ import numpy as np
 
 from lstmcore_conformance.bench import grids, machine
 from lstmcore_conformance.bench.array_io import load_arrays, save_data
-from lstmcore_conformance.bench.conformity import expectation, judge
 from lstmcore_conformance.bench.jobs import VARIANTS, Job, Mode, Point
-from lstmcore_conformance.bench.measuring import Plan, Samples, measure
+from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.roofline import meter
 from lstmcore_conformance.bench.runtimes import Kind
 from lstmcore_conformance.bench.startup import start
+from lstmcore_conformance.bench.timing import Plan, measure, timed_result
 from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation
 from lstmcore_conformance.suite.backend_under_test import Failure
 
-#: Processors that a runtime may keep busy beyond the threads that it was given, as a share of them.
-MORE: Final = 0.15
-QUANTILES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 #: Packages whose versions are recorded beside those that the runtimes tell.
 PACKAGES: Final = ("lstmcore", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "jax", "jaxlib")
 
@@ -247,7 +244,7 @@ def _group(
             if made.outcome is Outcome.MEASURED or timed[pair].message:
                 before = residents[pair]
                 beyond = None if peak is None or before is None else peak - before
-                made = replace(_result(made, timed[pair], request.plan), peak_bytes=beyond)
+                made = replace(timed_result(made, timed[pair], request.plan), peak_bytes=beyond)
             results.append(made)
         else:
             results.append(ready[pair])
@@ -300,28 +297,3 @@ def _finished(made: Result, expected: Expectation, team: Team, folder: Path) -> 
 def _worst(error: Failure) -> float | None:
     """The largest share of a budget, where it is a number."""
     return error.worst.share if error.worst and np.isfinite(error.worst.share) else None
-
-
-def _result(made: Result, samples: Samples, plan: Plan) -> Result:
-    """The result of the samples."""
-    if samples.message:
-        return replace(made, outcome=Outcome.ERROR, message=samples.message)
-    cores = samples.cpu / samples.wall
-    if cores > made.candidate.threads * (1 + MORE):
-        message = f"{cores:.2f} processors were busy with {made.candidate.threads} allowed"
-        return replace(made, outcome=Outcome.THREADS, message=message, cores=cores)
-    problems = samples.problems(plan, made.candidate.threads)
-    found = np.quantile(samples.calls, QUANTILES)
-    return replace(
-        made,
-        outcome=Outcome.NOISY if problems else Outcome.MEASURED,
-        message=f"{' and '.join(problems)} after {samples.attempts} attempts" if problems else "",
-        median_s=float(np.median(samples.rounds)),
-        spread=samples.spread,
-        rounds=tuple(samples.rounds),
-        quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, found, strict=True)},
-        calls=len(samples.calls),
-        attempts=samples.attempts,
-        cores=cores,
-        others=samples.outside,
-    )

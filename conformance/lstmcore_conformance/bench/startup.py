@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from lstmcore_conformance.bench.conformity import expectation, judge
 from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.worker_client import Candidate, environment
 from lstmcore_conformance.suite.backend_under_test import Failure
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lstmcore_conformance.bench.conformity import expectation, judge
 from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.runtimes import Runtime, Unsupported, make
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure

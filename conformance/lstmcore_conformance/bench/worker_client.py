@@ -52,7 +52,7 @@ class Candidate:
     def label(self) -> str:
         """The name that readers know; a backend of a peer's name is our adapter of it."""
         if self.kind == "peer":
-            return PEERS[self.name][1]
+            return PEERS[self.name][1] if self.name in PEERS else self.name
         return f"{self.title} (adapter)" if self.name in PEERS else self.title
 
 

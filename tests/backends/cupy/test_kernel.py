@@ -16,11 +16,13 @@ from lstmcore import stack as stacks
 from lstmcore.backend import Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
+from lstmcore_conformance.bench.cuda import CUDA
+from lstmcore_conformance.bench.device_points import Compared
+from lstmcore_conformance.bench.goals import table_of
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.results import Outcome, Result
+from lstmcore_conformance.bench.worker_client import Candidate
 from lstmcore_conformance.cases.case import Case
-from lstmcore_conformance.gpu.cuda import CUDA
-from lstmcore_conformance.gpu.plan import Point
-from lstmcore_conformance.gpu.table import table_of
-from lstmcore_conformance.gpu.timing import Compared, Side
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
 from lstmcore_cupy import tuning
@@ -235,8 +237,12 @@ def test_the_table_takes_only_what_is_surely_faster(
 
 
 def _compared(own: list[float], persistent: list[float], outcome: str = "measured", n: int = 16) -> Compared:
-    sides = Side("measured", times=own), Side(outcome, times=persistent)
-    return Compared(Point("tf32", "training", 512, n, 64), sides[0], Side(), {"persistent": sides[1]})
+    def side(times: list[float], outcome: str = "measured") -> Result:
+        job, candidate = Job("training", Point(512, n, 64, 64), "tf32"), Candidate("backend", "cupy", 1)
+        median = float(np.median(times)) if times else None
+        return Result(job, candidate, Outcome(outcome), median_s=median, rounds=tuple(times))
+
+    return Compared(side(own), side([], "error"), {"persistent": side(persistent, outcome)})
 
 
 def test_the_script_for_a_gpu_also_runs_the_persistent_kernels() -> None:

@@ -42,12 +42,16 @@ class Prepared:
         Which call of the runtime it is.
     around
         What its users enter once, and not for every call.
+    path, fallback
+        Those of a kernel's receipt: which of its paths it takes, and why it is not the one that was asked for.
     """
 
     call: Callable[[], Any]
     outputs: Callable[[], Mapping[str, Array]]
     how: str
     around: Callable[[], AbstractContextManager[object]] = nullcontext
+    path: str = ""
+    fallback: str | None = None
 
 
 class Runtime(ABC):

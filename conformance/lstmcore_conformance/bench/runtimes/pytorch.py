@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,48 +29,82 @@ class PyTorch(Runtime):
             raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"torch.nn.LSTM has no {job.variant}")
-        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data)
-        return Prepared(made, made.outputs, made.how, nullcontext if job.mode == "training" else torch.inference_mode)
+        kind = getattr(torch, job.precision)
+        return bind(job, data, Tensors(lambda array: _tensor(np.array(array, order="C")).to(kind), _array, _cell, kind))
 
 
 make = PyTorch
 
 
+class Tensors(NamedTuple):
+    """How arrays become tensors and back.
+
+    Attributes
+    ----------
+    put
+        Makes a tensor of the dtype, on the device; nobody else writes to it.
+    take, take_cell
+        Make of a tensor what is judged; `take_cell` is for cell states.
+    """
+
+    put: Callable[[Array], torch.Tensor]
+    take: Callable[[torch.Tensor], Any]
+    take_cell: Callable[[torch.Tensor], Any]
+    dtype: torch.dtype
+    device: str = "cpu"
+
+
+def bind(job: Job, data: Data, tensors: Tensors) -> Prepared:
+    """Return the call of ``torch.nn.LSTM``."""
+    made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data, tensors)
+    return Prepared(made, made.outputs, made.how, nullcontext if job.mode == "training" else torch.inference_mode)
+
+
 class _Inference:
     how = "torch.nn.LSTM under torch.inference_mode"
 
-    def __init__(self, job: Job, data: Data) -> None:
-        config = job.config
-        self.lstm: Any = torch.nn.LSTM(
-            config.input_size, config.hidden_size, bias=config.bias, dtype=getattr(torch, job.precision)
-        )
+    def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:
+        config, self.tensors = job.config, tensors
+        sizes, kind = (config.input_size, config.hidden_size), tensors.dtype
+        self.lstm: Any = torch.nn.LSTM(*sizes, bias=config.bias, dtype=kind, device=tensors.device)
         #: our name -> theirs; their second bias, which they add to the first, is 0 and has no gradient
         self.names = {"weight_x": "weight_ih_l0", "weight_h": "weight_hh_l0"}
         self.names |= {"bias": "bias_ih_l0"} if config.bias else {}
         with torch.no_grad():
             for ours, theirs in self.names.items():
-                getattr(self.lstm, theirs).copy_(_tensor(data.parameters[ours]))
+                getattr(self.lstm, theirs).copy_(tensors.put(data.parameters[ours]))
             if config.bias:
                 torch.nn.init.zeros_(self.lstm.get_parameter("bias_hh_l0")).requires_grad_(False)
-        self.x = _tensor(data.x.copy())
-        self.state = _state(data.state, self.x.dtype)
+        self.lstm.flatten_parameters()
+        self.x, self.state = tensors.put(data.x), self.pair(data.state)
+
+    def pair(self, state: Any) -> tuple[torch.Tensor, ...]:
+        """Return h and c (1, N, H)."""
+        return tuple(self.tensors.put(part)[None] for part in state)
 
     def __call__(self) -> Any:
         return self.lstm(self.x, self.state)
 
     def outputs(self) -> Mapping[str, Array]:
-        return _named(self())
+        return self.named(self())
+
+    def named(self, done: Any) -> dict[str, Any]:
+        """Return y and the final states by their names."""
+        y, (h, c) = done
+        return {"y": self.tensors.take(y), "h_n": self.tensors.take(h[0]), "c_n": self.tensors.take_cell(c[0])}
 
 
 class _Training(_Inference):
     how = "torch.nn.LSTM and torch.autograd.grad for x, the state and every parameter"
 
-    def __init__(self, job: Job, data: Data) -> None:
-        super().__init__(job, data)
+    def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:
+        super().__init__(job, data, tensors)
         self.x.requires_grad_()
         self.state = tuple(part.requires_grad_() for part in self.state)
         self.inputs = (self.x, *self.state, *(getattr(self.lstm, name) for name in self.names.values()))
-        self.incoming = (_tensor(np.array(data.dy)), *_state(data.dstate, self.x.dtype))
+        if data.dy is None:
+            raise ValueError("data: expected dy; got none")
+        self.incoming = (tensors.put(data.dy), *self.pair(data.dstate))
 
     def __call__(self) -> Any:
         y, last = self.lstm(self.x, self.state)
@@ -78,16 +112,17 @@ class _Training(_Inference):
 
     def outputs(self) -> Mapping[str, Array]:
         done, (dx, dh, dc, *rest) = self()
-        given = {"dx": _array(dx), "dh0": _array(dh[0]), "dc0": _cell(dc[0])}
-        named = {f"d_{name}": _array(found) for name, found in zip(self.names, rest, strict=True)}
-        return _named(done) | given | named
+        take = self.tensors.take
+        inputs = {"dx": take(dx), "dh0": take(dh[0]), "dc0": self.tensors.take_cell(dc[0])}
+        parameters = {f"d_{name}": take(gradient) for name, gradient in zip(self.names, rest, strict=True)}
+        return self.named(done) | inputs | parameters
 
 
 class _Streaming(_Inference):
     how = "torch.nn.LSTM under torch.inference_mode, a step a call, the state handed on"
 
-    def __init__(self, job: Job, data: Data) -> None:
-        super().__init__(job, data)
+    def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:
+        super().__init__(job, data, tensors)
         self.steps = [self.x[t : t + 1].clone() for t in range(len(self.x))]
         self.last, self.t = self.state, 0
 
@@ -99,7 +134,7 @@ class _Streaming(_Inference):
     def outputs(self) -> Mapping[str, Array]:
         self.last, self.t = self.state, 0
         y = torch.cat([self() for _ in self.steps])
-        return _named((y, self.last))
+        return self.named((y, self.last))
 
 
 def _tensor(array: Array) -> torch.Tensor:
@@ -119,12 +154,3 @@ def _array(tensor: torch.Tensor) -> Array:
 def _cell(tensor: torch.Tensor) -> Array:
     """A cell state, which PyTorch keeps in 16 bits where x has them: as the contract names it, in float32."""
     return _array(tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
-
-
-def _state(state: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return tuple(_tensor(np.array(part[None], order="C")).to(dtype) for part in state)
-
-
-def _named(done: Any) -> dict[str, Array]:
-    y, (h, c) = done
-    return {"y": _array(y), "h_n": _array(h[0]), "c_n": _cell(c[0])}

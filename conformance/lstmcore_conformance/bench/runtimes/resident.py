@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,31 +24,60 @@ class Resident(Runtime):
         return dict(self.backend.versions())
 
     def prepare(self, job: Job, data: Data) -> Prepared:
-        try:
-            kernel = self.backend.compile(job.config, job.precision)
-        except UnsupportedError as error:
-            raise Unsupported(str(error)) from None
-        if job.mode == "training" and "backward" not in self.backend.capabilities().derivatives:
-            raise Unsupported(self.backend.capabilities().missing("backward"))
-        there = data.map(lambda array: self.backend.to_device(np.ascontiguousarray(array)))
-        kinds = {"inference": _Inference, "training": _Training, "streaming": _Streaming}
-        made = kinds[job.mode](self.backend, kernel, there)
-        return Prepared(made, made.outputs, f"{made.how}; {kernel.receipt(job.point.T, job.point.N).path}")
+        return prepare(self.backend, job, data)
 
 
 make = Resident
 
 
+def prepare(backend: Backend, job: Job, data: Data) -> Prepared:
+    """Return the call of a backend; what is judged comes to the host.
+
+    Raises
+    ------
+    Unsupported
+        The backend does not do it.
+    """
+    try:
+        kernel = backend.compile(job.config, job.precision)
+    except UnsupportedError as error:
+        raise Unsupported(str(error)) from None
+    if job.mode == "training" and "backward" not in backend.capabilities().derivatives:
+        raise Unsupported(backend.capabilities().missing("backward"))
+    there = data.map(lambda array: backend.to_device(np.ascontiguousarray(array)))
+    return bind(kernel, job, there, fetch=backend.to_host, finish=wait)
+
+
+def bind(
+    kernel: Kernel, job: Job, data: Data, *, fetch: Callable[[Array], Any], finish: Callable[..., None]
+) -> Prepared:
+    """Return the call of a kernel.
+
+    Parameters
+    ----------
+    data
+        The call's arguments, on the device.
+    fetch
+        Is applied to every array that is to be judged.
+    finish
+        Returns when the device has made the arrays that it is given.
+    """
+    kinds = {"inference": _Inference, "training": _Training, "streaming": _Streaming}
+    made = kinds[job.mode](kernel, data, fetch, finish)
+    receipt = kernel.receipt(job.point.T, job.point.N)
+    return Prepared(made, made.outputs, f"{made.how}; {receipt.path}", path=receipt.path, fallback=receipt.fallback)
+
+
 class _Inference:
     how = "Kernel.forward on arrays of the device, waited for"
 
-    def __init__(self, backend: Backend, kernel: Kernel, data: Data) -> None:
-        self.backend, self.kernel, self.data = backend, kernel, data
+    def __init__(self, kernel: Kernel, data: Data, fetch: Callable[[Array], Any], finish: Callable[..., None]) -> None:
+        self.kernel, self.data, self.fetch, self.finish = kernel, data, fetch, finish
         self.weights = kernel.pack(data.parameters)
 
     def __call__(self) -> Any:
         done = self.kernel.forward(self.weights, self.data.x, self.data.state)
-        wait(done.y, *done.state)
+        self.finish(done.y, *done.state)
         return done
 
     def outputs(self) -> Mapping[str, Array]:
@@ -56,7 +85,7 @@ class _Inference:
 
     def _named(self, done: Forward) -> dict[str, Array]:
         named = {"y": done.y, "h_n": done.state.h, "c_n": done.state.c}
-        return {name: self.backend.to_host(array) for name, array in named.items()}
+        return {name: self.fetch(array) for name, array in named.items()}
 
 
 class _Training(_Inference):
@@ -67,28 +96,28 @@ class _Training(_Inference):
         masks = data.masks if data.masks is not None and any(mask is not None for mask in data.masks) else None
         done = kernel.forward(self.weights, data.x, data.state, masks=masks, record=True)
         found = kernel.backward(self.weights, done.tape, data.dy, data.dstate)
-        wait(found.x, *found.state, *found.parameters.values())
+        self.finish(found.x, *found.state, *found.parameters.values())
         return done, found
 
     def outputs(self) -> Mapping[str, Array]:
         done, found = self()
         named = {"dx": found.x, "dh0": found.state.h, "dc0": found.state.c}
         named |= {f"d_{name}": array for name, array in found.parameters.items()}
-        return self._named(done) | {name: self.backend.to_host(array) for name, array in named.items()}
+        return self._named(done) | {name: self.fetch(array) for name, array in named.items()}
 
 
 class _Streaming(_Inference):
     how = "Kernel.forward on arrays of the device, a step a call, the state handed on, waited for"
 
-    def __init__(self, backend: Backend, kernel: Kernel, data: Data) -> None:
-        super().__init__(backend, kernel, data)
+    def __init__(self, kernel: Kernel, data: Data, fetch: Callable[[Array], Any], finish: Callable[..., None]) -> None:
+        super().__init__(kernel, data, fetch, finish)
         self.steps = [data.x[t : t + 1] for t in range(STREAMED)]
         self.last: State | None = data.state
         self.t = 0
 
     def __call__(self) -> Any:
         done = self.kernel.forward(self.weights, self.steps[self.t], self.last)
-        wait(done.y, *done.state)
+        self.finish(done.y, *done.state)
         self.last, self.t = done.state, (self.t + 1) % STREAMED
         return done
 

@@ -1,4 +1,8 @@
-"""The command: ``python -m lstmcore_conformance.gpu --out FOLDER``."""
+"""A GPU in one go: conformance in full, microbenchmarks, and the benchmark beside PyTorch's LSTM (cuDNN).
+
+``python -m lstmcore_conformance.gpu --out FOLDER`` needs CuPy, NumPy, pluggy and PyTorch alone; docs/benchmarking.md
+says what it does. The engine is `lstmcore_conformance.bench`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ import sys
 from pathlib import Path
 
 from lstmcore.files import write_atomically
-from lstmcore_conformance.gpu.parts import make
-from lstmcore_conformance.gpu.session import STAGES, Session, commit
-from lstmcore_conformance.gpu.table import lines
+from lstmcore_conformance.bench.device_run import STAGES, DeviceRun, commit
+from lstmcore_conformance.bench.goals import lines
+from lstmcore_conformance.bench.shards import make
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; 0 where all that ran conforms, 1 where something does not or failed, 2 where there is no GPU."""
+    """Run it; return 0 if all that ran conforms, 1 if something does not or failed, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m lstmcore_conformance.gpu",
         description="Conformance of the backend cupy on this GPU, and its speed beside PyTorch's LSTM (cuDNN).",
@@ -36,21 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--minutes and --workers: expected more than 0")
     kind = "stand-in" if given.stand_in else "cuda"
     if not given.stand_in:
-        from lstmcore_conformance.gpu.cuda import missing
+        from lstmcore_conformance.bench.cuda import missing
 
         if (reason := missing()) is not None:
             _say(f"no GPU: {reason}. Nothing was run; --stand-in tries the logic on the processor.")
             return 2
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
-    session = Session(make(kind), kind, folder, _say, given.commit or commit())
+    device_run = DeviceRun(make(kind), kind, folder, _say, given.commit or commit())
     workers = given.workers or max(1, min(8, (os.cpu_count() or 2) // 2))
     # What ends the run, the table and the last file, takes a moment too.
-    values = session.run(given.stage or STAGES, 60 * given.minutes * 0.95, workers, given.select)
+    values = device_run.run(given.stage or STAGES, 60 * given.minutes * 0.95, workers, given.select)
     text = "\n".join(lines(values))
     write_atomically(folder / "table.txt", f"{text}\n".encode())
     _say(text)
-    return 0 if session.good else 1
+    return 0 if device_run.good else 1
 
 
 def _say(text: str) -> None:

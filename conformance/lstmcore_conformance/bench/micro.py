@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from lstmcore_conformance.gpu.cuda import CUDA
+    from lstmcore_conformance.bench.cuda import CUDA
 
 ROUNDS: Final = 1000
 REPEATS: Final = 5
@@ -20,14 +20,14 @@ BROADCAST: Final = ((1, 1024), (16, 512), (64, 256), (64, 1024), (256, 1024))
 
 
 def source() -> str:
-    """The kernels' text."""
-    return resources.files("lstmcore_conformance.gpu").joinpath("micro.cu").read_text("utf-8")
+    """Return the kernels' text."""
+    return resources.files("lstmcore_conformance.bench").joinpath("micro.cu").read_text("utf-8")
 
 
-def measured(place: CUDA) -> dict[str, float | str]:
-    """Microseconds of each; why not, where the device refused."""
+def measured(device: CUDA) -> dict[str, float | str]:
+    """Return the microseconds of each; why not, where the device refused."""
     found: dict[str, float | str] = {}
-    for name, measure in _all(place):
+    for name, measure in _all(device):
         try:
             found[name] = 1e6 * measure()
         except Exception as error:  # a device that cannot do one of them does the others
@@ -35,8 +35,8 @@ def measured(place: CUDA) -> dict[str, float | str]:
     return found
 
 
-def _all(place: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
-    cupy = place.cupy
+def _all(device: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
+    cupy = device.cupy
     # The name of the file is in the cache's key only through its text.
     module = cupy.RawModule(code=source(), options=("--std=c++17",))
     blocks = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
@@ -44,7 +44,7 @@ def _all(place: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
 
     def least(call: Callable[[], Any], count: int) -> float:
         call()
-        return min(place.seconds(call) for _ in range(REPEATS)) / count
+        return min(device.seconds(call) for _ in range(REPEATS)) / count
 
     def launches() -> None:
         for _ in range(ROUNDS):
@@ -55,7 +55,7 @@ def _all(place: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
         for _ in range(100):
             start = time.perf_counter()
             nothing((1,), (THREADS,), ())
-            place.torch.cuda.synchronize()
+            device.torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         return float(np.median(taken))
 
@@ -91,12 +91,12 @@ def _all(place: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
             name = f"barrier and a state of N={rows}, H={hidden} in {bits} bits read by all of them"
             yield name, lambda words=words: broadcast(words)  # type: ignore[misc]  # bound now
     for rows, hidden in ((16, 512), (64, 1024)):
-        yield f"cuBLAS bf16 product of a step, N={rows}, H={hidden}", _product(place, rows, hidden, least)
+        yield f"cuBLAS bf16 product of a step, N={rows}, H={hidden}", _product(device, rows, hidden, least)
 
 
-def _product(place: CUDA, rows: int, hidden: int, least: Callable[[Callable[[], Any], int], float]) -> Any:
+def _product(device: CUDA, rows: int, hidden: int, least: Callable[[Callable[[], Any], int], float]) -> Any:
     def measure() -> float:
-        torch = place.torch
+        torch = device.torch
         a = torch.zeros((rows, hidden), dtype=torch.bfloat16, device="cuda")
         b = torch.zeros((hidden, 4 * hidden), dtype=torch.bfloat16, device="cuda")
         out = torch.empty((rows, 4 * hidden), dtype=torch.bfloat16, device="cuda")

@@ -1,4 +1,4 @@
-"""The GPU's side of the script for a GPU, run with PyTorch on the processor and NumPy in the place of CuPy.
+"""The GPU's side of the script for a GPU, run with PyTorch on the processor and NumPy in the device of CuPy.
 
 What stands in for the device is as little as can be: where tensors live, events, and CuPy's memory. All the rest is
 the code that runs on a GPU: data through DLPack, PyTorch's LSTM as peer and as the truth, errors, precisions.
@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from lstmcore.registry import get_backend
-from lstmcore_conformance.gpu import cuda
-from lstmcore_conformance.gpu.places import draw
-from lstmcore_conformance.gpu.plan import STAND_IN, Deadline, Point
-from lstmcore_conformance.gpu.session import Session
-from lstmcore_conformance.gpu.timing import compare
+from lstmcore_conformance.bench import cuda
+from lstmcore_conformance.bench.device_points import compare
+from lstmcore_conformance.bench.device_run import DeviceRun
+from lstmcore_conformance.bench.grids import STAND_IN
+from lstmcore_conformance.bench.jobs import Job, Point
+from lstmcore_conformance.bench.results import Outcome
+from lstmcore_conformance.bench.timed_device import draw
+from lstmcore_conformance.bench.timing import Deadline
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -42,8 +45,8 @@ class Event:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> cuda.CUDA:
-    """The place, its device replaced."""
+def device(monkeypatch: pytest.MonkeyPatch) -> cuda.CUDA:
+    """Return the device, with the processor in its place."""
     fake: Any = ModuleType("cupy")
     fake.__version__ = "0"
     fake.from_dlpack = np.from_dlpack
@@ -81,66 +84,69 @@ def place(monkeypatch: pytest.MonkeyPatch) -> cuda.CUDA:
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_both_sides_are_right_and_timed(place: cuda.CUDA, precision: str, mode: Any) -> None:
-    point = Point(precision, mode, 70, 3, 6)
-    given = draw(point)
-    found = compare(place, STAND_IN, point, given, place.truth(given), np.random.default_rng(0))
+def test_both_sides_are_right_and_timed(device: cuda.CUDA, precision: str, mode: Any) -> None:
+    job = Job(mode, Point(70, 3, 6, 6), precision)
+    data = draw(job)
+    found = compare(device, job, data, device.truth(job, data), np.random.default_rng(0))
     for side in (found.ours, found.peer):
-        assert side.outcome in ("measured", "noisy"), side
+        assert side.outcome in (Outcome.MEASURED, Outcome.NOISY), side
     assert found.ours.share is not None
     assert found.ours.share <= 1
     assert "TF32 off" in found.peer.how if precision == "float32" else "TF32 on" in found.peer.how
 
 
-def test_the_truth_is_the_references(place: cuda.CUDA) -> None:
-    from lstmcore_conformance.gpu.places import StandIn
+def test_the_truth_is_the_references(device: cuda.CUDA) -> None:
+    from lstmcore_conformance.bench.timed_device import StandIn
 
-    given = draw(Point("float32", "training", 9, 3, 6))
-    truth, other = place.truth(given), StandIn().truth(given)
+    job = Job("training", Point(9, 3, 6, 6))
+    data = draw(job)
+    truth, other = device.truth(job, data), StandIn().truth(job, data)
     assert set(truth) == set(other)
     for name, want in other.items():
         np.testing.assert_allclose(truth[name].numpy(), want, rtol=0, atol=1e-13 * np.abs(want).max(), err_msg=name)
 
 
-def test_bfloat16_goes_through_dlpack_by_its_bits(place: cuda.CUDA) -> None:
+def test_bfloat16_goes_through_dlpack_by_its_bits(device: cuda.CUDA) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
-    given = draw(Point("bfloat16", "training", 9, 3, 6))
-    array = place.to_place(given.x, "bfloat16")
+    job = Job("training", Point(9, 3, 6, 6), "bfloat16")
+    given = draw(job)
+    array = device.to_device(given.x, "bfloat16")
     assert array.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(array.astype(np.float32), given.x)
-    assert place.error(array, torch.from_numpy(given.x).double()) == 0.0
-    peer = place.peer(given, "bfloat16", "training").outputs()
+    assert device.error(array, torch.from_numpy(given.x).double()) == 0.0
+    peer = device.bind_peer(job, given).outputs()
     assert peer["y"].dtype == torch.bfloat16
-    assert 0 < place.error(peer["y"], place.truth(given)["y"]) < 0.1
+    assert 0 < device.error(peer["y"], device.truth(job, given)["y"]) < 0.1
 
 
-def test_inputs_are_shared_and_never_written_to(place: cuda.CUDA) -> None:
-    given = draw(Point("float32", "training", 9, 3, 6))
+def test_inputs_are_shared_and_never_written_to(device: cuda.CUDA) -> None:
+    job = Job("training", Point(9, 3, 6, 6))
+    given = draw(job)
     before = given.x.copy()
-    for mode in ("training", "inference"):
-        place.peer(given, "float32", mode).outputs()  # type: ignore[arg-type]  # a literal in a loop
-        place.ours(given, "float32", mode).outputs()  # type: ignore[arg-type]  # as above
+    for one in (job, Job("inference", job.point)):
+        device.bind_peer(one, given).outputs()
+        device.bind(one, given).outputs()
     np.testing.assert_array_equal(given.x, before)
-    assert place._large
-    place.forget(given)
-    assert not place._large
+    assert device._large
+    device.forget(given)
+    assert not device._large
 
 
-def test_a_device_that_is_lost_is_told(place: cuda.CUDA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_lost_is_told(device: cuda.CUDA, monkeypatch: pytest.MonkeyPatch) -> None:
     def synchronize() -> None:
         raise RuntimeError("CUDA error: an illegal\nmemory access")
 
-    assert place.lost() is None
+    assert device.lost() is None
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert place.lost() == "the device is lost: RuntimeError: CUDA error: an illegal memory access"
+    assert device.lost() == "the device is lost: RuntimeError: CUDA error: an illegal memory access"
 
 
-def test_a_session_of_it(place: cuda.CUDA, tmp_path: Any) -> None:
-    session = Session(place, "cuda", tmp_path, lambda text: None)
-    values = session.run(["variants", "benchmark"], 3600.0, 1, None)
-    assert values["errors"] == []
-    assert len(values["points"]) == len(STAND_IN.all())
-    assert values["facts"]["capability"] == "9.0"
-    assert session.good
-    session._benchmark(Deadline(-1))
-    assert len(session.not_reached) == len(STAND_IN.all())
+def test_a_run_on_it(device: cuda.CUDA, tmp_path: Any) -> None:
+    device_run = DeviceRun(device, "cuda", tmp_path, lambda text: None)
+    values = device_run.run(["variants", "benchmark"], 3600.0, 1, None)
+    assert values["device"]["errors"] == []
+    assert len(values["device"]["points"]) == len(STAND_IN.all())
+    assert values["machine"]["capability"] == "9.0"
+    assert device_run.good
+    device_run._benchmark(Deadline(-1))
+    assert len(device_run.not_reached) == len(STAND_IN.all())

@@ -1,23 +1,50 @@
-"""Takes turns: in every round each candidate is timed for a moment, in an order that is drawn anew."""
+"""Times candidates in turn: in every round each is timed for a moment, in an order that is drawn for that round.
+
+A candidate is timed by whatever has it ready: the worker's process of a runtime (`worker_client`), or a device's clock
+(`device_points`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
 from lstmcore_conformance.bench import machine
 from lstmcore_conformance.bench.jobs import STREAMED
+from lstmcore_conformance.bench.results import Outcome, Result
 from lstmcore_conformance.bench.statistics import spread
-from lstmcore_conformance.bench.worker_client import EndedError, FailedError, Worker
+from lstmcore_conformance.bench.worker_client import EndedError, FailedError
 
 Key = TypeVar("Key", bound=Hashable)
 
 #: Calls of a turn at most.
 MOST: Final = 2000
+#: Processors that a runtime may keep busy beyond the threads that it was given, as a share of them.
+MORE: Final = 0.15
+QUANTILES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+
+
+class Worker(Protocol):
+    """What has candidates ready and times their calls."""
+
+    def ask(self, do: str, **details: Any) -> Mapping[str, Any]:
+        """Answer a request; `worker.Server.measure` says what "measure" takes and gives."""
+
+
+class Deadline:
+    """A moment until which something may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, below 0 if it has passed."""
+        return self.end - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +62,8 @@ class Plan:
         whatever its spread.
     repeats
         How often all candidates of a point are measured again, at most, where a time is noisy.
+    fewest, limit
+        After `fewest` rounds a point has no further one once it took `limit` seconds; None: however long it takes.
     """
 
     rounds: int = 15
@@ -42,6 +71,8 @@ class Plan:
     bound: float = 0.1
     others: float = 0.25
     repeats: int = 2
+    fewest: int = 0
+    limit: float | None = None
 
 
 @dataclass(slots=True)
@@ -106,18 +137,31 @@ def measure(
     *,
     threads: int,
     calls: int | None = None,
+    busy: Callable[[], float] | None = None,
 ) -> dict[Key, Samples]:
-    """The samples of each job, which its worker has prepared under that key.
+    """Return the samples of each job.
 
-    `threads` is how many each may use; `calls` asks for that many calls in all, whatever they take.
+    Parameters
+    ----------
+    jobs
+        Key -> the worker that has the job ready, and under which name.
+    threads
+        How many each may use.
+    calls
+        Asks for that many calls in all, whatever they take.
+    busy
+        Seconds that all processors have worked; `machine.busy` if it is left out.
     """
     for attempt in range(1, plan.repeats + 2):
-        found = {name: Samples(attempts=attempt) for name in jobs}
-        for _ in range(plan.rounds):
-            _round(jobs, found, plan, rng, None if calls is None else -(-calls // plan.rounds))
-        if not any(one.problems(plan, threads) for one in found.values() if not one.message):
+        samples = {name: Samples(attempts=attempt) for name in jobs}
+        deadline = None if plan.limit is None else Deadline(plan.limit)
+        for turn in range(1, plan.rounds + 1):
+            _round(jobs, samples, plan, rng, None if calls is None else -(-calls // plan.rounds), busy or machine.busy)
+            if deadline is not None and turn >= plan.fewest and deadline.left < 0:
+                break
+        if not any(one.problems(plan, threads) for one in samples.values() if not one.message):
             break
-    return found
+    return samples
 
 
 def _round(
@@ -126,6 +170,7 @@ def _round(
     plan: Plan,
     rng: np.random.Generator,
     calls: int | None,
+    busy: Callable[[], float],
 ) -> None:
     names = [name for name in jobs if not found[name].message]
     for index in rng.permutation(len(names)):
@@ -136,10 +181,35 @@ def _round(
         short = not samples.rounds or samples.rounds[-1] < plan.seconds
         settle = short * (1 if calls is None else STREAMED)
         seconds, most = (plan.seconds, MOST) if calls is None else (3600.0, calls)
-        before, start = machine.busy(), time.perf_counter()
+        before, start = busy(), time.perf_counter()
         try:
             answer = worker.ask("measure", key=key, seconds=seconds, most=most, settle=settle)
         except (FailedError, EndedError) as error:
             samples.message = str(error)
             continue
-        samples.add(answer, machine.busy() - before, time.perf_counter() - start)
+        samples.add(answer, busy() - before, time.perf_counter() - start)
+
+
+def timed_result(made: Result, samples: Samples, plan: Plan) -> Result:
+    """Return the result with the times of its samples, or with why it has none."""
+    if samples.message:
+        return replace(made, outcome=Outcome.ERROR, message=samples.message)
+    cores = samples.cpu / samples.wall
+    if cores > made.candidate.threads * (1 + MORE):
+        message = f"{cores:.2f} processors were busy with {made.candidate.threads} allowed"
+        return replace(made, outcome=Outcome.THREADS, message=message, cores=cores)
+    problems = samples.problems(plan, made.candidate.threads)
+    quantiles = np.quantile(samples.calls, QUANTILES)
+    return replace(
+        made,
+        outcome=Outcome.NOISY if problems else Outcome.MEASURED,
+        message=f"{' and '.join(problems)} after {samples.attempts} attempts" if problems else "",
+        median_s=float(np.median(samples.rounds)),
+        spread=samples.spread,
+        rounds=tuple(samples.rounds),
+        quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
+        calls=len(samples.calls),
+        attempts=samples.attempts,
+        cores=cores,
+        others=samples.outside,
+    )

@@ -2,7 +2,7 @@
 
 Each process runs its share of the cases until its time is up, then compiles what the benchmark will call, so that its
 code is in the cache on disk:
-``python -m lstmcore_conformance.gpu.parts PLACE PATH INDEX COUNT SECONDS FIRST FILE [EXPRESSION]``.
+``python -m lstmcore_conformance.bench.shards DEVICE PATH INDEX COUNT SECONDS FIRST FILE [EXPRESSION]``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
+from lstmcore_conformance.bench.timed_device import Device, StandIn, draw
+from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.cases.case import Case
-from lstmcore_conformance.gpu.places import Place, StandIn, draw
-from lstmcore_conformance.gpu.plan import Deadline
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
 from lstmcore_conformance.suite.report import ItemReport, Outcome, Report
@@ -40,26 +40,26 @@ ATTEMPTS: Final = 8
 TIME: Final = "for lack of time"
 
 
-def make(name: str, path: str = "") -> Place:
-    """The place of that name, with one of its paths where there is the name of one."""
-    place: Place
+def make(name: str, path: str = "") -> Device:
+    """Return the device of that name, with one of its paths where there is the name of one."""
+    device: Device
     if name == "stand-in":
-        place = StandIn()
+        device = StandIn()
     else:
-        from lstmcore_conformance.gpu.cuda import CUDA
+        from lstmcore_conformance.bench.cuda import CUDA
 
-        place = CUDA()
-    return place.on(path) if path else place
+        device = CUDA()
+    return device.on(path) if path else device
 
 
 def work(
-    place: Place, index: int, count: int, seconds: float, select: str | None, first: int = 0
+    device: Device, index: int, count: int, seconds: float, select: str | None, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """What one process finds, as it finds it: how many cases are its, each that it begins, and what came of it.
+    """Yield what one process finds, as it finds it: how many cases are its, each that it begins, and what came of it.
 
     It begins with its case number `first`, and ends early where the device is lost.
     """
-    deadline, tested = Deadline(seconds), BackendUnderTest(place.backend)
+    deadline, tested = Deadline(seconds), BackendUnderTest(device.backend)
     own = [item for item in items(tested, select=select) if share_of(item.case, count) == index]
     yield {"all": len(own)}
     for item in own[first:]:
@@ -68,30 +68,31 @@ def work(
         yield {"begun": item.id}
         found = run_item(tested, item)
         yield {"check": item.check.id, "item": _plain(found)}
-        if found.outcome is not Outcome.PASSED and (reason := place.lost()) is not None:
+        if found.outcome is not Outcome.PASSED and (reason := device.lost()) is not None:
             yield {"lost": reason}
             return
     yield {"warming": True}
-    yield from _warm(place, index, count, deadline)
+    yield from _warm(device, index, count, deadline)
 
 
 def share_of(case: Case | None, count: int) -> int:
-    """The process that runs `case`: cases of one kernel have the same, which compiles it once."""
+    """Return the process that runs `case`: cases of one kernel have the same, which compiles it once."""
     return 0 if case is None else crc32(f"{case.model}{case.precision}".encode()) % count
 
 
-def _warm(place: Place, index: int, count: int, deadline: Deadline) -> Iterator[dict[str, Any]]:
+def _warm(device: Device, index: int, count: int, deadline: Deadline) -> Iterator[dict[str, Any]]:
     """Call what the benchmark will call, on two steps: each call before it is made, then how many there was time for.
 
     Each compiles programs, so that a file that stands still means that one of them does.
     """
     warmed = 0
-    for point in place.grid.all()[index::count]:
-        if deadline.left < 0 or place.refusal(point.precision) is not None:
+    for job in device.grid.all()[index::count]:
+        if deadline.left < 0 or device.refusal(job.precision) is not None:
             continue
-        yield {"calling": str(point)}
+        yield {"calling": str(job)}
         try:
-            place.ours(draw(replace(point, T=2)), point.precision, point.mode).call()
+            short = replace(job, point=job.point._replace(T=2))
+            device.bind(short, draw(short)).call()
         except Exception:  # noqa: S112  (the benchmark meets the same error, and tells it)
             continue
         warmed += 1
@@ -109,15 +110,15 @@ def _item(values: dict[str, Any]) -> ItemReport:
 
 
 def conformance(
-    place: Place, kind: str, path: str, count: int, seconds: float, select: str | None = None
+    device: Device, kind: str, path: str, count: int, seconds: float, select: str | None = None
 ) -> tuple[Report, list[str]]:
-    """The report of `count` processes, and what went wrong in them. It says so where not every case had its turn.
+    """Return the report of `count` processes, and what went wrong in them. It says so where not every case had its turn.
 
     A process that ends at a case, or loses the device there, is followed by one that begins after it; that case is an
     error of the report.
     """
     started = datetime.now(UTC)
-    tested = BackendUnderTest(place.on(path).backend if path else place.backend)
+    tested = BackendUnderTest(device.on(path).backend if path else device.backend)
     limit = Deadline(seconds + GRACE)
     with tempfile.TemporaryDirectory(prefix="lstmcore-gpu-") as folder, ThreadPoolExecutor(count) as pool:
 
@@ -220,7 +221,7 @@ def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select:
 
 
 def _ended(process: subprocess.Popen[str], file: Path, limit: Deadline) -> str | None:
-    """What a process said until its end; None where it was ended, since its time was up or its file stood still."""
+    """Return what a process said until its end; None where it was ended, since its time was up or its file stood still."""
     size, moved = -1, Deadline(STALLED)
     while True:
         try:
@@ -236,7 +237,7 @@ def _ended(process: subprocess.Popen[str], file: Path, limit: Deadline) -> str |
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines that were written as a whole."""
+    """Return the lines that were written as a whole."""
     if file.exists():
         for line in file.read_text("utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
@@ -245,9 +246,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
 
 def main(kind: str, path: str, index: str, count: str, seconds: str, first: str, file: str, *select: str) -> None:
     """Write what this process finds, a line for each."""
-    place = make(kind, path)
+    device = make(kind, path)
     with Path(file).open("w", encoding="utf-8") as out:
-        for record in work(place, int(index), int(count), float(seconds), select[0] if select else None, int(first)):
+        for record in work(device, int(index), int(count), float(seconds), select[0] if select else None, int(first)):
             out.write(json.dumps(record) + "\n")
             out.flush()
 

@@ -6,15 +6,20 @@ import ctypes
 import gc
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.backend import Array, Backend, State
-from lstmcore_conformance.gpu import micro
-from lstmcore_conformance.gpu.places import Given, Named, Place, Ready
-from lstmcore_conformance.gpu.plan import GPU, Mode
+from lstmcore.backend import Array, Backend
+from lstmcore_conformance.bench import micro
+from lstmcore_conformance.bench.grids import GPU
+from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.runtimes import Prepared
+from lstmcore_conformance.bench.timed_device import Device, Named
+from lstmcore_conformance.bench.worker_client import Candidate
+from lstmcore_conformance.cases.case import Data
 
 #: What PyTorch is asked for in each precision; its 16-bit LSTMs need TF32 allowed for their fast path.
 _DTYPES: Final = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
@@ -24,7 +29,7 @@ LARGE: Final = 2**20
 
 
 def missing() -> str | None:
-    """Why there is no GPU that the run could use, or None."""
+    """Return why there is no GPU that the run could use, or None."""
     found: dict[str, Any] = {}
     for name, package in (("cupy", "CuPy"), ("torch", "PyTorch")):
         try:
@@ -48,11 +53,11 @@ def missing() -> str | None:
     return None if reason is None else f"the backend cupy is not available: {reason}"
 
 
-class CUDA(Place):
+class CUDA(Device):
     """The first device."""
 
     name = "one NVIDIA GPU"
-    peer_name = "torch.nn.LSTM (cuDNN)"
+    peer = Candidate("peer", "torch", 1)
 
     def __init__(self) -> None:
         # Neither has types for what is used here.
@@ -71,11 +76,12 @@ class CUDA(Place):
 
     @staticmethod
     def _backends(own: Any) -> tuple[Backend, dict[str, Backend]]:
-        """The backend that goes step by step whatever its table says, and the persistent kernels."""
+        """Return the backend that goes step by step whatever its table says, and the persistent kernels."""
         make = type(own)
         return make(own.device, persistent=False), {"persistent": make(own.device, persistent=True)}
 
     def lost(self) -> str | None:
+        """Return what the device's last error is, or None."""
         try:
             self.torch.cuda.synchronize()  # of the context that CuPy uses too
         except RuntimeError as error:
@@ -83,12 +89,13 @@ class CUDA(Place):
         return None
 
     def facts(self) -> dict[str, Any]:
+        """Return the device, its sizes, the driver and the versions."""
         runtime = self.cupy.cuda.runtime
         found, torch = runtime.getDeviceProperties(0), self.torch
         return {
-            "device": found["name"].decode(),
+            "processor": found["name"].decode(),
+            "cores": found["multiProcessorCount"],
             "capability": f"{found['major']}.{found['minor']}",
-            "multiprocessors": found["multiProcessorCount"],
             "memory_bytes": found["totalGlobalMem"],
             "l2_bytes": found["l2CacheSize"],
             "clock_khz": found.get("clockRate"),
@@ -105,7 +112,7 @@ class CUDA(Place):
     # Arrays -----------------------------------------------------------------------------------------------------------
 
     def _tensor(self, array: npt.NDArray[np.float32], dtype: str) -> Any:
-        """A tensor on the device. What is large goes there once, and stays until it is forgotten."""
+        """Return a tensor on the device. What is large goes there once, and stays until it is forgotten."""
         if id(array) in self._large:
             tensor = self._large[id(array)][1]
         else:
@@ -114,7 +121,8 @@ class CUDA(Place):
                 self._large[id(array)] = array, tensor
         return tensor.to(getattr(self.torch, dtype)).detach()
 
-    def to_place(self, array: npt.NDArray[np.float32], dtype: str) -> Array:
+    def to_device(self, array: npt.NDArray[np.float32], dtype: str) -> Array:
+        """Return a CuPy array that shares the memory of a tensor."""
         tensor = self._tensor(array, dtype)
         if dtype == "bfloat16":  # the bits through DLPack: CuPy knows the type through ml_dtypes alone
             import ml_dtypes  # type: ignore[import-not-found,unused-ignore]  # optional
@@ -130,6 +138,7 @@ class CUDA(Place):
         return self.torch.from_dlpack(array)
 
     def error(self, got: Any, want: Any) -> float:
+        """Return the largest difference, found on the device; infinite if one has a NaN or another shape."""
         found = self._as_tensor(got)
         if found.shape != want.shape:
             return float("inf")
@@ -139,16 +148,19 @@ class CUDA(Place):
         return float("inf") if np.isnan(largest) else largest
 
     def scale(self, want: Any) -> float:
+        """Return the largest magnitude."""
         return float(want.abs().max()) if want.numel() else 0.0
 
-    def forget(self, given: Given | None = None) -> None:
-        if given is not None:
+    def forget(self, data: Data | None = None) -> None:
+        """Give memory back that nobody uses; with `data`, also that of its copies on the device."""
+        if data is not None:
             self._large.clear()
         gc.collect()
         self.torch.cuda.empty_cache()
         self.cupy.get_default_memory_pool().free_all_blocks()
 
     def refusal(self, precision: str) -> str | None:
+        """Return why the backend is not run in that precision, or None."""
         if precision == "bfloat16":
             try:
                 importlib.import_module("ml_dtypes")
@@ -158,65 +170,41 @@ class CUDA(Place):
 
     # The peer ---------------------------------------------------------------------------------------------------------
 
-    def peer(self, given: Given, precision: str, mode: Mode) -> Ready:
-        return self._lstm(given, _DTYPES[precision], mode, tf32=precision != "float32")
+    def bind_peer(self, job: Job, data: Data) -> Prepared:
+        """Return the call of PyTorch's LSTM, which cuDNN does."""
+        return self._lstm(job, data, _DTYPES[job.precision], tf32=job.precision != "float32")
 
-    def truth(self, given: Given) -> Named:
-        found = self._lstm(given, "float64", "training", tf32=False).outputs()
-        return {name: array.detach() for name, array in found.items()}
+    def truth(self, job: Job, data: Data) -> Named:
+        """Return what PyTorch's LSTM makes in float64."""
+        return self._lstm(replace(job, mode="training"), data, "float64", tf32=False).outputs()
 
-    def _lstm(self, given: Given, dtype: str, mode: Mode, *, tf32: bool) -> Ready:
+    def _lstm(self, job: Job, data: Data, dtype: str, *, tf32: bool) -> Prepared:
         torch = self.torch
-        config, kind = given.config, getattr(torch, dtype)
-        lstm = torch.nn.LSTM(config.input_size, config.hidden_size, dtype=kind, device="cuda")
-        names = {"weight_x": "weight_ih_l0", "weight_h": "weight_hh_l0", "bias": "bias_ih_l0"}
-        with torch.no_grad():
-            for ours, theirs in names.items():
-                getattr(lstm, theirs).copy_(self._tensor(given.parameters[ours], dtype))
-            # Its second bias, which it adds to the first, is 0 and has no gradient.
-            torch.nn.init.zeros_(lstm.bias_hh_l0).requires_grad_(False)
-        lstm.flatten_parameters()
-        x, dy = self._tensor(given.x, dtype), self._tensor(given.dy, dtype)
+        pytorch: Any = importlib.import_module("lstmcore_conformance.bench.runtimes.pytorch")
 
-        def pair(state: State) -> tuple[Any, Any]:
-            return self._tensor(state.h, dtype)[None], self._tensor(state.c, dtype)[None]
+        def put(array: Any) -> Any:
+            return self._tensor(array, dtype)
 
-        state, dstate = pair(given.state), pair(given.dstate)
+        def take(tensor: Any) -> Any:
+            return tensor.detach()
 
-        def allowed() -> None:
-            torch.backends.cudnn.allow_tf32 = tf32
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+        made = pytorch.bind(job, data, pytorch.Tensors(put, take, take, getattr(torch, dtype), "cuda"))
 
-        def inference() -> Any:
-            allowed()
-            with torch.inference_mode():
-                return lstm(x, state)
+        def allowing(call: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> Any:
+                torch.backends.cudnn.allow_tf32 = tf32
+                torch.backends.cuda.matmul.allow_tf32 = tf32
+                return call()
 
-        inputs: list[Any] = []
-        if mode == "training":
-            x.requires_grad_()
-            inputs = [x, *(part.requires_grad_() for part in state), *(getattr(lstm, name) for name in names.values())]
+            return run
 
-        def training() -> Any:
-            allowed()
-            y, last = lstm(x, state)
-            return (y, last), torch.autograd.grad((y, *last), inputs, (dy, *dstate))
-
-        def outputs() -> Named:
-            if mode == "inference":
-                y, (h, c) = inference()
-                return {"y": y, "h_n": h[0], "c_n": c[0]}
-            (y, (h, c)), (dx, dh, dc, *rest) = training()
-            named = {"y": y, "h_n": h[0], "c_n": c[0], "dx": dx, "dh0": dh[0], "dc0": dc[0]}
-            return named | {f"d_{name}": array for name, array in zip(names, rest, strict=True)}
-
-        how = "torch.nn.LSTM" + (", autograd.grad" if mode == "training" else ", inference_mode")
-        return Ready(inference if mode == "inference" else training, outputs, f"{how}, TF32 {'on' if tf32 else 'off'}")
+        how = f"{made.how}, TF32 {'on' if tf32 else 'off'}"
+        return Prepared(allowing(made.call), allowing(made.outputs), how, made.around)
 
     # Time -------------------------------------------------------------------------------------------------------------
 
     def seconds(self, call: Callable[[], Any]) -> float:
-        """Between two events around the call; what the host does meanwhile counts where the device waits for it."""
+        """Return the time between two events; what the host does counts where the device waits for it."""
         start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.torch.cuda.synchronize()
         start.record(self.stream)
@@ -226,11 +214,12 @@ class CUDA(Place):
         return float(start.elapsed_time(end)) / 1e3
 
     def micro(self) -> dict[str, float | str]:
+        """Return what launches, barriers, broadcasts and products cost, in microseconds."""
         return micro.measured(self)
 
 
 def _driver() -> str | None:
-    """The driver's version as its own library tells it."""
+    """Return the driver's version as its own library tells it."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
