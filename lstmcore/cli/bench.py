@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -17,6 +17,7 @@ from lstmcore.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from lstmcore_conformance.bench.jobs import Mode, Point
+    from lstmcore_conformance.bench.results import Benchmark
 
 
 #: Options that say nothing of what is measured.
@@ -68,7 +69,7 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
 @click.option("--report", "report", metavar="FOLDER", help="Write all of that into a folder, to publish it.")
 @click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
 @click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
-def bench(  # long: one step for each option  # noqa: C901, PLR0913  (one for each option)
+def bench(  # noqa: PLR0913  (click hands every option over as a parameter)
     backends: tuple[str, ...],
     grid: str,
     threads: str,
@@ -102,34 +103,19 @@ def bench(  # long: one step for each option  # noqa: C901, PLR0913  (one for ea
       lstmcore bench numba --grid quick --compare run.json
       lstmcore bench --read run.json --html report.html --pictures pictures
     """  # noqa: D301  (click keeps the lines below its mark)
-    from lstmcore.cli._data import check_files
-    from lstmcore.files import write_atomically
-    from lstmcore.training.plots import require_matplotlib
     from lstmcore_conformance.bench import comparing, machine
-    from lstmcore_conformance.bench.folder import check_folder
-    from lstmcore_conformance.bench.results import Benchmark, Outcome
+    from lstmcore_conformance.bench.results import Benchmark
     from lstmcore_conformance.bench.run import PLANS, Request, run
-    from lstmcore_conformance.bench.summary import document
-    from lstmcore_conformance.bench.table import show
-    from lstmcore_conformance.render.templating import require_jinja2
 
-    check_files({"--json": None if path == "-" else path, "--html": html_path}, {})
-    for option, place in (("--pictures", folder), ("--report", report)):
-        if place is not None and (Path(place).is_file() or not Path(place).parent.is_dir()):
-            raise ValueError(f"{option}: expected a folder, or a new one in a folder that exists; got {place!r}")
-    if report is not None:
-        check_folder("--report", Path(report))
-    if any(place is not None for place in (html_path, folder, report)):
-        require_matplotlib()
-    if html_path is not None or report is not None:
-        require_jinja2()
-    if read_path is not None and backends:
-        raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
-    if read_path is not None and (given := _given(SHOWING)):
-        raise ValueError(f"--read: expected nothing that says what to measure; got {', '.join(given)}")
+    outputs = Outputs(path, html_path, folder, report)
+    outputs.check()
     old = None if old_path is None else Benchmark.load(old_path)
     if read_path is not None:
-        found = Benchmark.load(read_path)
+        if backends:
+            raise ValueError(f"--read: expected no backends, since nothing is measured; got {', '.join(backends)}")
+        if given := _given(SHOWING):
+            raise ValueError(f"--read: expected nothing that says what to measure; got {', '.join(given)}")
+        benchmark = Benchmark.load(read_path)
     else:
         plan = PLANS[grid] if rounds is None else replace(PLANS[grid], rounds=rounds)
         if old is not None:
@@ -151,43 +137,87 @@ def bench(  # long: one step for each option  # noqa: C901, PLR0913  (one for ea
             seed=seed,
         )
         with progress("bench") as tell:
-            found = run(request, tell)
-    text = document(found)
-    if path == "-":
-        click.echo(text, nl=False)
-    else:
-        show(found, Console())
-        if path is not None:
-            write_atomically(path, text.encode())
-    if html_path is not None:
-        from lstmcore_conformance.render.benchmark_page import page
-
-        write_atomically(html_path, page(found).encode())
-    if folder is not None:
-        from lstmcore_conformance.bench.folder import write_pictures
-
-        write_pictures(found, Path(folder), ("png", "svg"))
-    if report is not None:
-        from lstmcore_conformance.bench.folder import write_folder
-
-        write_folder(found, Path(report))
-    changes = [] if old is None else comparing.changes(found, old)
-    lost = [] if old is None else comparing.lost(found, old)
-    if old is not None:
-        comparing.show(changes, lost, Console(stderr=path == "-"))
-    bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
-    failed = any(one.candidate.kind == "backend" and one.outcome in bad for one in found.results)
-    if (
-        failed
-        or lost
-        or any(one.slower for one in changes)
-        or any(one["kind"] == "backend" and "message" in one for one in found.runtimes)
-    ):
+            benchmark = run(request, tell)
+    outputs.write(benchmark)
+    if _bad(benchmark) | _slower(benchmark, old, Console(stderr=path == "-")):
         sys.exit(1)
 
 
+class Outputs(NamedTuple):
+    """Where a run is written; None: not there."""
+
+    json: str | None
+    html: str | None
+    pictures: str | None
+    report: str | None
+
+    def check(self) -> None:
+        """Raise a ValueError or an ImportError if something of it could not be written."""
+        from lstmcore.cli._data import check_files
+        from lstmcore.training.plots import require_matplotlib
+        from lstmcore_conformance.bench.folder import check_folder
+        from lstmcore_conformance.render.templating import require_jinja2
+
+        check_files({"--json": None if self.json == "-" else self.json, "--html": self.html}, {})
+        for option, place in (("--pictures", self.pictures), ("--report", self.report)):
+            if place is not None and (Path(place).is_file() or not Path(place).parent.is_dir()):
+                raise ValueError(f"{option}: expected a folder, or a new one in a folder that exists; got {place!r}")
+        if self.report is not None:
+            check_folder("--report", Path(self.report))
+        if self.html or self.pictures or self.report:
+            require_matplotlib()
+        if self.html or self.report:
+            require_jinja2()
+
+    def write(self, benchmark: Benchmark) -> None:
+        """Write everything, and show the run unless its JSON goes to standard output."""
+        from lstmcore.files import write_atomically
+        from lstmcore_conformance.bench.summary import document
+        from lstmcore_conformance.bench.table import show
+
+        text = document(benchmark)
+        if self.json == "-":
+            click.echo(text, nl=False)
+        else:
+            show(benchmark, Console())
+            if self.json is not None:
+                write_atomically(self.json, text.encode())
+        if self.html is not None:
+            from lstmcore_conformance.render.benchmark_page import page
+
+            write_atomically(self.html, page(benchmark).encode())
+        if self.pictures is not None:
+            from lstmcore_conformance.bench.folder import write_pictures
+
+            write_pictures(benchmark, Path(self.pictures), ("png", "svg"))
+        if self.report is not None:
+            from lstmcore_conformance.bench.folder import write_folder
+
+            write_folder(benchmark, Path(self.report))
+
+
+def _bad(benchmark: Benchmark) -> bool:
+    """Return whether a backend is wrong somewhere, or could not be started."""
+    from lstmcore_conformance.bench.results import Outcome
+
+    bad = (Outcome.WRONG, Outcome.ERROR, Outcome.THREADS)
+    wrong = any(one.candidate.kind == "backend" and one.outcome in bad for one in benchmark.results)
+    return wrong or any(one["kind"] == "backend" and "message" in one for one in benchmark.runtimes)
+
+
+def _slower(benchmark: Benchmark, old: Benchmark | None, console: Console) -> bool:
+    """Print what changed since the old run; return whether something got slower or has no time any more."""
+    from lstmcore_conformance.bench import comparing
+
+    if old is None:
+        return False
+    changes, lost = comparing.changes(benchmark, old), comparing.lost(benchmark, old)
+    comparing.show(changes, lost, console)
+    return bool(lost) or any(one.slower for one in changes)
+
+
 def _given(besides: tuple[str, ...]) -> list[str]:
-    """Return the options of this command line but for these."""
+    """Return the options of this command line, but for these."""
     context = click.get_current_context()
     options = [one for one in context.command.params if isinstance(one, click.Option) and one.opts[0] not in besides]
     sources = ((one.opts[0], context.get_parameter_source(one.name or "")) for one in options)
@@ -195,7 +225,7 @@ def _given(besides: tuple[str, ...]) -> list[str]:
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    """Return the peers that a text names."""
+    """Return the peers that are meant."""
     from lstmcore_conformance.bench.runtimes import PEERS, missing
 
     if text == "auto":
@@ -210,7 +240,7 @@ def _peers(text: str) -> tuple[str, ...]:
 
 
 def _threads(text: str) -> tuple[int, ...]:
-    """Return the numbers of threads that a text names, each once."""
+    """Return the numbers of threads that are meant, each once."""
     from lstmcore_conformance.bench.machine import cores
 
     found = []
@@ -222,7 +252,7 @@ def _threads(text: str) -> tuple[int, ...]:
 
 
 def _point(text: str) -> Point:
-    """Return the sizes that a text names."""
+    """Return the sizes that are meant."""
     from lstmcore_conformance.bench.jobs import Point
 
     words = text.split(",")

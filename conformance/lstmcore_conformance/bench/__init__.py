@@ -1,4 +1,4 @@
-"""The benchmark of processors and GPUs, each call timed only after its values passed. docs/benchmarking.md has the rules.
+"""The benchmark of processors and GPUs: each call is timed only after its values passed (docs/benchmarking.md).
 
 - What is timed: `jobs`, `grids`. How long, in which order, by which statistics: `timing`, `statistics`.
 - Whether values are right: `judging`. What came of it: `results`, read by `summary`, `table`, `comparing`, `pictures`,

@@ -99,7 +99,7 @@ def lost(new: Benchmark, old: Benchmark) -> list[Result]:
 
 
 def _versions(benchmark: Benchmark) -> dict[tuple[str, str], Any]:
-    """The versions of each runtime, whatever its number of threads."""
+    """Return the versions of each runtime, whatever its number of threads."""
     return {(one["kind"], one["name"]): one.get("versions") for one in benchmark.runtimes}
 
 
@@ -131,7 +131,7 @@ def _changes(new_run: Benchmark, old_run: Benchmark) -> Iterator[Change]:
 
 
 def _relative(run: dict[_Key, Result], key: _Key, peers: list[Candidate]) -> Values:
-    """The rounds of one result, each over the geometric mean of the peers in that round."""
+    """Return the rounds of one result, each divided by the geometric mean of the peers in that round."""
     job, _, beside = key
     rounds = np.log(run[key].rounds)
     beside_them = [np.log(run[job, other, beside].rounds) for other in peers]

@@ -57,7 +57,7 @@ NAMES: Final = ("quick", "standard", "full")
 
 
 def points(grid: str, mode: Mode) -> tuple[Point, ...]:
-    """The points of a grid, each once.
+    """Return the points of a grid, each once.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def points(grid: str, mode: Mode) -> tuple[Point, ...]:
 
 
 def varied(grid: str) -> tuple[Point, ...]:
-    """The points at which variants are measured."""
+    """Return the points at which variants are measured."""
     return VARIED[:2] if grid == "quick" else VARIED
 
 

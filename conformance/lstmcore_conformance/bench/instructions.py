@@ -75,14 +75,14 @@ def count(backend: str) -> dict[str, int]:
 
 
 def _read(text: str) -> tuple[str, int]:
-    """The case and the count of one of callgrind's files."""
+    """Return the case and the count of one of callgrind's files."""
     name = re.search(r"^desc: Trigger: Client Request: (.*)$", text, re.MULTILINE)
     total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)
     return (name[1] if name else "", int(total[1]) if total else 0)
 
 
 def described(backend: str) -> dict[str, str]:
-    """What a baseline holds for: other versions run other code."""
+    """Return the versions that a baseline holds for: others run other code."""
     words = [_valgrind(), "--version"]
     valgrind = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603  (our own words)
     python = ".".join(platform.python_version_tuple()[:2])

@@ -97,12 +97,12 @@ class Job:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         return asdict(self) | {"point": self.point._asdict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         return cls(values["mode"], Point(**values["point"]), values["precision"], values["variant"])
 
     def __str__(self) -> str:

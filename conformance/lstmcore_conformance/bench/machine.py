@@ -33,7 +33,7 @@ HEEDED: Final = (
 
 
 def cores() -> int:
-    """The processors that this process may use."""
+    """Return the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -46,7 +46,7 @@ def busy() -> float:
 
 
 def load() -> float:
-    """Processes that run or want to, on average of the last minute."""
+    """Return how many processes ran or waited to, on average of the last minute."""
     return float(os.getloadavg()[0])
 
 
@@ -72,7 +72,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in packages:
         try:
@@ -83,14 +83,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def blas() -> str:
-    """The library of NumPy's products and its version."""
+    """Return the library of NumPy's products and its version."""
     found: Any = np.show_config(mode="dicts")
     known = found.get("Build Dependencies", {}).get("blas", {})
     return f"{known.get('name', 'unknown')} {known.get('version', '')}".strip()
 
 
 def environment(besides: Iterable[str]) -> dict[str, str]:
-    """The variables that change what runtimes do, as they were set when the run began; no paths, and not `besides`."""
+    """Return the set variables that change what runtimes do, without paths and those of `besides`."""
     left_out = set(besides)
     return {
         name: value
@@ -100,7 +100,7 @@ def environment(besides: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this code, with ``.changed`` where it is not quite that; None where it is of no repository.
+    """Return the commit of this code, with ``.changed`` if files differ from it; None outside a repository.
 
     An installed copy has the commit of the repository that it came from if it is still the same code.
     """
@@ -122,7 +122,7 @@ def commit() -> str | None:
 
 
 def _source(own: Path) -> Path | None:
-    """The folder that this code was installed from, or is in."""
+    """Return the folder that this code was installed from, or is in."""
     if (own / "pyproject.toml").exists():
         return own
     try:
@@ -134,7 +134,7 @@ def _source(own: Path) -> Path | None:
 
 
 def _packages(source: Path) -> list[Path]:
-    """The packages of this distribution in its repository, as paths from there."""
+    """Return the packages of this distribution in its repository, as paths from there."""
     folders = (source, source / "backends", source / "conformance")
     return [
         path.parent.relative_to(source) for folder in folders for path in sorted(folder.glob("lstmcore*/__init__.py"))

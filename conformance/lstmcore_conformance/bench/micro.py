@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ def source() -> str:
 def measured(device: CUDA) -> dict[str, float | str]:
     """Return the microseconds of each; why not, where the device refused."""
     found: dict[str, float | str] = {}
-    for name, measure in _all(device):
+    for name, measure in _Kernels(device).all():
         try:
             found[name] = 1e6 * measure()
         except Exception as error:  # a device that cannot do one of them does the others
@@ -35,68 +36,82 @@ def measured(device: CUDA) -> dict[str, float | str]:
     return found
 
 
-def _all(device: CUDA) -> Iterator[tuple[str, Callable[[], float]]]:
-    cupy = device.cupy
-    # The name of the file is in the cache's key only through its text.
-    module = cupy.RawModule(code=source(), options=("--std=c++17",))
-    blocks = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
-    nothing, barriers, broadcasts = (module.get_function(name) for name in ("nothing", "barriers", "broadcasts"))
+class _Kernels:
+    """The compiled kernels of `micro.cu`; each method returns seconds."""
 
-    def least(call: Callable[[], Any], count: int) -> float:
+    def __init__(self, device: CUDA) -> None:
+        self.device, self.cupy = device, device.cupy
+        # The name of the file is in the cache's key only through its text.
+        module = self.cupy.RawModule(code=source(), options=("--std=c++17",))
+        self.blocks = self.cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
+        names = ("nothing", "barriers", "broadcasts")
+        self.nothing, self.barriers, self.broadcasts = (module.get_function(name) for name in names)
+
+    def all(self) -> Iterator[tuple[str, Callable[[], float]]]:
+        """Yield the name of each operation and what measures it."""
+        yield "launch, one after the other", self.launches
+        yield "launch and wait for it on the host", self.round_trip
+        yield f"barrier of {self.blocks} blocks", self.barrier
+        for rows, hidden in BROADCAST:
+            for bits in (32, 16):
+                words = max(rows * hidden * bits // 32, 4)
+                name = f"barrier and a state of N={rows}, H={hidden} in {bits} bits read by all of them"
+                yield name, partial(self.broadcast, words)
+        for rows, hidden in ((16, 512), (64, 1024)):
+            yield f"cuBLAS bf16 product of a step, N={rows}, H={hidden}", partial(self.matmul, rows, hidden)
+
+    def least(self, call: Callable[[], Any], count: int) -> float:
+        """Return the least time of a call that does something `count` times, for one of them."""
         call()
-        return min(device.seconds(call) for _ in range(REPEATS)) / count
+        return min(self.device.seconds(call) for _ in range(REPEATS)) / count
 
-    def launches() -> None:
-        for _ in range(ROUNDS):
-            nothing((blocks,), (THREADS,), ())
+    def launches(self) -> float:
+        """Launch a kernel that does nothing, again and again."""
 
-    def round_trip() -> float:
+        def call() -> None:
+            for _ in range(ROUNDS):
+                self.nothing((self.blocks,), (THREADS,), ())
+
+        return self.least(call, ROUNDS)
+
+    def round_trip(self) -> float:
+        """Launch a kernel that does nothing and wait for it, by the host's clock."""
         taken = []
         for _ in range(100):
             start = time.perf_counter()
-            nothing((1,), (THREADS,), ())
-            device.torch.cuda.synchronize()
+            self.nothing((1,), (THREADS,), ())
+            self.device.torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         return float(np.median(taken))
 
-    def grid(run: Callable[[Any, Any], None]) -> float:
+    def grid(self, run: Callable[[Any, Any], None]) -> float:
+        """Run a kernel whose blocks wait for each other `ROUNDS` times."""
+        stucks: list[Any] = []
+
         def call() -> None:
-            count, stuck = cupy.zeros(1, np.uint32), cupy.zeros(1, np.int32)
+            count, stuck = self.cupy.zeros(1, np.uint32), self.cupy.zeros(1, np.int32)
             run(count, stuck)
             stucks.append(stuck)
 
-        stucks: list[Any] = []
-        found = least(call, ROUNDS)
+        least = self.least(call, ROUNDS)
         if any(int(stuck[0]) for stuck in stucks):
             raise RuntimeError("the grid is not resident as a whole: a barrier was given up")
-        return found
+        return least
 
-    def barrier() -> float:
-        return grid(lambda count, stuck: barriers((blocks,), (THREADS,), (count, stuck, np.int32(ROUNDS))))
+    def barrier(self) -> float:
+        """Let all blocks wait for each other."""
+        rounds = np.int32(ROUNDS)
+        return self.grid(lambda count, stuck: self.barriers((self.blocks,), (THREADS,), (count, stuck, rounds)))
 
-    def broadcast(words: int) -> float:
-        buffers, sums = cupy.zeros(2 * words, np.float32), cupy.zeros(blocks * THREADS, np.float32)
-        return grid(
-            lambda count, stuck: broadcasts(
-                (blocks,), (THREADS,), (count, stuck, np.int32(ROUNDS), buffers, np.int32(words), sums)
-            )
-        )
+    def broadcast(self, words: int) -> float:
+        """Let all blocks wait for each other and read the same 4-byte words."""
+        buffers = self.cupy.zeros(2 * words, np.float32)
+        last = (np.int32(ROUNDS), buffers, np.int32(words), self.cupy.zeros(self.blocks * THREADS, np.float32))
+        return self.grid(lambda count, stuck: self.broadcasts((self.blocks,), (THREADS,), (count, stuck, *last)))
 
-    yield "launch, one after the other", lambda: least(launches, ROUNDS)
-    yield "launch and wait for it on the host", round_trip
-    yield f"barrier of {blocks} blocks", barrier
-    for rows, hidden in BROADCAST:
-        for bits in (32, 16):
-            words = max(rows * hidden * bits // 32, 4)
-            name = f"barrier and a state of N={rows}, H={hidden} in {bits} bits read by all of them"
-            yield name, lambda words=words: broadcast(words)  # type: ignore[misc]  # bound now
-    for rows, hidden in ((16, 512), (64, 1024)):
-        yield f"cuBLAS bf16 product of a step, N={rows}, H={hidden}", _product(device, rows, hidden, least)
-
-
-def _product(device: CUDA, rows: int, hidden: int, least: Callable[[Callable[[], Any], int], float]) -> Any:
-    def measure() -> float:
-        torch = device.torch
+    def matmul(self, rows: int, hidden: int) -> float:
+        """Multiply what a step multiplies, in bfloat16, by cuBLAS."""
+        torch = self.device.torch
         a = torch.zeros((rows, hidden), dtype=torch.bfloat16, device="cuda")
         b = torch.zeros((hidden, 4 * hidden), dtype=torch.bfloat16, device="cuda")
         out = torch.empty((rows, 4 * hidden), dtype=torch.bfloat16, device="cuda")
@@ -105,6 +120,4 @@ def _product(device: CUDA, rows: int, hidden: int, least: Callable[[Callable[[],
             for _ in range(100):
                 torch.mm(a, b, out=out)
 
-        return least(call, 100)
-
-    return measure
+        return self.least(call, 100)

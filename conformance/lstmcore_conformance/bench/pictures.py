@@ -67,12 +67,12 @@ def _pictures(benchmark: Benchmark) -> Iterator[tuple[str, str, Figure]]:
 
 
 def file_name(name: str) -> str:
-    """The name of a picture as every system takes it for a file."""
+    """Return the name of a picture as every system takes it for a file."""
     return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The figure as "png" or "svg"; the same run gives the same bytes."""
+    """Return the figure as "png" or "svg"; the same run gives the same bytes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -87,7 +87,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def _figure(width: float, height: float, count: int = 1, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of so many axes, so many of them side by side at most."""
+    """Return a figure of so many axes, so many of them side by side at most."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -191,7 +191,7 @@ def _speed(results: Sequence[Result]) -> Figure:
 
 
 def _sweep(results: Sequence[Result], letter: str) -> list[Point]:
-    """The longest run of points of which only that size differs; empty with fewer than four."""
+    """Return the longest run of points of which only that size differs; empty with fewer than four."""
     found: dict[tuple[int, ...], list[Point]] = {}
     for point in dict.fromkeys(one.job.point for one in results):
         others = tuple(size for name, size in point._asdict().items() if name != letter)
@@ -316,7 +316,7 @@ def _roofline(results: Sequence[Result], roof: Roof) -> Figure:
 
 
 def binary(size: int) -> str:
-    """A number of bytes as people write it."""
+    """Return a number of bytes as people write it."""
     return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
 
 

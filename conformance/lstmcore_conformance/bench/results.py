@@ -83,14 +83,14 @@ class Result:
         return None if self.median_s is None else self.job.flops / self.median_s / 1e9
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values |= {"job": self.job.to_dict(), "candidate": asdict(self.candidate), "outcome": self.outcome.value}
         return values | {"rounds": list(self.rounds), "quantiles": dict(self.quantiles), "gflops": self.gflops}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         known = {name: values[name] for name in cls.__slots__ if name in values}
         known |= {"job": Job.from_dict(values["job"]), "candidate": Candidate(**values["candidate"])}
         return cls(**known | {"outcome": Outcome(values["outcome"]), "rounds": tuple(values["rounds"])})
@@ -147,11 +147,11 @@ class Benchmark:
         return "own" if self.settings.get("points") else str(self.settings.get("grid", "own"))
 
     def timed(self) -> Iterator[Result]:
-        """The results that have a time."""
+        """Return the results that have a time."""
         return (result for result in self.results if result.median_s is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values |= {"runtimes": list(self.runtimes), "roofs": [asdict(roof) for roof in self.roofs]}
         values |= {"results": [one.to_dict() for one in self.results], "starts": [asdict(one) for one in self.starts]}
@@ -181,7 +181,7 @@ class Benchmark:
 
     @classmethod
     def _of(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         known = {name: values[name] for name in cls.__slots__ if name not in _LISTS}
         return cls(
             **known,

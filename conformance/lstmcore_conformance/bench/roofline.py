@@ -26,7 +26,7 @@ COPIES: Final = (512 * 1024, 256 * 1024 * 1024)
 
 
 def meter(threads: int, precision: str) -> Meter | None:
-    """What measures the roof with that many threads in float32 or float64; None where it cannot be measured."""
+    """Return a meter of the roof with that many threads, in float32 or float64; None if there can be none."""
     if precision not in ("float32", "float64"):
         return None
     try:
@@ -63,7 +63,7 @@ class Meter:
 
 
 def _loop(llvm: Any, precision: str, lanes: int) -> tuple[Any, Callable[[int], float]]:
-    """The compiled loop and what keeps it alive."""
+    """Return the compiled loop and what keeps it alive."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
@@ -80,7 +80,7 @@ def _loop(llvm: Any, precision: str, lanes: int) -> tuple[Any, Callable[[int], f
 
 
 def source(precision: str, lanes: int) -> str:
-    """The loop in LLVM's language: it returns a sum, so that nothing can be left out."""
+    """Return the loop in LLVM's language: it returns a sum, so that nothing can be left out."""
     scalar = "float" if precision == "float32" else "double"
     vector, kind = f"<{lanes} x {scalar}>", f"v{lanes}f{32 if precision == 'float32' else 64}"
     one = f"<{', '.join([f'{scalar} 5.000000e-01'] * lanes)}>"
@@ -127,7 +127,7 @@ def _copy(threads: int, size: int) -> float:
 
 
 def _best(threads: int, work: Callable[[int], object]) -> float:
-    """The least seconds that `work` takes on all threads side by side, from the first start to the last end."""
+    """Return the least seconds that `work` takes on all threads at once, from the first start to the last end."""
     least = float("inf")
     for _ in range(REPEATS):
         gate, spans = threading.Barrier(threads), [(0.0, 0.0)] * threads

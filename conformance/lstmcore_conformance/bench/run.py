@@ -154,7 +154,7 @@ def _settings(request: Request) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of what runs; that of lstmcore with the commit, where it is known."""
+    """Return the versions of what runs; that of lstmcore with the commit, if it is known."""
     found = machine.versions(PACKAGES) | {"blas": machine.blas()}
     commit = machine.commit()
     return found if commit is None else found | {"lstmcore": f"{found['lstmcore']}+g{commit}"}
@@ -295,5 +295,5 @@ def _finished(made: Result, expected: Expectation, team: Team, folder: Path) -> 
 
 
 def _worst(error: Failure) -> float | None:
-    """The largest share of a budget, where it is a number."""
+    """Return the largest share of a budget if it is a finite number, else None."""
     return error.worst.share if error.worst and np.isfinite(error.worst.share) else None

@@ -112,7 +112,7 @@ def _item(values: dict[str, Any]) -> ItemReport:
 def conformance(
     device: Device, kind: str, path: str, count: int, seconds: float, select: str | None = None
 ) -> tuple[Report, list[str]]:
-    """Return the report of `count` processes, and what went wrong in them. It says so where not every case had its turn.
+    """Return the report of `count` processes and what went wrong in them; it says if not every case had its turn.
 
     A process that ends at a case, or loses the device there, is followed by one that begins after it; that case is an
     error of the report.
@@ -221,7 +221,7 @@ def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select:
 
 
 def _ended(process: subprocess.Popen[str], file: Path, limit: Deadline) -> str | None:
-    """Return what a process said until its end; None where it was ended, since its time was up or its file stood still."""
+    """Return what a process said until its end; None if it was ended, for its time or a file that stood still."""
     size, moved = -1, Deadline(STALLED)
     while True:
         try:
@@ -244,8 +244,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def main(kind: str, path: str, index: str, count: str, seconds: str, first: str, file: str, *select: str) -> None:
+def main(kind: str, path: str, index: str, count: str, *words: str) -> None:
     """Write what this process finds, a line for each."""
+    seconds, first, file, *select = words
     device = make(kind, path)
     with Path(file).open("w", encoding="utf-8") as out:
         for record in work(device, int(index), int(count), float(seconds), select[0] if select else None, int(first)):

@@ -82,7 +82,7 @@ def start(candidate: Candidate) -> Start:
 
 
 def _write(folder: Path, candidate: Candidate) -> None:
-    """What the scripts read: arrays, and for ONNX Runtime a model."""
+    """Write what the scripts read: arrays, and for ONNX Runtime a model."""
     data = JOB.case.data
     if data.state is None:
         raise ValueError("data: expected a state; got none")

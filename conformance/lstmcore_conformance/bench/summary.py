@@ -62,7 +62,7 @@ class Summary:
         return min(self.comparisons, key=lambda one: one.ratio)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         return {
             **self.setting._asdict(),
             "backend": self.backend,
@@ -105,7 +105,7 @@ class Variant:
         return max(ratio for _, ratio in self.ratios)
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for JSON."""
+        """Return a form for JSON."""
         ratios = [{"point": job.point._asdict(), "ratio": ratio} for job, ratio in self.ratios]
         known = {"backend": self.backend, "variant": self.name, "geometric_mean": self.mean, "worst": self.worst}
         return {**self.setting._asdict(), **known, "noisy": len(self.noisy), "ratios": ratios}
@@ -122,22 +122,22 @@ def settings(results: Iterable[Result]) -> list[Setting]:
 
 
 def plain(benchmark: Benchmark, at: Setting) -> list[Result]:
-    """The results of the grid in one setting; those beside variants are not in it."""
+    """Return the results of the grid in one setting; those beside variants are not in it."""
     return [one for one in benchmark.results if setting(one) == at and not one.beside_variants]
 
 
 def fastest(results: Iterable[Result]) -> Result | None:
-    """The one with the least time, None where none has any."""
+    """Return the result with the least time, None if none has a time."""
     return min((one for one in results if one.median_s is not None), key=lambda one: one.median_s or 0.0, default=None)
 
 
 def best_peer(results: Sequence[Result]) -> Result | None:
-    """The fastest peer of one point, None where none has a time."""
+    """Return the fastest peer of one point, None if none has a time."""
     return fastest(one for one in results if one.candidate.kind == "peer")
 
 
 def compare(ours: Result, peer: Result) -> Comparison:
-    """The two beside each other, round by round."""
+    """Return the comparison of the two, round by round."""
     return Comparison(ours, peer, *paired_ratio(peer.rounds, ours.rounds))
 
 
@@ -181,12 +181,12 @@ def variants(benchmark: Benchmark) -> list[Variant]:
 
 
 def roof_of(benchmark: Benchmark, at: Setting) -> Roof | None:
-    """The machine's roof in that setting."""
+    """Return the machine's roof in that setting."""
     return next((one for one in benchmark.roofs if (one.threads, one.precision) == (at.threads, at.precision)), None)
 
 
 def document(benchmark: Benchmark) -> str:
-    """The run as JSON, with what it comes to."""
+    """Return the run as JSON, with its summary."""
     known = {"summary": [one.to_dict() for one in summaries(benchmark)]}
     known |= {"variants": [one.to_dict() for one in variants(benchmark)]}
     return json.dumps(benchmark.to_dict() | known, indent=1, allow_nan=False) + "\n"

@@ -66,7 +66,7 @@ def digits(value: float) -> str:
 
 
 def cell(result: Result | None, *, tail: bool = False) -> Text:
-    """The time of a result, or why it has none; ~ before a noisy one. `tail` is of single steps."""
+    """Return the time of a result, or why it has none; ~ marks a noisy one. `tail` is for single steps."""
     if result is None or result.outcome is Outcome.UNSUPPORTED:
         return Text("-", "dim")
     if result.median_s is None:
@@ -78,7 +78,7 @@ def cell(result: Result | None, *, tail: bool = False) -> Text:
 
 
 def _times(at: Setting, results: Sequence[Result]) -> Table:
-    """The times of all runtimes, and how each backend does beside the best peer."""
+    """Return the times of all runtimes, and how each backend compares with the best peer."""
     candidates = list(dict.fromkeys(one.candidate for one in results))
     ours = [one for one in candidates if one.kind == "backend"]
     tail = at.mode == "streaming"
@@ -120,7 +120,7 @@ def figure_cells(one: Result, roof: Roof | None) -> tuple[str, ...]:
 
 
 def _figures(benchmark: Benchmark, at: Setting, results: Sequence[Result]) -> Iterator[Table]:
-    """A table of `figure_cells` for each backend."""
+    """Yield a table of `figure_cells` for each backend."""
     roof = roof_of(benchmark, at)
     for name in dict.fromkeys(one.candidate.title for one in results if one.candidate.kind == "backend"):
         table = Table(title=f"{name}, {at}", title_justify="left")

@@ -57,7 +57,7 @@ class Candidate:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What tells every library that we know of how many threads to use."""
+    """Return the variables that tell every known library how many threads to use."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "LSTMCORE")
     found = {f"{name}_NUM_THREADS": str(threads) for name in names}
     found |= {"NPROC": str(threads), "VECLIB_MAXIMUM_THREADS": str(threads)}
@@ -95,7 +95,7 @@ class Worker:
             raise
 
     def ask(self, do: str, **details: Any) -> Mapping[str, Any]:
-        """The answer to a request.
+        """Return the answer to a request.
 
         Raises
         ------

@@ -48,5 +48,5 @@ def junit(report: Report) -> str:
 
 
 def _legal(text: str) -> str:
-    """The text without characters that XML does not have."""
+    """Return the text without characters that XML does not have."""
     return _ILLEGAL.sub("\ufffd", text)

@@ -107,7 +107,7 @@ def placed(text: str, part: str) -> str:
 
 
 def runs(board: Board) -> list[str]:
-    """A line for each benchmark: when, where and of what."""
+    """Return a line for each benchmark: when, where and of what."""
     return [
         f"{run['grid']} grid: {run['started'][:10]}, {run['machine']}, load {run['load']:.2f} before; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -116,7 +116,7 @@ def runs(board: Board) -> list[str]:
 
 
 def ran(report: Digest) -> list[str]:
-    """A row of the table of what ran."""
+    """Return a row of the table of what ran."""
     known = [name for name in report["features"] if name in FEATURES]
     switches = f"all {len(FEATURES)}" if len(known) == len(FEATURES) else f"{len(known)} of {len(FEATURES)}"
     if 0 < len(known) <= len(FEATURES) // 2:

@@ -51,7 +51,7 @@ class Board:
     benchmarks: tuple[Digest, ...]
 
     def to_json(self) -> str:
-        """The JSON form, which `load` takes as well."""
+        """Return the JSON form, which `load` takes as well."""
         values = {"schema": SCHEMA, "version": VERSION, "reports": self.reports, "benchmarks": self.benchmarks}
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
@@ -93,17 +93,17 @@ class Board:
 
 
 def label(name: str) -> str:
-    """The name that readers know; where it is a peer's, the benchmark times the peer's own call, not our adapter."""
+    """Return the name that readers know; for a peer, the benchmark times its own call and not our adapter."""
     return PEERS[name][1] if name in PEERS else name
 
 
 def heading(run: Digest, column: Digest) -> str:
-    """The heading of a column of speed."""
+    """Return the heading of a column of speed."""
     return f"speed: {Setting(column['mode'], column['precision'], column['threads'])} ({run['grid']} grid)"
 
 
 def load(paths: Iterable[str | Path]) -> Board:
-    """The board of reports, benchmarks and boards, told apart by what is in them.
+    """Return the board of reports, benchmarks and boards, told apart by what is in them.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def load(paths: Iterable[str | Path]) -> Board:
 
 
 def board(reports: Iterable[Digest], benchmarks: Iterable[Digest] = ()) -> Board:
-    """The board with everything in its order."""
+    """Return the board with everything in its order."""
     return Board(
         tuple(sorted(reports, key=lambda report: (report["backend"], report["started"]))),
         tuple(sorted(benchmarks, key=lambda run: run["started"])),
@@ -149,7 +149,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def of_report(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the scoreboard keeps of a report in JSON.
+    """Return what the scoreboard keeps of a report in JSON.
 
     Raises
     ------
@@ -176,13 +176,13 @@ def of_report(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_number(share: float | str) -> float:
-    """A share as a report writes it; one that is no number is worse than all others."""
+    """Return a share as a report writes it; one that is no number is worse than all others."""
     value = float(share)
     return math.inf if math.isnan(value) else value
 
 
 def of_benchmark(run: Benchmark) -> dict[str, Any]:
-    """What the scoreboard keeps of a run: for each setting how every runtime does beside the fastest."""
+    """Return what the scoreboard keeps of a run: for each setting every runtime compared with the fastest."""
     columns = []
     for at in settings(run.results):
         here = plain(run, at)
@@ -207,7 +207,7 @@ def of_benchmark(run: Benchmark) -> dict[str, Any]:
 
 
 def _cell(own: Sequence[Result], best: Mapping[Any, Result | None]) -> dict[str, Any]:
-    """A runtime in one setting: the geometric mean of the fastest time over its own, and what is to be said of it."""
+    """Return a runtime's cell in one setting: the geometric mean of the fastest time over its own, with notes."""
     timed = [(one, peer) for one in own if one.median_s is not None and (peer := best[one.job]) is not None]
     without = [one for one in own if one.median_s is None]
     reasons: dict[str, list[str]] = {}
@@ -261,7 +261,7 @@ def _expected(count: int) -> str:
 
 
 def speed_cell(column: Digest, text: str) -> str:
-    """The speed of the runtime of that label in a column, or why it has none."""
+    """Return the speed of the runtime of that label in a column, or why it has none."""
     one = next((cell for cell in column["cells"] if cell["label"] == text), None)
     if one is None:
         return "not measured"

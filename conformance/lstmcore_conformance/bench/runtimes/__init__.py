@@ -77,12 +77,12 @@ class Runtime(ABC):
 
 
 def missing(name: str) -> str | None:
-    """The first package that a peer needs and that is not installed, or None."""
+    """Return the first package that a peer needs and that is not installed, or None."""
     return next((package for package in PEERS[name][2] if find_spec(package) is None), None)
 
 
 def make(kind: str, name: str, threads: int, *, resident: bool = False) -> Runtime:
-    """The runtime, imported."""
+    """Return the runtime, imported."""
     module = PEERS[name][0] if kind == "peer" else "resident" if resident else "registered"
     found: Runtime = importlib.import_module(f"{__name__}.{module}").make(name, threads)
     return found

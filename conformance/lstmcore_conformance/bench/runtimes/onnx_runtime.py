@@ -25,9 +25,11 @@ class ONNXRuntime(Runtime):
         self.threads = threads
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         if job.mode == "training":
             raise Unsupported("ONNX Runtime computes no gradients")
         if job.precision != "float32":
@@ -115,12 +117,12 @@ class _Streaming:
 
 
 def _pair(state: Any) -> tuple[Array, Array]:
-    """Copies of h and c as the node takes them."""
+    """Return copies of h and c as the node takes them."""
     return np.array(state.h[None], order="C"), np.array(state.c[None], order="C")
 
 
 def _bound(session: Any, x: Array, state: tuple[Array, Array], y: Array, last: tuple[Array, Array]) -> Any:
-    """A binding of the node to that memory, which has to stay."""
+    """Return a binding of the node to that memory, which has to stay."""
     binding = session.io_binding()
     inputs, outputs = zip(("X", "h", "c"), (x, *state), strict=True), zip(_OUTPUTS, (y, *last), strict=True)
     for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):

@@ -22,9 +22,11 @@ class PyTorch(Runtime):
         torch.set_num_interop_threads(1)
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return {"torch": torch.__version__}
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         if job.precision == "tf32":
             raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
@@ -138,19 +140,19 @@ class _Streaming(_Inference):
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    """The array's memory as a tensor; PyTorch takes NumPy's bfloat16 by its bits alone."""
+    """Return the array's memory as a tensor; PyTorch takes NumPy's bfloat16 only by its bits."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """The tensor's memory as an array."""
+    """Return the tensor's memory as an array."""
     tensor, short = tensor.detach(), tensor.dtype == torch.bfloat16
     found: Array = (tensor.contiguous().view(torch.int16) if short else tensor).numpy()
     return found.view(storage_dtype("bfloat16")) if short else found
 
 
 def _cell(tensor: torch.Tensor) -> Array:
-    """A cell state, which PyTorch keeps in 16 bits where x has them: as the contract names it, in float32."""
+    """Return a cell state in float32, as the contract wants it; PyTorch keeps it in 16 bits if x has them."""
     return _array(tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)

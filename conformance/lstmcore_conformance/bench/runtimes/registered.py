@@ -22,9 +22,11 @@ class Registered(Runtime):
         self.backend = registry.get_backend(name)
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return dict(self.backend.versions())
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         stack = StackConfig(layers=((job.config,),))
         (suffix,) = stack.suffixes
         parameters = {name + suffix: array for name, array in data.parameters.items()}

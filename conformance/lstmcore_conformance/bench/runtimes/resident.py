@@ -21,9 +21,11 @@ class Resident(Runtime):
         self.backend = registry.get_backend(name)
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return dict(self.backend.versions())
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         return prepare(self.backend, job, data)
 
 

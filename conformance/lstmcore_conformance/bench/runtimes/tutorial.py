@@ -20,9 +20,11 @@ class Tutorial(Runtime):
         """Nothing is to be set: the environment tells NumPy's products their threads."""
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return versions(("numpy",))
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         if job.mode != "inference" or job.variant != "plain" or data.state is None:
             raise Unsupported("tutorials list the plain forward pass only")
         if job.precision not in ("float32", "float64"):
@@ -44,7 +46,7 @@ def sigmoid(z: Any) -> Any:
 
 
 def forward(parameters: Mapping[str, Any], x: Any, h0: Any, c0: Any) -> tuple[Array, Array, Array]:
-    """y (T, N, H), h and c (N, H) of x (T, N, I)."""
+    """Return y (T, N, H), h and c (N, H) of x (T, N, I)."""
     w_i, w_f, w_g, w_o = np.split(parameters["weight_x"], 4)
     r_i, r_f, r_g, r_o = np.split(parameters["weight_h"], 4)
     b_i, b_f, b_g, b_o = np.split(parameters["bias"], 4)

@@ -24,9 +24,11 @@ class JAX(Runtime):
         config.update("jax_enable_x64", True)
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that it computes with."""
         return versions(("jax", "jaxlib"))
 
     def prepare(self, job: Job, data: Data) -> Prepared:
+        """Return the call that is timed."""
         if job.precision == "tf32":
             raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
