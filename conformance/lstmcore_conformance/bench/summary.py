@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from lstmcore_conformance.bench.jobs import Job, Mode
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.bench.statistics import geometric_mean, paired_ratio
+from lstmcore_conformance.render.compact_json import compact_json
 
 
 class Setting(NamedTuple):
@@ -189,4 +189,4 @@ def document(benchmark: Benchmark) -> str:
     """Return the run as JSON, with its summary."""
     known = {"summary": [one.to_dict() for one in summaries(benchmark)]}
     known |= {"variants": [one.to_dict() for one in variants(benchmark)]}
-    return json.dumps(benchmark.to_dict() | known, indent=1, allow_nan=False) + "\n"
+    return compact_json(benchmark.to_dict() | known)

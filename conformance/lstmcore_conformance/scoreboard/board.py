@@ -18,6 +18,7 @@ from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.runtimes import PEERS
 from lstmcore_conformance.bench.statistics import geometric_mean
 from lstmcore_conformance.bench.summary import Setting, compare, fastest, plain, settings
+from lstmcore_conformance.render.compact_json import compact_json
 from lstmcore_conformance.suite.report import REPORT_VERSION
 
 SCHEMA: Final = "lstmcore-scoreboard"
@@ -53,7 +54,7 @@ class Board:
     def to_json(self) -> str:
         """Return the JSON form, which `load` takes as well."""
         values = {"schema": SCHEMA, "version": VERSION, "reports": self.reports, "benchmarks": self.benchmarks}
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+        return compact_json(values)
 
     @property
     def sections(self) -> list[str]:
