@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate, cycle, islice, repeat
 from math import prod
 from typing import Any, Final, TypeAlias
@@ -51,41 +50,35 @@ class ForwardPass:
         self.plan, self.w, self.schedule, self.masks = plan, w, schedule, masks
         self.config = config = plan.config
         self.layout = layout = plan.layout
+        dtype, steps, hidden = plan.dtype, len(schedule.past), config.hidden_size
         self.batch = batch
-        self.split = plan.splits_input(len(schedule.past), batch)
-        self.size = self._block_size(record=record)
+        self.split = split = plan.splits_input(steps, batch)
+        # All steps of a recorded call run on one filling of the buffers, else the steps that fit into the cache.
+        width = batch * (layout.depth + (layout.size if split else 0))
+        self.size = size = max(1, steps if record else min(steps, tuning.FORWARD_BLOCK // max(1, width)))
         self.at = 0  # index of the state in the buffers
-        self._allocate(record=record)
 
+        cell = (hidden, batch)
+        shapes = (
+            (size + 1, layout.depth, batch),
+            (size + 1 if record else 2, *cell),
+            (size if record or split else 1, layout.size, batch),
+            (size if record else 1, *cell),
+        )
+        buffers: list[Array] = (
+            _one_allocation(dtype, *shapes) if record else [np.empty(shape, dtype) for shape in shapes]
+        )
+        self.operands, self.c, self.gates, self.u = buffers
         self.operands[:, layout.ones] = 1
         self.r = self.operands[:, layout.r]
         self.reads_h = config.recurrence == "hidden" and masks.recurrent is None
-        self.h = self.r if self.reads_h else np.empty((self.size + 1, config.output_size, batch), plan.dtype)
-        self.scratch = np.empty((config.hidden_size, batch), plan.dtype)
-        self.coupled = np.empty_like(self.scratch)  # the gate that is 1 minus another one
-        self.one = plan.dtype.type(1)
-        self.factor = w.forward[:, layout.r] if self.split else w.forward
-        self.product = np.empty((layout.size, batch), plan.dtype) if self.split else None
+        self.h = self.r if self.reads_h else np.empty((size + 1, config.output_size, batch), dtype)
+        self.scratch = np.empty(cell, dtype)
+        self.coupled = np.empty(cell, dtype)  # the gate that is 1 minus another one
+        self.one = dtype.type(1)
+        self.factor = w.forward[:, layout.r] if split else w.forward
+        self.product = np.empty((layout.size, batch), dtype) if split else None
         self.saved = self._tape() if record else None
-
-    def _block_size(self, *, record: bool) -> int:
-        """Return the number of steps that run on one filling of the buffers: all of them if recorded."""
-        steps = len(self.schedule.past)
-        width = self.batch * (self.layout.depth + (self.layout.size if self.split else 0))
-        return max(1, steps if record else min(steps, tuning.FORWARD_BLOCK // max(1, width)))
-
-    def _allocate(self, *, record: bool) -> None:
-        """Make the buffers of the operands, the cell, the gates and the activated cell."""
-        size, layout, cell = self.size, self.layout, (self.config.hidden_size, self.batch)
-        shapes = (
-            (size + 1, layout.depth, self.batch),
-            (size + 1 if record else 2, *cell),
-            (size if record or self.split else 1, layout.size, self.batch),
-            (size if record else 1, *cell),
-        )
-        dtype = self.plan.dtype
-        buffers: list[Array] = _one_allocation(dtype, *shapes) if record else [np.empty(s, dtype) for s in shapes]
-        self.operands, self.c, self.gates, self.u = buffers
 
     def _tape(self) -> Saved:
         """Return a tape that has the buffers of the steps, and uninitialised arrays for what the switches add."""
@@ -165,21 +158,15 @@ class ForwardPass:
 
     def _run_block(self, x: Array, first: int, count: int) -> Array:
         """Run `count` steps from `first` on and return a view of their h."""
+        layout, gates = self.layout, self.gates
         if first:
             self.h[0], self.c[0], self.r[0] = self.h[self.at], self.c[self.at % len(self.c)], self.r[self.at]
         if self.saved is not None or not self.split:
-            self.schedule.read(x, self.operands[:count, self.layout.x], first)
+            self.schedule.read(x, self.operands[:count, layout.x], first)
         if self.split:
-            self._input_product(x, self.gates[:count], first)
-        for views in self._step_views(first, count):
-            self._step(views)
-        self.at = count
-        return self.h[1 : count + 1]
-
-    def _step_views(self, first: int, count: int) -> Iterator[_StepViews]:
-        """Return an iterator over the views of `count` steps from `first` on."""
-        layout, gates, places = self.layout, self.gates, self.layout.places
-        return zip(
+            self._input_product(x, gates[:count], first)
+        places = layout.places
+        views = zip(
             range(first, first + count),
             self.r if self.split else self.operands,
             _each(gates),
@@ -193,6 +180,10 @@ class ForwardPass:
             repeat(None) if self.reads_h else self.r[1:],
             strict=False,
         )
+        for step_views in views:
+            self._step(step_views)
+        self.at = count
+        return self.h[1 : count + 1]
 
     def _input_product(self, x: Array, z: Array, first: int) -> None:
         """Write ``W x + b`` of the steps from `first` on into `z` (S, G H, N), normalised if the layer has a norm."""
