@@ -1,5 +1,7 @@
 """Checks of arguments that all backends share. Each error names the argument, the expected value and the actual one."""
 
+# long file: every check of an argument that is an array
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -69,7 +69,7 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
 @click.option("--report", "report", metavar="FOLDER", help="Write all of that into a folder, to publish it.")
 @click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
 @click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
-def bench(  # noqa: PLR0913  (click hands every option over as a parameter)
+def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # long: its parameters
     backends: tuple[str, ...],
     grid: str,
     threads: str,

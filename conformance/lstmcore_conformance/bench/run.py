@@ -101,7 +101,7 @@ class Request:
                         yield tuple(Job(mode, point, precision, variant) for variant in VARIANTS), False
 
 
-def run(request: Request, progress: Progress | None = None) -> Benchmark:
+def run(request: Request, progress: Progress | None = None) -> Benchmark:  # long: the run from its begin to its end
     """Do what is asked for. The processes of the runtimes end with it."""
     started, begun = datetime.now(UTC), time.perf_counter()
     described, rng = machine.describe(), np.random.default_rng(request.seed)

@@ -169,7 +169,9 @@ class _Part:
     left: str = TIME
 
 
-def _part(file: Path, words: list[str], seconds: float, limit: Deadline, select: list[str]) -> _Part:
+def _part(  # long: one loop that reads what each process in turn came to
+    file: Path, words: list[str], seconds: float, limit: Deadline, select: list[str]
+) -> _Part:
     """Run a share in one process after another, each from where the one before ended too early."""
     env = dict(os.environ) | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
