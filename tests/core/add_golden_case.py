@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
-from test_reference import GOLDEN, H, I, _data, golden_cases, golden_configs, golden_results
 
 from lstmcore.config import LSTMConfig
 from lstmcore.files import write_atomically
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # as pytest does
+
+from test_reference import GOLDEN, H, I, _data, golden_cases, golden_configs, golden_results
 
 
 def add(name: str, switches: dict[str, Any]) -> None:
