@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -125,7 +125,7 @@ def get_backend(name: str | None = None) -> Backend:
             raise type(error)(f"{BACKEND_VARIABLE}={name!r}: {error}") from error
     if name == "auto":
         return _auto(None, None).backend
-    point = _point(name)
+    point = _point(name, _allowed())
     with _lock:
         if point not in _loaded:
             _loaded[point] = _make(name)
@@ -226,9 +226,10 @@ def _candidates() -> tuple[list[str], dict[str, str]]:
     """Return the backends that ask for ``auto``, highest priority first, and the broken ones with their errors."""
     ranks: dict[str, int] = {}
     broken: dict[str, str] = {}
-    for name in sorted({point.name for point in _allowed()}):
+    points = _allowed()
+    for name in sorted({point.name for point in points}):
         try:
-            priority = _cached_info(name).priority
+            priority = _cached_info(name, points).priority
         except PluginError as error:
             broken[name] = str(error)
             continue
@@ -251,9 +252,8 @@ def _allowed() -> list[EntryPoint]:
     return [point for point in points if point.name in names]
 
 
-def _point(name: str) -> EntryPoint:
-    """Return the one entry point of that name."""
-    points = _allowed()
+def _point(name: str, points: Sequence[EntryPoint]) -> EntryPoint:
+    """Return the one entry point of that name among `points`, which `_allowed` gave."""
     claims = [point for point in points if point.name == name]
     if not claims:
         limited = PLUGINS_VARIABLE in os.environ
@@ -274,7 +274,7 @@ def _unknown(name: str, installed: Iterable[str]) -> str:
 
 def _manager(name: str) -> pluggy.PluginManager:
     """Return a plug-in manager with the plug-in of that name alone, so that no other can answer for it."""
-    point = _point(name)
+    point = _point(name, _allowed())
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
@@ -297,9 +297,9 @@ def _info(name: str) -> BackendInfo:
     return _described(name, _manager(name))
 
 
-def _cached_info(name: str) -> BackendInfo:
+def _cached_info(name: str, points: Sequence[EntryPoint]) -> BackendInfo:
     """Return `_info`, remembered while the plug-in is the same: ``auto`` asks all plug-ins at every selection."""
-    point = _point(name)
+    point = _point(name, points)
     with _lock:
         if point not in _described_points:
             _described_points[point] = _info(name)

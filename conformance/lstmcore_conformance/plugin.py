@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from lstmcore.precision import get_precision
 from lstmcore_conformance.suite.backend_under_test import EXAMPLES, SEED, SMOKE_EXAMPLES, BackendUnderTest, Draws
 from lstmcore_conformance.suite.check import PROFILES
 from lstmcore_conformance.suite.runner import items
@@ -133,6 +134,11 @@ def _generate_jobs(metafunc: pytest.Metafunc, tested: BackendUnderTest) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError(f"{_BENCH_NAME}: needs the plug-in pytest-benchmark: pip install 'lstmcore[bench]'")
     precisions = tuple(config.getoption("lstm_precision") or ("float32",))
+    try:
+        for name in precisions:
+            get_precision(name)
+    except ValueError as error:
+        raise pytest.UsageError(f"--lstm-precision: {error}") from error
     request = Request((tested.backend.name,), grid=config.getoption("lstm_grid"), modes=MODES, precisions=precisions)
     ways = (False,) if tested.declared.device == "cpu" else (False, True)
     items = [(job, resident) for (job,), _ in request.groups() for resident in ways]

@@ -51,7 +51,7 @@ from lstmcore.registry import get_backend
 @click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
 @click.option("--html", "html_path", metavar="FILE", help="Write the report as one page that needs no network.")
 @click.option(
-    "--badge", "badge_path", metavar="FILE", help="Write a badge (SVG), and FILE as .json beside it for shields.io."
+    "--badge", "badge_path", metavar="FILE", help="Write a badge (SVG), and one for shields.io as FILE.shields.json."
 )
 def conform(  # long: one line for each option  # noqa: PLR0913  (one for each option)
     name: str,
@@ -121,7 +121,7 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
 
 def _endpoint(badge: str | None) -> str | None:
     """Return the path of the badge's JSON for shields.io, next to the badge."""
-    return None if badge is None else str(Path(badge).with_suffix(".json"))
+    return None if badge is None else str(Path(badge).with_suffix(".shields.json"))
 
 
 def _check_files(files: Mapping[str, str | None]) -> None:
@@ -132,5 +132,5 @@ def _check_files(files: Mapping[str, str | None]) -> None:
             continue
         if Path(file).is_dir() or not Path(file).parent.is_dir():
             raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
-        if endpoint is not None and Path(file) == Path(endpoint):
+        if endpoint is not None and Path(file).resolve() == Path(endpoint).resolve():
             raise ValueError(f"{option}: expected another file than {file}, which --badge writes for shields.io")

@@ -74,6 +74,13 @@ def test_without_pytest_benchmark_there_is_the_install_line(items: Items) -> Non
     assert "pip install 'lstmcore[bench]'" in found.stdout + found.stderr
 
 
+def test_an_unknown_precision_is_a_mistake_of_the_command(items: Items) -> None:
+    found = items("right", "--lstm-precision", "float99", "--collect-only")
+    assert found.returncode != 0
+    assert "--lstm-precision: " in found.stdout + found.stderr
+    assert "float99" in found.stdout + found.stderr
+
+
 @pytest.mark.parametrize("kind", ["wrong", "wrong_later"])
 def test_wrong_values_fail_and_save_nothing(items: Items, tmp_path: Path, kind: str) -> None:
     found = items(kind, "-k", POINT, "--benchmark-max-time=0.01", "--benchmark-min-rounds=5", "--benchmark-autosave")

@@ -125,15 +125,16 @@ def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, mo
     assert found.exit_code == 1
     assert "<failure" in files["junit"].read_text()
     assert "failed" in files["badge"].read_text()
-    assert json.loads((tmp_path / "badge.json").read_text())["message"].endswith("failed")
+    assert json.loads((tmp_path / "badge.shields.json").read_text())["message"].endswith("failed")
 
 
 def test_the_badges_json_replaces_no_other_file(tmp_path: Path) -> None:
-    files = ("--badge", str(tmp_path / "badge.svg"), "--json", str(tmp_path / "badge.json"))
+    files = ("--badge", str(tmp_path / "badge.svg"), "--json", str(tmp_path / "folder" / ".." / "badge.shields.json"))
+    (tmp_path / "folder").mkdir()
     found = CliRunner().invoke(main, ["conform", "reference", "-k", "forward.no_state", *files])
     assert found.exit_code == 2
     assert "--json: expected another file than" in found.output
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_without_jinja2_there_is_the_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

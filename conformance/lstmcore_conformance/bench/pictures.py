@@ -105,7 +105,7 @@ def _look(candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
     found: dict[Candidate, dict[str, Any]] = {}
     own = cycle(zip(_BACKENDS, _OWN_MARKS, strict=True))
     for one in candidates:
-        peer = one.kind == "peer"
+        peer = one.name in _PEERS and one.kind == "peer"  # a stand-in of a peer has the look of a backend
         colour, mark = (_PEERS[one.name], _MARKS[one.name]) if peer else next(own)
         found[one] = {"color": colour, "marker": mark, "label": one.label, "zorder": 2 if peer else 3}
     return found

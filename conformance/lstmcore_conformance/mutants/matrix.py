@@ -2,7 +2,7 @@
 
 The suite passes if every mutant is caught by the check that it names, and if every check catches a mutant that plain
 value checks miss. `STANDS` gives the reason for a check that catches none. ``--whole`` runs every mutant through every
-check and prints how many mutants each check catches; its verdict is the same, and it takes several times as long.
+check and prints how many mutants each check catches, and takes several times as long.
 """
 
 from __future__ import annotations
