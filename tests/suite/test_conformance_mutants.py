@@ -15,7 +15,7 @@ from lstmcore_conformance.cases.switches import config_of
 from lstmcore_conformance.mutants import MUTANTS, Mutant, edited
 from lstmcore_conformance.mutants.budget_experiment import PRECISIONS, VALUES
 from lstmcore_conformance.mutants.equivalent import VARIANTS
-from lstmcore_conformance.mutants.matrix import STANDS, catches_one, judge
+from lstmcore_conformance.mutants.matrix import STANDS, goes_beyond, judge
 from lstmcore_conformance.oracle.naive import NaiveBackend
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
 from lstmcore_conformance.suite.check import Profile, all_checks
@@ -74,8 +74,8 @@ def test_a_mutant_that_passes_its_check_is_told(monkeypatch: pytest.MonkeyPatch)
     )
     uncaught, _ = judge(check)
     assert uncaught == ["faultless"]
-    assert not catches_one(check, ["faultless"])
-    assert catches_one(check, ["faultless", wrong[0]])
+    assert not goes_beyond(check, ["faultless"])
+    assert goes_beyond(check, ["faultless", wrong[0]])
 
 
 #: What makes data too regular -> a case, and what is done to its data.
