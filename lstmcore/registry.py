@@ -80,10 +80,11 @@ def backends() -> list[BackendRecord]:
         ``LSTMCORE_PLUGINS`` names a plug-in that is not installed.
     """
     records = []
-    for name in sorted({point.name for point in _allowed()}):
+    points = _allowed()
+    for name in sorted({point.name for point in points}):
         info = None
         try:
-            info = _info(name)
+            info = _described(name, _manager(_point(name, points)))
             if reason := _reason(info):
                 records.append(BackendRecord(name, False, reason, info.version, info.summary))
                 continue
@@ -125,10 +126,14 @@ def get_backend(name: str | None = None) -> Backend:
             raise type(error)(f"{BACKEND_VARIABLE}={name!r}: {error}") from error
     if name == "auto":
         return _auto(None, None).backend
-    point = _point(name, _allowed())
+    return _load(_point(name, _allowed()))
+
+
+def _load(point: EntryPoint) -> Backend:
+    """Return the backend of an entry point, the same object at every call."""
     with _lock:
         if point not in _loaded:
-            _loaded[point] = _make(name)
+            _loaded[point] = _make(point)
         return _loaded[point]
 
 
@@ -199,43 +204,45 @@ def default_name() -> str:
 
 
 def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
-    names, broken = _candidates()
+    points, broken = _candidates()
     skipped: dict[str, str] = {}
-    for name in names:
+    for point in points:
         try:
-            backend = get_backend(name)
+            backend = _load(point)
         except (PluginError, UnavailableError, ValueError) as error:
-            skipped[name] = str(error)
+            skipped[point.name] = str(error)
             continue
         refusals = [backend.refusal(c, precision) for c in stack.configs] if stack and precision else []
         refusal = next((reason for reason in refusals if reason), None)
         if refusal is None:
             notes = "".join(f"; {name} has no known priority: {reason}" for name, reason in broken.items())
             return Selection(backend, f"auto: the fastest that is available and declares this LSTM{notes}", skipped)
-        skipped[name] = refusal
+        skipped[point.name] = refusal
+    names = ", ".join(point.name for point in points)
     tried = "; ".join(f"{name}: {reason}" for name, reason in (skipped | broken).items())
     if PLUGINS_VARIABLE in os.environ and not tried:
         tried = f"{PLUGINS_VARIABLE}={os.environ[PLUGINS_VARIABLE]!r} leaves none to load: unset it"
     raise ValueError(
-        f"backend: 'auto' found none of {', '.join(names) or 'the installed ones'} that can run this LSTM "
+        f"backend: 'auto' found none of {names or 'the installed ones'} that can run this LSTM "
         f"({tried or 'none asks for it'})"
     )
 
 
-def _candidates() -> tuple[list[str], dict[str, str]]:
+def _candidates() -> tuple[list[EntryPoint], dict[str, str]]:
     """Return the backends that ask for ``auto``, highest priority first, and the broken ones with their errors."""
-    ranks: dict[str, int] = {}
+    ranks: dict[EntryPoint, int] = {}
     broken: dict[str, str] = {}
     points = _allowed()
     for name in sorted({point.name for point in points}):
         try:
-            priority = _cached_info(name, points).priority
+            point = _point(name, points)
+            priority = _cached_info(point).priority
         except PluginError as error:
             broken[name] = str(error)
             continue
         if priority is not None:
-            ranks[name] = priority
-    return sorted(ranks, key=lambda name: (-ranks[name], name)), broken
+            ranks[point] = priority
+    return sorted(ranks, key=lambda point: (-ranks[point], point.name)), broken
 
 
 def _allowed() -> list[EntryPoint]:
@@ -272,9 +279,9 @@ def _unknown(name: str, installed: Iterable[str]) -> str:
     return f"expected one of {', '.join(names) or 'none (no plug-in is loaded)'}; got {name!r}{hint}"
 
 
-def _manager(name: str) -> pluggy.PluginManager:
-    """Return a plug-in manager with the plug-in of that name alone, so that no other can answer for it."""
-    point = _point(name, _allowed())
+def _manager(point: EntryPoint) -> pluggy.PluginManager:
+    """Return a plug-in manager with that plug-in alone, so that no other can answer for it."""
+    name = point.name
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
@@ -292,21 +299,16 @@ def _manager(name: str) -> pluggy.PluginManager:
     return manager
 
 
-def _info(name: str) -> BackendInfo:
-    """Return the description of a plug-in, checked."""
-    return _described(name, _manager(name))
-
-
-def _cached_info(name: str, points: Sequence[EntryPoint]) -> BackendInfo:
-    """Return `_info`, remembered while the plug-in is the same: ``auto`` asks all plug-ins at every selection."""
-    point = _point(name, points)
+def _cached_info(point: EntryPoint) -> BackendInfo:
+    """Return `_described`, remembered while the plug-in is the same: ``auto`` asks all plug-ins at every selection."""
     with _lock:
         if point not in _described_points:
-            _described_points[point] = _info(name)
+            _described_points[point] = _described(point.name, _manager(point))
         return _described_points[point]
 
 
 def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
+    """Return the description of a plug-in, checked."""
     info = _call(name, manager, "lstmcore_backend_info")
     if not isinstance(info, BackendInfo):
         raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {info!r}")
@@ -337,8 +339,8 @@ def _capabilities(backend: Backend) -> Capabilities:
     return declared
 
 
-def _make(name: str) -> Backend:
-    manager = _manager(name)
+def _make(point: EntryPoint) -> Backend:
+    name, manager = point.name, _manager(point)
     if reason := _reason(_described(name, manager)):
         raise UnavailableError(f"backend {name!r} cannot run here: {reason}")
     backend = _call(name, manager, "lstmcore_backend")
