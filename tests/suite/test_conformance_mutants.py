@@ -72,8 +72,8 @@ def test_a_mutant_that_passes_its_check_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         "lstmcore_conformance.mutants.matrix.MUTANTS", {"faultless": faultless, wrong[0]: MUTANTS[wrong[0]]}
     )
-    uncaught, _ = judge(check)
-    assert uncaught == ["faultless"]
+    caught, uncaught, _ = judge(check)
+    assert (caught, uncaught) == ([wrong[0]], ["faultless"])
     assert not goes_beyond(check, ["faultless"])
     assert goes_beyond(check, ["faultless", wrong[0]])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -46,11 +46,26 @@ class Row:
     @property
     def fault(self) -> str:
         """The fault of the check, or an empty text."""
-        if self.check in PLAIN:
-            return "" if self.caught else "catches no mutant"
-        if self.beyond:
-            return "it is in STANDS and catches such mutants" if self.check in STANDS else ""
-        return "" if self.check in STANDS else "catches no mutant that plain value checks miss"
+        return fault(self.check, caught=self.caught > 0, beyond=self.beyond > 0)
+
+
+def fault(check: str, *, caught: bool, beyond: bool) -> str:
+    """Return what is wrong with a check, or an empty text.
+
+    Parameters
+    ----------
+    check
+        The check's id.
+    caught
+        Whether it catches a mutant.
+    beyond
+        Whether it catches one that plain value checks miss.
+    """
+    if check in PLAIN:
+        return "" if caught else "catches no mutant"
+    if beyond:
+        return "it is in STANDS and catches such mutants" if check in STANDS else ""
+    return "" if check in STANDS else "catches no mutant that plain value checks miss"
 
 
 def failing(id: str, wanted: Callable[[Check], bool], *, first: bool = False) -> frozenset[str]:
@@ -89,20 +104,25 @@ def matrix(jobs: int) -> Iterator[tuple[str, frozenset[str]]]:
         yield from zip(MUTANTS, pool.map(catching, MUTANTS), strict=True)
 
 
-def judge(check: str) -> tuple[list[str], str | None]:
+def catches(checks: Collection[str], mutant: str) -> bool:
+    """Return whether one of the checks catches the mutant."""
+    return bool(failing(mutant, lambda check: check.id in checks, first=True))
+
+
+def judge(check: str) -> tuple[list[str], list[str], str | None]:
     """Run the mutants that name a check.
 
     Returns
     -------
-    uncaught
-        The ids of those that pass.
+    caught, uncaught
+        The ids of those that it catches, and of the others.
     beyond
         One that is caught, and that plain value checks miss; None if there is none.
     """
-    named = [id for id, mutant in MUTANTS.items() if mutant.caught_by == check]
-    caught = [id for id in named if failing(id, lambda other: other.id == check, first=True)]
-    misses = (id for id in caught if not failing(id, lambda other: other.id in PLAIN, first=True))
-    return [id for id in named if id not in caught], next(misses, None)
+    own = [id for id, mutant in MUTANTS.items() if mutant.caught_by == check]
+    caught = [id for id in own if catches({check}, id)]
+    beyond = next((id for id in caught if not catches(PLAIN, id)), None)
+    return caught, [id for id in own if id not in caught], beyond
 
 
 def goes_beyond(check: str, missed: Sequence[str]) -> bool:
@@ -115,14 +135,10 @@ def goes_beyond(check: str, missed: Sequence[str]) -> bool:
     missed
         Mutants that plain value checks are known to miss; they are tried first.
     """
-
-    def catches(id: str) -> bool:
-        return bool(failing(id, lambda other: other.id == check, first=True))
-
-    if any(map(catches, missed)):
+    if any(catches({check}, id) for id in missed):
         return True
     others = [id for id, mutant in MUTANTS.items() if id not in missed and mutant.caught_by not in (check, *PLAIN)]
-    return any(catches(id) and not failing(id, lambda other: other.id in PLAIN, first=True) for id in others)
+    return any(catches({check}, id) and not catches(PLAIN, id) for id in others)
 
 
 def rows(caught: Mapping[str, frozenset[str]]) -> list[Row]:
@@ -169,15 +185,14 @@ def named(jobs: int, console: Console) -> list[str]:
         judged = pool.map(judge, checks)
         progress = track(judged, "checks", total=len(checks), console=Console(stderr=True), transient=True)
         verdicts = dict(zip(checks, progress, strict=True))
-        beyond = [mutant for _, mutant in verdicts.values() if mutant is not None]
-        rest = [check for check in checks if check not in PLAIN and verdicts[check][1] is None]
-        found = dict(zip(rest, pool.map(goes_beyond, rest, [beyond] * len(rest)), strict=True))
+        missed = [mutant for *_, mutant in verdicts.values() if mutant is not None]
+        rest = [check for check in checks if check not in PLAIN and verdicts[check][2] is None]
+        beyond = dict(zip(rest, pool.map(goes_beyond, rest, [missed] * len(rest)), strict=True))
     faults = []
-    for check, (uncaught, _) in verdicts.items():
+    for check, (caught, uncaught, _) in verdicts.items():
         faults += [f"mutant {id}: {check} does not catch it" for id in uncaught]
-        any_caught = len(uncaught) < sum(mutant.caught_by == check for mutant in MUTANTS.values())
-        if fault := Row(check, int(any_caught), int(found.get(check, True))).fault:
-            faults.append(f"check {check}: {fault}")
+        if wrong := fault(check, caught=bool(caught), beyond=beyond.get(check, True)):
+            faults.append(f"check {check}: {wrong}")
     if not faults:
         console.print(
             f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught by the check that they name; "
@@ -195,8 +210,8 @@ def main(jobs: int, every: bool) -> None:
     """Run the mutants through the checks."""
     console = Console()
     faults = (whole if every else named)(jobs, console)
-    for fault in faults:
-        console.print(fault, style="bold red", markup=False, soft_wrap=True)
+    for text in faults:
+        console.print(text, style="bold red", markup=False, soft_wrap=True)
     sys.exit(bool(faults))
 
 
