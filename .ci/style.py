@@ -64,10 +64,13 @@ class Function:
 
 def files(*folders: str) -> list[Path]:
     """Return the Python files below `folders` that git has, sorted."""
-    listed = subprocess.run(["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [
-        ROOT / name for name in sorted(listed.stdout.split("\0")) if name.endswith(".py") and (ROOT / name).exists()
-    ]
+    return [ROOT / name for name in _listed(*folders) if name.endswith(".py") and (ROOT / name).exists()]
+
+
+def _listed(*folders: str) -> list[str]:
+    """Return the names of the files that git has below `folders`, or of all, sorted."""
+    done = subprocess.run(["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted(done.stdout.split("\0"))
 
 
 def functions(path: Path, root: Path = ROOT) -> list[Function]:
@@ -160,10 +163,9 @@ def repeats(paths: Sequence[Path]) -> int:
 
 def generated_lines() -> int:
     """Return the lines of files in git that a program wrote: data, pages and pictures."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     kinds = (".json", ".html", ".svg")
-    listed = [name for name in names.split("\0") if name.endswith(kinds)]
-    return sum(len((ROOT / name).read_bytes().splitlines()) for name in listed if "schema" not in name)
+    generated = [name for name in _listed() if name.endswith(kinds) and "schema" not in name]
+    return sum(len((ROOT / name).read_bytes().splitlines()) for name in generated)
 
 
 def table() -> str:

@@ -60,14 +60,21 @@ def scoreboard(board: Board) -> str:
         runs=runs(board),
         sections="; ".join(board.sections),
         about_sections=SECTIONS,
-        without=reasons(board),
-        columns=COLUMNS,
-        ran=list(map(ran, board.reports)),
-        refused=[
+        **report_details(board),
+    )
+
+
+def report_details(board: Board) -> dict[str, Any]:
+    """Return what both forms of the scoreboard say below their table: reports, refusals, runtimes without a report."""
+    return {
+        "without": reasons(board),
+        "columns": COLUMNS,
+        "ran": list(map(ran, board.reports)),
+        "refused": [
             (label, [(", ".join(names), reason) for reason, names in groups.items()])
             for label, groups in refusals(board)
         ],
-    )
+    }
 
 
 def excerpt(board: Board) -> str:

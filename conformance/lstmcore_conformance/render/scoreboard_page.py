@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lstmcore_conformance.bench.summary import Setting
-from lstmcore_conformance.render.scoreboard_markdown import COLUMNS, SECTIONS, SPEED, ran, refusals, runs
+from lstmcore_conformance.render.scoreboard_markdown import SECTIONS, SPEED, report_details, runs
 from lstmcore_conformance.render.templating import render
-from lstmcore_conformance.scoreboard.board import Board, Digest, reasons, section_cell, speed_cell, verdict
+from lstmcore_conformance.scoreboard.board import Board, Digest, section_cell, speed_cell, verdict
 
 #: Heading, CSS class, text, and the length of the bar as a share (None: no bar).
 Cell = tuple[str, str, str, float | None]
@@ -32,13 +32,7 @@ def page(board: Board) -> str:
         sections=board.sections,
         rows=[(label, list(_cells(board, label, report))) for label, report in board.rows],
         notes=notes,
-        without=reasons(board),
-        columns=COLUMNS,
-        ran=list(map(ran, board.reports)),
-        refused=[
-            (label, [(", ".join(names), reason) for reason, names in groups.items()])
-            for label, groups in refusals(board)
-        ],
+        **report_details(board),
     )
 
 
