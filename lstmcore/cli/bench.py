@@ -173,7 +173,7 @@ class Outputs(NamedTuple):
         """Write everything, and show the run unless its JSON goes to standard output."""
         from lstmcore.files import write_atomically
         from lstmcore_conformance.bench.summary import document
-        from lstmcore_conformance.bench.table import show
+        from lstmcore_conformance.bench.terminal import show
 
         text = document(benchmark)
         if self.json == "-":

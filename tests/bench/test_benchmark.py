@@ -38,7 +38,7 @@ from lstmcore_conformance.bench.run import Request, run
 from lstmcore_conformance.bench.runtimes import Prepared
 from lstmcore_conformance.bench.startup import Start, start
 from lstmcore_conformance.bench.summary import document, summaries, variants
-from lstmcore_conformance.bench.table import show
+from lstmcore_conformance.bench.terminal import show
 from lstmcore_conformance.bench.timing import Plan, Samples, measure, timed_result
 from lstmcore_conformance.bench.worker import Server, timed
 from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
@@ -627,7 +627,7 @@ def test_a_time_that_is_no_more_is_told() -> None:
     console = Console(file=StringIO(), width=200)
     show_changes([], [gone], console)
     assert isinstance(console.file, StringIO)
-    told = "inference float32 4, 3, 5, 7, numpy, 1 threads: no time any more: unsupported: not now"
+    told = "inference float32 4, 3, 5, 7, numpy, 1 thread: no time any more: unsupported: not now"
     assert told in console.file.getvalue()
 
 

@@ -32,6 +32,7 @@ from lstmcore_conformance.bench.results import Benchmark, Result
 from lstmcore_conformance.bench.results import Outcome as Timing
 from lstmcore_conformance.bench.runtimes import Prepared
 from lstmcore_conformance.bench.summary import variants
+from lstmcore_conformance.bench.tables import verdicts
 from lstmcore_conformance.bench.timed_device import Named, StandIn, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.bench.worker_client import Candidate
@@ -126,7 +127,9 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert device["not_reached"] == device["errors"] == []
     shown = CliRunner().invoke(cli, ["bench", "--read", str(folder / "results.json")])
     assert shown.exit_code == 0, shown.output
-    assert "numpy:equations (resident), training, float16, 1 thread: best peer / ours" in shown.output
+    (table,) = verdicts(benchmark)
+    assert ("numpy:equations (resident)", "training, float16, 1 thread") in {tuple(row[:2]) for row in table.rows}
+    assert table.caption in shown.output
     told = capsys.readouterr().out
     assert told.endswith("\n".join(goals.lines(values)) + "\n")
     assert told.endswith((folder / "table.txt").read_text("utf-8"))

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.statistics import Values, unpaired_ratio
-from lstmcore_conformance.bench.table import print_whole
+from lstmcore_conformance.bench.tables import NOISY, Table
+from lstmcore_conformance.bench.terminal import print_table
 from lstmcore_conformance.bench.worker_client import Candidate
 
 #: The level of the intervals, so that a table of some fifty has few false alarms, and the smallest change that counts.
@@ -141,27 +141,25 @@ def _relative(run: dict[_Key, Result], key: _Key, peers: list[Candidate]) -> Val
 
 def show(found: list[Change], gone: list[Result], console: Console) -> None:
     """Print the changes beyond noise, how many there are without one, and what has no time any more."""
-    marked = any(one.noisy for one in found if one.slower or one.faster)
-    table = Table(title=f"New time over old{'; ~ is of noisy times' * marked}", title_justify="left")
-    for heading in ("call", "backend", "ratio", "interval", "beside"):
-        table.add_column(heading)
-    for one in sorted(found, key=lambda one: -one.ratio):
-        if one.slower or one.faster:
-            style = "bold red" if one.slower else "green"
-            table.add_row(
-                str(one.result.job),
-                f"{one.result.candidate.label}, {one.result.candidate.threads} threads",
-                Text(f"{'~' * one.noisy}{one.ratio:.2f} {'slower' if one.slower else 'faster'}", style),
-                f"{one.low:.2f} to {one.high:.2f}",
-                ", ".join(one.peers) or "itself",
-            )
-    if table.row_count:
-        print_whole(table, console)
-    calm = sum(not (one.slower or one.faster) for one in found)
+    changed = sorted((one for one in found if one.slower or one.faster), key=lambda one: -one.ratio)
+    rows = [
+        (
+            str(one.result.job),
+            one.result.candidate.described,
+            f"{NOISY * one.noisy}{one.ratio:.2f} {'slower' if one.slower else 'faster'}",
+            f"{one.low:.2f} to {one.high:.2f}",
+            ", ".join(one.peers) or "itself",
+        )
+        for one in changed
+    ]
+    if rows:
+        caption = "New time over old" + f"; {NOISY} is of noisy times" * any(one.noisy for one in changed)
+        print_table(Table(caption, ("call", "backend", "ratio", "interval", "beside"), rows), console)
+    calm = len(found) - len(changed)
     slower = sum(one.slower for one in found)
     console.print(
         f"{slower} slower, {len(found) - calm - slower} faster, {calm} without a change beyond noise", highlight=False
     )
     for result in gone:
-        text = f"{result.job}, {result.candidate.label}, {result.candidate.threads} threads: no time any more"
+        text = f"{result.job}, {result.candidate.described}: no time any more"
         console.print(Text(f"{text}: {result.outcome.value}: {result.message}", "bold red"), soft_wrap=True)

@@ -9,21 +9,13 @@ from typing import Final
 from lstmcore.files import write_atomically
 from lstmcore_conformance.bench.pictures import file_name, pictures, rendered
 from lstmcore_conformance.bench.results import Benchmark
-from lstmcore_conformance.bench.summary import document, summaries
+from lstmcore_conformance.bench.summary import document
+from lstmcore_conformance.bench.tables import verdicts
 from lstmcore_conformance.render.benchmark_page import page
 from lstmcore_conformance.render.templating import render
 
 #: The first line of a README.md that was written here.
 _TITLE: Final = "# A run of `lstmcore bench`"
-_COLUMNS: Final = (
-    "backend",
-    "setting",
-    "best peer / ours, geometric mean",
-    "worst",
-    "points",
-    "noisy",
-    "without a time",
-)
 
 
 def check_folder(name: str, folder: Path) -> None:
@@ -72,11 +64,6 @@ def write_pictures(benchmark: Benchmark, folder: Path, kinds: Iterable[str]) -> 
 def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> str:
     """Return the page of the folder in Markdown, which shows the pictures of these names and titles."""
     machine = benchmark.machine
-    rows = []
-    for one in summaries(benchmark):
-        worst = f"{one.worst.ratio:.2f} at {one.worst.ours.job.point} ({one.worst.peer.candidate.label})"
-        noisy = sum(comparison.noisy for comparison in one.comparisons)
-        rows.append((one.backend, one.setting, f"{one.mean:.2f}", worst, len(one.comparisons), noisy, one.refused))
     return render(
         "run.md",
         date=benchmark.started[:10],
@@ -85,7 +72,6 @@ def _readme(benchmark: Benchmark, shown: Iterable[tuple[str, str]]) -> str:
         load=f"{machine['load']:.2f}",
         grid=benchmark.grid,
         seed=benchmark.settings.get("seed", ""),
-        columns=_COLUMNS,
-        rows=rows,
+        tables=verdicts(benchmark),
         pictures=shown,
     )

@@ -14,7 +14,7 @@ from lstmcore_conformance.bench import grids
 from lstmcore_conformance.bench.jobs import Job, Point
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result, Roof
 from lstmcore_conformance.bench.summary import best_peer, plain, roof_of, settings
-from lstmcore_conformance.bench.table import digits
+from lstmcore_conformance.bench.tables import digits
 from lstmcore_conformance.bench.worker_client import Candidate
 
 if TYPE_CHECKING:

@@ -55,6 +55,11 @@ class Candidate:
             return PEERS[self.name][1] if self.name in PEERS else self.name
         return f"{self.title} (adapter)" if self.name in PEERS else self.title
 
+    @property
+    def described(self) -> str:
+        """The label and the number of threads."""
+        return f"{self.label}, {self.threads} thread{'s' * (self.threads > 1)}"
+
 
 def environment(threads: int) -> dict[str, str]:
     """Return the variables that tell every known library how many threads to use."""
