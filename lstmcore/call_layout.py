@@ -58,8 +58,10 @@ class CallLayout:
             validation.check_array("x", x, (None, width), storage, letters="(T, I)")
             self.batched, self.x = False, x[:, None]
         else:
-            letters = "(N, T, I)" if batch_first else "(T, N, I)"
-            validation.check_numpy("x", x, (None, None, width), storage, letters=letters)
+            # The first line passes most calls, and saves a microsecond of the check.
+            if not (type(x) is np.ndarray and x.ndim == 3 and x.shape[2] == width and x.dtype == storage):
+                letters = "(N, T, I)" if batch_first else "(T, N, I)"
+                validation.check_numpy("x", x, (None, None, width), storage, letters=letters)
             self.batched, self.x = True, x.swapaxes(0, 1) if batch_first else x
         self.steps, self.batch = self.x.shape[:2]
         self.stack, self.precision = stack, precision
