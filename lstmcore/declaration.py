@@ -8,12 +8,22 @@ from typing import Final
 
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import PRECISIONS, Precision
+from lstmcore.stored_weights import SAME, WEIGHT_FEATURES
 
 DERIVATIVES: Final = frozenset({"backward", "jvp"})
 
 
 class UnsupportedError(ValueError):
     """A call asks for something that the backend does not declare; the message says what and why."""
+
+
+def require_trainable(precision: Precision) -> None:
+    """Raise UnsupportedError if the weights are rounded into a format: a step of training would be lost in it."""
+    if precision.weights != SAME:
+        raise UnsupportedError(
+            f"weights: derivatives need weights that are stored as they are; got {precision.weights}: train an LSTM "
+            "with weights='same', then use its compressed()"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class Capabilities:
     precisions
         Names from `PRECISIONS`.
     features
-        Names from `config.FEATURES`.
+        Names from `config.FEATURES` and `stored_weights.WEIGHT_FEATURES`.
     derivatives
         Names from `DERIVATIVES`.
     reasons
@@ -66,7 +76,7 @@ class Capabilities:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("precisions", frozenset(PRECISIONS)),
-            ("features", FEATURES),
+            ("features", FEATURES | WEIGHT_FEATURES),
             ("derivatives", DERIVATIVES),
         ):
             value = frozenset(getattr(self, name))
@@ -81,7 +91,8 @@ class Capabilities:
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` in `precision` cannot run, or None if it can."""
         wanted = [name for name in (precision.name,) if name not in self.precisions]
-        wanted += sorted(config.features - self.features)
+        used = config.features if precision.weights == SAME else config.features | {f"weights:{precision.weights}"}
+        wanted += sorted(used - self.features)
         return "; ".join(self.missing(name) for name in wanted) or None
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from lstmcore import validation
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
-from lstmcore.declaration import Capabilities, Receipt, UnsupportedError
+from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, require_trainable
 from lstmcore.precision import Precision, get_precision
+from lstmcore.stored_weights import StoredMatrix, read_parameters, store_parameters
 
 
 class LayerBackend(ABC):
@@ -71,7 +72,15 @@ class Kernel(ABC):
     """One layer in one direction in one precision. Holds no weights and no state; thread-safe.
 
     Inputs are never written to; read-only and non-contiguous ones work. Outputs are fresh, or the `out` given.
+
+    Attributes
+    ----------
+    takes_stored
+        Whether `_pack` gets each matrix as a `StoredMatrix` if `Precision.weights` is a format; else it gets what
+        `StoredMatrix.read` returns.
     """
+
+    takes_stored: ClassVar[bool] = False
 
     def __init__(self, backend: LayerBackend, config: LSTMConfig, precision: Precision) -> None:
         self.backend = backend
@@ -83,10 +92,16 @@ class Kernel(ABC):
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Return parameters (``LSTMConfig.parameter_shapes``, storage dtype) in the kernel's own form.
 
-        Later changes of the arrays in `parameters` do not reach the result.
+        Matrices are rounded into the format of `Precision.weights` first. Later changes of the arrays in `parameters`
+        do not reach the result.
         """
         validation.check_parameters("parameters", parameters, self.config.parameter_shapes, self.precision)
-        return self._pack(parameters)
+        return self.pack_stored(store_parameters(parameters, self.precision.weights))
+
+    @final
+    def pack_stored(self, parameters: Mapping[str, Array | StoredMatrix]) -> Weights:
+        """Return parameters whose matrices are in the format of `Precision.weights` in the kernel's own form."""
+        return self._pack(parameters if self.takes_stored else read_parameters(parameters, self.precision.storage))
 
     @final
     def forward(  # noqa: PLR0913  (the arguments of the equations)
@@ -129,6 +144,8 @@ class Kernel(ABC):
         self._declared("lengths", lengths is not None)
         self._declared("masks", masks is not None)
         self._declared("backward", record)
+        if record:
+            require_trainable(self.precision)
         call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
         validation.check_out(out, (*x.shape[:2], self.config.output_size), self.precision, (x, state, masks))
         y, last, saved = self._forward(weights, x, state, call, masks, record=record, out=out)
@@ -179,6 +196,7 @@ class Kernel(ABC):
             One for each array that moves; it has shape and dtype of its array. What is left out is zero.
         """
         self._declared("jvp", True)
+        require_trainable(self.precision)
         self._declared("lengths", lengths is not None)
         self._declared("masks", masks is not None)
         call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
@@ -245,7 +263,7 @@ class StackKernel(ABC):
 
     @abstractmethod
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
-        """Return all parameters in the kernel's own form."""
+        """Return all parameters in the kernel's own form; in a format, matrices are `StoredMatrix` objects."""
 
     @abstractmethod
     def forward(  # noqa: PLR0913  (the arguments of the equations)

@@ -26,12 +26,13 @@ from lstmcore.backend import (
 )
 from lstmcore.call_layout import CallLayout, StateLike
 from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
-from lstmcore.declaration import Explanation
+from lstmcore.declaration import Explanation, require_trainable
 from lstmcore.initialization import initial_parameters
 from lstmcore.masks import stack_masks
 from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
+from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
 
 #: No machine holds more, and NumPy's message for larger arrays names no argument.
 _MOST_PARAMETERS: Final = 2**48
@@ -70,6 +71,7 @@ class _Options(NamedTuple):
     seed: int | None
     init: str
     forget_bias: float | None
+    weights: str
 
 
 class LSTM:
@@ -100,6 +102,10 @@ class LSTM:
         every backend. None draws one from the operating system; `LSTM.seed` holds it.
     init, forget_bias
         Initial parameters; see `initial_parameters`.
+    weights
+        The format in which the weight matrices are stored: ``"same"`` (as they are), ``"bfloat16"``, ``"float16"`` or
+        ``"int8"`` with a scale for each row. With another format than ``"same"``, parameters are rounded into it when
+        they are loaded, and the LSTM has no `record` and no `jvp`.
 
     Attributes
     ----------
@@ -176,12 +182,13 @@ class LSTM:
         seed: int | None = None,
         init: str = "uniform",
         forget_bias: float | None = None,
+        weights: str = SAME,
     ) -> None:
         arguments = locals()
         switches = {name: arguments[name] for name in SHARED_SWITCHES}
         config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
         stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
-        self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias))
+        self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias, weights))
 
     @classmethod
     def from_config(  # noqa: PLR0913  (a public constructor)
@@ -196,6 +203,7 @@ class LSTM:
         seed: int | None = None,
         init: str = "uniform",
         forget_bias: float | None = None,
+        weights: str = SAME,
     ) -> Self:
         """Return an LSTM of a `StackConfig`, with `parameters`, or with initial ones if None.
 
@@ -205,7 +213,7 @@ class LSTM:
             Layers and directions.
         parameters
             Full parameter name -> array, as for `load_parameters`.
-        batch_first, dtype, backend, strict, seed, init, forget_bias
+        batch_first, dtype, backend, strict, seed, init, forget_bias, weights
             As for the constructor.
 
         Raises
@@ -216,7 +224,7 @@ class LSTM:
         if not isinstance(stack, StackConfig):
             raise TypeError(f"stack: expected a StackConfig; got {type(stack).__name__}")
         lstm = cls.__new__(cls)
-        options = _Options(batch_first, dtype, backend, strict, seed, init, forget_bias)
+        options = _Options(batch_first, dtype, backend, strict, seed, init, forget_bias, weights)
         lstm._build(stack, parameters, options)
         return lstm
 
@@ -224,7 +232,7 @@ class LSTM:
         for name in ("batch_first", "strict"):
             flag(name, getattr(options, name))
         self.stack, self.batch_first, self.strict = stack, options.batch_first, options.strict
-        self.precision = get_precision(options.dtype)
+        self.precision = get_precision(options.dtype).with_weights(options.weights)
         if (count := sum(map(math.prod, stack.parameter_shapes.values()))) > _MOST_PARAMETERS:
             raise ValueError(
                 f"input_size, hidden_size: expected sizes that give at most {_MOST_PARAMETERS} parameters; got {count}"
@@ -263,7 +271,7 @@ class LSTM:
         if isinstance(self.backend, str):
             self.backend = registry.get_backend(self.backend)
         self._compile()
-        self.load_parameters(self._parameters)
+        self._load(self._parameters)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -272,8 +280,14 @@ class LSTM:
         """Full parameter name -> array (`StackConfig.parameter_shapes`).
 
         The arrays are read-only, since the backend has packed them into another form: change a copy and
-        `load_parameters` it. An array that was taken from here keeps its values when others are loaded.
+        `load_parameters` it. An array that was taken from here keeps its values when others are loaded. A matrix that
+        is stored in another format is read into a new array each time.
         """
+        return read_parameters(self._parameters, self.precision.storage)
+
+    @property
+    def stored_parameters(self) -> dict[str, Array | StoredMatrix]:
+        """Full parameter name -> array, or `StoredMatrix` where `weights` is another format than ``"same"``."""
         return dict(self._parameters)
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
@@ -282,12 +296,14 @@ class LSTM:
         Parameters
         ----------
         parameters
-            Every name of `StackConfig.parameter_shapes` with an array of the storage dtype; they are copied.
+            Every name of `StackConfig.parameter_shapes` with an array of the storage dtype; they are copied, and
+            rounded where `weights` is another format than ``"same"``.
 
         Raises
         ------
         ValueError
-            A missing or unknown name, a wrong shape, a number that is not finite; nothing is changed then.
+            A missing or unknown name, a wrong shape, a number that is not finite or too large for the format; nothing
+            is changed then.
         TypeError
             Not a mapping, a value that is not an array of the storage dtype.
         """
@@ -297,8 +313,45 @@ class LSTM:
         validation.check_finite_parameters("parameters", loaded)
         for array in loaded.values():
             array.flags.writeable = False
-        weights = self._kernel.pack(loaded)
-        self._parameters, self._weights = loaded, weights
+        self._load(store_parameters(loaded, self.precision.weights))
+
+    def _load(self, parameters: dict[str, Array | StoredMatrix]) -> None:
+        weights = self._kernel.pack(parameters)
+        self._parameters, self._weights = parameters, weights
+
+    def compressed(self, weights: str, *, backend: str | Backend | None = None) -> Self:
+        """Return this LSTM with its weight matrices stored in another format, for inference.
+
+        Parameters
+        ----------
+        weights
+            ``"bfloat16"``, ``"float16"`` or ``"int8"``. The result computes with the rounded weights, in all else
+            exactly as before.
+        backend
+            A name or a `Backend`; None takes this LSTM's.
+
+        Raises
+        ------
+        ValueError
+            An unknown format, a weight that is too large for it; weights that are stored in a format already.
+        UnsupportedError
+            The backend does not declare the format.
+        """
+        if self.precision.weights != SAME:
+            raise ValueError(
+                f"weights: expected an LSTM whose weights are stored as they are; got {self.precision.weights}: "
+                "compress the original one"
+            )
+        return self.from_config(
+            self.stack,
+            self.parameters,
+            batch_first=self.batch_first,
+            dtype=self.precision,
+            backend=self.backend if backend is None else backend,
+            strict=self.strict,
+            seed=self.seed,
+            weights=weights,
+        )
 
     # Calls ------------------------------------------------------------------------------------------------------------
 
@@ -372,6 +425,7 @@ class LSTM:
         Every recorded call adds 1 to `step`, with or without masks.
         """
         self._require("backward")
+        require_trainable(self.precision)
         call = self._enter(x, state, lengths)
         steps, batch = call.steps, call.batch
         if masks is not None:
@@ -448,6 +502,7 @@ class LSTM:
             Like y and the final state.
         """
         self._require("jvp")
+        require_trainable(self.precision)
         call = self._enter(x, state, lengths)
         if tx is not None:
             validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=call.letters("I"))
@@ -500,6 +555,7 @@ class LSTM:
             "bidirectional": (self.stack.num_directions == 2, False),
             "proj_size": (config.proj_size, 0),
             "batch_first": (self.batch_first, False),
+            "weights": (self.precision.weights, SAME),
         }
         changed = "".join(f", {name}={value!r}" for name, (value, default) in shown.items() if value != default)
         return (

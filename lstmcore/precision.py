@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self
 
 import numpy as np
+
+from lstmcore.stored_weights import FORMATS, SAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class Precision:
     operands
         What a product of matrices does with its operands: takes them as they are, or rounds them to the 10 bits of
         TF32, to the nearest number or towards zero.
+    weights
+        The format in which the weight matrices are stored: a name of `stored_weights.FORMATS`, or ``"same"`` for the
+        storage dtype.
     """
 
     name: str
@@ -34,6 +39,23 @@ class Precision:
     compute: str
     epsilon: float
     operands: Literal["as they are", "nearest", "towards zero"] = "as they are"
+    weights: str = SAME
+
+    def with_weights(self, form: str) -> Self:
+        """Return this policy with weights stored in a format.
+
+        Raises
+        ------
+        ValueError
+            An unknown format, or one for a precision whose weights have 16 bits already.
+        """
+        if form == self.weights:
+            return self
+        if form != SAME and form not in FORMATS:
+            raise ValueError(f"weights: expected one of {', '.join((SAME, *FORMATS))}; got {form!r}")
+        if form != SAME and self.storage not in ("float32", "float64"):
+            raise ValueError(f"weights: expected {SAME!r}, since {self.name} has 16 bits a weight; got {form!r}")
+        return replace(self, weights=form)
 
 
 PRECISIONS: Final[Mapping[str, Precision]] = {

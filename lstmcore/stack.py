@@ -42,7 +42,7 @@ class ComposedStack(StackKernel):
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """See `StackKernel.pack`."""
         return tuple(
-            kernel._pack({name: parameters[full] for name, full in names})
+            kernel.pack_stored({name: parameters[full] for name, full in names})
             for kernel, names in zip(self.kernels, self._names, strict=True)
         )
 

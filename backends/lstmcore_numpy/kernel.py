@@ -10,6 +10,7 @@ import numpy as np
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import WEIGHT_FEATURES
 from lstmcore_numpy.backward import backward
 from lstmcore_numpy.cell_plan import CellPlan
 from lstmcore_numpy.forward import ForwardPass
@@ -94,7 +95,7 @@ class NumpyBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64", "float32", "float16"}),
-            features=FEATURES,
+            features=FEATURES | WEIGHT_FEATURES,
             reasons={
                 "tf32": "NumPy's products have no TF32",
                 "bfloat16": "NumPy has no bfloat16",

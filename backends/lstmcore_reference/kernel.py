@@ -11,6 +11,7 @@ from lstmcore import reference
 from lstmcore.backend import Array, Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import WEIGHT_FEATURES
 
 
 class ReferenceKernel(Kernel):
@@ -66,7 +67,7 @@ class ReferenceBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64"}),
-            features=FEATURES,
+            features=FEATURES | WEIGHT_FEATURES,
             reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), reason),
         )
 

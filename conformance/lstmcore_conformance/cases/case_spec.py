@@ -7,6 +7,7 @@ from typing import Self
 
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import Precision, get_precision
+from lstmcore.stored_weights import SAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class CaseSpec:
         The factor of x and the initial state.
     dy, dh, dc
         Which of y, the final h and the final c the differentiated scalar uses.
+    weights
+        The format of the weight matrices.
     draw
         The number of the draw; None for the first that is good enough, which may differ from machine to machine.
     """
@@ -45,6 +48,7 @@ class CaseSpec:
     dy: bool = True
     dh: bool = True
     dc: bool = True
+    weights: str = SAME
     draw: int | None = None
 
     @property
@@ -55,7 +59,7 @@ class CaseSpec:
     @property
     def policy(self) -> Precision:
         """The precision policy."""
-        return get_precision(self.precision)
+        return get_precision(self.precision).with_weights(self.weights)
 
     @property
     def stack(self) -> StackConfig | None:
@@ -84,7 +88,12 @@ class CaseSpec:
     def features(self) -> frozenset[str]:
         """The features that a backend must declare to run the case."""
         used = frozenset().union(*(config.features for config in self.configs))
-        return used | ({"lengths"} if self.lengths is not None else set()) | ({"masks"} if self.masks else set())
+        given = {
+            "lengths": self.lengths is not None,
+            "masks": self.masks,
+            f"weights:{self.weights}": self.weights != SAME,
+        }
+        return used | {name for name, value in given.items() if value}
 
     def with_precision(self, precision: str) -> Self:
         """Return the same case in another precision."""

@@ -14,6 +14,7 @@ import numpy as np
 from lstmcore.backend import Masks, StackMasks, State, Tangents
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import read_parameters, store_parameters
 from lstmcore_conformance.cases.call_data import Array, Data, storage_dtype
 from lstmcore_conformance.cases.case_spec import CaseSpec
 
@@ -119,7 +120,7 @@ def draw_masks(case: CaseSpec, rng: np.random.Generator) -> Masks | StackMasks:
 
 
 def rounded(data: Data, policy: Precision) -> Data:
-    """Return `data` in the dtypes of `policy`, so that the backend and the oracle get the same numbers."""
+    """Return `data` in the dtypes and the weights' format of `policy`: the backend and the oracle get these numbers."""
     storage, compute = storage_dtype(policy.storage), np.dtype(policy.compute)
 
     def state(pair: State | None) -> State | None:
@@ -134,7 +135,10 @@ def rounded(data: Data, policy: Precision) -> Data:
 
     tangents = data.tangents
     return Data(
-        {name: array.astype(storage) for name, array in data.parameters.items()},
+        read_parameters(
+            store_parameters({name: array.astype(storage) for name, array in data.parameters.items()}, policy.weights),
+            storage,
+        ),
         data.x.astype(storage),
         state(data.state),
         data.lengths,

@@ -16,6 +16,7 @@ import numpy as np
 
 from lstmcore.config import Activation, LSTMConfig
 from lstmcore.precision import get_precision
+from lstmcore.stored_weights import SAME
 from lstmcore_conformance.cases.call_data import Array, Data
 from lstmcore_conformance.cases.case_spec import CaseSpec
 from lstmcore_conformance.cases.drawing import draw, rounded
@@ -45,7 +46,16 @@ LOSS: Final = 40.0
 @lru_cache(maxsize=8192)
 def case_data(case: CaseSpec) -> Data:
     """Return the data of `case`, from the first draw that is good enough, or from the best of all draws."""
-    return rounded(draw(case, attempt_of(case.with_precision(NAIVE[case.precision]))), case.policy)
+    return rounded(_drawn(case), case.policy)
+
+
+def unstored_parameters(case: CaseSpec) -> dict[str, Array]:
+    """Return the parameters of `case` before they are rounded into the format of its weights."""
+    return rounded(_drawn(case), case.policy.with_weights(SAME)).parameters
+
+
+def _drawn(case: CaseSpec) -> Data:
+    return draw(case, attempt_of(case.with_precision(NAIVE[case.precision])))
 
 
 @lru_cache(maxsize=8192)

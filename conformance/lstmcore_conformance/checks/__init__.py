@@ -13,6 +13,7 @@ from lstmcore_conformance.checks import (
     random_models,
     sequence_pieces,
     stacked_layers,
+    stored_weights,
     values,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "random_models",
     "sequence_pieces",
     "stacked_layers",
+    "stored_weights",
     "values",
 ]

@@ -14,6 +14,7 @@ from lstmcore import reference
 from lstmcore.backend import Array, Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import WEIGHT_FEATURES
 
 
 class NaiveKernel(Kernel):
@@ -81,7 +82,7 @@ class NaiveBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64", "float32", "tf32", "float16"}),
-            features=FEATURES,
+            features=FEATURES | WEIGHT_FEATURES,
             reasons={"bfloat16": "NumPy has no bfloat16"},
         )
 

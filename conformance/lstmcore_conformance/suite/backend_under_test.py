@@ -11,6 +11,7 @@ import numpy as np
 
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, StackKernel, State
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.precision import Precision
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.oracle.budgets import Expectation, Measure, measure
 
@@ -86,7 +87,7 @@ class BackendUnderTest:
         self.backend = backend
         self.draws = Draws() if draws is None else draws
         self.declared: Capabilities = backend.capabilities()
-        self._kernels: dict[tuple[LSTMConfig | StackConfig, str], Any] = {}
+        self._kernels: dict[tuple[LSTMConfig | StackConfig, Precision], Any] = {}
 
     def refusal(self, case: Case) -> str | None:
         """Return why the backend does not run `case`, or None."""
@@ -107,7 +108,7 @@ class BackendUnderTest:
 
     def kernel(self, case: Case) -> Any:
         """Return the `Kernel` or `StackKernel` of the case, which is compiled once."""
-        key = (case.model, case.precision)
+        key = (case.model, case.policy)
         if key not in self._kernels:
             with self.guard("compile"):
                 self._kernels[key] = self.compile(case)
@@ -116,8 +117,8 @@ class BackendUnderTest:
     def compile(self, case: Case) -> Kernel | StackKernel:
         """Return a new kernel; errors of the backend pass."""
         if isinstance(case.model, StackConfig):
-            return self.backend.compile_stack(case.model, case.precision)
-        return self.backend.compile(case.model, case.precision)
+            return self.backend.compile_stack(case.model, case.policy)
+        return self.backend.compile(case.model, case.policy)
 
     def device(self, data: Data) -> Data:
         """Return copies of all arrays on the backend's device, so that a backend that writes to them spoils no case."""

@@ -27,6 +27,8 @@ _MEMORY: Final = "it is how arguments and results lie in memory"
 _WORDS: Final = "it is what a backend says of itself or refuses"
 _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
+_STORED: Final = "the files have no stored weights"
+_LARGE: Final = "the files have no inputs so far apart in size"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
 #: The id of the check that a mutant names, or its beginning -> why vectors cannot catch it.
@@ -44,6 +46,9 @@ BEYOND: Final[Mapping[str, str]] = {
     "pack.": _CALLS,
     "drawn.same_bits": _CALLS,
     "backward.rows": _ROWS,
+    "weights.": _STORED,
+    "rows.large": _LARGE,
+    "steps.large": _LARGE,
     "jvp.": _TANGENT,
     "lengths.jvp": _TANGENT,
     "masks.jvp": _TANGENT,

@@ -1,0 +1,96 @@
+"""Checks of weights in fewer bytes, and of what a large row or step may not change.
+
+A kernel that multiplies in integers needs scales. One scale for the batch or for all steps lets a large row or a later
+step move every other result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from lstmcore.precision import get_precision
+from lstmcore.stored_weights import FORMATS
+from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.quality import unstored_parameters
+from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.checks.values import SIZES
+from lstmcore_conformance.oracle import budgets
+from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
+from lstmcore_conformance.suite.check import Scope, check
+
+#: Sizes at which a kernel that widens weights on load has whole vectors, rests, and more rows than one tile.
+_SIZES = ("T=0", "N=1,everything", "H=1", "H=15", "H=64", "H=65,P=33", "H=129", "I=300", "N=33")
+
+#: How many times as large a row or a step is made.
+FACTOR: Final = 2.0**10
+
+
+def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
+    def cases(scope: Scope) -> Iterator[Case]:
+        for precision in scope.precisions:
+            if get_precision(precision).storage not in ("float32", "float64"):
+                continue
+            for name, changes in SWITCHES.items():
+                yield Case(name=f"{form},{name}", model=config_of(changes), precision=precision, weights=form)
+            for name in _SIZES:
+                steps, batch, changes = SIZES[name]
+                model = config_of(changes)
+                sizes = Case(name=f"{form},{name}", model=model, precision=precision, weights=form)
+                yield replace(sizes, steps=steps, batch=batch)
+
+    return cases
+
+
+def _forward(tested: BackendUnderTest, case: Case) -> Measure:
+    data = replace(case.data, parameters=unstored_parameters(case))
+    return compare(tested.forward(case, data), budgets.forward(case))
+
+
+for _form in FORMATS:
+    check(
+        f"weights.{_form}",
+        f"the result with weights stored as {_form} is that of the matrices which are read back",
+        section=8,
+        cases=_cases(_form),
+        needs=(f"weights:{_form}",),
+    )(_forward)
+
+
+def _large_cases(scope: Scope) -> Iterator[Case]:
+    for precision in scope.precisions:
+        for name in ("plain", "proj_size", "everything"):
+            yield Case(name=f"large,{name}", model=config_of(SWITCHES[name]), precision=precision, steps=5, batch=4)
+        if "lengths" in scope.declared.features:
+            model = config_of({"reverse": True} if "reverse" in scope.declared.features else {})
+            yield Case(name="large,lengths", model=model, precision=precision, steps=5, batch=4, lengths=(5, 2, 5, 3))
+
+
+def _judge(
+    tested: BackendUnderTest, case: Case, large: tuple[Any, ...], kept: Mapping[str, tuple[Any, ...]]
+) -> Measure:
+    """Compare parts of the results with those of the case, where a part of x is `FACTOR` times as large."""
+    x = case.data.x.copy()
+    x[large] *= FACTOR
+    got, expected = tested.forward(case, replace(case.data, x=x)), budgets.forward(case)
+    return compare(
+        {name: got[name][part] for name, part in kept.items()},
+        {name: replace(expected[name], value=expected[name].value[part]) for name, part in kept.items()},
+    )
+
+
+@check("rows.large", "a row with inputs 1,024 times as large changes no other row", section=9, cases=_large_cases)
+def _large_row(tested: BackendUnderTest, case: Case) -> Measure:
+    others: Any = np.array([0, 1, 3])
+    return _judge(tested, case, np.s_[:, 2], {"y": (slice(None), others), "h_n": others, "c_n": others})
+
+
+@check("steps.large", "steps with inputs 1,024 times as large change no earlier step", section=9, cases=_large_cases)
+def _large_steps(tested: BackendUnderTest, case: Case) -> Measure:
+    """A reversed direction runs from the end, so that the first steps are its later ones."""
+    large, kept = (np.s_[:3], np.s_[3:]) if case.config.reverse else (np.s_[3:], np.s_[:3])
+    return _judge(tested, case, large, {"y": kept})

@@ -1,0 +1,116 @@
+"""Wrong readings of weights that are stored in fewer bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lstmcore.backend import Array, Backend, Masks, State
+from lstmcore.stored_weights import StoredMatrix
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, fault
+from lstmcore_conformance.oracle.naive import NaiveKernel
+
+Scale = Callable[[Array], Array]
+
+
+def _scaled_inputs(axes: tuple[int, ...]) -> Backend:
+    """Return a mutant that rounds x to 22 bits with a scale that is shared along `axes` of (T, N, I)."""
+
+    class ScaledInputs(Hooked):
+        def before(
+            self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None
+        ) -> tuple[Any, ...]:
+            wide = np.asarray(x, np.float64)
+            scale = np.abs(wide).max(axis=axes, keepdims=True, initial=2.0**-20) / 2.0**22
+            return weights, (np.rint(wide / scale) * scale).astype(x.dtype), state, lengths, masks
+
+    return backend_of(ScaledInputs)
+
+
+@fault("scales.of_batch", "inputs are rounded with one scale for all rows of a step", "rows.large")
+def _scale_of_batch() -> Backend:
+    return _scaled_inputs((1, 2))
+
+
+@fault("scales.of_sequence", "inputs are rounded with one scale for all steps of a row", "steps.large")
+def _scale_of_sequence() -> Backend:
+    return _scaled_inputs((0, 2))
+
+
+def _reading(read: Callable[[str, StoredMatrix], Array]) -> Backend:
+    """Return the naive backend that reads stored matrices by `read`, a function of the name and the matrix."""
+
+    class Reading(NaiveKernel):
+        takes_stored = True
+
+        def _pack(self, parameters: Mapping[str, Any]) -> Any:
+            return {
+                name: read(name, array) if isinstance(array, StoredMatrix) else np.array(array)
+                for name, array in parameters.items()
+            }
+
+    return backend_of(Reading)
+
+
+def _scaled(scale: Scale) -> Backend:
+    """Return a mutant that changes the scales (rows,) of int8 matrices."""
+
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        return matrix.read() if matrix.scale is None else replace(matrix, scale=scale(matrix.scale)).read()
+
+    return _reading(read)
+
+
+def _int8(id: str, what: str, scale: Scale) -> None:
+    fault(f"weights.{id}", what, "weights.int8")(lambda: _scaled(scale))
+
+
+_int8("scale_of_next_row", "a row has the scale of the next one", lambda scale: np.roll(scale, -1))
+_int8("scale_of_tensor", "all rows have the largest scale", lambda scale: np.full_like(scale, scale.max(initial=0)))
+_int8("scale_of_last_row", "the last row has the scale of the one before", lambda s: np.append(s[:-1], s[-2:][:1]))
+_int8("scale_in_half", "scales are rounded to float16", lambda scale: scale.astype(np.float16).astype(np.float32))
+_int8("scale_of_127_by_128", "scales are largest / 128", lambda scale: scale * np.float32(127 / 128))
+
+
+@fault("weights.int8_unsigned", "int8 weights are read as unsigned", "weights.int8")
+def _unsigned() -> Backend:
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        if matrix.scale is None:
+            return matrix.read()
+        return replace(matrix, values=matrix.values.view(np.uint8)).read()
+
+    return _reading(read)
+
+
+@fault("weights.bfloat16_cut", "the last bit of bfloat16 weights is lost", "weights.bfloat16")
+def _cut() -> Backend:
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        if matrix.format != "bfloat16":
+            return matrix.read()
+        return replace(matrix, values=matrix.values & np.uint16(0xFFFE)).read()
+
+    return _reading(read)
+
+
+@fault("weights.float16_subnormal", "subnormal float16 weights are read as zero", "weights.float16")
+def _subnormal() -> Backend:
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        numbers = matrix.read()
+        if matrix.format == "float16":
+            numbers[np.abs(numbers) < 2.0**-14] = 0
+        return numbers
+
+    return _reading(read)
+
+
+@fault("weights.float16_as_bfloat16", "float16 weights of the projection are read as bfloat16", "weights.float16")
+def _projection() -> Backend:
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        if matrix.format != "float16" or name != "weight_proj":
+            return matrix.read()
+        return StoredMatrix("bfloat16", matrix.values.view(np.uint16)).read()
+
+    return _reading(read)

@@ -1,0 +1,136 @@
+"""Weights in fewer bytes: the formats, rounding into one and back. SPEC.md, "Stored weights", defines both exactly.
+
+An LSTM with stored weights is the float32 LSTM whose matrices are what reading back gives. Nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: Format -> bytes of a number.
+FORMATS: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "int8": 1}
+#: The format of weights that are stored as they are.
+SAME: Final = "same"
+#: The features of `Capabilities` that stand for the formats.
+WEIGHT_FEATURES: Final = frozenset(f"weights:{name}" for name in FORMATS)
+
+#: Parameters that are stored in a format, without their suffix: the matrices. The vectors stay as they are.
+MATRICES: Final = ("weight_x", "weight_h", "weight_proj")
+#: The largest magnitude of an int8 weight: -128 is not used, so that a weight and its negative are stored alike.
+_LARGEST: Final = 127
+#: Bits of a float32 that a scale leaves zero: then the product of a scale and an int8 weight is exact.
+_SCALE_BITS: Final = np.uint32(0xFFFFFF00)
+#: The least scale of a row: a product with it has no subnormal bits.
+_LEAST_SCALE: Final = np.float32(2.0**-100)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredMatrix:
+    """A matrix in a format.
+
+    Attributes
+    ----------
+    format
+        A name of `FORMATS`.
+    values
+        (rows, columns): int8, float16, or uint16 with the bits of bfloat16.
+    scale
+        (rows,), float32: the number that an int8 weight of that row is multiplied by. None for the other formats.
+    """
+
+    format: str
+    values: Array
+    scale: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and scales."""
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def read(self, dtype: npt.DTypeLike = np.float32) -> Array:
+        """Return the matrix as numbers of `dtype`: float32 or float64, both exact."""
+        if self.scale is not None:
+            product: Array = self.values.astype(np.float32) * self.scale[:, None]
+            return product.astype(dtype, copy=False)
+        if self.format == "bfloat16":
+            return (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(dtype, copy=False)
+        return self.values.astype(dtype)
+
+
+def store(name: str, matrix: Array, form: str) -> StoredMatrix:
+    """Round a matrix into a format: to the nearest number, ties to even.
+
+    Parameters
+    ----------
+    name
+        That of the matrix, for messages.
+    matrix
+        (rows, columns), float32 or float64, finite.
+    form
+        A name of `FORMATS`.
+
+    Raises
+    ------
+    ValueError
+        A number that is too large for the format.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        numbers = matrix.astype(np.float32)
+        if form == "int8":
+            stored = _store_int8(numbers)
+        elif form == "bfloat16":
+            bits = numbers.view(np.uint32)
+            rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            stored = StoredMatrix(form, (rounded >> np.uint32(16)).astype(np.uint16))
+        else:
+            stored = StoredMatrix(form, numbers.astype(np.float16))
+    if not np.isfinite(stored.read()).all():
+        largest = float(np.abs(matrix).max())
+        raise ValueError(f"{name}: expected numbers that {form} can hold; got one of magnitude {largest:.4g}")
+    return stored
+
+
+def _store_int8(numbers: Array) -> StoredMatrix:
+    largest = np.abs(numbers).max(axis=1, initial=0.0)
+    scale = ((largest / np.float32(_LARGEST)).view(np.uint32) & _SCALE_BITS).view(np.float32)
+    scale = np.where(largest == 0, np.float32(1), np.maximum(scale, _LEAST_SCALE))
+    values = np.clip(np.rint(numbers / scale[:, None]), -_LARGEST, _LARGEST).astype(np.int8)
+    return StoredMatrix("int8", values, scale)
+
+
+def is_matrix(name: str) -> bool:
+    """Return whether a parameter of this full name is one of the `MATRICES`."""
+    return name.startswith(MATRICES)
+
+
+def store_parameters(parameters: Mapping[str, Array], form: str) -> dict[str, Array | StoredMatrix]:
+    """Return the parameters with their matrices in a format; `SAME` leaves all of them as they are.
+
+    Raises
+    ------
+    ValueError
+        As `store`.
+    """
+    if form == SAME:
+        return dict(parameters)
+    return {
+        name: store(f"parameters[{name!r}]", array, form) if is_matrix(name) else array
+        for name, array in parameters.items()
+    }
+
+
+def read_parameters(parameters: Mapping[str, Array | StoredMatrix], dtype: npt.DTypeLike) -> dict[str, Array]:
+    """Return the parameters as arrays of `dtype`, a new array for each stored matrix."""
+    return {name: array.read(dtype) if isinstance(array, StoredMatrix) else array for name, array in parameters.items()}
