@@ -15,6 +15,7 @@ import pytest
 from lstmcore.backend import Capabilities
 from lstmcore.config import ACTIVATIONS, FEATURES, LSTMConfig
 from lstmcore.precision import get_precision
+from lstmcore.stored_weights import WEIGHT_FEATURES
 from lstmcore_conformance import run
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.quality import ALSO, MARGIN, attempt_of, case_data, quality
@@ -53,7 +54,7 @@ def test_ids_are_unique() -> None:
 
 def test_every_feature_is_in_a_case() -> None:
     used = frozenset().union(*(item.case.features for item in items(BackendUnderTest(NaiveBackend())) if item.case))
-    assert used == FEATURES
+    assert used == FEATURES | WEIGHT_FEATURES
     assert {f"activation:{name}" for name in ACTIVATIONS} <= used
 
 
