@@ -6,13 +6,11 @@ at a time. A switch that is off is a branch that Python did not take, so it emit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 
 INDEX: Final = ir.IntType(64)
@@ -21,26 +19,6 @@ POINTER: Final = ir.PointerType()
 ROUND: Final = {4: 1.5 * 2.0**23, 8: 1.5 * 2.0**52}
 #: Operand of AVX-512 instructions: round in the mode that the processor is in.
 _CURRENT_ROUNDING: Final = 4
-
-
-def vector_bytes() -> int:
-    """Return the bytes of a vector register: 64 with AVX-512, 32 with AVX2, else 16.
-
-    The environment variable ``LSTMCORE_VECTOR_BYTES`` sets a narrower width.
-
-    Raises
-    ------
-    ValueError
-        The variable is not 16, 32 or 64, or wider than the machine's registers.
-    """
-    features = llvm.get_host_cpu_features()
-    own = 64 if features.get("avx512f") else 32 if features.get("avx2") and features.get("fma") else 16
-    asked = os.environ.get("LSTMCORE_VECTOR_BYTES")
-    if asked is None:
-        return own
-    if asked not in ("16", "32", "64") or int(asked) > own:
-        raise ValueError(f"LSTMCORE_VECTOR_BYTES: expected 16, 32 or 64, at most {own} on this machine; got {asked!r}")
-    return int(asked)
 
 
 class Emitter:

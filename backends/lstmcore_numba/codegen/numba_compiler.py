@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,6 @@ from numba.extending import intrinsic
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-#: Whether code goes to the disk. Numba finds it by processor alone, so code for narrower vectors must not be there.
-_CACHES_CODE: Final = "LSTMCORE_VECTOR_BYTES" not in os.environ
 _PACKAGE_FOLDER: Final = Path(__file__).parents[1]
 _PACKAGE: Final = _PACKAGE_FOLDER.name
 
@@ -39,7 +36,7 @@ def compiled(function: Compiled) -> Compiled:
     all callees and of all intrinsics. So a change of any file of this package makes it invalid.
     """
     try:
-        dispatcher: Any = njit(nogil=True, cache=_CACHES_CODE)(function)
+        dispatcher: Any = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # Numba found no folder that can be written to
         return cast(Compiled, njit(nogil=True)(function))
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)  # private; a test checks it
@@ -59,8 +56,7 @@ class _CompileMessage:
         module = event.data["dispatcher"].py_func.__module__
         if event.is_start and not self.printed and module.split(".")[0] == _PACKAGE:
             self.printed = True
-            reason = "" if _CACHES_CODE else ", in every process with LSTMCORE_VECTOR_BYTES"
-            print(f"lstmcore: compiling for this processor, which takes some seconds{reason}", file=sys.stderr)  # noqa: T201  (the user waits for seconds)
+            print("lstmcore: compiling for this processor, which takes some seconds", file=sys.stderr)  # noqa: T201  (the user waits for seconds)
 
 
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete

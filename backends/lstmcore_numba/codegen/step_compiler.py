@@ -10,22 +10,11 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.instruction_order import spread_chains
 from lstmcore_numba.codegen.step_emitter import SIGNATURE, StepEmitter, StepVariant
 
 _LOCK: Final = threading.Lock()
-
-
-def machine() -> llvm.TargetMachine:
-    """Return a new target machine for this processor. An engine takes ownership of the one that it gets."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    result: llvm.TargetMachine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True
-    )
-    return result
 
 
 def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir.Module:
@@ -45,10 +34,12 @@ def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> tuple
     """Return the engine, which owns the code, and the address of the function."""
     parsed = llvm.parse_assembly(str(emit_module(emit, variant)))
     parsed.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    builder = llvm.create_pass_builder(machine(), options)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target, options = compile_target(), llvm.create_pipeline_tuning_options(speed_level=3)
+    builder = llvm.create_pass_builder(target.machine(), options)
     builder.getModulePassManager().run(parsed, builder)
-    engine = llvm.create_mcjit_compiler(parsed, machine())
+    engine = llvm.create_mcjit_compiler(parsed, target.machine())
     engine.finalize_object()
     return engine, engine.get_function_address("step")
 

@@ -17,10 +17,10 @@ import sys
 from functools import cache
 from typing import Any, Final
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
+from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 from lstmcore_numba.gemm.vector import VECTOR_BYTES
@@ -39,9 +39,8 @@ TILE_BYTES: Final = 1024
 _PART_PRODUCTS: Final = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 _BYTE: Final = ir.IntType(8)
 
-_FEATURES: Final = llvm.get_host_cpu_features()
-#: Whether code for AMX is compiled. Stored code is filed under these features of the processor.
-AMX_COMPILED: Final = VECTOR_BYTES == 64 and bool(_FEATURES.get("amx-tile")) and bool(_FEATURES.get("amx-bf16"))
+#: Whether code for AMX is compiled. Stored code is filed under the features of the target.
+AMX_COMPILED: Final = VECTOR_BYTES == 64 and compile_target().has("amx-tile", "amx-bf16")
 #: Linux on x86-64: the number of `arch_prctl`, and its arguments that request the tile registers.
 _ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18
 

@@ -11,31 +11,25 @@ import os
 from functools import cache
 from typing import Any, Final
 
-import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import config
 
-from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.compile_target import compile_target
+from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 
 #: The dtype of a pair. `vector.microkernel` takes packed pairs if its operands have this dtype.
 PAIR: Final = np.dtype(np.int32)
 #: Numbers of float32 in a vector of AVX-512; narrower vectors are not supported.
 _LANES: Final = 16
-#: Numba's type stubs are incomplete.
-_NUMBA: Final[Any] = config
 _MULTIPLY: Final = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 
 @cache
 def pairs_usable() -> bool:
-    """Return whether this processor multiplies pairs of bfloat16. ``LSTMCORE_BF16=0`` disables it.
-
-    It is False too if Numba compiles for another processor (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``): an unknown
-    instruction would end the process.
+    """Return whether code for pairs of bfloat16 is compiled. ``LSTMCORE_BF16=0`` disables it.
 
     Raises
     ------
@@ -45,9 +39,7 @@ def pairs_usable() -> bool:
     asked = os.environ.get("LSTMCORE_BF16", "1")
     if asked not in ("0", "1"):
         raise ValueError(f"LSTMCORE_BF16: expected 0 or 1, got {asked!r}")
-    if asked == "0" or _NUMBA.CPU_NAME is not None or _NUMBA.CPU_FEATURES is not None:
-        return False
-    return vector_bytes() == 4 * _LANES and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+    return asked == "1" and compile_target().has("avx512f", "avx512bf16")
 
 
 class PairEmitter(Emitter):

@@ -15,13 +15,14 @@ from typing import Any, Final
 from llvmlite import ir
 from numba import types
 
-from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector, vector_bytes
+from lstmcore_numba.codegen.compile_target import compile_target
+from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
 from lstmcore_numba.tuning import VECTOR_K_BLOCK
 
 #: Bytes of a vector register; the code of this package is compiled for it.
-VECTOR_BYTES: Final = vector_bytes()
+VECTOR_BYTES: Final = compile_target().vector_bytes
 #: Vectors in a row of a panel of weights at most.
 PANEL_VECTORS: Final = 4
 #: Rows of a microkernel at most: with 4 vectors of weights, 24 of the 32 registers of AVX-512 hold sums.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from lstmcore_conformance.bench.instructions import CALLS, CASES, CHIP, NOTHING
+from lstmcore_conformance.bench.instructions import CALLS, CASES, NOTHING
 from lstmcore_conformance.bench.runtimes.registered import Registered
 
 #: What valgrind takes for a request (valgrind.h, x86-64), as a function of the address of its arguments:
@@ -23,8 +23,6 @@ _BASE: Final = ord("C") << 24 | ord("T") << 16
 _ZERO, _DUMP, _ON, _OFF = _BASE + 1, _BASE + 3, _BASE + 4, _BASE + 5
 #: Calls before those that are counted: they compile, allocate and fill caches, the interpreter's own among them.
 _BEFORE: Final = 10
-#: Features of `CHIP` that llvmlite's users ask for.
-_FEATURES: Final = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2")
 
 
 class Valgrind:
@@ -53,20 +51,8 @@ class Valgrind:
         ask(off)
 
 
-def _same_chip() -> None:
-    """Let code be made for the processor of `CHIP` wherever this runs, with valgrind and without it."""
-    try:
-        from llvmlite import binding
-    except ImportError:
-        return
-    features = binding.FeatureMap(dict.fromkeys(_FEATURES, True))
-    binding.get_host_cpu_name = lambda: CHIP["NUMBA_CPU_NAME"]
-    binding.get_host_cpu_features = lambda: features
-
-
 def main(name: str) -> None:
     """Count every case, and a call of nothing."""
-    _same_chip()
     backend, valgrind = Registered(name, 1), Valgrind()
     gc.disable()
     valgrind.count(NOTHING, lambda: None)

@@ -43,8 +43,11 @@ NOTHING: Final = "nothing"
 MORE: Final = 0.02
 #: A count below this share of the baseline's is told: with so old a baseline much has to go wrong before it fails.
 FEWER: Final = 0.98
-#: What code is made for by Numba: a processor with AVX2, as which valgrind shows itself. `counted` has it for llvmlite.
-CHIP: Final[Mapping[str, str]] = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
+#: What code is made for by Numba: a processor with AVX2, as which valgrind shows itself.
+CHIP: Final[Mapping[str, str]] = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2",
+}
 BASELINE: Final = Path(__file__).with_name("instructions.json")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ WIDTHS = [16, 32, 64]
 @pytest.fixture(params=WIDTHS)
 def width(request: pytest.FixtureRequest) -> int:
     """Return each width of vectors that the machine has."""
-    from lstmcore_numba.codegen.emitter import vector_bytes
+    from lstmcore_numba.codegen.compile_target import compile_target
 
     requested: int = request.param
-    if requested > vector_bytes():
-        pytest.skip(f"this machine has vectors of {vector_bytes()} bytes")
+    if requested > (own := compile_target().vector_bytes):
+        pytest.skip(f"this machine has vectors of {own} bytes")
     return requested
 
 
@@ -39,9 +39,11 @@ def on_arrays(function: Callable[[Any], Any], dtype: str, width: int) -> Callabl
     import llvmlite.binding as llvm
     from llvmlite import ir
 
+    from lstmcore_numba.codegen.compile_target import compile_target
     from lstmcore_numba.codegen.emitter import INDEX, Emitter
-    from lstmcore_numba.codegen.step_compiler import machine
 
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     module = ir.Module("test")
     module.triple = llvm.get_process_triple()
     code = ir.Function(module, ir.FunctionType(ir.VoidType(), [INDEX] * 3), "f")
@@ -51,7 +53,7 @@ def on_arrays(function: Callable[[Any], Any], dtype: str, width: int) -> Callabl
         place = builder.mul(loop.i, e.index(width))
         e.store(function(e.load(e.address(code.args[0], place))), e.address(code.args[1], place))
     builder.ret_void()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), compile_target().machine())
     engine.finalize_object()
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("f"))
 
@@ -110,31 +112,70 @@ def test_vectors_are_rounded_as_arrays_are(storage: str, width: int) -> None:
     np.testing.assert_array_equal(on_arrays(lambda v: v.rounded_to(storage), "float32", width)(x), want)
 
 
-@pytest.fixture
-def narrower(width: int) -> int:
-    """Return each width below the machine's own, at which the conformance suite runs in any case."""
-    from lstmcore_numba.codegen.emitter import vector_bytes
-
-    if width == vector_bytes():
-        pytest.skip("the session conformance(backend='numba') runs the whole suite at this width")
-    return width
+#: Processors of the x86 family before AVX-512: LLVM's name, the features that its code may use, bytes of a vector.
+OLDER = {
+    "nehalem": ("", 16),
+    "haswell": ("+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt", 32),
+}
 
 
-def test_the_width_may_be_asked_for(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.codegen.emitter import vector_bytes
+class Older(NamedTuple):
+    """An older processor: Numba's environment variables for it, and bytes of its vectors."""
 
-    monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", str(width))
-    assert vector_bytes() == width
+    environment: dict[str, str]
+    vector_bytes: int
 
 
-def test_products_at_a_narrower_width(run_python: RunPython, narrower: int) -> None:
-    """Products are exact at each width and dtype, for every number of rows and vectors that a tile can have.
+@pytest.fixture(params=OLDER)
+def older(request: pytest.FixtureRequest) -> Older:
+    """Return each processor with narrower vectors than this machine, which runs code for it."""
+    from lstmcore_numba.codegen.compile_target import compile_target
+
+    host, (features, width) = compile_target(), OLDER[request.param]
+    if not host.triple.startswith("x86_64") or width >= host.vector_bytes:
+        pytest.skip("the session conformance(backend='numba') runs the whole suite at this width, or wider vectors")
+    return Older({"NUMBA_CPU_NAME": request.param, "NUMBA_CPU_FEATURES": features}, width)
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "width", "registers"),
+    [
+        ("x86_64-unknown-linux-gnu", "", 16, 16),
+        ("x86_64-unknown-linux-gnu", "+avx2,-fma", 16, 16),
+        ("x86_64-apple-darwin", "+avx,+avx2,+fma,-avx512f", 32, 16),
+        ("x86_64-pc-windows-msvc", "+avx2,+fma,+avx512f", 64, 32),
+        ("aarch64-unknown-linux-gnu", "+neon", 16, 32),
+        ("arm64-apple-darwin", "", 16, 32),
+    ],
+)
+def test_vector_registers_follow_from_features(triple: str, features: str, width: int, registers: int) -> None:
+    from lstmcore_numba.codegen.compile_target import CompileTarget
+
+    target = CompileTarget(triple, "generic", features)
+    assert (target.vector_bytes, target.vector_registers) == (width, registers)
+
+
+def test_the_compile_target_is_numbas() -> None:
+    from numba.core.registry import cpu_target
+
+    from lstmcore_numba.codegen.compile_target import compile_target
+
+    target = compile_target()
+    assert (target.triple, target.cpu, target.features) == cpu_target.target_context.codegen().magic_tuple()
+
+
+def test_products_on_an_older_processor(run_python: RunPython, older: Older) -> None:
+    """Products are exact for each dtype and every number of rows and vectors that a tile can have.
 
     Rows go to two tiles and one more. Values are small whole numbers, whose sums are exact.
     """
     code = """
 import numpy as np
+from numba.core.registry import cpu_target
+from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.gemm.vector import MAX_ROWS, PANEL_VECTORS, VECTOR_BYTES, matmul
+target = compile_target()
+assert (target.triple, target.cpu, target.features) == cpu_target.target_context.codegen().magic_tuple()
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float64):
     for rows in range(1, 2 * MAX_ROWS + 2):
@@ -151,12 +192,12 @@ for dtype in (np.float32, np.float64):
                     np.testing.assert_array_equal(c, before + a @ b.reshape(inner, -1))
 print(VECTOR_BYTES)
 """
-    assert run_python(code, LSTMCORE_VECTOR_BYTES=str(narrower))[0] == f"{narrower}\n"
+    assert run_python(code, **older.environment)[0] == f"{older.vector_bytes}\n"
 
 
-@pytest.mark.slow  # such a process keeps no code: four minutes of compiling
-def test_the_suite_at_a_narrower_width(run_python: RunPython, narrower: int) -> None:
-    """Sizes and switches pass at a narrower width, in each storage dtype that vectors know."""
+@pytest.mark.slow
+def test_the_suite_on_an_older_processor(run_python: RunPython, older: Older) -> None:
+    """Sizes and switches pass in code for an older processor, in each storage dtype that vectors know."""
     code = """
 from lstmcore.registry import get_backend
 from lstmcore_conformance import run
@@ -166,15 +207,7 @@ report = run(get_backend("numba"), precisions=["float32", "float64", "bfloat16"]
 assert report.conforms, (report.verdict, [item.message for item in report.bad][:3])
 print(VECTOR_BYTES)
 """
-    assert run_python(code, LSTMCORE_VECTOR_BYTES=str(narrower))[0] == f"{narrower}\n"
-
-
-def test_a_width_that_the_machine_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.codegen.emitter import vector_bytes
-
-    monkeypatch.setenv("LSTMCORE_VECTOR_BYTES", "128")
-    with pytest.raises(ValueError, match="LSTMCORE_VECTOR_BYTES: expected 16, 32 or 64, at most"):
-        vector_bytes()
+    assert run_python(code, **older.environment)[0] == f"{older.vector_bytes}\n"
 
 
 @pytest.fixture(scope="module")
