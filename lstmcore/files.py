@@ -1,4 +1,4 @@
-"""Writing of files, completely or not at all."""
+"""Writing of files, completely or not at all, and the check of those that are read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ import stat
 from pathlib import Path
 
 
+class UnwritableError(ValueError):
+    """A path that no file can be written to."""
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise unless `path` leads to a regular file: a pipe may never answer, and a device may never end.
+
+    Raises
+    ------
+    ValueError
+        A folder, a pipe or a device.
+    OSError
+        No such file, or one that cannot be read; the error names it.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ValueError(f"{path}: expected a file; got {kind}")
+
+
 def check_writable(name: str, path: str | Path) -> Path:
     """Return the file that `path` leads to. A folder, a pipe or a device is never replaced by a file.
 
     Raises
     ------
-    ValueError
+    UnwritableError
         No file could be written there; the message begins with `name`.
     """
     shown = repr(str(path))
@@ -23,16 +43,16 @@ def check_writable(name: str, path: str | Path) -> Path:
     except FileNotFoundError:
         mode = None
     except OSError as error:
-        raise ValueError(f"{name}: expected a file that can be written; got {shown}: {error.strerror}") from None
+        raise UnwritableError(f"{name}: expected a file that can be written; got {shown}: {error.strerror}") from None
     if (mode is not None and stat.S_ISDIR(mode)) or (mode is None and str(path).endswith(("/", os.sep))):
-        raise ValueError(f"{name}: expected a file; got the folder {shown}")
+        raise UnwritableError(f"{name}: expected a file; got the folder {shown}")
     if mode is not None and not stat.S_ISREG(mode):
-        raise ValueError(f"{name}: expected a file; got {shown}, a pipe or a device, which a file would replace")
+        raise UnwritableError(f"{name}: expected a file; got {shown}, a pipe or a device, which a file would replace")
     target = Path(path).resolve()
     if not target.parent.is_dir():
-        raise ValueError(f"{name}: expected a file in a folder that exists; got {shown}: make the folder first")
+        raise UnwritableError(f"{name}: expected a file in a folder that exists; got {shown}: make the folder first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{name}: expected a file in a folder that you may write to; got {shown}")
+        raise UnwritableError(f"{name}: expected a file in a folder that you may write to; got {shown}")
     return target
 
 
@@ -43,8 +63,10 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
     Raises
     ------
-    ValueError
+    UnwritableError
         As `check_writable`.
+    OSError
+        The file cannot be written, for example because the disk is full; the error names it.
     """
     target = check_writable("path", path)
     temporary = target.with_name(f".lstmcore-{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -56,5 +78,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         if target.exists():
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
+    except OSError as error:  # it names the temporary file, or none
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling
 from lstmcore.declaration import Explanation, require_trainable
 from lstmcore.initialization import initial_parameters
 from lstmcore.masks import stack_masks
+from lstmcore.notices import notify
 from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
@@ -85,7 +86,7 @@ class LSTM:
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size
-        As in ``torch.nn.LSTM``; `dropout` acts between layers, while recording.
+        As in ``torch.nn.LSTM``; `dropout` acts between layers, while recording, so with one layer it is a warning.
     peephole ... recurrent_dropout
         The switches of `LSTMConfig`, with its names; zoneout and recurrent dropout draw masks while recording.
     dtype
@@ -188,6 +189,11 @@ class LSTM:
         switches = {name: arguments[name] for name in SHARED_SWITCHES}
         config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
         stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
+        if stack.dropout and stack.num_layers == 1:
+            notify(
+                f"dropout: {stack.dropout} does nothing with num_layers=1, since it acts between layers: use more "
+                "layers, recurrent_dropout or zoneout"
+            )
         self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias, weights))
 
     @classmethod

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
 
+from lstmcore.notices import Notice
 from lstmcore.registry import PluginError, UnavailableError
 
 #: Sub-command, in the module of its name -> its line in ``lstmcore --help``.
@@ -49,9 +51,15 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``."""
+        """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``.
+
+        A notice is one line too.
+        """
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", Notice)
+                warnings.showwarning = _shown(warnings.showwarning)
+                return super().invoke(ctx)
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing is left to flush to
             ctx.exit(1)
@@ -65,6 +73,18 @@ class Commands(click.Group):
                 text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
             click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
+
+
+def _shown(others: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that shows a notice in one line, and by `others` any other warning."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            click.echo(f"lstmcore: warning: {' '.join(str(message).split())}", err=True)
+        else:
+            others(message, category, *where, **more)
+
+    return show
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

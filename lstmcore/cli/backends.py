@@ -9,12 +9,13 @@ import click
 from rich.table import Table
 
 from lstmcore import registry
+from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.config import FEATURES
 from lstmcore.registry import BackendRecord
 
 
-@click.command("backends")
+@click.command("backends", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def backends(as_json: bool) -> None:
     """List the installed backends.

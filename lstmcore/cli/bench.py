@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from lstmcore import registry
+from lstmcore.cli._command import Command
 from lstmcore.cli._console import progress
 from lstmcore.precision import PRECISIONS
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--read")
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("backends", nargs=-1)
 @click.option(
     "--grid",

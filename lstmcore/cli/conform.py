@@ -10,12 +10,13 @@ from typing import Literal
 import click
 from rich.console import Console
 
+from lstmcore.cli._command import Command
 from lstmcore.cli._console import progress
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import get_backend
 
 
-@click.command("conform")
+@click.command("conform", cls=Command)
 @click.argument("name")
 @click.option(
     "--precision",

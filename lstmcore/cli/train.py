@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 import numpy as np
 from rich.console import Console
 
+from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
-from lstmcore.cli._data import check_files, open_data
+from lstmcore.cli._data import check_files, free_name, layout_options, open_data
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
-from lstmcore.datasets import Classification, Series, Windows
+from lstmcore.datasets import Classification, Layout, Series, Windows
 from lstmcore.domains import Kind, Switch
 from lstmcore.lstm import LSTM
-from lstmcore.training.forecast import ForecastTask, scores
+from lstmcore.training.forecast import ForecastTask, errors, scores, training_set
+from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import OPTIMIZERS, Optimizer
 from lstmcore.training.plots import check_picture, plot_history
 from lstmcore.training.readout import DTYPES, Readout
-from lstmcore.training.trainer import Trainer
+from lstmcore.training.trainer import DivergedError, Trainer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,9 +96,9 @@ def _switches(command: F) -> F:
     return command
 
 
-@click.command("train")
+@click.command("train", cls=Command)
 @click.argument("data")
-@click.option("--out", help="The model file (safetensors) to write.")
+@click.option("--out", help="The model file (safetensors) to write  [default: a free name, from that of DATA].")
 @click.option("--target", help="Forecasting: the column of the CSV file.")
 @click.option(
     "--window", type=click.IntRange(1), help=f"Forecasting: rows that are read  [default: {FORECAST['window']}]."
@@ -109,6 +111,7 @@ def _switches(command: F) -> F:
 @click.option("--test-fraction", type=click.FloatRange(0, 1, True, True), help="The same as a share  [default: 0.2].")
 @click.option("--fill", type=click.Choice(("error", "linear", "previous")),
               help=f"Forecasting: what to do about gaps  [default: {FORECAST['fill']}].")  # fmt: skip
+@layout_options
 @click.option("--hidden-size", type=click.IntRange(1), help=_both("Width of the cell.", "hidden_size"))
 @click.option("--bidirectional/--unidirectional", default=None, help=_both("Both directions.", "bidirectional"))
 @_switches
@@ -134,14 +137,16 @@ def _switches(command: F) -> F:
 @click.option("--plot", help="Picture of the learning curve to write (png, svg, pdf).")
 @click.option("--checkpoint", help="File to write after every epoch.")
 @click.option("--resume", help="Checkpoint to go on from.")
-@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
+@click.option("--quiet", is_flag=True, help="No progress bar, no line about the model's file, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(
     data: str, out: str | None, as_json: bool, quiet: bool, plot: str | None, resume: str | None, **options: Any
 ) -> None:
     """Train an LSTM on DATA: japanese-vowels, co2, or a CSV file of your own.
 
-    A CSV file has a header row; --target names the column to forecast from its own past.
+    A CSV file has a header row; --target names the column to forecast from its own past. Where a column has dates, they
+    must ascend evenly: --sort sorts the rows, --fill puts missing rows in, --series names the column that tells several
+    series apart. No window reaches from one series into another.
 
     \b
     Examples:
@@ -149,6 +154,7 @@ def train(
       lstmcore train my.csv --target column --window 52 --horizon 1 --out forecast.safetensors
       lstmcore train co2 --fill linear --out co2.safetensors
     """  # noqa: D301  (click keeps the lines below its mark)
+    out = out or free_name(data)
     outputs = {"--out": out, "--plot": plot, "--checkpoint": options["checkpoint"]}
     check_files(outputs, {"the data": data})
     check_files({"--out": out, "--plot": plot}, {"--resume": resume})  # a run may go on in its own checkpoint
@@ -157,26 +163,30 @@ def train(
             check_picture(plot)
         except (ImportError, ValueError) as error:
             raise ValueError(f"--{error}") from None
-    dataset = open_data(data, options["target"])
+    filled = (options["fill"] or FORECAST["fill"]) != "error"
+    layout = Layout(options["series"], options["time"], bool(options["sort"]), filled)
+    dataset = open_data(data, options["target"], layout)
     settings = {**(CLASSIFY if isinstance(dataset, Classification) else FORECAST)}
     settings |= {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Classification):
         _refuse_forecasting(options)
         run = _classification(dataset, settings)
     else:
-        run = _forecasting(data, dataset, settings)
+        run = _forecasting(data, dataset, {**settings, "layout": layout})
     patient = settings["validation"] or options["patience"]
     trainer = _trainer(run, {**settings, "patience": settings["patience"] if patient else None}, quiet or as_json)
+    if not quiet:
+        click.echo(f"lstmcore: the model goes to {click.format_filename(out)}", err=True)
     start = time.perf_counter()
-    history = trainer.fit(run.inputs, run.targets, resume=resume)
+    history = _fit(trainer, run, resume, out)
     seconds = time.perf_counter() - start
-    if out is not None:
-        run.model.save(out)
+    run.model.save(out)
     if plot is not None:
         plot_history(history, plot, title=f"{data}: {run.model.lstm.stack.hidden_size} hidden units")
     report: dict[str, Any] = {"data": data, "model": out, "seconds": round(seconds, 3), "history": history.to_dict()}
-    if run.task is not None and run.held_out is not None:
-        report["held_out"] = [asdict(score) for score in scores(run.model, run.held_out, run.task.season)]
+    if run.task is not None:
+        found = [errors(run.model, windows, run.task.season) for windows in run.held_out]
+        report["held_out"] = [asdict(score) for score in scores(found)]
     if as_json:
         click.echo(json.dumps(report))
     elif not quiet:
@@ -184,13 +194,25 @@ def train(
 
 
 class _Run(NamedTuple):
-    """A model and what it is trained on; `task` and `held_out` are those of a forecast."""
+    """A model and what it is trained on; the others are those of a forecast, `held_out` for each series."""
 
     model: SequenceModel
     inputs: Any
     targets: Any
     task: ForecastTask | None = None
-    held_out: Windows | None = None
+    held_out: tuple[Windows, ...] = ()
+    purge: int = 0
+
+
+def _fit(trainer: Trainer, run: _Run, resume: str | None, out: str) -> History:
+    """Train; if it diverges after an epoch, write the best model before the error."""
+    try:
+        return trainer.fit(run.inputs, run.targets, resume=resume)
+    except DivergedError as error:
+        if error.restored is None:
+            raise
+        run.model.save(out)
+        raise ValueError(f"{error} with a lower --lr or --clip-norm; wrote {click.format_filename(out)}") from None
 
 
 def _classification(dataset: Classification, settings: dict[str, Any]) -> _Run:
@@ -199,15 +221,16 @@ def _classification(dataset: Classification, settings: dict[str, Any]) -> _Run:
     return _Run(model, dataset.train.inputs, dataset.train.targets)
 
 
-def _forecasting(data: str, series: Series, settings: dict[str, Any]) -> _Run:
-    task = _forecast_task(data, series, settings)
-    windows, held_out = task.training(series), task.held_out(series)
+def _forecasting(data: str, panel: tuple[Series, ...], settings: dict[str, Any]) -> _Run:
+    task = _forecast_task(data, panel, settings)
+    learned, held_out = training_set(task, panel), tuple(task.held_out(series) for series in panel)
     try:
-        held_out.seasonal_naive_forecast(task.season)  # the report needs it after the training
+        for windows in held_out:
+            windows.seasonal_naive_forecast(task.season)  # the report needs it after the training
     except ValueError as error:
         raise ValueError(f"--{error}") from None
     model = _model((1, task.horizon), "none", settings, task.to_dict())
-    return _Run(model, tuple(windows.inputs), windows.targets, task, held_out)
+    return _Run(model, learned.inputs, learned.targets, task, held_out, learned.purge)
 
 
 def _trainer(run: _Run, settings: dict[str, Any], quiet: bool) -> Trainer:
@@ -216,7 +239,7 @@ def _trainer(run: _Run, settings: dict[str, Any], quiet: bool) -> Trainer:
         loss="mean-squared-error" if run.task else "cross-entropy",
         optimizer=_optimizer(settings),
         chronological=run.task is not None,
-        purge=run.task.horizon - 1 if run.task else 0,
+        purge=run.purge,
         standardize_targets=run.task is not None,
         clip_norm=settings["clip_norm"] or None,
         patience=settings["patience"] or None,
@@ -237,22 +260,29 @@ def _refuse_forecasting(options: dict[str, Any]) -> None:
         raise ValueError("--fill: only for forecasting; this data set has no gaps")
 
 
-def _forecast_task(data: str, series: Series, settings: dict[str, Any]) -> ForecastTask:
+def _forecast_task(data: str, panel: tuple[Series, ...], settings: dict[str, Any]) -> ForecastTask:
+    """Return the task; of each series the same number of rows is held out, by the shortest one."""
     if settings.get("test_rows") is not None and settings.get("test_fraction") is not None:
         raise ValueError("--test-rows, --test-fraction: expected one of the two; got both")
+    shortest = min(map(len, panel))
     if settings.get("test_fraction") is not None:
-        rows = max(1, round(settings["test_fraction"] * len(series)))
+        rows = max(1, round(settings["test_fraction"] * shortest))
     else:
-        rows = settings.get("test_rows") or _TEST_ROWS.get(data) or max(1, round(0.2 * len(series)))
-    window = settings["window"]
-    return ForecastTask(
-        target=series.column,
+        rows = settings.get("test_rows") or _TEST_ROWS.get(data) or max(1, round(0.2 * shortest))
+    window, layout = settings["window"], settings["layout"]
+    task = ForecastTask(
+        target=panel[0].column,
         window=window,
         horizon=settings["horizon"],
         season=settings.get("season") or window,
         test_rows=rows,
         fill=settings["fill"],
+        series=layout.series,
+        time=layout.time,
+        sort=layout.sort,
     )
+    trained_to = {series.id: float(series.times[task.first_test_row(series) - 1]) for series in panel}
+    return replace(task, trained_to=trained_to)
 
 
 def _model(sizes: tuple[int, int], activation: Any, settings: dict[str, Any], task: dict[str, Any]) -> SequenceModel:

@@ -5,9 +5,21 @@
 
 from __future__ import annotations
 
-from lstmcore.datasets.csvfile import Fill, Series, read_csv
+from lstmcore.datasets.csvfile import Layout, read_csv, read_panel
 from lstmcore.datasets.registry import load, names
 from lstmcore.datasets.sequences import Classification, Sequences
+from lstmcore.datasets.series import Fill, Series
 from lstmcore.datasets.windows import Windows
 
-__all__ = ["Classification", "Fill", "Sequences", "Series", "Windows", "load", "names", "read_csv"]
+__all__ = [
+    "Classification",
+    "Fill",
+    "Layout",
+    "Sequences",
+    "Series",
+    "Windows",
+    "load",
+    "names",
+    "read_csv",
+    "read_panel",
+]

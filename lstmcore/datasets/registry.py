@@ -7,8 +7,9 @@ from typing import Final, Literal, overload
 
 import numpy as np
 
-from lstmcore.datasets.csvfile import Series, read_csv
+from lstmcore.datasets.csvfile import read_csv
 from lstmcore.datasets.sequences import Classification, Sequences
+from lstmcore.datasets.series import Series
 
 _DATA: Final = files("lstmcore.datasets") / "data"
 _NAMES: Final = ("japanese-vowels", "co2")

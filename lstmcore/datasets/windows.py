@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.datasets.csvfile import Series
+from lstmcore.datasets.series import Series
 
 Floats = npt.NDArray[np.float64]
 

@@ -64,7 +64,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path, model: SequenceModel, optimizer: Optimizer, settings: Mapping[str, Any]
+    path: str | Path, model: SequenceModel, optimizer: Optimizer, settings: Mapping[str, Any], epochs: int
 ) -> Progress:
     """Put `model` and `optimizer` into the state of a checkpoint; if it is refused, both stay as they are.
 
@@ -76,12 +76,14 @@ def load_checkpoint(
         Those of the run, as it started.
     settings
         Those of the run.
+    epochs
+        How many epochs the run shall have.
 
     Raises
     ------
     ValueError
         A truncated, damaged or foreign file, a newer version, another model, other settings or other data than those
-        of the run; the message names the file and the first difference.
+        of the run, or more than `epochs` epochs; the message names the file and the first difference.
     """
     tensors, header = read_tensors(path, CHECKPOINT_FORMAT)
     try:
@@ -91,6 +93,8 @@ def load_checkpoint(
         _check_same("model", model_header(model.parts), header["model"])
         _check_same("settings", dict(settings), header["settings"])
         history = History.from_dict(header["history"])
+        if (done := len(history.epochs)) > epochs:
+            raise ValueError(f"epochs: expected at least the {done} that the checkpoint has; got {epochs}")
         steps = integer("optimizer_steps", header["optimizer_steps"], len(history.epochs))
         lstm_step = integer("lstm_step", header["lstm_step"], len(history.epochs))
         if lstm_step >= 2**32:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.config import integer
-from lstmcore.datasets.csvfile import Fill, Series
+from lstmcore.datasets.csvfile import Layout
+from lstmcore.datasets.series import Fill, Series
 from lstmcore.datasets.windows import Windows, mean_absolute, root_mean_square
+from lstmcore.scalars import finite, flag, integer
 from lstmcore.training.model import SequenceModel
+
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +31,13 @@ class ForecastTask:
     season
         Rows of a season, for the seasonal-naive forecast.
     test_rows
-        The last rows, held out from training.
+        The last rows of each series, held out from training.
     fill
         The treatment of gaps.
+    series, time, sort
+        How the rows of a file are read, see `lstmcore.datasets.Layout`.
+    trained_to
+        Name of a series -> the time of its last row that was trained on (`Series.times`).
 
     Raises
     ------
@@ -43,14 +51,30 @@ class ForecastTask:
     season: int
     test_rows: int
     fill: Fill
+    series: str | None = None
+    time: str | None = None
+    sort: bool = False
+    trained_to: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, str):
-            raise TypeError(f"task target: expected the name of a column; got {self.target!r}")
+        for name in ("target", "series", "time"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or (value is None and name != "target")):
+                raise TypeError(f"task {name}: expected the name of a column; got {value!r}")
         for name in ("window", "horizon", "season", "test_rows"):
             object.__setattr__(self, name, integer(f"task {name}", getattr(self, name), 1))
         if self.fill not in get_args(Fill):
             raise ValueError(f"task fill: expected one of {', '.join(get_args(Fill))}; got {self.fill!r}")
+        flag("task sort", self.sort)
+        if not isinstance(self.trained_to, dict):
+            raise TypeError(f"task trained_to: expected a mapping; got {type(self.trained_to).__name__}")
+        for name, value in self.trained_to.items():
+            finite(f"task trained_to {name!r}", value)
+
+    @property
+    def layout(self) -> Layout:
+        """How the rows of a file are read."""
+        return Layout(self.series, self.time, self.sort, self.fill != "error")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task in JSON types."""
@@ -66,9 +90,10 @@ class ForecastTask:
             Not what `to_dict` gives.
         """
         known = [item.name for item in fields(cls)]
-        if set(values) != {"kind", *known}:
+        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        if not {"kind", *needed} <= set(values) <= {"kind", *known}:
             raise ValueError(f"task: expected kind, {', '.join(known)}; got {', '.join(sorted(map(str, values)))}")
-        return cls(**{name: values[name] for name in known})
+        return cls(**{name: value for name, value in values.items() if name != "kind"})
 
     def training(self, series: Series) -> Windows:
         """Return the windows whose targets lie before the held-out rows; no held-out value fills a gap in them.
@@ -80,7 +105,7 @@ class ForecastTask:
         ValueError
             Fewer than one row held out, or too few rows before them.
         """
-        stop = self._first_test_row(series)
+        stop = self.first_test_row(series)
         series.filled(self.fill)  # a gap that cannot be filled, also a held-out one, is an error before any work
         measured = np.flatnonzero(~series.gaps[:stop])
         stop = int(measured[-1]) + 1 if measured.size else 0
@@ -88,9 +113,16 @@ class ForecastTask:
 
     def held_out(self, series: Series) -> Windows:
         """Return the windows whose targets lie in the held-out rows; each sees the real values before its targets."""
-        return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self._first_test_row(series))
+        return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self.first_test_row(series))
 
-    def _first_test_row(self, series: Series) -> int:
+    def first_test_row(self, series: Series) -> int:
+        """Return the number of the first row that is held out.
+
+        Raises
+        ------
+        ValueError
+            Fewer than one row held out, or none before them.
+        """
         if len(series) < 2:
             raise ValueError(f"{series.name}: expected at least 2 rows, to train on and to hold out; got {len(series)}")
         if not 0 < self.test_rows < len(series):
@@ -98,6 +130,31 @@ class ForecastTask:
                 f"{series.name}: expected 1 to {len(series) - 1} test rows of {len(series)}; got {self.test_rows}"
             )
         return len(series) - self.test_rows
+
+
+class TrainingSet(NamedTuple):
+    """Windows to learn from: inputs, targets, and how many to leave out before those that validate."""
+
+    inputs: tuple[Floats, ...]
+    targets: Floats
+    purge: int
+
+
+def training_set(task: ForecastTask, panel: Sequence[Series]) -> TrainingSet:
+    """Return the training windows of all series; none has rows of two.
+
+    They are in the order of their distance to the end of the training rows, so that the last ones, which validate,
+    are the last of each series.
+
+    Raises
+    ------
+    ValueError
+        As `ForecastTask.training`, for the first series without a window.
+    """
+    parts = [task.training(series) for series in panel]
+    order = np.argsort(np.concatenate([part.origins - part.origins[-1] for part in parts]), kind="stable")
+    inputs, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
+    return TrainingSet(tuple(inputs[order]), targets[order], (task.horizon - 1) * len(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +166,13 @@ class Score:
     mae: float
 
 
-def forecasts(model: SequenceModel, windows: Windows) -> npt.NDArray[np.float64]:
+def forecasts(model: SequenceModel, windows: Windows) -> Floats:
     """Return (count, horizon): the model's forecasts in units of the series."""
     return windows.absolute(np.stack(model.predict(tuple(windows.inputs))))
 
 
-def scores(model: SequenceModel, windows: Windows, season: int) -> list[Score]:
-    """Return the scores of the model, of the last value and of the seasonal-naive forecast.
+def errors(model: SequenceModel, windows: Windows, season: int) -> dict[str, Floats]:
+    """Return, for the model and the naive forecasts by name, forecast minus truth (count, horizon).
 
     The seasonal-naive forecast is left out if the history is too short for it.
     """
@@ -123,7 +180,22 @@ def scores(model: SequenceModel, windows: Windows, season: int) -> list[Score]:
     if int(windows.origins[0]) + 1 >= season:
         ways[f"seasonal naive ({season} rows ago)"] = windows.seasonal_naive_forecast(season)
     ways["last value"] = windows.last_value_forecast()
-    return [
-        Score(name, root_mean_square(values - windows.actual), mean_absolute(values - windows.actual))
-        for name, values in ways.items()
-    ]
+    return {name: values - windows.actual for name, values in ways.items()}
+
+
+def scores(series_errors: Sequence[Mapping[str, Floats]]) -> list[Score]:
+    """Return the scores over the windows of all series together, of the ways that have `errors` for each series."""
+    pooled = {
+        name: np.concatenate([found[name] for found in series_errors])
+        for name in series_errors[0]
+        if all(name in found for found in series_errors)
+    }
+    return [Score(name, root_mean_square(values), mean_absolute(values)) for name, values in pooled.items()]
+
+
+def trained_windows(task: ForecastTask, windows: Windows) -> int:
+    """Return how many windows have a target in a row that the model was trained on."""
+    last = task.trained_to.get(windows.series.id)
+    if last is None:
+        return 0
+    return int((windows.series.times[windows.origins + 1] <= last).sum())

@@ -94,3 +94,22 @@ def _entries(
 
 
 LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError)}
+
+
+def make_loss(loss: object) -> Loss:
+    """Return the loss of a name, or `loss` itself.
+
+    Raises
+    ------
+    ValueError
+        A name that is not in `LOSSES`.
+    TypeError
+        Neither a name nor a `Loss`.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
+        raise TypeError(f"loss: expected one of {', '.join(LOSSES)}, or a Loss; got {type(loss).__name__}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
+    return LOSSES[loss]()

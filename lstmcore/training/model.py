@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from lstmcore import validation
 from lstmcore.lstm import LSTM
+from lstmcore.scalars import integer
 from lstmcore.training.batches import pad
-from lstmcore.training.losses import Loss
+from lstmcore.training.losses import Loss, make_loss
 from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
 from lstmcore.training.readout import DTYPES, Readout, ReadoutTape
 from lstmcore.training.scaling import Standardizer
@@ -55,6 +56,8 @@ class SequenceModel:
     task
         The use of the model, kept in its file: a mapping of types that JSON has (a tuple becomes a list, a
         NumPy number a number).
+    loss
+        The loss that `evaluate` takes if it is given none: a name, a `Loss` or None. The trainer sets it.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class SequenceModel:
         input_scaling: Standardizer | None = None,
         target_scaling: Standardizer | None = None,
         task: Mapping[str, Any] | None = None,
+        loss: str | Loss | None = None,
     ) -> None:
         for name, layer, kind in (("lstm", lstm, LSTM), ("readout", readout, Readout)):
             if not isinstance(layer, kind):
@@ -95,6 +99,7 @@ class SequenceModel:
         self.lstm, self.readout = lstm, readout
         self.input_scaling, self.target_scaling = input_scaling, target_scaling
         self.task = task or {}
+        self.loss = None if loss is None else make_loss(loss)
 
     @property
     def task(self) -> dict[str, Any]:
@@ -223,35 +228,62 @@ class SequenceModel:
         entries = int(mask.sum()) if mask is not None else len(inputs)
         return Learned(value, _right(outputs, wanted, mask, loss), entries, named)
 
-    def evaluate(self, inputs: Sequence[Array], targets: Targets, loss: Loss, *, batch_size: int = 256) -> Evaluation:
-        """Return loss, accuracy and state drift on scaled inputs; dropout is off.
+    def evaluate(
+        self,
+        inputs: Sequence[Array],
+        targets: Targets,
+        loss: str | Loss | None = None,
+        *,
+        batch_size: int = 256,
+    ) -> Evaluation:
+        """Return loss, accuracy and state drift on raw data, as `predict` and `Trainer.fit` take it; dropout is off.
+
+        The loss is that of what `predict` gives, in its units: the mean squared error of ``predict(inputs)`` and
+        `targets`. `History` has the loss of standardised targets, if the model standardises them.
 
         Parameters
         ----------
         inputs
-            Scaled sequences (T, I), as `scaled` returns them.
+            Raw sequences (T, I).
         targets
             One for each, as for `Trainer.fit`.
         loss
-            The loss to evaluate.
+            The loss to evaluate: a name or a `Loss`. None takes the one that the model was trained with.
         batch_size
             How many sequences to run at once.
 
         Raises
         ------
         TypeError, ValueError
-            No sequences, or ones that do not fit the model; targets that do not fit them or `loss`.
+            No sequences, or ones that do not fit the model; targets that do not fit them or the loss; no loss, and
+            none that the model was trained with.
         """
+        chosen = self.loss if loss is None else make_loss(loss)
+        if chosen is None:
+            raise ValueError(
+                "loss: expected a loss, since this model has none: it was not trained, or with a loss of your own, "
+                "which no file holds; got None"
+            )
         self.check_inputs(inputs)
-        targets = self.check_targets(targets, inputs, loss)
-        order = np.argsort([len(sequence) for sequence in inputs], kind="stable")
+        checked = self.check_targets(targets, inputs, chosen)
+        return self._judge(self.scaled(inputs), checked, chosen, self.target_scaling, batch_size)
+
+    def measure(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Evaluation:
+        """Return loss, accuracy and state drift on scaled inputs and targets, as `learn` takes them; dropout is off."""
+        return self._judge(inputs, targets, loss, None, 256)
+
+    def _judge(
+        self, inputs: Sequence[Array], targets: Targets, loss: Loss, scaling: Standardizer | None, batch_size: int
+    ) -> Evaluation:
+        """Return the means over scaled inputs; `scaling` is undone on the outputs, which `targets` are like."""
         total, right, entries, drift = 0.0, 0, 0, 0.0
         answers = True
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in _chunks(inputs, batch_size):
             x, lengths = pad([inputs[index] for index in chosen])
             h, (h_n, c_n) = self.lstm(x, lengths=lengths)
             outputs, read = self._read(x, lengths, h, h_n)
+            if scaling is not None and not loss.of_linear:
+                outputs = scaling.undo(outputs)
             wanted, mask = self._targets([targets[index] for index in chosen], lengths, len(x))
             value, _ = loss(read.linear if loss.of_linear else outputs, wanted, mask)
             count = int(mask.sum()) if mask is not None else len(chosen)
@@ -259,7 +291,7 @@ class SequenceModel:
             answers = answers and hits is not None
             total, right, entries = total + value * count, right + (hits or 0), entries + count
             drift += float(np.sqrt(np.square(c_n, dtype=np.float64).sum(axis=(0, 2))).sum())  # the start is zero
-        return Evaluation(total / max(entries, 1), right / max(entries, 1) if answers else None, drift / len(order))
+        return Evaluation(total / max(entries, 1), right / max(entries, 1) if answers else None, drift / len(inputs))
 
     def predict(self, inputs: Sequence[Array], *, batch_size: int = 256) -> list[Array]:
         """Return the output for each sequence of raw `inputs`: (K,), or (T, K) if read out at every step; float64.
@@ -271,10 +303,8 @@ class SequenceModel:
         """
         self.check_inputs(inputs)
         scaled = self.scaled(inputs)
-        order = np.argsort([len(sequence) for sequence in scaled], kind="stable")
         results: list[Array] = [np.empty(0)] * len(scaled)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in _chunks(scaled, batch_size):
             x, lengths = pad([scaled[index] for index in chosen])
             h, (h_n, _) = self.lstm(x, lengths=lengths)
             outputs = self._read(x, lengths, h, h_n)[0].astype(np.float64)
@@ -287,8 +317,9 @@ class SequenceModel:
 
     @property
     def parts(self) -> ModelParts:
-        """The LSTM, the readout, the standardisations and the task."""
-        return ModelParts(self.lstm, self.readout, {name: getattr(self, name) for name in SCALINGS}, self.task)
+        """The LSTM, the readout, the standardisations, the task and the loss."""
+        scalings = {name: getattr(self, name) for name in SCALINGS}
+        return ModelParts(self.lstm, self.readout, scalings, self.task, self.loss)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file; see `lstmcore.training.save_model`."""
@@ -298,7 +329,7 @@ class SequenceModel:
     def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
         parts = read_model(path, backend, dtype)
-        return SequenceModel(parts.lstm, parts.readout, task=parts.task, **parts.scalings)
+        return SequenceModel(parts.lstm, parts.readout, task=parts.task, loss=parts.loss, **parts.scalings)
 
     def _read(self, x: Array, lengths: Array, h: Array, h_n: Array) -> tuple[Array, ReadoutTape]:
         if self.readout.steps == "every":
@@ -320,6 +351,14 @@ class SequenceModel:
                 raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
         padded, _ = pad(list(targets))
         return padded, np.arange(steps)[:, None] < lengths
+
+
+def _chunks(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield the numbers of the sequences, at most `batch_size` of about the same length at a time."""
+    size = integer("batch_size", batch_size, 1)
+    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def _right(outputs: Array, targets: Array, mask: npt.NDArray[np.bool_] | None, loss: Loss) -> int | None:

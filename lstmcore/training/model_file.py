@@ -14,6 +14,7 @@ from lstmcore.backend import UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig, integer
 from lstmcore.lstm import LSTM
 from lstmcore.precision import get_precision
+from lstmcore.training.losses import LOSSES, Loss, make_loss
 from lstmcore.training.readout import DTYPES, Readout
 from lstmcore.training.scaling import Standardizer
 from lstmcore.training.tensor_file import check_tensors, read_tensors, write_tensors
@@ -27,12 +28,13 @@ SCALINGS: Final = ("input_scaling", "target_scaling")
 
 
 class ModelParts(NamedTuple):
-    """The parts of a `SequenceModel`; `scalings` has one entry for each of `SCALINGS`."""
+    """The parts of a `SequenceModel`; `scalings` has one entry for each of `SCALINGS`, `loss` is None for none."""
 
     lstm: LSTM
     readout: Readout
     scalings: Mapping[str, Standardizer | None]
     task: dict[str, Any]
+    loss: Loss | None = None
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -42,8 +44,10 @@ class ModelParts(NamedTuple):
 
 
 def write_model(parts: ModelParts, path: str | Path) -> None:
-    """Write the file of a model. Raises as `lstmcore.training.save_model`."""
+    """Write the file of a model. Raises as `lstmcore.training.save_model`. A loss of another class is left out."""
     tensors, header = parts.parameters | scaling_tensors(parts.scalings), model_header(parts)
+    if parts.loss is not None and type(parts.loss) is LOSSES.get(parts.loss.name):
+        header["loss"] = parts.loss.name
     _check_model(tensors, header)
     write_tensors(path, MODEL_FORMAT, tensors, header)
 
@@ -164,6 +168,7 @@ class _Checked(NamedTuple):
     task: dict[str, Any]
     scalings: dict[str, Standardizer | None]
     parameters: dict[str, Array]
+    loss: Loss | None
 
 
 def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Checked:
@@ -174,7 +179,8 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     TypeError, ValueError
         The first thing that is wrong.
     """
-    header = _object("", header, ("lstm", "readout", "task"))
+    loss = header.get("loss")
+    header = _object("", {key: value for key, value in header.items() if key != "loss"}, ("lstm", "readout", "task"))
     spec = _object("lstm", header["lstm"], ("config", "num_layers", "bidirectional", "dropout", "dtype"))
     readout = _object("readout", header["readout"], _READOUT)
     task = _object("task", header["task"])
@@ -200,7 +206,9 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     expected |= {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
     check_tensors(parameters, expected, dtype)
     check_widths(stack, Readout(**readout, seed=0))
-    return _Checked(stack, spec["dtype"], readout, task, scalings, parameters)
+    return _Checked(
+        stack, spec["dtype"], readout, task, scalings, parameters, None if loss is None else make_loss(loss)
+    )
 
 
 def _object(what: str, value: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -227,4 +235,4 @@ def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
     lstm = LSTM.from_config(checked.stack, groups["lstm"], dtype=precision, backend=backend, seed=0)
     readout = Readout(**(checked.readout | {"dtype": dtype}), seed=0)
     readout.load_parameters(groups["readout"])
-    return ModelParts(lstm, readout, checked.scalings, checked.task)
+    return ModelParts(lstm, readout, checked.scalings, checked.task, checked.loss)

@@ -18,10 +18,12 @@ Array = npt.NDArray[Any]
 class Standardizer:
     """``(values - mean) / scale`` for each entry of the last axis; `mean` and `scale` are (width,) float64.
 
+    A scale of 0 says that the entry is constant: `apply` takes the mean off, and `undo` gives the mean.
+
     Raises
     ------
     TypeError, ValueError
-        Arrays of another dtype or shape, a number that is not finite, a scale that is not > 0.
+        Arrays of another dtype or shape, a number that is not finite, a scale below 0.
     """
 
     mean: npt.NDArray[np.float64]
@@ -34,12 +36,12 @@ class Standardizer:
                 raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
         if self.mean.shape != self.scale.shape:
             raise ValueError(f"scale: expected shape {self.mean.shape} as mean; got {self.scale.shape}")
-        if not (self.scale > 0).all():
-            raise ValueError(f"scale: expected numbers > 0; got {self.scale.min()}")
+        if not (self.scale >= 0).all():
+            raise ValueError(f"scale: expected numbers >= 0; got {self.scale.min()}")
 
     @classmethod
     def fit(cls, arrays: Iterable[Array]) -> Standardizer:
-        """Return mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 1.
+        """Return mean and standard deviation over all rows of all `arrays` (..., width); the scale of a constant is 0.
 
         Raises
         ------
@@ -57,11 +59,11 @@ class Standardizer:
         values /= unit
         mean, scale = values.mean(axis=0) * unit, values.std(axis=0) * unit
         tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
-        return cls(mean, np.where(scale > tiny, scale, 1.0))
+        return cls(mean, np.where(scale > tiny, scale, 0.0))
 
     def apply(self, values: Array, dtype: str) -> Array:
         """Return the standardised values in `dtype`."""
-        return ((values - self.mean) / self.scale).astype(dtype)
+        return ((values - self.mean) / np.where(self.scale > 0, self.scale, 1.0)).astype(dtype)
 
     def undo(self, values: Array) -> npt.NDArray[np.float64]:
         """Return the values that `apply` standardised, in float64."""

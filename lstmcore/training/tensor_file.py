@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -15,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lstmcore.config import check_version
-from lstmcore.files import write_atomically
+from lstmcore.files import check_regular, write_atomically
 
 Array = npt.NDArray[Any]
 
@@ -54,12 +52,11 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
     Raises
     ------
     ValueError
-        A truncated or foreign file, another format, a newer version.
+        A folder, a pipe or a device; a truncated or foreign file, another format, a newer version.
     OSError
         The file cannot be read.
     """
-    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path}: expected a file; got a pipe or a device")
+    check_regular(path)
     with Path(path).open("rb"):
         pass  # safetensors reports a missing or unreadable file without its name
     try:

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lstmcore.config import finite, integer
-from lstmcore.files import check_writable
+from lstmcore.files import UnwritableError, check_writable
+from lstmcore.notices import notify
 from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import batches_by_length, split
 from lstmcore.training.history import Epoch, History
-from lstmcore.training.losses import LOSSES, Loss
+from lstmcore.training.losses import Loss, make_loss
 from lstmcore.training.model import Evaluation, SequenceModel, Targets
 from lstmcore.training.optimizers import Adam, Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.scaling import Standardizer
@@ -27,7 +28,19 @@ Array = npt.NDArray[Any]
 
 
 class DivergedError(ValueError):
-    """The loss or a gradient is no longer finite."""
+    """The loss or a gradient is no longer finite.
+
+    Attributes
+    ----------
+    history
+        The epochs that were finished.
+    restored
+        The epoch whose weights the model has now: the best one, or the last one if none is. None: those that it
+        had at the start.
+    """
+
+    history: History
+    restored: int | None = None
 
 
 class Trainer:
@@ -70,7 +83,8 @@ class Trainer:
     seed
         Order of the batches, validation split and input noise. (Weights and dropout follow from the LSTM's seed.)
     checkpoint
-        File to write after every epoch; None for none.
+        File to write after every epoch; None for none. If it cannot be written, for example on a full disk, that is
+        a warning: the file before it stays, and the run goes on.
     quiet
         No progress bar.
 
@@ -129,8 +143,10 @@ class Trainer:
     def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
 
-        Without a validation set the last epoch's weights stay. A new run starts from the model's weights and at step 0
-        of its LSTM (`LSTM.step`), so that the same weights give the same run.
+        Without a validation set the last epoch's weights stay. Where an error or Ctrl-C ends the run, the best epoch's
+        weights are put into the model too. `SequenceModel.loss` is set to the loss of the run.
+        A new run starts from the model's weights and at step 0 of its LSTM (`LSTM.step`), so that the same weights
+        give the same run.
 
         Parameters
         ----------
@@ -145,9 +161,9 @@ class Trainer:
         Raises
         ------
         TypeError, ValueError
-            Data that do not fit the model, or a checkpoint of another run.
+            Data that do not fit the model, a checkpoint of another run, or one of more than `epochs` epochs.
         DivergedError
-            The loss is no longer finite.
+            The loss is no longer finite. The model has the best epoch's weights, see `DivergedError.restored`.
         """
         model = self.model
         model.check_inputs(inputs)
@@ -170,21 +186,23 @@ class Trainer:
         progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
         settings = self._settings(inputs, checked, optimizer)
         if resume is not None:
-            progress = checkpoints.load_checkpoint(resume, model, optimizer, settings)
+            progress = checkpoints.load_checkpoint(resume, model, optimizer, settings, self.epochs)
         else:
             self._start([inputs[row] for row in fit_rows], [checked[row] for row in fit_rows])
         scaled, wanted = model.scaled(inputs), self._scaled_targets(checked)
+        model.loss = self.loss
         history = progress.history
-        with self._bar() as bar:
-            task = bar.add_task("training", total=self.epochs, completed=len(history.epochs), numbers="")
-            while len(history.epochs) < self.epochs and history.stopped is None:
-                with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
+        try:
+            with self._bar() as bar:
+                task = bar.add_task("training", total=self.epochs, completed=len(history.epochs), numbers="")
+                while len(history.epochs) < self.epochs and history.stopped is None:
                     self._epoch(progress, optimizer, scaled, wanted, fit_rows, check_rows)
-                if self.checkpoint is not None:
-                    checkpoints.save_checkpoint(self.checkpoint, model, optimizer, progress, settings)
-                bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
-        if progress.best is not None:
-            model.load_parameters(progress.best)
+                    if self.checkpoint is not None:
+                        self._save_checkpoint(optimizer, progress, settings)
+                    bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
+        finally:
+            if progress.best is not None:
+                model.load_parameters(progress.best)
         return history
 
     def _start(self, inputs: list[Array], targets: list[Array]) -> None:
@@ -196,6 +214,17 @@ class Trainer:
             model.target_scaling = Standardizer.fit(targets)
         model.lstm.step = 0
 
+    def _save_checkpoint(self, optimizer: Optimizer, progress: checkpoints.Progress, settings: dict[str, Any]) -> None:
+        """Write the checkpoint; a file that cannot be written is a warning, since the run itself goes on."""
+        try:
+            checkpoints.save_checkpoint(self.checkpoint, self.model, optimizer, progress, settings)
+        except (OSError, UnwritableError) as error:
+            notify(
+                f"checkpoint: {self.checkpoint} could not be written after epoch {len(progress.history.epochs)} "
+                f"({error}); the run goes on, and tries again after the next epoch",
+                3,
+            )
+
     def _epoch(
         self,
         progress: checkpoints.Progress,
@@ -205,13 +234,17 @@ class Trainer:
         fit_rows: npt.NDArray[np.intp],
         check_rows: npt.NDArray[np.intp],
     ) -> None:
-        history = progress.history
-        number = len(history.epochs) + 1
-        loss, accuracy, norm = self._learn(number, optimizer, inputs, targets, fit_rows)
-        rows = check_rows if check_rows.size else fit_rows
-        seen = self.model.evaluate([inputs[row] for row in rows], [targets[row] for row in rows], self.loss)
-        if not math.isfinite(seen.loss):
-            raise _diverged(number, "loss", seen.loss)
+        history, before = progress.history, self.model.parameters
+        number, rows = len(history.epochs) + 1, check_rows if check_rows.size else fit_rows
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
+                loss, accuracy, norm = self._learn(number, optimizer, inputs, targets, fit_rows)
+                seen = self.model.measure([inputs[row] for row in rows], [targets[row] for row in rows], self.loss)
+            if not math.isfinite(seen.loss):
+                raise _diverged(number, "loss", seen.loss)
+        except DivergedError as error:
+            self.model.load_parameters(before)
+            raise _restored(error, history) from None
         checked = seen if check_rows.size else Evaluation(0.0, None, 0.0)
         history.epochs.append(
             Epoch(
@@ -312,11 +345,7 @@ class Trainer:
 
 def _checked_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
     """Return the loss of a name, or the loss; raise unless it suits the readout and the scaling of the targets."""
-    if isinstance(loss, str) and loss not in LOSSES:
-        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
-    if not isinstance(loss, str | Loss):
-        raise TypeError(f"loss: expected one of {', '.join(LOSSES)}, or a Loss; got {type(loss).__name__}")
-    made = LOSSES[loss]() if isinstance(loss, str) else loss
+    made = make_loss(loss)
     if made.of_linear and model.readout.activation not in ("softmax", "none"):
         raise ValueError(
             f"loss: {made.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
@@ -337,7 +366,16 @@ def _bound(name: str, value: object) -> float | None:
 
 
 def _diverged(epoch: int, what: str, value: object) -> DivergedError:
-    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}; lower the learning rate or clip_norm")
+    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}: lower the learning rate or clip_norm")
+
+
+def _restored(error: DivergedError, history: History) -> DivergedError:
+    """Return the error with the epoch whose weights the model has again."""
+    restored = history.best or len(history.epochs) or None
+    kept = f"epoch {restored}" if restored else "the start"
+    diverged = DivergedError(f"{error}; the model has the weights of {kept} again: go on from them in a new run")
+    diverged.history, diverged.restored = history, restored
+    return diverged
 
 
 def _numbers(epoch: Epoch) -> str:

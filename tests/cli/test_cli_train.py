@@ -44,6 +44,11 @@ def refused(folder: Path, message: str, *arguments: object) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))  # a model without --out goes there
+
+
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
     rows = np.arange(120)

@@ -13,6 +13,7 @@ import pytest
 from lstmcore.backend import Masks, StackMasks, State
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
+from lstmcore.notices import Notice
 from stacks import NaiveBackend
 
 T, N, H, P = 4, 3, 7, 2
@@ -431,3 +432,11 @@ def test_sizes_beyond_any_memory() -> None:
     for sizes in ((3, 10**20), (10**20, 3), (3, 2**24)):
         with pytest.raises(ValueError, match="input_size, hidden_size: expected sizes that give at most"):
             LSTM(*sizes, backend="numpy")
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_that_does_nothing_is_told(bidirectional: bool) -> None:
+    """As in PyTorch. It is no error: a search over numbers of layers has it too."""
+    with pytest.warns(Notice, match=r"^dropout: 0.3 does nothing with num_layers=1, since it acts between layers"):
+        LSTM(WIDTH, H, 1, dropout=0.3, bidirectional=bidirectional, backend=NaiveBackend())
+    LSTM(WIDTH, H, 2, dropout=0.3, bidirectional=bidirectional, backend=NaiveBackend())  # a warning is an error here

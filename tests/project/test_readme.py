@@ -42,8 +42,10 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = "\n".join(f"{week},{week % 13 + 0.1 * week}" for week in range(160))
     Path("my.csv").write_text(f"week,column\n{rows}\n", encoding="utf-8")
+    shops = "\n".join(f"{shop},{2000 + week},{week % 11 + week / 9}" for shop in "ab" for week in range(160))
+    Path("shops.csv").write_text(f"shop,year,sales\n{shops}\n", encoding="utf-8")
     commands = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("lstmcore ")]
-    assert {shlex.split(line)[1] for line in commands} == {"backends", "conform", "train", "evaluate"}
+    assert {shlex.split(line)[1] for line in commands} == {"backends", "conform", "train", "evaluate", "predict"}
     for line in commands:
         words = shlex.split(line)[1:]
         if words[0] == "train":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lstmcore.notices import Notice
 from lstmcore.training import (
     SGD,
     Adam,
@@ -137,3 +140,56 @@ def test_damaged_checkpoints_are_refused_and_change_nothing(tmp_path: Path, dama
     assert "\n" not in str(caught.value)
     assert all(value is before[name] for name, value in model.parameters.items())
     assert (optimizer.steps, optimizer.state(), model.lstm.step, model.input_scaling) == (0, {}, 0, None)
+
+
+def test_fewer_epochs_than_a_checkpoint_has_are_refused(tmp_path: Path) -> None:
+    inputs, targets = data()
+    path = tmp_path / "run"
+    whole = trainer(make(), epochs=3, checkpoint=path).fit(inputs, targets)
+    model = make()
+    before = model.parameters
+    with pytest.raises(ValueError, match="run: epochs: expected at least the 3 that the checkpoint has; got 2"):
+        trainer(model, epochs=2).fit(inputs, targets, resume=path)
+    assert all(model.parameters[name] is value for name, value in before.items()) and model.loss is None
+    assert trainer(model, epochs=3).fit(inputs, targets, resume=path) == whole
+
+
+def test_a_full_disk_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning names the file; the run and its model are those of a run without a checkpoint."""
+    inputs, targets = data()
+    path, plain, model = tmp_path / "run", make(), make()
+    expected = trainer(plain, epochs=4).fit(inputs, targets)
+    calls: list[int] = []
+    fsync = os.fsync
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr("lstmcore.files.os.fsync", full)
+    with pytest.warns(Notice) as caught:
+        found = trainer(model, epochs=4, checkpoint=path).fit(inputs, targets)
+    assert [str(item.message) for item in caught] == [
+        f"checkpoint: {path} could not be written after epoch {epoch} ([Errno 28] No space left on device: '{path}'); "
+        "the run goes on, and tries again after the next epoch"
+        for epoch in (2, 3)
+    ]
+    assert found == expected
+    for name, value in plain.parameters.items():
+        np.testing.assert_array_equal(value, model.parameters[name])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    assert len(opened(path)[1]["history"]["epochs"]) == 4
+
+
+def test_a_folder_that_vanishes_ends_no_run(tmp_path: Path) -> None:
+    inputs, targets = data()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    one = trainer(make(), epochs=2, checkpoint=folder / "run")
+    folder.rmdir()
+    with pytest.warns(
+        Notice, match=r"folder/run could not be written after epoch 1 \(path: expected a file in a folder"
+    ):
+        assert len(one.fit(inputs, targets).epochs) == 2

@@ -195,7 +195,11 @@ def test_a_gap_at_the_held_out_rows(tmp_path: Path, gap: tuple[int, ...], fill: 
         ({"horizon": 0}, "task horizon: expected at least 1; got 0"),
         ({"target": 3}, "task target: expected the name of a column; got 3"),
         ({"fill": []}, "task fill: expected one of error, linear, previous"),
-        ({"more": 1}, "task: expected kind, target, window, horizon, season, test_rows, fill; got .*more"),
+        ({"series": 3}, "task series: expected the name of a column; got 3"),
+        ({"sort": 1}, "task sort: expected True or False; got 1"),
+        ({"trained_to": [3]}, "task trained_to: expected a mapping; got list"),
+        ({"trained_to": {"": "x"}}, "task trained_to '': expected a number; got 'x'"),
+        ({"more": 1}, "task: expected kind, target, window, horizon, season, test_rows, fill, series.*; got .*more"),
     ],
 )
 def test_a_damaged_task_is_told(values: dict[str, Any], message: str) -> None:
@@ -203,7 +207,7 @@ def test_a_damaged_task_is_told(values: dict[str, Any], message: str) -> None:
     assert ForecastTask.from_dict(task.to_dict()) == task
     with pytest.raises((TypeError, ValueError), match=message):
         ForecastTask.from_dict(task.to_dict() | values)
-    for name in task.to_dict():
+    for name in ("kind", "target", "window", "horizon", "season", "test_rows", "fill"):
         with pytest.raises(ValueError, match="task: expected kind, target"):
             ForecastTask.from_dict({key: value for key, value in task.to_dict().items() if key != name})
 

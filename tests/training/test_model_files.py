@@ -117,6 +117,8 @@ HUGE = 10**12
         ("readout.activation", "gelu", "readout activation: expected one of"),
         ("readout.steps", 3, "readout steps: expected one of"),
         ("readout.more", 3, "readout in the header: expected .*; got 'more'"),
+        ("loss", "hinge", "loss: expected one of cross-entropy, mean-squared-error; got 'hinge'"),
+        ("loss", 3, "loss: expected one of cross-entropy, mean-squared-error, or a Loss; got int"),
         ("task", [1], "task in the header: expected a JSON object; got list"),
     ],
 )
@@ -133,7 +135,7 @@ def test_damaged_headers_are_refused_in_one_line(tmp_path: Path, where: str, val
     with pytest.raises(ValueError, match=f"model.safetensors: .*{message}") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
-    if last not in ("more", "version"):
+    if last not in ("more", "version", "loss"):
         header = opened(saved(tmp_path)[1])[1]
         spot = header
         for name in parents:
@@ -165,7 +167,7 @@ def test_headers_that_are_no_json(tmp_path: Path, text: str, message: str) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_scaling__scale": np.zeros(2)}, "input_scaling scale: expected numbers > 0; got 0.0"),
+        ({"input_scaling__scale": np.full(2, -1.0)}, "input_scaling scale: expected numbers >= 0; got -1.0"),
         ({"input_scaling__scale": np.ones((2, 1))}, "input_scaling scale: expected shape"),
         ({"input_scaling__mean": np.zeros(2, np.float32)}, "input_scaling mean: expected dtype float64"),
         ({"target_scaling__mean": np.full(3, np.nan)}, "target_scaling mean: expected finite numbers"),

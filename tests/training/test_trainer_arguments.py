@@ -129,6 +129,15 @@ def test_numbers_that_the_dtype_cannot_hold_are_told() -> None:
 def test_evaluate_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="inputs: expected at least one sequence; got none"):
         make().evaluate([], [], CrossEntropy())
+    inputs, targets = data(6)
+    with pytest.raises(ValueError, match="loss: expected a loss, since this model has none: it was not trained"):
+        make().evaluate(inputs, targets)
+    with pytest.raises(ValueError, match="loss: expected one of cross-entropy, mean-squared-error; got 'hinge'"):
+        make().evaluate(inputs, targets, "hinge")
+    for call in (lambda: make().predict(inputs, batch_size=0), lambda: make().evaluate(inputs, targets, "cross-entropy",
+                                                                                     batch_size=0)):  # fmt: skip
+        with pytest.raises(ValueError, match="batch_size: expected at least 1; got 0"):
+            call()
 
 
 def test_fit_refuses_bad_data() -> None:

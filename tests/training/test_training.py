@@ -19,6 +19,7 @@ from lstmcore.training import (
     Loss,
     MeanSquaredError,
     Optimizer,
+    load_model,
     pad,
     plot_history,
 )
@@ -164,6 +165,111 @@ def test_divergence_is_said() -> None:
     values = [np.full(3, 1e30) for _ in targets]
     with pytest.raises(DivergedError, match="training diverged in epoch 1"), np.errstate(over="ignore"):
         trainer(model, loss="mean-squared-error").fit(inputs, values)
+
+
+class Breaking(SGD):
+    """A rule whose step `at` is no number."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(0.05)
+        self.at = at
+
+    def step(self, parameters: Any, gradients: Any) -> Any:
+        stepped = super().step(parameters, gradients)
+        return stepped if self.steps < self.at else {name: value * np.nan for name, value in stepped.items()}
+
+
+@pytest.mark.parametrize(("validation", "epochs"), [(0.25, 3), (0.0, 3), (0.25, 0), (0.0, 0)])
+def test_divergence_restores_the_best_weights(validation: float, epochs: int) -> None:
+    """The best epoch's; the last one's without validation; those of the start in the first epoch."""
+    inputs, targets = nothing_to_learn()
+    steps = -(-round(40 * (1 - validation)) // 5)  # in an epoch
+    model, other = make(), make()
+    start = model.parameters
+    with pytest.raises(DivergedError) as caught:
+        trainer(model, optimizer=Breaking(steps * epochs + 2), validation=validation, epochs=9).fit(inputs, targets)
+    history = History()
+    if epochs:
+        history = trainer(other, optimizer=SGD(0.05), validation=validation, epochs=epochs).fit(inputs, targets)
+    assert caught.value.history == history
+    assert caught.value.restored == (history.best or epochs or None)
+    kept = f"epoch {caught.value.restored}" if epochs else "the start"
+    assert f"diverged in epoch {epochs + 1}: " in str(caught.value)
+    assert str(caught.value).endswith(f"; the model has the weights of {kept} again: go on from them in a new run")
+    for name, value in (other.parameters if epochs else start).items():
+        np.testing.assert_array_equal(model.parameters[name], value)
+    model.load_parameters(other.parameters)
+    assert len(trainer(model, optimizer=SGD(0.01), epochs=1).fit(inputs, targets).epochs) == 1
+
+
+def test_an_interrupted_run_leaves_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = nothing_to_learn()
+    model, other = make(), make()
+    measure, calls = model.measure, [0]
+
+    def stop(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(model, "measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, epochs=9).fit(inputs, targets)
+    trainer(other, epochs=3).fit(inputs, targets)
+    for name, value in other.parameters.items():
+        np.testing.assert_array_equal(model.parameters[name], value)
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+def test_evaluate_takes_what_predict_takes(tmp_path: Path, steps: Any) -> None:
+    """Raw inputs and targets far from 0 and 1; the loss is that of the training, also from a file."""
+    inputs, classes = data(30)
+    raw = [sequence * [1e3, 1e-3] + [5e4, 7.0] for sequence in inputs]
+    every = steps == "every"
+    model = make(steps=steps)
+    labels: Any = [np.full(len(s), c) for s, c in zip(raw, classes, strict=True)] if every else classes
+    trainer(model, epochs=3, optimizer=AdamW(0.02)).fit(raw, labels)
+    outputs = model.predict(raw)
+    hits = np.concatenate([np.atleast_1d(o.argmax(axis=-1) == t) for o, t in zip(outputs, labels, strict=True)])
+    found = model.evaluate(raw, labels)
+    assert found.accuracy == hits.mean() and found.accuracy > 0
+    assert found == model.evaluate(raw, labels, "cross-entropy") == model.evaluate(raw, labels, CrossEntropy())
+    model.save(tmp_path / "m")
+    again = load_model(tmp_path / "m", backend="numpy")
+    assert again.evaluate(raw, labels) == found
+
+    wanted = [np.stack([s.sum(1), s[:, 0], s[:, 1] ** 2], 1) * 1e3 for s in raw]
+    values: Any = wanted if every else np.stack([value[-1] for value in wanted])
+    model = make(steps=steps)
+    settings: dict[str, Any] = {**REGRESSION, "standardize_targets": True, "epochs": 2}
+    trainer(model, **settings).fit(raw, values)
+    errors = [np.square(o - v) for o, v in zip(model.predict(raw), values, strict=True)]
+    mean = np.mean(np.concatenate([np.atleast_2d(error) for error in errors]))
+    assert model.evaluate(raw, values).loss == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_loss_of_ones_own_is_in_no_file(tmp_path: Path) -> None:
+    class Mine(MeanSquaredError):
+        """The same, by another class of the same name."""
+
+    inputs, _ = data(12)
+    model = make()
+    trainer(model, loss=Mine(), epochs=1).fit(inputs, np.ones((12, 3)))
+    assert isinstance(model.loss, Mine)
+    model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="or with a loss of your own, which no file holds"):
+        load_model(tmp_path / "m").evaluate(inputs, np.ones((12, 3)))
+
+
+def test_a_constant_target_is_forecast_exactly() -> None:
+    inputs, _ = data(20)
+    values = np.stack([np.full(20, 1e-6), np.arange(20.0), np.full(20, -3e7)], axis=1)
+    model = make()
+    trainer(model, standardize_targets=True, **REGRESSION).fit(inputs, values)
+    outputs = np.stack(model.predict(inputs))
+    np.testing.assert_array_equal(outputs[:, [0, 2]], values[:, [0, 2]])
+    assert len(set(outputs[:, 1])) == 20
 
 
 def test_empty_sequences() -> None:

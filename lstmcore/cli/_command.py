@@ -1,0 +1,31 @@
+"""The class of the sub-commands."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+
+class Command(click.Command):
+    """A command in which an option that takes one value may be given once: click would take the last silently."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, after a check that nothing is given twice.
+
+        Raises
+        ------
+        ValueError
+            An option that is given twice.
+        """
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for parameter, count in Counter(order).items():
+                if isinstance(parameter, click.Option) and count > 1 and not _repeatable(parameter):
+                    raise ValueError(f"{parameter.opts[0]}: expected once; got {count} times")
+        return super().parse_args(ctx, args)
+
+
+def _repeatable(option: click.Option) -> bool:
+    """Return whether an option says the same, or more, if it is repeated."""
+    return option.multiple or option.count or (option.is_flag and not option.secondary_opts)
