@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: Values of K that all microkernels of a panel take before the next block: this part of the weights stays in L1.
-VECTOR_K_BLOCK: Final = 128
-#: The same on AMX, in instructions of 32 values, for K of up to twice as many: both operands stay in L1.
+#: Values of K on AMX before the next block, in instructions of 32, for K of up to twice as many: operands stay in L1.
 #: For a larger K, sums would be loaded and stored too often.
 AMX_K_BLOCK: Final = 4
 #: Rows of dz that the input gradient multiplies by all weights before the next rows.

@@ -45,6 +45,10 @@ class Emitter:
         """Call the LLVM intrinsic `name`, such as ``fma``, on vectors."""
         return Vector(self, self.call(f"llvm.{name}.{self.name}", self.type, *(value.value for value in values)))
 
+    def multiply_add(self, a: Vector, b: Vector, term: Vector) -> Vector:
+        """Return ``a * b + term``, with one rounding if the processor has an instruction for it."""
+        return self.intrinsic("fmuladd", a, b, term)
+
     def call(self, full: str, result: ir.Type, *args: ir.Value) -> ir.Value:
         """Call the LLVM intrinsic with the full name `full`; declare it if the module has not yet."""
         function = self.builder.module.globals.get(full)

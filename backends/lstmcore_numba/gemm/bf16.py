@@ -48,21 +48,13 @@ class PairEmitter(Emitter):
     def __init__(self, builder: ir.IRBuilder) -> None:
         super().__init__(builder, "float32", _LANES)
 
-    def intrinsic(self, name: str, *values: Vector) -> Vector:
-        """Emit a multiply-add, which adds both products of a pair to the sum.
+    def multiply_add(self, a: Vector, b: Vector, term: Vector) -> Vector:
+        """Add both products of each pair to the sum.
 
         Pairs are passed as integers, which every version of LLVM accepts.
-
-        Raises
-        ------
-        ValueError
-            `name` is not ``fma``: pairs have no other operation.
         """
-        if name != "fma":
-            raise ValueError(f"expected fma, got {name!r}: pairs of bfloat16 have no other operation")
-        *factors, term = (value.value for value in values)
-        pairs = [self.builder.bitcast(factor, self.integers) for factor in factors]
-        return Vector(self, self.call(_MULTIPLY, self.type, term, *pairs))
+        pairs = [self.builder.bitcast(factor.value, self.integers) for factor in (a, b)]
+        return Vector(self, self.call(_MULTIPLY, self.type, term.value, *pairs))
 
 
 @plain_intrinsic

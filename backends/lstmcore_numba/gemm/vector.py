@@ -1,7 +1,7 @@
 """GEMM in vector registers: a microkernel of rows and vectors whose sums stay in registers.
 
 The microkernel keeps ``rows x cols`` vectors of sums in registers while it goes over K once. For each k it loads `cols`
-vectors of weights and broadcasts `rows` numbers. docs/numba.md derives the sizes from the number of registers.
+vectors of weights and broadcasts `rows` numbers. `tile_shapes` has the sizes for each number of registers.
 
 All microkernels of two rows and more add in the same order. Only a batch of one row uses the microkernel of one row. So
 results do not depend on how rows are split among microkernels or threads.
@@ -19,16 +19,17 @@ from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
-from lstmcore_numba.tuning import VECTOR_K_BLOCK
+from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS, TileShape, TileTable, tile_table
 
 #: Bytes of a vector register; the code of this package is compiled for it.
 VECTOR_BYTES: Final = compile_target().vector_bytes
-#: Vectors in a row of a panel of weights at most.
-PANEL_VECTORS: Final = 4
-#: Rows of a microkernel at most: with 4 vectors of weights, 24 of the 32 registers of AVX-512 hold sums.
-MAX_ROWS: Final = 6 if VECTOR_BYTES == 64 else 3
-#: Values of k that the microkernel of one row takes at once, since its 4 sums alone would wait for each other.
-_UNROLL: Final = 4
+#: The shapes of microkernels.
+TILES: Final = tile_table(compile_target())
+#: Rows of a microkernel at most.
+MAX_ROWS: Final = max(shape.rows for shape in TILES.panels)
+_ONE, _TWO, _THREE, _FOUR = TILES.panels
+_SPLITS_PANELS: Final = any(shape.cols < vectors for vectors, shape in enumerate(TILES.panels, 1))
+_K_BLOCK: Final = TILES.k_block
 
 
 @plain_intrinsic
@@ -61,7 +62,7 @@ def microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
         A number of the dtype of all operands. If the dtype is `bf16.PAIR`, `a` and `b` are packed bfloat16 pairs and
         `c` is float32.
     cols, rows
-        1 to `PANEL_VECTORS` vectors, and 1 to `MAX_ROWS` rows.
+        A shape of `TILES`.
     a, b, c
         Addresses. All strides are in bytes.
     a_row, c_row
@@ -84,23 +85,22 @@ def microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
         done = builder.append_basic_block("tiled")
         shape = builder.add(builder.mul(cols, e.index(MAX_ROWS + 1)), rows)
         cases = builder.switch(shape, done)
-        for width in range(1, PANEL_VECTORS + 1):
-            for height in range(1, MAX_ROWS + 1):
-                block = builder.append_basic_block(f"tile{height}x{width}")
-                cases.add_case(e.index(width * (MAX_ROWS + 1) + height), block)
-                builder.position_at_end(block)
-                _emit_tile(e, height, width, *rest)
-                builder.branch(done)
+        for tile in TILES.shapes():
+            block = builder.append_basic_block(f"tile{tile.rows}x{tile.cols}")
+            cases.add_case(e.index(tile.cols * (MAX_ROWS + 1) + tile.rows), block)
+            builder.position_at_end(block)
+            emit_tile(e, TILES, tile, *rest)
+            builder.branch(done)
         builder.position_at_end(done)
         return target.get_dummy_value()
 
     return signature, emit
 
 
-def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
+def emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     e: Emitter,
-    rows: int,
-    cols: int,
+    table: TileTable,
+    tile: TileShape,
     a: ir.Value,
     a_row: ir.Value,
     a_k: ir.Value,
@@ -117,6 +117,8 @@ def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
     group: ir.Value,
     fresh: ir.Value,
 ) -> None:
+    """Emit one microkernel; arguments as for `microkernel`."""
+    rows, cols, vector_bytes = tile.rows, tile.cols, e.lanes * e.size
     builder, height, width = e.builder, range(rows), range(cols)
     zero, one = e.index(0), e.index(1)
     rows_a, rows_c = [a], [c]
@@ -126,17 +128,29 @@ def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
         rows_a.append(e.address(rows_a[-1], a_row, builder.select(first, a_gap, zero)))
         rows_c.append(e.address(rows_c[-1], c_row, builder.select(first, c_gap, zero)))
         place = builder.select(first, zero, place)
-    places = [e.address(row, e.index(j * VECTOR_BYTES)) for row in rows_c for j in width]
+    places = [e.address(row, e.index(j * vector_bytes)) for row in rows_c for j in width]
 
     def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
-        vectors = [e.load(e.address(weights, e.index(j * VECTOR_BYTES))) for j in width]
-        new_sums = []
-        for r in height:
-            number = e.broadcast(e.address(rows_a[r], along))
-            new_sums += [number.fma(vector, Vector(e, sums[r * cols + j])).value for j, vector in enumerate(vectors)]
+        def load(j: int) -> Vector:
+            return e.load(e.address(weights, e.index(j * vector_bytes)))
+
+        def broadcast(r: int) -> Vector:
+            return e.broadcast(e.address(rows_a[r], along))
+
+        new_sums = list(sums)
+        if table.broadcasts_first(tile):
+            numbers = [broadcast(r) for r in height]
+            pairs = ((r, j, number, vector) for j in width for vector in [load(j)] for r, number in enumerate(numbers))
+        else:
+            vectors = [load(j) for j in width]
+            pairs = (
+                (r, j, number, vector) for r in height for number in [broadcast(r)] for j, vector in enumerate(vectors)
+            )
+        for r, j, number, vector in pairs:
+            new_sums[r * cols + j] = e.multiply_add(number, vector, Vector(e, sums[r * cols + j])).value
         return new_sums
 
-    unroll, own = _UNROLL if rows == 1 else 1, len(places)
+    unroll, own = table.unroll(tile), len(places)
     sums = [e.constant(0).value] * (own * unroll)
     whole = builder.sdiv(size, e.index(unroll))
     with e.loop(zero, chunks, [*sums, b, zero]) as over:
@@ -157,9 +171,10 @@ def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: nex
             sums = [*some, *sums[own:]]
         over.carried = [*sums, weights, builder.add(base, a_chunk)]
     *sums, _, _ = over.values
-    while len(sums) > own:
-        half = len(sums) // 2
-        sums = [(Vector(e, x) + Vector(e, y)).value for x, y in zip(sums[:half], sums[half:], strict=True)]
+    while len(sums) > own:  # with an odd count, the last sums go to the first ones
+        half = len(sums) // (2 * own) * own
+        added_sums = [(Vector(e, x) + Vector(e, y)).value for x, y in zip(sums, sums[half : 2 * half], strict=False)]
+        sums = [*added_sums, *sums[2 * half :]]
     with builder.if_else(fresh) as (empty, started):
         with empty:
             for spot, value in zip(places, sums, strict=True):
@@ -234,6 +249,18 @@ def call_step(context: Any, function: Any, table: Any, block: Any, first: Any, l
 
 
 @compiled
+def _tile_rows(cols: int) -> int:
+    """Return the rows of the largest microkernel for a panel of `cols` vectors."""
+    return _ONE.rows if cols == 1 else _TWO.rows if cols == 2 else _THREE.rows if cols == 3 else _FOUR.rows
+
+
+@compiled
+def _tile_cols(cols: int) -> int:
+    """Return how many vectors of a panel of `cols` one microkernel takes."""
+    return _ONE.cols if cols == 1 else _TWO.cols if cols == 2 else _THREE.cols if cols == 3 else _FOUR.cols
+
+
+@compiled
 def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
     zero: Any,
     cols: int,
@@ -258,8 +285,9 @@ def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  #
     K is split into blocks, so that this part of the panel is in L1 for the next microkernel. A block is a number of
     chunks, or a part of the only chunk.
     """
-    tiles = (rows + MAX_ROWS - 1) // MAX_ROWS
-    cuts = (chunks * size + VECTOR_K_BLOCK - 1) // VECTOR_K_BLOCK if tiles > 1 else 1
+    most, width = _tile_rows(cols), _tile_cols(cols) if _SPLITS_PANELS else cols
+    tiles = (rows + most - 1) // most
+    cuts = (chunks * size + _K_BLOCK - 1) // _K_BLOCK if tiles > 1 else 1
     cuts = min(cuts, chunks if chunks > 1 else size)
     for cut in range(max(cuts, 1)):
         some, depth, begin, offset = chunks, size, 0, 0
@@ -277,26 +305,29 @@ def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  #
             height, before, place = rows * (k + 1) // tiles - first, first // group, first % group
             from_a = a + offset + first * a_row + before * a_gap
             to_c = c + first * c_row + before * c_gap
-            microkernel(
-                zero,
-                cols,
-                height,
-                from_a,
-                a_row,
-                a_k,
-                a_chunk,
-                a_gap,
-                from_b,
-                b_k,
-                to_c,
-                c_row,
-                c_gap,
-                some,
-                depth,
-                place,
-                group,
-                empty,
-            )
+            col = 0
+            while col < cols:  # not a range, whose length would be a division
+                microkernel(
+                    zero,
+                    min(width, cols - col),
+                    height,
+                    from_a,
+                    a_row,
+                    a_k,
+                    a_chunk,
+                    a_gap,
+                    from_b + col * VECTOR_BYTES,
+                    b_k,
+                    to_c + col * VECTOR_BYTES,
+                    c_row,
+                    c_gap,
+                    some,
+                    depth,
+                    place,
+                    group,
+                    empty,
+                )
+                col += width
 
 
 @compiled
