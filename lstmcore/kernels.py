@@ -124,7 +124,7 @@ class Kernel(ABC):
         x
             (T, N, I), storage dtype.
         state
-            Initial state, zeros if None.
+            Initial state, zeros if None. A plain tuple or list of h and c is a state too, here and in all other calls.
         lengths
             (N,) whole numbers from 0 to T, or None for T everywhere. Past a row's end its state holds and y is 0.
         masks
@@ -148,7 +148,7 @@ class Kernel(ABC):
             require_trainable(self.precision)
         call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
         validation.check_out(out, (*x.shape[:2], self.config.output_size), self.precision, (x, state, masks))
-        y, last, saved = self._forward(weights, x, state, call, masks, record=record, out=out)
+        y, last, saved = self._forward(weights, x, _as_state(state), call, masks, record=record, out=out)
         return Forward(y, last, Tape(self, x.shape[0], x.shape[1], saved) if record else None)
 
     @final
@@ -173,7 +173,7 @@ class Kernel(ABC):
         if dy is not None:
             validation.check_array("dy", dy, (*shape, self.config.output_size), self.precision.storage)
         validation.check_state("dstate", dstate, self.config, tape.batch, self.precision)
-        return self._backward(weights, tape.saved, dy, dstate)
+        return self._backward(weights, tape.saved, dy, _as_state(dstate))
 
     @final
     def jvp(
@@ -201,7 +201,9 @@ class Kernel(ABC):
         self._declared("masks", masks is not None)
         call = validation.check_call(self.config, self.precision, x, state, lengths, masks)
         validation.check_tangents(tangents, x.shape, self.config, self.precision)
-        return self._jvp(weights, x, state, tangents, call, masks)
+        if tangents.state is not None:
+            tangents = tangents._replace(state=_as_state(tangents.state))
+        return self._jvp(weights, x, _as_state(state), tangents, call, masks)
 
     def _declared(self, what: str, used: bool) -> None:
         if used and what not in self.declared.features and what not in self.declared.derivatives:
@@ -247,6 +249,11 @@ class Kernel(ABC):
     ) -> tuple[Forward, Forward]:
         """See `jvp`; declared as ``"jvp"``."""
         raise UnsupportedError(f"backend {self.backend.name!r} declares a jvp that it does not implement")
+
+
+def _as_state(pair: Any) -> State | None:
+    """Return a pair that was checked, which may be a plain tuple or a list, as a `State`."""
+    return pair if pair is None or type(pair) is State else State(*pair)
 
 
 class StackKernel(ABC):

@@ -162,12 +162,7 @@ def jvp(  # noqa: PLR0913  (the contract of a kernel, with its config and precis
 def along(config: LSTMConfig, tape: Tape, tangents: Tangents) -> Forward:
     """Return the derivatives of y (T, N, P) and of the final state along `tangents`, from the tape of `forward`."""
     steps, batch, _ = tape.shape
-    given = tangents.parameters or {}
-    tp = _parameters(
-        {name: given.get(name, np.zeros(shape)) for name, shape in config.parameter_shapes.items()},
-        tape.precision,
-        tape.dtype,
-    )
+    tp = _parameters(tangents.parameters or {}, tape.precision, tape.dtype)
     th, tc = _state(config, batch, tangents.state, tape.dtype)
     ty = np.zeros((steps, batch, config.output_size), tape.dtype)
     for t, step in tape.steps:
@@ -329,19 +324,19 @@ def _jvp_step(  # noqa: C901, PLR0913  # long: the equations in order  (each swi
 
     tr = keep_r * (tc_before if config.recurrence == "cell" else th_before)
     tx, tr = (_operand(array, step.precision) for array in (tx, tr))
-    from_x = tx @ p["weight_x"].T + step.x @ tp["weight_x"].T
-    from_h = tr @ p["weight_h"].T + step.recurrent @ tp["weight_h"].T
+    from_x = tx @ p["weight_x"].T + _change(step.x, tp.get("weight_x"))
+    from_h = tr @ p["weight_h"].T + _change(step.recurrent, tp.get("weight_h"))
     if config.layer_norm:
         norm_x, norm_h = step.norms["x"], step.norms["h"]
-        from_x = tp["norm_gain_x"] * norm_x.value + p["norm_gain_x"] * _normalise_linear(norm_x, from_x)
-        from_h = tp["norm_gain_h"] * norm_h.value + p["norm_gain_h"] * _normalise_linear(norm_h, from_h)
+        from_x = _change(norm_x.value, tp.get("norm_gain_x")) + p["norm_gain_x"] * _normalise_linear(norm_x, from_x)
+        from_h = _change(norm_h.value, tp.get("norm_gain_h")) + p["norm_gain_h"] * _normalise_linear(norm_h, from_h)
     tz_all = from_x + from_h
     if config.bias:
-        tz_all = tz_all + tp["bias"]
+        tz_all = tz_all + tp.get("bias", 0)
     tz = _split(config, tz_all)
     for k in "if":
         if k in peephole:
-            tz[k] = tz[k] + tpeephole[k] * step.c_before + peephole[k] * tc_before
+            tz[k] = tz[k] + _change(step.c_before, tpeephole.get(k)) + peephole[k] * tc_before
     tgate = {k: tz[k] * _activate_derivative(config, k, step.z[k]) for k in "ifg" if k in tz}
     if config.coupling == "forget_from_input":
         tgate["f"] = -tgate["i"]
@@ -354,21 +349,21 @@ def _jvp_step(  # noqa: C901, PLR0913  # long: the equations in order  (each swi
     tc = keep_c * tc_before + (1 - keep_c) * tc_new
 
     if "o" in peephole:
-        tz["o"] = tz["o"] + tpeephole["o"] * step.c + peephole["o"] * tc
+        tz["o"] = tz["o"] + _change(step.c, tpeephole.get("o")) + peephole["o"] * tc
     tgate["o"] = tz["o"] * _activate_derivative(config, "o", step.z["o"])
 
     tc_out = tc
     if config.layer_norm:
         norm_c = step.norms["c"]
-        tc_out = tp["norm_gain_c"] * norm_c.value + p["norm_gain_c"] * _normalise_linear(norm_c, tc)
+        tc_out = _change(norm_c.value, tp.get("norm_gain_c")) + p["norm_gain_c"] * _normalise_linear(norm_c, tc)
         if config.bias:
-            tc_out = tc_out + tp["norm_bias_c"]
+            tc_out = tc_out + tp.get("norm_bias_c", 0)
     u = config.hidden_activation
     tq = tgate["o"] * value(u, step.c_out) + gate["o"] * derivative(u, step.c_out) * tc_out
     th_new = tq
     if config.proj_size:
         tq, q = (_operand(array, step.precision) for array in (tq, step.q))
-        th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T
+        th_new = tq @ p["weight_proj"].T + _change(q, tp.get("weight_proj"))
     if config.proj_clip is not None:
         th_new = th_new * inside(step.h_unclipped, config.proj_clip)
     return keep_h * th_before + (1 - keep_h) * th_new, tc
@@ -462,7 +457,16 @@ def _split(config: LSTMConfig, z: Array) -> dict[str, Array]:
 
 
 def _peepholes(config: LSTMConfig, p: Parameters) -> dict[str, Array]:
-    return dict(zip(config.peephole_gates, p["peephole"], strict=True)) if config.peephole else {}
+    """Return the peepholes of each gate, of parameters or tangents; none if they have no peephole."""
+    return dict(zip(config.peephole_gates, p["peephole"], strict=True)) if "peephole" in p else {}
+
+
+def _change(operand: Array, tangent: Array | None) -> Array | int:
+    """Return `operand` times the tangent of a parameter. One that has none does not move: 0, even at infinity."""
+    if tangent is None:
+        return 0
+    changed: Array = operand @ tangent.T if tangent.ndim > 1 else operand * tangent
+    return changed
 
 
 def _activate(config: LSTMConfig, k: str, z: Array) -> Array:

@@ -50,6 +50,7 @@ def backward(plan: CellPlan, saved: Saved, dy: Array | None, dstate: State | Non
                 dh, dc = block.step(t, t - first, dh, dc)
             else:
                 dh_before, dc_before = block.step(t, t - first, np.where(past, 0, dh), np.where(past, 0, dc))
+                block.clear(t - first, past)
                 dh, dc = np.where(past, dh, dh_before), np.where(past, dc, dc_before)
         schedule.ordered(dx)[first:end] = block.input_gradient(end - first)
         for name, part in block.parameter_gradients(slice(first, end)).items():
@@ -169,6 +170,12 @@ class _Block:
             return (np.zeros_like(dh) if dh_before is None else dh_before), dc_before
         return (dr if dh_before is None else dh_before + dr), dc_before
 
+    def clear(self, at: int, past: Array) -> None:
+        """Write zeros for the columns `past` their end of step `at`: a held state that is not finite makes them NaN."""
+        for gradients in (self.all_dz, self.all_from_x, self.all_from_h, self.all_dh, self.all_dn):
+            if gradients is not None:
+                np.copyto(gradients[:, at], 0, where=past)
+
     def input_gradient(self, count: int) -> Array:
         """Return the gradient of x for the first `count` steps of the block, (count, N, I)."""
         from_x = _matrix(self.all_from_x[:, :count])
@@ -179,13 +186,16 @@ class _Block:
     def parameter_gradients(self, steps: slice) -> dict[str, Array]:
         """Return what `steps`, those of the block, add to the gradients of the parameters, in the compute dtype."""
         saved, config, layout = self.saved, self.plan.config, self.plan.layout
-        count = steps.stop - steps.start
+        count, active = steps.stop - steps.start, saved.schedule.active
 
         def from_block(array: Array) -> Array:
             return _matrix(array[:, :count])
 
         def from_tape(array: Array) -> Array:
-            return _matrix(array[steps].transpose(1, 0, 2))
+            part = array[steps].transpose(1, 0, 2)
+            if active is not None:  # what the tape holds in padding may be infinite, and times 0 it is NaN
+                part = np.where(active[steps].transpose(1, 0, 2), part, part.dtype.type(0))
+            return _matrix(part)
 
         dz = from_block(self.all_dz)
         packed: dict[str, Array] = {}

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from lstmcore.backend import State
 from lstmcore.config import StackConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
@@ -71,6 +72,25 @@ def expectation(tested: BackendUnderTest, case: Case) -> budgets.Expectation:
         moved = budgets.tangents(case)
         expected |= {"ty": moved["ty"], "th_n": moved["th_n"], "tc_n": moved["tc_n"]}
     return expected
+
+
+@check(
+    "state.forms",
+    "a state, its gradient and its tangent may be a plain tuple or a list of h and c",
+    section=1,
+    cases=one_layer,
+)
+def state_forms(tested: BackendUnderTest, case: Case) -> None:
+    data = tested.device(case.data)
+    expected = results(tested, case, data)
+    for form in (tuple, list):
+        tangents = data.tangents._replace(state=_in_form(form, data.tangents.state))
+        plain = replace(data, state=_in_form(form, data.state), dstate=_in_form(form, data.dstate), tangents=tangents)
+        same_bits(f"a {form.__name__} of h and c", results(tested, case, plain), expected)
+
+
+def _in_form(form: type[tuple[Any, ...]] | type[list[Any]], pair: State | None) -> Any:
+    return None if pair is None else form(pair)
 
 
 @check("inputs.unchanged", "no call writes to an input", section=9, cases=contract_cases)

@@ -137,7 +137,7 @@ edit(
     "        dx[0] = 0",
     _B,
 )
-edit("jvp.bias", "the tangent of the bias is ignored", 'tz_all = tz_all + tp["bias"]', "pass", _J)
+edit("jvp.bias", "the tangent of the bias is ignored", 'tz_all = tz_all + tp.get("bias", 0)', "pass", _J)
 edit(
     "jvp.c_chain",
     "no tangent from c to the next c",
@@ -148,9 +148,23 @@ edit(
 edit(
     "jvp.weight_h",
     "the tangent of R is ignored",
-    'tr @ p["weight_h"].T + step.recurrent @ tp["weight_h"].T',
+    'tr @ p["weight_h"].T + _change(step.recurrent, tp.get("weight_h"))',
     'tr @ p["weight_h"].T',
     _J,
+)
+edit(
+    "jvp.times_zero",
+    "a parameter without a tangent has one of zeros, which an infinite x makes NaN",
+    "    if tangent is None:\n        return 0\n",
+    "    if tangent is None:\n        return 0 * operand.sum(axis=-1, keepdims=True)\n",
+    "jvp.still",
+)
+edit(
+    "lengths.held_times_zero",
+    "in padding the held state is multiplied by zero",
+    "(np.where(active, array, 0) for array in (x, *before))\n",
+    "(np.where(active, x, 0), *before)\n",
+    "lengths.infinite",
 )
 edit(
     "jvp.adjoint",
@@ -184,8 +198,8 @@ edit(
 edit(
     "combined.norm_proj",
     "no tangent of the projection with layer norm",
-    'th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T',
-    'th_new = tq @ p["weight_proj"].T + q @ tp["weight_proj"].T * (not config.layer_norm)',
+    'th_new = tq @ p["weight_proj"].T + _change(q, tp.get("weight_proj"))',
+    'th_new = tq @ p["weight_proj"].T + _change(q, tp.get("weight_proj")) * (not config.layer_norm)',
     "jvp.combinations",
 )
 edit(
@@ -205,7 +219,7 @@ edit(
 edit(
     "sizes.tangent_of_one_unit",
     "with one hidden unit the tangent of R is left out",
-    'tr @ p["weight_h"].T + step.recurrent @ tp["weight_h"].T',
-    'tr @ p["weight_h"].T + step.recurrent @ tp["weight_h"].T * (config.hidden_size > 1)',
+    'tr @ p["weight_h"].T + _change(step.recurrent, tp.get("weight_h"))',
+    'tr @ p["weight_h"].T + _change(step.recurrent, tp.get("weight_h")) * (config.hidden_size > 1)',
     "jvp.sizes",
 )

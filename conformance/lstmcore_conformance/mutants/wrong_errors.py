@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import Backend, Forward, Gradients, Kernel
+from lstmcore.backend import Backend, Forward, Gradients, Kernel, State
 from lstmcore_conformance.mutants.construction import backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
@@ -49,6 +49,14 @@ def _converting() -> dict[str, Any]:
     def forward(self: Any, weights: Any, x: Any, state: Any = None, **options: Any) -> Forward:
         x = np.asarray(x, self.precision.storage)
         return Kernel.forward(self, weights, x, state, **options)
+
+    return {"forward": forward}
+
+
+def _named_state() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **options: Any) -> Forward:
+        copy = None if state is None else State(state.h, state.c)
+        return Kernel.forward(self, weights, x, copy, **options)
 
     return {"forward": forward}
 
@@ -108,6 +116,7 @@ _overridden("errors.parameters_extra", "unknown parameters are ignored", "errors
 _overridden("errors.masks", "a wrong mask is a RuntimeError", "errors.masks", _raising(RuntimeError, "forward"))
 _overridden("errors.out", "a wrong out is a RuntimeError", "errors.out", _raising(RuntimeError, "forward"))
 _overridden("errors.tangents", "a wrong tangent is a RuntimeError", "errors.tangents", _raising(RuntimeError, "jvp"))
+_overridden("errors.named_state", "a state must have the attributes h and c", "state.forms", _named_state)
 _overridden("errors.masked", "the mask of a masked x is ignored", "errors.masked", _unmasked)
 _overridden("errors.masked_weights", "masks of parameters are ignored", "errors.masked", _unmasked_parameters)
 _overridden("errors.out_of_itself", "an out whose entries share memory is written to", "errors.out", _out_copied)
