@@ -47,7 +47,15 @@ __all__ = [
 
 
 class Backend(LayerBackend):
-    """Makes kernels. One object per process and name; cheap to make."""
+    """Makes kernels. One object per process and name; cheap to make.
+
+    Examples
+    --------
+    >>> from lstmcore.registry import get_backend
+    >>> backend = get_backend("numpy")
+    >>> backend.name, backend.capabilities().device, "backward" in backend.capabilities().derivatives
+    ('numpy', 'cpu', True)
+    """
 
     @final
     def compile_stack(self, stack: StackConfig, precision: Precision | str) -> StackKernel:

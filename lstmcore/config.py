@@ -103,6 +103,12 @@ class LSTMConfig:
     ------
     ValueError, TypeError
         A value outside its domain; the message names the switch, what was expected and what came.
+
+    Examples
+    --------
+    >>> config = LSTMConfig(input_size=3, hidden_size=5, peephole=True)
+    >>> config.parameter_shapes["weight_x"], config.parameter_shapes["peephole"]
+    ((20, 3), (3, 5))
     """
 
     input_size: int
@@ -316,6 +322,14 @@ class StackConfig:
     ------
     ValueError
         Layers that do not fit together.
+
+    Examples
+    --------
+    >>> stack = StackConfig.make(LSTMConfig(input_size=3, hidden_size=5), num_layers=2, bidirectional=True)
+    >>> stack.suffixes
+    ('_l0', '_l0_reverse', '_l1', '_l1_reverse')
+    >>> stack.parameter_shapes["weight_x_l1"]
+    (20, 10)
     """
 
     layers: tuple[tuple[LSTMConfig, ...], ...]

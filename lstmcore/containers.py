@@ -13,7 +13,15 @@ Weights: TypeAlias = Any
 
 
 class State(NamedTuple):
-    """The state between steps: ``h`` (N, P) in the storage dtype, ``c`` (N, H) in the compute dtype."""
+    """The state between steps: ``h`` (N, P) in the storage dtype, ``c`` (N, H) in the compute dtype.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> y, state = LSTM(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
+    >>> state.h.shape, state.c.shape
+    ((1, 2, 5), (1, 2, 5))
+    """
 
     h: Array
     c: Array
@@ -29,6 +37,12 @@ class Masks(NamedTuple):
     zoneout_hidden, zoneout_cell
         (T, N, P) and (T, N, H), 1 where the old value stays and 0 where the new one is taken. None blends the two
         by the rate.
+
+    Examples
+    --------
+    >>> keep = Masks(zoneout_cell=np.ones((7, 2, 5), np.float32))
+    >>> keep.recurrent is None
+    True
     """
 
     recurrent: Array | None = None
@@ -41,6 +55,14 @@ class StackMasks(NamedTuple):
 
     ``dropout[l]`` (T, N, D * P), values 0 or ``1 / (1 - dropout)``, multiplies the outputs of layer ``l`` before
     layer ``l + 1`` reads them; empty for none.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> lstm = LSTM(3, 5, recurrent_dropout=0.5, seed=0)
+    >>> y, state, tape = lstm.record(np.zeros((7, 2, 3), np.float32))
+    >>> tape.masks.layers[0].recurrent.shape, tape.masks.dropout
+    ((2, 5), ())
     """
 
     layers: tuple[Masks, ...]
@@ -48,7 +70,17 @@ class StackMasks(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """The result of a forward pass: ``y`` (T, N, P), the final state, and the tape if one was recorded."""
+    """The result of a forward pass: ``y`` (T, N, P), the final state, and the tape if one was recorded.
+
+    Examples
+    --------
+    >>> from lstmcore.config import LSTMConfig
+    >>> from lstmcore.registry import get_backend
+    >>> layer = get_backend("numpy").compile(LSTMConfig(input_size=3, hidden_size=5, bias=False), "float32")
+    >>> weights = layer.pack({"weight_x": np.ones((20, 3), np.float32), "weight_h": np.ones((20, 5), np.float32)})
+    >>> layer.forward(weights, np.zeros((7, 2, 3), np.float32)).y.shape
+    (7, 2, 5)
+    """
 
     y: Array
     state: State
@@ -56,7 +88,17 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of a scalar: of x, of the initial state and of every parameter, each with its shape and dtype."""
+    """Gradients of a scalar: of x, of the initial state and of every parameter, each with its shape and dtype.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> lstm = LSTM(3, 5, seed=0)
+    >>> y, state, tape = lstm.record(np.zeros((7, 2, 3), np.float32))
+    >>> gradients = lstm.backward(tape, np.ones_like(y))
+    >>> gradients.x.shape, gradients.state.c.shape, sorted(gradients.parameters)
+    ((7, 2, 3), (1, 2, 5), ['bias_l0', 'weight_h_l0', 'weight_x_l0'])
+    """
 
     x: Array
     state: State
@@ -64,7 +106,13 @@ class Gradients(NamedTuple):
 
 
 class Tangents(NamedTuple):
-    """Directions for `jvp`: of x, of the initial state, of parameters by name. What is left out is zero."""
+    """Directions for `jvp`: of x, of the initial state, of parameters by name. What is left out is zero.
+
+    Examples
+    --------
+    >>> Tangents(x=np.ones((7, 2, 3), np.float32)).parameters is None
+    True
+    """
 
     x: Array | None = None
     state: State | None = None
@@ -73,7 +121,18 @@ class Tangents(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """The record that `forward(record=True)` keeps for `backward`. It can be used more than once and never changes."""
+    """The record that `forward(record=True)` keeps for `backward`. It can be used more than once and never changes.
+
+    Examples
+    --------
+    >>> from lstmcore.config import LSTMConfig
+    >>> from lstmcore.registry import get_backend
+    >>> layer = get_backend("numpy").compile(LSTMConfig(input_size=3, hidden_size=5, bias=False), "float32")
+    >>> weights = layer.pack({"weight_x": np.ones((20, 3), np.float32), "weight_h": np.ones((20, 5), np.float32)})
+    >>> tape = layer.forward(weights, np.zeros((7, 2, 3), np.float32), record=True).tape
+    >>> tape.steps, tape.batch
+    (7, 2)
+    """
 
     owner: object
     steps: int

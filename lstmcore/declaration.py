@@ -14,7 +14,15 @@ DERIVATIVES: Final = frozenset({"backward", "jvp"})
 
 
 class UnsupportedError(ValueError):
-    """A call asks for something that the backend does not declare; the message says what and why."""
+    """A call asks for something that the backend does not declare; the message says what and why.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> LSTM(3, 5, backend="numpy", dtype="bfloat16")
+    Traceback (most recent call last):
+    lstmcore.declaration.UnsupportedError: ...bfloat16: NumPy has no bfloat16...
+    """
 
 
 def require_trainable(precision: Precision) -> None:
@@ -39,6 +47,13 @@ class Receipt:
     fallback
         None if this is the backend's best path, else why it could not take a faster one;
         ``LSTM(..., strict=True)`` refuses to run then.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> (suffix, receipt), = LSTM(3, 5, backend="numpy", seed=0).explain(steps=7, batch=2).receipts
+    >>> suffix, receipt.backend, receipt.fallback
+    ('_l0', 'numpy', None)
     """
 
     backend: str
@@ -65,6 +80,13 @@ class Capabilities:
         Names from `DERIVATIVES`.
     reasons
         Precision, feature or derivative -> why it is not there.
+
+    Examples
+    --------
+    >>> plain = Capabilities("cpu", frozenset({"float32"}), features=frozenset(), derivatives=frozenset(),
+    ...                      reasons={"backward": "this kernel runs inference"})
+    >>> plain.missing("backward")
+    'backward: this kernel runs inference'
     """
 
     device: str

@@ -45,6 +45,11 @@ class Activation:
     ------
     ValueError
         Unknown name, a parameter that the function does not have, or one that is not finite.
+
+    Examples
+    --------
+    >>> str(Activation("leaky_relu", alpha=0.1)), Activation("hard_sigmoid").beta
+    ('leaky_relu(alpha=0.1)', 0.5)
     """
 
     name: str

@@ -78,6 +78,16 @@ class Kernel(ABC):
     takes_stored
         Whether `_pack` gets each matrix as a `StoredMatrix` if `Precision.weights` is a format; else it gets what
         `StoredMatrix.read` returns.
+
+    Examples
+    --------
+    >>> from lstmcore.config import LSTMConfig
+    >>> from lstmcore.registry import get_backend
+    >>> kernel = get_backend("numpy").compile(LSTMConfig(input_size=3, hidden_size=5, bias=False), "float32")
+    >>> weights = kernel.pack({"weight_x": np.ones((20, 3), np.float32), "weight_h": np.ones((20, 5), np.float32)})
+    >>> y, state, tape = kernel.forward(weights, np.ones((7, 2, 3), np.float32), record=True)
+    >>> kernel.backward(weights, tape, np.ones_like(y)).parameters["weight_x"].shape
+    (20, 3)
     """
 
     takes_stored: ClassVar[bool] = False
@@ -261,6 +271,16 @@ class StackKernel(ABC):
 
     `LSTM` checks the arguments, so these methods trust them. Arrays are time-major; states are stacked to
     ``(L * D, N, ...)`` in the order of `StackConfig.configs`; parameter names carry their suffix.
+
+    Examples
+    --------
+    >>> from lstmcore.config import LSTMConfig, StackConfig
+    >>> from lstmcore.registry import get_backend
+    >>> stack = StackConfig.make(LSTMConfig(input_size=3, hidden_size=5), num_layers=2)
+    >>> kernel = get_backend("numpy").compile_stack(stack, "float32")
+    >>> weights = kernel.pack({name: np.ones(shape, np.float32) for name, shape in stack.parameter_shapes.items()})
+    >>> kernel.forward(weights, np.ones((7, 2, 3), np.float32), None).y.shape
+    (7, 2, 5)
     """
 
     def __init__(self, backend: LayerBackend, stack: StackConfig, precision: Precision) -> None:

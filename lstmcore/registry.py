@@ -78,6 +78,11 @@ def backends() -> list[BackendRecord]:
     ------
     ValueError
         ``LSTMCORE_PLUGINS`` names a plug-in that is not installed.
+
+    Examples
+    --------
+    >>> [record.name for record in backends() if record.name in ("numpy", "reference") and record.available]
+    ['numpy', 'reference']
     """
     records = []
     points = _allowed()

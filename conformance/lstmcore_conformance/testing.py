@@ -40,6 +40,14 @@ class LSTMConformance:
         ``"full"`` also runs slow checks, ``"smoke"`` a few cases of each check.
     seed, max_examples
         The seed and the number of random cases; None for the defaults of the profile.
+
+    Examples
+    --------
+    >>> class TestNumpy(LSTMConformance):
+    ...     backend = "numpy"
+    ...     precisions = ("float32",)
+    >>> TestNumpy().make_backend().name
+    'numpy'
     """
 
     backend: ClassVar[str | Backend]

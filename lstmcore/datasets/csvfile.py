@@ -57,7 +57,7 @@ def read_csv(
     sort: bool = False,
     insert: bool = False,
 ) -> Series:
-    """Read the column `target` of a CSV file with a header row.
+    r"""Read the column `target` of a CSV file with a header row.
 
     Empty cells and ``NA``, ``NaN``, ``null`` are gaps, which stay gaps until `Series.filled`. An empty line is one
     if the file has a single column and a value follows; other empty lines are passed over. Times must ascend evenly.
@@ -84,6 +84,13 @@ def read_csv(
     -----
     lstmcore.notices.Notice
         Times that are not evenly spaced, at the first line: every row is taken as one step.
+
+    Examples
+    --------
+    >>> _ = Path("sales.csv").write_text("week,sales\n1,3.5\n2,\n3,4.5\n")
+    >>> series = read_csv("sales.csv", "sales")
+    >>> series.labels, series.gaps.tolist()
+    (('1', '2', '3'), [False, True, False])
     """
     return read_panel(path, target, Layout(None, time, sort, insert), name=name)[0]
 

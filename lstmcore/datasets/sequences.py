@@ -21,6 +21,12 @@ class Sequences:
         One array (T, I) a sequence; T differs from sequence to sequence.
     targets
         (count,) class numbers, or (count, K) values.
+
+    Examples
+    --------
+    >>> sequences = Sequences((np.ones((3, 2)), np.ones((5, 2))), np.array([0, 1]))
+    >>> len(sequences), len(sequences.subset(np.array([1])).inputs[0])
+    (2, 5)
     """
 
     inputs: tuple[Array, ...]
@@ -40,7 +46,14 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A classification task with its fixed training and test sets; targets index `classes`."""
+    """A classification task with its fixed training and test sets; targets index `classes`.
+
+    Examples
+    --------
+    >>> part = Sequences((np.ones((3, 2)),), np.array([0]))
+    >>> Classification("mine", train=part, test=part, classes=("a", "b")).input_size
+    2
+    """
 
     name: str
     train: Sequences

@@ -18,7 +18,7 @@ _MOST_INSERTED: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A series of numbers at equal distances in time.
+    r"""A series of numbers at equal distances in time.
 
     Attributes
     ----------
@@ -38,6 +38,12 @@ class Series:
         (rows,) float64, ascending: seconds since 1970, numbers of a column of times, or row numbers.
     id
         The cell that tells the series of a file apart; empty for a file with one.
+
+    Examples
+    --------
+    >>> _ = Path("sales.csv").write_text("week,sales\n1,3.5\n2,\n3,4.5\n")
+    >>> read_csv("sales.csv", "sales").filled("linear").values.tolist()
+    [3.5, 4.0, 4.5]
     """
 
     name: str

@@ -23,6 +23,13 @@ class Windows:
     ----------
     origins
         (count,) the row of the last value of each window.
+
+    Examples
+    --------
+    >>> from lstmcore import datasets
+    >>> windows = Windows.cut(datasets.load("co2").filled("linear"), window=52, horizon=4)
+    >>> windows.inputs.shape[1:], windows.targets.shape[1:]
+    ((52, 1), (4,))
     """
 
     series: Series

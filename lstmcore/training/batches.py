@@ -35,6 +35,12 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     ------
     TypeError, ValueError
         `batch_size` is no whole number, or below 1.
+
+    Examples
+    --------
+    >>> batches = batches_by_length([5, 2, 9, 2, 7], 2, seed=0, epoch=1)
+    >>> sorted(int(index) for batch in batches for index in batch)
+    [0, 1, 2, 3, 4]
     """
     batch_size = integer("batch_size", batch_size, 1)
     random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
@@ -49,7 +55,14 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
 
 
 def pad(sequences: Sequence[Array]) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Return sequences (T, I) as (max T, N, I), with zeros past their ends, and their lengths (N,)."""
+    """Return sequences (T, I) as (max T, N, I), with zeros past their ends, and their lengths (N,).
+
+    Examples
+    --------
+    >>> x, lengths = pad([np.ones((3, 2)), np.ones((5, 2))])
+    >>> x.shape, lengths.tolist()
+    ((5, 2, 2), [3, 5])
+    """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     first = sequences[0]
     stacked = np.zeros((int(lengths.max()), len(sequences), *first.shape[1:]), first.dtype)
@@ -87,6 +100,12 @@ def split(
     ------
     ValueError
         `fraction` outside [0, 1), or too few sequences for both sets.
+
+    Examples
+    --------
+    >>> fit, check = split(10, 0.2, seed=0, chronological=True)
+    >>> check.tolist()
+    [8, 9]
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation: expected a fraction in [0, 1); got {fraction!r}")

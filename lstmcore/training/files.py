@@ -14,6 +14,14 @@ def save_model(model: SequenceModel, path: str | Path) -> None:
     ------
     ValueError, TypeError
         A model that `load_model` would refuse, or a path that cannot be written.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import Readout
+    >>> save_model(SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0)), "model.safetensors")
+    >>> load_model("model.safetensors").readout.output_size
+    1
     """
     model.save(path)
 
@@ -38,5 +46,13 @@ def load_model(path: str | Path, *, backend: str | None = None, dtype: str | Non
         the message names the file. A `backend` or `dtype` that is not there or does not run this model.
     OSError
         The file cannot be read.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import Readout
+    >>> SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0)).save("model.safetensors")
+    >>> load_model("model.safetensors", backend="numpy").lstm
+    LSTM(2, 4, dtype='float32', backend='numpy')
     """
     return SequenceModel.load(path, backend=backend, dtype=dtype)

@@ -26,6 +26,13 @@ class Epoch:
         sequence, averaged over the validation set (over the training set without one).
     gradient_norm
         Mean global norm of the gradients before clipping.
+
+    Examples
+    --------
+    >>> epoch = Epoch(1, loss=0.7, accuracy=None, validation_loss=0.9, validation_accuracy=None,
+    ...               drift=0.4, gradient_norm=0.2)
+    >>> epoch.validation_loss
+    0.9
     """
 
     number: int
@@ -43,6 +50,12 @@ class History:
 
     `best` is None if the weights of the last epoch were kept: without a validation set, or if the drift was
     above its threshold from the first epoch on.
+
+    Examples
+    --------
+    >>> history = History([Epoch(1, 0.7, None, 0.9, None, 0.4, 0.2)], best=1)
+    >>> History.from_dict(history.to_dict()) == history
+    True
     """
 
     epochs: list[Epoch] = field(default_factory=list)

@@ -23,7 +23,16 @@ Targets = Array | Sequence[Array]
 
 
 class Evaluation(NamedTuple):
-    """Means over a set: the loss, the accuracy (None for a regression) and the state drift."""
+    """Means over a set: the loss, the accuracy (None for a regression) and the state drift.
+
+    Examples
+    --------
+    >>> from lstmcore.training import CrossEntropy
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 3, activation="softmax", seed=0))
+    >>> evaluation = model.evaluate([np.ones((3, 2), np.float32)], np.array([1]), CrossEntropy())
+    >>> evaluation.accuracy in (0.0, 1.0), evaluation.loss > 0
+    (True, True)
+    """
 
     loss: float
     accuracy: float | None
@@ -63,6 +72,15 @@ class SequenceModel:
     ------
     TypeError, ValueError
         Layers that do not fit together; a `task` of other types than JSON has.
+
+    Examples
+    --------
+    >>> from lstmcore.training import Trainer
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 3, activation="softmax", seed=0))
+    >>> inputs = [np.ones((length, 2)) for length in (3, 5, 4, 6)]
+    >>> history = Trainer(model, epochs=1, validation=0, quiet=True).fit(inputs, np.array([0, 1, 2, 1]))
+    >>> [output.shape for output in model.predict(inputs[:2])]
+    [(3,), (3,)]
     """
 
     def __init__(

@@ -17,7 +17,14 @@ Arrays = dict[str, Array]
 
 
 class Optimizer(ABC):
-    """A rule that moves parameters against their gradients; keeps its moments by parameter name."""
+    """A rule that moves parameters against their gradients; keeps its moments by parameter name.
+
+    Examples
+    --------
+    >>> rule = Adam(0.1)
+    >>> isinstance(rule, Optimizer), rule.settings["lr"], rule.steps
+    (True, 0.1, 0)
+    """
 
     name: ClassVar[str]
     moments: ClassVar[tuple[str, ...]] = ()
@@ -134,6 +141,11 @@ class SGD(Optimizer):
         At least 0; added to the gradient.
     nesterov
         Whether to look ahead along the momentum, which must be > 0 then.
+
+    Examples
+    --------
+    >>> SGD(0.5).step({"w": np.array([1.0])}, {"w": np.array([0.2])})
+    {'w': array([0.9])}
     """
 
     name = "sgd"
@@ -173,6 +185,12 @@ class Adam(Optimizer):
         Added to the root of the second moment.
     weight_decay
         At least 0; added to the gradient.
+
+    Examples
+    --------
+    >>> moved = Adam(0.1).step({"w": np.array([1.0])}, {"w": np.array([0.2])})
+    >>> round(float(moved["w"][0]), 6)
+    0.9
     """
 
     name = "adam"
@@ -214,6 +232,12 @@ class AdamW(Adam):
         As for `Adam`.
     weight_decay
         At least 0; ``p *= 1 - lr * weight_decay`` before each step.
+
+    Examples
+    --------
+    >>> moved = AdamW(0.1, weight_decay=0.5).step({"w": np.array([1.0])}, {"w": np.array([0.2])})
+    >>> round(float(moved["w"][0]), 6)
+    0.85
     """
 
     name = "adamw"
@@ -235,7 +259,13 @@ OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for r
 
 
 def global_norm(gradients: Mapping[str, Array]) -> float:
-    """Return the L2 norm of all gradients together, summed in float64."""
+    """Return the L2 norm of all gradients together, summed in float64.
+
+    Examples
+    --------
+    >>> global_norm({"a": np.array([3.0]), "b": np.array([4.0])})
+    5.0
+    """
     return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
 
 
@@ -248,6 +278,12 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     ------
     ValueError
         `bound` is not > 0.
+
+    Examples
+    --------
+    >>> clipped, norm = clip_by_global_norm({"a": np.array([3.0]), "b": np.array([4.0])}, 2.5)
+    >>> norm, clipped["b"].tolist()
+    (5.0, [2.0])
     """
     if not bound > 0:
         raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")

@@ -61,6 +61,13 @@ class Readout:
     ------
     TypeError, ValueError
         A size, an activation, a dtype or `steps` outside its domain.
+
+    Examples
+    --------
+    >>> readout = Readout(8, 3, activation="softmax", seed=0)
+    >>> probabilities = readout(np.ones((2, 8), np.float32))
+    >>> probabilities.shape, bool(np.allclose(probabilities.sum(axis=1), 1))
+    ((2, 3), True)
     """
 
     def __init__(  # noqa: PLR0913  (a public constructor)

@@ -24,6 +24,14 @@ class Standardizer:
     ------
     TypeError, ValueError
         Arrays of another dtype or shape, a number that is not finite, a scale below 0.
+
+    Examples
+    --------
+    >>> scaling = Standardizer.fit([np.array([[1.0, 10.0], [3.0, 30.0]])])
+    >>> scaling.mean.tolist(), scaling.scale.tolist()
+    ([2.0, 20.0], [1.0, 10.0])
+    >>> scaling.undo(scaling.apply(np.array([[2.0, 40.0]]), "float64")).tolist()
+    [[2.0, 40.0]]
     """
 
     mean: npt.NDArray[np.float64]

@@ -37,6 +37,17 @@ class DivergedError(ValueError):
     restored
         The epoch whose weights the model has now: the best one, or the last one if none is. None: those that it
         had at the start.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import SGD, Readout
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0))
+    >>> trainer = Trainer(model, loss="mean-squared-error", optimizer=SGD(1e30), clip_norm=None, quiet=True)
+    >>> inputs = [np.full((length, 2), 0.1 * length) for length in range(3, 13)]
+    >>> trainer.fit(inputs, [x.mean(axis=0)[:1] for x in inputs])
+    Traceback (most recent call last):
+    lstmcore.training.trainer.DivergedError: training diverged in epoch 1: ...
     """
 
     history: History
@@ -92,6 +103,17 @@ class Trainer:
     ------
     TypeError, ValueError
         A setting of another type or outside its domain.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import Readout
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0))
+    >>> inputs = [np.full((length, 2), 0.1 * length) for length in range(3, 13)]
+    >>> trainer = Trainer(model, loss="mean-squared-error", optimizer=Adam(0.01), epochs=2, quiet=True)
+    >>> history = trainer.fit(inputs, [x.mean(axis=0)[:1] for x in inputs])
+    >>> [epoch.number for epoch in history.epochs]
+    [1, 2]
     """
 
     def __init__(  # long: one line for each setting  # noqa: PLR0913  (a public constructor)

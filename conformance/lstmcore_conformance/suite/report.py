@@ -24,7 +24,13 @@ REPORT_VERSION: Final = 1
 
 
 class Outcome(Enum):
-    """The outcome of a check or an item."""
+    """The outcome of a check or an item.
+
+    Examples
+    --------
+    >>> Outcome.FAILED.bad, Outcome.UNSUPPORTED.bad
+    (True, False)
+    """
 
     PASSED = "passed"
     FAILED = "failed"
@@ -154,6 +160,15 @@ class Report:
         The seed and the number of random cases.
     untried
         Expected failures of which no case ran -> why they are expected.
+
+    Examples
+    --------
+    >>> from lstmcore.registry import get_backend
+    >>> from lstmcore_conformance import run
+    >>> report = run(get_backend("numpy"), precisions=["float32"], select="forward.no_state", profile="smoke")
+    >>> report.write_json("report.json")
+    >>> report.backend, report.profile, len(report.bad)
+    ('numpy', 'smoke', 0)
     """
 
     backend: str

@@ -239,6 +239,13 @@ def run(  # noqa: PLR0913  (public: each parameter is an option of the command l
     ValueError
         A precision is not declared. The expression is not well formed or selects nothing. An expected failure is the
         id of no check and no item.
+
+    Examples
+    --------
+    >>> from lstmcore.registry import get_backend
+    >>> report = run(get_backend("numpy"), precisions=["float32"], select="forward.no_state", profile="smoke")
+    >>> report.count > 0, report.bad
+    (True, ())
     """
     tested, started = BackendUnderTest(backend, draws or Draws.of(profile)), datetime.now(UTC)
     todo = list(items(tested, precisions, select, profile))
