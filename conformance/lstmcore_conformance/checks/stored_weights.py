@@ -71,7 +71,7 @@ def _large_cases(scope: Scope) -> Iterator[Case]:
 
 
 def _judge(
-    tested: BackendUnderTest, case: Case, large: tuple[Any, ...], kept: Mapping[str, tuple[Any, ...]]
+    tested: BackendUnderTest, case: Case, large: Any, kept: Mapping[str, Any]
 ) -> Measure:
     """Compare parts of the results with those of the case, where a part of x is `FACTOR` times as large."""
     x = case.data.x.copy()
