@@ -10,8 +10,21 @@ except PackageNotFoundError:  # the code of a repository that nobody installed
     __version__ = "0+unknown"
 
 from lstmcore.backend import State, UnsupportedError
+from lstmcore.chain import Chain, Merge, Reversed
 from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.registry import backends
 
-__all__ = ["LSTM", "Activation", "LSTMConfig", "StackConfig", "State", "UnsupportedError", "__version__", "backends"]
+__all__ = [
+    "LSTM",
+    "Activation",
+    "Chain",
+    "LSTMConfig",
+    "Merge",
+    "Reversed",
+    "StackConfig",
+    "State",
+    "UnsupportedError",
+    "__version__",
+    "backends",
+]

@@ -8,7 +8,8 @@ import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self, TypeAlias
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,12 @@ from lstmcore.backend import (
 from lstmcore.call_layout import CallLayout, StateLike
 from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
 from lstmcore.declaration import Explanation, require_trainable
+from lstmcore.dialects.torch import is_torch_name, read_torch, to_state_dict
 from lstmcore.initialization import initial_parameters
+from lstmcore.layer_file import LSTM_FORMAT, LayerFile, read_layers, write_layers
 from lstmcore.masks import stack_masks
 from lstmcore.notices import notify
-from lstmcore.precision import Precision, get_precision
+from lstmcore.precision import Precision, get_precision, numpy_dtype
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
 from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
@@ -279,7 +282,125 @@ class LSTM:
         self._compile()
         self._load(self._parameters)
 
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write configuration and parameters to a safetensors file, completely or not at all. `load` reads it.
+
+        It is no model: `lstmcore.training.SequenceModel` has a readout too, and a file of its own.
+
+        Raises
+        ------
+        ValueError, OSError
+            A path that cannot be written.
+        """
+        write_layers(path, LayerFile(self.stack, self.precision, self.batch_first, self.parameters))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+    ) -> Self:
+        """Read an LSTM that `save` wrote; the parameters come back bit for bit.
+
+        Parameters
+        ----------
+        path
+            The file.
+        backend
+            As for the constructor.
+        dtype
+            The precision to run it in; None takes that of the file.
+
+        Raises
+        ------
+        ValueError
+            A truncated or foreign file, a newer version, missing or unknown tensors, other shapes, numbers that are
+            not finite; the message names the file, what was expected and what was found.
+        OSError
+            The file cannot be read.
+        """
+        found, precision, batch_first, parameters = read_layers(path, LSTM_FORMAT, dtype)
+        stack = cast(StackConfig, found)
+        try:
+            return cls.from_config(stack, parameters, batch_first=batch_first, dtype=precision, backend=backend)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_torch(
+        cls,
+        source: Any,
+        prefix: str = "",
+        *,
+        batch_first: bool | None = None,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
+    ) -> Self:
+        """Return an LSTM with the weights of a ``torch.nn.LSTM``.
+
+        Parameters
+        ----------
+        source
+            A state_dict (name -> tensor or array), a live module, or the path of a safetensors, .pt or .pth file, of
+            which only tensors are read. The last two need PyTorch.
+        prefix
+            What precedes the names of the LSTM in the state_dict, for example ``"encoder.lstm."``.
+        batch_first
+            None takes that of a live module, else False.
+        dtype
+            None takes that of the tensors.
+        backend
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No LSTM under that prefix, names and shapes of another layer, numbers that are not finite, a file of another
+            kind or with code in it.
+        OSError, ImportError
+            The file cannot be read; PyTorch is not installed.
+
+        Examples
+        --------
+        >>> lstm = LSTM(3, 5, num_layers=2, seed=0)
+        >>> LSTM.from_torch(lstm.to_torch("encoder."), "encoder.").stack == lstm.stack
+        True
+        """
+        found = read_torch(source, prefix)
+        precision = get_precision(str(found.parameters["weight_x_l0"].dtype) if dtype is None else dtype)
+        with np.errstate(over="ignore"):  # numbers too large for it are refused as not finite
+            values = {name: v.astype(numpy_dtype(precision.storage)) for name, v in found.parameters.items()}
+        laid_out = found.batch_first if batch_first is None else batch_first
+        return cls.from_config(found.stack, values, batch_first=laid_out, dtype=precision, backend=backend)
+
+    def to_torch(self, prefix: str = "") -> dict[str, Array]:
+        """Return the state_dict of a ``torch.nn.LSTM`` with these weights, as arrays under names after `prefix`.
+
+        ``module.load_state_dict({name: torch.from_numpy(value) for name, value in lstm.to_torch().items()})`` loads it.
+        ``bias_ih`` is our bias and ``bias_hh`` is 0.
+
+        Raises
+        ------
+        ValueError
+            A switch that ``torch.nn.LSTM`` does not have; the message names it.
+        """
+        return to_state_dict(self.stack, self.parameters, prefix)
+
     # Parameters -------------------------------------------------------------------------------------------------------
+
+    @property
+    def input_size(self) -> int:
+        """I: the width of x."""
+        return self.stack.input_size
+
+    @property
+    def output_width(self) -> int:
+        """D * P: the width of y."""
+        return self.stack.num_directions * self.stack.output_size
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -314,7 +435,12 @@ class LSTM:
             Not a mapping, a value that is not an array of the storage dtype.
         """
         shapes = self.stack.parameter_shapes
-        validation.check_parameters("parameters", parameters, shapes, self.precision)
+        try:
+            validation.check_parameters("parameters", parameters, shapes, self.precision)
+        except ValueError as error:
+            if any(map(is_torch_name, parameters)):
+                raise ValueError(f"{error}: these are torch's names: LSTM.from_torch reads them") from None
+            raise
         loaded = {name: np.array(parameters[name], order="C") for name in shapes}
         validation.check_finite_parameters("parameters", loaded)
         for array in loaded.values():
@@ -507,6 +633,19 @@ class LSTM:
         ty, tstate
             Like y and the final state.
         """
+        return self.value_and_jvp(x, tx, state, tstate, tparameters, lengths, masks)[1]
+
+    def value_and_jvp(  # noqa: PLR0913  (the arguments of the equations)
+        self,
+        x: Array,
+        tx: Array | None,
+        state: StateLike | None = None,
+        tstate: StateLike | None = None,
+        tparameters: Mapping[str, Array] | None = None,
+        lengths: Any = None,
+        masks: StackMasks | None = None,
+    ) -> tuple[tuple[Array, State], tuple[Array, State]]:
+        """Return ``(y, final state), (ty, tstate)``: the values beside the derivatives of `jvp`, from one pass."""
         self._require("jvp")
         require_trainable(self.precision)
         call = self._enter(x, state, lengths)
@@ -520,10 +659,27 @@ class LSTM:
             validation.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
             self._require("masks")
         tangents = Tangents(tx, call.check_state("tstate", tstate), tparameters)
-        _, (ty, tlast, _) = self._kernel.jvp(
+        (y, last, _), (ty, tlast, _) = self._kernel.jvp(
             self._weights, call.x, call.state, tangents, lengths=call.lengths, masks=masks
         )
-        return call.from_time_major(ty, tlast)
+        return call.from_time_major(y, last), call.from_time_major(ty, tlast)
+
+    # Final states, for a readout --------------------------------------------------------------------------------------
+
+    def last_output(self, state: State) -> Array:
+        """Return (N, D * P): the outputs of the last layer after whole rows, from the final state of a call.
+
+        Forward that is h after a row's last valid step; for the reversed direction h at step 0, where it ends.
+        """
+        directions = self.stack.num_directions
+        return state[0][-directions:].swapaxes(0, 1).reshape(state[0].shape[1], -1)
+
+    def last_output_gradient(self, state: State, gradient: Array) -> State:
+        """Return the gradient of the final state from that of `last_output`, for `backward`."""
+        directions, width = self.stack.num_directions, self.stack.output_size
+        dh = np.zeros_like(state[0])
+        dh[-directions:] = gradient.reshape(-1, directions, width).swapaxes(0, 1)
+        return State(dh, np.zeros_like(state[1]))
 
     # Randomness and receipts ------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ def _classification_for(loaded: SequenceModel, model: str, data: str, options: M
     dataset = datasets.load(data) if data in datasets.names() else open_data(data, None, Layout())
     if not isinstance(dataset, Classification):
         raise ValueError(f"{model}: expected a model to forecast {data}; got one to classify")
-    if dataset.input_size != loaded.lstm.stack.input_size or list(dataset.classes) != loaded.task["classes"]:
+    if dataset.input_size != loaded.lstm.input_size or list(dataset.classes) != loaded.task["classes"]:
         raise ValueError(f"{model}: expected a model of the classes and the width of {data}; got other ones")
     return dataset
 
@@ -141,7 +141,7 @@ def _named(panel: tuple[Series, ...], name: str) -> Series:
 
 def _check_task(model: SequenceModel) -> ForecastTask | None:
     """Check that the task is one of this model; return a forecast's, None for a classifier."""
-    sizes = {"input_size": model.lstm.stack.input_size, "output_size": model.readout.output_size}
+    sizes = {"input_size": model.lstm.input_size, "output_size": model.readout.output_size}
     if model.readout.steps != "last":
         raise ValueError(f"task: expected a readout at the last step; got {model.readout.steps!r}")
     if model.task["kind"] == "forecast":

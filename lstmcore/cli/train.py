@@ -182,7 +182,7 @@ def train(
     seconds = time.perf_counter() - start
     run.model.save(out)
     if plot is not None:
-        plot_history(history, plot, title=f"{data}: {run.model.lstm.stack.hidden_size} hidden units")
+        plot_history(history, plot, title=f"{data}: {settings['hidden_size']} hidden units")
     report: dict[str, Any] = {"data": data, "model": out, "seconds": round(seconds, 3), "history": history.to_dict()}
     if run.task is not None:
         found = [errors(run.model, windows, run.task.season) for windows in run.held_out]
@@ -291,9 +291,8 @@ def _model(sizes: tuple[int, int], activation: Any, settings: dict[str, Any], ta
     names = ("num_layers", "bidirectional", "dropout", *SHARED_SWITCHES, "dtype", "seed", "backend")
     arguments: dict[str, Any] = {name: settings.get(name) for name in names}
     lstm = LSTM(width, settings["hidden_size"], **arguments)
-    features = lstm.stack.num_directions * lstm.stack.output_size
     seed = int(np.random.SeedSequence((settings["seed"], 2)).generate_state(1)[0])
-    readout = Readout(features, outputs, activation=activation, dtype=settings["dtype"], seed=seed)
+    readout = Readout(lstm.output_width, outputs, activation=activation, dtype=settings["dtype"], seed=seed)
     return SequenceModel(lstm, readout, task=task)
 
 

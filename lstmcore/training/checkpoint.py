@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import integer
+from lstmcore.tensor_file import check_tensors, read_tensors, write_tensors
 from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import SCALINGS, model_header, scaling_tensors, take_scalings
 from lstmcore.training.optimizers import Optimizer
-from lstmcore.training.tensor_file import check_tensors, read_tensors, write_tensors
 
 Array = npt.NDArray[Any]
 CHECKPOINT_FORMAT: Final = "lstmcore-checkpoint"
@@ -105,7 +105,7 @@ def load_checkpoint(
             if not np.isfinite(value).all():
                 raise ValueError(f"tensor {_MOMENTS + name!r}: expected finite numbers; got NaN or infinity")
         scalings = take_scalings(tensors, "scaling.")
-        widths = (model.lstm.stack.input_size, model.readout.output_size)
+        widths = (model.lstm.input_size, model.readout.output_size)
         for (name, scaling), width, fitted in zip(
             scalings.items(), widths, ("standardize", "standardize_targets"), strict=True
         ):

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
+from lstmcore.backend import State
+from lstmcore.chain import Chain
 from lstmcore.lstm import LSTM
 from lstmcore.scalars import integer
 from lstmcore.training.batches import pad
@@ -57,7 +59,7 @@ class SequenceModel:
     Parameters
     ----------
     lstm
-        With ``batch_first=False`` and a dtype of float32 or float64.
+        An `LSTM` or a `Chain` with a dtype of float32 or float64; sequences are (T, I) whatever its `batch_first`.
     readout
         Its `hidden_size` is the width of the LSTM's output, its `x_size` 0 or the LSTM's `input_size`.
     input_scaling, target_scaling
@@ -85,7 +87,7 @@ class SequenceModel:
 
     def __init__(
         self,
-        lstm: LSTM,
+        lstm: LSTM | Chain,
         readout: Readout,
         *,
         input_scaling: Standardizer | None = None,
@@ -93,13 +95,11 @@ class SequenceModel:
         task: Mapping[str, Any] | None = None,
         loss: str | Loss | None = None,
     ) -> None:
-        for name, layer, kind in (("lstm", lstm, LSTM), ("readout", readout, Readout)):
-            if not isinstance(layer, kind):
-                raise TypeError(f"{name}: expected {kind.__name__}; got {type(layer).__name__}")
-        stack = lstm.stack
-        if lstm.batch_first:
-            raise ValueError("lstm: expected batch_first=False; got True")
-        check_widths(stack, readout)
+        if not isinstance(lstm, LSTM | Chain):
+            raise TypeError(f"lstm: expected an LSTM or a Chain; got {type(lstm).__name__}")
+        if not isinstance(readout, Readout):
+            raise TypeError(f"readout: expected Readout; got {type(readout).__name__}")
+        check_widths((lstm.input_size, lstm.output_width), readout)
         if lstm.precision.storage not in DTYPES:
             raise ValueError(f"lstm dtype: expected {' or '.join(DTYPES)} for a model; got {lstm.precision.name}")
         if readout.dtype != lstm.precision.storage:
@@ -107,7 +107,7 @@ class SequenceModel:
                 f"readout dtype: expected {lstm.precision.storage} as the LSTM stores; got {readout.dtype}"
             )
         for name, scaling, columns in (
-            ("input_scaling", input_scaling, stack.input_size),
+            ("input_scaling", input_scaling, lstm.input_size),
             ("target_scaling", target_scaling, readout.output_size),
         ):
             if scaling is not None and not isinstance(scaling, Standardizer):
@@ -148,7 +148,7 @@ class SequenceModel:
 
     def check_inputs(self, inputs: Sequence[Array]) -> None:
         """Raise unless `inputs` is a non-empty collection of finite real arrays (T, I)."""
-        wanted = self.lstm.stack.input_size
+        wanted = self.lstm.input_size
         if not hasattr(inputs, "__len__"):
             raise TypeError(f"inputs: expected a sequence of arrays (T, {wanted}); got {type(inputs).__name__}")
         if not len(inputs):
@@ -229,18 +229,16 @@ class SequenceModel:
     def learn(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Learned:
         """Return the loss of a batch of scaled inputs and its gradient for every parameter; dropout is on."""
         x, lengths = pad(inputs)
-        h, (h_n, c_n), tape = self.lstm.record(x, lengths=lengths)
-        outputs, read = self._read(x, lengths, h, h_n)
+        lstm: Any = self.lstm  # tapes and states of an LSTM and of a chain are of different types
+        h, last, tape = lstm.record(self._laid_out(x), lengths=lengths)
+        outputs, read = self._read(x, lengths, self._laid_out(h), last)
         wanted, mask = self._targets(targets, lengths, len(x))
         value, dy = loss(read.linear if loss.of_linear else outputs, wanted, mask)
         read_gradients = self.readout.backward(read, dy, of_linear=loss.of_linear)
         if self.readout.steps == "every":
-            gradients = self.lstm.backward(tape, read_gradients.h)
+            gradients = lstm.backward(tape, self._laid_out(read_gradients.h))
         else:
-            directions, width = self.lstm.stack.num_directions, self.lstm.stack.output_size
-            dh = np.zeros_like(h_n)
-            dh[-directions:] = read_gradients.h.reshape(-1, directions, width).swapaxes(0, 1)
-            gradients = self.lstm.backward(tape, None, (dh, np.zeros_like(c_n)))
+            gradients = lstm.backward(tape, None, lstm.last_output_gradient(last, read_gradients.h))
         named = {f"lstm.{name}": value for name, value in gradients.parameters.items()}
         named |= {f"readout.{name}": value for name, value in read_gradients.parameters.items()}
         entries = int(mask.sum()) if mask is not None else len(inputs)
@@ -298,8 +296,7 @@ class SequenceModel:
         answers = True
         for chosen in _chunks(inputs, batch_size):
             x, lengths = pad([inputs[index] for index in chosen])
-            h, (h_n, c_n) = self.lstm(x, lengths=lengths)
-            outputs, read = self._read(x, lengths, h, h_n)
+            outputs, read, last = self._run(x, lengths)
             if scaling is not None and not loss.of_linear:
                 outputs = scaling.undo(outputs)
             wanted, mask = self._targets([targets[index] for index in chosen], lengths, len(x))
@@ -308,7 +305,7 @@ class SequenceModel:
             hits = _right(outputs, wanted, mask, loss)
             answers = answers and hits is not None
             total, right, entries = total + value * count, right + (hits or 0), entries + count
-            drift += float(np.sqrt(np.square(c_n, dtype=np.float64).sum(axis=(0, 2))).sum())  # the start is zero
+            drift += float(np.sqrt(_square_cells(last)).sum())  # the start is zero
         return Evaluation(total / max(entries, 1), right / max(entries, 1) if answers else None, drift / len(inputs))
 
     def predict(self, inputs: Sequence[Array], *, batch_size: int = 256) -> list[Array]:
@@ -324,8 +321,7 @@ class SequenceModel:
         results: list[Array] = [np.empty(0)] * len(scaled)
         for chosen in _chunks(scaled, batch_size):
             x, lengths = pad([scaled[index] for index in chosen])
-            h, (h_n, _) = self.lstm(x, lengths=lengths)
-            outputs = self._read(x, lengths, h, h_n)[0].astype(np.float64)
+            outputs = self._run(x, lengths)[0].astype(np.float64)
             if self.target_scaling is not None:
                 outputs = self.target_scaling.undo(outputs)
             for row, index in enumerate(chosen):
@@ -349,17 +345,26 @@ class SequenceModel:
         parts = read_model(path, backend, dtype)
         return SequenceModel(parts.lstm, parts.readout, task=parts.task, loss=parts.loss, **parts.scalings)
 
-    def _read(self, x: Array, lengths: Array, h: Array, h_n: Array) -> tuple[Array, ReadoutTape]:
+    def _laid_out(self, array: Array) -> Array:
+        """Return (T, N, ...) in the layout of the LSTM, or back: a view."""
+        return array.swapaxes(0, 1) if self.lstm.batch_first else array
+
+    def _run(self, x: Array, lengths: Array) -> tuple[Array, ReadoutTape, Any]:
+        """Return the outputs for padded x (T, N, I), the record of the readout, and the final state."""
+        h, last = self.lstm(self._laid_out(x), lengths=lengths)
+        return *self._read(x, lengths, self._laid_out(h), last), last
+
+    def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadoutTape]:
         if self.readout.steps == "every":
             return self.readout.record(h, x if self.readout.x_size else None)
-        directions = self.lstm.stack.num_directions
-        features = h_n[-directions:].swapaxes(0, 1).reshape(h_n.shape[1], -1)
+        lstm: Any = self.lstm
+        features = lstm.last_output(last)
         if not self.readout.x_size:
             return self.readout.record(features)
-        last = np.zeros((len(lengths), x.shape[2]), x.dtype)
+        ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
         rows = np.flatnonzero(lengths)
-        last[rows] = x[lengths[rows] - 1, rows]
-        return self.readout.record(features, last)
+        ends[rows] = x[lengths[rows] - 1, rows]
+        return self.readout.record(features, ends)
 
     def _targets(self, targets: Targets, lengths: Array, steps: int) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         if self.readout.steps == "last":
@@ -369,6 +374,12 @@ class SequenceModel:
                 raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
         padded, _ = pad(list(targets))
         return padded, np.arange(steps)[:, None] < lengths
+
+
+def _square_cells(state: Any) -> Array:
+    """Return (N,): the sum of the squares of all final cells of a row, of an LSTM or of each LSTM of a chain."""
+    pairs = [state] if isinstance(state, State) else state
+    return np.asarray(sum(np.square(c, dtype=np.float64).sum(axis=(0, 2)) for _, c in pairs))
 
 
 def _chunks(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:

@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.backend import UnsupportedError
+from lstmcore.chain import Chain
 from lstmcore.config import LSTMConfig, StackConfig, integer
+from lstmcore.layer_file import LayerSpec, layer_shapes, layer_widths, layers_from_json, layers_to_json
 from lstmcore.lstm import LSTM
 from lstmcore.precision import get_precision
+from lstmcore.scalars import flag
+from lstmcore.tensor_file import check_tensors, read_tensors, write_tensors
 from lstmcore.training.losses import LOSSES, Loss, make_loss
 from lstmcore.training.readout import DTYPES, Readout
 from lstmcore.training.scaling import Standardizer
-from lstmcore.training.tensor_file import check_tensors, read_tensors, write_tensors
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +33,7 @@ SCALINGS: Final = ("input_scaling", "target_scaling")
 class ModelParts(NamedTuple):
     """The parts of a `SequenceModel`; `scalings` has one entry for each of `SCALINGS`, `loss` is None for none."""
 
-    lstm: LSTM
+    lstm: LSTM | Chain
     readout: Readout
     scalings: Mapping[str, Standardizer | None]
     task: dict[str, Any]
@@ -79,22 +82,30 @@ def model_header(parts: ModelParts) -> dict[str, Any]:
     ValueError
         Layers with different switches, which the file's format cannot hold.
     """
-    stack = parts.lstm.stack
+    return {
+        "lstm": _lstm_header(parts.lstm),
+        "readout": parts.readout.to_dict(),
+        "task": json_types("task", parts.task),
+    }
+
+
+def _lstm_header(lstm: LSTM | Chain) -> dict[str, Any]:
+    laid_out = {"batch_first": True} if lstm.batch_first else {}
+    if isinstance(lstm, Chain):
+        return {"layers": layers_to_json(lstm.spec), "dtype": lstm.precision.name, **laid_out}
+    stack = lstm.stack
     config, bidirectional = stack.layers[0][0], stack.num_directions == 2
     if stack != StackConfig.make(
         config, num_layers=stack.num_layers, bidirectional=bidirectional, dropout=stack.dropout
     ):
         raise ValueError("lstm: expected the same switches in every layer, which the file tells once; got others")
     return {
-        "lstm": {
-            "config": config.to_dict(),
-            "num_layers": stack.num_layers,
-            "bidirectional": bidirectional,
-            "dropout": stack.dropout,
-            "dtype": parts.lstm.precision.name,
-        },
-        "readout": parts.readout.to_dict(),
-        "task": json_types("task", parts.task),
+        "config": config.to_dict(),
+        "num_layers": stack.num_layers,
+        "bidirectional": bidirectional,
+        "dropout": stack.dropout,
+        "dtype": lstm.precision.name,
+        **laid_out,
     }
 
 
@@ -127,15 +138,15 @@ def take_scalings(tensors: dict[str, Array], prefix: str = "") -> dict[str, Stan
     return scalings
 
 
-def check_widths(stack: StackConfig, readout: Readout) -> None:
-    """Raise ValueError unless `readout` reads what an LSTM of `stack` gives."""
-    width = stack.num_directions * stack.output_size
+def check_widths(sizes: tuple[int, int], readout: Readout) -> None:
+    """Raise ValueError unless `readout` reads what an LSTM of that input size and output width gives."""
+    input_size, width = sizes
     if readout.hidden_size != width:
         raise ValueError(
             f"readout hidden_size: expected {width}, the width of the LSTM's output; got {readout.hidden_size}"
         )
-    if readout.x_size not in (0, stack.input_size):
-        raise ValueError(f"readout x_size: expected 0 or input_size={stack.input_size}; got {readout.x_size}")
+    if readout.x_size not in (0, input_size):
+        raise ValueError(f"readout x_size: expected 0 or input_size={input_size}; got {readout.x_size}")
 
 
 def json_types(name: str, value: Any) -> Any:
@@ -162,7 +173,8 @@ def json_types(name: str, value: Any) -> Any:
 class _Checked(NamedTuple):
     """The contents of a model file, checked."""
 
-    stack: StackConfig
+    layers: StackConfig | list[LayerSpec]
+    batch_first: bool
     precision: str
     readout: dict[str, Any]
     task: dict[str, Any]
@@ -181,15 +193,10 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     """
     loss = header.get("loss")
     header = _object("", {key: value for key, value in header.items() if key != "loss"}, ("lstm", "readout", "task"))
-    spec = _object("lstm", header["lstm"], ("config", "num_layers", "bidirectional", "dropout", "dtype"))
+    layers, spec = _read_lstm(header["lstm"], sum(name.startswith("lstm.") for name in tensors))
     readout = _object("readout", header["readout"], _READOUT)
     task = _object("task", header["task"])
-    config = LSTMConfig.from_dict(_object("lstm config", spec["config"]))
-    layers = integer("num_layers", spec["num_layers"], 1)
-    held = sum(name.startswith("lstm.") for name in tensors)
-    if layers > held:
-        raise ValueError(f"num_layers: expected at most {held}, as many as there are tensors; got {layers}")
-    stack = StackConfig.make(config, num_layers=layers, bidirectional=spec["bidirectional"], dropout=spec["dropout"])
+    sizes = layer_widths(layers)
     width, outputs = (integer(f"readout {name}", readout[name], 1) for name in ("hidden_size", "output_size"))
     x_size, dtype = integer("readout x_size", readout["x_size"], 0), readout["dtype"]
     if dtype not in DTYPES or get_precision(spec["dtype"]).storage != dtype:
@@ -198,17 +205,34 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
         )
     parameters = dict(tensors)
     scalings = take_scalings(parameters)
-    for name, columns in zip(SCALINGS, (stack.input_size, outputs), strict=True):
+    for name, columns in zip(SCALINGS, (sizes[0], outputs), strict=True):
         scaling = scalings[name]
         if scaling is not None and scaling.mean.shape != (columns,):
             raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
-    expected = {f"lstm.{name}": shape for name, shape in stack.parameter_shapes.items()}
+    expected = {f"lstm.{name}": shape for name, shape in layer_shapes(layers).items()}
     expected |= {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
     check_tensors(parameters, expected, dtype)
-    check_widths(stack, Readout(**readout, seed=0))
-    return _Checked(
-        stack, spec["dtype"], readout, task, scalings, parameters, None if loss is None else make_loss(loss)
-    )
+    check_widths(sizes, Readout(**readout, seed=0))
+    batch_first = flag("batch_first", spec.get("batch_first", False))
+    made = None if loss is None else make_loss(loss)
+    return _Checked(layers, batch_first, spec["dtype"], readout, task, scalings, parameters, made)
+
+
+def _read_lstm(value: Any, tensors: int) -> tuple[StackConfig | list[LayerSpec], dict[str, Any]]:
+    """Return the stack or the layers of a chain that `_lstm_header` described, and the whole description.
+
+    A file of `tensors` tensors has no more layers than that.
+    """
+    known = {key: item for key, item in value.items() if key != "batch_first"} if isinstance(value, dict) else value
+    if isinstance(value, dict) and "layers" in value:
+        return layers_from_json(_object("lstm", known, ("layers", "dtype"))["layers"]), value
+    spec = _object("lstm", known, ("config", "num_layers", "bidirectional", "dropout", "dtype"))
+    config = LSTMConfig.from_dict(_object("lstm config", spec["config"]))
+    layers = integer("num_layers", spec["num_layers"], 1)
+    if layers > tensors:
+        raise ValueError(f"num_layers: expected at most {tensors}, as many as there are tensors; got {layers}")
+    made = StackConfig.make(config, num_layers=layers, bidirectional=spec["bidirectional"], dropout=spec["dropout"])
+    return made, value
 
 
 def _object(what: str, value: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -232,7 +256,12 @@ def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
         with np.errstate(over="ignore"):  # numbers too large for float32 are refused as not finite
             groups[part][name] = value.astype(dtype)
     precision = checked.precision if dtype == checked.readout["dtype"] else dtype
-    lstm = LSTM.from_config(checked.stack, groups["lstm"], dtype=precision, backend=backend, seed=0)
+    arguments: dict[str, Any] = {"dtype": precision, "backend": backend, "seed": 0, "batch_first": checked.batch_first}
+    lstm: LSTM | Chain
+    if isinstance(checked.layers, StackConfig):
+        lstm = LSTM.from_config(checked.layers, groups["lstm"], **arguments)
+    else:
+        lstm = Chain.from_spec(checked.layers, groups["lstm"], **arguments)
     readout = Readout(**(checked.readout | {"dtype": dtype}), seed=0)
     readout.load_parameters(groups["readout"])
     return ModelParts(lstm, readout, checked.scalings, checked.task, checked.loss)

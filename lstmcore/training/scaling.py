@@ -65,7 +65,9 @@ class Standardizer:
         # Powers of two, which change no digit, bring the values near 1, so that no sum or square overflows.
         unit = np.ldexp(1.0, np.maximum(np.frexp(np.abs(values).max(axis=0))[1] - 1, -1000))
         values /= unit
-        mean, scale = values.mean(axis=0) * unit, values.std(axis=0) * unit
+        constant = values.min(axis=0) == values.max(axis=0)
+        mean = np.where(constant, values[0], values.mean(axis=0)) * unit  # a mean of equal numbers is rounded
+        scale = values.std(axis=0) * unit
         tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
         return cls(mean, np.where(scale > tiny, scale, 0.0))
 

@@ -21,6 +21,13 @@ FORMAT_VERSION: Final = 1
 #: The one key of the metadata: safetensors writes several in no fixed order, and the same model gives the same bytes.
 _KEY: Final = "lstmcore"
 
+#: Format that is expected -> what to do with a file of an LSTM or a chain.
+_HINTS: Final = {
+    "lstmcore-model": ": a readout is missing: SequenceModel(LSTM.load(path), Readout(...)) makes a model",
+    "lstmcore-lstm": ": read it with Chain.load",
+    "lstmcore-chain": ": read it with LSTM.load",
+}
+
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Write tensors with `header` as JSON under a format name and the version of the format.
@@ -63,7 +70,8 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
         with safe_open(path, framework="numpy") as stream:
             header = _parse_header(path, (stream.metadata() or {}).get(_KEY))
             if (written := header.pop("format", None)) != kind:
-                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}")
+                hint = _HINTS.get(kind, "") if written in ("lstmcore-lstm", "lstmcore-chain") else ""
+                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{hint}")
             check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
             for name in (names := list(stream.keys())):
                 if (dtype := stream.get_slice(name).get_dtype()) not in ("F32", "F64"):

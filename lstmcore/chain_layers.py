@@ -1,0 +1,194 @@
+"""The layers of a `Chain` beside LSTMs, and the checked arguments of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore import validation
+from lstmcore.backend import StackMasks, State
+from lstmcore.layer_file import MODES
+from lstmcore.lstm import LSTM
+from lstmcore.scalars import choice
+
+Array: TypeAlias = npt.NDArray[Any]
+Mode = Literal["concat", "sum", "mul", "average"]
+#: One state for each LSTM of a chain; None stands for zeros.
+ChainState: TypeAlias = Sequence[tuple[Array, Array] | State | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reversed:
+    """An `LSTM` in one direction that reads each row from its end to its start.
+
+    Its outputs stand in the order of the input, and its final state is that after step 0.
+    """
+
+    lstm: LSTM
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lstm, LSTM):
+            raise TypeError(f"lstm: expected an LSTM; got {type(self.lstm).__name__}")
+        if self.lstm.stack.num_directions != 1:
+            raise ValueError("lstm: expected an LSTM in one direction to reverse; got one with bidirectional=True")
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The merge of both directions of the LSTM before it; ``"concat"`` leaves them side by side."""
+
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        choice("mode", self.mode, MODES)
+
+    def __call__(self, y: Array) -> Array:
+        """Return (..., P) from (..., 2 * P), or y for ``"concat"``."""
+        if self.mode == "concat":
+            return y
+        forward, reverse = np.split(y, 2, axis=-1)
+        if self.mode == "mul":
+            return cast(Array, forward * reverse)
+        return cast(Array, (forward + reverse) * y.dtype.type(1.0 if self.mode == "sum" else 0.5))
+
+    def along(self, y: Array, ty: Array) -> Array:
+        """Return the derivative of the merge of y along ty."""
+        if self.mode != "mul":
+            return self(ty)
+        (forward, reverse), (tforward, treverse) = np.split(y, 2, axis=-1), np.split(ty, 2, axis=-1)
+        return cast(Array, tforward * reverse + forward * treverse)
+
+    def backward(self, y: Array, dy: Array) -> Array:
+        """Return the gradient of y (..., 2 * P) from that of its merge."""
+        if self.mode == "concat":
+            return dy
+        if self.mode == "mul":
+            forward, reverse = np.split(y, 2, axis=-1)
+            return np.concatenate((dy * reverse, dy * forward), axis=-1)
+        half = dy * dy.dtype.type(1.0 if self.mode == "sum" else 0.5)
+        return np.concatenate((half, half), axis=-1)
+
+
+Layer: TypeAlias = LSTM | Reversed | Merge
+
+
+def lstm_of(layer: LSTM | Reversed) -> LSTM:
+    """Return the LSTM of a layer that is no merge."""
+    return layer.lstm if isinstance(layer, Reversed) else layer
+
+
+def one_for_each(name: str, values: Any, count: int) -> Sequence[Any]:
+    """Return `values`, one for each of `count` LSTMs; None for each if it is None.
+
+    Raises
+    ------
+    TypeError
+        No tuple, or one of another length.
+    """
+    if values is None:
+        return [None] * count
+    if not isinstance(values, tuple | list) or len(values) != count:
+        got = f"{len(values)}" if isinstance(values, tuple | list) else type(values).__name__
+        raise TypeError(f"{name}: expected a tuple of {count}, one for each LSTM; got {got}")
+    return values
+
+
+class ChainCall:
+    """The checked arguments of a call, time-major or without a batch axis.
+
+    Attributes
+    ----------
+    x
+        (T, N, I), or (T, I) without a batch axis.
+    state
+        One pair or None for each LSTM.
+    lengths
+        (N,), or None for T everywhere.
+    """
+
+    def __init__(
+        self, lstms: Sequence[LSTM], batch_first: bool, width: int, x: Array, state: ChainState | None, lengths: Any
+    ) -> None:
+        """Check the arguments of a call.
+
+        Parameters
+        ----------
+        lstms, batch_first, width
+            Those of the chain; `width` is that of y.
+        x, state, lengths
+            The arguments of the call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, dtype, shape or range.
+        """
+        self.lstms, self.batch_first, self.width = lstms, batch_first, width
+        self.precision, input_size = lstms[0].precision, lstms[0].input_size
+        self.lengths: Array | None = None
+        self.batched = not (isinstance(x, np.ndarray) and x.ndim == 2)
+        sizes = (None, input_size) if not self.batched else (None, None, input_size)
+        validation.check_numpy("x", x, sizes, self.precision.storage, letters=self.letters("I"))
+        self.x = self.to_time_major(x)
+        self.rows = self.x.shape[1:-1]
+        if lengths is not None and not self.batched:
+            raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
+        if lengths is not None:
+            self.lengths = validation.check_lengths(lengths, len(self.x), self.rows[0])
+        self.state = self.check_state("state", state)
+
+    def letters(self, width: str) -> str:
+        """Return the letters of the caller's shape for messages."""
+        rows = "T" if not self.batched else "N, T" if self.batch_first else "T, N"
+        return f"({rows}, {width})"
+
+    def to_time_major(self, array: Array) -> Array:
+        """Return the caller's array with the time first, a view."""
+        return array.swapaxes(0, 1) if self.batched and self.batch_first else array
+
+    to_caller = to_time_major
+
+    def check_state(self, name: str, state: ChainState | None) -> list[tuple[Array, Array] | None]:
+        """Check a state and return a pair or None for each LSTM."""
+        each = one_for_each(name, state, len(self.lstms))
+        return [
+            validation.check_stack_state(f"{name}[{k}]", one, lstm.stack, self.rows, self.precision)
+            for k, (one, lstm) in enumerate(zip(each, self.lstms, strict=True))
+        ]
+
+    def check_masks(self, masks: Sequence[StackMasks | None] | None) -> Sequence[StackMasks | None]:
+        """Check the masks of all LSTMs, before any of them runs; return one or None for each."""
+        each: Sequence[StackMasks | None] = one_for_each("masks", masks, len(self.lstms))
+        rows = self.rows[0] if self.batched else 1
+        for one, lstm in zip(each, self.lstms, strict=True):
+            validation.check_stack_masks(one, len(self.x), rows, lstm.stack, self.precision)
+        return each
+
+    def check_y(self, name: str, array: Array) -> Array:
+        """Check an array that is like y and return it with the time first."""
+        validation.check_numpy(name, array, self._y_shape(), self.precision.storage, letters=self.letters("width"))
+        return self.to_time_major(array)
+
+    def check_out(self, out: Array, inputs: tuple[Any, ...]) -> None:
+        """Check the array that y is written to."""
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
+        validation.check_out(out, self._y_shape(), self.precision, inputs, letters=self.letters("width"))
+
+    def _y_shape(self) -> tuple[int, ...]:
+        shape = (len(self.x), *self.rows)
+        return (*(shape[::-1] if self.batch_first and self.batched else shape), self.width)
+
+    def turned(self, layer: Layer, array: Array) -> Array:
+        """Return (T, N, ...) with the steps of each row in the order in which `layer` reads them, or back."""
+        if not isinstance(layer, Reversed):
+            return array
+        if self.lengths is None:
+            return array[::-1]
+        steps = np.arange(len(array))[:, None]
+        places = np.where(steps < self.lengths, self.lengths - 1 - steps, steps)
+        return np.take_along_axis(array, places[..., None], axis=0)
