@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
 from lstmcore.backend import Backend, StackMasks, State
-from lstmcore.chain_layers import ChainCall, ChainState, Layer, Merge, Mode, Reversed, lstm_of
+from lstmcore.chain_layers import ChainCall, ChainState, Layer, Merge, Mode, Reversed, lstm_of, with_lstm
 from lstmcore.declaration import Explanation
 from lstmcore.layer_file import (
     CHAIN_FORMAT,
@@ -26,8 +26,10 @@ from lstmcore.layer_file import (
 from lstmcore.lstm import LSTM, Tape
 from lstmcore.precision import Precision
 from lstmcore.scalars import flag
+from lstmcore.stored_weights import StoredMatrix
 
 Array: TypeAlias = npt.NDArray[Any]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Chain:
                 raise ValueError(f"{where}: expected batch_first=False, which the chain has instead; got True")
             if lstm.precision != self.precision:
                 raise ValueError(
-                    f"{where}: expected dtype {self.precision.name} as in the first LSTM; got {lstm.precision.name}"
+                    f"{where}: expected dtype {self.precision.label} as in the first LSTM; got {lstm.precision.label}"
                 )
             if lstm.step != self.lstms[0].step:
                 raise ValueError(f"{where}: expected step={self.lstms[0].step} as in the first LSTM; got {lstm.step}")
@@ -132,6 +134,21 @@ class Chain:
     def parameters(self) -> dict[str, Array]:
         """Full parameter name -> array, as `LSTM.parameters`; the names are those of `parameter_shapes`."""
         return {f"{index}.{name}": value for index, lstm in self._placed() for name, value in lstm.parameters.items()}
+
+    @property
+    def stored_parameters(self) -> dict[str, Array | StoredMatrix]:
+        """Full parameter name -> array or stored matrix, as `LSTM.stored_parameters`."""
+        return {
+            f"{index}.{name}": value for index, lstm in self._placed() for name, value in lstm.stored_parameters.items()
+        }
+
+    def compressed(self, weights: str, *, backend: str | Backend | None = None) -> Self:
+        """Return this chain with its weight matrices stored in another format; as `LSTM.compressed`."""
+        parts = [
+            layer if isinstance(layer, Merge) else with_lstm(layer, lstm_of(layer).compressed(weights, backend=backend))
+            for layer in self.layers
+        ]
+        return type(self)(parts, batch_first=self.batch_first)
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Set all parameters, as `LSTM.load_parameters`; if one is refused, nothing is changed."""
@@ -297,7 +314,7 @@ class Chain:
     def from_spec(
         cls,
         spec: Sequence[LayerSpec],
-        parameters: Mapping[str, Array],
+        parameters: Mapping[str, Array | StoredMatrix],
         *,
         batch_first: bool = False,
         dtype: str | npt.DTypeLike | Precision = "float32",
@@ -316,7 +333,7 @@ class Chain:
 
     def save(self, path: str | Path) -> None:
         """Write layers and parameters to a safetensors file, as `LSTM.save` does."""
-        write_layers(path, LayerFile(self.spec, self.precision, self.batch_first, self.parameters))
+        write_layers(path, LayerFile(self.spec, self.precision, self.batch_first, self.stored_parameters))
 
     @classmethod
     def load(
@@ -362,7 +379,7 @@ class Chain:
         return f"Chain([{', '.join(map(repr, self.layers))}]{', batch_first=True' * self.batch_first})"
 
 
-def _part(parameters: Mapping[str, Array], index: int) -> dict[str, Array]:
+def _part(parameters: Mapping[str, Value], index: int) -> dict[str, Value]:
     """Return the parameters of the layer at `index`, by their names in its LSTM."""
     prefix = f"{index}."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

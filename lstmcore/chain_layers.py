@@ -81,6 +81,11 @@ def lstm_of(layer: LSTM | Reversed) -> LSTM:
     return layer.lstm if isinstance(layer, Reversed) else layer
 
 
+def with_lstm(layer: LSTM | Reversed, lstm: LSTM) -> LSTM | Reversed:
+    """Return a layer of the same kind with another LSTM."""
+    return Reversed(lstm) if isinstance(layer, Reversed) else lstm
+
+
 def one_for_each(name: str, values: Any, count: int) -> Sequence[Any]:
     """Return `values`, one for each of `count` LSTMs; None for each if it is None.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lstmcore.config import StackConfig
 from lstmcore.precision import Precision, get_precision, numpy_dtype
 from lstmcore.scalars import choice, flag
+from lstmcore.stored_weights import SAME, StoredMatrix, from_tensors, tensor_dtypes, tensor_shapes, to_tensors
 
 Array = npt.NDArray[Any]
 
@@ -123,12 +124,15 @@ def file_dtype(precision: Precision) -> str:
 
 
 class LayerFile(NamedTuple):
-    """What a file of layers holds: `layers` is a stack or the layers of a chain, `parameters` are in storage dtype."""
+    """What a file of layers holds: `layers` is a stack or the layers of a chain.
+
+    `parameters` have the storage dtype, or are matrices in the format of ``precision.weights``.
+    """
 
     layers: StackConfig | Sequence[LayerSpec]
     precision: Precision
     batch_first: bool
-    parameters: dict[str, Array]
+    parameters: dict[str, Array | StoredMatrix]
 
 
 def write_layers(path: str | Path, content: LayerFile) -> None:
@@ -146,10 +150,19 @@ def write_layers(path: str | Path, content: LayerFile) -> None:
         kind, described["stack"] = LSTM_FORMAT, layers.to_dict()
     else:
         kind, described["layers"] = CHAIN_FORMAT, layers_to_json(layers)
-    header = {**described, "dtype": content.precision.name, "batch_first": content.batch_first}
-    dtype = file_dtype(content.precision)
-    tensors = {name: value.astype(dtype) for name, value in content.parameters.items()}
-    write_tensors(path, kind, tensors, header)
+    header = {**described, **precision_to_json(content.precision), "batch_first": content.batch_first}
+    write_tensors(path, kind, to_tensors(in_dtype(content.parameters, file_dtype(content.precision))), header)
+
+
+def precision_to_json(precision: Precision) -> dict[str, str]:
+    """Return the entries of a header that name a precision, and the format of the weights unless it is the same."""
+    weights = {} if precision.weights == SAME else {"weights": precision.weights}
+    return {"dtype": precision.name, **weights}
+
+
+def precision_from_json(header: Mapping[str, Any]) -> Precision:
+    """Return the precision of a header with the entries of `precision_to_json`; raise ValueError for another one."""
+    return get_precision(header["dtype"]).with_weights(header.get("weights", SAME))
 
 
 def read_layers(path: str | Path, kind: str, dtype: Any) -> LayerFile:
@@ -178,17 +191,26 @@ def read_layers(path: str | Path, kind: str, dtype: Any) -> LayerFile:
     tensors, header = read_tensors(path, kind)
     what = "stack" if kind == LSTM_FORMAT else "layers"
     try:
-        if set(header) != {what, "dtype", "batch_first"}:
+        if set(header) - {"weights"} != {what, "dtype", "batch_first"}:
             raise ValueError(f"the header: expected {what}, dtype, batch_first; got {', '.join(sorted(header))}")
-        stored = get_precision(header["dtype"])
+        stored = precision_from_json(header)
         batch_first = flag("batch_first", header["batch_first"])
         layers: StackConfig | list[LayerSpec]
         layers = stack_from_json(header[what]) if what == "stack" else layers_from_json(header[what])
         layer_widths(layers)
-        check_tensors(tensors, layer_shapes(layers), file_dtype(stored))
+        shapes, form = layer_shapes(layers), stored.weights
+        check_tensors(tensors, tensor_shapes(shapes, form), file_dtype(stored), tensor_dtypes(shapes, form))
+        parameters = from_tensors(tensors, form)
+        precision = (wanted or stored).with_weights(form)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    precision = wanted or stored
-    with np.errstate(over="ignore"):  # numbers too large for it are refused as not finite
-        parameters = {name: value.astype(numpy_dtype(precision.storage)) for name, value in tensors.items()}
-    return LayerFile(layers, precision, batch_first, parameters)
+    return LayerFile(layers, precision, batch_first, in_dtype(parameters, numpy_dtype(precision.storage)))
+
+
+def in_dtype(parameters: Mapping[str, Array | StoredMatrix], dtype: npt.DTypeLike) -> dict[str, Array | StoredMatrix]:
+    """Return the parameters in a dtype; a stored matrix stays. Numbers that are too large become infinite."""
+    with np.errstate(over="ignore"):
+        return {
+            name: value if isinstance(value, StoredMatrix) else value.astype(dtype)
+            for name, value in parameters.items()
+        }

@@ -203,7 +203,7 @@ class LSTM:
     def from_config(  # noqa: PLR0913  (a public constructor)
         cls,
         stack: StackConfig,
-        parameters: Mapping[str, Array] | None = None,
+        parameters: Mapping[str, Array | StoredMatrix] | None = None,
         *,
         batch_first: bool = False,
         dtype: str | npt.DTypeLike | Precision = "float32",
@@ -237,11 +237,15 @@ class LSTM:
         lstm._build(stack, parameters, options)
         return lstm
 
-    def _build(self, stack: StackConfig, parameters: Mapping[str, Array] | None, options: _Options) -> None:
+    def _build(
+        self, stack: StackConfig, parameters: Mapping[str, Array | StoredMatrix] | None, options: _Options
+    ) -> None:
         for name in ("batch_first", "strict"):
             flag(name, getattr(options, name))
         self.stack, self.batch_first, self.strict = stack, options.batch_first, options.strict
-        self.precision = get_precision(options.dtype).with_weights(options.weights)
+        self.precision = get_precision(options.dtype)
+        if options.weights != SAME:
+            self.precision = self.precision.with_weights(options.weights)
         if (count := sum(map(math.prod, stack.parameter_shapes.values()))) > _MOST_PARAMETERS:
             raise ValueError(
                 f"input_size, hidden_size: expected sizes that give at most {_MOST_PARAMETERS} parameters; got {count}"
@@ -294,7 +298,7 @@ class LSTM:
         ValueError, OSError
             A path that cannot be written.
         """
-        write_layers(path, LayerFile(self.stack, self.precision, self.batch_first, self.parameters))
+        write_layers(path, LayerFile(self.stack, self.precision, self.batch_first, self.stored_parameters))
 
     @classmethod
     def load(
@@ -417,14 +421,14 @@ class LSTM:
         """Full parameter name -> array, or `StoredMatrix` where `weights` is another format than ``"same"``."""
         return dict(self._parameters)
 
-    def load_parameters(self, parameters: Mapping[str, Array]) -> None:
+    def load_parameters(self, parameters: Mapping[str, Array | StoredMatrix]) -> None:
         """Set all parameters.
 
         Parameters
         ----------
         parameters
             Every name of `StackConfig.parameter_shapes` with an array of the storage dtype; they are copied, and
-            rounded where `weights` is another format than ``"same"``.
+            rounded where `weights` is another format than ``"same"``. A matrix may be a `StoredMatrix` of that format.
 
         Raises
         ------
@@ -434,8 +438,9 @@ class LSTM:
         TypeError
             Not a mapping, a value that is not an array of the storage dtype.
         """
-        shapes = self.stack.parameter_shapes
+        shapes, stored = self.stack.parameter_shapes, validation.check_stored(parameters, self.precision)
         try:
+            parameters = read_parameters(parameters, self.precision.storage) if stored else parameters
             validation.check_parameters("parameters", parameters, shapes, self.precision)
         except ValueError as error:
             if any(map(is_torch_name, parameters)):
@@ -445,7 +450,7 @@ class LSTM:
         validation.check_finite_parameters("parameters", loaded)
         for array in loaded.values():
             array.flags.writeable = False
-        self._load(store_parameters(loaded, self.precision.weights))
+        self._load({**store_parameters(loaded, self.precision.weights), **stored})
 
     def _load(self, parameters: dict[str, Array | StoredMatrix]) -> None:
         weights = self._kernel.pack(parameters)

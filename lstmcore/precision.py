@@ -41,6 +41,11 @@ class Precision:
     operands: Literal["as they are", "nearest", "towards zero"] = "as they are"
     weights: str = SAME
 
+    @property
+    def label(self) -> str:
+        """The name, and the format of the weights unless it is the same."""
+        return self.name if self.weights == SAME else f"{self.name} with {self.weights} weights"
+
     def with_weights(self, form: str) -> Self:
         """Return this policy with weights stored in a format.
 

@@ -49,6 +49,11 @@ class StoredMatrix:
     values: Array
     scale: Array | None = None
 
+    def __post_init__(self) -> None:
+        for array in (self.values, self.scale):
+            if array is not None:
+                array.flags.writeable = False
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns."""
@@ -111,8 +116,8 @@ def _store_int8(numbers: Array) -> StoredMatrix:
 
 
 def is_matrix(name: str) -> bool:
-    """Return whether a parameter of this full name is one of the `MATRICES`."""
-    return name.startswith(MATRICES)
+    """Return whether a parameter of this name is one of the `MATRICES`; a prefix in the name ends with a dot."""
+    return name.rpartition(".")[2].startswith(MATRICES)
 
 
 def store_parameters(parameters: Mapping[str, Array], form: str) -> dict[str, Array | StoredMatrix]:
@@ -134,3 +139,66 @@ def store_parameters(parameters: Mapping[str, Array], form: str) -> dict[str, Ar
 def read_parameters(parameters: Mapping[str, Array | StoredMatrix], dtype: npt.DTypeLike) -> dict[str, Array]:
     """Return the parameters as arrays of `dtype`, a new array for each stored matrix."""
     return {name: array.read(dtype) if isinstance(array, StoredMatrix) else array for name, array in parameters.items()}
+
+
+# The tensors of a file -----------------------------------------------------------------------------------------------
+
+#: Format -> dtype of the tensor that holds the values of a matrix.
+_DTYPES: Final = {"bfloat16": "uint16", "float16": "float16", "int8": "int8"}
+#: What follows the name of an int8 matrix in the name of its scales.
+_SCALE: Final = ":scale"
+
+
+def to_tensors(parameters: Mapping[str, Array | StoredMatrix]) -> dict[str, Array]:
+    """Return the tensors of parameters: a stored matrix gives its values, and its scales under NAME:scale."""
+    tensors: dict[str, Array] = {}
+    for name, array in parameters.items():
+        if isinstance(array, StoredMatrix):
+            tensors[name] = array.values
+            if array.scale is not None:
+                tensors[name + _SCALE] = array.scale
+        else:
+            tensors[name] = array
+    return tensors
+
+
+def tensor_shapes(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors of parameters of these `shapes`."""
+    scales = {name + _SCALE: shape[:1] for name, shape in shapes.items() if form == "int8" and is_matrix(name)}
+    return {**shapes, **scales}
+
+
+def tensor_dtypes(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, str]:
+    """Return the dtypes of those tensors of parameters that are not in the dtype of all others."""
+    if form == SAME:
+        return {}
+    matrices = [name for name in shapes if is_matrix(name)]
+    return dict.fromkeys(matrices, _DTYPES[form]) | {name + _SCALE: "float32" for name in matrices if form == "int8"}
+
+
+def from_tensors(tensors: Mapping[str, Array], form: str) -> dict[str, Array | StoredMatrix]:
+    """Return the parameters of tensors whose names, shapes and dtypes are right.
+
+    Raises
+    ------
+    ValueError
+        A value or a scale that no rounding gives; the message names the tensor.
+    """
+    if form == SAME:
+        return dict(tensors)
+    parameters: dict[str, Array | StoredMatrix] = {}
+    for name, array in tensors.items():
+        if name.endswith(_SCALE):
+            continue
+        if not is_matrix(name):
+            parameters[name] = array
+            continue
+        matrix = StoredMatrix(form, array, tensors.get(name + _SCALE))
+        if matrix.scale is not None and not (matrix.scale > 0).all():
+            raise ValueError(f"tensor {name + _SCALE!r}: expected numbers above 0; got {matrix.scale.min()}")
+        if form == "int8" and array.size and array.min() < -_LARGEST:
+            raise ValueError(f"tensor {name!r}: expected -{_LARGEST} to {_LARGEST}; got {array.min()}")
+        if not np.isfinite(matrix.read()).all():
+            raise ValueError(f"tensor {name!r}: expected finite numbers; got NaN or infinity")
+        parameters[name] = matrix
+    return parameters

@@ -18,6 +18,8 @@ from lstmcore.files import check_regular, write_atomically
 Array = npt.NDArray[Any]
 
 FORMAT_VERSION: Final = 1
+#: Dtypes of tensors, by safetensors' names; the last three hold matrices that are stored in fewer bytes.
+DTYPES: Final = ("F32", "F64", "F16", "U16", "I8")
 #: The one key of the metadata: safetensors writes several in no fixed order, and the same model gives the same bytes.
 _KEY: Final = "lstmcore"
 
@@ -39,7 +41,7 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], hea
     kind
         The name of the format.
     tensors
-        Name -> float32 or float64 array.
+        Name -> array of a dtype of `DTYPES`.
     header
         Values of JSON types.
 
@@ -74,8 +76,8 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
                 raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{hint}")
             check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
             for name in (names := list(stream.keys())):
-                if (dtype := stream.get_slice(name).get_dtype()) not in ("F32", "F64"):
-                    raise ValueError(f"{path}: tensor {name!r}: expected dtype float32 or float64; got {dtype}")
+                if (dtype := stream.get_slice(name).get_dtype()) not in DTYPES:
+                    raise ValueError(f"{path}: tensor {name!r}: expected dtype {' or '.join(DTYPES)}; got {dtype}")
             return {name: stream.get_tensor(name) for name in names}, header
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
@@ -95,8 +97,22 @@ def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:
     return header
 
 
-def check_tensors(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Raise unless `tensors` has the names and shapes of `expected`, `dtype`, and finite numbers only.
+def check_tensors(
+    tensors: Mapping[str, Array],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Raise unless `tensors` has the names and shapes of `expected`, the dtype, and finite numbers only.
+
+    Parameters
+    ----------
+    tensors
+        Name -> array.
+    expected
+        Name -> shape.
+    dtype, others
+        The dtype of all tensors but those of `others`, which have their own by name.
 
     Raises
     ------
@@ -111,7 +127,7 @@ def check_tensors(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int
             raise ValueError(f"tensors: expected none but those that the header asks for; got {name!r}")
         if value.shape != expected[name]:
             raise ValueError(f"tensor {name!r}: expected shape {expected[name]}; got {value.shape}")
-        if str(value.dtype) != dtype:
-            raise ValueError(f"tensor {name!r}: expected dtype {dtype}; got {value.dtype}")
+        if str(value.dtype) != (wanted := (others or {}).get(name, dtype)):
+            raise ValueError(f"tensor {name!r}: expected dtype {wanted}; got {value.dtype}")
         if not np.isfinite(value).all():
             raise ValueError(f"tensor {name!r}: expected finite numbers; got NaN or infinity")

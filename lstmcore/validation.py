@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.containers import Masks, StackMasks, State, Tangents
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import StoredMatrix
 
 Lengths = npt.NDArray[np.int64]
 
@@ -277,6 +278,19 @@ def check_parameters(
         raise ValueError(f"{name}: {', '.join(missing)} missing; expected {', '.join(shapes)}")
     for key, value in parameters.items():
         check_array(f"{name}[{key!r}]", value, shapes[key], precision.storage)
+
+
+def check_stored(parameters: Any, precision: Precision) -> dict[str, StoredMatrix]:
+    """Return the entries of `parameters` that are stored matrices; raise ValueError for one in another format."""
+    found = {}
+    for name, value in parameters.items() if isinstance(parameters, Mapping) else ():
+        if isinstance(value, StoredMatrix):
+            if value.format != precision.weights:
+                raise ValueError(
+                    f"parameters[{name!r}]: expected the format of the weights, {precision.weights}; got {value.format}"
+                )
+            found[name] = value
+    return found
 
 
 def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfig, precision: Precision) -> None:

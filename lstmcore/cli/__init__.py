@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "train": "Train an LSTM on a data set or a CSV file.",
     "evaluate": "Judge a model on the test part of its data.",
     "predict": "Write what a model says about data.",
+    "compress": "Store a model's weights in fewer bytes, and measure the error.",
 }
 
 #: Errors that a mistake of the user raises; any other is a defect and shows its traceback.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
-from lstmcore.backend import State
+from lstmcore.backend import Backend, State
 from lstmcore.chain import Chain
 from lstmcore.lstm import LSTM
 from lstmcore.scalars import integer
@@ -145,6 +145,28 @@ class SequenceModel:
             groups[part][name] = value
         self.lstm.load_parameters(groups["lstm"])
         self.readout.load_parameters(groups["readout"])
+
+    def compress(self, weights: str, *, backend: str | Backend | None = None) -> SequenceModel:
+        """Return this model with the weight matrices of its LSTM stored in another format, for inference.
+
+        Parameters
+        ----------
+        weights, backend
+            As for `LSTM.compressed`.
+
+        Raises
+        ------
+        ValueError
+            As `LSTM.compressed`.
+        """
+        return SequenceModel(
+            self.lstm.compressed(weights, backend=backend),
+            self.readout,
+            input_scaling=self.input_scaling,
+            target_scaling=self.target_scaling,
+            task=self.task,
+            loss=self.loss,
+        )
 
     def check_inputs(self, inputs: Sequence[Array]) -> None:
         """Raise unless `inputs` is a non-empty collection of finite real arrays (T, I)."""

@@ -13,10 +13,20 @@ import numpy.typing as npt
 from lstmcore.backend import UnsupportedError
 from lstmcore.chain import Chain
 from lstmcore.config import LSTMConfig, StackConfig, integer
-from lstmcore.layer_file import LayerSpec, layer_shapes, layer_widths, layers_from_json, layers_to_json
+from lstmcore.layer_file import (
+    LayerSpec,
+    in_dtype,
+    layer_shapes,
+    layer_widths,
+    layers_from_json,
+    layers_to_json,
+    precision_from_json,
+    precision_to_json,
+)
 from lstmcore.lstm import LSTM
-from lstmcore.precision import get_precision
+from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag
+from lstmcore.stored_weights import StoredMatrix, from_tensors, tensor_dtypes, tensor_shapes, to_tensors
 from lstmcore.tensor_file import check_tensors, read_tensors, write_tensors
 from lstmcore.training.losses import LOSSES, Loss, make_loss
 from lstmcore.training.readout import DTYPES, Readout
@@ -42,13 +52,22 @@ class ModelParts(NamedTuple):
     @property
     def parameters(self) -> dict[str, Array]:
         """All parameters: the LSTM's under ``lstm.``, the readout's under ``readout.``."""
-        named = {f"lstm.{name}": value for name, value in self.lstm.parameters.items()}
-        return named | {f"readout.{name}": value for name, value in self.readout.parameters.items()}
+        return {f"lstm.{name}": value for name, value in self.lstm.parameters.items()} | self._readout_parameters
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """All parameters as the tensors of a file."""
+        stored = {f"lstm.{name}": value for name, value in self.lstm.stored_parameters.items()}
+        return to_tensors(stored) | self._readout_parameters
+
+    @property
+    def _readout_parameters(self) -> dict[str, Array]:
+        return {f"readout.{name}": value for name, value in self.readout.parameters.items()}
 
 
 def write_model(parts: ModelParts, path: str | Path) -> None:
     """Write the file of a model. Raises as `lstmcore.training.save_model`. A loss of another class is left out."""
-    tensors, header = parts.parameters | scaling_tensors(parts.scalings), model_header(parts)
+    tensors, header = parts.tensors | scaling_tensors(parts.scalings), model_header(parts)
     if parts.loss is not None and type(parts.loss) is LOSSES.get(parts.loss.name):
         header["loss"] = parts.loss.name
     _check_model(tensors, header)
@@ -92,7 +111,7 @@ def model_header(parts: ModelParts) -> dict[str, Any]:
 def _lstm_header(lstm: LSTM | Chain) -> dict[str, Any]:
     laid_out = {"batch_first": True} if lstm.batch_first else {}
     if isinstance(lstm, Chain):
-        return {"layers": layers_to_json(lstm.spec), "dtype": lstm.precision.name, **laid_out}
+        return {"layers": layers_to_json(lstm.spec), **precision_to_json(lstm.precision), **laid_out}
     stack = lstm.stack
     config, bidirectional = stack.layers[0][0], stack.num_directions == 2
     if stack != StackConfig.make(
@@ -104,7 +123,7 @@ def _lstm_header(lstm: LSTM | Chain) -> dict[str, Any]:
         "num_layers": stack.num_layers,
         "bidirectional": bidirectional,
         "dropout": stack.dropout,
-        "dtype": lstm.precision.name,
+        **precision_to_json(lstm.precision),
         **laid_out,
     }
 
@@ -175,11 +194,11 @@ class _Checked(NamedTuple):
 
     layers: StackConfig | list[LayerSpec]
     batch_first: bool
-    precision: str
+    precision: Precision
     readout: dict[str, Any]
     task: dict[str, Any]
     scalings: dict[str, Standardizer | None]
-    parameters: dict[str, Array]
+    parameters: dict[str, Array | StoredMatrix]
     loss: Loss | None
 
 
@@ -199,7 +218,8 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     sizes = layer_widths(layers)
     width, outputs = (integer(f"readout {name}", readout[name], 1) for name in ("hidden_size", "output_size"))
     x_size, dtype = integer("readout x_size", readout["x_size"], 0), readout["dtype"]
-    if dtype not in DTYPES or get_precision(spec["dtype"]).storage != dtype:
+    precision = precision_from_json(spec)
+    if dtype not in DTYPES or precision.storage != dtype:
         raise ValueError(
             f"readout dtype: expected {' or '.join(DTYPES)}, as the LSTM's {spec['dtype']!r} stores; got {dtype!r}"
         )
@@ -209,13 +229,13 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
         scaling = scalings[name]
         if scaling is not None and scaling.mean.shape != (columns,):
             raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
-    expected = {f"lstm.{name}": shape for name, shape in layer_shapes(layers).items()}
-    expected |= {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
-    check_tensors(parameters, expected, dtype)
+    shapes, form = {f"lstm.{name}": shape for name, shape in layer_shapes(layers).items()}, precision.weights
+    expected = tensor_shapes(shapes, form) | {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
+    check_tensors(parameters, expected, dtype, tensor_dtypes(shapes, form))
     check_widths(sizes, Readout(**readout, seed=0))
     batch_first = flag("batch_first", spec.get("batch_first", False))
     made = None if loss is None else make_loss(loss)
-    return _Checked(layers, batch_first, spec["dtype"], readout, task, scalings, parameters, made)
+    return _Checked(layers, batch_first, precision, readout, task, scalings, from_tensors(parameters, form), made)
 
 
 def _read_lstm(value: Any, tensors: int) -> tuple[StackConfig | list[LayerSpec], dict[str, Any]]:
@@ -223,7 +243,8 @@ def _read_lstm(value: Any, tensors: int) -> tuple[StackConfig | list[LayerSpec],
 
     A file of `tensors` tensors has no more layers than that.
     """
-    known = {key: item for key, item in value.items() if key != "batch_first"} if isinstance(value, dict) else value
+    optional = ("batch_first", "weights")
+    known = {key: item for key, item in value.items() if key not in optional} if isinstance(value, dict) else value
     if isinstance(value, dict) and "layers" in value:
         return layers_from_json(_object("lstm", known, ("layers", "dtype"))["layers"]), value
     spec = _object("lstm", known, ("config", "num_layers", "bidirectional", "dropout", "dtype"))
@@ -250,12 +271,13 @@ def _object(what: str, value: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]
 
 def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
     """Return the parts in `dtype`, whatever the dtype in the file."""
-    groups: dict[str, dict[str, Array]] = {"lstm": {}, "readout": {}}
-    for key, value in checked.parameters.items():
+    groups: dict[str, dict[str, Any]] = {"lstm": {}, "readout": {}}
+    for key, value in in_dtype(checked.parameters, dtype).items():  # infinite numbers are refused
         part, _, name = key.partition(".")
-        with np.errstate(over="ignore"):  # numbers too large for float32 are refused as not finite
-            groups[part][name] = value.astype(dtype)
-    precision = checked.precision if dtype == checked.readout["dtype"] else dtype
+        groups[part][name] = value
+    precision = checked.precision
+    if dtype != checked.readout["dtype"]:
+        precision = get_precision(dtype).with_weights(precision.weights)
     arguments: dict[str, Any] = {"dtype": precision, "backend": backend, "seed": 0, "batch_first": checked.batch_first}
     lstm: LSTM | Chain
     if isinstance(checked.layers, StackConfig):

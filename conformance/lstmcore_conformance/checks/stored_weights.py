@@ -70,9 +70,7 @@ def _large_cases(scope: Scope) -> Iterator[Case]:
             yield Case(name="large,lengths", model=model, precision=precision, steps=5, batch=4, lengths=(5, 2, 5, 3))
 
 
-def _judge(
-    tested: BackendUnderTest, case: Case, large: Any, kept: Mapping[str, Any]
-) -> Measure:
+def _judge(tested: BackendUnderTest, case: Case, large: Any, kept: Mapping[str, Any]) -> Measure:
     """Compare parts of the results with those of the case, where a part of x is `FACTOR` times as large."""
     x = case.data.x.copy()
     x[large] *= FACTOR
