@@ -173,7 +173,7 @@ def test_headers_that_are_no_json(tmp_path: Path, text: str, message: str) -> No
         ({"target_scaling__mean": np.full(3, np.nan)}, "target_scaling mean: expected finite numbers"),
         (
             {"lstm__bias_l0": np.zeros(16, np.int64)},
-            "tensor 'lstm.bias_l0': expected dtype float32 or float64; got I64",
+            "tensor 'lstm.bias_l0': expected dtype F32 or F64 or F16 or U16 or I8; got I64",
         ),
     ],
 )
