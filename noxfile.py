@@ -31,7 +31,17 @@ TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "
 PARALLEL = ("pytest-xdist>=3.8",)
 #: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "-p", "no:benchmark")
-PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "noxfile.py", "conftest.py")
+PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "docs", "noxfile.py", "conftest.py")
+#: The site: Sphinx, its theme, and what reads docstrings, Markdown, commands and lessons.
+DOCS = (
+    "sphinx>=9.0",
+    "pydata-sphinx-theme>=0.18",
+    "numpydoc>=1.10",
+    "myst-parser>=5.0",
+    "sphinx-gallery>=0.20",
+    "sphinx-copybutton>=0.5.2",
+    "sphinx-click>=6.1",
+)
 
 
 def _quiet() -> dict[str, str | None]:
@@ -136,6 +146,17 @@ def report(session: nox.Session) -> None:
     """The reports' pages in a browser; Chromium has to be installed."""
     session.install("-e", ".[conformance,bench,plot]", *TESTS)
     session.run("pytest", "-m", "browser", "tests/suite", "tests/bench", *session.posargs, env=_quiet())
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site in docs/_build/html: a warning is an error, every snippet and lesson runs, links are checked."""
+    session.install("-e", ".[plot,conformance,bench,numba]", "-e", "./examples/lstmcore_example_backend", *DOCS)
+    for name in ("lessons", "_build", "reference/generated"):
+        shutil.rmtree(HERE / "docs" / name, ignore_errors=True)
+    site = str(HERE / "docs" / "_build" / "html")
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", site, env=_quiet())
+    session.run("pytest", "tests/docs", *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -79,6 +79,7 @@ FULL: Final = (
     Session("oldest", arguments=TIMED, every_processor=True, needs=("uv",)),
     Session("oldest-backends", needs=("uv",)),
     Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),
+    Session("docs", arguments=TIMED, needs=("cc",)),
     Session("report", needs=("chromium|chromium-browser|google-chrome",)),
 )
 

@@ -1,0 +1,92 @@
+"""The built site: links, anchors, what the search knows, and that nothing comes from another host."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+import doc_pages
+
+SITE = doc_pages.ROOT / "docs" / "_build" / "html"
+#: Pages that Sphinx and its gallery make, without content of ours.
+MADE = frozenset({"genindex.html", "search.html", "py-modindex.html"})
+
+
+class Page(HTMLParser):
+    """The anchors of a page, and what it links to or loads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep ids, hrefs and sources."""
+        values = dict(attrs)
+        self.anchors |= {value for name in ("id", "name") if (value := values.get(name))}
+        target = values.get("href") if tag in ("a", "link") else values.get("src")
+        if target:
+            (self.links if tag == "a" else self.loaded).append(target)
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[Path, Page]:
+    if not (SITE / "index.html").exists():
+        pytest.fail(f"expected the site in {SITE}; there is none: run nox -s docs")
+    return {path: Page(path.read_text("utf-8")) for path in SITE.rglob("*.html")}
+
+
+def is_local(target: str) -> bool:
+    return not re.match(r"[a-z]+:", target)
+
+
+def test_links_and_anchors_are_there(site: dict[Path, Page]) -> None:
+    wrong, links = [], 0
+    for path, page in site.items():
+        for target in filter(is_local, (*page.links, *page.loaded)):
+            name, anchor = urldefrag(target)
+            file = (path.parent / unquote(name.partition("?")[0])).resolve() if name else path
+            links += 1
+            if not file.exists():
+                wrong.append(f"{path.relative_to(SITE)}: no {target}")
+            elif anchor and file in site and unquote(anchor) not in site[file].anchors:
+                wrong.append(f"{path.relative_to(SITE)}: no anchor {target}")
+    assert wrong == []
+    assert links > 1000
+
+
+def test_every_page_is_reached_from_the_first(site: dict[Path, Page]) -> None:
+    known, todo = set(), [SITE / "index.html"]
+    while todo:
+        path = todo.pop()
+        if path in known or path not in site:
+            continue
+        known.add(path)
+        todo += [(path.parent / unquote(urldefrag(link)[0])).resolve() for link in site[path].links if is_local(link)]
+    assert {str(path.relative_to(SITE)) for path in set(site) - known} - MADE == set()
+
+
+def test_the_search_knows_words_and_chinese_terms(site: dict[Path, Page]) -> None:
+    index = json.loads((SITE / "searchindex.js").read_text("utf-8").removeprefix("Search.setIndex(").rstrip(")"))
+    names = index["docnames"]
+
+    def found(term: str) -> set[str]:
+        places = index["terms"].get(term, [])
+        return {names[place] for place in (places if isinstance(places, list) else [places])}
+
+    assert "howto/streaming" in found("stream")
+    for term in ("遗忘门", "记忆单元", "候选"):
+        assert any(name.startswith("lessons/zh/") for name in found(term)), term
+
+
+def test_only_mathematics_comes_from_another_host(site: dict[Path, Page]) -> None:
+    """MathJax is the one script that the site loads from elsewhere."""
+    away = {target for page in site.values() for target in page.loaded if not is_local(target)}
+    assert {target for target in away if "mathjax" not in target} == set()
