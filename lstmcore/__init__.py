@@ -1,4 +1,4 @@
-"""LSTM networks without a deep-learning framework: a specification, a reference, and backends proved equal to it."""
+"""LSTM networks without a deep-learning framework: a specification, a reference, and backends tested equal to it."""
 
 from __future__ import annotations
 
