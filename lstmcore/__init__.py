@@ -10,7 +10,8 @@ except PackageNotFoundError:  # the code of a repository that nobody installed
     __version__ = "0+unknown"
 
 from lstmcore.backend import State, UnsupportedError
-from lstmcore.chain import Chain, Merge, Reversed
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore.registry import backends

@@ -41,6 +41,11 @@ from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_p
 #: No machine holds more, and NumPy's message for larger arrays names no argument.
 _MOST_PARAMETERS: Final = 2**48
 
+#: The end of the notice about dropout with one layer.
+_IDLE_DROPOUT: Final = (
+    "does nothing with num_layers=1, since it acts between layers: use more layers, recurrent_dropout or zoneout"
+)
+
 Array: TypeAlias = npt.NDArray[Any]
 
 
@@ -193,10 +198,7 @@ class LSTM:
         config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
         stack = StackConfig.make(config, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
         if stack.dropout and stack.num_layers == 1:
-            notify(
-                f"dropout: {stack.dropout} does nothing with num_layers=1, since it acts between layers: use more "
-                "layers, recurrent_dropout or zoneout"
-            )
+            notify(f"dropout: {stack.dropout} {_IDLE_DROPOUT}")
         self._build(stack, None, _Options(batch_first, dtype, backend, strict, seed, init, forget_bias, weights))
 
     @classmethod
@@ -677,7 +679,7 @@ class LSTM:
         Forward that is h after a row's last valid step; for the reversed direction h at step 0, where it ends.
         """
         directions = self.stack.num_directions
-        return state[0][-directions:].swapaxes(0, 1).reshape(state[0].shape[1], -1)
+        return np.asarray(state[0][-directions:].swapaxes(0, 1).reshape(state[0].shape[1], -1))
 
     def last_output_gradient(self, state: State, gradient: Array) -> State:
         """Return the gradient of the final state from that of `last_output`, for `backward`."""

@@ -110,7 +110,7 @@ def parse_times(texts: Sequence[str], *, numbers: bool) -> Times | int | None:
             continue
         fitting.append(Times(values, parser is not _number))
     ascending = [times for times in fitting if (np.diff(times.values) > 0).all()]
-    return (ascending or fitting or [wrong])[0]
+    return (ascending or fitting)[0] if fitting else wrong
 
 
 def count_steps(times: Times) -> Steps:

@@ -126,11 +126,7 @@ def from_state_dict(
         bidirectional="weight_ih_l0_reverse" in arrays,
         dropout=dropout if layers > 1 else 0.0,
     )
-    expected = state_dict_shapes(stack)
-    for name in dict.fromkeys((*expected, *arrays)):
-        shape = arrays[name].shape if name in arrays else "none"
-        if shape != expected.get(name, "none"):
-            raise ValueError(f"{prefix}{name}: expected shape {expected.get(name, 'none')}; got {shape}")
+    _check_shapes(prefix, state_dict_shapes(stack), arrays)
     return stack, {name: _ours(arrays, name) for name in stack.parameter_shapes}
 
 
@@ -169,6 +165,14 @@ def state_dict_shapes(stack: StackConfig) -> dict[str, tuple[int, ...]]:
         if config.proj_size:
             shapes[f"weight_hr{suffix}"] = own["weight_proj"]
     return shapes
+
+
+def _check_shapes(prefix: str, expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
+    """Raise ValueError unless `arrays` has these names and shapes and no others."""
+    for name in dict.fromkeys((*expected, *arrays)):
+        shape = arrays[name].shape if name in arrays else "none"
+        if shape != expected.get(name, "none"):
+            raise ValueError(f"{prefix}{name}: expected shape {expected.get(name, 'none')}; got {shape}")
 
 
 def _ours(arrays: Mapping[str, Array], name: str) -> Array:

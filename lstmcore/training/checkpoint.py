@@ -92,9 +92,7 @@ def load_checkpoint(
                 raise ValueError(f"{key!r} missing in the header")
         _check_same("model", model_header(model.parts), header["model"])
         _check_same("settings", dict(settings), header["settings"])
-        history = History.from_dict(header["history"])
-        if (done := len(history.epochs)) > epochs:
-            raise ValueError(f"epochs: expected at least the {done} that the checkpoint has; got {epochs}")
+        history = _read_history(header["history"], epochs)
         steps = integer("optimizer_steps", header["optimizer_steps"], len(history.epochs))
         lstm_step = integer("lstm_step", header["lstm_step"], len(history.epochs))
         if lstm_step >= 2**32:
@@ -124,6 +122,14 @@ def load_checkpoint(
     model.lstm.step = lstm_step
     model.input_scaling, model.target_scaling = (scalings[name] for name in SCALINGS)
     return Progress(history, values.get("best."))
+
+
+def _read_history(values: Any, epochs: int) -> History:
+    """Return the history of a header; more than `epochs` epochs are a ValueError."""
+    history = History.from_dict(values)
+    if (done := len(history.epochs)) > epochs:
+        raise ValueError(f"epochs: expected at least the {done} that the checkpoint has; got {epochs}")
+    return history
 
 
 def _check_same(what: str, wanted: Mapping[str, Any], found: Any) -> None:

@@ -20,7 +20,7 @@ from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import batches_by_length, split
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss, make_loss
-from lstmcore.training.model import Evaluation, SequenceModel, Targets
+from lstmcore.training.model import SequenceModel, Targets
 from lstmcore.training.optimizers import Adam, Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.scaling import Standardizer
 
@@ -220,7 +220,7 @@ class Trainer:
                 while len(history.epochs) < self.epochs and history.stopped is None:
                     self._epoch(progress, optimizer, scaled, wanted, fit_rows, check_rows)
                     if self.checkpoint is not None:
-                        self._save_checkpoint(optimizer, progress, settings)
+                        self._save_checkpoint(self.checkpoint, optimizer, progress, settings)
                     bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
         finally:
             if progress.best is not None:
@@ -236,13 +236,15 @@ class Trainer:
             model.target_scaling = Standardizer.fit(targets)
         model.lstm.step = 0
 
-    def _save_checkpoint(self, optimizer: Optimizer, progress: checkpoints.Progress, settings: dict[str, Any]) -> None:
+    def _save_checkpoint(
+        self, path: str | Path, optimizer: Optimizer, progress: checkpoints.Progress, settings: dict[str, Any]
+    ) -> None:
         """Write the checkpoint; a file that cannot be written is a warning, since the run itself goes on."""
         try:
-            checkpoints.save_checkpoint(self.checkpoint, self.model, optimizer, progress, settings)
+            checkpoints.save_checkpoint(path, self.model, optimizer, progress, settings)
         except (OSError, UnwritableError) as error:
             notify(
-                f"checkpoint: {self.checkpoint} could not be written after epoch {len(progress.history.epochs)} "
+                f"checkpoint: {path} could not be written after epoch {len(progress.history.epochs)} "
                 f"({error}); the run goes on, and tries again after the next epoch",
                 3,
             )
@@ -267,18 +269,8 @@ class Trainer:
         except DivergedError as error:
             self.model.load_parameters(before)
             raise _restored(error, history) from None
-        checked = seen if check_rows.size else Evaluation(0.0, None, 0.0)
-        history.epochs.append(
-            Epoch(
-                number,
-                loss,
-                accuracy,
-                checked.loss if check_rows.size else None,
-                checked.accuracy,
-                seen.drift,
-                norm,
-            )
-        )
+        held = (seen.loss, seen.accuracy) if check_rows.size else (None, None)
+        history.epochs.append(Epoch(number, loss, accuracy, held[0], held[1], seen.drift, norm))
         within = self.drift_threshold is None or seen.drift <= self.drift_threshold
         if not within:
             history.stopped = f"state drift {seen.drift:.4g} above the threshold {self.drift_threshold:.4g}"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lstmcore.backend import Masks, StackMasks
-from lstmcore.chain import Chain, Merge, Reversed
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.lstm import LSTM
 from stacks import Array
 

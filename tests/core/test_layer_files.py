@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lstmcore.chain import Chain, Merge, Reversed
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.lstm import LSTM
 from lstmcore.training import SequenceModel
 from small_models import make, opened

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcore.chain import Chain, Merge, Reversed
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.lstm import LSTM
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from lstmcore.chain import Chain, Merge, Reversed
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.cli import main
 from lstmcore.lstm import LSTM
 from lstmcore.training import AdamW, CrossEntropy, Readout, SequenceModel, Standardizer, load_model
