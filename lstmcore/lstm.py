@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from lstmcore.declaration import Explanation, require_trainable
 from lstmcore.dialects.torch import is_torch_name, read_torch, to_state_dict
 from lstmcore.initialization import initial_parameters
 from lstmcore.layer_file import LSTM_FORMAT, LayerFile, read_layers, write_layers
+from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import stack_masks
 from lstmcore.notices import notify
 from lstmcore.precision import Precision, get_precision, numpy_dtype
@@ -265,7 +265,7 @@ class LSTM:
 
     def _compile(self) -> None:
         """Make the parts that no copy takes along: the lock and the kernel."""
-        self._step_lock = threading.Lock()
+        self._step_lock = ForkSafeLock()
         self._declared = self.backend.capabilities()
         kernel = self.backend.compile_stack(self.stack, self.precision)
         self._kernel: StackKernel = kernel if self._declared.device == "cpu" else HostStack(kernel)
@@ -570,7 +570,7 @@ class LSTM:
         if masks is not None:
             validation.check_stack_masks(masks, steps, batch, self.stack, self.precision)
             self._require("masks")
-        with self._step_lock:
+        with self._step_lock.lock:
             step = self._step
             self._step = step + 1
         if masks is None:
@@ -698,7 +698,7 @@ class LSTM:
     @step.setter
     def step(self, value: int) -> None:
         step = unsigned("step", value, 32)
-        with self._step_lock:
+        with self._step_lock.lock:
             self._step = step
 
     def explain(self, steps: int | None = None, batch: int | None = None) -> Explanation:

@@ -17,6 +17,7 @@ from lstmcore import hookspecs
 from lstmcore.backend import Backend, Capabilities
 from lstmcore.config import StackConfig
 from lstmcore.hookspecs import GROUP, PROJECT, BackendInfo
+from lstmcore.locks import ForkSafeLock
 from lstmcore.precision import Precision
 
 #: Default backend, and the plug-ins that may be loaded (comma-separated; empty for none).
@@ -66,7 +67,7 @@ class Selection:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-_lock = threading.RLock()
+_lock: Final = ForkSafeLock(threading.RLock)
 _loaded: dict[EntryPoint, Backend] = {}
 _described_points: dict[EntryPoint, BackendInfo] = {}
 
@@ -136,7 +137,7 @@ def get_backend(name: str | None = None) -> Backend:
 
 def _load(point: EntryPoint) -> Backend:
     """Return the backend of an entry point, the same object at every call."""
-    with _lock:
+    with _lock.lock:
         if point not in _loaded:
             _loaded[point] = _make(point)
         return _loaded[point]
@@ -306,7 +307,7 @@ def _manager(point: EntryPoint) -> pluggy.PluginManager:
 
 def _cached_info(point: EntryPoint) -> BackendInfo:
     """Return `_described`, remembered while the plug-in is the same: ``auto`` asks all plug-ins at every selection."""
-    with _lock:
+    with _lock.lock:
         if point not in _described_points:
             _described_points[point] = _described(point.name, _manager(point))
         return _described_points[point]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.locks import ForkSafeLock
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 from lstmcore_cupy.nvrtc import cached_cubin
 
@@ -96,7 +96,7 @@ class CudaDevice(Device):
         self.failed = np.frombuffer(pinned, np.int64, 1)
         self.failed[0] = 0
         self._programs: dict[str, _CudaProgram] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def active(self) -> AbstractContextManager[object]:
         """See `Device.active`."""
@@ -105,7 +105,7 @@ class CudaDevice(Device):
 
     def program(self, text: str) -> Program:
         """See `Device.program`."""
-        with self._lock:
+        with self._lock.lock:
             if text not in self._programs:
                 with self.active():
                     code = cached_cubin(text, self.architecture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from numpy.lib import NumpyVersion
 
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
+from lstmcore.locks import ForkSafeLock
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.device import Array, Device
@@ -49,7 +49,7 @@ class CupyKernel(DirectionKernel):
         super().__init__(backend, config, precision)
         self._programs: dict[str, Programs] = {}
         self._plans: dict[tuple[str, Name, Mode, int, int], Plan | str] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         """See `Kernel.receipt`."""
@@ -121,7 +121,7 @@ class CupyKernel(DirectionKernel):
 
     def programs(self, device: Device) -> Programs:
         """Return the programs of a device, compiled once."""
-        with self._lock:
+        with self._lock.lock:
             if device.name not in self._programs:
                 self._programs[device.name] = Programs(device, self.config, self.precision)
             return self._programs[device.name]

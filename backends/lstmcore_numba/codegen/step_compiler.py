@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -10,11 +9,12 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from lstmcore.locks import ForkSafeLock
 from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.instruction_order import spread_chains
 from lstmcore_numba.codegen.step_emitter import SIGNATURE, StepEmitter, StepVariant
 
-_LOCK: Final = threading.Lock()
+_LOCK: Final = ForkSafeLock()
 
 
 def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir.Module:
@@ -46,5 +46,5 @@ def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> tuple
 
 def step_address(emit: Callable[[StepEmitter], None], variant: StepVariant) -> int:
     """Return the address of the step function that `emit` writes for `variant`; compile it if it is new."""
-    with _LOCK:
+    with _LOCK.lock:
         return _compile(emit, variant)[1]

@@ -7,13 +7,13 @@ of the time of the step. So a buffer goes back to a pool when its last array is 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.locks import ForkSafeLock
 from lstmcore_numba.tuning import BUFFER_POOL_BYTES, POOLED_BUFFER_BYTES
 
 
@@ -24,18 +24,14 @@ class BufferPool:
         self.max_bytes = max_bytes
         self.free: dict[int, list[npt.NDArray[np.uint8]]] = {}
         self.free_bytes = 0
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """Make a new lock. A forked process needs it: in its parent, another thread may hold the old one."""
         # Reentrant: the garbage collector may call `release` at any point, also inside `acquire`.
-        self.lock = threading.RLock()
+        self.owner = ForkSafeLock(threading.RLock)
 
     def acquire(self, size: int) -> npt.NDArray[np.uint8]:
         """Return a buffer of at least `size` bytes, and of at most an eighth more."""
         grain = 1 << max(0, size.bit_length() - 4)
         size = -(-size // grain) * grain
-        with self.lock:
+        with self.owner.lock:
             buffers = self.free.get(size)
             if buffers:
                 self.free_bytes -= size
@@ -44,15 +40,13 @@ class BufferPool:
 
     def release(self, buffer: npt.NDArray[np.uint8]) -> None:
         """Keep `buffer` for later calls, unless the pool is full."""
-        with self.lock:
+        with self.owner.lock:
             if self.free_bytes + buffer.nbytes <= self.max_bytes:
                 self.free_bytes += buffer.nbytes
                 self.free.setdefault(buffer.nbytes, []).append(buffer)
 
 
 POOL: Final = BufferPool()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=POOL.renew_lock)
 
 
 class Lease:
