@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from lstmcore_numba.codegen.emitter import Vector
 from lstmcore_numba.codegen.gate_functions import derivative, value
-from lstmcore_numba.codegen.step_emitter import KernelArgs, StepEmitter, blend, clip_derivative, clipped, needs_raw
+from lstmcore_numba.codegen.step_emitter import INSIDE_OUTPUT, KernelArgs, StepEmitter, blend, needs_raw
 
 # Forward --------------------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def forward(  # long: the emitter of one step
 
         gate = {k: s.activation(k)(z[k]) for k in "ifg" if k in z}
         s.add_coupled(gate)
-        c_new = clipped(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+        c_new = s.clipped(gate["f"].fma(c_before, gate["i"] * gate["g"]), "cell_clip")
         c = blend(s.keep("c", row), c_before, c_new)
         e.store(c, s.cell(at[KernelArgs.C], row))
 
@@ -65,12 +65,12 @@ def forward(  # long: the emitter of one step
         if config.layer_norm:
             e.store(gate["o"], s.gate(at[KernelArgs.GATES], row, "o"))
         else:
-            _store_output(s, at, row, gate["o"] * value(config.hidden_activation, c))
+            _store_output(s, at, row, gate["o"] * value(s.function("hidden_activation"), c))
 
 
 def forward_cell(s: StepEmitter) -> None:
     """Emit the second half of a step with layer norm: from the gates and the normalised cell to h or q."""
-    config, e = s.config, s.emitter
+    e = s.emitter
     at = {field: s.address(field) for field in KernelArgs}
     scaled = _scaled_cell(s)
 
@@ -80,7 +80,7 @@ def forward_cell(s: StepEmitter) -> None:
     with s.rows(emit_padding) as row:
         c_out = scaled(e.load(s.norm(at[KernelArgs.NORM_C], row)))
         _store_output(
-            s, at, row, e.load(s.gate(at[KernelArgs.GATES], row, "o")) * value(config.hidden_activation, c_out)
+            s, at, row, e.load(s.gate(at[KernelArgs.GATES], row, "o")) * value(s.function("hidden_activation"), c_out)
         )
 
 
@@ -97,7 +97,7 @@ def _store_output(s: StepEmitter, at: dict[KernelArgs, ir.Value], row: ir.Value,
     """Store q if there is a projection, else h."""
     e = s.emitter
     if s.config.proj_size:
-        e.store(q, s.cell(at[KernelArgs.Q], row))
+        e.store(s.without_padding(q), s.cell(at[KernelArgs.Q], row))
         return
     h = blend(s.keep("h", row), e.load(s.output(at[KernelArgs.H_BEFORE], row)), q)
     e.store(h.rounded_to(s.variant.storage), s.output(at[KernelArgs.H], row))
@@ -105,14 +105,14 @@ def _store_output(s: StepEmitter, at: dict[KernelArgs, ir.Value], row: ir.Value,
 
 def forward_output(s: StepEmitter) -> None:
     """Emit the end of a step with a projection: from W_proj q to h."""
-    config, e = s.config, s.emitter
+    e = s.emitter
     at = {field: s.address(field) for field in KernelArgs}
 
     def emit_padding(row: ir.Value) -> None:
         e.store(e.load(s.output(at[KernelArgs.H_BEFORE], row)), s.output(at[KernelArgs.H], row))
 
     with s.rows(emit_padding) as row:
-        h_new = clipped(e.load(s.output(at[KernelArgs.PROJECTED], row)), config.proj_clip)
+        h_new = s.clipped(e.load(s.output(at[KernelArgs.PROJECTED], row)), "proj_clip")
         h = blend(s.keep("h", row), e.load(s.output(at[KernelArgs.H_BEFORE], row)), h_new)
         e.store(h.rounded_to(s.variant.storage), s.output(at[KernelArgs.H], row))
 
@@ -132,8 +132,8 @@ def backward_output(s: StepEmitter) -> None:
         dh, keep = e.load(s.output(at[KernelArgs.DH], row)), s.keep("h", row)
         dh_new = dh if keep is None else (1 - keep) * dh
         if config.proj_clip is not None:
-            dh_new = dh_new * clip_derivative(e.load(s.output(at[KernelArgs.PROJECTED], row)), config.proj_clip)
-        e.store(dh_new, s.output(at[KernelArgs.DPROJECTED], row))
+            dh_new = dh_new * s.clip_derivative(e.load(s.output(at[KernelArgs.PROJECTED], row)), "proj_clip")
+        e.store(s.without_padding(dh_new, INSIDE_OUTPUT), s.output(at[KernelArgs.DPROJECTED], row))
         e.store(e.constant(0) if keep is None else keep * dh, s.output(at[KernelArgs.DH], row))
 
 
@@ -163,11 +163,11 @@ def backward_cell(s: StepEmitter) -> None:
         o = e.load(s.gate(at[KernelArgs.GATES], row, "o"))
         read = e.load(s.gate(at[KernelArgs.RAW], row, "o")) if raw else None
         c_out = scaled(e.load(s.norm(at[KernelArgs.NORM_C], row)))
-        u = value(config.hidden_activation, c_out)
+        u = value(s.function("hidden_activation"), c_out)
         e.store(dq * u * s.slope("o", o, read), s.gate(at[KernelArgs.DZ], row, "o"))
-        dc_out = dq * o * derivative(config.hidden_activation, c_out, u)
+        dc_out = dq * o * derivative(s.function("hidden_activation"), c_out, u)
         e.store(dc_out, s.cell(at[KernelArgs.DC_OUT], row))
-        e.store(dc_out * gain, s.norm(at[KernelArgs.DNORM_C], row))
+        e.store(s.without_padding(dc_out * gain), s.norm(at[KernelArgs.DNORM_C], row))
 
 
 def backward(  # long: the emitter of one step
@@ -198,9 +198,9 @@ def backward(  # long: the emitter of one step
             dz = {"o": e.load(s.gate(at[KernelArgs.DZ], row, "o"))}
         else:
             dq = _load_dq(s, at, row)
-            u = value(config.hidden_activation, c)
+            u = value(s.function("hidden_activation"), c)
             dz = {"o": dq * u * s.slope("o", gate["o"], read["o"])}
-            dc = (dq * gate["o"]).fma(derivative(config.hidden_activation, c, u), dc)
+            dc = (dq * gate["o"]).fma(derivative(s.function("hidden_activation"), c, u), dc)
         if "o" in peephole:
             dc = dz["o"].fma(peephole["o"], dc)
 
@@ -208,7 +208,7 @@ def backward(  # long: the emitter of one step
         keep = s.keep("c", row)
         dc_new = dc if keep is None else (1 - keep) * dc
         if config.cell_clip is not None:
-            dc_new = dc_new * clip_derivative(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+            dc_new = dc_new * s.clip_derivative(gate["f"].fma(c_before, gate["i"] * gate["g"]), "cell_clip")
         dgate = {"i": dc_new * gate["g"], "f": dc_new * c_before, "g": dc_new * gate["i"]}
         dc_before = dc_new * gate["f"] if keep is None else dc_new.fma(gate["f"], keep * dc)
         if config.coupling == "forget_from_input":
@@ -223,7 +223,7 @@ def backward(  # long: the emitter of one step
             if k in peephole:
                 dc_before = dz[k].fma(peephole[k], dc_before)
         for k in config.gates:
-            e.store(dz[k], s.gate(at[KernelArgs.DZ], row, k))
+            e.store(s.without_padding(dz[k]), s.gate(at[KernelArgs.DZ], row, k))
         e.store(dc_before, s.cell(at[KernelArgs.DC], row))
 
 
@@ -265,7 +265,7 @@ def jvp(  # long: the emitter of one step
 
         tc_new = tgate["f"] * c_before + gate["f"] * tc_before + tgate["i"] * gate["g"] + gate["i"] * tgate["g"]
         if config.cell_clip is not None:
-            tc_new = tc_new * clip_derivative(gate["f"].fma(c_before, gate["i"] * gate["g"]), config.cell_clip)
+            tc_new = tc_new * s.clip_derivative(gate["f"].fma(c_before, gate["i"] * gate["g"]), "cell_clip")
         tc = blend(s.keep("c", row), tc_before, tc_new)
         e.store(tc, s.cell(at[KernelArgs.TC], row))
 
@@ -275,8 +275,9 @@ def jvp(  # long: the emitter of one step
         if config.layer_norm:
             e.store(to, s.gate(at[KernelArgs.TZ], row, "o"))
         else:
-            u = value(config.hidden_activation, c)
-            _store_output_tangent(s, at, row, to * u + gate["o"] * derivative(config.hidden_activation, c, u) * tc)
+            u = value(s.function("hidden_activation"), c)
+            slope = derivative(s.function("hidden_activation"), c, u)
+            _store_output_tangent(s, at, row, to * u + gate["o"] * slope * tc)
 
 
 def jvp_cell(s: StepEmitter) -> None:
@@ -294,15 +295,15 @@ def jvp_cell(s: StepEmitter) -> None:
         c_out = scaled(norm)
         tc_out = e.load(s.norm(at[KernelArgs.TNORM_C], row)) * gain + norm * tgain + tshift
         o, to = e.load(s.gate(at[KernelArgs.GATES], row, "o")), e.load(s.gate(at[KernelArgs.TZ], row, "o"))
-        u = value(config.hidden_activation, c_out)
-        _store_output_tangent(s, at, row, to * u + o * derivative(config.hidden_activation, c_out, u) * tc_out)
+        u = value(s.function("hidden_activation"), c_out)
+        _store_output_tangent(s, at, row, to * u + o * derivative(s.function("hidden_activation"), c_out, u) * tc_out)
 
 
 def _store_output_tangent(s: StepEmitter, at: dict[KernelArgs, ir.Value], row: ir.Value, tq: Vector) -> None:
     """Store the tangent of q if there is a projection, else that of h."""
     e = s.emitter
     if s.config.proj_size:
-        e.store(tq, s.cell(at[KernelArgs.TQ], row))
+        e.store(s.without_padding(tq), s.cell(at[KernelArgs.TQ], row))
         return
     e.store(
         blend(s.keep("h", row), e.load(s.output(at[KernelArgs.TH_BEFORE], row)), tq), s.output(at[KernelArgs.TH], row)
@@ -320,7 +321,7 @@ def jvp_output(s: StepEmitter) -> None:
     with s.rows(emit_padding) as row:
         th_new = e.load(s.output(at[KernelArgs.TPROJECTED], row))
         if config.proj_clip is not None:
-            th_new = th_new * clip_derivative(e.load(s.output(at[KernelArgs.PROJECTED], row)), config.proj_clip)
+            th_new = th_new * s.clip_derivative(e.load(s.output(at[KernelArgs.PROJECTED], row)), "proj_clip")
         e.store(
             blend(s.keep("h", row), e.load(s.output(at[KernelArgs.TH_BEFORE], row)), th_new),
             s.output(at[KernelArgs.TH], row),

@@ -9,7 +9,7 @@ import numpy as np
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import Precision, numpy_dtype
-from lstmcore_numba.codegen.step_compiler import step_address
+from lstmcore_numba.codegen.step_compiler import CompiledStep, compile_step
 from lstmcore_numba.codegen.step_emitter import StepEmitter, StepVariant, needs_raw, step_config
 from lstmcore_numba.gemm.bf16 import pairs_usable
 from lstmcore_numba.packing import Array, Layout, LayoutMasks, layout_masks
@@ -46,12 +46,12 @@ class CompiledLayer:
         self.raw = needs_raw(config)
         self.no_masks = layout_masks(self.layout, None, None)
         self._step_config = step_config(config, self.layout.lanes)
-        self._addresses: dict[Any, int] = {}
+        self._steps: dict[Any, CompiledStep] = {}
 
     def step_address(self, emit: Emit, masks: LayoutMasks, *, record: bool) -> int:
         """Return the address of the step function that `emit` writes, for calls with such masks."""
         key = (emit, len(masks.cell) > 0, len(masks.hidden) > 0, record)
-        if key not in self._addresses:
+        if key not in self._steps:
             variant = StepVariant(
                 self._step_config,
                 self.precision.compute,
@@ -60,9 +60,10 @@ class CompiledLayer:
                 masked_c=key[1],
                 masked_h=key[2],
                 record=record,
+                padded=self.layout.padded,
             )
-            self._addresses[key] = step_address(emit, variant)
-        return self._addresses[key]
+            self._steps[key] = compile_step(emit, variant)
+        return self._steps[key].address
 
     def acquire_threads(self, max_threads: int, work: float) -> AcquiredThreads:
         """Return the context manager of the threads of a pass; see `thread_pool.AcquiredThreads`."""

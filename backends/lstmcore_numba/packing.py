@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lstmcore.backend import Masks
 from lstmcore.config import LSTMConfig
+from lstmcore_numba.codegen.step_emitter import INSIDE_HIDDEN, INSIDE_OUTPUT, step_numbers, unit_rows
 from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K
 from lstmcore_numba.gemm.bf16 import pack_weight_pairs
 from lstmcore_numba.gemm.bf16x3 import split_panels
@@ -38,6 +39,8 @@ class Layout:
         Gates that have parameters; numbers in a row of them (B G lanes); how many of these are no padding (G H).
     tail
         Hidden units in the last block.
+    padded
+        Whether H or P is no multiple of `lanes`.
     """
 
     def __init__(self, config: LSTMConfig, dtype: np.dtype[Any]) -> None:
@@ -47,6 +50,7 @@ class Layout:
         self.blocks, self.gates = self.hidden // self.lanes, len(config.gates)
         self.gate_row, self.real_gate_row = self.hidden * self.gates, config.hidden_size * self.gates
         self.tail = config.hidden_size - (self.blocks - 1) * self.lanes
+        self.padded = self.hidden != config.hidden_size or self.output != config.output_size
 
     def round_up(self, size: int) -> int:
         """Return the least multiple of `lanes` that is not below `size`."""
@@ -76,6 +80,24 @@ class Layout:
         """Return the parameter (G H,) of (B, G, lanes): the inverse of `pad_gates`."""
         by_gate = padded.transpose(1, 0, 2).reshape(self.gates, self.hidden)[:, : self.config.hidden_size]
         return np.ascontiguousarray(by_gate).reshape(-1)
+
+    def unit_parameters(self, peephole: Array | None) -> Array:
+        """Return the peepholes (rows, H) and the rows of `unit_rows`, in whole vectors; (1, 1) zeros if there is none.
+
+        A number is in all columns, so that a step function loads it as it loads a peephole.
+        """
+        numbers = step_numbers(self.config)
+        names = unit_rows(self.config, padded=self.padded)
+        first = 0 if peephole is None else len(peephole)
+        if first + len(names) == 0:
+            return np.zeros((1, 1), self.dtype)
+        rows = np.zeros((first + len(names), self.hidden), self.dtype)
+        if peephole is not None:
+            rows[:first, : self.config.hidden_size] = peephole
+        inside = {INSIDE_HIDDEN: self.config.hidden_size, INSIDE_OUTPUT: self.config.output_size}
+        for row, name in zip(rows[first:], names, strict=True):
+            row[: inside.get(name)] = numbers.get(name, 1.0)
+        return packed_copy(rows)
 
     def pad_units(self, parameter: Array | None) -> Array:
         """Return a parameter (H,) in whole vectors; zeros if there is none."""
@@ -129,7 +151,7 @@ class Weights:
     bias, gain_x, gain_h
         (B, G, lanes).
     peephole
-        (rows, H in whole vectors).
+        (rows, H in whole vectors) the peepholes, then the rows of `Layout.unit_parameters`.
     projection
         Panels of the transposed projection (H, P).
     input_rows
@@ -200,7 +222,7 @@ def pack(layout: Layout, parameters: Mapping[str, Array]) -> Weights:
         input=layout.pack_gates(p["weight_x"]),
         recurrent=layout.pack_gates(p["weight_h"]),
         bias=layout.pad_gates(p.get("bias")),
-        peephole=padded(p["peephole"], 1, layout.hidden) if config.peephole else absent[None],
+        peephole=layout.unit_parameters(p.get("peephole")),
         projection=projection,
         input_rows=input_rows,
         back_input=layout.pack_panels(padded(input_rows, 1, layout.round_up(config.input_size))),

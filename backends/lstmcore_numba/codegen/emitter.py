@@ -234,11 +234,11 @@ class Vector:
         other = self.emitter.lift(otherwise)
         return Vector(self.emitter, self.emitter.builder.select(condition, self.value, other.value))
 
-    def clip(self, low: float, high: float) -> Vector:
+    def clip(self, low: Vector | float, high: Vector | float) -> Vector:
         """Return this clipped to `low` and `high`; a NaN stays NaN."""
-        floor, ceiling = self.emitter.constant(low), self.emitter.constant(high)
-        raised = floor.where(self.compare("<", low), self)
-        return ceiling.where(raised.compare(">", high), raised)
+        floor, ceiling = self.emitter.lift(low), self.emitter.lift(high)
+        raised = floor.where(self.compare("<", floor), self)
+        return ceiling.where(raised.compare(">", ceiling), raised)
 
     def power_of_two(self) -> Vector:
         """Return ``2 ** n`` if this is ``n + ROUND`` and the result is a normal number."""

@@ -7,12 +7,11 @@ All use one polynomial for ``expm1(r)`` on ``|r| <= ln(2) / 2``. With ``x = n ln
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from lstmcore.config import Activation
 from lstmcore_numba.codegen.emitter import ROUND, Vector
 
 #: ln(2) as a sum of two numbers. The last bits of the first are 0, so that its multiples are exact.
@@ -104,11 +103,19 @@ def log1p(x: Vector) -> Vector:
     return y
 
 
-def _above(x: Vector, threshold: float) -> Vector:
+def _above(x: Vector, threshold: Vector | float) -> Vector:
     return x.emitter.constant(0).where(x.compare("<=", threshold), x)  # in this order NaN stays NaN
 
 
-def value(function: Activation, x: Vector) -> Vector:
+class GateFunction(NamedTuple):
+    """An activation by name, and its parameters; 0 for a parameter that it does not have."""
+
+    name: str
+    alpha: Vector | float
+    beta: Vector | float
+
+
+def value(function: GateFunction, x: Vector) -> Vector:
     """Return the activation at `x`; see section 3 of SPEC.md.
 
     Raises
@@ -116,7 +123,7 @@ def value(function: Activation, x: Vector) -> Vector:
     NotImplementedError
         The activation has no code.
     """
-    alpha, beta = function.alpha or 0.0, function.beta or 0.0
+    _, alpha, beta = function
     match function.name:
         case "sigmoid":
             return sigmoid(x)
@@ -147,7 +154,7 @@ def value(function: Activation, x: Vector) -> Vector:
     raise NotImplementedError(f"activation {function.name!r}: the Numba backend has no code for it")
 
 
-def derivative(function: Activation, x: Vector, y: Vector) -> Vector:
+def derivative(function: GateFunction, x: Vector, y: Vector) -> Vector:
     """Return the derivative at `x`, where the activation is `y`. SPEC.md says which side counts at a kink.
 
     Raises
@@ -155,7 +162,7 @@ def derivative(function: Activation, x: Vector, y: Vector) -> Vector:
     NotImplementedError
         The activation has no code.
     """
-    alpha, beta = function.alpha or 0.0, function.beta or 0.0
+    _, alpha, beta = function
     one, zero = x.emitter.constant(1), x.emitter.constant(0)
     match function.name:
         case "sigmoid":
@@ -167,17 +174,17 @@ def derivative(function: Activation, x: Vector, y: Vector) -> Vector:
         case "identity":
             return one
         case "affine":
-            return x.emitter.constant(alpha)
+            return x.emitter.lift(alpha)
         case "leaky_relu":
             return one.where(x.compare(">=", 0), alpha)
         case "thresholded_relu":
             return one.where(x.compare(">", alpha), zero)
         case "scaled_tanh":
             t = tanh(x * beta)
-            return (1 - t * t) * (alpha * beta)
+            return (1 - t * t) * (x.emitter.lift(alpha) * beta)
         case "hard_sigmoid":
             line = x * alpha + beta
-            inner = x.emitter.constant(alpha).where(line.compare("<", 1), zero)
+            inner = x.emitter.lift(alpha).where(line.compare("<", 1), zero)
             return inner.where(line.compare(">", 0), zero)
         case "elu":
             return one.where(x.compare(">=", 0), y + alpha)

@@ -1,10 +1,10 @@
-"""Compilation of step functions: emit, optimise for this processor, and keep for the lifetime of the process."""
+"""Compilation of step functions: emit, and optimise for this processor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -15,6 +15,15 @@ from lstmcore_numba.codegen.instruction_order import spread_chains
 from lstmcore_numba.codegen.step_emitter import SIGNATURE, StepEmitter, StepVariant
 
 _LOCK: Final = ForkSafeLock()
+#: Step functions that are kept for later layers, after the last layer that used them is gone.
+KEPT_STEPS: Final = 64
+
+
+class CompiledStep(NamedTuple):
+    """A step function: the engine that owns its code, and its address, which is valid as long as the engine lives."""
+
+    engine: Any
+    address: int
 
 
 def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir.Module:
@@ -29,9 +38,8 @@ def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir
     return module
 
 
-@cache
-def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> tuple[Any, int]:
-    """Return the engine, which owns the code, and the address of the function."""
+@lru_cache(maxsize=KEPT_STEPS)
+def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> CompiledStep:
     parsed = llvm.parse_assembly(str(emit_module(emit, variant)))
     parsed.verify()
     llvm.initialize_native_target()
@@ -41,10 +49,10 @@ def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> tuple
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, target.machine())
     engine.finalize_object()
-    return engine, engine.get_function_address("step")
+    return CompiledStep(engine, engine.get_function_address("step"))
 
 
-def step_address(emit: Callable[[StepEmitter], None], variant: StepVariant) -> int:
-    """Return the address of the step function that `emit` writes for `variant`; compile it if it is new."""
+def compile_step(emit: Callable[[StepEmitter], None], variant: StepVariant) -> CompiledStep:
+    """Return the step function that `emit` writes for `variant`; compile it unless it is kept."""
     with _LOCK.lock:
-        return _compile(emit, variant)[1]
+        return _compile(emit, variant)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 from llvmlite import ir
 
-from lstmcore.config import SIGMOID, TANH, LSTMConfig
+from lstmcore.config import SIGMOID, TANH, Activation, LSTMConfig
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
-from lstmcore_numba.codegen.gate_functions import derivative, value
+from lstmcore_numba.codegen.gate_functions import GateFunction, derivative, value
 
 SIGNATURE: Final = ir.FunctionType(ir.VoidType(), [INDEX] * 4)
 
@@ -32,7 +32,7 @@ class KernelArgs(IntEnum):
     LENGTHS = 0  # (N,) int64
     STEP = 1  # not an address: the index t of the step
     BIAS = 2  # (B, G, lanes)
-    PEEPHOLE = 3  # (rows, Hp)
+    PEEPHOLE = 3  # (rows, Hp): the peepholes, then the rows of `unit_rows`
     MASK_C = 4  # (N, Hp)
     MASK_H = 5  # (N, Pp)
     GATES = 6  # (B, N, G, lanes): sums of the matrix products, then the gates
@@ -85,6 +85,8 @@ class StepVariant:
         Whether the call has a zoneout mask for c, and for h.
     record
         Whether the gates are stored for a later backward pass.
+    padded
+        Whether the last block of hidden units or of outputs has padding.
     """
 
     config: LSTMConfig
@@ -94,14 +96,50 @@ class StepVariant:
     masked_c: bool = False
     masked_h: bool = False
     record: bool = False
+    padded: bool = False
+
+
+#: Names of the rows that are 1 for hidden units and for outputs, and 0 in the padding behind them.
+INSIDE_HIDDEN: Final = "inside hidden"
+INSIDE_OUTPUT: Final = "inside output"
+
+
+def step_numbers(config: LSTMConfig) -> dict[str, float]:
+    """Return the numbers of a configuration that its step functions read from memory, by name and in order.
+
+    They are no constants of the code, so that layers that differ in such a number alone share it.
+    """
+    numbers: dict[str, float | None] = {name: getattr(config, name) for name in _CLIPS}
+    numbers |= {name: getattr(config, name) or None for name in _RATES}
+    for name in _ACTIVATIONS:
+        function: Activation = getattr(config, name)
+        numbers |= {f"{name} alpha": function.alpha, f"{name} beta": function.beta}
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def unit_rows(config: LSTMConfig, *, padded: bool) -> list[str]:
+    """Return the names of the rows behind the peepholes: a number each, or which units are no padding."""
+    rows = list(step_numbers(config))
+    if padded:
+        rows += [INSIDE_HIDDEN, INSIDE_OUTPUT]
+    return rows
+
+
+_CLIPS: Final = ("gate_clip", "cell_clip", "proj_clip")
+_RATES: Final = ("zoneout_cell", "zoneout_hidden")
+_ACTIVATIONS: Final = ("gate_activation", "cell_activation", "hidden_activation")
 
 
 def step_config(config: LSTMConfig, lanes: int) -> LSTMConfig:
     """Return the representative of all configurations whose step functions are the same.
 
     Sizes are rounded up to whole vectors. The step functions do not depend on the input size, the direction, the
-    recurrence, the recurrent dropout and the epsilon of layer norm, so these get fixed values.
+    recurrence, the recurrent dropout, the epsilon of layer norm and the values of `step_numbers`, so these get fixed
+    values.
     """
+    numbers: dict[str, Any] = {name: 1.0 for name in _CLIPS if getattr(config, name) is not None}
+    numbers |= {name: 0.5 for name in _RATES if getattr(config, name)}
+    numbers |= {name: Activation(getattr(config, name).name) for name in _ACTIVATIONS}
     hidden, output = (-(-size // lanes) * lanes for size in (config.hidden_size, config.output_size))
     return replace(
         config,
@@ -114,6 +152,7 @@ def step_config(config: LSTMConfig, lanes: int) -> LSTMConfig:
         recurrence="hidden",
         recurrent_dropout=0.0,
         layer_norm_eps=1.0,
+        **numbers,
     )
 
 
@@ -138,6 +177,10 @@ class StepEmitter:
         self.output_blocks = -(-self.config.output_size // variant.lanes)
         self.count = len(self.config.gates)
         self.before = self.builder.mul(self.block, self.address(KernelArgs.BATCH))
+        # Loaded before the loop over rows, since LLVM cannot know that no row writes to them.
+        first = len(self.config.peephole_gates)
+        rows = unit_rows(self.config, padded=variant.padded)
+        self.units = {name: self.parameter(KernelArgs.PEEPHOLE, first + row) for row, name in enumerate(rows)}
 
     def address(self, field: KernelArgs) -> ir.Value:
         """Load the entry of the table for `field`."""
@@ -211,28 +254,43 @@ class StepEmitter:
             return self.emitter.load(self.cell(self.address(KernelArgs.MASK_C), row))
         if which == "h" and self.variant.masked_h:
             return self.emitter.load(self.output(self.address(KernelArgs.MASK_H), row))
-        return self.emitter.constant(rate)
+        return self.units["zoneout_cell" if which == "c" else "zoneout_hidden"]
+
+    def without_padding(self, vector: Vector, which: str = INSIDE_HIDDEN) -> Vector:
+        """Return `vector` with 0 in the padding, where an infinite operand times a padding weight of 0 gives NaN.
+
+        Vectors that are an operand of a GEMM with their padding need it.
+        """
+        return vector if not self.variant.padded else vector.where(self.units[which].compare(">", 0), 0)
+
+    def function(self, name: str) -> GateFunction:
+        """Return the activation of the field `name` of the configuration."""
+        alpha, beta = (self.units.get(f"{name} {key}", 0.0) for key in ("alpha", "beta"))
+        return GateFunction(getattr(self.config, name).name, alpha, beta)
+
+    def clipped(self, x: Vector, name: str) -> Vector:
+        """Return `x` clipped to +- the clip `name`, if there is one."""
+        bound = self.units.get(name)
+        return x if bound is None else x.clip(-bound, bound)
+
+    def clip_derivative(self, x: Vector, name: str) -> Vector:
+        """Return the derivative of `clipped` at `x`: 1 within the bound, else 0."""
+        one, zero = x.emitter.constant(1), x.emitter.constant(0)
+        bound = self.units.get(name)
+        return one if bound is None else one.where(x.abs().compare("<=", bound), zero)
 
     def activation(self, k: str) -> Callable[[Vector], Vector]:
         """Return the function that applies the gate clip and the activation of gate `k`."""
-        config = self.config
-        function = config.cell_activation if k == "g" else config.gate_activation
-
-        def activate(z: Vector) -> Vector:
-            return value(function, z if config.gate_clip is None else z.clip(-config.gate_clip, config.gate_clip))
-
-        return activate
+        function = self.function("cell_activation" if k == "g" else "gate_activation")
+        return lambda z: value(function, self.clipped(z, "gate_clip"))
 
     def slope(self, k: str, gate: Vector, raw: Vector | None) -> Vector:
         """Return the derivative of gate `k` with respect to its pre-activation, which is `raw` if it is needed."""
-        config = self.config
-        function = config.cell_activation if k == "g" else config.gate_activation
+        function = self.function("cell_activation" if k == "g" else "gate_activation")
         if raw is None:
             return derivative(function, gate, gate)
-        bound = config.gate_clip
-        if bound is None:
-            return derivative(function, raw, gate)
-        return derivative(function, raw.clip(-bound, bound), gate) * clip_derivative(raw, bound)
+        slope = derivative(function, self.clipped(raw, "gate_clip"), gate)
+        return slope if self.config.gate_clip is None else slope * self.clip_derivative(raw, "gate_clip")
 
     def add_coupled(self, gate: dict[str, Vector]) -> None:
         """Add to `gate` the coupled gate, if there is one."""
@@ -240,17 +298,6 @@ class StepEmitter:
             gate["f"] = 1 - gate["i"]
         elif self.config.coupling == "input_from_forget":
             gate["i"] = 1 - gate["f"]
-
-
-def clip_derivative(x: Vector, bound: float | None) -> Vector:
-    """Return the derivative of `clipped`: 1 within the bound, else 0."""
-    one, zero = x.emitter.constant(1), x.emitter.constant(0)
-    return one if bound is None else one.where(x.abs().compare("<=", bound), zero)
-
-
-def clipped(x: Vector, bound: float | None) -> Vector:
-    """Return `x` clipped to +-bound."""
-    return x if bound is None else x.clip(-bound, bound)
 
 
 def blend(keep: Vector | None, before: Vector, new: Vector) -> Vector:

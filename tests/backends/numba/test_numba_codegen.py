@@ -1,12 +1,11 @@
-"""Code generation of the Numba backend: gate functions, vector widths, and the code on the disk."""
+"""Code generation of the Numba backend: gate functions, vector widths, and what shares code."""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import os
+import gc
+import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,49 +209,6 @@ print(VECTOR_BYTES)
     assert run_python(code, **older.environment)[0] == f"{older.vector_bytes}\n"
 
 
-@pytest.fixture(scope="module")
-def two_processes(run_python: RunPython, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    """Return what two processes wrote that begin, one after the other, with the same empty folder for code."""
-    folder = tmp_path_factory.mktemp("code")
-    code = """
-import json
-import numpy as np
-from lstmcore import LSTM
-from lstmcore_numba import time_loop
-for units in (4, 5):
-    lstm = LSTM(3, units, backend="numba", seed=0)
-    for _ in range(2):
-        lstm(np.zeros((2, 1, 3), np.float32))
-stats = [function.stats for function in (time_loop.forward, time_loop.replay_forward)]
-print(json.dumps([[sum(function.cache_hits.values()), sum(function.cache_misses.values())] for function in stats]))
-"""
-    return [run_python(code, NUMBA_CACHE_DIR=str(folder)) for _ in range(2)]
-
-
-def test_a_second_process_finds_the_code_on_the_disk(two_processes: list[tuple[str, str]]) -> None:
-    assert [json.loads(out) for out, _ in two_processes] == [[[0, 1], [0, 1]], [[1, 0], [1, 0]]]
-
-
-def test_only_the_first_process_says_that_it_compiles(two_processes: list[tuple[str, str]]) -> None:
-    """One line says it, although several functions are compiled, one of them in a later call."""
-    told = "lstmcore: compiling for this processor, which takes some seconds\n"
-    assert [err for _, err in two_processes] == [told, ""]
-
-
-def test_without_a_cache_folder_code_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.codegen import numba_compiler
-
-    plain = numba_compiler.njit
-
-    def refusing(cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return plain(**options)
-
-    monkeypatch.setattr(numba_compiler, "njit", refusing)
-    assert numba_compiler.compiled(lambda x: x + 1)(2) == 3
-
-
 def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
     from llvmlite import ir
 
@@ -284,32 +240,6 @@ def test_chains_stand_side_by_side_and_memory_in_its_order() -> None:
     assert order[-1].opname == "ret void"
 
 
-def test_code_that_is_kept_is_of_all_files(tmp_path: Path) -> None:
-    """A function's own file is not enough: the code of what it calls is kept with it."""
-    from numba.core.caching import IndexDataCacheFile
-
-    from lstmcore_numba import time_loop
-    from lstmcore_numba.codegen import numba_compiler
-
-    stamp = time_loop.forward._cache._cache_file._source_stamp
-    assert stamp[1] == numba_compiler.source_stamps(Path(numba_compiler.__file__).parents[1])
-    assert {os.path.join("gemm", "vector.py"), os.path.join("time_loop", "forward.py"), "packing.py"} <= {
-        name for name, *_ in stamp[1]
-    }
-
-    first, second = tmp_path / "one.py", tmp_path / "folder" / "two.py"
-    second.parent.mkdir()
-    first.write_text("a = 1")
-    second.write_text("b = 2")
-    before = numba_compiler.source_stamps(tmp_path)
-    IndexDataCacheFile(str(tmp_path), "f", ("own", before)).save("key", b"code")
-    assert (
-        IndexDataCacheFile(str(tmp_path), "f", ("own", numba_compiler.source_stamps(tmp_path))).load("key") == b"code"
-    )
-    second.write_text("b = 30")
-    assert IndexDataCacheFile(str(tmp_path), "f", ("own", numba_compiler.source_stamps(tmp_path))).load("key") is None
-
-
 def test_masks_of_any_order_share_code() -> None:
     """Masks are copied in C order, since each order of an array has a type and code of its own."""
     from lstmcore.backend import Masks
@@ -323,22 +253,84 @@ def test_masks_of_any_order_share_code() -> None:
     np.testing.assert_array_equal(own.recurrent, recurrent.astype(np.float32))
 
 
-def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
+def step_addresses(hidden_size: int, input_size: int = 4, **switches: Any) -> dict[str, int]:
+    """Return the addresses of the step functions of a layer, by the name of the emitter."""
     from lstmcore.config import LSTMConfig
     from lstmcore_numba import cell
     from lstmcore_numba.kernel import NumbaBackend
 
-    def codes(hidden_size: int, input_size: int, **switches: Any) -> dict[str, int]:
-        config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
-        layer = NumbaBackend().compile(config, "float32").layer
-        every = [cell.forward, cell.backward, *((cell.forward_output,) if config.proj_size else ())]
-        return {emit.__name__: layer.step_address(emit, layer.no_masks, record=True) for emit in every}
+    config = LSTMConfig(input_size=input_size, hidden_size=hidden_size, **switches)
+    layer = NumbaBackend().compile(config, "float32").layer
+    every = [cell.forward, cell.backward, *((cell.forward_output,) if config.proj_size else ())]
+    return {emit.__name__: layer.step_address(emit, layer.no_masks, record=True) for emit in every}
 
-    lanes = NumbaBackend().compile(LSTMConfig(input_size=1, hidden_size=1), "float32").layer.layout.lanes
-    most = 3 * lanes
-    assert codes(most, 4) == codes(most - 1, 9, reverse=True) == codes(most - lanes + 1, 2, recurrence="cell")
-    assert codes(most, 4, proj_size=most - 1) == codes(most - 1, 4, proj_size=most - 2)
+
+def lanes() -> int:
+    """Return the numbers of float32 in a vector."""
+    from lstmcore_numba.gemm.vector import VECTOR_BYTES
+
+    return VECTOR_BYTES // 4
+
+
+def test_models_of_as_many_vectors_share_the_code_of_their_steps() -> None:
+    """They do unless one has padding and the other has none."""
+    codes, most = step_addresses, 3 * lanes()
+    assert codes(most, 4) == codes(most, 9, recurrence="cell")
+    assert codes(most - 1, 9, reverse=True) == codes(most - lanes() + 1, 2, recurrence="cell")
+    assert codes(most - 1, 4, proj_size=most - 2) == codes(most - 2, 4, proj_size=most - 3)
     alone = [codes(most, 4, **switches) for switches in ({}, {"peephole": True}, {"bias": False}, {"proj_size": 2})]
-    alone += [codes(most + 1, 4), codes(most, 4, proj_size=lanes + 1), codes(most, 4, cell_clip=1.0)]
+    alone += [codes(most + 1), codes(most - 1), codes(most, proj_size=lanes() + 1), codes(most, cell_clip=1.0)]
     forward = [addresses["forward"] for addresses in alone]
     assert len(set(forward)) == len(forward)
+
+
+#: Switches whose numbers differ, and nothing else.
+NUMBERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"gate_clip": 0.5}, {"gate_clip": 1.5}),
+    ({"cell_clip": 0.5, "proj_size": 3, "proj_clip": 0.1}, {"cell_clip": 1.5, "proj_size": 3, "proj_clip": 0.2}),
+    ({"zoneout_hidden": 0.1, "zoneout_cell": 0.2}, {"zoneout_hidden": 0.3, "zoneout_cell": 0.4}),
+    ({"gate_activation": "hard_sigmoid(0.3, 0.4)"}, {"gate_activation": "hard_sigmoid(0.1, 0.6)"}),
+    ({"hidden_activation": "scaled_tanh(1.5, 0.5)"}, {"hidden_activation": "scaled_tanh(0.5, 2)"}),
+]
+
+
+@pytest.mark.parametrize("switches", NUMBERS, ids=lambda pair: " ".join(pair[0]))
+def test_numbers_are_no_code(switches: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Layers that differ in numbers alone share code, and compute with their own numbers."""
+    from lstmcore import LSTM
+    from lstmcore.domains import Activation
+
+    parsed = [{k: Activation.parse(v) if isinstance(v, str) else v for k, v in each.items()} for each in switches]
+    first, second = (step_addresses(2 * lanes() + 1, 4, **each) for each in parsed)
+    assert first == second
+    x = 3 * np.random.default_rng(0).normal(size=(5, 2, 4)).astype(np.float32)
+    for each in parsed:
+        ours, exact = (LSTM(4, 2 * lanes() + 1, backend=name, seed=0, **each) for name in ("numba", "numpy"))
+        (y, _, tape), (expected, _, expected_tape) = ours.record(x), exact.record(x)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            ours.backward(tape, expected).x, exact.backward(expected_tape, expected).x, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_code_that_no_layer_uses_is_freed() -> None:
+    """The step functions of the latest layers are kept, and those of layers that are there."""
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba import cell
+    from lstmcore_numba.codegen import step_compiler
+    from lstmcore_numba.codegen.step_emitter import StepVariant, step_config
+
+    alive = weakref.WeakSet[Any]()
+
+    def compile_steps(count: int) -> list[Any]:
+        configs = (LSTMConfig(input_size=1, hidden_size=lanes() * (1 + k)) for k in range(count))
+        variants = (StepVariant(step_config(c, lanes()), "float32", "float32", lanes()) for c in configs)
+        steps = [step_compiler.compile_step(cell.forward_output, variant) for variant in variants]
+        alive.update(step.engine for step in steps)
+        return steps
+
+    kept = compile_steps(step_compiler.KEPT_STEPS + 3)
+    assert len(alive) == len(kept)
+    del kept
+    gc.collect()
+    assert len(alive) == step_compiler.KEPT_STEPS

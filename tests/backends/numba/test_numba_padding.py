@@ -1,0 +1,47 @@
+"""Infinite numbers in x: the padding of vectors, where they meet weights of 0, reaches no result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcore import LSTM
+
+#: Odd, so that no vector is full; the projection is padded too.
+HIDDEN = 7
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "projection": {"proj_size": 3},
+    "projection of whole vectors": {"hidden_size": 19, "proj_size": 16},
+    "peephole": {"peephole": True, "coupling": "input_from_forget"},
+    "cell as recurrent input": {"recurrence": "cell"},
+    "layer norm": {"layer_norm": True, "proj_size": 3},
+    "clips and zoneout": {"gate_clip": 2.0, "cell_clip": 1.0, "zoneout_hidden": 0.2, "zoneout_cell": 0.1},
+    "activations": {"gate_activation": "hard_sigmoid", "cell_activation": "softsign", "hidden_activation": "elu"},
+}
+
+
+def results(backend: str, x: Any, switches: dict[str, Any]) -> dict[str, Any]:
+    """Return every result of a forward, a backward and a JVP pass."""
+    options = {"hidden_size": HIDDEN, **switches}
+    lstm = LSTM(5, backend=backend, seed=0, **options)
+    with np.errstate(all="ignore"):
+        y, (h, c), tape = lstm.record(x)
+        gradients = lstm.backward(tape, np.ones_like(y))
+        ty, (th, tc) = lstm.jvp(x, np.ones_like(x))
+    named = {"y": y, "h": h, "c": c, "ty": ty, "th": th, "tc": tc, "dx": gradients.x}
+    return named | {"dh": gradients.state[0], "dc": gradients.state[1], **gradients.parameters}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_an_infinity_reaches_what_it_reaches_in_numpy(name: str) -> None:
+    """What is not finite, and how, is the same as in the NumPy backend; the other values are for the suite."""
+    x = np.random.default_rng(0).normal(size=(4, 2, 5)).astype(np.float32)
+    x[1, 0, 2] = np.inf
+    ours, expected = (results(backend, x, SWITCHES[name]) for backend in ("numba", "numpy"))
+    for key, value in expected.items():
+        np.testing.assert_array_equal(np.isnan(ours[key]), np.isnan(value), err_msg=key)
+        np.testing.assert_array_equal(np.isinf(ours[key]), np.isinf(value), err_msg=key)
