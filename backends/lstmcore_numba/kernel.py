@@ -12,6 +12,7 @@ import numpy as np
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import SAME, WEIGHT_FEATURES
 from lstmcore_numba.backward import run_backward
 from lstmcore_numba.call_cache import CallCache
 from lstmcore_numba.compiled_layer import CompiledLayer
@@ -41,6 +42,8 @@ class NumbaKernel(LayerKernel):
             path += ", products on AMX"
         elif self.layer.packs_pairs:
             path += ", products of bfloat16 pairs"
+        if self.precision.weights != SAME:
+            path += f", {self.precision.weights} weights widened when they are packed"
         return Receipt(self.backend.name, "cpu", self.precision.name, path, "made for this processor and this LSTM")
 
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:
@@ -109,7 +112,7 @@ class NumbaBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64", "float32", "float16"} | ({"bfloat16"} if has_bfloat16 else set())),
-            features=FEATURES,
+            features=FEATURES | WEIGHT_FEATURES,
             reasons={"tf32": "processors have no TF32"} | ({} if has_bfloat16 else {"bfloat16": _NO_BFLOAT16}),
         )
 
