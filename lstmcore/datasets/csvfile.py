@@ -306,11 +306,11 @@ class _Table:
         yield from groups.items()
 
     def _hint(self, used: set[int | None], name: str) -> str:
-        if name:
+        """Return what to do about a time that comes twice in the series `name`; `used` columns tell nothing apart."""
+        others = ", ".join(text for column, text in enumerate(self.header) if column not in used)
+        if name or not others:
             return "remove one of them"
-        others = [text for column, text in enumerate(self.header) if column not in used]
-        among = f" ({', '.join(others)})" if others else ""
-        return f"if the file holds several series, name the column that tells them apart with --series{among}"
+        return f"if the file holds several series, name the column that tells them apart with --series ({others})"
 
 
 def _number(where: str, text: str) -> float:

@@ -139,6 +139,9 @@ def test_a_time_that_comes_twice(tmp_path: Path) -> None:
     for sort in (False, True):
         with pytest.raises(ValueError, match=wanted + r"several series, .* with --series \(shop\)"):
             read_csv(path, "y", sort=sort)
+    plain = table(tmp_path, [*texts("%Y-%m-%d", days(12)), "2019-12-31"])
+    with pytest.raises(ValueError, match=r"line 14, .* got '2019-12-31' again, as on line 3: remove one of them$"):
+        read_csv(plain, "y")
     twice = table(tmp_path, [*rows, f"{days(12)[3]},b"], head="date,shop,y")
     with pytest.raises(ValueError, match=r"my.csv, series 'b', line 26, .*as on line 17: remove one of them"):
         read_panel(twice, "y", Layout("shop"))
