@@ -12,6 +12,8 @@ from lstmcore.chain_layers import Merge, Reversed
 from lstmcore.lstm import LSTM
 
 torch = pytest.importorskip("torch")
+# PyTorch warns once that its fast path has no projection; its results are the same
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 T, N = 9, 4
 
 
