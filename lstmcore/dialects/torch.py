@@ -241,11 +241,11 @@ def _load(path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # its text tells how to run the code
         raise ValueError(
             f"{path}: expected a file of tensors, as torch.save(module.state_dict(), path) writes it; got one that "
-            f"cannot be read without running code of it, or a damaged one: {str(error).splitlines()[0]}"
-        ) from None
+            "cannot be read without running code of it, or a damaged one"
+        ) from error
 
 
 def _unnested(found: Any, prefix: str) -> Mapping[str, Any]:
