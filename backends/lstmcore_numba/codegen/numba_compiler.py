@@ -1,67 +1,139 @@
-"""The decorators of compiled functions: code is kept on disk if possible, and runs without the interpreter's lock."""
+"""The decorators of functions that Numba compiles. Their code runs without the interpreter's lock.
+
+Numba 0.68 has no public way to change how it stores code, and none to renew its locks after a fork. What is used of its
+internals is in this module, and tests/backends/numba checks each of them.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TextIO, TypeVar, cast
 
+from llvmlite.binding import ffi
 from numba import njit
-from numba.core import event
+from numba.core import compiler_lock, event
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from lstmcore_numba.codegen.code_store import PACKAGE, CodeStore
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-_PACKAGE_FOLDER: Final = Path(__file__).parents[1]
-_PACKAGE: Final = _PACKAGE_FOLDER.name
+#: Every function that `compiled` made.
+_DISPATCHERS: Final[list[Any]] = []
 
 
-def source_stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return path, size in bytes and modification time in ns of each Python file below `folder`."""
-    stats = ((str(file.relative_to(folder)), file.stat()) for file in sorted(folder.rglob("*.py")))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+def _leaving_no_trace(dispatcher: Any) -> Callable[[Any], Any]:
+    """Return the method `compile` of a dispatcher that undoes what it had begun if an exception ends it.
 
+    An exception of a signal may arrive where Numba itself ends a compilation. The function then seems to be compiled
+    for ever, and a lock stays locked.
+    """
+    compile_signature = dispatcher.compile
 
-_SOURCE_STAMPS: Final = source_stamps(_PACKAGE_FOLDER)
+    def compile_or_undo(signature: Any) -> Any:
+        counter, callstack = dispatcher._compiling_counter, cpu_target.typing_context.callstack
+        count, depth = counter.counter, len(callstack)
+        locks = (callstack._lock, ffi.lib._lock._lock, compiler_lock.global_compiler_lock._lock)
+        free = [lock for lock in locks if not lock._is_owned()]
+        try:
+            return compile_signature(signature)
+        except BaseException:
+            counter.counter = count
+            del callstack._stack[depth:]
+            for lock in free:
+                while lock._is_owned():
+                    lock.release()
+            raise
+
+    return compile_or_undo
 
 
 def compiled(function: Compiled) -> Compiled:
-    """Compile `function` at its first call, or load its code from the disk.
+    """Compile `function` at its first call, or load its code from the disk; see `code_store`.
 
-    Numba writes code into the folder of the source, or into the user's cache folder. Code is filed under the name and
-    the features of the processor. If neither folder can be written to, every process compiles again.
-
-    Numba alone compiles again only if the file of `function` has changed. The stored code also contains the code of
-    all callees and of all intrinsics. So a change of any file of this package makes it invalid.
+    If no folder can be written to, every process compiles again.
     """
-    try:
-        dispatcher: Any = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # Numba found no folder that can be written to
-        return cast(Compiled, njit(nogil=True)(function))
-    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)  # private; a test checks it
-    if cache_file is not None:
-        cache_file._source_stamp = (cache_file._source_stamp, _SOURCE_STAMPS)
+    dispatcher: Any = njit(nogil=True)(function)
+    dispatcher.compile = _leaving_no_trace(dispatcher)
+    if (store := CodeStore.of_function(function)) is not None:
+        dispatcher._cache = store
+    _DISPATCHERS.append(dispatcher)
     return cast(Compiled, dispatcher)
 
 
-class _CompileMessage:
-    """Listener of Numba's compile events. Prints one line per process, since the first compilation takes seconds."""
+def _renew_after_fork() -> None:
+    """Renew what another thread of the parent may have held or begun, which never ends in this process."""
+    compiler_lock.global_compiler_lock._lock = threading.RLock()
+    ffi.lib._lock._lock = threading.RLock()
+    typing_context = cpu_target.typing_context
+    typing_context.callstack = type(typing_context.callstack)()
+    for dispatcher in _DISPATCHERS:  # one that seems to be compiled is taken for a recursion
+        dispatcher._compiling_counter = type(dispatcher._compiling_counter)()
+    _MESSAGE.depth = 0
 
-    def __init__(self) -> None:
-        self.printed = False
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_after_fork)
+
+
+class CompileMessage:
+    """Listener of Numba's compile events: the first compilation of a process takes seconds.
+
+    It writes one line per process, and on a terminal a second one while functions are compiled, which it clears again.
+
+    Parameters
+    ----------
+    stream
+        Where to write; None for standard error.
+    clock
+        Returns seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.clock = stream, clock
+        self.told, self.depth, self.functions, self.seconds, self.began = False, 0, 0, 0.0, 0.0
 
     def notify(self, event: Any) -> None:
-        """Print the message if `event` starts the first compilation of a function of this package."""
-        module = event.data["dispatcher"].py_func.__module__
-        if event.is_start and not self.printed and module.split(".")[0] == _PACKAGE:
-            self.printed = True
-            print("lstmcore: compiling for this processor, which takes some seconds", file=sys.stderr)  # noqa: T201  (the user waits for seconds)
+        """Count a function of this package whose compilation starts or ends, and write what there is to write."""
+        stream = self.stream or sys.stderr
+        if stream is None or event.data["dispatcher"].py_func.__module__.split(".")[0] != PACKAGE:
+            return
+        if event.is_start:
+            if self.depth == 0:
+                self.began = self.clock()
+            self.depth += 1
+            if not self.told:
+                self.told = True
+                stream.write(f"lstmcore: compiling for this processor, {_DURATION}\n")
+        else:
+            self.depth, self.functions = self.depth - 1, self.functions + 1
+        if stream.isatty():
+            stream.write(self._progress(ended=self.depth == 0))
+        stream.flush()
+
+    def _progress(self, *, ended: bool) -> str:
+        """Return what replaces the second line: nothing, if the function that a call needs is compiled."""
+        seconds = self.seconds + self.clock() - self.began
+        if ended:
+            self.seconds = seconds
+            return _CLEAR_LINE
+        return f"{_CLEAR_LINE}  {self.functions} functions in {seconds:.0f} s"
 
 
+#: What a terminal takes for: go to the begin of the line, and erase the line.
+_CLEAR_LINE: Final = "\r\x1b[K"
+_DURATION: Final = "about 10 s for inference and 15 s more for training" + (
+    "; later processes find the code" if _CACHES_CODE else "; every process does, with LSTMCORE_VECTOR_BYTES"
+)
+_MESSAGE: Final = CompileMessage()
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete
-_EVENTS.Listener.register(_CompileMessage)
-_EVENTS.register("numba:compile", _CompileMessage())
+_EVENTS.Listener.register(CompileMessage)
+_EVENTS.register("numba:compile", _MESSAGE)
 
 #: Decorator of functions that emit LLVM code. Numba's own type does not accept the arguments of a call.
 plain_intrinsic: Final[Callable[[Any], Any]] = intrinsic

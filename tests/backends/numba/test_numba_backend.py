@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,6 @@ import pytest
 
 from lstmcore import LSTM
 from lstmcore.precision import numpy_dtype
-
-RunPython = Callable[..., tuple[str, str]]
-
 
 SIZES = [(7, 1, 5, 600), (6, 16, 64, 128), (6, 13, 96, 260), (5, 64, 64, 96)]
 
@@ -240,36 +236,6 @@ def test_a_call_does_not_wait_for_workers_of_another(monkeypatch: pytest.MonkeyP
         pool.release(workers)
     with AcquiredThreads(8, 1e12, None, DEFAULT_TUNING) as threads:
         assert len(threads) == 2
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_computes_beside_a_busy_parent(run_python: RunPython) -> None:
-    """A forked process computes although a thread of its parent held the memory when it forked."""
-    code = """
-import os, threading
-import numpy as np
-from lstmcore import LSTM
-from lstmcore_numba.runtime import buffer_pool
-lstm, x = LSTM(64, 96, backend="numba", seed=0), np.ones((50, 64, 64), np.float32)
-expected = lstm(x)[0]
-held, done = threading.Event(), threading.Event()
-def hold():
-    with buffer_pool.POOL.lock:
-        held.set()
-        done.wait()
-threading.Thread(target=hold).start()
-held.wait()
-child = os.fork()
-if child == 0:
-    os._exit(0 if np.array_equal(lstm(x)[0], expected) else 1)
-timer = threading.Timer(60, os.kill, (child, 9))
-timer.start()
-_, status = os.waitpid(child, 0)
-timer.cancel()
-done.set()
-print(os.waitstatus_to_exitcode(status))
-"""
-    assert run_python(code)[0] == "0\n"
 
 
 def test_bfloat16_is_declared_where_numpy_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
