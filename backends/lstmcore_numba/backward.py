@@ -60,8 +60,8 @@ def run_backward(layer: CompiledLayer, tape: LayerTape, dy: Array | None, dstate
         Gradient of the final state; None for zeros.
     """
     prepared = prepare_backward(layer, tape, dy, dstate)
-    with layer.acquire_threads(prepared.plan.max_threads, prepared.plan.shared_work) as threads:
-        time_loop.backward(threads, *prepared.args)
+    threads = layer.acquire_threads(prepared.plan.max_threads, prepared.plan.shared_work)
+    time_loop.backward(threads, *prepared.args)
     return finish_backward(layer, tape, prepared)
 
 
@@ -172,9 +172,9 @@ def finish_backward(layer: CompiledLayer, tape: LayerTape, prepared: PreparedBac
         if tape.norms is not None:
             dz_x, norms = empty_aligned(dz.shape, dtype), tape.norms
             rows = dz.shape[0] * dz.shape[2]
-            with layer.acquire_threads(len(dz), layer.layout.work(rows, layer.tuning.norm_work)) as threads:
-                args = (norms.x, norms.deviation_x, norms.gain_x, dz, dz_x, layer.layout.real_gate_row)
-                time_loop.norm_backward_steps(threads, *args)
+            args = (norms.x, norms.deviation_x, norms.gain_x, dz, dz_x, layer.layout.real_gate_row)
+            threads = layer.acquire_threads(len(dz), layer.layout.work(rows, layer.tuning.norm_work))
+            time_loop.norm_backward_steps(threads, *args)
         parameters = _parameter_gradients(layer, tape, prepared.gradients, dz_x)
         dx = _input_gradient(layer, tape, dz_x)
         dstate = State(dh[:, : config.output_size].astype(storage), dc[:, : config.hidden_size].copy())
@@ -212,13 +212,13 @@ def _norm_gradients(layer: CompiledLayer, norms: time_loop.Norms, gradients: Pas
     dz = gradients.dz
     rows = dz.shape[0] * dz.shape[2]
     gains = [np.empty((layout.blocks, layout.gates, layout.lanes), layer.dtype) for _ in range(3)]
-    with layer.acquire_threads(layout.blocks, layout.work(rows, layer.tuning.norm_work)) as threads:
-        time_loop.gain_gradients(threads, dz, norms.x, norms.h, *gains)
+    threads = layer.acquire_threads(layout.blocks, layout.work(rows, layer.tuning.norm_work))
+    time_loop.gain_gradients(threads, dz, norms.x, norms.h, *gains)
     names = ("norm_gain_x", "norm_gain_h", "bias")
     result = {name: layout.unpad_gates(gain) for name, gain in zip(names, gains, strict=True)}
     gain_c, shift_c = np.empty((2, layout.blocks, layout.lanes), layer.dtype)
-    with layer.acquire_threads(layout.blocks, rows * layout.hidden) as threads:
-        time_loop.cell_gradients(threads, gradients.dc_out, norms.c, gain_c, shift_c)
+    threads = layer.acquire_threads(layout.blocks, rows * layout.hidden)
+    time_loop.cell_gradients(threads, gradients.dc_out, norms.c, gain_c, shift_c)
     return result | {"norm_gain_c": gain_c.ravel()[:hidden], "norm_bias_c": shift_c.ravel()[:hidden]}
 
 
@@ -240,9 +240,9 @@ def _weight_gradient(layer: CompiledLayer, dz: Array, operand: Array, units: int
     _, blocks, _, gates, lanes = dz.shape
     weight, bias = np.empty((gates * units, columns), dtype), np.empty(gates * units, dtype)
     sums, blocked = empty_aligned((blocks, gates, lanes), dtype), empty_aligned((blocks, columns, gates, lanes), dtype)
-    with layer.acquire_threads(blocks, float(dz.size) * columns) as threads:
-        amx = True if layer.schedule.uses_amx(min(len(operand), columns), len(operand), gates * units) else None
-        time_loop.weight_gradient(threads, dz, operand, units, sums, blocked, weight, bias, amx)
+    amx = True if layer.schedule.uses_amx(min(len(operand), columns), len(operand), gates * units) else None
+    threads = layer.acquire_threads(blocks, float(dz.size) * columns)
+    time_loop.weight_gradient(threads, dz, operand, units, sums, blocked, weight, bias, amx)
     return weight, bias
 
 
@@ -254,11 +254,11 @@ def _input_gradient(layer: CompiledLayer, tape: LayerTape, dz_x: Array) -> Array
     padded_dx = empty_aligned((rows, padded_width), layer.dtype)
     # Threads share whole steps; of a single step they share the rows.
     max_threads = rows // MIN_PART_ROWS if steps == 1 else steps // -(-MIN_PART_ROWS // max(1, batch))
-    with layer.acquire_threads(max_threads, layout.work(rows, width)) as threads:
-        parts = None
-        if layer.schedule.uses_amx(rows, layout.gate_row, padded_width):
-            parts = tape.weights.split("back_input", padded_width // layout.lanes, PANEL_VECTORS, layout.gate_row)
-        time_loop.input_gradient(threads, dz_x, tape.weights.back_input, parts, padded_dx)
+    parts = None
+    if layer.schedule.uses_amx(rows, layout.gate_row, padded_width):
+        parts = tape.weights.split("back_input", padded_width // layout.lanes, PANEL_VECTORS, layout.gate_row)
+    threads = layer.acquire_threads(max_threads, layout.work(rows, width))
+    time_loop.input_gradient(threads, dz_x, tape.weights.back_input, parts, padded_dx)
     return padded_dx[:, :width].reshape(steps, batch, width)
 
 

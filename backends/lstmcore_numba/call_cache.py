@@ -16,7 +16,6 @@ from lstmcore_numba.compiled_layer import CompiledLayer
 from lstmcore_numba.gemm.bf16 import pack_pairs
 from lstmcore_numba.packing import Array, Weights
 from lstmcore_numba.runtime.tasks import STORED_TASK_BYTES
-from lstmcore_numba.runtime.thread_pool import CALLER_ALONE
 from lstmcore_numba.workspace import CallSizes, Workspace, make_workspace
 
 
@@ -143,9 +142,5 @@ class CallCache:
             x,
         )
         plan = workspace.plan
-        if plan.max_threads <= 1 or plan.shared_work < 2 * layer.tuning.thread_work:  # skips the context manager
-            time_loop.replay_forward(CALLER_ALONE, *args)
-        else:
-            with layer.acquire_threads(plan.max_threads, plan.shared_work) as threads:
-                time_loop.replay_forward(threads, *args)
+        time_loop.replay_forward(layer.acquire_threads(plan.max_threads, plan.shared_work), *args)
         return Forward(out, State(last_h if layer.same_dtype else last_h.astype(layer.storage), last_c), None)

@@ -90,8 +90,8 @@ def run_forward(layer: CompiledLayer, cache: CallCache, call: ForwardCall) -> tu
     """Return y, the final state and the tape (None unless the call is recorded)."""
     prepared = prepare_forward(layer, cache, call)
     plan = prepared.workspace.plan
-    with layer.acquire_threads(plan.max_threads, plan.shared_work) as threads:
-        time_loop.forward(threads, *prepared.args)
+    threads = layer.acquire_threads(plan.max_threads, plan.shared_work)
+    time_loop.forward(threads, *prepared.args)
     return finish_forward(layer, prepared, call.state, call.out)
 
 

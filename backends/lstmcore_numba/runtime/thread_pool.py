@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache, lru_cache
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -65,8 +64,7 @@ _CURRENT_PROCESSOR: Final = _find_current_processor()
 class Worker(threading.Thread):
     """A thread with its mailbox.
 
-    Its code is compiled before the thread starts. If it compiled while its process forks, Numba's lock would stay
-    locked in the child.
+    Its code is compiled before the thread starts, so that a call does not wait for it.
     """
 
     def __init__(self) -> None:
@@ -81,61 +79,95 @@ class Worker(threading.Thread):
         self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
         run_worker(self.address, 0)  # finds no task, and leaves the state ASLEEP
         self.affinity: set[int] = set()
+        self.is_waking = self.is_retired = False
+
+    @property
+    def state(self) -> WorkerState:
+        """The integer that passes and the worker change in compiled code."""
+        return WorkerState(int(self.mailbox[Mailbox.STATE // 8]))
 
     def run(self) -> None:
         """Sleep until `wake` is called, then run tasks; again and again."""
         while True:
             self.asleep.acquire()
+            if self.is_retired:
+                return
             if self.affinity:
                 os.sched_setaffinity(0, self.affinity)
             run_worker(self.address, self.spin_limit)
 
     def wake(self) -> None:
-        """Let the worker spin for tasks, on another processor than the caller's.
+        """Let the worker spin for tasks, on another processor than the caller's, unless it does already.
 
         Linux puts a woken thread on the processor of the thread that woke it, and leaves it there for some
         milliseconds. So the worker may not run on that processor until it has started.
+
+        An exception of a signal may end this method at any point. Then `is_waking` stays true, and the next call wakes
+        the worker again: a worker that runs already goes to sleep once later.
         """
-        if _CURRENT_PROCESSOR is not None and self.native_id is not None:
-            self.affinity = os.sched_getaffinity(0)
-            others = self.affinity - {_CURRENT_PROCESSOR()}
-            if others:
-                os.sched_setaffinity(self.native_id, others)
-        self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
-        self.asleep.release()
+        asleep = self.state == WorkerState.ASLEEP
+        if not asleep and not self.is_waking:
+            return
+        self.is_waking = True
+        if asleep:
+            if _CURRENT_PROCESSOR is not None and self.native_id is not None:
+                self.affinity = os.sched_getaffinity(0)
+                others = self.affinity - {_CURRENT_PROCESSOR()}
+                if others:
+                    os.sched_setaffinity(self.native_id, others)
+            self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
+        self._let_run()
+        self.is_waking = False
+
+    def retire(self) -> None:
+        """End the thread, if it sleeps or has not begun."""
+        self.is_retired = True
+        self._let_run()
+
+    def _let_run(self) -> None:
+        if self.asleep.locked():
+            self.asleep.release()
 
 
 class ThreadPool:
-    """The workers of one process."""
+    """The workers of one process.
+
+    The pool does not hand workers out. A pass takes them by their states (`worker_loop.run_parts`), so none is lost if
+    an exception keeps a caller from its pass.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.free: list[Worker] = []
-        self.size = 0
+        self.workers: list[Worker] = []
 
     def acquire(self, wanted: int, limit: int | None = None) -> list[Worker]:
-        """Return up to `wanted` workers, awake. No call waits for workers that another call holds.
+        """Return up to `wanted` workers that no pass has, awake. No call waits for workers of another pass.
 
         At most `limit` threads (None: `thread_count`) work at a time, the caller included.
         """
         with self.lock:
-            busy = self.size - len(self.free)
+            states = {worker: worker.state for worker in self.workers}
+            awake = [worker for worker, state in states.items() if state == WorkerState.IDLE]
+            free = awake + [worker for worker, state in states.items() if state == WorkerState.ASLEEP]
+            busy = len(states) - len(free)
             wanted = max(0, min(wanted, (limit or thread_count()) - 1 - busy))
-            while len(self.free) < wanted:
-                worker = Worker()
-                worker.start()
-                self.free.append(worker)
-                self.size += 1
-            workers = [self.free.pop() for _ in range(wanted)]
-        for worker in workers:
-            if worker.mailbox[Mailbox.STATE // 8] == WorkerState.ASLEEP:
+            while len(free) < wanted:
+                free.append(self._start())
+            for worker in free[:wanted]:
                 worker.wake()
-        return workers
+        return free[:wanted]
 
-    def release(self, workers: list[Worker]) -> None:
-        """Return workers to the pool."""
-        with self.lock:
-            self.free.extend(reversed(workers))
+    def _start(self) -> Worker:
+        """Start a worker. If an exception ends this, as one of a signal may, the pool does not know the worker."""
+        worker = Worker()
+        try:
+            worker.start()
+            self.workers.append(worker)
+        except BaseException:
+            self.workers = [other for other in self.workers if other is not worker]
+            worker.retire()
+            raise
+        return worker
 
 
 @lru_cache(maxsize=1)
@@ -144,8 +176,8 @@ def thread_pool(process: int) -> ThreadPool:
     return ThreadPool()
 
 
-class AcquiredThreads:
-    """Context manager whose value is the `threads` argument of a pass (see `worker_loop.run_parts`).
+def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tuning) -> npt.NDArray[Any]:
+    """Wake workers for a pass and return its argument `threads` (see `worker_loop.run_parts`), for this pass alone.
 
     Parameters
     ----------
@@ -158,28 +190,13 @@ class AcquiredThreads:
     tuning
         When a thread is worth its cost, and how long to wait for it.
     """
-
-    __slots__ = ("limit", "pool", "tuning", "wanted", "work", "workers")
-
-    def __init__(self, max_threads: int, work: float, limit: int | None, tuning: Tuning) -> None:
-        self.work, self.wanted, self.tuning = work, 0, tuning
-        if max_threads > 1 and work >= 2 * tuning.thread_work:
-            self.limit = limit or thread_count()
-            self.wanted = min(max_threads, int(work // tuning.thread_work), self.limit) - 1
-        self.workers: list[Worker] = []
-
-    def __enter__(self) -> npt.NDArray[Any]:
-        if self.wanted < 1:
-            return CALLER_ALONE
-        self.pool = thread_pool(os.getpid())
-        self.workers = self.pool.acquire(self.wanted, self.limit)
-        tuning = self.tuning
-        seconds = min(tuning.wake_fraction * self.work / tuning.work_per_second, tuning.wake_seconds)
-        spins = int(seconds * spins_per_second())
-        return np.array([spins, *(worker.address for worker in self.workers)])
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.workers:
-            self.pool.release(self.workers)
+    if max_threads <= 1 or work < 2 * tuning.thread_work:
+        return CALLER_ALONE
+    limit = limit or thread_count()
+    wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
+    if wanted < 1:
+        return CALLER_ALONE
+    workers = thread_pool(os.getpid()).acquire(wanted, limit)
+    seconds = min(tuning.wake_fraction * work / tuning.work_per_second, tuning.wake_seconds)
+    spins = int(seconds * spins_per_second())
+    return np.array([spins, *(worker.address for worker in workers), *(0 for _ in workers)])

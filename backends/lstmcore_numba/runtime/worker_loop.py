@@ -17,7 +17,10 @@ from lstmcore_numba.tuning import LONG_WAIT_SPINS
 
 
 class Mailbox(IntEnum):
-    """Offsets of the integers of a mailbox, in bytes. `PARTS` is 0 until the work may begin."""
+    """Offsets of the integers of a mailbox, in bytes.
+
+    `PARTS` is 0 until the work may begin. `DONE` is the address of an integer of the call, which becomes 1 at the end.
+    """
 
     STATE = 0
     FUNCTION = 8
@@ -28,12 +31,16 @@ class Mailbox(IntEnum):
 
 
 class WorkerState(IntEnum):
-    """Value at `Mailbox.STATE`: waits, was given a task, has taken it, sleeps."""
+    """Value at `Mailbox.STATE`: waits, was given a task, has taken it, sleeps, belongs to a pass that writes its task.
+
+    A pass takes a worker by this integer alone, in compiled code, which no exception of a signal interrupts.
+    """
 
     IDLE = 0
     POSTED = 1
     TAKEN = 2
     ASLEEP = 3
+    CLAIMED = 4
 
 
 @compiled
@@ -45,58 +52,76 @@ def run_worker(mailbox: int, spin_limit: int) -> None:
             mailbox + Mailbox.STATE, WorkerState.POSTED, WorkerState.TAKEN
         ):
             wait_for(mailbox + Mailbox.PARTS, 1)
+            done = read(mailbox + Mailbox.DONE)
             call_task(
                 read(mailbox + Mailbox.FUNCTION),
                 read(mailbox + Mailbox.ARGUMENTS),
                 read(mailbox + Mailbox.PART),
                 read(mailbox + Mailbox.PARTS),
             )
-            write(mailbox + Mailbox.STATE, WorkerState.IDLE)
-            write(mailbox + Mailbox.DONE, 1)
+            write(mailbox + Mailbox.STATE, WorkerState.IDLE)  # first, so that the next pass of the caller finds it so
+            write(done, 1)
             spins = 0
         elif spins < spin_limit:
             pause()
             spins += 1
-        elif compare_and_swap(mailbox + Mailbox.STATE, WorkerState.IDLE, WorkerState.ASLEEP):
+        elif (
+            compare_and_swap(mailbox + Mailbox.STATE, WorkerState.IDLE, WorkerState.ASLEEP)
+            or read(mailbox + Mailbox.STATE) == WorkerState.ASLEEP  # was woken once too often
+        ):
             return
 
 
 @compiled
 def run_parts(threads: Any, task: Any) -> None:
-    """Run all parts of a task: one here, one on each worker that is awake.
+    """Run all parts of a task: one here, one on each worker that is awake and that no other pass has.
 
     Parameters
     ----------
     threads
-        What ``with AcquiredThreads(...)`` returns: how often to read whether the workers have taken the task, then the
-        addresses of their mailboxes. A worker that has not taken it by then gets no part.
+        What `thread_pool.acquire_threads` returned for this pass: how often to read whether the workers have taken the
+        task, the addresses of their mailboxes, and an integer for each. A worker that has not taken the task by then
+        gets no part. The addresses of such workers become 0.
     task
         The two addresses of `tasks.make_task`.
     """
     function, arguments = task
-    for mailbox in threads[1:]:
-        write(mailbox + Mailbox.FUNCTION, function)
-        write(mailbox + Mailbox.ARGUMENTS, arguments)
-        write(mailbox + Mailbox.PARTS, 0)
-        write(mailbox + Mailbox.DONE, 0)
-        compare_and_swap(mailbox + Mailbox.STATE, WorkerState.IDLE, WorkerState.POSTED)
+    workers = len(threads) // 2
+    done = threads.ctypes.data + 8 * workers  # of worker k: done + 8 k
+    claimed = 0
+    for k in range(1, workers + 1):
+        mailbox = threads[k]
+        if compare_and_swap(mailbox + Mailbox.STATE, WorkerState.IDLE, WorkerState.CLAIMED):
+            claimed += 1
+            write(done + 8 * k, 0)
+            write(mailbox + Mailbox.FUNCTION, function)
+            write(mailbox + Mailbox.ARGUMENTS, arguments)
+            write(mailbox + Mailbox.PARTS, 0)
+            write(mailbox + Mailbox.DONE, done + 8 * k)
+            write(mailbox + Mailbox.STATE, WorkerState.POSTED)
+        else:
+            threads[k] = 0
     for _ in range(threads[0]):
         taken = 0
-        for mailbox in threads[1:]:
-            taken += read(mailbox + Mailbox.STATE) == WorkerState.TAKEN
-        if taken == len(threads) - 1:
+        for mailbox in threads[1 : workers + 1]:
+            if mailbox != 0:
+                taken += read(mailbox + Mailbox.STATE) == WorkerState.TAKEN
+        if taken == claimed:
             break
         pause()
     parts = 1
-    for mailbox in threads[1:]:
-        revoked = compare_and_swap(mailbox + Mailbox.STATE, WorkerState.POSTED, WorkerState.IDLE)
-        if not revoked and read(mailbox + Mailbox.STATE) == WorkerState.TAKEN:
-            write(mailbox + Mailbox.PART, parts)
-            parts += 1
-    for mailbox in threads[1:]:
-        if read(mailbox + Mailbox.STATE) == WorkerState.TAKEN:
+    for k in range(1, workers + 1):
+        mailbox = threads[k]
+        if mailbox != 0:
+            if compare_and_swap(mailbox + Mailbox.STATE, WorkerState.POSTED, WorkerState.IDLE):
+                threads[k] = 0
+            else:
+                write(mailbox + Mailbox.PART, parts)
+                parts += 1
+    for mailbox in threads[1 : workers + 1]:
+        if mailbox != 0:
             write(mailbox + Mailbox.PARTS, parts)
     call_task(function, arguments, 0, parts)
-    for mailbox in threads[1:]:
-        if read(mailbox + Mailbox.PARTS) > 0:
-            wait_for(mailbox + Mailbox.DONE, 1, LONG_WAIT_SPINS)
+    for k in range(1, workers + 1):
+        if threads[k] != 0:
+            wait_for(done + 8 * k, 1, LONG_WAIT_SPINS)

@@ -1,6 +1,6 @@
 """The loops over time (forward, backward, JVP) and the gradients after them, as compiled passes.
 
-The first argument of every public pass is `threads`, from ``with AcquiredThreads(...)``. The others are those of the
+The first argument of every public pass is `threads`, from `thread_pool.acquire_threads`. The others are those of the
 function of the same name with an underscore, after `part` and `parts`.
 
 The last axis of an array is padded to whole vectors. Arrays have the names of the equations. In shapes, Hp and Pp are H

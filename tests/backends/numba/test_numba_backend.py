@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any
@@ -92,7 +91,7 @@ def test_threads_that_share_few_rows_change_no_bit(
 def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba.codegen.numba_compiler import compiled
     from lstmcore_numba.runtime.tasks import make_task
-    from lstmcore_numba.runtime.thread_pool import CALLER_ALONE, AcquiredThreads
+    from lstmcore_numba.runtime.thread_pool import CALLER_ALONE, acquire_threads
     from lstmcore_numba.runtime.worker_loop import run_parts
     from lstmcore_numba.tuning import DEFAULT_TUNING
 
@@ -113,8 +112,7 @@ def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None
     end = time.monotonic() + 600  # only against a hang: a busy machine runs the worker at some time
     while parts_run.tolist() != [20, 21] and time.monotonic() < end:
         parts_run[:] = 0
-        with AcquiredThreads(2, 1e12, None, DEFAULT_TUNING) as threads:
-            run(threads, parts_run)
+        run(acquire_threads(2, 1e12, None, DEFAULT_TUNING), parts_run)
         assert parts_run.tolist() in ([10, 0], [20, 21])
     assert parts_run.tolist() == [20, 21]
 
@@ -219,23 +217,6 @@ def test_a_wrong_number_of_threads_is_an_error(text: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", text)
     with pytest.raises(ValueError, match=r"LSTMCORE_NUM_THREADS: expected a whole number of at least 1; got"):
         thread_count()
-
-
-def test_a_call_does_not_wait_for_workers_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lstmcore_numba.runtime.thread_pool import AcquiredThreads, thread_pool
-    from lstmcore_numba.tuning import DEFAULT_TUNING
-
-    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "2")
-    pool = thread_pool(os.getpid())
-    workers = pool.acquire(5)
-    try:
-        assert len(workers) == 1
-        with AcquiredThreads(8, 1e12, None, DEFAULT_TUNING) as threads:
-            assert len(threads) == 1  # the spin count, and no mailbox
-    finally:
-        pool.release(workers)
-    with AcquiredThreads(8, 1e12, None, DEFAULT_TUNING) as threads:
-        assert len(threads) == 2
 
 
 def test_bfloat16_is_declared_where_numpy_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,154 @@
+"""The worker threads: passes that run at the same time, and exceptions that arrive at any point."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+Pass = Callable[[Any], list[int]]
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a pool of its own for a test, with as many threads as a call wants, up to three."""
+    from lstmcore_numba.runtime import thread_pool
+
+    own = thread_pool.ThreadPool()
+    monkeypatch.setattr(thread_pool, "thread_pool", lambda process: own)
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "3")
+    yield own
+    for worker in own.workers:
+        worker.retire()
+
+
+@pytest.fixture(scope="session")
+def run_pass() -> Pass:
+    """Return a function that runs a pass on `threads` and returns the number of parts that each part saw."""
+    from lstmcore_numba.codegen.numba_compiler import compiled
+    from lstmcore_numba.runtime.tasks import make_task
+    from lstmcore_numba.runtime.worker_loop import run_parts
+
+    def inner(part: int, parts: int, seen: Any) -> None:
+        seen[part] = parts
+
+    run_part = compiled(inner)
+
+    def outer(threads: Any, seen: Any) -> None:
+        run_parts(threads, make_task(run_part, (seen,)))
+
+    run = compiled(outer)
+
+    def run_once(threads: Any) -> list[int]:
+        seen = np.zeros(3, np.int64)
+        run(threads, seen)
+        result: list[int] = seen.tolist()
+        return result
+
+    return run_once
+
+
+def acquired(parts: int) -> Any:
+    """Return the argument `threads` of a pass."""
+    from lstmcore_numba.runtime.thread_pool import acquire_threads
+    from lstmcore_numba.tuning import DEFAULT_TUNING
+
+    return acquire_threads(parts, 1e12, None, DEFAULT_TUNING)
+
+
+def run_until(run_pass: Pass, parts: int, expected: int) -> None:
+    """Run passes that ask for `parts` threads until one has `expected`; none may have more.
+
+    A busy machine runs a worker at some time. The limit is only against a hang.
+    """
+    end, last = time.monotonic() + 120, 0
+    while last != expected and time.monotonic() < end:
+        seen = run_pass(acquired(parts))
+        last = seen[0]
+        assert last <= expected
+        assert seen == [last] * last + [0] * (3 - last)
+    assert last == expected
+
+
+def test_a_pass_runs_on_the_workers_that_it_asked_for(pool: Any, run_pass: Pass) -> None:
+    for parts in (1, 2, 3, 2):
+        run_until(run_pass, parts, parts)
+    assert len(pool.workers) == 2
+
+
+def test_a_pass_does_not_take_workers_of_another(pool: Any, run_pass: Pass) -> None:
+    """A worker that another pass has is not waited for, and counts among the threads of the process."""
+    from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState
+
+    run_until(run_pass, 2, 2)
+    (worker,) = pool.workers
+    worker.mailbox[Mailbox.STATE // 8] = WorkerState.CLAIMED
+    run_until(run_pass, 3, 2)  # the limit is three, and one works elsewhere
+    threads = acquired(3)
+    pool.workers[1].mailbox[Mailbox.STATE // 8] = WorkerState.CLAIMED  # after the pass asked for it
+    assert run_pass(threads) == [1, 0, 0]
+    assert worker.state == WorkerState.CLAIMED
+    for other in pool.workers:
+        other.mailbox[Mailbox.STATE // 8] = WorkerState.ASLEEP  # a worker that spins goes to sleep, then
+    run_until(run_pass, 3, 3)
+
+
+def raise_at_line(number: int, function: Callable[[], Any]) -> bool:
+    """Call `function` and raise KeyboardInterrupt before line `number` that it executes in the thread pool's module.
+
+    Return whether it executed so many. The end of a `with` statement does not count: Python handles no signal between
+    the last call of its body and the `__exit__` of a lock.
+    """
+    from lstmcore_numba.runtime import thread_pool
+
+    left, lines, entered = number, Path(thread_pool.__file__).read_text().splitlines(), set[int]()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != thread_pool.__file__:
+            return None
+        if event == "line" and frame.f_lineno not in entered:
+            if lines[frame.f_lineno - 1].lstrip().startswith("with "):
+                entered.add(frame.f_lineno)
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left <= 0
+
+
+@pytest.mark.parametrize("worker_is", ["new", "asleep", "awake"])
+def test_no_exception_loses_a_worker(worker_is: str, pool: Any, run_pass: Pass) -> None:
+    """An exception of a signal may arrive at any line: the next pass runs on all workers all the same."""
+    from lstmcore_numba.runtime import thread_pool
+    from lstmcore_numba.runtime.worker_loop import WorkerState
+
+    thread_pool.spins_per_second()
+    number, reached = 0, True
+    while reached:
+        number += 1
+        for worker in pool.workers:
+            while worker_is != "awake" and worker.state != WorkerState.ASLEEP:
+                time.sleep(0.001)
+            if worker_is == "new":
+                worker.retire()
+        if worker_is == "new":
+            pool.workers = []
+        reached = raise_at_line(number, lambda: acquired(3))
+        run_until(run_pass, 3, 3)
+    assert number > 15
