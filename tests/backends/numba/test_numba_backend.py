@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,21 @@ def test_bfloat16_is_stored_and_the_cell_is_not() -> None:
     assert 0 < np.abs(y.astype(np.float32) - other).max() < 2**-7
     assert 0 < np.abs(c - other_c).max() < 2**-7
     assert (c != c.astype(ml_dtypes.bfloat16).astype(np.float32)).any()
+
+
+def test_without_the_compiler_the_backend_is_unavailable(run_python: Callable[..., tuple[str, str]]) -> None:
+    """Where Numba is told to compile nothing, the backend says so, and `auto` takes another one."""
+    code = """
+from lstmcore import LSTM, registry
+reasons = {record.name: record.reason for record in registry.backends()}
+print(reasons["numba"])
+print(LSTM(2, 3).backend.name)
+try:
+    LSTM(2, 3, backend="numba")
+except registry.UnavailableError as error:
+    print(error)
+"""
+    reason = "NUMBA_DISABLE_JIT tells Numba to compile nothing, and this backend is compiled code; unset it"
+    lines = [reason, "numpy", f"backend 'numba' cannot run here: {reason}"]
+    assert run_python(code, NUMBA_DISABLE_JIT="1")[0].splitlines() == lines
+    assert run_python(code, NUMBA_DISABLE_JIT="0")[0].splitlines() == ["", "numba"]
