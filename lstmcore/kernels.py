@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar, final
 
+import numpy as np
+
 from lstmcore import validation
-from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
 from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, require_trainable
 from lstmcore.precision import Precision, get_precision
@@ -53,6 +56,8 @@ class LayerBackend(ABC):
         ------
         UnsupportedError
             The backend does not declare `config` in `precision`.
+        ValueError
+            A number of `config` overflows the dtype of the arithmetic.
         """
         precision = get_precision(precision)
         self._refuse((config,), precision)
@@ -62,10 +67,27 @@ class LayerBackend(ABC):
         for config in configs:
             if reason := self.refusal(config, precision):
                 raise UnsupportedError(f"backend {self.name!r} refuses this LSTM: {reason}")
+            _check_numbers(config, precision)
 
     @abstractmethod
     def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
         """Make the kernel; `config` and `precision` are declared."""
+
+
+def _check_numbers(config: LSTMConfig, precision: Precision) -> None:
+    """Raise ValueError if a number of `config` overflows the dtype of the arithmetic: 0 times it would be NaN."""
+    largest = float(np.finfo(precision.compute).max)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        numbers = {field.name: value}
+        if isinstance(value, Activation):
+            numbers = {f"{field.name} alpha": value.alpha, f"{field.name} beta": value.beta}
+        for name, number in numbers.items():
+            if isinstance(number, float) and abs(number) > largest:
+                raise ValueError(
+                    f"{name}: expected a magnitude of at most {largest:.4g}, the largest number of {precision.compute} "
+                    f"(the arithmetic of {precision.name}); got {number!r}: take a smaller one, or dtype='float64'"
+                )
 
 
 class Kernel(ABC):

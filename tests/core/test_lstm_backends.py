@@ -35,6 +35,23 @@ def test_a_device_is_reached_through_to_device_and_to_host(case: StackCase) -> N
     np.testing.assert_array_equal(out, lstm(case.x)[0])
 
 
+@pytest.mark.parametrize(
+    ("switch", "value", "name"),
+    [
+        ("gate_activation", "hard_sigmoid(1e39)", "gate_activation alpha"),
+        ("cell_activation", "scaled_tanh(1, -1e39)", "cell_activation beta"),
+        ("cell_clip", 1e39, "cell_clip"),
+    ],
+)
+def test_a_number_beyond_the_dtype_is_refused(switch: str, value: Any, name: str) -> None:
+    """A number that is infinite in the dtype of the arithmetic, which is float32 for float16, would make NaN of 0."""
+    for dtype in ("float32", "float16"):
+        expected = rf"^{name}: expected a magnitude of at most 3\.403e\+38, the largest number of float32 \(the arithme"
+        with pytest.raises(ValueError, match=expected):
+            LSTM(3, 4, dtype=dtype, backend="numpy", **{switch: value})
+    LSTM(3, 4, dtype="float64", backend="numpy", **{switch: value})
+
+
 @pytest.mark.parametrize("what", ["lengths", "masks", "backward", "jvp"])
 def test_what_a_backend_does_not_declare_is_refused(what: str) -> None:
     case = make_stack_case(make_stack(2, dropout=0.3))

@@ -127,9 +127,7 @@ class CompileMessage:
 
 #: What a terminal takes for: go to the begin of the line, and erase the line.
 _CLEAR_LINE: Final = "\r\x1b[K"
-_DURATION: Final = "about 10 s for inference and 15 s more for training" + (
-    "; later processes find the code" if _CACHES_CODE else "; every process does, with LSTMCORE_VECTOR_BYTES"
-)
+_DURATION: Final = "about 10 s for inference and 15 s more for training; later processes find the code"
 _MESSAGE: Final = CompileMessage()
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete
 _EVENTS.Listener.register(CompileMessage)
