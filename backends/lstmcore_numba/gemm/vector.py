@@ -3,8 +3,8 @@
 The microkernel keeps ``rows x cols`` vectors of sums in registers while it goes over K once. For each k it loads `cols`
 vectors of weights and broadcasts `rows` numbers. `tile_shapes` has the sizes for each number of registers.
 
-All microkernels of two rows and more add in the same order. Only a batch of one row uses the microkernel of one row. So
-results do not depend on how rows are split among microkernels or threads.
+All microkernels of two rows and more add in the same order, and K is split alike for any number of them. Only a GEMM
+of one row uses the microkernel of one row. So results do not depend on the split of rows among microkernels or threads.
 """
 
 from __future__ import annotations
@@ -283,11 +283,11 @@ def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  #
     """Multiply all `rows` with one panel of 1 to 4 vectors; arguments as for `microkernel`.
 
     K is split into blocks, so that this part of the panel is in L1 for the next microkernel. A block is a number of
-    chunks, or a part of the only chunk.
+    chunks, or a part of the only chunk. It does not depend on the number of rows, unless there is one.
     """
     most, width = _tile_rows(cols), _tile_cols(cols) if _SPLITS_PANELS else cols
     tiles = (rows + most - 1) // most
-    cuts = (chunks * size + _K_BLOCK - 1) // _K_BLOCK if tiles > 1 else 1
+    cuts = (chunks * size + _K_BLOCK - 1) // _K_BLOCK if rows > 1 else 1
     cuts = min(cuts, chunks if chunks > 1 else size)
     for cut in range(max(cuts, 1)):
         some, depth, begin, offset = chunks, size, 0, 0

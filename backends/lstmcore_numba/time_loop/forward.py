@@ -23,7 +23,14 @@ from lstmcore_numba.gemm.amx import (
 from lstmcore_numba.gemm.bf16 import narrow_outputs, narrow_rows
 from lstmcore_numba.gemm.bf16x3 import split_row_range
 from lstmcore_numba.gemm.bf16x3_passes import has_non_finite, mixed_panel_matmul, split_input_projection, split_inputs
-from lstmcore_numba.gemm.vector import VECTOR_BYTES, call_step, grouped_panel_matmul, matmul, panel_matmul
+from lstmcore_numba.gemm.vector import (
+    VECTOR_BYTES,
+    call_step,
+    copy_numbers,
+    grouped_panel_matmul,
+    matmul,
+    panel_matmul,
+)
 from lstmcore_numba.layer_norm import normalise, normalise_cells
 from lstmcore_numba.runtime.barrier import barrier, wait_for, write
 from lstmcore_numba.runtime.tasks import call_task, make_task, store_task
@@ -357,32 +364,38 @@ def _input_projection(  # noqa: PLR0913  (next issue: groups of arguments)
 ) -> None:
     """Compute ``W x`` of `steps` steps from `begin` on, into `products` (steps, B, N, G, lanes) from `place` on.
 
-    The weights of a block are read once for all of them.
+    The weights of a block are read once for all of them. A single row is multiplied twice, as two equal rows: the
+    microkernel of one row adds in another order, and a step would have other bits where its call has no other steps.
     """
     batch, k_size = x.shape[1], x.shape[2]
     blocks, cols, lanes = products.shape[1], products.shape[3], products.shape[4]
     zero, size, group = x.dtype.type(0), x.itemsize, last - first
     row_x, row_z = k_size * size, cols * lanes * size
+    single = steps * group == 1
+    twice = np.empty((2 if single else 0, cols * lanes), products.dtype)
     for block in range(block_first, block_last):
+        target = products.ctypes.data + ((place * blocks + block) * batch + first) * row_z
         grouped_panel_matmul(
             zero,
             cols,
             x.ctypes.data + (begin * batch + first) * row_x,
-            row_x,
+            0 if single else row_x,
             size,
             0,
             (batch - group) * row_x,
             weight.ctypes.data + block * k_size * cols * VECTOR_BYTES,
             cols * VECTOR_BYTES,
-            products.ctypes.data + ((place * blocks + block) * batch + first) * row_z,
+            twice.ctypes.data if single else target,
             row_z,
             (blocks * batch - group) * row_z,
             1,
             k_size,
-            steps * group,
-            max(group, 1),
+            2 if single else steps * group,
+            2 if single else max(group, 1),
             True,
         )
+        if single:
+            copy_numbers(products.dtype.type(0), twice.ctypes.data, target, cols * lanes, True)
 
 
 @compiled
