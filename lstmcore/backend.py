@@ -64,6 +64,13 @@ class Backend(LayerBackend):
         self._refuse(stack.configs, precision)
         return self._compile_stack(stack, precision)
 
+    def warm(self, precision: Precision | str) -> str:
+        """Compile ahead what first calls would compile, and return what that was in a few words.
+
+        The default compiles nothing and returns an empty text. For a backend that keeps compiled code on the disk.
+        """
+        return ""
+
     def _compile_stack(self, stack: StackConfig, precision: Precision) -> StackKernel:
         """Make the stack's kernel. The default composes the kernels of `_compile`."""
         return ComposedStack(self, stack, precision)

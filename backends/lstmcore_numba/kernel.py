@@ -11,7 +11,7 @@ import numpy as np
 
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
-from lstmcore.precision import Precision
+from lstmcore.precision import Precision, get_precision, numpy_dtype
 from lstmcore.stored_weights import SAME, WEIGHT_FEATURES
 from lstmcore_numba.backward import run_backward
 from lstmcore_numba.call_cache import CallCache
@@ -24,6 +24,12 @@ from lstmcore_numba.tuning import DEFAULT_TUNING, Tuning
 from lstmcore_numba.workspace import LayerTape
 
 _NO_BFLOAT16: Final = "NumPy has it from the package ml_dtypes alone: 'pip install ml_dtypes'"
+
+
+#: Sizes of the calls that compile ahead: T, and for each call N, I and H, layers and directions. With 128 units, both
+#: directions run side by side, layers run in a wavefront, and 64 rows are multiplied on AMX.
+_WARM_STEPS: Final = 40
+_WARM_CALLS: Final = ((1, 4, 1, 1), (3, 4, 1, 1), (1, 128, 1, 2), (1, 128, 2, 1), (64, 128, 1, 1))
 
 
 class NumbaKernel(LayerKernel):
@@ -120,8 +126,30 @@ class NumbaBackend(Backend):
         """Return the versions of the packages that compile the code."""
         return {name: version(name) for name in ("numba", "llvmlite")}
 
+    def warm(self, precision: Precision | str) -> str:
+        """Compile the loops over time of inference and training, and those on AMX if this processor has it."""
+        for batch, size, layers, directions in _WARM_CALLS:
+            both = (False, True)[:directions]
+            layer = tuple(LSTMConfig(input_size=size, hidden_size=size, reverse=reverse) for reverse in both)
+            _run_once(self, StackConfig((layer,) * layers), get_precision(precision), batch)
+        return (
+            "inference and training, with and without lengths, of one layer, of both directions and of several layers"
+        )
+
     def _compile(self, config: LSTMConfig, precision: Precision) -> NumbaKernel:
         return NumbaKernel(self, config, precision)
 
     def _compile_stack(self, stack: StackConfig, precision: Precision) -> NumbaStack:
         return NumbaStack(self, stack, precision)
+
+
+def _run_once(backend: NumbaBackend, stack: StackConfig, precision: Precision, batch: int) -> None:
+    """Run what compiles the passes of a stack: a call, its replay, a recorded call with lengths, and its gradients."""
+    kernel = backend.compile_stack(stack, precision)
+    storage = numpy_dtype(precision.storage)
+    weights = kernel.pack({name: np.zeros(shape, storage) for name, shape in stack.parameter_shapes.items()})
+    x = np.zeros((_WARM_STEPS, batch, stack.layers[0][0].input_size), storage)
+    for _ in range(2):
+        kernel.forward(weights, x, None)
+    y, _, tape = kernel.forward(weights, x, None, lengths=np.full(batch, _WARM_STEPS), record=True)
+    kernel.backward(weights, tape, np.ones_like(y), None)

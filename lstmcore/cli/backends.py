@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import click
@@ -12,20 +13,31 @@ from lstmcore import registry
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.config import FEATURES
+from lstmcore.precision import PRECISIONS
 from lstmcore.registry import BackendRecord
 
 
 @click.command("backends", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def backends(as_json: bool) -> None:
-    """List the installed backends.
+@click.option("--warm", metavar="NAME", help="Compile ahead what first calls of this backend would compile.")
+@click.option(
+    "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True, help="Of --warm."
+)
+def backends(as_json: bool, warm: str | None, precision: str) -> None:
+    """List the installed backends, or compile one ahead, as for an image or before a measurement.
 
     One that is broken or cannot run here is listed with the reason.
 
     \b
     Example:
       lstmcore backends --json
+      lstmcore backends --warm numba
     """  # noqa: D301  (click keeps the lines below its mark)
+    if warm is not None:
+        if as_json:
+            raise click.UsageError("--warm: expected no --json with it")
+        _warm(warm, precision)
+        return
     records = registry.backends()
     if as_json:
         click.echo(json.dumps([_plain(record) for record in records], indent=2))
@@ -40,6 +52,16 @@ def backends(as_json: bool) -> None:
     for record in records:
         note = record.summary if record.available else record.reason
         out.print(f"{record.name}: {note}", soft_wrap=True)
+
+
+def _warm(name: str, precision: str) -> None:
+    """Compile ahead, and print what that was and how long it took."""
+    start = time.monotonic()
+    compiled = registry.get_backend(name).warm(precision)
+    if compiled:
+        click.echo(f"{name}: compiled in {time.monotonic() - start:.1f} s for {precision}: {compiled}")
+    else:
+        click.echo(f"{name}: has nothing to compile ahead")
 
 
 def _declared(record: BackendRecord) -> tuple[str, str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import distribution
 from typing import Any
 
@@ -138,6 +139,15 @@ def test_the_variable_limits_what_is_listed_and_loaded(install: Install, monkeyp
     assert run().exit_code == 0
 
 
+def test_a_backend_is_compiled_ahead(install: Install) -> None:
+    """A backend says what it compiled for which precision; one that compiles nothing is no error."""
+    method = "    def warm(self, precision): return precision + ' loops'"
+    install("own", good("own").replace("name = 'own'", f"name = 'own'\n{method}"))
+    found = run("--warm", "own", "--precision", "float16")
+    assert re.fullmatch(r"own: compiled in \d+\.\d s for float16: float16 loops\n", found.stdout), found.output
+    assert run("--warm", "numpy").stdout == "numpy: has nothing to compile ahead\n"
+
+
 @pytest.mark.parametrize(
     ("plugins", "arguments", "told"),
     [
@@ -145,6 +155,8 @@ def test_the_variable_limits_what_is_listed_and_loaded(install: Install, monkeyp
         ("numpi", ("--json",), "did you mean 'numpy'?"),
         (None, ("--jsn",), "--jsn"),
         (None, ("numpy",), "numpy"),
+        (None, ("--warm", "numpi"), "did you mean 'numpy'?"),
+        (None, ("--warm", "numpy", "--json"), "--warm: expected no --json with it"),
     ],
 )
 def test_a_mistake_is_exit_code_2_and_one_line(

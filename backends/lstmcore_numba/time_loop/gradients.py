@@ -214,7 +214,8 @@ def _weight_gradient(  # noqa: PLR0913  (next issue: groups of arguments)  # lon
         real = min(lanes, hidden - block * lanes)
         for gate in range(cols):
             here = gate * hidden + block * lanes
-            bias[here : here + real] = sums[block, gate, :real]
+            for lane in range(real):  # an assignment of slices takes seconds to compile
+                bias[here + lane] = sums[block, gate, lane]
             for begin in range(0, width, TRANSPOSE_COLUMNS):
                 for lane in range(real):
                     for k in range(begin, min(begin + TRANSPOSE_COLUMNS, width)):
