@@ -38,7 +38,7 @@ def _leaving_no_trace(dispatcher: Any) -> Callable[[Any], Any]:
     def compile_or_undo(signature: Any) -> Any:
         counter, callstack = dispatcher._compiling_counter, cpu_target.typing_context.callstack
         count, depth = counter.counter, len(callstack)
-        locks = (callstack._lock, ffi.lib._lock._lock, compiler_lock.global_compiler_lock._lock)
+        locks: list[Any] = [callstack._lock, ffi.lib._lock._lock, compiler_lock.global_compiler_lock._lock]
         free = [lock for lock in locks if not lock._is_owned()]
         try:
             return compile_signature(signature)
