@@ -12,7 +12,7 @@ from lstmcore.backend import Tangents
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.oracle import budgets
-from lstmcore_conformance.oracle.budgets import Expectation, Measure
+from lstmcore_conformance.oracle.budgets import Expectation, Expected, Measure
 from lstmcore_conformance.oracle.composition import backward_pass, forward_pass, jvp_pass
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
 from lstmcore_conformance.suite.check import Scope, check
@@ -49,7 +49,7 @@ def infinite(case: Case) -> Data:
     return data
 
 
-def _valued(budget: Expectation, values: Mapping[str, Array]) -> Expectation:
+def _valued(budget: Expectation, values: Mapping[str, Array]) -> dict[str, Expected]:
     """Return `values` as what is expected, with the budgets of the same arrays of finite data."""
     return {name: replace(want, value=values[name]) for name, want in budget.items()}
 
