@@ -26,6 +26,11 @@ class Reversed:
     """An `LSTM` in one direction that reads each row from its end to its start.
 
     Its outputs stand in the order of the input, and its final state is that after step 0.
+
+    Examples
+    --------
+    >>> Reversed(LSTM(3, 5, seed=0)).lstm.output_width
+    5
     """
 
     lstm: LSTM
@@ -39,7 +44,13 @@ class Reversed:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """The merge of both directions of the LSTM before it; ``"concat"`` leaves them side by side."""
+    """The merge of both directions of the LSTM before it; ``"concat"`` leaves them side by side.
+
+    Examples
+    --------
+    >>> Merge("sum")(np.array([[1.0, 2.0, 10.0, 20.0]])).tolist()
+    [[11.0, 22.0]]
+    """
 
     mode: Mode
 

@@ -286,7 +286,7 @@ class LSTM:
         if isinstance(self.backend, str):
             self.backend = registry.get_backend(self.backend)
         self._compile()
-        self._load(self._parameters)
+        self.load_parameters(self._parameters)
 
     # Files ------------------------------------------------------------------------------------------------------------
 

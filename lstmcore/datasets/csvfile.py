@@ -40,6 +40,11 @@ class Layout(NamedTuple):
         Whether to sort the rows by time; without it, rows that do not ascend are an error.
     insert
         Whether to put in the rows that are missing between two times, as gaps; without it they are a warning.
+
+    Examples
+    --------
+    >>> Layout(series="shop", sort=True).insert
+    False
     """
 
     series: str | None = None
@@ -96,7 +101,7 @@ def read_csv(
 
 
 def read_panel(path: str | Path, target: str, layout: Layout, *, name: str | None = None) -> tuple[Series, ...]:
-    """Read the column `target` of a CSV file as one `Series` for each value of the column ``layout.series``.
+    r"""Read the column `target` of a CSV file as one `Series` for each value of the column ``layout.series``.
 
     Parameters
     ----------
@@ -119,6 +124,12 @@ def read_panel(path: str | Path, target: str, layout: Layout, *, name: str | Non
     -----
     lstmcore.notices.Notice
         As `read_csv`, once for all series.
+
+    Examples
+    --------
+    >>> _ = Path("shops.csv").write_text("shop,week,sales\n" + "a,1,3\na,2,4\nb,1,5\nb,2,6\n")
+    >>> [(series.id, series.values.tolist()) for series in read_panel("shops.csv", "sales", Layout("shop"))]
+    [('a', [3.0, 4.0]), ('b', [5.0, 6.0])]
     """
     check_regular(path)
     table = _Table(str(path) if name is None else name, target, layout)

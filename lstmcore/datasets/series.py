@@ -41,6 +41,8 @@ class Series:
 
     Examples
     --------
+    >>> from pathlib import Path
+    >>> from lstmcore.datasets import read_csv
     >>> _ = Path("sales.csv").write_text("week,sales\n1,3.5\n2,\n3,4.5\n")
     >>> read_csv("sales.csv", "sales").filled("linear").values.tolist()
     [3.5, 4.0, 4.5]

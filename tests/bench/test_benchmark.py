@@ -762,7 +762,12 @@ def test_commands_of_the_documentation_run(line: str, tmp_path: Path, monkeypatc
     words = ["numpy" if word == "numba" else word for word in shlex.split(line)[1:]]
     words = [word for word in words if word not in ("quick", "standard") and not word.startswith("--grid")]
     if "--read" not in words:
-        words += ["--point", "4,3,5,7", "--peers", "none", "--rounds", "5", "--calls", "6", "--threads", "1"]
+        small = {"--point": "4,3,5,7", "--peers": "none", "--rounds": "5", "--calls": "6", "--threads": "1"}
+        for option, value in small.items():
+            if option in words and option != "--point":
+                words[words.index(option) + 1] = value
+            else:
+                words += [option, value]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
 

@@ -18,7 +18,7 @@ TRAIN = ("--epochs", "3", "--hidden-size", "24", "--seed", "1", "--quiet", "--ba
 def _run(*words: object, code: int = 0) -> str:
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == code, done.output
-    return done.output
+    return done.stdout if code == 0 else done.output
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_bad_data_arguments(tmp_path: Path, series: Path) -> None:
     refused(tmp_path, "co2, line 8, column 'co2': expected a number; got a gap (59 of 2284", *train, "co2")
     refused(tmp_path, "--target: japanese-vowels has no column", *train, "japanese-vowels", "--target", "x")
     refused(tmp_path, "--fill: only for forecasting", *train, "japanese-vowels", "--fill", "linear")
-    refused(tmp_path, "nope", *train, "japanese-vowels", "--backend", "nope")
+    refused(tmp_path, "nope", "train", "--out", out, "japanese-vowels", "--backend", "nope")
     refused(tmp_path, "--hidden-size", *train, "japanese-vowels", "--hidden-size", "0")
     refused(tmp_path, "activation", *train, "japanese-vowels", "--gate-activation", "x")
     refused(
