@@ -10,7 +10,7 @@ from lstmcore.backend import Gradients, State
 from lstmcore_numba import cell, time_loop
 from lstmcore_numba.compiled_layer import CompiledLayer
 from lstmcore_numba.gemm.amx import SPLIT_PARTS
-from lstmcore_numba.gemm.vector import PANEL_VECTORS
+from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
 from lstmcore_numba.packing import Array, Weights, empty_aligned
 from lstmcore_numba.schedule import MIN_PART_ROWS, ThreadPlan
 from lstmcore_numba.workspace import LayerTape, empty_split
@@ -101,7 +101,7 @@ def _allocate(layer: CompiledLayer, tape: LayerTape, dstate: State | None) -> Pa
     )
 
 
-def _pass_arguments(  # long: the flat argument list of the pass (next issue: groups)
+def _pass_arguments(  # long: the flat argument list of the pass
     layer: CompiledLayer, tape: LayerTape, dy: Array, gradients: PassGradients, plan: ThreadPlan
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.backward` after `threads`, in order."""

@@ -207,7 +207,7 @@ class _PassValues(NamedTuple):
     progress: time_loop.WavefrontProgress | None
 
 
-def _pass_arguments(  # long: the flat argument list of the pass (next issue: groups)
+def _pass_arguments(  # long: the flat argument list of the pass
     layer: CompiledLayer, call: ForwardCall, workspace: Workspace, masks: LayoutMasks, values: _PassValues
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.store_forward`, in order."""

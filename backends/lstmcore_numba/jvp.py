@@ -114,7 +114,7 @@ def _product_tangents(
     return tz_blocks, tz_h_blocks
 
 
-def _pass_arguments(  # long: the flat argument list of the pass (next issue: groups)
+def _pass_arguments(  # long: the flat argument list of the pass
     layer: CompiledLayer,
     tape: LayerTape,
     parameters: dict[str, Array],

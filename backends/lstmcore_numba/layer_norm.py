@@ -15,7 +15,8 @@ from numba import types
 
 from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
-from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES, emitter_of
+from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
+from lstmcore_numba.gemm.vector import VECTOR_BYTES, emitter_of
 
 
 @plain_intrinsic

@@ -20,7 +20,8 @@ from lstmcore_numba.codegen.step_emitter import INSIDE_HIDDEN, INSIDE_OUTPUT, st
 from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K
 from lstmcore_numba.gemm.bf16 import pack_weight_pairs
 from lstmcore_numba.gemm.bf16x3 import split_panels
-from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES
+from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
+from lstmcore_numba.gemm.vector import VECTOR_BYTES
 from lstmcore_numba.runtime import buffer_pool
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -111,7 +112,7 @@ class Layout:
         return packed_copy(self._to_blocks(rows).transpose(0, 3, 1, 2))
 
     def pack_panels(self, matrix: Array) -> Array:
-        """Return a matrix (K, columns in whole vectors) in panels for `gemm.vector.matmul`."""
+        """Return a matrix (K, columns in whole vectors) in panels for `gemm.product.multiply`."""
         step = PANEL_VECTORS * self.lanes
         return packed_copy(
             np.concatenate([matrix[:, k : k + step].ravel() for k in range(0, max(matrix.shape[1], 1), step)])

@@ -83,25 +83,37 @@ def target_of(processor: str) -> Any:
     return CompileTarget(triple, processor, features)
 
 
-def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None) -> str:
-    """Return the assembly of one microkernel, optimised as Numba does; ``dtype`` int32 stands for bfloat16 pairs."""
+def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None, *, transposed: bool = False) -> str:
+    """Return the assembly of one microkernel, optimised as Numba does.
+
+    Parameters
+    ----------
+    processor, dtype, shape
+        One of `PROCESSORS`; ``int32`` stands for bfloat16 pairs; a `TileShape`.
+    table
+        A `TileTable`; None for that of the processor.
+    transposed
+        Whether the left operand is `Columns`, as for the gradients of weights; else it is `Rows`.
+    """
     import llvmlite.binding as llvm
     from llvmlite import ir
 
     from lstmcore_numba.codegen.emitter import INDEX, Emitter
     from lstmcore_numba.gemm.bf16 import PairEmitter
     from lstmcore_numba.gemm.tile_shapes import tile_table
-    from lstmcore_numba.gemm.vector import emit_tile
+    from lstmcore_numba.gemm.vector import TileValues, emit_tile
 
     _initialise()
     target = target_of(processor)
     module = ir.Module("tile")
     module.triple = target.triple
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*[INDEX] * 14, ir.IntType(1)]), "tile")
+    arguments = [*[INDEX] * (len(TileValues._fields) - 1), ir.IntType(1)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     size = 8 if dtype == "float64" else 4
     e = PairEmitter(builder) if dtype == "int32" else Emitter(builder, dtype, target.vector_bytes // size)
-    emit_tile(e, tile_table(target) if table is None else table, shape, *function.args)
+    values = TileValues(*function.args)._replace(**{"a_row" if transposed else "a_k": e.index(size)})
+    emit_tile(e, tile_table(target) if table is None else table, shape, values)
     builder.ret_void()
     machine, parsed = target.machine(jit=False), llvm.parse_assembly(str(module))
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))

@@ -17,7 +17,7 @@ from llvmlite.binding import ffi
 from numba import njit
 from numba.core import compiler_lock, event
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from lstmcore_numba.codegen.code_store import PACKAGE, CodeStore
 
@@ -129,9 +129,19 @@ class CompileMessage:
 _CLEAR_LINE: Final = "\r\x1b[K"
 _DURATION: Final = "about 10 s for inference and 15 s more for training; later processes find the code"
 _MESSAGE: Final = CompileMessage()
+_OVERLOAD: Final[Any] = overload
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete
 _EVENTS.Listener.register(CompileMessage)
 _EVENTS.register("numba:compile", _MESSAGE)
 
 #: Decorator of functions that emit LLVM code. Numba's own type does not accept the arguments of a call.
 plain_intrinsic: Final[Callable[[Any], Any]] = intrinsic
+
+
+def chosen_by_type(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return the decorator of what returns the code of `function` for the Numba types of its arguments.
+
+    `function` itself has no code. The code has the same parameters; annotations and lambdas may differ.
+    """
+    decorator: Callable[[Any], Any] = _OVERLOAD(function, strict=False)
+    return decorator

@@ -15,7 +15,7 @@ import ctypes
 import os
 import sys
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -23,6 +23,7 @@ from numba import types
 from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.gemm.operands import unpack
 from lstmcore_numba.gemm.vector import VECTOR_BYTES
 from lstmcore_numba.tuning import AMX_K_BLOCK
 
@@ -136,173 +137,164 @@ def release_tiles(context: Any) -> Any:
     return types.void(), emit
 
 
-@plain_intrinsic
-def amx_microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
-    context: Any,
-    high: Any,
-    cols: Any,
-    a: Any,
-    a_row: Any,
-    a_part: Any,
-    b: Any,
-    b_step: Any,
-    c: Any,
-    c_row: Any,
-    chunks: Any,
-    fresh: Any,
-    following: Any,
-) -> Any:
-    """Compute ``c = a b``, or ``c += a b`` unless `fresh`, for `high` tiles of rows and `cols` vectors.
+class AmxTiles(NamedTuple):
+    """One call of the microkernel: `high` tiles of rows times `cols` vectors of columns. All strides are in bytes.
 
-    Parameters
+    Attributes
     ----------
     high, cols
         1 or 2 tiles of rows; 1 to 4 vectors of columns with one tile, 1 or 2 with two.
-    a, b, c
-        Addresses: of parts, of parts, and of float32. All strides are in bytes.
-    a_row, a_part, b_step, c_row
-        Strides of rows and of parts in `a`, of `TILE_K` values of k in `b`, and of rows in `c`.
+    a, a_row, a_part
+        Address of the left operand's parts, and strides of its rows and parts.
+    b, b_step
+        Address of the right operand's parts, and the stride of `TILE_K` values of k.
+    c, c_row
+        Address of the result in float32, and its stride of rows.
     chunks
         K in units of `TILE_K`.
     fresh
-        Whether to overwrite `c`.
+        Whether to overwrite the result; else the product is added.
     following
         Address of the right operand that is read next; it is prefetched.
     """
 
-    def emit(target: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
-        high, cols, *rest = args
+    high: Any
+    cols: Any
+    a: Any
+    a_row: Any
+    a_part: Any
+    b: Any
+    b_step: Any
+    c: Any
+    c_row: Any
+    chunks: Any
+    fresh: Any
+    following: Any
+
+
+@plain_intrinsic
+def amx_microkernel(context: Any, call: Any) -> Any:
+    """Compute ``c = a b``, or ``c += a b`` unless `fresh`, as `AmxTiles` says."""
+
+    def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        call = unpack(builder, signature.args[0], args[0])
         e = Emitter(builder, "float32", TILE_ROWS)
         done = builder.append_basic_block("tiled")
         if not AMX_COMPILED:
             builder.branch(done)
             builder.position_at_end(done)
             return target.get_dummy_value()
-        cases = builder.switch(builder.add(builder.mul(high, e.index(8)), cols), done)
+        cases = builder.switch(builder.add(builder.mul(call.high, e.index(8)), call.cols), done)
         for height, width in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)):
             block = builder.append_basic_block(f"amx{height}x{width}")
             cases.add_case(e.index(8 * height + width), block)
             builder.position_at_end(block)
-            _emit_tile(e, height, width, *rest)
+            _emit_tiles(e, height, width, call)
             builder.branch(done)
         builder.position_at_end(done)
         return target.get_dummy_value()
 
-    return types.void(*(types.int64,) * 10, types.boolean, types.int64), emit
+    return types.void(call), emit
 
 
-def _emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    e: Emitter,
-    high: int,
-    cols: int,
-    a: ir.Value,
-    a_row: ir.Value,
-    a_part: ir.Value,
-    b: ir.Value,
-    b_step: ir.Value,
-    c: ir.Value,
-    c_row: ir.Value,
-    chunks: ir.Value,
-    fresh: ir.Value,
-    following: ir.Value,
-) -> None:
+def _emit_tiles(e: Emitter, high: int, cols: int, call: AmxTiles) -> None:
+    """Emit the microkernel for one number of tiles: load or clear the sums, loop over K, store the sums."""
     builder, tiles = e.builder, TileEmitter(e)
     sums = [(r * cols + j, r, j) for r in range(high) for j in range(cols)]
-    below, parts = builder.mul(a_row, e.index(TILE_ROWS)), [builder.mul(a_part, e.index(p)) for p in range(SPLIT_PARTS)]
-    below_c = builder.mul(c_row, e.index(TILE_ROWS))
-    places = [e.address(c, *([below_c] if r else []), e.index(j * VECTOR_BYTES)) for _, r, j in sums]
-    with builder.if_else(fresh) as (empty, started):
+    below_c = builder.mul(call.c_row, e.index(TILE_ROWS))
+    places = [e.address(call.c, *([below_c] if r else []), e.index(j * VECTOR_BYTES)) for _, r, j in sums]
+    with builder.if_else(call.fresh) as (empty, started):
         with empty:
             for tile, _, _ in sums:
                 tiles.zero(tile)
         with started:
             for (tile, _, _), place in zip(sums, places, strict=True):
-                tiles.load(tile, place, c_row)
-    with e.loop(e.index(0), chunks, [a, b]) as loop:
+                tiles.load(tile, place, call.c_row)
+    with e.loop(e.index(0), call.chunks, [call.a, call.b]) as loop:
         from_a, from_b = loop.values
+        is_last = builder.icmp_signed("==", builder.add(loop.i, e.index(1)), call.chunks)
+        next_b = builder.select(is_last, call.following, builder.add(from_b, call.b_step))
+        _emit_products(tiles, high, cols, call._replace(a=from_a, b=from_b, following=next_b))
+        loop.carried = [builder.add(from_a, e.index(2 * TILE_K)), builder.add(from_b, call.b_step)]
+    for (tile, _, _), place in zip(sums, places, strict=True):
+        tiles.store(tile, place, call.c_row)
 
-        def load_b(tile: int, j: int, part: int) -> None:
-            tiles.load(tile, e.address(from_b, e.index((j * SPLIT_PARTS + part) * TILE_BYTES)), e.index(64))
 
-        # With one row of tiles, tiles 4 to 6 hold all parts of the left and 7 one part of the right. With two, 4 and 5
-        # hold one part of the left, 6 and 7 one of the right. Between two products for the same tile there are three
-        # others, since a result takes as long.
-        for part in range(SPLIT_PARTS if high == 1 else 0):
-            tiles.load(4 + part, e.address(from_a, parts[part]), a_row)
-        before: tuple[int, int] = (-1, -1)
-        lines = range(0, cols * SPLIT_PARTS * TILE_BYTES, 64)
-        is_last = builder.icmp_signed("==", builder.add(loop.i, e.index(1)), chunks)
-        next_b = builder.select(is_last, following, builder.add(from_b, b_step))
-        for turn, pair in enumerate(_PART_PRODUCTS):
-            for line in lines[turn :: len(_PART_PRODUCTS)]:  # of the right operand at the next values of k
-                e.prefetch(e.address(next_b, e.index(line)))
-            for r in range(high if high == 2 and pair[0] != before[0] else 0):
-                tiles.load(4 + r, e.address(from_a, parts[pair[0]], *([below] if r else [])), a_row)
-            for j in range(cols if high == 2 and pair[1] != before[1] else 0):
-                load_b(6 + j, j, pair[1])
-            before = pair
-            for tile, r, j in sums:
+def _emit_products(tiles: TileEmitter, high: int, cols: int, call: AmxTiles) -> None:
+    """Emit all products of `TILE_K` values of k.
+
+    With one row of tiles, tiles 4 to 6 hold all parts of the left and 7 one part of the right. With two, 4 and 5 hold
+    one part of the left, 6 and 7 one of the right. Between two products for the same tile there are three others, since
+    a result takes as long.
+    """
+    e, builder = tiles.e, tiles.e.builder
+    parts = [builder.mul(call.a_part, e.index(part)) for part in range(SPLIT_PARTS)]
+    below = builder.mul(call.a_row, e.index(TILE_ROWS))
+
+    def load_b(tile: int, j: int, part: int) -> None:
+        tiles.load(tile, e.address(call.b, e.index((j * SPLIT_PARTS + part) * TILE_BYTES)), e.index(64))
+
+    for part in range(SPLIT_PARTS if high == 1 else 0):
+        tiles.load(4 + part, e.address(call.a, parts[part]), call.a_row)
+    before: tuple[int, int] = (-1, -1)
+    lines = range(0, cols * SPLIT_PARTS * TILE_BYTES, 64)
+    for turn, pair in enumerate(_PART_PRODUCTS):
+        for line in lines[turn :: len(_PART_PRODUCTS)]:  # of the right operand at the next values of k
+            e.prefetch(e.address(call.following, e.index(line)))
+        for r in range(high if high == 2 and pair[0] != before[0] else 0):
+            tiles.load(4 + r, e.address(call.a, parts[pair[0]], *([below] if r else [])), call.a_row)
+        for j in range(cols if high == 2 and pair[1] != before[1] else 0):
+            load_b(6 + j, j, pair[1])
+        before = pair
+        for r in range(high):
+            for j in range(cols):
                 if high == 1:
                     load_b(7, j, pair[1])
-                tiles.multiply(tile, 4 + (r if high == 2 else pair[0]), 6 + j if high == 2 else 7)
-        loop.carried = [builder.add(from_a, e.index(2 * TILE_K)), builder.add(from_b, b_step)]
-    for (tile, _, _), place in zip(sums, places, strict=True):
-        tiles.store(tile, place, c_row)
+                tiles.multiply(r * cols + j, 4 + (r if high == 2 else pair[0]), 6 + j if high == 2 else 7)
 
 
 @compiled
-def amx_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    cols: int,
-    a: int,
-    a_row: int,
-    a_part: int,
-    b: int,
-    b_step: int,
-    c: int,
-    c_row: int,
-    chunks: int,
-    rows: int,
-    fresh: bool,
-    following: int,
-    height: int,
-) -> None:
-    """Multiply all `rows` with one panel of 1 to 4 vectors; arguments as for `amx_microkernel`.
+def split_bytes(cols: int) -> int:
+    """Return the bytes of `TILE_K` rows of a split right operand of `cols` vectors."""
+    return cols * SPLIT_PARTS * TILE_BYTES
 
-    Tiles are configured to `height` rows before and after: 16, or always `rows` if these are fewer. A configuration
-    takes as long as some products.
+
+@compiled
+def split_chunks(k_size: int) -> int:
+    """Return K in units of `TILE_K`, rounded up."""
+    return (k_size + TILE_K - 1) // TILE_K
+
+
+@compiled
+def amx_panel_matmul(left: Any, a: int, panel: Any, sums: Any, rows: int) -> None:
+    """Multiply `rows` rows with one panel, all of them split.
+
+    The first row is at the address `a`, and its sums are the first row of `sums`. Tiles are configured to
+    `SplitRows.height` rows before and after. A configuration takes as long as some products, so it changes only for the
+    last rows.
     """
-    pairs, tail = rows // (2 * TILE_ROWS), rows % TILE_ROWS
+    pairs, tail, cols = rows // (2 * TILE_ROWS), rows % TILE_ROWS, panel.exact.cols
+    chunks, step = split_chunks(left.exact.runs * left.exact.size), split_bytes(cols)
     depth = AMX_K_BLOCK if chunks <= 2 * AMX_K_BLOCK else chunks
     for block in range(0, chunks if pairs > 0 else 0, depth):
-        some = min(depth, chunks - block)
-        for first in range(0, cols, 2):
-            here = b + first * SPLIT_PARTS * TILE_BYTES + block * b_step
+        some, fresh = min(depth, chunks - block), sums.fresh and block == 0
+        for col in range(0, cols, 2):
+            b = panel.address + split_bytes(col) + block * step
             for k in range(pairs):
-                row = 2 * TILE_ROWS * k
-                after = here
+                row, after = 2 * TILE_ROWS * k, b
                 if k == pairs - 1:
-                    after = here + 2 * SPLIT_PARTS * TILE_BYTES
-                    if first + 2 >= cols:
-                        after = b + (block + depth) * b_step if block + depth < chunks else following
+                    after = b + split_bytes(2)
+                    if col + 2 >= cols:
+                        after = panel.address + (block + depth) * step if block + depth < chunks else panel.following
+                from_a, c = a + row * left.row + block * 2 * TILE_K, sums.address + row * sums.row + col * VECTOR_BYTES
+                wide = min(2, cols - col)
                 amx_microkernel(
-                    2,
-                    min(2, cols - first),
-                    a + row * a_row + block * 2 * TILE_K,
-                    a_row,
-                    a_part,
-                    here,
-                    b_step,
-                    c + row * c_row + first * VECTOR_BYTES,
-                    c_row,
-                    some,
-                    fresh and block == 0,
-                    after,
+                    AmxTiles(2, wide, from_a, left.row, left.part, b, step, c, sums.row, some, fresh, after)
                 )
     for row in range(2 * TILE_ROWS * pairs, rows, TILE_ROWS):
-        if rows - row == tail and tail != height:
+        if rows - row == tail and tail != left.height:
             configure_tiles(tail)
-        amx_microkernel(
-            1, cols, a + row * a_row, a_row, a_part, b, b_step, c + row * c_row, c_row, chunks, fresh, following
-        )
-    if tail > 0 and tail != height:
-        configure_tiles(height)
+        from_a, b, c, after = a + row * left.row, panel.address, sums.address + row * sums.row, panel.following
+        amx_microkernel(AmxTiles(1, cols, from_a, left.row, left.part, b, step, c, sums.row, chunks, sums.fresh, after))
+    if tail > 0 and tail != left.height:
+        configure_tiles(left.height)

@@ -20,7 +20,7 @@ from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 
-#: The dtype of a pair. `vector.microkernel` takes packed pairs if its operands have this dtype.
+#: The dtype of a pair. `operands.Rows` are packed pairs if their numbers have this dtype.
 PAIR: Final = np.dtype(np.int32)
 #: Numbers of float32 in a vector of AVX-512; narrower vectors are not supported.
 _LANES: Final = 16
@@ -87,21 +87,10 @@ def narrow_to_bf16(context: Any, source: Any, target: Any, count: Any, wanted: A
 
 
 @compiled
-def narrow_rows(  # noqa: PLR0913  (next issue: groups of arguments)
-    source: int, row: int, target: int, target_row: int, first: int, last: int, count: int
-) -> None:
-    """Copy `count` numbers of rows `first` to `last` as bfloat16; strides of rows are in bytes."""
+def narrow_rows(source: Any, target: Any, first: int, last: int, count: int) -> None:
+    """Copy `count` numbers of rows `first` to `last` of a `Plane` to another one, as bfloat16."""
     for k in range(first, last):
-        narrow_to_bf16(source + k * row, target + k * target_row, count, True)
-
-
-@compiled
-def narrow_outputs(  # noqa: PLR0913  (next issue: groups of arguments)
-    source: int, row: int, target: int, target_row: int, lengths: Any, t: int, first: int, last: int, count: int
-) -> None:
-    """Copy like `narrow_rows`, to the outputs of step `t`; write 0 past a row's end."""
-    for k in range(first, last):
-        narrow_to_bf16(source + k * row, target + k * target_row, count, t < lengths[k])
+        narrow_to_bf16(source.address + k * source.row, target.address + k * target.row, count, True)
 
 
 def pack_pairs(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,14 +6,23 @@ columns, two adjacent values of k.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llvmlite import ir
 from numba import types
 
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
-from lstmcore_numba.gemm.amx import AMX_COMPILED, SPLIT_PARTS, TILE_BYTES, TILE_K, TILE_ROWS
+from lstmcore_numba.gemm.amx import (
+    AMX_COMPILED,
+    SPLIT_PARTS,
+    TILE_BYTES,
+    TILE_K,
+    TILE_ROWS,
+    split_bytes,
+    split_chunks,
+)
+from lstmcore_numba.gemm.operands import Plane, address_of, unpack
 from lstmcore_numba.gemm.vector import VECTOR_BYTES
 
 #: The bits of a float32 that its first part keeps.
@@ -21,87 +30,73 @@ _HIGH: Final = 0xFFFF0000
 _BYTE: Final = ir.IntType(8)
 
 
+class SplitSource(NamedTuple):
+    """Rows of float32 that are split: the address of the first, strides, and `runs` runs of `size` values in each."""
+
+    address: Any
+    row: Any
+    runs: Any
+    run: Any
+    size: Any
+
+
+class SplitTarget(NamedTuple):
+    """Where the parts of rows go: the address of the first row of the first parts, strides of rows and of parts."""
+
+    address: Any
+    row: Any
+    part: Any
+
+
 @plain_intrinsic
-def split_rows(  # noqa: PLR0913  (next issue: groups of arguments)
-    context: Any,
-    source: Any,
-    source_row: Any,
-    target: Any,
-    target_row: Any,
-    part: Any,
-    rows: Any,
-    runs: Any,
-    run: Any,
-    size: Any,
-    flags: Any,
-) -> Any:
-    """Split `rows` rows of `runs` runs of `size` values, with 0 after each run up to a whole vector.
+def split_rows(context: Any, source: Any, target: Any, rows: Any, flags: Any) -> Any:
+    """Split `rows` rows of a `SplitSource`, with 0 after each run up to a whole vector.
 
-    Return 1 if any row is not finite, else 0.
-
-    Parameters
-    ----------
-    source, target
-        Addresses of float32, and of the first parts. All strides are in bytes.
-    source_row, target_row
-        Strides of rows.
-    part, run
-        Stride of parts in `target`, and of runs in `source`.
-    rows, runs, size
-        As above.
-    flags
-        Address of a byte for each row, which becomes 1 if the row is not finite, else 0.
+    Return 1 if any row is not finite, else 0. `flags` is the address of a byte for each row, which becomes 1 if the row
+    is not finite, else 0.
     """
 
-    def emit(_: Any, builder: ir.IRBuilder, __: Any, args: Any) -> Any:
-        return _emit_rows(SplitEmitter(builder), *args) if AMX_COMPILED else ir.Constant(INDEX, 0)
+    def emit(_: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        if not AMX_COMPILED:
+            return ir.Constant(INDEX, 0)
+        source, target = (unpack(builder, signature.args[k], args[k]) for k in range(2))
+        return _emit_rows(SplitEmitter(builder), source, target, args[2], args[3])
 
-    return types.int64(*(types.int64,) * 10), emit
+    return types.int64(source, target, types.int64, types.int64), emit
 
 
 @plain_intrinsic
-def split_row_pairs(  # noqa: PLR0913  (next issue: groups of arguments)
-    context: Any, cols: Any, source: Any, source_row: Any, target: Any, target_step: Any, rows: Any, flag: Any
-) -> Any:
+def split_row_pairs(context: Any, cols: Any, source: Any, target: Any, rows: Any, flag: Any) -> Any:
     """Split `rows` rows of `cols` vectors for a right operand, with two rows (values of k) side by side.
 
-    `source` is the address of float32 with ``source_row`` bytes between rows. `target` is that of parts with
-    ``target_step`` bytes between `TILE_K` rows. Rows that are missing to a multiple of `TILE_K` are 0. The byte at
-    `flag` becomes 1 if a value is not finite.
+    `source` is a `Plane` of float32. `target` is a `Plane` of parts, whose stride is that of `TILE_K` rows. Rows that
+    are missing to a multiple of `TILE_K` are 0. The byte at `flag` becomes 1 if a value is not finite.
     """
 
-    def emit(dummy: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
+    def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         if AMX_COMPILED:
-            _emit_pairs(SplitEmitter(builder), *args)
+            source, target = (unpack(builder, signature.args[k], args[k]) for k in (1, 2))
+            _emit_pairs(SplitEmitter(builder), args[0], source, target, (args[3], args[4]))
         return dummy.get_dummy_value()
 
-    return types.void(*(types.int64,) * 7), emit
+    return types.void(types.int64, source, target, types.int64, types.int64), emit
 
 
 @plain_intrinsic
-def split_transposed(  # noqa: PLR0913  (next issue: groups of arguments)
-    context: Any,
-    source: Any,
-    source_row: Any,
-    target: Any,
-    target_row: Any,
-    part: Any,
-    rows: Any,
-    size: Any,
-    flag: Any,
-) -> Any:
-    """Split `size` values of each of `rows` rows and transpose them: a row of `target` holds one value of all rows.
+def split_transposed(context: Any, source: Any, target: Any, rows: Any, flag: Any) -> Any:
+    """Split and transpose `rows` rows of one run each: a row of `target` holds one value of all rows.
 
     Rows that are missing to a multiple of `TILE_K` are 0. The byte at `flag` becomes 1 if a value is not finite.
-    `target` has space for a multiple of 16 rows. Other arguments are those of `split_rows`.
+    `target` has space for a multiple of 16 rows.
     """
 
-    def emit(dummy: Any, builder: ir.IRBuilder, _: Any, args: Any) -> Any:
+    def emit(dummy: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         if AMX_COMPILED:
-            _emit_transposed(SplitEmitter(builder), *args)
+            source, target = (unpack(builder, signature.args[k], args[k]) for k in range(2))
+            _emit_transposed(SplitEmitter(builder), source, target, args[2], args[3])
         return dummy.get_dummy_value()
 
-    return types.void(*(types.int64,) * 8), emit
+    return types.void(source, target, types.int64, types.int64), emit
 
 
 class SplitEmitter(Emitter):
@@ -188,69 +183,59 @@ def _two_vectors(e: SplitEmitter, place: ir.Value, left: ir.Value) -> list[tuple
     return [(place, left), (e.builder.add(place, e.index(VECTOR_BYTES)), e.builder.sub(left, e.index(TILE_ROWS)))]
 
 
-def _emit_rows(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    e: SplitEmitter,
-    source: ir.Value,
-    source_row: ir.Value,
-    target: ir.Value,
-    target_row: ir.Value,
-    part: ir.Value,
-    rows: ir.Value,
-    runs: ir.Value,
-    run: ir.Value,
-    size: ir.Value,
-    flags: ir.Value,
-) -> ir.Value:
+def _emit_rows(e: SplitEmitter, source: SplitSource, target: SplitTarget, rows: ir.Value, flags: ir.Value) -> ir.Value:
     b = e.builder
-    vectors = b.sdiv(b.add(size, e.index(TILE_ROWS - 1)), e.index(TILE_ROWS))
-    with e.loop(e.index(0), rows, [source, target, flags, e.index(0)]) as row:
+    with e.loop(e.index(0), rows, [source.address, target.address, flags, e.index(0)]) as row:
         from_row, to_row, flag, so_far = row.values
-        with e.loop(e.index(0), runs, [from_row, to_row, e.none()]) as part_of_row:
-            from_run, *rest = part_of_row.values
-            with e.loop(e.index(0), b.sdiv(vectors, e.index(2)), [from_run, *rest, size]) as loop:
-                here, there, non_finite, left = loop.values
-                one, other = (
-                    e.load_some(place, e.first_lanes(e.limited(count))) for place, count in _two_vectors(e, here, left)
-                )
-                lower, lower_mask = e.parts(one)
-                upper, upper_mask = e.parts(other)
-                e.store_pairs(list(zip(lower, upper, strict=True)), there, part)
-                loop.carried = [
-                    b.add(here, e.index(2 * VECTOR_BYTES)),
-                    b.add(there, e.index(4 * TILE_ROWS)),
-                    b.or_(non_finite, b.or_(lower_mask, upper_mask)),
-                    b.sub(left, e.index(2 * TILE_ROWS)),
-                ]
-            with e.loop(e.index(0), b.srem(vectors, e.index(2)), list(loop.values)) as loop:
-                here, there, non_finite, left = loop.values
-                parts, lower_mask = e.parts(e.load_some(here, e.first_lanes(e.limited(left))))
-                e.store_parts(parts, there, part)
-                loop.carried = [here, b.add(there, e.index(2 * TILE_ROWS)), b.or_(non_finite, lower_mask), left]
-            part_of_row.carried = [b.add(from_run, run), *loop.values[1:3]]
-        odd = e.any_lane(part_of_row.values[2])
+        with e.loop(e.index(0), source.runs, [from_row, to_row, e.none()]) as run:
+            from_run, to_run, non_finite = run.values
+            after, non_finite = _emit_run(e, source, from_run, (to_run, target.part), non_finite)
+            run.carried = [b.add(from_run, source.run), after, non_finite]
+        odd = e.any_lane(run.values[2])
         b.store(b.zext(odd, _BYTE), b.inttoptr(flag, POINTER))
         row.carried = [
-            b.add(from_row, source_row),
-            b.add(to_row, target_row),
+            b.add(from_row, source.row),
+            b.add(to_row, target.row),
             b.add(flag, e.index(1)),
             b.or_(so_far, b.zext(odd, INDEX)),
         ]
     return row.values[3]
 
 
-def _emit_pairs(  # noqa: PLR0913  (next issue: groups of arguments)
-    e: SplitEmitter,
-    cols: ir.Value,
-    source: ir.Value,
-    source_row: ir.Value,
-    target: ir.Value,
-    target_step: ir.Value,
-    rows: ir.Value,
-    flag: ir.Value,
+def _emit_run(
+    e: SplitEmitter, source: SplitSource, address: ir.Value, target: tuple[ir.Value, ir.Value], non_finite: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Emit the split of one run to an address, with a stride of parts; return the address behind it and the mask."""
+    b, (there, part) = e.builder, target
+    vectors = b.sdiv(b.add(source.size, e.index(TILE_ROWS - 1)), e.index(TILE_ROWS))
+    with e.loop(e.index(0), b.sdiv(vectors, e.index(2)), [address, there, non_finite, source.size]) as loop:
+        here, there, non_finite, left = loop.values
+        one, other = (
+            e.load_some(place, e.first_lanes(e.limited(count))) for place, count in _two_vectors(e, here, left)
+        )
+        lower, lower_mask = e.parts(one)
+        upper, upper_mask = e.parts(other)
+        e.store_pairs(list(zip(lower, upper, strict=True)), there, part)
+        loop.carried = [
+            b.add(here, e.index(2 * VECTOR_BYTES)),
+            b.add(there, e.index(4 * TILE_ROWS)),
+            b.or_(non_finite, b.or_(lower_mask, upper_mask)),
+            b.sub(left, e.index(2 * TILE_ROWS)),
+        ]
+    with e.loop(e.index(0), b.srem(vectors, e.index(2)), list(loop.values)) as loop:
+        here, there, non_finite, left = loop.values
+        parts, lower_mask = e.parts(e.load_some(here, e.first_lanes(e.limited(left))))
+        e.store_parts(parts, there, part)
+        loop.carried = [here, b.add(there, e.index(2 * TILE_ROWS)), b.or_(non_finite, lower_mask), left]
+    return loop.values[1], loop.values[2]
+
+
+def _emit_pairs(
+    e: SplitEmitter, cols: ir.Value, source: Plane, target: Plane, rows_and_flag: tuple[ir.Value, ir.Value]
 ) -> None:
-    b = e.builder
+    b, (rows, flag) = e.builder, rows_and_flag
     steps = b.sdiv(b.add(rows, e.index(TILE_K - 1)), e.index(TILE_K))
-    with e.loop(e.index(0), steps, [source, target, rows, e.none()]) as step:
+    with e.loop(e.index(0), steps, [source.address, target.address, rows, e.none()]) as step:
         with e.loop(e.index(0), e.index(TILE_K // 2), step.values) as pair:
             from_rows, to_pairs, left, non_finite = pair.values
             all_lanes = e.index(TILE_ROWS)
@@ -260,7 +245,7 @@ def _emit_pairs(  # noqa: PLR0913  (next issue: groups of arguments)
             with e.loop(e.index(0), cols, [from_rows, to_pairs, non_finite]) as col:
                 here, place, so_far = col.values
                 lower, one = e.parts(e.load_some(here, masks[0]))
-                upper, other = e.parts(e.load_some(b.add(here, source_row), masks[1]))
+                upper, other = e.parts(e.load_some(b.add(here, source.row), masks[1]))
                 for k, (x, y) in enumerate(zip(lower, upper, strict=True)):
                     joined = b.or_(b.lshr(x, e.half), b.and_(y, e.high))
                     e.store(Vector(e, b.bitcast(joined, e.type)), e.address(place, e.index(k * TILE_BYTES)))
@@ -270,49 +255,39 @@ def _emit_pairs(  # noqa: PLR0913  (next issue: groups of arguments)
                     b.or_(so_far, b.or_(one, other)),
                 ]
             pair.carried = [
-                e.address(from_rows, source_row, source_row),
+                e.address(from_rows, source.row, source.row),
                 b.add(to_pairs, e.index(VECTOR_BYTES)),
                 b.sub(left, e.index(2)),
                 col.values[2],
             ]
-        step.carried = [pair.values[0], b.add(step.values[1], target_step), pair.values[2], pair.values[3]]
+        step.carried = [pair.values[0], b.add(step.values[1], target.row), pair.values[2], pair.values[3]]
     e.raise_flag(step.values[3], flag)
 
 
-def _emit_transposed(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    e: SplitEmitter,
-    source: ir.Value,
-    source_row: ir.Value,
-    target: ir.Value,
-    target_row: ir.Value,
-    part: ir.Value,
-    rows: ir.Value,
-    size: ir.Value,
-    flag: ir.Value,
-) -> None:
+def _emit_transposed(e: SplitEmitter, source: SplitSource, target: SplitTarget, rows: ir.Value, flag: ir.Value) -> None:
     b = e.builder
     squares = b.mul(b.sdiv(b.add(rows, e.index(TILE_K - 1)), e.index(TILE_K)), e.index(TILE_K // TILE_ROWS))
-    columns = b.sdiv(b.add(size, e.index(TILE_ROWS - 1)), e.index(TILE_ROWS))
-    with e.loop(e.index(0), squares, [source, target, rows, e.none()]) as square:
+    columns = b.sdiv(b.add(source.size, e.index(TILE_ROWS - 1)), e.index(TILE_ROWS))
+    with e.loop(e.index(0), squares, [source.address, target.address, rows, e.none()]) as square:
         from_rows, to_rows, left, _ = square.values
-        with e.loop(e.index(0), columns, [from_rows, to_rows, size, square.values[3]]) as column:
+        with e.loop(e.index(0), columns, [from_rows, to_rows, source.size, square.values[3]]) as column:
             here, there, width, non_finite = column.values
             mask, vectors = e.first_lanes(e.limited(width)), []
             for k in range(TILE_ROWS):
                 known = b.select(b.icmp_signed(">", left, e.index(k)), mask, e.none())
                 vectors.append(e.load_some(here, known))
-                here = b.add(here, source_row)
+                here = b.add(here, source.row)
             for vector in _transpose(e, vectors):
                 parts, lower_mask = e.parts(vector)
-                e.store_parts(parts, there, part)
-                there, non_finite = b.add(there, target_row), b.or_(non_finite, lower_mask)
+                e.store_parts(parts, there, target.part)
+                there, non_finite = b.add(there, target.row), b.or_(non_finite, lower_mask)
             column.carried = [
                 b.add(column.values[0], e.index(VECTOR_BYTES)),
                 there,
                 b.sub(width, e.index(TILE_ROWS)),
                 non_finite,
             ]
-        below = b.mul(source_row, e.index(TILE_ROWS))
+        below = b.mul(source.row, e.index(TILE_ROWS))
         square.carried = [
             b.add(from_rows, below),
             b.add(to_rows, e.index(2 * TILE_ROWS)),
@@ -344,35 +319,18 @@ def _transpose(e: SplitEmitter, rows: list[Vector]) -> list[Vector]:
 @compiled
 def split_panels(source: Any, vectors: int, panel_vectors: int, k_size: int, target: Any, flag: Any) -> None:
     """Split a right operand in panels of `panel_vectors` vectors; `target` has the panels in the same order."""
-    chunks = (k_size + TILE_K - 1) // TILE_K
+    chunks = split_chunks(k_size)
     for first in range(0, vectors, panel_vectors):
         cols = min(panel_vectors, vectors - first)
-        split_row_pairs(
-            cols,
-            source.ctypes.data + first * k_size * VECTOR_BYTES,
-            cols * VECTOR_BYTES,
-            target.ctypes.data + first * chunks * SPLIT_PARTS * TILE_BYTES,
-            cols * SPLIT_PARTS * TILE_BYTES,
-            k_size,
-            flag.ctypes.data,
-        )
+        weights = Plane(address_of(source) + first * k_size * VECTOR_BYTES, cols * VECTOR_BYTES)
+        parts = Plane(address_of(target) + chunks * split_bytes(first), split_bytes(cols))
+        split_row_pairs(cols, weights, parts, k_size, address_of(flag))
 
 
 @compiled
-def split_row_range(  # noqa: PLR0913  (next issue: groups of arguments)
-    source: int,
-    pitch: int,
-    target: int,
-    row: int,
-    part: int,
-    first: int,
-    last: int,
-    runs: int,
-    run: int,
-    size: int,
-    flags: int,
-) -> int:
-    """Call `split_rows` for rows `first` to `last`; addresses are those of row 0."""
-    here, there = source + first * pitch, target + first * row
-    non_finite: int = split_rows(here, pitch, there, row, part, last - first, runs, run, size, flags + first)
+def split_row_range(source: Any, target: Any, first: int, last: int, flags: int) -> int:
+    """Call `split_rows` for rows `first` to `last`; source, target and flags are those of row 0."""
+    here = SplitSource(source.address + first * source.row, source.row, source.runs, source.run, source.size)
+    there = SplitTarget(target.address + first * target.row, target.row, target.part)
+    non_finite: int = split_rows(here, there, last - first, flags + first)
     return non_finite

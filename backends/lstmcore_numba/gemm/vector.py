@@ -10,7 +10,7 @@ of one row uses the microkernel of one row. So results do not depend on the spli
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -19,7 +19,8 @@ from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
-from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS, TileShape, TileTable, tile_table
+from lstmcore_numba.gemm.operands import Rows, unpack
+from lstmcore_numba.gemm.tile_shapes import TileShape, TileTable, tile_table
 
 #: Bytes of a vector register; the code of this package is compiled for it.
 VECTOR_BYTES: Final = compile_target().vector_bytes
@@ -32,64 +33,91 @@ _SPLITS_PANELS: Final = any(shape.cols < vectors for vectors, shape in enumerate
 _K_BLOCK: Final = TILES.k_block
 
 
-@plain_intrinsic
-def microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
-    context: Any,
-    zero: Any,
-    cols: Any,
-    rows: Any,
-    a: Any,
-    a_row: Any,
-    a_k: Any,
-    a_chunk: Any,
-    a_gap: Any,
-    b: Any,
-    b_k: Any,
-    c: Any,
-    c_row: Any,
-    c_gap: Any,
-    chunks: Any,
-    size: Any,
-    place: Any,
-    group: Any,
-    fresh: Any,
-) -> Any:
-    """Compute ``c = a b``, or ``c += a b`` unless `fresh`, for `rows` rows and `cols` vectors.
+class Tile(NamedTuple):
+    """One call of a microkernel.
 
-    Parameters
+    Attributes
     ----------
-    zero
-        A number of the dtype of all operands. If the dtype is `bf16.PAIR`, `a` and `b` are packed bfloat16 pairs and
-        `c` is float32.
-    cols, rows
+    rows, cols
         A shape of `TILES`.
     a, b, c
-        Addresses. All strides are in bytes.
-    a_row, c_row
-        Strides of rows.
-    a_k, b_k
-        Strides of k.
-    a_chunk, chunks, size
-        K consists of `chunks` chunks of `size` values; ``a_chunk`` is the stride of chunks in `a`.
-    a_gap, c_gap, group, place
-        Rows come in groups of `group`. The gaps are added to the stride between the last row of a group and the first
-        row of the next. The first row of the microkernel is row `place` of its group.
+        Addresses of the operands and of the result.
+    runs, size
+        K consists of `runs` runs of `size` values.
+    place, group
+        The first row is row `place` of its group of `group` rows.
     fresh
-        Whether to overwrite `c`.
+        Whether to overwrite the result.
     """
-    signature = types.void(zero, *(types.int64,) * 16, types.boolean)
+
+    rows: int
+    cols: int
+    a: int
+    b: int
+    c: int
+    runs: int
+    size: int
+    place: int
+    group: int
+    fresh: bool
+
+
+class TileValues(NamedTuple):
+    """What the code of a microkernel reads: addresses, and strides in bytes; see `Rows`, `Panel`, `Sums` and `Tile`."""
+
+    a: ir.Value
+    a_row: ir.Value
+    a_k: ir.Value
+    a_run: ir.Value
+    a_gap: ir.Value
+    b: ir.Value
+    b_k: ir.Value
+    c: ir.Value
+    c_row: ir.Value
+    c_gap: ir.Value
+    runs: ir.Value
+    size: ir.Value
+    place: ir.Value
+    group: ir.Value
+    fresh: ir.Value
+
+
+@plain_intrinsic
+def _microkernel(context: Any, tile: Any, left: Any, panel: Any, sums: Any) -> Any:
+    """Compute ``c = a b``, or ``c += a b`` unless `Tile.fresh`. The operands give strides; `tile` has the addresses."""
+    signature = types.void(tile, left, panel, sums)
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        _, cols, rows, *rest = args
-        e = emitter_of(builder, signature.args[0])
+        tile, left, panel, sums = (
+            unpack(builder, kind, value) for kind, value in zip(signature.args, args, strict=True)
+        )
+        kind = signature.args[1]
+        e = emitter_of(builder, kind.types[0])
+        row, k = (left.row, e.index(e.size)) if kind.instance_class is Rows else (e.index(e.size), left.k)
+        values = TileValues(
+            tile.a,
+            row,
+            k,
+            left.run,
+            left.gap,
+            tile.b,
+            builder.mul(panel.cols, e.index(VECTOR_BYTES)),
+            tile.c,
+            sums.row,
+            sums.gap,
+            tile.runs,
+            tile.size,
+            tile.place,
+            tile.group,
+            tile.fresh,
+        )
         done = builder.append_basic_block("tiled")
-        shape = builder.add(builder.mul(cols, e.index(MAX_ROWS + 1)), rows)
-        cases = builder.switch(shape, done)
-        for tile in TILES.shapes():
-            block = builder.append_basic_block(f"tile{tile.rows}x{tile.cols}")
-            cases.add_case(e.index(tile.cols * (MAX_ROWS + 1) + tile.rows), block)
+        cases = builder.switch(builder.add(builder.mul(tile.cols, e.index(MAX_ROWS + 1)), tile.rows), done)
+        for shape in TILES.shapes():
+            block = builder.append_basic_block(f"tile{shape.rows}x{shape.cols}")
+            cases.add_case(e.index(shape.cols * (MAX_ROWS + 1) + shape.rows), block)
             builder.position_at_end(block)
-            emit_tile(e, TILES, tile, *rest)
+            emit_tile(e, TILES, shape, values)
             builder.branch(done)
         builder.position_at_end(done)
         return target.get_dummy_value()
@@ -97,91 +125,103 @@ def microkernel(  # noqa: PLR0913  (next issue: groups of arguments)
     return signature, emit
 
 
-def emit_tile(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    e: Emitter,
-    table: TileTable,
-    tile: TileShape,
-    a: ir.Value,
-    a_row: ir.Value,
-    a_k: ir.Value,
-    a_chunk: ir.Value,
-    a_gap: ir.Value,
-    b: ir.Value,
-    b_k: ir.Value,
-    c: ir.Value,
-    c_row: ir.Value,
-    c_gap: ir.Value,
-    chunks: ir.Value,
-    size: ir.Value,
-    place: ir.Value,
-    group: ir.Value,
-    fresh: ir.Value,
-) -> None:
-    """Emit one microkernel; arguments as for `microkernel`."""
-    rows, cols, vector_bytes = tile.rows, tile.cols, e.lanes * e.size
-    builder, height, width = e.builder, range(rows), range(cols)
-    zero, one = e.index(0), e.index(1)
-    rows_a, rows_c = [a], [c]
+def emit_tile(e: Emitter, table: TileTable, shape: TileShape, values: TileValues) -> None:
+    """Emit the microkernel of one shape."""
+    rows_a, rows_c = _row_addresses(e, shape.rows, values)
+    places = [e.address(row, e.index(j * e.lanes * e.size)) for row in rows_c for j in range(shape.cols)]
+    sums = _emit_sums(e, table, shape, values, rows_a)
+    with e.builder.if_else(values.fresh) as (empty, started):
+        with empty:
+            for place, value in zip(places, sums, strict=True):
+                e.store(Vector(e, value), place)
+        with started:  # c is added last: a sum of partial sums loses less than one long sum
+            for place, value in zip(places, sums, strict=True):
+                e.store(e.load(place) + Vector(e, value), place)
+
+
+def _row_addresses(e: Emitter, rows: int, values: TileValues) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Return the addresses of the rows of the left operand, and of the result."""
+    builder, place, zero = e.builder, values.place, e.index(0)
+    rows_a, rows_c = [values.a], [values.c]
     for _ in range(rows - 1):
-        place = builder.add(place, one)
-        first = builder.icmp_signed("==", place, group)
-        rows_a.append(e.address(rows_a[-1], a_row, builder.select(first, a_gap, zero)))
-        rows_c.append(e.address(rows_c[-1], c_row, builder.select(first, c_gap, zero)))
+        place = builder.add(place, e.index(1))
+        first = builder.icmp_signed("==", place, values.group)
+        rows_a.append(e.address(rows_a[-1], values.a_row, builder.select(first, values.a_gap, zero)))
+        rows_c.append(e.address(rows_c[-1], values.c_row, builder.select(first, values.c_gap, zero)))
         place = builder.select(first, zero, place)
-    places = [e.address(row, e.index(j * vector_bytes)) for row in rows_c for j in width]
+    return rows_a, rows_c
 
-    def added(sums: list[ir.Value], weights: ir.Value, along: ir.Value) -> list[ir.Value]:
-        def load(j: int) -> Vector:
-            return e.load(e.address(weights, e.index(j * vector_bytes)))
 
-        def broadcast(r: int) -> Vector:
-            return e.broadcast(e.address(rows_a[r], along))
-
-        new_sums = list(sums)
-        if table.broadcasts_first(tile):
-            numbers = [broadcast(r) for r in height]
-            pairs = ((r, j, number, vector) for j in width for vector in [load(j)] for r, number in enumerate(numbers))
-        else:
-            vectors = [load(j) for j in width]
-            pairs = (
-                (r, j, number, vector) for r in height for number in [broadcast(r)] for j, vector in enumerate(vectors)
-            )
-        for r, j, number, vector in pairs:
-            new_sums[r * cols + j] = e.multiply_add(number, vector, Vector(e, sums[r * cols + j])).value
-        return new_sums
-
-    unroll, own = table.unroll(tile), len(places)
+def _emit_sums(
+    e: Emitter, table: TileTable, shape: TileShape, values: TileValues, rows_a: list[ir.Value]
+) -> list[ir.Value]:
+    """Emit the loop over K; return the sums of all rows and vectors."""
+    builder, zero = e.builder, e.index(0)
+    unroll, own = table.unroll(shape), shape.rows * shape.cols
     sums = [e.constant(0).value] * (own * unroll)
-    whole = builder.sdiv(size, e.index(unroll))
-    with e.loop(zero, chunks, [*sums, b, zero]) as over:
+    whole = builder.sdiv(values.size, e.index(unroll))
+
+    def next_k(weights: ir.Value, along: ir.Value) -> tuple[ir.Value, ir.Value]:
+        return builder.add(weights, values.b_k), builder.add(along, values.a_k)
+
+    with e.loop(zero, values.runs, [*sums, values.b, zero]) as over:
         *sums, weights, base = over.values
         with e.loop(zero, whole, [*sums, weights, base]) as loop:
             *sums, weights, along = loop.values
-            new_sums = []
-            for part in range(unroll):
-                new_sums += added(sums[part * own : (part + 1) * own], weights, along)
-                weights, along = builder.add(weights, b_k), builder.add(along, a_k)
-            loop.carried = [*new_sums, weights, along]
+            for k in range(unroll):
+                places, part = [e.address(row, along) for row in rows_a], slice(k * own, (k + 1) * own)
+                sums[part] = _add_products(e, table, shape, sums[part], (places, weights))
+                weights, along = next_k(weights, along)
+            loop.carried = [*sums, weights, along]
         *sums, weights, along = loop.values
         if unroll > 1:
-            with e.loop(builder.mul(whole, e.index(unroll)), size, [*sums[:own], weights, along]) as loop:
+            with e.loop(builder.mul(whole, e.index(unroll)), values.size, [*sums[:own], weights, along]) as loop:
                 *some, weights, along = loop.values
-                loop.carried = [*added(some, weights, along), builder.add(weights, b_k), builder.add(along, a_k)]
+                places = [e.address(row, along) for row in rows_a]
+                loop.carried = [*_add_products(e, table, shape, some, (places, weights)), *next_k(weights, along)]
             *some, weights, along = loop.values
             sums = [*some, *sums[own:]]
-        over.carried = [*sums, weights, builder.add(base, a_chunk)]
+        over.carried = [*sums, weights, builder.add(base, values.a_run)]
     *sums, _, _ = over.values
     while len(sums) > own:  # with an odd count, the last sums go to the first ones
         half = len(sums) // (2 * own) * own
-        added_sums = [(Vector(e, x) + Vector(e, y)).value for x, y in zip(sums, sums[half : 2 * half], strict=False)]
-        sums = [*added_sums, *sums[2 * half :]]
-    with builder.if_else(fresh) as (empty, started):
-        with empty:
-            for spot, value in zip(places, sums, strict=True):
-                e.store(Vector(e, value), spot)
-        with started:  # c is added last: a sum of partial sums loses less than one long sum
-            for spot, value in zip(places, sums, strict=True):
-                e.store(e.load(spot) + Vector(e, value), spot)
+        pairs = zip(sums, sums[half : 2 * half], strict=False)
+        sums = [*((Vector(e, x) + Vector(e, y)).value for x, y in pairs), *sums[2 * half :]]
+    return sums
+
+
+def _add_products(
+    e: Emitter,
+    table: TileTable,
+    shape: TileShape,
+    sums: list[ir.Value],
+    places: tuple[list[ir.Value], ir.Value],
+) -> list[ir.Value]:
+    """Return `sums` plus the products of one value of K, at the addresses of its numbers and of its weights."""
+    numbers, weights = places
+    rows, cols = range(shape.rows), range(shape.cols)
+    new_sums = list(sums)
+
+    def load(j: int) -> Vector:
+        return e.load(e.address(weights, e.index(j * e.lanes * e.size)))
+
+    def add(r: int, j: int, number: Vector, vector: Vector) -> None:
+        place = r * shape.cols + j
+        new_sums[place] = e.multiply_add(number, vector, Vector(e, sums[place])).value
+
+    if table.broadcasts_first(shape):
+        held = [e.broadcast(numbers[r]) for r in rows]
+        for j in cols:
+            vector = load(j)
+            for r in rows:
+                add(r, j, held[r], vector)
+    else:
+        held = [load(j) for j in cols]
+        for r in rows:
+            number = e.broadcast(numbers[r])
+            for j in cols:
+                add(r, j, number, held[j])
+    return new_sums
 
 
 @plain_intrinsic
@@ -261,157 +301,47 @@ def _tile_cols(cols: int) -> int:
 
 
 @compiled
-def grouped_panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    zero: Any,
-    cols: int,
-    a: int,
-    a_row: int,
-    a_k: int,
-    a_chunk: int,
-    a_gap: int,
-    b: int,
-    b_k: int,
-    c: int,
-    c_row: int,
-    c_gap: int,
-    chunks: int,
-    size: int,
-    rows: int,
-    group: int,
-    fresh: bool,
-) -> None:
-    """Multiply all `rows` with one panel of 1 to 4 vectors; arguments as for `microkernel`.
+def vector_panel_matmul(left: Any, panel: Any, sums: Any, rows: Any) -> None:
+    """Multiply all rows of `Rows` or `Columns` with one panel of 1 to `PANEL_VECTORS` vectors.
 
     K is split into blocks, so that this part of the panel is in L1 for the next microkernel. A block is a number of
-    chunks, or a part of the only chunk. It does not depend on the number of rows, unless there is one.
+    runs, or a part of the only run. It does not depend on the number of rows, unless there is one.
     """
+    cols, runs, size = panel.cols, left.runs, left.size
     most, width = _tile_rows(cols), _tile_cols(cols) if _SPLITS_PANELS else cols
-    tiles = (rows + most - 1) // most
-    cuts = (chunks * size + _K_BLOCK - 1) // _K_BLOCK if rows > 1 else 1
-    cuts = min(cuts, chunks if chunks > 1 else size)
+    tiles = (rows.total + most - 1) // most
+    cuts = (runs * size + _K_BLOCK - 1) // _K_BLOCK if rows.total > 1 else 1
+    cuts = min(cuts, runs if runs > 1 else size)
     for cut in range(max(cuts, 1)):
-        some, depth, begin, offset = chunks, size, 0, 0
-        if cuts > 1 and chunks > 1:
-            start = chunks * cut // cuts
-            some = chunks * (cut + 1) // cuts - start
-            begin, offset = start * size, start * a_chunk
+        some, depth, begin, offset = runs, size, 0, 0
+        if cuts > 1 and runs > 1:
+            start = runs * cut // cuts
+            some = runs * (cut + 1) // cuts - start
+            begin, offset = start * size, start * left.run
         elif cuts > 1:
             begin = size * cut // cuts
             depth = size * (cut + 1) // cuts - begin
-            offset = begin * a_k
-        from_b, empty = b + begin * b_k, fresh and cut == 0
+            offset = begin * left.k
+        from_b, fresh = panel.address + begin * cols * VECTOR_BYTES, sums.fresh and cut == 0
         for k in range(tiles):
-            first = rows * k // tiles
-            height, before, place = rows * (k + 1) // tiles - first, first // group, first % group
-            from_a = a + offset + first * a_row + before * a_gap
-            to_c = c + first * c_row + before * c_gap
+            first = rows.total * k // tiles
+            height, before, place = rows.total * (k + 1) // tiles - first, first // rows.group, first % rows.group
+            from_a = left.address + offset + first * left.row + before * left.gap
+            to_c = sums.address + first * sums.row + before * sums.gap
             col = 0
             while col < cols:  # not a range, whose length would be a division
-                microkernel(
-                    zero,
-                    min(width, cols - col),
+                shift = col * VECTOR_BYTES
+                tile = Tile(
                     height,
+                    min(width, cols - col),
                     from_a,
-                    a_row,
-                    a_k,
-                    a_chunk,
-                    a_gap,
-                    from_b + col * VECTOR_BYTES,
-                    b_k,
-                    to_c + col * VECTOR_BYTES,
-                    c_row,
-                    c_gap,
+                    from_b + shift,
+                    to_c + shift,
                     some,
                     depth,
                     place,
-                    group,
-                    empty,
+                    rows.group,
+                    fresh,
                 )
+                _microkernel(tile, left, panel, sums)
                 col += width
-
-
-@compiled
-def panel_matmul(  # noqa: PLR0913  (next issue: groups of arguments)
-    zero: Any,
-    cols: int,
-    a: int,
-    a_row: int,
-    a_k: int,
-    b: int,
-    b_k: int,
-    c: int,
-    c_row: int,
-    size: int,
-    rows: int,
-    fresh: bool,
-) -> None:
-    """Multiply all `rows` with one panel of 1 to 4 vectors, with K as one chunk."""
-    grouped_panel_matmul(zero, cols, a, a_row, a_k, 0, 0, b, b_k, c, c_row, 0, 1, size, rows, max(rows, 1), fresh)
-
-
-@compiled
-def grouped_matmul(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
-    zero: Any,
-    vectors: int,
-    a: int,
-    a_row: int,
-    a_k: int,
-    a_chunk: int,
-    a_gap: int,
-    b: int,
-    c: int,
-    c_row: int,
-    chunks: int,
-    size: int,
-    rows: int,
-    group: int,
-    fresh: bool,
-    last_panel_first: bool,
-) -> None:
-    """Multiply all `rows` with `vectors` columns of vectors in panels; arguments as for `microkernel`.
-
-    With `last_panel_first` the panels come in reverse order. A caller that alternates the order starts with weights
-    that are still in the cache.
-    """
-    panels = (vectors + PANEL_VECTORS - 1) // PANEL_VECTORS
-    for index in range(panels):
-        first = PANEL_VECTORS * (panels - 1 - index if last_panel_first else index)
-        cols = min(PANEL_VECTORS, vectors - first)
-        here, there = b + first * chunks * size * VECTOR_BYTES, c + first * VECTOR_BYTES
-        grouped_panel_matmul(
-            zero,
-            cols,
-            a,
-            a_row,
-            a_k,
-            a_chunk,
-            a_gap,
-            here,
-            cols * VECTOR_BYTES,
-            there,
-            c_row,
-            0,
-            chunks,
-            size,
-            rows,
-            group,
-            fresh,
-        )
-
-
-@compiled
-def matmul(  # noqa: PLR0913  (next issue: groups of arguments)
-    zero: Any,
-    vectors: int,
-    a: int,
-    a_row: int,
-    a_k: int,
-    b: int,
-    c: int,
-    c_row: int,
-    size: int,
-    rows: int,
-    fresh: bool,
-) -> None:
-    """Multiply all `rows` with `vectors` columns of vectors in panels, with K as one chunk."""
-    grouped_matmul(zero, vectors, a, a_row, a_k, 0, 0, b, c, c_row, 1, size, rows, max(rows, 1), fresh, False)

@@ -9,9 +9,10 @@ and P padded, B is the number of blocks of hidden units, and the gates of one st
 
 from __future__ import annotations
 
-from lstmcore_numba.gemm.bf16x3_passes import BackwardSplitOperands, SplitOperands
+from lstmcore_numba.gemm.backward_operands import BackwardSplitOperands
+from lstmcore_numba.gemm.forward_operands import PackedPairs, SplitOperands
 from lstmcore_numba.time_loop.backward import backward, backward_both
-from lstmcore_numba.time_loop.forward import (
+from lstmcore_numba.time_loop.forward_entries import (
     X_INDEX,
     Y_INDEX,
     forward,
@@ -23,7 +24,7 @@ from lstmcore_numba.time_loop.forward import (
 from lstmcore_numba.time_loop.gradients import input_gradient, weight_gradient
 from lstmcore_numba.time_loop.jvp import jvp
 from lstmcore_numba.time_loop.norm_gradients import cell_gradients, gain_gradients, norm_backward_steps
-from lstmcore_numba.time_loop.step_arrays import Norms, PackedPairs, WavefrontProgress
+from lstmcore_numba.time_loop.step_arrays import Norms, WavefrontProgress
 
 __all__ = [
     "X_INDEX",

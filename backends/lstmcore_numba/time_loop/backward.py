@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.codegen.step_emitter import KernelArgs
-from lstmcore_numba.gemm.amx import SPLIT_PARTS, TILE_BYTES, TILE_K, TILE_ROWS, configure_tiles, release_tiles
-from lstmcore_numba.gemm.bf16x3 import split_row_range
-from lstmcore_numba.gemm.bf16x3_passes import has_non_finite, split_matmul
-from lstmcore_numba.gemm.vector import PANEL_VECTORS, VECTOR_BYTES, add_numbers, call_step, grouped_matmul, matmul
+from lstmcore_numba.gemm.backward_operands import (
+    backward_gemm,
+    begin_backward,
+    gradient_rows,
+    publish_gradient,
+    recurrent_panels,
+)
+from lstmcore_numba.gemm.forward_operands import end_gemm
+from lstmcore_numba.gemm.operands import Plane, Rows, Sums, address_of
+from lstmcore_numba.gemm.product import Panels, all_rows, multiply
+from lstmcore_numba.gemm.thread_share import ThreadShare, row_range
+from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
+from lstmcore_numba.gemm.vector import VECTOR_BYTES, add_numbers, call_step
 from lstmcore_numba.layer_norm import norm_backward
-from lstmcore_numba.runtime.barrier import barrier
 from lstmcore_numba.runtime.tasks import make_task
 from lstmcore_numba.runtime.worker_loop import run_parts
-from lstmcore_numba.time_loop.step_arrays import FIELDS, add_blocks_to_cells, address_at, set_norm_args
+from lstmcore_numba.time_loop.step_arrays import (
+    FIELDS,
+    LayerSteps,
+    StepRows,
+    add_blocks_to_cells,
+    address_at,
+    call_blocks,
+    meet,
+    project,
+    set_norm_args,
+)
+
+
+class BackwardArrays(NamedTuple):
+    """The arrays of a pass: the table of step functions, and the arguments of `_backward` of the same names."""
+
+    args: Any
+    projection: Any
+    mask_r: Any
+    mask_h: Any
+    mask_c: Any
+    gates: Any
+    raw: Any
+    projected: Any
+    c: Any
+    dy: Any
+    dz: Any
+    dz_h: Any
+    dc_out: Any
+    dnorm_c: Any
+    dprojected: Any
+    doperand: Any
+    dh: Any
+    dc: Any
+    lengths: Any
+    counter: int
 
 
 @compiled
-def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long: next issue
+def _backward(  # noqa: PLR0913  (the flat entry of a pass)  # long: the flat entry of a pass
     part: int,
     parts: int,
     by_units: bool,
@@ -55,166 +98,123 @@ def _backward(  # noqa: C901, PLR0913  (next issue: groups of arguments)  # long
     split: Any,
     counter: Any,
 ) -> None:
+    """Run one thread's part of all steps; see `backward`."""
     args = np.zeros(FIELDS, np.int64)
-    steps, blocks, batch, cols, lanes = dz.shape
-    k_size = cols * lanes
-    split_chunks = (blocks * k_size + TILE_K - 1) // TILE_K
+    args[KernelArgs.LENGTHS], args[KernelArgs.PEEPHOLE] = address_of(lengths), address_of(peephole)
+    args[KernelArgs.BATCH], args[KernelArgs.DNORM_C] = dz.shape[2], address_of(dnorm_c)
+    args[KernelArgs.DH], args[KernelArgs.DC], args[KernelArgs.DQ] = address_of(dh), address_of(dc), address_of(dq)
+    blocks, cols, lanes = dz.shape[1], dz.shape[3], dz.shape[4]
     panels = (blocks + PANEL_VECTORS - 1) // PANEL_VECTORS
-    first, last = (0, batch) if by_units else (batch * part // parts, batch * (part + 1) // parts)
-    block_first = panels * part // parts * PANEL_VECTORS if by_units else 0
-    block_last = min(blocks, panels * (part + 1) // parts * PANEL_VECTORS) if by_units else blocks
-    zero, size = dh.dtype.type(0), dh.itemsize
-    rows = last - first
-    args[KernelArgs.BATCH] = batch
-    row_z, row_c, row_h = k_size * size, dc.shape[1] * size, dh.shape[1] * size
-    output_blocks, width = dh.shape[1] // lanes, dy.shape[2]
-    column, columns = (block_first * lanes, min(width, block_last * lanes)) if by_units else (0, width)
-    masked, projects = mask_r.shape[0] > 0, step_output != 0
-    args[KernelArgs.DNORM_C] = dnorm_c.ctypes.data
-    args[KernelArgs.LENGTHS], args[KernelArgs.PEEPHOLE] = lengths.ctypes.data, peephole.ctypes.data
-    args[KernelArgs.DH], args[KernelArgs.DC], args[KernelArgs.DQ] = (
-        dh.ctypes.data,
-        dc.ctypes.data,
-        dq.ctypes.data,
+    first, last = row_range(part, parts, by_units, dz.shape[2])
+    block_first, block_last = 0, blocks
+    if by_units:
+        block_first = panels * part // parts * PANEL_VECTORS
+        block_last = min(blocks, panels * (part + 1) // parts * PANEL_VECTORS)
+    share = ThreadShare(
+        part, parts, by_units, first, last, block_first, block_last, block_first, block_last - block_first
     )
+    layer = LayerSteps(step, step_output, step_cell, hidden, reverse, of_cell, mask_r.shape[0] > 0)
+    arrays = BackwardArrays(
+        args,
+        projection,
+        mask_r,
+        mask_h,
+        mask_c,
+        gates,
+        raw,
+        projected,
+        c,
+        dy,
+        dz,
+        dz_h,
+        dc_out,
+        dnorm_c,
+        dprojected,
+        doperand,
+        dh,
+        dc,
+        lengths,
+        address_of(counter),
+    )
+    gemm = backward_gemm(split, recurrent_weight)
+    begin_backward(gemm, last - first)
+    _run_steps(share, layer, arrays, gemm, cols * lanes, norms)
+    end_gemm(gemm)
+
+
+@compiled
+def _run_steps(  # long: the time loop
+    share: Any, layer: Any, arrays: Any, gemm: Any, wide: int, norms: Any
+) -> None:
+    args, dh, dc, dy, dz, dz_h = arrays.args, arrays.dh, arrays.dc, arrays.dy, arrays.dz, arrays.dz_h
+    steps, blocks, batch, cols, lanes = dz.shape
+    first, last, size, width = share.first, share.last, dh.itemsize, dy.shape[2]
+    row_z, row_c, row_h, output_blocks = wide * size, dc.shape[1] * size, dh.shape[1] * size, dh.shape[1] // lanes
+    column, columns = 0, width
+    if share.by_units:
+        column, columns = share.block_first * lanes, min(width, share.block_last * lanes) - share.block_first * lanes
+    vector, vectors = 0, blocks if layer.of_cell else output_blocks
+    if share.by_units:
+        vector, vectors = share.block_first, share.block_last - share.block_first
     ones = np.ones((1, 1, lanes), dh.dtype)
-    shared = by_units and parts > 1
-    own, own_blocks = (block_first, block_last - block_first) if by_units else (0, blocks)
-    splitters = (0, parts) if by_units else (part, part + 1)
-    if split is not None:
-        configure_tiles(min(TILE_ROWS, rows))
-        split_slot, split_part, split_row = split.dz.strides[:3]
-        flags = part * batch if by_units else 0
-        split_to, flags_to = split.dz.ctypes.data + own * k_size * 2, split.non_finite.ctypes.data + flags
     for count in range(steps):
-        t = count if reverse else steps - 1 - count
-        args[KernelArgs.STEP] = t
-        args[KernelArgs.GATES], args[KernelArgs.RAW], args[KernelArgs.DZ] = (
-            address_at(gates, t),
-            address_at(raw, t),
-            address_at(dz, t),
-        )
-        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
-        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
-        args[KernelArgs.C] = address_at(c, t if reverse else t + 1)
-        args[KernelArgs.PROJECTED], args[KernelArgs.DPROJECTED] = (
-            address_at(projected, t),
-            address_at(dprojected, t),
-        )
-        place = 0
-        for row in range(first, last):
-            if t < lengths[row] and columns > column:
-                new, old = (
-                    address_at(dy, t) + (row * width + column) * size,
-                    dh.ctypes.data + row * row_h + column * size,
-                )
-                add_numbers(zero, new, old, columns - column)
-        if projects:
-            for block in range(output_blocks):
-                call_step(step_output, args.ctypes.data, block, first, last)
-            matmul(
-                zero,
-                blocks,
-                args[KernelArgs.DPROJECTED] + first * row_h,
-                row_h,
-                size,
-                projection.ctypes.data,
-                args[KernelArgs.DQ] + first * row_c,
-                row_c,
-                dh.shape[1],
-                rows,
-                True,
-            )
+        t, norm = count if layer.reverse else steps - 1 - count, 0
+        args[KernelArgs.STEP], args[KernelArgs.GATES] = t, address_at(arrays.gates, t)
+        args[KernelArgs.RAW], args[KernelArgs.DZ] = address_at(arrays.raw, t), address_at(dz, t)
+        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(arrays.mask_c, t), address_at(arrays.mask_h, t)
+        args[KernelArgs.C_BEFORE] = address_at(arrays.c, t + 1 if layer.reverse else t)
+        args[KernelArgs.C] = address_at(arrays.c, t if layer.reverse else t + 1)
+        args[KernelArgs.PROJECTED] = address_at(arrays.projected, t)
+        args[KernelArgs.DPROJECTED] = address_at(arrays.dprojected, t)
+        rows = StepRows(arrays.lengths, t, first, last)
+        _add_outputs(dy, dh, rows, column, columns)
+        if layer.step_output != 0:
+            call_blocks(layer.step_output, args, output_blocks, share)
+            panels, result = Panels(address_of(arrays.projection), blocks), Sums(args[KernelArgs.DQ], row_c, 0, True)
+            project(Plane(args[KernelArgs.DPROJECTED], row_h), panels, dh, dh.shape[1], result, share)
         if norms is not None:
-            place = set_norm_args(args, norms, t)
-            args[KernelArgs.DC_OUT] = address_at(dc_out, t)
-            for block in range(blocks):
-                call_step(step_cell, args.ctypes.data, block, first, last)
-            norm_backward(norms.c[place], norms.deviation_c[place], ones, dnorm_c, dnorm_c, hidden, first, last)
-            add_blocks_to_cells(dnorm_c, dc, lengths, t, first, last)
-        for block in range(block_first, block_last):
-            call_step(step, args.ctypes.data, block, first, last)
+            norm = set_norm_args(args, norms, t)
+            args[KernelArgs.DC_OUT] = address_at(arrays.dc_out, t)
+            call_blocks(layer.step_cell, args, blocks, share)
+            cells, deviation, dnorm_c = norms.c[norm], norms.deviation_c[norm], arrays.dnorm_c
+            norm_backward(cells, deviation, ones, dnorm_c, dnorm_c, layer.hidden, first, last)
+            add_blocks_to_cells(dnorm_c, dc, arrays.lengths, t, first, last)
+        for block in range(share.block_first, share.block_last):
+            call_step(layer.step, address_of(args), block, first, last)
         if norms is not None:
-            norm_backward(
-                norms.h[place], norms.deviation_h[place], norms.gain_h, dz[t], dz_h[t], cols * hidden, first, last
-            )
-        if split is not None:
-            slot = count % 2
-            split.any_non_finite[slot, part] = split_row_range(
-                address_at(dz_h, t) + own * batch * row_z,
-                row_z,
-                split_to + slot * split_slot,
-                split_row,
-                split_part,
-                first,
-                last,
-                own_blocks,
-                batch * row_z,
-                k_size,
-                flags_to + slot * split.non_finite.strides[0],
-            )
-        if shared:
-            barrier(counter.ctypes.data, parts * (count + 1))
-        target, pitch = (args[KernelArgs.DC], row_c) if of_cell else (args[KernelArgs.DH], row_h)
-        vectors = blocks if of_cell else output_blocks
-        vector = 0
-        if by_units:
-            vector, vectors = block_first, block_last - block_first
-        if masked:
-            target = doperand.ctypes.data
-        if split is not None:
-            split_matmul(
-                zero,
-                vectors,
-                split.dz.ctypes.data + slot * split_slot,
-                split_row,
-                split_part,
-                split.recurrent.ctypes.data + vector * split_chunks * SPLIT_PARTS * TILE_BYTES,
-                address_at(dz_h, t),
-                row_z,
-                recurrent_weight.ctypes.data + vector * blocks * k_size * VECTOR_BYTES,
-                target + first * pitch + vector * VECTOR_BYTES,
-                pitch,
-                blocks,
-                batch * row_z,
-                k_size,
-                first,
-                last,
-                masked,
-                count % 2 == 1,
-                has_non_finite(split.any_non_finite, slot, *splitters),
-                split.non_finite[slot, : parts if by_units else 1],
-                min(TILE_ROWS, rows),
-            )
-        else:
-            grouped_matmul(
-                zero,
-                vectors,
-                address_at(dz_h, t) + first * row_z,
-                row_z,
-                size,
-                batch * row_z,
-                0,
-                recurrent_weight.ctypes.data + vector * blocks * k_size * VECTOR_BYTES,
-                target + first * pitch + vector * VECTOR_BYTES,
-                pitch,
-                blocks,
-                k_size,
-                rows,
-                max(rows, 1),
-                masked,
-                count % 2 == 1,
-            )
-        if masked:
-            for row in range(first, last):
-                if t < lengths[row]:
-                    for k in range(mask_r.shape[1]):
-                        if of_cell:
-                            dc[row, k] += mask_r[row, k] * doperand[row, k]
-                        else:
-                            dh[row, k] += mask_r[row, k] * doperand[row, k]
-    if split is not None:
-        release_tiles()
+            of_h, deviation, count_h = norms.h[norm], norms.deviation_h[norm], cols * layer.hidden
+            norm_backward(of_h, deviation, norms.gain_h, dz[t], dz_h[t], count_h, first, last)
+        of_step = Rows(dh.dtype.type(0), address_at(dz_h, t), row_z, size, blocks, batch * row_z, wide, 0)
+        publish_gradient(gemm, of_step, count % 2, share)
+        meet(arrays.counter, count, share)
+        target, pitch = (args[KernelArgs.DC], row_c) if layer.of_cell else (args[KernelArgs.DH], row_h)
+        if layer.masked:
+            target = address_of(arrays.doperand)
+        left = gradient_rows(gemm, of_step, count % 2, share)
+        panels = recurrent_panels(gemm, vector, vectors, blocks * wide)
+        sums = Sums(target + first * pitch + vector * VECTOR_BYTES, pitch, 0, layer.masked)
+        multiply(left, panels, blocks * wide, sums, all_rows(last - first), count % 2 == 1)
+        if layer.masked:
+            _add_masked(arrays.doperand, arrays.mask_r, dc if layer.of_cell else dh, rows)
+
+
+@compiled
+def _add_outputs(dy: Any, dh: Any, rows: Any, column: int, columns: int) -> None:
+    """Add the gradient of the outputs of a step to that of h, in `StepRows` that have the step and some columns."""
+    size, width = dh.itemsize, dy.shape[2]
+    for row in range(rows.first, rows.last):
+        if rows.t < rows.lengths[row] and columns > 0:
+            source = address_at(dy, rows.t) + (row * width + column) * size
+            add_numbers(dh.dtype.type(0), source, address_of(dh) + (row * dh.shape[1] + column) * size, columns)
+
+
+@compiled
+def _add_masked(source: Any, mask: Any, target: Any, rows: Any) -> None:
+    """Add ``mask * source`` to a gradient, in `StepRows` that have the step."""
+    for row in range(rows.first, rows.last):
+        if rows.t < rows.lengths[row]:
+            for k in range(mask.shape[1]):
+                target[row, k] += mask[row, k] * source[row, k]
 
 
 @compiled

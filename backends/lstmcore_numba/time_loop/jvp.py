@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.codegen.step_emitter import KernelArgs
-from lstmcore_numba.gemm.vector import VECTOR_BYTES, call_step, matmul, panel_matmul
+from lstmcore_numba.gemm.operands import Panel, Plane, Sums, address_of
+from lstmcore_numba.gemm.product import Panels, all_rows, dense_rows, multiply_panel
+from lstmcore_numba.gemm.thread_share import ThreadShare, row_range
+from lstmcore_numba.gemm.vector import VECTOR_BYTES, call_step
 from lstmcore_numba.layer_norm import norm_backward
 from lstmcore_numba.runtime.tasks import make_task
 from lstmcore_numba.runtime.worker_loop import run_parts
 from lstmcore_numba.time_loop.step_arrays import (
     FIELDS,
+    LayerSteps,
+    StepRows,
     address_at,
     apply_recurrent_mask,
+    call_blocks,
     cells_to_blocks,
+    project,
     set_norm_args,
     store_outputs,
 )
 
 
+class JvpArrays(NamedTuple):
+    """The arrays of a pass: the table of step functions, and the arguments of `_jvp` of the same names."""
+
+    args: Any
+    lengths: Any
+    recurrent_weight: Any
+    projection: Any
+    mask_r: Any
+    mask_h: Any
+    mask_c: Any
+    gates: Any
+    raw: Any
+    projected: Any
+    c: Any
+    tz: Any
+    tz_h: Any
+    tnorm_c: Any
+    tprojected: Any
+    toperand: Any
+    th: Any
+    tc: Any
+    ty: Any
+
+
 @compiled
-def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issue
+def _jvp(  # noqa: PLR0913  (the flat entry of a pass)  # long: the flat entry of a pass
     part: int,
     parts: int,
     step: int,
@@ -57,99 +88,105 @@ def _jvp(  # noqa: PLR0913  (next issue: groups of arguments)  # long: next issu
     tc: Any,
     ty: Any,
 ) -> None:
+    """Run one thread's part of all steps; see `jvp`."""
     args = np.zeros(FIELDS, np.int64)
-    steps, batch = ty.shape[0], ty.shape[1]
-    first, last = batch * part // parts, batch * (part + 1) // parts
-    blocks, cols, lanes = tz.shape[1], tz.shape[3], tz.shape[4]
-    zero, size = th.dtype.type(0), th.itemsize
-    rows, k_size = last - first, toperand.shape[1]
-    args[KernelArgs.BATCH] = batch
-    row_z, row_c, row_h = cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
-    output_blocks, width = th.shape[2] // lanes, ty.shape[2]
-    masked, projects = mask_r.shape[0] > 0, step_output != 0
-    args[KernelArgs.TNORM_C], args[KernelArgs.TGAIN_C] = tnorm_c.ctypes.data, tgain_c.ctypes.data
-    args[KernelArgs.TSHIFT_C] = tshift_c.ctypes.data
-    args[KernelArgs.LENGTHS], args[KernelArgs.PEEPHOLE], args[KernelArgs.TPEEPHOLE] = (
-        lengths.ctypes.data,
-        peephole.ctypes.data,
-        tpeephole.ctypes.data,
+    args[KernelArgs.BATCH], args[KernelArgs.TQ] = ty.shape[1], address_of(tq)
+    args[KernelArgs.TNORM_C], args[KernelArgs.TGAIN_C] = address_of(tnorm_c), address_of(tgain_c)
+    args[KernelArgs.TSHIFT_C], args[KernelArgs.LENGTHS] = address_of(tshift_c), address_of(lengths)
+    args[KernelArgs.PEEPHOLE], args[KernelArgs.TPEEPHOLE] = address_of(peephole), address_of(tpeephole)
+    first, last = row_range(part, parts, False, ty.shape[1])
+    share = ThreadShare(part, parts, False, first, last, 0, tz.shape[1], 0, toperand.shape[1])
+    layer = LayerSteps(step, step_output, step_cell, hidden, reverse, of_cell, mask_r.shape[0] > 0)
+    arrays = JvpArrays(
+        args,
+        lengths,
+        recurrent_weight,
+        projection,
+        mask_r,
+        mask_h,
+        mask_c,
+        gates,
+        raw,
+        projected,
+        c,
+        tz,
+        tz_h,
+        tnorm_c,
+        tprojected,
+        toperand,
+        th,
+        tc,
+        ty,
     )
-    args[KernelArgs.TQ] = tq.ctypes.data
+    _run_steps(share, layer, arrays, norms)
+
+
+@compiled
+def _run_steps(  # long: the time loop
+    share: Any, layer: Any, arrays: Any, norms: Any
+) -> None:
+    args, c, tz, tz_h, th, tc, ty = arrays.args, arrays.c, arrays.tz, arrays.tz_h, arrays.th, arrays.tc, arrays.ty
+    (steps, batch, width), (first, last) = ty.shape, (share.first, share.last)
+    blocks, cols, lanes, size, k_size = tz.shape[1], tz.shape[3], tz.shape[4], th.itemsize, arrays.toperand.shape[1]
+    row_z, row_c, row_h, output_blocks = (
+        cols * lanes * size,
+        tc.shape[2] * size,
+        th.shape[2] * size,
+        th.shape[2] // lanes,
+    )
     ones = np.ones((1, cols, lanes), th.dtype)
     now = 0
     for count in range(steps):
-        t = steps - 1 - count if reverse else count
-        args[KernelArgs.STEP] = t
-        args[KernelArgs.GATES], args[KernelArgs.RAW], args[KernelArgs.TZ] = (
-            address_at(gates, t),
-            address_at(raw, t),
-            address_at(tz, t),
-        )
-        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(mask_c, t), address_at(mask_h, t)
-        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if reverse else t)
-        args[KernelArgs.C] = address_at(c, t if reverse else t + 1)
-        args[KernelArgs.PROJECTED], args[KernelArgs.TPROJECTED] = (
-            address_at(projected, t),
-            address_at(tprojected, t),
-        )
+        t = steps - 1 - count if layer.reverse else count
+        args[KernelArgs.STEP], args[KernelArgs.GATES] = t, address_at(arrays.gates, t)
+        args[KernelArgs.RAW], args[KernelArgs.TZ] = address_at(arrays.raw, t), address_at(tz, t)
+        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(arrays.mask_c, t), address_at(arrays.mask_h, t)
+        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if layer.reverse else t)
+        args[KernelArgs.C] = address_at(c, t if layer.reverse else t + 1)
+        args[KernelArgs.PROJECTED] = address_at(arrays.projected, t)
+        args[KernelArgs.TPROJECTED] = address_at(arrays.tprojected, t)
         args[KernelArgs.TC_BEFORE], args[KernelArgs.TC] = address_at(tc, now), address_at(tc, 1 - now)
         args[KernelArgs.TH_BEFORE], args[KernelArgs.TH] = address_at(th, now), address_at(th, 1 - now)
-        source, pitch = (args[KernelArgs.TC_BEFORE], row_c) if of_cell else (args[KernelArgs.TH_BEFORE], row_h)
-        if masked:
-            apply_recurrent_mask(toperand, mask_r, tc[now] if of_cell else th[now], first, last)
-            source, pitch = toperand.ctypes.data, k_size * size
+        state, pitch = (args[KernelArgs.TC_BEFORE], row_c) if layer.of_cell else (args[KernelArgs.TH_BEFORE], row_h)
+        if layer.masked:
+            masked = arrays.toperand
+            apply_recurrent_mask(masked, arrays.mask_r, tc[now] if layer.of_cell else th[now], first, last)
+            state, pitch = address_of(masked), k_size * size
+        left = dense_rows(th, Plane(state + first * pitch, pitch), k_size)
         for block in range(blocks):
-            panel_matmul(
-                zero,
-                cols,
-                source + first * pitch,
-                pitch,
-                size,
-                recurrent_weight.ctypes.data + block * k_size * cols * VECTOR_BYTES,
-                cols * VECTOR_BYTES,
-                address_at(tz_h, t) + (block * batch + first) * row_z,
-                row_z,
-                k_size,
-                rows,
-                False,
-            )
+            weights = address_of(arrays.recurrent_weight) + block * k_size * cols * VECTOR_BYTES
+            sums = Sums(address_at(tz_h, t) + (block * batch + first) * row_z, row_z, 0, False)
+            multiply_panel(left, Panel(weights, cols), sums, all_rows(last - first))
             if norms is None:
-                call_step(step, args.ctypes.data, block, first, last)
+                call_step(layer.step, address_of(args), block, first, last)
         if norms is not None:
-            place = set_norm_args(args, norms, t)
-            norm_backward(norms.h[place], norms.deviation_h[place], ones, tz_h[t], tz_h[t], cols * hidden, first, last)
-            for row in range(first, last):
-                for block in range(blocks):
-                    for gate in range(cols):
-                        for lane in range(lanes):
-                            gain = norms.gain_h[block, gate, lane]
-                            tz[t, block, row, gate, lane] += gain * tz_h[t, block, row, gate, lane]
-            for block in range(blocks):
-                call_step(step, args.ctypes.data, block, first, last)
-            cells_to_blocks(tc[1 - now], tnorm_c, hidden, first, last)
-            norm_backward(norms.c[place], norms.deviation_c[place], ones[:, :1], tnorm_c, tnorm_c, hidden, first, last)
-            for block in range(blocks):
-                call_step(step_cell, args.ctypes.data, block, first, last)
-        if projects:  # tprojected has W_proj's own tangent applied to q
-            matmul(
-                zero,
-                output_blocks,
-                args[KernelArgs.TQ] + first * row_c,
-                row_c,
-                size,
-                projection.ctypes.data,
-                args[KernelArgs.TPROJECTED] + first * row_h,
-                row_h,
-                tc.shape[2],
-                rows,
-                False,
-            )
-            for block in range(output_blocks):
-                call_step(step_output, args.ctypes.data, block, first, last)
-        store_outputs(
-            zero, address_at(ty, t), width * size, address_at(th, 1 - now), row_h, lengths, t, first, last, width
-        )
+            norm, count_h = set_norm_args(args, norms, t), cols * layer.hidden
+            norm_backward(norms.h[norm], norms.deviation_h[norm], ones, tz_h[t], tz_h[t], count_h, first, last)
+            _add_scaled(tz[t], norms.gain_h, tz_h[t], first, last)
+            call_blocks(layer.step, args, blocks, share)
+            cells, deviation, tnorm_c = norms.c[norm], norms.deviation_c[norm], arrays.tnorm_c
+            cells_to_blocks(tc[1 - now], tnorm_c, layer.hidden, first, last)
+            norm_backward(cells, deviation, ones[:, :1], tnorm_c, tnorm_c, layer.hidden, first, last)
+            call_blocks(layer.step_cell, args, blocks, share)
+        if layer.step_output != 0:  # tprojected has W_proj's own tangent applied to q
+            panels = Panels(address_of(arrays.projection), output_blocks)
+            result = Sums(args[KernelArgs.TPROJECTED], row_h, 0, False)
+            project(Plane(args[KernelArgs.TQ], row_c), panels, th, tc.shape[2], result, share)
+            call_blocks(layer.step_output, args, output_blocks, share)
+        source, to = Plane(address_at(th, 1 - now), row_h), Plane(address_at(ty, t), width * size)
+        store_outputs(ty, to, source, StepRows(arrays.lengths, t, first, last), width)
         now = 1 - now
+
+
+@compiled
+def _add_scaled(target: Any, gain: Any, source: Any, first: int, last: int) -> None:
+    """Add ``gain * source`` (B, N, G, lanes) to `target` in some rows; `gain` is (B, G, lanes)."""
+    blocks, _, gates, lanes = target.shape
+    for row in range(first, last):
+        for block in range(blocks):
+            for gate in range(gates):
+                for lane in range(lanes):
+                    target[block, row, gate, lane] += gain[block, gate, lane] * source[block, row, gate, lane]
 
 
 @compiled

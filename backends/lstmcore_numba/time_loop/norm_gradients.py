@@ -13,7 +13,7 @@ from lstmcore_numba.runtime.worker_loop import run_parts
 
 
 @compiled
-def _norm_backward_steps(  # noqa: PLR0913  (next issue: groups of arguments)
+def _norm_backward_steps(  # noqa: PLR0913  (the flat entry of a pass)
     part: int, parts: int, norm: Any, deviation: Any, gain: Any, d: Any, out: Any, count: int
 ) -> None:
     steps, rows = d.shape[0], d.shape[2]
@@ -31,7 +31,7 @@ def norm_backward_steps(threads: Any, *args: Any) -> None:
 
 
 @compiled
-def _gain_gradients(  # noqa: PLR0913  (next issue: groups of arguments)
+def _gain_gradients(  # noqa: PLR0913  (the flat entry of a pass)
     part: int, parts: int, d: Any, norm_x: Any, norm_h: Any, of_x: Any, of_h: Any, of_bias: Any
 ) -> None:
     steps, blocks, rows, gates, lanes = d.shape

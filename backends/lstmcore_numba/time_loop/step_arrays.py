@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from lstmcore_numba.codegen.numba_compiler import compiled
+from numba import types
+
+from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled
 from lstmcore_numba.codegen.step_emitter import KernelArgs
-from lstmcore_numba.gemm.vector import copy_numbers
+from lstmcore_numba.gemm.bf16 import narrow_to_bf16
+from lstmcore_numba.gemm.operands import Plane, Sums
+from lstmcore_numba.gemm.product import all_rows, dense_rows, multiply
+from lstmcore_numba.gemm.vector import call_step, copy_numbers
+from lstmcore_numba.runtime.barrier import barrier
 
 #: Entries of the table that a step function reads.
 FIELDS: Final = len(KernelArgs)
@@ -56,19 +62,36 @@ class WavefrontProgress(NamedTuple):
     masked: Any
 
 
-class PackedPairs(NamedTuple):
-    """Operands of the recurrent GEMM as packed bfloat16 pairs.
+class LayerSteps(NamedTuple):
+    """What a pass knows of its layer.
 
     Attributes
     ----------
-    recurrent
-        (B, K / 2, G, lanes) the packed recurrent weights.
-    h
-        (2, N, Pp + padding) h before a step and before the next one as bfloat16, with 0 behind the last unit.
+    step, step_output, step_cell
+        Addresses of the step functions: of a step, of its end with a projection, and of its second half with layer
+        norm; 0 if there is none.
+    hidden
+        H.
+    reverse, of_cell, masked
+        Whether time runs backwards, the recurrent input is the cell, and it has a mask.
     """
 
-    recurrent: Any
-    h: Any
+    step: int
+    step_output: int
+    step_cell: int
+    hidden: int
+    reverse: bool
+    of_cell: bool
+    masked: bool
+
+
+class StepRows(NamedTuple):
+    """Rows `first` to `last` at step `t`; `lengths` (N,) has the end of each row."""
+
+    lengths: Any
+    t: int
+    first: int
+    last: int
 
 
 @compiled
@@ -92,25 +115,60 @@ def apply_recurrent_mask(target: Any, mask: Any, state: Any, first: int, last: i
             target[row, k] = mask[row, k] * state[row, k]
 
 
-@compiled
-def store_outputs(  # noqa: PLR0913  (next issue: groups of arguments)
-    zero: Any,
-    target: int,
-    row_target: int,
-    source: int,
-    row_source: int,
-    lengths: Any,
-    t: int,
-    first: int,
-    last: int,
-    count: int,
-) -> None:
-    """Copy `count` numbers of rows `first` to `last` of a state to the outputs of step `t`; 0 past a row's end.
+def copy_row(like: Any, source: int, target: int, count: int, wanted: bool) -> None:
+    """Copy `count` numbers between two addresses, or write zeros unless `wanted`.
 
-    `target` and `source` are addresses of row 0. The strides of rows are ``row_target`` and ``row_source`` bytes.
+    The source has the dtype of the arithmetic, the target that of the array `like`; uint16 stands for bfloat16.
     """
-    for row in range(first, last):
-        copy_numbers(zero, source + row * row_source, target + row * row_target, count, t < lengths[row])
+    raise NotImplementedError
+
+
+@chosen_by_type(copy_row)
+def _choose_copy_row(like: Any, source: int, target: int, count: int, wanted: bool) -> Any:
+    if like.dtype == types.uint16:
+        return lambda like, source, target, count, wanted: narrow_to_bf16(source, target, count, wanted)
+    return lambda like, source, target, count, wanted: copy_numbers(like.dtype.type(0), source, target, count, wanted)
+
+
+@compiled
+def store_outputs(like: Any, target: Any, source: Any, rows: Any, count: int) -> None:
+    """Copy `count` numbers of each of `StepRows` from a `Plane` of states to one of outputs; 0 past a row's end.
+
+    The outputs have the dtype of the array `like`.
+    """
+    for row in range(rows.first, rows.last):
+        wanted = rows.t < rows.lengths[row]
+        copy_row(like, source.address + row * source.row, target.address + row * target.row, count, wanted)
+
+
+@compiled
+def meet(counter: int, barriers: int, share: Any) -> int:
+    """Wait for the other threads if they share hidden units; return the number of barriers so far.
+
+    `counter` is the address of the arrivals, and `barriers` the number of barriers before.
+    """
+    if share.by_units and share.parts > 1:
+        barriers += 1
+        barrier(counter, share.parts * barriers)
+    return barriers
+
+
+@compiled
+def call_blocks(function: int, args: Any, blocks: int, share: Any) -> None:
+    """Call a step function for all blocks and the rows of a thread."""
+    for block in range(blocks):
+        call_step(function, args.ctypes.data, block, share.first, share.last)
+
+
+@compiled
+def project(source: Any, panels: Any, like: Any, k_size: int, sums: Any, share: Any) -> None:
+    """Multiply a thread's rows of a `Plane` with `panels`, in vectors of the dtype of the array `like`.
+
+    `source` and `sums` have the addresses of row 0, and K is `k_size`.
+    """
+    left = dense_rows(like, Plane(source.address + share.first * source.row, source.row), k_size)
+    result = Sums(sums.address + share.first * sums.row, sums.row, 0, sums.fresh)
+    multiply(left, panels, k_size, result, all_rows(share.last - share.first), False)
 
 
 @compiled

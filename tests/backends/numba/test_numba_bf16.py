@@ -57,7 +57,7 @@ def inputs(shape: tuple[int, int, int, int]) -> Any:
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13])
 def test_a_gemm_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
     from lstmcore_numba.gemm import bf16
-    from lstmcore_numba.gemm.vector import matmul
+    from products import matmul
 
     rng = np.random.default_rng(0)
     a = rng.integers(-9, 10, (rows, inner)).astype(ml_dtypes.bfloat16)  # sums of small whole numbers are exact
@@ -66,10 +66,8 @@ def test_a_gemm_of_pairs_is_right(rows: int, inner: int, pairs: None) -> None:
         b = rng.integers(-9, 10, (inner, vectors, 16)).astype(np.float32)
         panels = [bf16.pack_weight_pairs(b[None, :, k : k + 4]).ravel() for k in range(0, vectors, 4)]
         packed, c = np.concatenate(panels), np.ones((rows, 16 * vectors), np.float32)
-        size, places = read.shape[1], (read.ctypes.data, packed.ctypes.data, c.ctypes.data)
-        from_a, from_b, to_c = places
         for fresh, before in ((False, 1), (True, 0)):
-            matmul(bf16.PAIR.type(0), vectors, from_a, 4 * size, 4, from_b, to_c, 64 * vectors, size, rows, fresh)
+            matmul(read, packed, vectors, c, fresh)
             np.testing.assert_array_equal(c, before + a.astype(np.float32) @ b.reshape(inner, -1))
 
 

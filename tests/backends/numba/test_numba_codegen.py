@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -172,7 +174,8 @@ def test_products_on_an_older_processor(run_python: RunPython, older: Older) -> 
 import numpy as np
 from numba.core.registry import cpu_target
 from lstmcore_numba.codegen.compile_target import compile_target
-from lstmcore_numba.gemm.vector import MAX_ROWS, PANEL_VECTORS, VECTOR_BYTES, matmul
+from lstmcore_numba.gemm.vector import MAX_ROWS, VECTOR_BYTES
+from products import matmul, pack
 target = compile_target()
 assert (target.triple, target.cpu, target.features) == cpu_target.target_context.codegen().magic_tuple()
 rng = np.random.default_rng(0)
@@ -182,16 +185,14 @@ for dtype in (np.float32, np.float64):
             a = rng.integers(-9, 10, (rows, inner)).astype(dtype)
             for vectors in (1, 2, 3, 4, 6):
                 b = rng.integers(-9, 10, (inner, vectors, VECTOR_BYTES // a.itemsize)).astype(dtype)
-                packed = np.concatenate([b[:, k : k + PANEL_VECTORS].ravel() for k in range(0, vectors, PANEL_VECTORS)])
                 c = np.ones((rows, b[0].size), dtype)
-                from_a, from_b, to_c = (array.ctypes.data for array in (a, packed, c))
-                a_row, c_row = a.strides[0], c.strides[0]
                 for fresh, before in ((False, 1), (True, 0)):
-                    matmul(dtype(0), vectors, from_a, a_row, a.itemsize, from_b, to_c, c_row, inner, rows, fresh)
+                    matmul(a, pack(b), vectors, c, fresh)
                     np.testing.assert_array_equal(c, before + a @ b.reshape(inner, -1))
 print(VECTOR_BYTES)
 """
-    assert run_python(code, **older.environment)[0] == f"{older.vector_bytes}\n"
+    environment = older.environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert run_python(code, **environment)[0] == f"{older.vector_bytes}\n"
 
 
 @pytest.mark.slow
