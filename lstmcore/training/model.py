@@ -9,19 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import validation
 from lstmcore.backend import Backend, State
 from lstmcore.chain import Chain
 from lstmcore.lstm import LSTM
 from lstmcore.scalars import integer
 from lstmcore.training.batches import pad
+from lstmcore.training.data_checks import Targets, check_inputs, check_targets
 from lstmcore.training.losses import Loss, make_loss
 from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
 from lstmcore.training.readout import DTYPES, Readout, ReadoutTape
 from lstmcore.training.scaling import Standardizer
 
 Array = npt.NDArray[Any]
-Targets = Array | Sequence[Array]
 
 
 class Evaluation(NamedTuple):
@@ -170,61 +169,17 @@ class SequenceModel:
 
     def check_inputs(self, inputs: Sequence[Array]) -> None:
         """Raise unless `inputs` is a non-empty collection of finite real arrays (T, I)."""
-        wanted = self.lstm.input_size
-        if not hasattr(inputs, "__len__"):
-            raise TypeError(f"inputs: expected a sequence of arrays (T, {wanted}); got {type(inputs).__name__}")
-        if not len(inputs):
-            raise ValueError("inputs: expected at least one sequence; got none")
-        for index, sequence in enumerate(inputs):
-            if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
-                kind = getattr(sequence, "dtype", type(sequence).__name__)
-                raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {wanted}); got {kind}")
-            validation.refuse_masked(f"inputs[{index}]", sequence)
-            if sequence.ndim != 2 or sequence.shape[1] != wanted:
-                raise ValueError(f"inputs[{index}]: expected shape (T, {wanted}); got {sequence.shape}")
-            if not np.isfinite(sequence).all():
-                step = int(np.flatnonzero(~np.isfinite(sequence).all(axis=1))[0])
-                raise ValueError(f"inputs[{index}]: expected finite numbers; got NaN or infinity at step {step}")
+        check_inputs(inputs, self.lstm.input_size)
 
     def check_targets(self, targets: Targets, inputs: Sequence[Array], loss: Loss) -> list[Array]:
         """Raise unless `targets` are what `loss` needs for `inputs`; return them as one array a sequence.
 
         Raises
         ------
-        TypeError
-            Class numbers of no integer dtype, values that are no numbers.
-        ValueError
-            Another count or shape, a class number outside 0 to K - 1, NaN or infinity.
+        TypeError, ValueError
+            As `data_checks.check_targets`.
         """
-        if not hasattr(targets, "__len__"):
-            raise TypeError(f"targets: expected an array, or a sequence of them; got {type(targets).__name__}")
-        if len(targets) != len(inputs):
-            raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
-        outputs, every = self.readout.output_size, self.readout.steps == "every"
-        checked = []
-        for index, (target, sequence) in enumerate(zip(targets, inputs, strict=True)):
-            validation.refuse_masked(f"targets[{index}]", target)
-            array = validation.as_array(f"targets[{index}]", target)
-            if every and not len(sequence) and array.size == 0 and not isinstance(target, np.ndarray):
-                array = np.zeros((0,) if loss.of_linear else (0, outputs), np.int64)  # an empty list has no dtype
-            shape = ((len(sequence),) if every else ()) + (() if loss.of_linear else (outputs,))
-            if array.dtype.kind not in ("iu" if loss.of_linear else "fiu"):
-                kind = "class numbers of an integer dtype" if loss.of_linear else "numbers"
-                raise TypeError(f"targets[{index}]: expected {kind}; got {array.dtype}")
-            if array.shape != shape:
-                hint = ""
-                if loss.of_linear and array.shape == (*shape, outputs):
-                    hint = ": a class is its number: use targets.argmax(axis=-1)"
-                elif not loss.of_linear and (*array.shape, 1) == shape:
-                    hint = ": use targets[..., None]"
-                raise ValueError(f"targets[{index}]: expected shape {shape}; got {array.shape}{hint}")
-            if loss.of_linear and array.size and not 0 <= array.min() <= array.max() < outputs:
-                wrong = array.min() if array.min() < 0 else array.max()
-                raise ValueError(f"targets[{index}]: expected class numbers 0 to {outputs - 1}; got {wrong}")
-            if not loss.of_linear and not np.isfinite(array).all():
-                raise ValueError(f"targets[{index}]: expected finite numbers; got NaN or infinity")
-            checked.append(array)
-        return checked
+        return check_targets(targets, inputs, loss, self.readout)
 
     def scaled(self, inputs: Sequence[Array]) -> list[Array]:
         """Return `inputs`, standardised, in the model's dtype.

@@ -18,9 +18,10 @@ from lstmcore.files import UnwritableError, check_writable
 from lstmcore.notices import notify
 from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import batches_by_length, split
+from lstmcore.training.data_checks import Targets
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss, make_loss
-from lstmcore.training.model import SequenceModel, Targets
+from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import Adam, Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.scaling import Standardizer
 
@@ -165,10 +166,8 @@ class Trainer:
     def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
 
-        Without a validation set the last epoch's weights stay. Where an error or Ctrl-C ends the run, the best epoch's
-        weights are put into the model too. `SequenceModel.loss` is set to the loss of the run.
-        A new run starts from the model's weights and at step 0 of its LSTM (`LSTM.step`), so that the same weights
-        give the same run.
+        Without a validation set the last epoch's weights stay. An error or Ctrl-C leaves the best epoch's weights too.
+        `SequenceModel.loss` becomes the loss of the run. The same weights give the same run: it begins at step 0.
 
         Parameters
         ----------

@@ -85,10 +85,8 @@ def run_parts(threads: Any, task: Any) -> None:
     task
         The two addresses of `tasks.make_task`.
     """
-    function, arguments = task
-    workers = len(threads) // 2
+    (function, arguments), workers, claimed = task, len(threads) // 2, 0
     done = threads.ctypes.data + 8 * workers  # of worker k: done + 8 k
-    claimed = 0
     for k in range(1, workers + 1):
         mailbox = threads[k]
         if compare_and_swap(mailbox + Mailbox.STATE, WorkerState.IDLE, WorkerState.CLAIMED):
