@@ -28,7 +28,7 @@ _WORDS: Final = "it is what a backend says of itself or refuses"
 _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
 _STORED: Final = "the files have no stored weights"
-_LARGE: Final = "the files have no inputs so far apart in size"
+_FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
 #: The id of the check that a mutant names, or its beginning -> why vectors cannot catch it.
@@ -47,8 +47,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "drawn.same_bits": _CALLS,
     "backward.rows": _ROWS,
     "weights.": _STORED,
-    "rows.large": _LARGE,
-    "steps.large": _LARGE,
+    "state.forms": _FORM,
     "jvp.": _TANGENT,
     "lengths.jvp": _TANGENT,
     "masks.jvp": _TANGENT,
