@@ -202,8 +202,9 @@ def at_once(address, least, spin_limit):
 @compiled
 def last_first(threads, task):
     function, arguments = task
-    for part in range(len(threads) - 1, -1, -1):
-        call_task(function, arguments, part, len(threads))
+    parts = 1 + len(threads) // 2
+    for part in range(parts - 1, -1, -1):
+        call_task(function, arguments, part, parts)
 
 if not {wait}:
     forward = import_module("lstmcore_numba.time_loop.forward")
