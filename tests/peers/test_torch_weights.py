@@ -65,12 +65,11 @@ def test_modules_dictionaries_and_files(tmp_path: Path, arguments: dict[str, Any
 
 
 def test_bfloat16() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    pytest.importorskip("ml_dtypes")
     theirs = module(torch.bfloat16)
     found = LSTM.from_torch(theirs, dtype="float64", backend="numpy")
     wanted = theirs.state_dict()["weight_ih_l0"].double().numpy()
     np.testing.assert_array_equal(found.parameters["weight_x_l0"], wanted)
-    assert ml_dtypes.bfloat16 == wanted.astype(ml_dtypes.bfloat16).dtype
 
 
 class Harmful:
