@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.search import languages
 from sphinx.search.en import SearchEnglish
@@ -121,3 +122,4 @@ def link_repository(app: Sphinx, doctree: nodes.document) -> None:
 def setup(app: Sphinx) -> None:
     """Register what this site adds to Sphinx."""
     app.connect("doctree-read", link_repository)
+    app.add_lexer("mermaid", TextLexer)  # code hosts draw these diagrams; here they are shown as text
