@@ -26,7 +26,7 @@ from lstmcore.layer_file import (
 from lstmcore.lstm import LSTM, Tape
 from lstmcore.precision import Precision
 from lstmcore.scalars import flag
-from lstmcore.stored_weights import StoredMatrix
+from lstmcore.stored_weights import StoredMatrix, read_parameters, store_parameters
 
 Array: TypeAlias = npt.NDArray[Any]
 Value = TypeVar("Value")
@@ -150,10 +150,13 @@ class Chain:
         ]
         return type(self)(parts, batch_first=self.batch_first)
 
-    def load_parameters(self, parameters: Mapping[str, Array]) -> None:
+    def load_parameters(self, parameters: Mapping[str, Array | StoredMatrix]) -> None:
         """Set all parameters, as `LSTM.load_parameters`; if one is refused, nothing is changed."""
-        validation.check_parameters("parameters", parameters, self.parameter_shapes, self.precision)
-        validation.check_finite_parameters("parameters", parameters)
+        stored, storage = validation.check_stored(parameters, self.precision), self.precision.storage
+        plain = read_parameters(parameters, storage) if stored else cast(Mapping[str, Array], parameters)
+        validation.check_parameters("parameters", plain, self.parameter_shapes, self.precision)
+        validation.check_finite_parameters("parameters", plain)
+        store_parameters(plain, self.precision.weights)  # refuses here what an LSTM would refuse after another changed
         for index, lstm in self._placed():
             lstm.load_parameters(_part(parameters, index))
 

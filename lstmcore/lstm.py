@@ -712,7 +712,7 @@ class LSTM:
         return Explanation(
             self.backend.name,
             self._declared.device,
-            self.precision.name,
+            self.precision.label,
             self._selection,
             tuple(zip(self.stack.suffixes, self._kernel.receipts(steps, batch), strict=True)),
         )

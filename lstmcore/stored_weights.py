@@ -6,7 +6,7 @@ An LSTM with stored weights is the float32 LSTM whose matrices are what reading 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -23,6 +23,8 @@ WEIGHT_FEATURES: Final = frozenset(f"weights:{name}" for name in FORMATS)
 
 #: Parameters that are stored in a format, without their suffix: the matrices. The vectors stay as they are.
 MATRICES: Final = ("weight_x", "weight_h", "weight_proj")
+#: Format -> dtype of the values of a matrix.
+_DTYPES: Final = {"bfloat16": "uint16", "float16": "float16", "int8": "int8"}
 #: The largest magnitude of an int8 weight: -128 is not used, so that a weight and its negative are stored alike.
 _LARGEST: Final = 127
 #: Bits of a float32 that a scale leaves zero: then the product of a scale and an int8 weight is exact.
@@ -49,11 +51,6 @@ class StoredMatrix:
     values: Array
     scale: Array | None = None
 
-    def __post_init__(self) -> None:
-        for array in (self.values, self.scale):
-            if array is not None:
-                array.flags.writeable = False
-
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns."""
@@ -63,6 +60,37 @@ class StoredMatrix:
     def nbytes(self) -> int:
         """Bytes of values and scales."""
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def check(self, name: str, scale_name: str) -> None:
+        """Raise unless these are numbers that a rounding can give; the names are those for messages.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Values or scales of another type, dtype, shape or range.
+        """
+        wanted = ((name, self.values, _DTYPES[self.format], 2), (scale_name, self.scale, "float32", 1))
+        for what, array, dtype, ndim in wanted[: 2 if self.format == "int8" else 1]:
+            if not isinstance(array, np.ndarray) or str(array.dtype) != dtype or array.ndim != ndim:
+                kind = getattr(array, "dtype", type(array).__name__)
+                raise TypeError(f"{what}: expected an array of {dtype} with ndim={ndim}; got {kind}")
+        if self.scale is not None:
+            if self.scale.shape != self.values.shape[:1]:
+                raise ValueError(f"{scale_name}: expected shape {self.values.shape[:1]}; got {self.scale.shape}")
+            if not (self.scale > 0).all():
+                raise ValueError(f"{scale_name}: expected numbers above 0; got {self.scale.min()}")
+        if self.format == "int8" and self.values.size and self.values.min() < -_LARGEST:
+            raise ValueError(f"{name}: expected -{_LARGEST} to {_LARGEST}; got {self.values.min()}")
+        if not np.isfinite(self.read()).all():
+            raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
+
+    def frozen_copy(self) -> StoredMatrix:
+        """Return a copy whose arrays are read-only."""
+        arrays = [None if array is None else array.copy() for array in (self.values, self.scale)]
+        for array in arrays:
+            if array is not None:
+                array.flags.writeable = False
+        return replace(self, values=arrays[0], scale=arrays[1])
 
     def read(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """Return the matrix as numbers of `dtype`: float32 or float64, both exact."""
@@ -104,7 +132,7 @@ def store(name: str, matrix: Array, form: str) -> StoredMatrix:
     if not np.isfinite(stored.read()).all():
         largest = float(np.abs(matrix).max())
         raise ValueError(f"{name}: expected numbers that {form} can hold; got one of magnitude {largest:.4g}")
-    return stored
+    return stored.frozen_copy()
 
 
 def _store_int8(numbers: Array) -> StoredMatrix:
@@ -143,8 +171,6 @@ def read_parameters(parameters: Mapping[str, Array | StoredMatrix], dtype: npt.D
 
 # The tensors of a file -----------------------------------------------------------------------------------------------
 
-#: Format -> dtype of the tensor that holds the values of a matrix.
-_DTYPES: Final = {"bfloat16": "uint16", "float16": "float16", "int8": "int8"}
 #: What follows the name of an int8 matrix in the name of its scales.
 _SCALE: Final = ":scale"
 
@@ -194,11 +220,6 @@ def from_tensors(tensors: Mapping[str, Array], form: str) -> dict[str, Array | S
             parameters[name] = array
             continue
         matrix = StoredMatrix(form, array, tensors.get(name + _SCALE))
-        if matrix.scale is not None and not (matrix.scale > 0).all():
-            raise ValueError(f"tensor {name + _SCALE!r}: expected numbers above 0; got {matrix.scale.min()}")
-        if form == "int8" and array.size and array.min() < -_LARGEST:
-            raise ValueError(f"tensor {name!r}: expected -{_LARGEST} to {_LARGEST}; got {array.min()}")
-        if not np.isfinite(matrix.read()).all():
-            raise ValueError(f"tensor {name!r}: expected finite numbers; got NaN or infinity")
+        matrix.check(f"tensor {name!r}", f"tensor {name + _SCALE!r}")
         parameters[name] = matrix
     return parameters

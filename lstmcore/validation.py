@@ -281,7 +281,7 @@ def check_parameters(
 
 
 def check_stored(parameters: Any, precision: Precision) -> dict[str, StoredMatrix]:
-    """Return the entries of `parameters` that are stored matrices; raise ValueError for one in another format."""
+    """Return copies of the stored matrices in `parameters`; raise for another format and for wrong numbers."""
     found = {}
     for name, value in parameters.items() if isinstance(parameters, Mapping) else ():
         if isinstance(value, StoredMatrix):
@@ -289,7 +289,8 @@ def check_stored(parameters: Any, precision: Precision) -> dict[str, StoredMatri
                 raise ValueError(
                     f"parameters[{name!r}]: expected the format of the weights, {precision.weights}; got {value.format}"
                 )
-            found[name] = value
+            value.check(f"parameters[{name!r}]", f"parameters[{name!r}].scale")
+            found[name] = value.frozen_copy()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, layout_options
 from lstmcore.cli.evaluate import classified, forecast, load_for
 from lstmcore.datasets import Classification
+from lstmcore.registry import BACKEND_VARIABLE
 from lstmcore.stored_weights import FORMATS
 from lstmcore.training.forecast import ForecastTask, forecasts
 from lstmcore.training.model import SequenceModel
@@ -29,7 +31,7 @@ from lstmcore.training.model import SequenceModel
 @click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
 @click.option("--only", help="Forecasting: the one series to judge  [default: all].")
 @layout_options
-@click.option("--backend", help="Backend that computes  [default: the fastest that has the format].")
+@click.option("--backend", help="Backend of the smaller model  [default: the fastest that has the format].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def compress(
     model: str, weights: str, out: str, data: str | None, backend: str | None, as_json: bool, **options: Any
@@ -47,8 +49,8 @@ def compress(
     check_files({"--out": out}, {"the model": model, "the data": data})
     if data is None and (given := next((name for name, value in options.items() if value is not None), None)):
         raise ValueError(f"--{given}: only with --data, which was not given")
-    whole = SequenceModel.load(model, backend=backend)
-    small = whole.compress(weights, backend="auto" if backend is None else backend)
+    whole = SequenceModel.load(model)
+    small = whole.compress(weights, backend=backend or os.environ.get(BACKEND_VARIABLE) or "auto")
     judged = {} if data is None else _judged(whole, small, model, data, options)
     small.save(out)
     sizes = {"before": Path(model).stat().st_size, "after": Path(out).stat().st_size}

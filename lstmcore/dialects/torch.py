@@ -181,7 +181,8 @@ def _ours(arrays: Mapping[str, Array], name: str) -> Array:
     array = arrays[f"{_NAMES[kind]}_l{suffix}"]
     if kind != "bias":
         return array
-    other = arrays[f"bias_hh_l{suffix}"]
+    wide = np.float32 if array.dtype.itemsize < 4 else array.dtype  # a sum of two 16-bit numbers is not rounded twice
+    array, other = array.astype(wide), arrays[f"bias_hh_l{suffix}"].astype(wide)
     return np.where(other == 0, array, array + other)
 
 

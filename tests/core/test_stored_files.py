@@ -149,3 +149,55 @@ def test_matrices_with_scales_of_others_keep_them() -> None:
     del given["bias_l0"]
     with pytest.raises(ValueError, match="bias_l0 missing"):
         lstm.load_parameters(given)
+
+
+def _int8(values: Any, scale: Any) -> StoredMatrix:
+    return StoredMatrix("int8", values, scale)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: _int8(m.values, -m.scale), r"\['weight_x_l0'\].scale: expected numbers above 0"),
+        (lambda m: _int8(m.values, None), r"\.scale: expected an array of float32 with ndim=1; got NoneType"),
+        (lambda m: _int8(m.values, m.scale[:1]), r"\.scale: expected shape \(20,\); got \(1,\)"),
+        (lambda m: _int8(m.values, m.scale.astype("f8")), r"\.scale: expected an array of float32 .* got float64"),
+        (lambda m: _int8(np.full_like(m.values, -128), m.scale), "expected -127 to 127; got -128"),
+        (lambda m: _int8(m.values.astype("f4"), m.scale), "expected an array of int8 with ndim=2; got float32"),
+        (lambda m: _int8(m.values.tolist(), m.scale), "expected an array of int8 with ndim=2; got list"),
+        (lambda m: _int8(m.values[:, :2], m.scale), r"expected shape \(20, 3\)"),
+    ],
+)
+def test_a_wrong_stored_matrix_changes_nothing(change: Any, message: str) -> None:
+    lstm = LSTM(3, 5, weights="int8", seed=0, backend="numpy")
+    before = lstm(np.ones((4, 2, 3), np.float32))[0]
+    given = lstm.stored_parameters | {"weight_x_l0": change(lstm.stored_parameters["weight_x_l0"])}
+    with pytest.raises((TypeError, ValueError), match=message):
+        lstm.load_parameters(given)
+    assert lstm(np.ones((4, 2, 3), np.float32))[0].tobytes() == before.tobytes()
+
+
+def test_a_stored_matrix_is_copied() -> None:
+    """The caller's arrays stay writable, and later writes change neither parameters nor results."""
+    lstm = LSTM(3, 5, weights="int8", seed=0, backend="numpy")
+    matrix = lstm.stored_parameters["weight_x_l0"]
+    assert isinstance(matrix, StoredMatrix)
+    assert not matrix.values.flags.writeable
+    values, scale = matrix.values.copy(), np.array(matrix.scale)
+    lstm.load_parameters(lstm.stored_parameters | {"weight_x_l0": _int8(values[:], scale)})
+    before = lstm.parameters["weight_x_l0"]
+    values[:] = 1
+    assert np.array_equal(lstm.parameters["weight_x_l0"], before)
+
+
+def test_a_chain_is_changed_whole_or_not_at_all() -> None:
+    chain = Chain([LSTM(3, 4, seed=1, backend="numpy"), LSTM(4, 4, seed=2, backend="numpy")]).compressed("float16")
+    before = chain.parameters
+    given = {name: np.zeros_like(value) for name, value in before.items()}
+    given["1.weight_x_l0"][0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"parameters\['1.weight_x_l0'\]: expected numbers that float16 can hold"):
+        chain.load_parameters(given)
+    for name, value in chain.parameters.items():
+        assert np.array_equal(value, before[name])
+    chain.load_parameters(chain.stored_parameters)
+    assert "float32 with float16 weights" in str(chain.explain()[0])

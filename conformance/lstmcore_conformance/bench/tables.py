@@ -79,7 +79,7 @@ def runtimes(benchmark: Benchmark) -> Table:
 
 def digits(value: float) -> str:
     """Return three digits, or all digits before the point."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def joined(pairs: Iterable[tuple[str, Any]], sign: str) -> str:

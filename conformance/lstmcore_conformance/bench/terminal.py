@@ -32,10 +32,10 @@ def show(benchmark: Benchmark, console: Console) -> None:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table as wide as its words are, also on a narrower terminal: a number that is cut is another number."""
-    drawn = RichTable(title=table.caption, title_justify="left")
-    for heading, texts in zip(table.headings, zip(*table.rows, strict=True), strict=True):
-        longest = max(len(word) for text in (heading, *texts) for word in (text.split(" ") if text else [""]))
-        drawn.add_column(heading, min_width=longest)
+    drawn = RichTable(title=Text(table.caption, "italic"), title_justify="left")
+    for place, heading in enumerate(table.headings):
+        texts = (heading, *(row[place] for row in table.rows))
+        drawn.add_column(Text(heading), min_width=max(len(word) for text in texts for word in text.split(" ")))
     for row in table.rows:
         drawn.add_row(*(Text(text, _style(text)) for text in row))
     console.print(drawn, crop=False)
