@@ -86,11 +86,11 @@ class StoredMatrix:
 
     def frozen_copy(self) -> StoredMatrix:
         """Return a copy whose arrays are read-only."""
-        arrays = [None if array is None else array.copy() for array in (self.values, self.scale)]
-        for array in arrays:
+        copy = replace(self, values=self.values.copy(), scale=None if self.scale is None else self.scale.copy())
+        for array in (copy.values, copy.scale):
             if array is not None:
                 array.flags.writeable = False
-        return replace(self, values=arrays[0], scale=arrays[1])
+        return copy
 
     def read(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """Return the matrix as numbers of `dtype`: float32 or float64, both exact."""
