@@ -156,7 +156,9 @@ class Chain:
         plain = read_parameters(parameters, storage) if stored else cast(Mapping[str, Array], parameters)
         validation.check_parameters("parameters", plain, self.parameter_shapes, self.precision)
         validation.check_finite_parameters("parameters", plain)
-        store_parameters(plain, self.precision.weights)  # refuses here what an LSTM would refuse after another changed
+        store_parameters(
+            {**plain, **stored}, self.precision.weights
+        )  # refuses here what an LSTM would refuse after another changed
         for index, lstm in self._placed():
             lstm.load_parameters(_part(parameters, index))
 

@@ -452,7 +452,7 @@ class LSTM:
         validation.check_finite_parameters("parameters", loaded)
         for array in loaded.values():
             array.flags.writeable = False
-        self._load({**store_parameters(loaded, self.precision.weights), **stored})
+        self._load(store_parameters({**loaded, **stored}, self.precision.weights))
 
     def _load(self, parameters: dict[str, Array | StoredMatrix]) -> None:
         weights = self._kernel.pack(parameters)

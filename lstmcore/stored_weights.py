@@ -87,10 +87,7 @@ class StoredMatrix:
     def frozen_copy(self) -> StoredMatrix:
         """Return a copy whose arrays are read-only."""
         copy = replace(self, values=self.values.copy(), scale=None if self.scale is None else self.scale.copy())
-        for array in (copy.values, copy.scale):
-            if array is not None:
-                array.flags.writeable = False
-        return copy
+        return _frozen(copy)
 
     def read(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """Return the matrix as numbers of `dtype`: float32 or float64, both exact."""
@@ -100,6 +97,14 @@ class StoredMatrix:
         if self.format == "bfloat16":
             return (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(dtype, copy=False)
         return self.values.astype(dtype)
+
+
+def _frozen(matrix: StoredMatrix) -> StoredMatrix:
+    """Make the arrays of a matrix read-only and return it."""
+    for array in (matrix.values, matrix.scale):
+        if array is not None:
+            array.flags.writeable = False
+    return matrix
 
 
 def store(name: str, matrix: Array, form: str) -> StoredMatrix:
@@ -132,7 +137,7 @@ def store(name: str, matrix: Array, form: str) -> StoredMatrix:
     if not np.isfinite(stored.read()).all():
         largest = float(np.abs(matrix).max())
         raise ValueError(f"{name}: expected numbers that {form} can hold; got one of magnitude {largest:.4g}")
-    return stored.frozen_copy()
+    return _frozen(stored)
 
 
 def _store_int8(numbers: Array) -> StoredMatrix:
@@ -148,8 +153,10 @@ def is_matrix(name: str) -> bool:
     return name.rpartition(".")[2].startswith(MATRICES)
 
 
-def store_parameters(parameters: Mapping[str, Array], form: str) -> dict[str, Array | StoredMatrix]:
+def store_parameters(parameters: Mapping[str, Array | StoredMatrix], form: str) -> dict[str, Array | StoredMatrix]:
     """Return the parameters with their matrices in a format; `SAME` leaves all of them as they are.
+
+    A matrix that is stored already stays.
 
     Raises
     ------
@@ -159,7 +166,9 @@ def store_parameters(parameters: Mapping[str, Array], form: str) -> dict[str, Ar
     if form == SAME:
         return dict(parameters)
     return {
-        name: store(f"parameters[{name!r}]", array, form) if is_matrix(name) else array
+        name: array
+        if isinstance(array, StoredMatrix) or not is_matrix(name)
+        else store(f"parameters[{name!r}]", array, form)
         for name, array in parameters.items()
     }
 

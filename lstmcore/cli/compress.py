@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, layout_options
 from lstmcore.cli.evaluate import classified, forecast, load_for
 from lstmcore.datasets import Classification
-from lstmcore.registry import BACKEND_VARIABLE
+from lstmcore.registry import default_name
 from lstmcore.stored_weights import FORMATS
 from lstmcore.training.forecast import ForecastTask, forecasts
 from lstmcore.training.model import SequenceModel
@@ -50,7 +49,7 @@ def compress(
     if data is None and (given := next((name for name, value in options.items() if value is not None), None)):
         raise ValueError(f"--{given}: only with --data, which was not given")
     whole = SequenceModel.load(model)
-    small = whole.compress(weights, backend=backend or os.environ.get(BACKEND_VARIABLE) or "auto")
+    small = whole.compress(weights, backend=backend or default_name())
     judged = {} if data is None else _judged(whole, small, model, data, options)
     small.save(out)
     sizes = {"before": Path(model).stat().st_size, "after": Path(out).stat().st_size}
