@@ -46,20 +46,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="quick",
         help="full also runs what takes long, smoke a few cases of each check.  [default: quick]",
     )
-    group.addoption(
-        "--lstm-seed",
-        metavar="N",
-        type=_whole(0),
-        default=SEED,
-        help=f"Seed of the cases that are drawn.  [default: {SEED}]",
-    )
-    group.addoption(
-        "--lstm-max-examples",
-        metavar="N",
-        type=_whole(1),
-        default=None,
-        help=f"Cases that a check draws.  [default: {EXAMPLES}; {SMOKE_EXAMPLES} in smoke]",
-    )
+    for name, least, default, text in (
+        ("--lstm-seed", 0, SEED, f"Seed of the cases that are drawn.  [default: {SEED}]"),
+        (
+            "--lstm-max-examples",
+            1,
+            None,
+            f"Cases that a check draws.  [default: {EXAMPLES}; {SMOKE_EXAMPLES} in smoke]",
+        ),
+        ("--lstm-max-work", 1, None, "Skip cases with more multiply-adds.  [default: no limit]"),
+    ):
+        group.addoption(name, metavar="N", type=_whole(least), default=default, help=text)
     group.addoption(
         "--lstm-grid",
         choices=("quick", "standard", "full"),
@@ -89,7 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     draws = Draws.of(option("lstm_profile"), option("lstm_seed"), option("lstm_max_examples"))
     try:
-        config.stash[_TESTED] = BackendUnderTest(get_backend(name), draws)
+        config.stash[_TESTED] = BackendUnderTest(get_backend(name), draws, option("lstm_max_work"))
     except (ImportError, LookupError, RuntimeError, ValueError) as error:
         raise pytest.UsageError(f"--lstm-backend: {error}") from error
 

@@ -40,6 +40,8 @@ class LSTMConformance:
         ``"full"`` also runs slow checks, ``"smoke"`` a few cases of each check.
     seed, max_examples
         The seed and the number of random cases; None for the defaults of the profile.
+    max_work
+        The most multiply-adds of a case that runs; None for no limit.
 
     Examples
     --------
@@ -56,6 +58,7 @@ class LSTMConformance:
     profile: ClassVar[Profile] = "quick"
     seed: ClassVar[int | None] = None
     max_examples: ClassVar[int | None] = None
+    max_work: ClassVar[int | None] = None
 
     def make_backend(self) -> Backend:
         """Return the backend to test; override it if making one needs more than a name."""
@@ -66,7 +69,7 @@ class LSTMConformance:
         if "lstm_item" not in metafunc.fixturenames:
             return
         backend = self.make_backend()
-        tested = BackendUnderTest(backend, Draws.of(self.profile, self.seed, self.max_examples))
+        tested = BackendUnderTest(backend, Draws.of(self.profile, self.seed, self.max_examples), self.max_work)
         chosen = list(items(tested, self.precisions, profile=self.profile))
         check_ids(self.expected_failures, (item.id for item in items(tested, profile="full")))
         cls: Any = type(self)

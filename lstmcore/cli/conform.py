@@ -43,6 +43,12 @@ from lstmcore.registry import get_backend
     help="Cases that a check draws  [default: 30; 3 in smoke].",
 )
 @click.option(
+    "--max-work",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Leave out cases with more multiply-adds; the result is then at best partial  [default: no limit].",
+)
+@click.option(
     "--expected-failures",
     "expected_path",
     metavar="FILE",
@@ -61,6 +67,7 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
     profile: Literal["smoke", "quick", "full"],
     seed: int | None,
     max_examples: int | None,
+    max_work: int | None,
     expected_path: str | None,
     path: str | None,
     junit_path: str | None,
@@ -103,6 +110,7 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
             select=select,
             profile=profile,
             draws=Draws.of(profile, seed, max_examples),
+            max_work=max_work,
             expected_failures=expected,
             progress=lambda done, total, item: tell(done, total, item.partition("[")[0]),
         )

@@ -22,8 +22,12 @@ from lstmcore_conformance.suite.check import Profile, all_checks
 from lstmcore_conformance.suite.report import Outcome
 
 CHECKS = {check.id: check for check in all_checks()}
-#: What takes more than five seconds: very many steps, and very many calls.
-SLOW = {"hidden.drifts", "hidden.leaks"}
+#: What takes more than five seconds: very many steps, very many calls, and the checks of large sizes.
+SLOW = {
+    "hidden.drifts",
+    "hidden.leaks",
+    *(id for id, mutant in MUTANTS.items() if mutant.caught_by.startswith("large.")),
+}
 #: Evaluating all cases of the value checks takes 20 seconds in each precision; two of four are quick.
 SLOW_PRECISIONS = dict.fromkeys(("tf32", "float16"), pytest.mark.slow)
 
@@ -37,7 +41,7 @@ def test_the_mutant_is_caught(mutant: Mutant) -> None:
     report = run(
         mutant.make(),
         precisions=[mutant.precision],
-        select=mutant.caught_by,
+        select=mutant.selection,
         profile=profile,
         draws=Draws(shrink=False),
     )

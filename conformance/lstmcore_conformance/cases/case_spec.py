@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Self
 
 from lstmcore.config import LSTMConfig, StackConfig
@@ -83,6 +84,12 @@ class CaseSpec:
     def configs(self) -> tuple[LSTMConfig, ...]:
         """The configurations of all layers and directions."""
         return self.model.configs if isinstance(self.model, StackConfig) else (self.model,)
+
+    @property
+    def work(self) -> int:
+        """The multiply-adds of the matrix products of one forward pass."""
+        weights = sum(prod(shape) for shape in self.model.parameter_shapes.values() if len(shape) > 1)
+        return self.steps * self.batch * weights
 
     @property
     def features(self) -> frozenset[str]:

@@ -41,11 +41,32 @@ DRAWS: Final = 24
 MARGIN: Final = 4.0
 #: The largest error of the naive evaluation, in epsilons of an array's scale.
 LOSS: Final = 40.0
+#: Multiply-adds of a case above which its data are not kept for later checks.
+LARGE_WORK: Final = 1 << 19
+
+
+def case_data(case: CaseSpec) -> Data:
+    """Return the data of `case`, from the first draw that is good enough, or from the best of all draws."""
+    return (_large_data if case.work > LARGE_WORK else _small_data)(case)
+
+
+def forget() -> None:
+    """Free the data that were kept."""
+    for kept in (_small_data, _large_data):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=8192)
-def case_data(case: CaseSpec) -> Data:
-    """Return the data of `case`, from the first draw that is good enough, or from the best of all draws."""
+def _small_data(case: CaseSpec) -> Data:
+    return _data(case)
+
+
+@lru_cache(maxsize=2)
+def _large_data(case: CaseSpec) -> Data:
+    return _data(case)
+
+
+def _data(case: CaseSpec) -> Data:
     return rounded(_drawn(case), case.policy)
 
 

@@ -55,10 +55,7 @@ def results(tested: BackendUnderTest, case: Case, data: Data) -> dict[str, Array
     if record:
         arrays |= tested.backward(case, data, weights, done)
     if "jvp" in tested.declared.derivatives:
-        with tested.guard("jvp"):
-            _, moved = tested.kernel(case).jvp(
-                weights, data.x, data.state, data.tangents, lengths=data.lengths, masks=data.masks
-            )
+        _, moved = tested.jvp(case, data, weights)
         arrays |= {f"t{name}": array for name, array in tested.outputs(moved).items()}
     return arrays
 

@@ -31,6 +31,9 @@ class Mutant:
     hides
         The kind of data that do not show the fault, or an empty text: ``"one step"``, ``"one row"``, ``"I = H"``,
         ``"zero state"`` or ``"equal weights"``.
+    shown_by
+        Words of the items that show it (`lstmcore_conformance.suite.selection`), or an empty text for any of the check:
+        a check of many large cases is then not run as a whole.
     make
         Makes the backend.
     """
@@ -41,6 +44,12 @@ class Mutant:
     precision: str
     hides: str
     make: Callable[[], Backend]
+    shown_by: str = ""
+
+    @property
+    def selection(self) -> str:
+        """The expression for the items of its check that show it."""
+        return f"{self.caught_by} and ({self.shown_by})" if self.shown_by else self.caught_by
 
 
 #: Every mutant by its id.
@@ -48,14 +57,14 @@ MUTANTS: Final[dict[str, Mutant]] = {}
 
 
 def fault(
-    id: str, what: str, caught_by: str, precision: str = "float32", hides: str = ""
+    id: str, what: str, caught_by: str, precision: str = "float32", hides: str = "", shown_by: str = ""
 ) -> Callable[[Callable[[], Backend]], Callable[[], Backend]]:
     """Register the decorated function, which makes a mutant.
 
     Parameters
     ----------
-    id, what, caught_by, precision, hides
-        `Mutant.id`, `fault`, `caught_by`, `precision` and `hides`.
+    id, what, caught_by, precision, hides, shown_by
+        `Mutant.id`, `fault`, `caught_by`, `precision`, `hides` and `shown_by`.
 
     Raises
     ------
@@ -66,7 +75,7 @@ def fault(
     def register(make: Callable[[], Backend]) -> Callable[[], Backend]:
         if id in MUTANTS:
             raise ValueError(f"mutant {id!r}: the id is taken")
-        MUTANTS[id] = Mutant(id, what, caught_by, precision, hides, make)
+        MUTANTS[id] = Mutant(id, what, caught_by, precision, hides, make, shown_by)
         return make
 
     return register

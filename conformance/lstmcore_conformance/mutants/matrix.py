@@ -68,7 +68,9 @@ def fault(check: str, *, caught: bool, beyond: bool) -> str:
     return "" if check in STANDS else "catches no mutant that plain value checks miss"
 
 
-def failing(id: str, wanted: Callable[[Check], bool], *, first: bool = False) -> frozenset[str]:
+def failing(
+    id: str, wanted: Callable[[Check], bool], *, first: bool = False, select: str | None = None
+) -> frozenset[str]:
     """Return the ids of the checks that fail on a mutant.
 
     Parameters
@@ -79,12 +81,14 @@ def failing(id: str, wanted: Callable[[Check], bool], *, first: bool = False) ->
         Whether a check is to be run.
     first
         Whether to stop at the first check that fails.
+    select
+        An expression for the items that are run; None for all of those checks.
     """
     mutant = MUTANTS[id]
     tested, failed = BackendUnderTest(mutant.make(), Draws(shrink=False)), set[str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # faulty arithmetic warns; its results are judged
-        for item in items(tested, [mutant.precision], profile="full"):
+        for item in items(tested, [mutant.precision], select, profile="full"):
             if wanted(item.check) and item.check.id not in failed and run_item(tested, item).outcome is Outcome.FAILED:
                 failed.add(item.check.id)
                 if first:
@@ -104,9 +108,9 @@ def matrix(jobs: int) -> Iterator[tuple[str, frozenset[str]]]:
         yield from zip(MUTANTS, pool.map(catching, MUTANTS), strict=True)
 
 
-def catches(checks: Collection[str], mutant: str) -> bool:
-    """Return whether one of the checks catches the mutant."""
-    return bool(failing(mutant, lambda check: check.id in checks, first=True))
+def catches(checks: Collection[str], mutant: str, select: str | None = None) -> bool:
+    """Return whether one of the checks catches the mutant; `select` is an expression for their items."""
+    return bool(failing(mutant, lambda check: check.id in checks, first=True, select=select))
 
 
 def judge(check: str) -> tuple[list[str], list[str], str | None]:
@@ -120,7 +124,7 @@ def judge(check: str) -> tuple[list[str], list[str], str | None]:
         One that is caught, and that plain value checks miss; None if there is none.
     """
     own = [id for id, mutant in MUTANTS.items() if mutant.caught_by == check]
-    caught = [id for id in own if catches({check}, id)]
+    caught = [id for id in own if catches({check}, id, MUTANTS[id].selection)]
     beyond = next((id for id in caught if not catches(PLAIN, id)), None)
     return caught, [id for id in own if id not in caught], beyond
 

@@ -19,9 +19,10 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.precision import Precision, get_precision
+from lstmcore_conformance.cases import quality
 from lstmcore_conformance.cases.call_data import Array, storage_dtype
 from lstmcore_conformance.cases.case import Case
-from lstmcore_conformance.cases.quality import ALSO, NAIVE, case_data
+from lstmcore_conformance.cases.quality import ALSO, NAIVE
 from lstmcore_conformance.oracle import evaluation
 from lstmcore_conformance.oracle.composition import Arrays
 
@@ -30,6 +31,8 @@ SAFETY: Final = 6.0
 #: The naive evaluation is repeated on this many copies of the data, each moved by one unit in the last place: the
 #: error of one evaluation is partly luck.
 COPIES: Final = 3
+#: Large cases have one copy: among their many numbers one evaluation has enough luck and bad luck.
+COPIES_OF_LARGE: Final = 1
 #: Epsilons for the rounding of the result, which count even if the naive evaluation happens to be exact.
 ROUNDING: Final = 0.5
 #: Arrays of one group (outputs, gradients, tangents) that are smaller than the largest by this factor get no less.
@@ -83,8 +86,18 @@ def tangents(case: Case) -> Expectation:
     return _expect(case, evaluation.tangents)
 
 
+@lru_cache(maxsize=16)  # of many faulty backends in a row, which meet the same cases
+def everything(case: Case) -> Expectation:
+    """Return what is expected of all three together, for a large case: each evaluation runs forward once."""
+    return _expected(case, evaluation.everything)
+
+
 @lru_cache(maxsize=8192)
 def _expect(case: Case, evaluate: Evaluate) -> Expectation:
+    return _expected(case, evaluate)
+
+
+def _expected(case: Case, evaluate: Evaluate) -> Expectation:
     policy, naive = case.policy, get_precision(NAIVE[case.precision])
     error = _baseline_error(case.with_precision(naive.name), evaluate)
     values = evaluate(case, "float64", 0)
@@ -102,7 +115,8 @@ def _baseline_error(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
     exact = evaluate(case, "float64", 0)
     scales = _scales(exact)
     error = dict.fromkeys(exact, 0.0)
-    evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in range(COPIES + 1)]
+    copies = COPIES_OF_LARGE if evaluate is evaluation.everything else COPIES
+    evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in range(copies + 1)]
     for policy, copy in [*evaluations, *((also, 0) for also in ALSO.get(case.precision, ()))]:
         for name, array in evaluate(case, policy, copy).items():
             stored = array.astype(storage_dtype(dtype_of(name, case))).astype(np.float64)
@@ -114,14 +128,22 @@ def _baseline_error(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
 def forget() -> None:
     """Free all results and data that were kept: those of large cases take much memory and are not used again."""
     evaluation.forget()
-    for cached in (_expect, _baseline_error, case_data):
+    quality.forget()
+    for cached in (_expect, _baseline_error, everything):
         cached.cache_clear()
 
 
 def _scales(values: Arrays) -> dict[str, float]:
     largest = {name: _largest(value) for name, value in values.items()}
-    floor = GROUP_FLOOR * max(largest.values())
-    return {name: max(scale, floor) for name, scale in largest.items()}
+    floor: dict[str, float] = {}
+    for name, scale in largest.items():
+        floor[_group(name)] = max(floor.get(_group(name), 0.0), GROUP_FLOOR * scale)
+    return {name: max(scale, floor[_group(name)]) for name, scale in largest.items()}
+
+
+def _group(name: str) -> str:
+    """Return the group of an output array: outputs, gradients or tangents."""
+    return "outputs" if name in ("y", "h_n", "c_n") else "gradients" if name.startswith("d") else "tangents"
 
 
 def _largest(array: Array) -> float:

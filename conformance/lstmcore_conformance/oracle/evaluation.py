@@ -39,6 +39,15 @@ def tangents(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     return jvp_pass(case.model, moved(case, copy), _primal(case, precision, copy), precision)
 
 
+@lru_cache(maxsize=4)  # the exact results of a case serve its baseline error and its expectation
+def everything(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
+    """Return the results of `forward`, `gradients` and `tangents` together, from one forward pass."""
+    data = move(case, copy)
+    done = forward_pass(case.model, data, precision)
+    backward, along = (function(case.model, data, done, precision) for function in (backward_pass, jvp_pass))
+    return done.outputs | backward | along
+
+
 def _primal(case: Case, precision: Precision | str, copy: int) -> Pass:
     """Return the forward pass that the outputs, the gradients and the tangents of a case share."""
     values = case.steps * case.batch * sum(config.hidden_size for config in case.configs)
@@ -57,6 +66,11 @@ def _large_pass(case: Case, precision: Precision | str, copy: int) -> Pass:
 
 @lru_cache(maxsize=16)
 def moved(case: Case, copy: int) -> Data:
+    """Return `move` of a case, which is kept for the evaluations that follow."""
+    return move(case, copy)
+
+
+def move(case: Case, copy: int) -> Data:
     """Return the data of `case` with every number moved to the next one up or down in the compute dtype.
 
     The direction is drawn for each number and copy; masks stay. Copy 0 is the data themselves.
@@ -67,15 +81,15 @@ def moved(case: Case, copy: int) -> Data:
     rng = np.random.default_rng(seed_of(f"{case.name}/moved", copy))
     dtype = np.dtype(case.policy.compute)
 
-    def move(array: Array) -> Array:
+    def each(array: Array) -> Array:
         towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(dtype)
         result: Array = np.nextafter(array.astype(dtype), towards)
         return result
 
-    return replace(data.map(move), masks=data.masks)
+    return replace(data.map(each), masks=data.masks)
 
 
 def forget() -> None:
     """Free the results and the data that were kept."""
-    for cached in (forward, gradients, tangents, _small_pass, _large_pass, moved):
+    for cached in (forward, gradients, tangents, everything, _small_pass, _large_pass, moved):
         cached.cache_clear()

@@ -53,6 +53,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             + (f", seed {report.seed}, {report.max_examples} examples a drawn check" if report.max_examples else "")
             + (f", only {report.selection}" if report.selection else ""),
         ),
+        *(
+            (f"largest sizes, {kind}", ", ".join(f"{axis}={size:,}" for axis, size in sizes.items() if size))
+            for kind, sizes in report.extent.items()
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
         ("machine", report.machine),
         ("run", f"{report.started}, {report.seconds:.1f} s"),

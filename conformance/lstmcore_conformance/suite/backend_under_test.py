@@ -68,8 +68,25 @@ class Draws:
         return seed + (f" --max-examples {self.max_examples}" if self.max_examples != EXAMPLES else "")
 
 
+def above(max_work: int) -> str:
+    """Return the reason of a case that is left out for its cost."""
+    return f"more than {max_work:,} multiply-adds (--max-work)"
+
+
 class BackendUnderTest:
     """The runs of cases on a backend. Any exception of a declared call becomes a `Failure`.
+
+    Parameters
+    ----------
+    backend, draws
+        The backend, and the way in which random cases are drawn.
+    max_work
+        The most multiply-adds of a case that runs; None for no limit.
+
+    Attributes
+    ----------
+    extent
+        Kind of call -> the largest size of each axis that a call of this kind was shown.
 
     Raises
     ------
@@ -77,7 +94,7 @@ class BackendUnderTest:
         The argument is no backend, or it has no name.
     """
 
-    def __init__(self, backend: Backend, draws: Draws | None = None) -> None:
+    def __init__(self, backend: Backend, draws: Draws | None = None, max_work: int | None = None) -> None:
         if not isinstance(backend, Backend):
             raise TypeError(
                 f"backend: expected an object of a class that inherits Backend; got {_format_type(backend)}"
@@ -86,11 +103,15 @@ class BackendUnderTest:
             raise TypeError(f"backend: expected {type(backend).__name__}.name, a text; got none")
         self.backend = backend
         self.draws = Draws() if draws is None else draws
+        self.max_work = max_work
+        self.extent: dict[str, dict[str, int]] = {}
         self.declared: Capabilities = backend.capabilities()
         self._kernels: dict[tuple[LSTMConfig | StackConfig, Precision], Any] = {}
 
     def refusal(self, case: Case) -> str | None:
         """Return why the backend does not run `case`, or None."""
+        if self.max_work is not None and case.work > self.max_work:
+            return above(self.max_work)
         reasons = [reason for config in case.configs if (reason := self.backend.refusal(config, case.policy))]
         if not reasons:
             reasons = [self.declared.missing(name) for name in sorted(case.features - self.declared.features)]
@@ -160,6 +181,7 @@ class BackendUnderTest:
             Packed weights; the parameters of `data` are packed if None.
         """
         kernel, packed = (self.kernel(case), self.pack(case, data) if weights is None else weights)
+        self._note("recorded forward" if record else "forward", case, data)
         with self.guard("forward"):
             result: Forward = kernel.forward(
                 packed, data.x, data.state, lengths=data.lengths, masks=data.masks, record=record, out=out
@@ -188,6 +210,7 @@ class BackendUnderTest:
             The result of that call, with its tape.
         """
         kernel = self.kernel(case)
+        self._note("backward", case, data)
         with self.guard("backward"):
             result = kernel.backward(weights, done.tape, data.dy, data.dstate)
         return self.derivatives(case, result)
@@ -195,13 +218,27 @@ class BackendUnderTest:
     def tangents(self, case: Case, data: Data | None = None) -> dict[str, Array]:
         """Return y, h_n, c_n of the forward pass and their tangents ty, th_n, tc_n."""
         device = self.device(data or case.data)
-        kernel, weights = self.kernel(case), self.pack(case, device)
-        with self.guard("jvp"):
-            done, tangents = kernel.jvp(
-                weights, device.x, device.state, device.tangents, lengths=device.lengths, masks=device.masks
-            )
+        done, tangents = self.jvp(case, device, self.pack(case, device))
         moved = self.outputs(tangents)
         return self.outputs(done) | {"ty": moved["y"], "th_n": moved["h_n"], "tc_n": moved["c_n"]}
+
+    def jvp(self, case: Case, data: Data, weights: Any) -> tuple[Forward, Forward]:
+        """Return the forward pass and its tangents, with device arrays."""
+        self._note("jvp", case, data)
+        with self.guard("jvp"):
+            done, tangents = self.kernel(case).jvp(
+                weights, data.x, data.state, data.tangents, lengths=data.lengths, masks=data.masks
+            )
+            return done, tangents
+
+    def _note(self, kind: str, case: Case, data: Data) -> None:
+        """Raise the sizes of `extent` to those of a call; one with lengths or masks counts as such too."""
+        config, (steps, batch) = case.configs[0], data.x.shape[:2]
+        sizes = {"T": steps, "N": batch, "I": config.input_size, "H": config.hidden_size, "P": config.proj_size}
+        for name, used in (("", True), (" with lengths", data.lengths is not None), (" with masks", bool(data.masks))):
+            if used:
+                known = self.extent.setdefault(kind + name, dict.fromkeys(sizes, 0))
+                known.update({axis: max(size, known[axis]) for axis, size in sizes.items()})
 
     def outputs(self, result: Any) -> dict[str, Array]:
         """Return the arrays of a `Forward` on the host."""

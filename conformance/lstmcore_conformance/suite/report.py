@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lstmcore.files import write_atomically
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.suite.backend_under_test import above
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,6 +159,10 @@ class Report:
         ``"quick"`` without the slow checks, ``"full"`` with them, ``"smoke"`` for a few cases of each check.
     seed, max_examples
         The seed and the number of random cases.
+    max_work
+        The most multiply-adds of a case that ran, None for no limit.
+    extent
+        Kind of call -> the largest size of each axis that a call of this kind was shown; P is 0 without a projection.
     untried
         Expected failures of which no case ran -> why they are expected.
 
@@ -186,6 +191,8 @@ class Report:
     profile: str = "quick"
     seed: int = 0
     max_examples: int = 0
+    max_work: int | None = None
+    extent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     untried: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -200,8 +207,15 @@ class Report:
             return Result.FAILS
         if not self.count:
             return Result.NOTHING
-        partial = self.expected or self.selection or self.untested or self.profile == "smoke"
+        partial = self.expected or self.selection or self.untested or self.profile == "smoke" or self.capped
         return Result.PARTIAL if partial else Result.CONFORMS
+
+    @property
+    def capped(self) -> int:
+        """The number of cases that were left out since they have more multiply-adds than `max_work`."""
+        if self.max_work is None:
+            return 0
+        return sum(item.message == above(self.max_work) for check in self.checks for item in check.items)
 
     @property
     def conforms(self) -> bool:
@@ -225,6 +239,8 @@ class Report:
         rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
         if self.untried:
             rest += f"; {counted(len(self.untried), 'expected failure')} did not run"
+        if self.capped:
+            rest += f"; {counted(self.capped, 'case')} of {above(self.max_work or 0)} did not run"
         if self.result is Result.FAILS:
             return f"{self.backend} does not conform: {len(self.bad)} of {counted(self.count, 'case')} failed{rest}"
         if self.result is Result.NOTHING:
@@ -235,6 +251,8 @@ class Report:
             of = " of the smoke profile" if self.profile == "smoke" else ""
             what = f"{self.backend} passes {counted(self.count, kind)}{of} in {where}{but}"
             return f"{what}; the suite was not run as a whole{rest}"
+        if self.capped:
+            return f"{self.backend} passes {counted(self.count, 'case')} in {where}{but}{rest}"
         if known:
             return f"{self.backend} conforms in {where}{but}: {counted(self.count - known, 'case')} passed{rest}"
         cases = counted(self.count, "case")
@@ -259,6 +277,8 @@ class Report:
             "profile": self.profile,
             "seed": self.seed,
             "max_examples": self.max_examples,
+            "max_work": self.max_work,
+            "extent": {kind: dict(sizes) for kind, sizes in self.extent.items()},
             "precisions": list(self.precisions),
             "features": list(self.features),
             "derivatives": list(self.derivatives),
@@ -301,6 +321,9 @@ class Report:
                 "" if share is None else f"{share:.3g}",
             )
         console.print(table)
+        for kind, sizes in self.extent.items():
+            largest = ", ".join(f"{axis}={size:,}" for axis, size in sizes.items() if size)
+            _print_plain(console, f"largest sizes shown, {kind}: {largest}")
         self._show_unsupported(console)
         for item in self.bad[:_SHOWN]:
             _print_plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")

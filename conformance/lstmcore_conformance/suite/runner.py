@@ -211,6 +211,7 @@ def run(  # noqa: PLR0913  (public: each parameter is an option of the command l
     select: str | None = None,
     profile: Profile = "quick",
     draws: Draws | None = None,
+    max_work: int | None = None,
     expected_failures: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -228,6 +229,8 @@ def run(  # noqa: PLR0913  (public: each parameter is an option of the command l
         ``"full"`` also runs slow checks; ``"smoke"`` runs a few cases of each check, and is no verdict.
     draws
         The number of random cases and their seed; `Draws.of` the profile if None.
+    max_work
+        The most multiply-adds of a case that runs; None for no limit. With a limit the result is at best partial.
     expected_failures
         Id of a check or of an item -> why it fails. One that passes is a failure. `Report.untried` has those that did
         not run.
@@ -247,7 +250,7 @@ def run(  # noqa: PLR0913  (public: each parameter is an option of the command l
     >>> report.count > 0, report.bad
     (True, ())
     """
-    tested, started = BackendUnderTest(backend, draws or Draws.of(profile)), datetime.now(UTC)
+    tested, started = BackendUnderTest(backend, draws or Draws.of(profile), max_work), datetime.now(UTC)
     todo = list(items(tested, precisions, select, profile))
     if not todo:
         raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
@@ -307,6 +310,8 @@ def report_on(
         profile=profile,
         seed=tested.draws.seed,
         max_examples=tested.draws.max_examples,
+        max_work=tested.max_work,
+        extent=tested.extent,
     )
 
 
