@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,6 +81,13 @@ class Capabilities:
     reasons
         Precision, feature or derivative -> why it is not there.
 
+    Raises
+    ------
+    TypeError
+        Values of another type; `reasons` are texts by name.
+    ValueError
+        Names that are unknown.
+
     Examples
     --------
     >>> plain = Capabilities("cpu", frozenset({"float32"}), features=frozenset(), derivatives=frozenset(),
@@ -96,12 +103,22 @@ class Capabilities:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not self.device:
+            raise TypeError(f"device: expected a name, such as 'cpu'; got {self.device!r}")
+        reasons = dict(self.reasons) if isinstance(self.reasons, Mapping) else {None: None}
+        if not all(isinstance(text, str) for text in (*reasons, *reasons.values())):
+            raise TypeError(f"reasons: expected a mapping of names to texts; got {self.reasons!r}")
+        object.__setattr__(self, "reasons", reasons)
         for name, allowed in (
             ("precisions", frozenset(PRECISIONS)),
             ("features", FEATURES | WEIGHT_FEATURES),
             ("derivatives", DERIVATIVES),
         ):
-            value = frozenset(getattr(self, name))
+            given = getattr(self, name)
+            names = tuple(given) if isinstance(given, Iterable) else (None,)
+            if not all(isinstance(item, str) for item in names):
+                raise TypeError(f"{name}: expected a set of names; got {given!r}")
+            value = frozenset(names)
             if unknown := sorted(value - allowed):
                 raise ValueError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
             object.__setattr__(self, name, value)

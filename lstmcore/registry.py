@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -17,20 +16,34 @@ from lstmcore import hookspecs
 from lstmcore.backend import Backend, Capabilities
 from lstmcore.config import StackConfig
 from lstmcore.hookspecs import GROUP, PROJECT, BackendInfo
-from lstmcore.locks import ForkSafeLock
+from lstmcore.plugin_calls import (
+    LOCK,
+    PLUGINS_VARIABLE,
+    PluginError,
+    UnavailableError,
+    call_plugin,
+    format_error,
+    format_value,
+)
 from lstmcore.precision import Precision
 
-#: Default backend, and the plug-ins that may be loaded (comma-separated; empty for none).
+__all__ = [
+    "BACKEND_VARIABLE",
+    "PLUGINS_VARIABLE",
+    "BackendRecord",
+    "PluginError",
+    "Selection",
+    "UnavailableError",
+    "backends",
+    "choose",
+    "default_name",
+    "get_backend",
+    "name_or_backend",
+    "select",
+]
+
+#: The default backend.
 BACKEND_VARIABLE: Final = "LSTMCORE_BACKEND"
-PLUGINS_VARIABLE: Final = "LSTMCORE_PLUGINS"
-
-
-class PluginError(RuntimeError):
-    """A plug-in is broken: it cannot be loaded, its hooks fail, or two distributions claim its name."""
-
-
-class UnavailableError(RuntimeError):
-    """The backend is installed and cannot run here; the message says why and what to install."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,7 @@ class Selection:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-_lock: Final = ForkSafeLock(threading.RLock)
+_lock: Final = LOCK  # the same as that of calls: two locks could be taken in two orders
 _loaded: dict[EntryPoint, Backend] = {}
 _described_points: dict[EntryPoint, BackendInfo] = {}
 
@@ -90,16 +103,15 @@ def backends() -> list[BackendRecord]:
     for name in sorted({point.name for point in points}):
         info = None
         try:
-            info = _described(name, _manager(_point(name, points)))
+            point = _point(name, points)
+            info = _described(name, _manager(point))
             if reason := _reason(info):
                 records.append(BackendRecord(name, False, reason, info.version, info.summary))
                 continue
-            declared = _capabilities(get_backend(name))
-        except (KeyboardInterrupt, MemoryError):
-            raise
-        except BaseException as error:  # a plug-in may fail in any way, and must not take the others down
+            declared = _capabilities(_load(point))
+        except (PluginError, UnavailableError) as error:
             version, summary = (info.version, info.summary) if info else ("", "")
-            records.append(BackendRecord(name, False, _format_error(error), version, summary))
+            records.append(BackendRecord(name, False, format_error(error), version, summary))
             continue
         records.append(BackendRecord(name, True, "", info.version, info.summary, declared.device, declared))
     return records
@@ -215,11 +227,10 @@ def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
     for point in points:
         try:
             backend = _load(point)
-        except (PluginError, UnavailableError, ValueError) as error:
+            refusal = _refusal(backend, stack, precision) if stack and precision else None
+        except (PluginError, UnavailableError) as error:
             skipped[point.name] = str(error)
             continue
-        refusals = [backend.refusal(c, precision) for c in stack.configs] if stack and precision else []
-        refusal = next((reason for reason in refusals if reason), None)
         if refusal is None:
             notes = "".join(f"; {name} has no known priority: {reason}" for name, reason in broken.items())
             return Selection(backend, f"auto: the fastest that is available and declares this LSTM{notes}", skipped)
@@ -232,6 +243,19 @@ def _auto(stack: StackConfig | None, precision: Precision | None) -> Selection:
         f"backend: 'auto' found none of {names or 'the installed ones'} that can run this LSTM "
         f"({tried or 'none asks for it'})"
     )
+
+
+def _refusal(backend: Backend, stack: StackConfig, precision: Precision) -> str | None:
+    """Return why a backend refuses a layer of the stack, or None."""
+    refusals = call_plugin(
+        backend.name, "refusal failed", lambda: [backend.refusal(config, precision) for config in stack.configs]
+    )
+    for refusal in refusals:
+        if refusal is not None and not isinstance(refusal, str):
+            raise PluginError(
+                f"backend {backend.name!r}: refusal: expected a text or None; got {format_value(refusal)}"
+            )
+    return next(filter(None, refusals), None)
 
 
 def _candidates() -> tuple[list[EntryPoint], dict[str, str]]:
@@ -290,16 +314,14 @@ def _manager(point: EntryPoint) -> pluggy.PluginManager:
     name = point.name
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
-    try:
+
+    def load() -> object:
         plugin = point.load()
         manager.register(plugin, name)
         manager.check_pending()
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:  # a plug-in may even exit while it is imported
-        raise PluginError(
-            f"backend {name!r}: the plug-in {point.value!r} cannot be loaded: {_format_error(error)}"
-        ) from error
+        return plugin
+
+    plugin = call_plugin(name, f"the plug-in {point.value!r} cannot be loaded", load)
     if not isinstance(plugin, ModuleType):
         raise PluginError(f"backend {name!r}: expected {point.value!r} to be a module; got {type(plugin).__name__}")
     return manager
@@ -317,31 +339,36 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
     """Return the description of a plug-in, checked."""
     info = _call(name, manager, "lstmcore_backend_info")
     if not isinstance(info, BackendInfo):
-        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {info!r}")
+        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {format_value(info)}")
     if info.name != name:
-        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected the name {name!r}; got {info.name!r}")
+        raise PluginError(
+            f"backend {name!r}: lstmcore_backend_info: expected the name {name!r}; got {format_value(info.name)}"
+        )
     for key in ("version", "summary"):
         if not isinstance(value := getattr(info, key), str):
-            raise PluginError(f"backend {name!r}: BackendInfo.{key}: expected a text; got {value!r}")
+            raise PluginError(f"backend {name!r}: BackendInfo.{key}: expected a text; got {format_value(value)}")
     if info.priority is not None and (isinstance(info.priority, bool) or not isinstance(info.priority, int)):
         raise PluginError(
-            f"backend {name!r}: BackendInfo.priority: expected a whole number or None; got {info.priority!r}"
+            f"backend {name!r}: BackendInfo.priority: expected a whole number or None; "
+            f"got {format_value(info.priority)}"
         )
     return info
 
 
 def _reason(info: BackendInfo) -> str | None:
     """Return why the backend cannot run here, or None."""
-    reason: object = _guarded(info.name, "unavailable", info.unavailable)
+    reason: object = call_plugin(info.name, "unavailable failed", info.unavailable)
     if reason is not None and not isinstance(reason, str):
-        raise PluginError(f"backend {info.name!r}: unavailable: expected a text or None; got {reason!r}")
+        raise PluginError(f"backend {info.name!r}: unavailable: expected a text or None; got {format_value(reason)}")
     return reason or None
 
 
 def _capabilities(backend: Backend) -> Capabilities:
-    declared = _guarded(backend.name, "capabilities", backend.capabilities)
+    declared = call_plugin(backend.name, "capabilities failed", backend.capabilities)
     if not isinstance(declared, Capabilities):
-        raise PluginError(f"backend {backend.name!r}: capabilities: expected Capabilities; got {declared!r}")
+        raise PluginError(
+            f"backend {backend.name!r}: capabilities: expected Capabilities; got {format_value(declared)}"
+        )
     return declared
 
 
@@ -351,30 +378,15 @@ def _make(point: EntryPoint) -> Backend:
         raise UnavailableError(f"backend {name!r} cannot run here: {reason}")
     backend = _call(name, manager, "lstmcore_backend")
     if not isinstance(backend, Backend):
-        raise PluginError(f"backend {name!r}: lstmcore_backend: expected a Backend; got {backend!r}")
-    if backend.name != name:
-        raise PluginError(f"backend {name!r}: lstmcore_backend: expected the name {name!r}; got {backend.name!r}")
+        raise PluginError(f"backend {name!r}: lstmcore_backend: expected a Backend; got {format_value(backend)}")
+    own_name = call_plugin(name, "Backend.name failed", lambda: backend.name)
+    if own_name != name:
+        raise PluginError(
+            f"backend {name!r}: lstmcore_backend: expected the name {name!r}; got {format_value(own_name)}"
+        )
     _capabilities(backend)
     return backend
 
 
 def _call(name: str, manager: pluggy.PluginManager, hook: str) -> object:
-    return _guarded(name, hook, getattr(manager.hook, hook))
-
-
-def _guarded(name: str, what: str, call: Callable[[], object]) -> object:
-    """Return the result of a plug-in's function; whatever it raises, `SystemExit` too, becomes a `PluginError`."""
-    try:
-        return call()
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:  # as above: whatever a plug-in raises is reported under its name
-        raise PluginError(f"backend {name!r}: {what} failed: {_format_error(error)}") from error
-
-
-def _format_error(error: BaseException) -> str:
-    """Return an error in one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, PluginError | UnavailableError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return call_plugin(name, f"{hook} failed", getattr(manager.hook, hook))

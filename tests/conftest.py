@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lstmcore import registry
+from lstmcore import plugin_calls, registry
 from plugins import Install, good
 
 # The same examples in every run, however long each takes.
@@ -19,6 +19,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("same")
+
+plugin_calls.SLOW_S = 1e6  # no test depends on how long a backend takes to import
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from lstmcore import registry
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.config import FEATURES
+from lstmcore.plugin_calls import descriptor_to_stderr
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import BackendRecord
 
@@ -38,7 +39,8 @@ def backends(as_json: bool, warm: str | None, precision: str) -> None:
             raise click.UsageError("--warm: expected no --json with it")
         _warm(warm, precision)
         return
-    records = registry.backends()
+    with descriptor_to_stderr():
+        records = registry.backends()
     if as_json:
         click.echo(json.dumps([_plain(record) for record in records], indent=2))
         return

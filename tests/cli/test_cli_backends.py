@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +117,7 @@ def test_json_has_what_a_backend_declares(install: Install) -> None:
         ("raise SystemExit(0)", "SystemExit: 0"),
         ("", "lstmcore_backend_info: expected a BackendInfo; got None"),
         (good("bad").replace("return Own()", "1 / 0"), "lstmcore_backend failed: ZeroDivisionError: division by zero"),
+        ("raise MemoryError", "cannot be loaded: MemoryError"),
     ],
 )
 def test_a_broken_plugin_is_shown_and_the_others_too(install: Install, code: str, told: str) -> None:
@@ -127,6 +132,26 @@ def test_a_broken_plugin_is_shown_and_the_others_too(install: Install, code: str
     assert not record("bad")["available"]
     assert record("bad")["reason"].endswith(told)
     assert record("numpy")["available"]
+
+
+def test_a_plugin_that_prints_leaves_the_json_alone(install: Install) -> None:
+    """By print, by the descriptor and by a child; in a process of its own, whose descriptors are no one else's."""
+    prints = "import os, subprocess, sys\nprint('text')\nos.write(1, b'bytes\\n')\n"
+    module = install("loud", f"{prints}subprocess.run([sys.executable, '-c', 'print(3)'])\n{good('loud')}")
+    folder = Path(str(sys.path[0]))
+    assert (folder / f"{module}.py").exists()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), registry.PLUGINS_VARIABLE: "loud,numpy"}
+    command = [sys.executable, "-c", "from lstmcore.cli import main; main()", "backends", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [one["name"] for one in json.loads(done.stdout)] == ["loud", "numpy"]
+    assert sorted(done.stderr.split()) == ["3", "bytes", "text"]
+
+
+def test_a_closed_standard_output_is_no_traceback() -> None:
+    command = f"{sys.executable} -c 'from lstmcore.cli import main; main()' backends --json >&-"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), registry.PLUGINS_VARIABLE: "numpy"}
+    done = subprocess.run(command, env=environment, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
 
 
 def test_the_variable_limits_what_is_listed_and_loaded(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from lstmcore import registry
+from lstmcore import plugin_calls, registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from plugins import Install, good
+
+#: An exception, or a value, that has no text.
+UNTOLD = """
+class Untold(Exception):
+    def __str__(self): raise RuntimeError('no text')
+    __repr__ = __str__
+"""
+
+
+def declaring(argument: str) -> str:
+    """Return a plug-in whose capabilities have this argument."""
+    name = argument.partition("=")[0]
+    others = {"device": "'cpu'", "precisions": "{'float32'}", "features": "()"}
+    arguments = ", ".join(f"{key}={value}" for key, value in others.items() if key != name)
+    declared = f"Own.capabilities = lambda self: Capabilities({arguments}, {argument})"
+    return "from lstmcore.backend import Capabilities\n" + good("bad").replace(
+        "@hookimpl", f"{declared}\n\n@hookimpl", 1
+    )
 
 
 def _record(name: str) -> registry.BackendRecord:
@@ -45,6 +65,23 @@ def test_a_plugin_is_found_once(install: Install) -> None:
             good("bad").replace("@hookimpl", "Own.capabilities = lambda self: exit(0)\n\n@hookimpl", 1),
             "capabilities failed: SystemExit",
         ),
+        ("raise MemoryError('no room')", "cannot be loaded: MemoryError: no room"),
+        (good("bad").replace("return Own()", "raise MemoryError"), "lstmcore_backend failed: MemoryError"),
+        (UNTOLD + "raise Untold()", "cannot be loaded: Untold: its text cannot be made (RuntimeError)"),
+        (UNTOLD + good("bad").replace("return Own()", "raise Untold()"), "lstmcore_backend failed: Untold"),
+        (UNTOLD + good("bad").replace("return Own()", "return Untold()"), "got a value of type Untold"),
+        (UNTOLD + good("bad").replace("None)", "Untold())"), "unavailable: expected a text or None; got a value of type"),
+        (declaring("reasons={1: object()}"), "TypeError: reasons: expected a mapping of names to texts; got {1: <obj"),
+        (declaring("reasons={'tf32': None}"), "reasons: expected a mapping of names to texts; got {'tf32': None}"),
+        (declaring("reasons=[('tf32', 'no')]"), "reasons: expected a mapping of names to texts"),
+        (declaring("device=None"), "TypeError: device: expected a name, such as 'cpu'; got None"),
+        (declaring("device=''"), "device: expected a name"),
+        (declaring("features=None"), "TypeError: features: expected a set of names; got None"),
+        (declaring("precisions=[1, 'float32']"), "precisions: expected a set of names; got [1, 'float32']"),
+        (
+            good("bad").replace("name = 'bad'", "name = property(lambda self: 1 / 0)"),
+            "Backend.name failed: ZeroDivisionError",
+        ),
     ],
 )
 def test_a_broken_plugin_is_told_and_stops_nobody(install: Install, code: str, told: str) -> None:
@@ -55,6 +92,76 @@ def test_a_broken_plugin_is_told_and_stops_nobody(install: Install, code: str, t
     assert _record("numpy").available
     with pytest.raises(registry.PluginError, match="bad"):
         registry.get_backend("bad")
+
+
+def test_ctrl_c_in_a_plugin_ends_the_call(install: Install) -> None:
+    install("bad", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        registry.backends()
+
+
+def test_auto_goes_on_from_a_refusal_that_fails(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`refusal` is a plug-in's code too: what it raises, or returns, stops no other backend."""
+    stack = StackConfig.make(LSTMConfig(input_size=2, hidden_size=3))
+    for name, body in (("raises", "1 / 0"), ("numbers", "7")):
+        install(
+            name,
+            good(name)
+            .replace("@hookimpl", f"Own.refusal = lambda *_: {body}\n\n@hookimpl", 1)
+            .replace("None)", "None, priority=900)"),
+        )
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "raises,numbers,numpy")
+    selection = registry.select(stack, PRECISIONS["float32"], "auto")
+    assert selection.backend.name == "numpy"
+    assert selection.skipped == {
+        "raises": "backend 'raises': refusal failed: ZeroDivisionError: division by zero",
+        "numbers": "backend 'numbers': refusal: expected a text or None; got 7",
+    }
+
+
+def test_a_plugin_prints_to_standard_error(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "print('at import')\n" + good("loud").replace("return Own()", "print('at the hook'); return Own()")
+    install("loud", code)
+    before = sys.stdout
+    registry.get_backend("loud")
+    assert sys.stdout is before
+    assert capsys.readouterr() == ("", "at import\nat the hook\n")
+
+
+def test_another_thread_prints_where_it_did(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import threading\nother = threading.Thread(target=print, args=('from another',))\nother.start()\nother.join()"
+    )
+    install("own", f"{code}\nprint('from the plug-in')\n{good('own')}")
+    registry.get_backend("own")
+    assert capsys.readouterr() == ("from another\n", "from the plug-in\n")
+
+
+def test_a_slow_plugin_is_told_while_it_runs(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plug-in itself waits for the word, so that the test depends on no time."""
+
+    class Told(io.StringIO):
+        event = threading.Event()
+
+        def write(self, text: str) -> int:
+            self.event.set()
+            return super().write(text)
+
+    monkeypatch.setattr(plugin_calls, "SLOW_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", told := Told())
+    install("slow", f"import sys\nassert sys.stderr.event.wait(60)\n{good('slow')}")
+    registry.get_backend("slow")
+    line = told.getvalue().splitlines()[0]
+    assert line.startswith("lstmcore: the plug-in of backend 'slow' has not answered for 0.01 s; still waiting")
+
+
+def test_where_no_thread_starts_a_plugin_is_loaded(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    install("own")
+    assert registry.get_backend("own").name == "own"
 
 
 def test_what_is_unavailable_says_why(install: Install) -> None:
