@@ -151,7 +151,7 @@ def report(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site in docs/_build/html: a warning is an error, every snippet and lesson runs, links are checked."""
-    session.install("-e", ".[plot,conformance,bench,numba]", "-e", "./examples/lstmcore_example_backend", *DOCS)
+    session.install("-e", ".[plot,conformance,bench,numba,onnx]", "-e", "./examples/lstmcore_example_backend", *DOCS)
     for name in ("lessons", "_build", "reference/generated"):
         shutil.rmtree(HERE / "docs" / name, ignore_errors=True)
     site = str(HERE / "docs" / "_build" / "html")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -13,18 +12,12 @@ import numpy.typing as npt
 from lstmcore import validation
 from lstmcore.backend import Backend, StackMasks, State
 from lstmcore.chain_layers import ChainCall, ChainState, Layer, Merge, Mode, Reversed, lstm_of, with_lstm
+from lstmcore.config import StackConfig
 from lstmcore.declaration import Explanation
-from lstmcore.layer_file import (
-    CHAIN_FORMAT,
-    LayerFile,
-    LayerSpec,
-    layer_shapes,
-    layer_widths,
-    read_layers,
-    write_layers,
-)
+from lstmcore.interchange import Interchange
+from lstmcore.layer_file import CHAIN_FORMAT, LayerFile, LayerSpec, layer_shapes, layer_widths
 from lstmcore.lstm import LSTM, Tape
-from lstmcore.precision import Precision
+from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag
 from lstmcore.stored_weights import StoredMatrix, read_parameters, store_parameters
 
@@ -59,7 +52,7 @@ class ChainGradients(NamedTuple):
     parameters: dict[str, Array]
 
 
-class Chain:
+class Chain(Interchange):
     """LSTMs one after another: what one gives, the next one reads.
 
     The calls, shapes and errors are those of `LSTM`, with one state for each LSTM: ``state`` is a tuple of pairs
@@ -95,6 +88,8 @@ class Chain:
     >>> y.shape, [h.shape for h, _ in state]
     ((7, 2, 4), [(2, 2, 5), (1, 2, 4)])
     """
+
+    file_format = CHAIN_FORMAT
 
     def __init__(self, layers: Sequence[Layer], *, batch_first: bool = False) -> None:
         if not isinstance(layers, Sequence) or not layers:
@@ -336,25 +331,27 @@ class Chain:
             layers.append(Reversed(lstm) if kind == "reversed" else lstm)
         return cls(layers, batch_first=batch_first)
 
-    def save(self, path: str | Path) -> None:
-        """Write layers and parameters to a safetensors file, as `LSTM.save` does."""
-        write_layers(path, LayerFile(self.spec, self.precision, self.batch_first, self.stored_parameters))
+    @property
+    def content(self) -> LayerFile:
+        """Layers, precision, layout and parameters: what a file holds."""
+        return LayerFile(self.spec, self.precision, self.batch_first, self.stored_parameters)
 
     @classmethod
-    def load(
+    def from_content(
         cls,
-        path: str | Path,
+        content: LayerFile,
         *,
-        backend: str | Backend | None = None,
         dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
     ) -> Self:
-        """Read a chain that `save` wrote; arguments and errors are those of `LSTM.load`."""
-        found, precision, batch_first, parameters = read_layers(path, CHAIN_FORMAT, dtype)
-        layers = cast(Sequence[LayerSpec], found)
-        try:
-            return cls.from_spec(layers, parameters, batch_first=batch_first, dtype=precision, backend=backend)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        """Return a chain of what a file holds, or of a single stack; arguments and errors are those of `LSTM`."""
+        layers, precision, batch_first, parameters = content.in_precision(
+            content.precision if dtype is None else get_precision(dtype)
+        )
+        if isinstance(layers, StackConfig):
+            parameters = {f"0.{name}": value for name, value in parameters.items()}
+            layers = [LayerSpec("lstm", layers, None)]
+        return cls.from_spec(layers, parameters, batch_first=batch_first, dtype=precision, backend=backend)
 
     @property
     def backend(self) -> Backend:

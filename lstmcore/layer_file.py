@@ -134,6 +134,12 @@ class LayerFile(NamedTuple):
     batch_first: bool
     parameters: dict[str, Array | StoredMatrix]
 
+    def in_precision(self, precision: Precision) -> LayerFile:
+        """Return the layers in another precision; stored matrices stay stored."""
+        form = self.precision.weights
+        values = in_dtype(self.parameters, numpy_dtype(precision.storage))
+        return self._replace(precision=precision if form == SAME else precision.with_weights(form), parameters=values)
+
 
 def write_layers(path: str | Path, content: LayerFile) -> None:
     """Write a stack or the layers of a chain, with their parameters.

@@ -7,8 +7,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +26,15 @@ from lstmcore.backend import (
 from lstmcore.call_layout import CallLayout, StateLike
 from lstmcore.config import SHARED_SWITCHES, SIGMOID, TANH, Activation, Coupling, LSTMConfig, Recurrence, StackConfig
 from lstmcore.declaration import Explanation, require_trainable
-from lstmcore.dialects.torch import is_torch_name, read_torch, to_state_dict
+from lstmcore.dialects.names import reader_of
+from lstmcore.dialects.torch import read_torch, to_state_dict
 from lstmcore.initialization import initial_parameters
-from lstmcore.layer_file import LSTM_FORMAT, LayerFile, read_layers, write_layers
+from lstmcore.interchange import Interchange
+from lstmcore.layer_file import LSTM_FORMAT, LayerFile
 from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import stack_masks
 from lstmcore.notices import notify
-from lstmcore.precision import Precision, get_precision, numpy_dtype
+from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
 from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
@@ -83,7 +84,7 @@ class _Options(NamedTuple):
     weights: str
 
 
-class LSTM:
+class LSTM(Interchange):
     """A stack of LSTM layers in one or both directions. SPEC.md gives the equations.
 
     Shapes use ``T`` steps, ``N`` rows, ``I = input_size``, ``H = hidden_size``, ``P = proj_size or H``,
@@ -159,6 +160,7 @@ class LSTM:
     batch_first: bool
     strict: bool
     seed: int
+    file_format = LSTM_FORMAT
 
     def __init__(  # noqa: PLR0913  (a public constructor)
         self,
@@ -290,51 +292,42 @@ class LSTM:
 
     # Files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write configuration and parameters to a safetensors file, completely or not at all. `load` reads it.
-
-        It is no model: `lstmcore.training.SequenceModel` has a readout too, and a file of its own.
-
-        Raises
-        ------
-        ValueError, OSError
-            A path that cannot be written.
-        """
-        write_layers(path, LayerFile(self.stack, self.precision, self.batch_first, self.stored_parameters))
+    @property
+    def content(self) -> LayerFile:
+        """Layers, precision, layout and parameters: what a file holds."""
+        return LayerFile(self.stack, self.precision, self.batch_first, self.stored_parameters)
 
     @classmethod
-    def load(
+    def from_content(
         cls,
-        path: str | Path,
+        content: LayerFile,
         *,
-        backend: str | Backend | None = None,
         dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
     ) -> Self:
-        """Read an LSTM that `save` wrote; the parameters come back bit for bit.
+        """Return an LSTM of what a file holds: the inverse of `content`.
 
         Parameters
         ----------
-        path
-            The file.
+        content
+            A stack with its parameters.
+        dtype
+            The precision to run it in; None takes that of `content`.
         backend
             As for the constructor.
-        dtype
-            The precision to run it in; None takes that of the file.
 
         Raises
         ------
-        ValueError
-            A truncated or foreign file, a newer version, missing or unknown tensors, other shapes, numbers that are
-            not finite; the message names the file, what was expected and what was found.
-        OSError
-            The file cannot be read.
+        TypeError, ValueError
+            The layers of a chain; as `load_parameters`.
         """
-        found, precision, batch_first, parameters = read_layers(path, LSTM_FORMAT, dtype)
-        stack = cast(StackConfig, found)
-        try:
-            return cls.from_config(stack, parameters, batch_first=batch_first, dtype=precision, backend=backend)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        if not isinstance(content.layers, StackConfig):
+            kinds = ", ".join(layer.kind for layer in content.layers)
+            raise ValueError(f"expected layers of one LSTM; got {kinds}: the same call of Chain reads them")
+        found = content.in_precision(content.precision if dtype is None else get_precision(dtype))
+        return cls.from_config(
+            content.layers, found.parameters, batch_first=found.batch_first, dtype=found.precision, backend=backend
+        )
 
     @classmethod
     def from_torch(
@@ -377,11 +370,9 @@ class LSTM:
         True
         """
         found = read_torch(source, prefix)
-        precision = get_precision(str(found.parameters["weight_x_l0"].dtype) if dtype is None else dtype)
-        with np.errstate(over="ignore"):  # numbers too large for it are refused as not finite
-            values = {name: v.astype(numpy_dtype(precision.storage)) for name, v in found.parameters.items()}
-        laid_out = found.batch_first if batch_first is None else batch_first
-        return cls.from_config(found.stack, values, batch_first=laid_out, dtype=precision, backend=backend)
+        if batch_first is not None:
+            found = found._replace(batch_first=batch_first)
+        return cls.from_content(found, dtype=dtype, backend=backend)
 
     def to_torch(self, prefix: str = "") -> dict[str, Array]:
         """Return the state_dict of a ``torch.nn.LSTM`` with these weights, as arrays under names after `prefix`.
@@ -445,8 +436,8 @@ class LSTM:
             parameters = read_parameters(parameters, self.precision.storage) if stored else parameters
             validation.check_parameters("parameters", parameters, shapes, self.precision)
         except ValueError as error:
-            if any(map(is_torch_name, parameters)):
-                raise ValueError(f"{error}: these are torch's names: LSTM.from_torch reads them") from None
+            if hint := reader_of(parameters):
+                raise ValueError(f"{error}: {hint}") from None
             raise
         loaded = {name: np.array(parameters[name], order="C") for name in shapes}
         validation.check_finite_parameters("parameters", loaded)

@@ -17,10 +17,12 @@ import onnxruntime
 
 from lstmcore.backend import Array, Backend, Capabilities, Kernel, Masks, Receipt, State, UnsupportedError
 from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.dialects.onnx import FUNCTIONS
+from lstmcore.dialects.onnx_graph import OUTPUTS
+from lstmcore.dialects.onnx_writer import INPUTS, operator_model
 from lstmcore.precision import Precision
 from lstmcore.threads import asked_threads
 from lstmcore.validation import check_finite_parameters
-from lstmcore_onnxruntime.translate import FUNCTIONS, INPUTS, OUTPUTS, model
 
 _REASONS: Final = {
     "activation:softplus": "ONNX Runtime's is log(1 + exp(z)), infinite from z = 88.8",
@@ -142,7 +144,7 @@ def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime
     options.log_severity_level = 4  # an error raises an exception as well
     # Every session has its own threads. Without this they would spin on cores that the next session needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    serialized = model(config, parameters).SerializeToString()
+    serialized = operator_model(config, parameters).SerializeToString()
     return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
 

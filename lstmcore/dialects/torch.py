@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.dialects.arrays import add_biases, check_floats
 from lstmcore.files import check_regular
-from lstmcore.precision import numpy_dtype
+from lstmcore.layer_file import LayerFile
+from lstmcore.precision import get_precision, numpy_dtype
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -30,20 +32,12 @@ _CARRIED: Final = frozenset({"input_size", "hidden_size", "bias", "proj_size", "
 _STORED: Final = {"F64": "float64", "F32": "float32", "F16": "float16"}
 
 
-class TorchLSTM(NamedTuple):
-    """An LSTM of PyTorch in our terms; the parameters have one dtype."""
-
-    stack: StackConfig
-    parameters: dict[str, Array]
-    batch_first: bool
-
-
 def is_torch_name(name: object) -> bool:
     """Return whether a parameter has a name of ``torch.nn.LSTM``, after any prefix."""
     return isinstance(name, str) and _PARAMETER.fullmatch(name.rpartition(".")[2]) is not None
 
 
-def read_torch(source: Any, prefix: str = "") -> TorchLSTM:
+def read_torch(source: Any, prefix: str = "") -> LayerFile:
     """Return the LSTM in `source` in our terms.
 
     Parameters
@@ -63,13 +57,15 @@ def read_torch(source: Any, prefix: str = "") -> TorchLSTM:
         A .pt or .pth file where PyTorch is not installed.
     """
     batch_first, dropout, where = False, 0.0, ""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a text, '' for none; got {type(prefix).__name__}")
     if isinstance(source, str | Path):
         values, where = _read_file(Path(source), prefix), f"{source}: "
     elif isinstance(source, Mapping):
         values = source
     elif callable(getattr(source, "state_dict", None)):
         values = source.state_dict()
-        owner = source.get_submodule(prefix.removesuffix(".")) if prefix else source
+        owner = dict(source.named_modules()).get(prefix.removesuffix("."))
         batch_first, dropout = bool(getattr(owner, "batch_first", False)), float(getattr(owner, "dropout", 0.0))
     else:
         raise TypeError(
@@ -79,7 +75,8 @@ def read_torch(source: Any, prefix: str = "") -> TorchLSTM:
         stack, parameters = from_state_dict(values, prefix, dropout)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}{error}") from error
-    return TorchLSTM(stack, parameters, batch_first)
+    precision = get_precision(str(parameters["weight_x_l0"].dtype))
+    return LayerFile(stack, precision, batch_first, {**parameters})
 
 
 def from_state_dict(
@@ -94,6 +91,8 @@ def from_state_dict(
     TypeError, ValueError
         No LSTM under `prefix`; names, shapes or dtypes that are not those of one.
     """
+    if (other := next((name for name in values if not isinstance(name, str)), None)) is not None:
+        raise TypeError(f"state_dict: expected names that are texts; got {other!r:.80}")
     arrays = {
         name.removeprefix(prefix): _array(name, value)
         for name, value in values.items()
@@ -181,9 +180,7 @@ def _ours(arrays: Mapping[str, Array], name: str) -> Array:
     array = arrays[f"{_NAMES[kind]}_l{suffix}"]
     if kind != "bias":
         return array
-    wide = np.float32 if array.dtype.itemsize < 4 else array.dtype  # a sum of two 16-bit numbers is not rounded twice
-    array, other = array.astype(wide), arrays[f"bias_hh_l{suffix}"].astype(wide)
-    return np.where(other == 0, array, array + other)
+    return add_biases(array, arrays[f"bias_hh_l{suffix}"])
 
 
 def _matrix(prefix: str, name: str, arrays: Mapping[str, Array]) -> tuple[int, int]:
@@ -201,11 +198,8 @@ def _array(name: str, value: Any) -> Array:
         if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype: float32 holds its numbers
             return np.asarray(value.float().numpy().astype(numpy_dtype("bfloat16")))
         value = value.numpy()
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a tensor or an array; got {type(value).__name__}")
-    if value.dtype.kind in "iubO":
-        raise TypeError(f"{name}: expected floating-point numbers; got {value.dtype}")
-    return value
+    check_floats(name, value)
+    return cast(Array, value)
 
 
 def _read_file(path: Path, prefix: str) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """ONNX's operator LSTM against the reference: its own node tests, and a grid of its attributes in ONNX Runtime.
 
-The numbers go through `lstmcore_onnxruntime.translate` in both directions. Budgets are those of the conformance suite.
+The numbers go through `lstmcore.dialects.onnx` in both directions. Budgets are those of the conformance suite.
 """
 # long file: the grid, the differences and the node tests share their model builders and the judge
 
@@ -17,6 +17,7 @@ import pytest
 
 from lstmcore.backend import State
 from lstmcore.config import ACTIVATIONS, LSTMConfig, StackConfig
+from lstmcore.dialects import onnx as translate
 from lstmcore_conformance.cases.case import Case, Data, rounded
 from lstmcore_conformance.cases.switches import FUNCTIONS, WIDTHS
 from lstmcore_conformance.oracle import budgets
@@ -27,8 +28,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 from onnx import helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
-
-from lstmcore_onnxruntime import translate  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,13 +16,14 @@ import pytest
 from lstmcore import reference
 from lstmcore.backend import Kernel, State, UnsupportedError
 from lstmcore.config import LSTMConfig
+from lstmcore.dialects.onnx_graph import OUTPUTS
+from lstmcore.dialects.onnx_writer import INPUTS, operator_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import lstmcore_onnxruntime  # noqa: E402  # needs ONNX Runtime
-from lstmcore_onnxruntime import translate  # noqa: E402
 from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend, _clips_the_cell  # noqa: E402
 
 T, N, I, H = 5, 4, 3, 6
@@ -269,12 +270,12 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_model_is_a_valid_one_of_its_own() -> None:
     config = config_of(peephole=True, reverse=True, gate_clip=2.0, cell_activation="elu(0.5)")
-    made = translate.model(config, draw(config)[0])
+    made = operator_model(config, draw(config)[0])
     onnx.checker.check_model(made, full_check=True)
     (node,) = made.graph.node
-    assert {*node.input} == {*translate.INPUTS, *(tensor.name for tensor in made.graph.initializer)}
-    assert [value.name for value in made.graph.input] == list(translate.INPUTS)
-    assert [value.name for value in made.graph.output] == list(translate.OUTPUTS)
+    assert {*node.input} == {*INPUTS, *(tensor.name for tensor in made.graph.initializer)}
+    assert [value.name for value in made.graph.input] == list(INPUTS)
+    assert [value.name for value in made.graph.output] == list(OUTPUTS)
 
 
 def test_the_plugin_imports_neither_library() -> None:

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from lstmcore.dialects.onnx import tensors
 from lstmcore_conformance.bench.jobs import STREAMED, Job
 from lstmcore_conformance.bench.runtimes import Prepared, Runtime, Unsupported
 from lstmcore_conformance.cases.case import Array, Data
-from lstmcore_onnxruntime.translate import tensors
 
 _OUTPUTS: Final = ("Y", "Y_h", "Y_c")
 

@@ -1,23 +1,23 @@
-"""Translation between an LSTM of this specification and the operator LSTM of ONNX, in both directions.
+"""ONNX's operator LSTM: its attributes and tensors as configurations and parameters, and back. No file is read here.
 
 ONNX stacks gates in the order i, o, f, c (our g) and peepholes in the order i, o, f. It has two biases that it adds. It
 keeps the rows of the forget gate if ``input_forget`` couples that gate to the input gate. Its text says that `clip`
 bounds the input of every activation. We translate it to `gate_clip`, which leaves the input of the hidden activation
 alone, as ONNX Runtime does. Both directions are one operator with an axis for them there, and two configurations here.
+`onnx_reader` reads whole models, and `onnx_writer` writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import helper, numpy_helper
 
 from lstmcore.config import ACTIVATIONS, Activation, LSTMConfig, StackConfig
+from lstmcore.dialects.arrays import add_biases, check_floats
 
 Array: TypeAlias = npt.NDArray[Any]
 #: A configuration and its parameters.
@@ -46,11 +46,8 @@ _DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": 
 _GATES: Final = "iofg"
 _PEEPHOLES: Final = "iof"
 
-#: The first version of the operator that has our semantics, apart from its layout, and the file format of that version.
-_OPSET: Final = 14
-_IR: Final = 7
-INPUTS: Final = ("X", "sequence_lens", "initial_h", "initial_c")
-OUTPUTS: Final = ("Y", "Y_h", "Y_c")
+#: An input of the operator -> its shape for each direction, in multiples of H or as a letter.
+_SHAPES: Final[Mapping[str, tuple[int | str, ...]]] = {"W": (4, "I"), "R": (4, "H"), "B": (8,), "P": (3,)}
 
 
 def attributes(*configs: LSTMConfig) -> dict[str, Any]:
@@ -85,44 +82,18 @@ def tensors(*directions: Direction) -> dict[str, Array]:
     return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
 
 
-def model(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnx.ModelProto:
-    """Return a model of one direction with the inputs `INPUTS` and the outputs `OUTPUTS`; it holds the parameters."""
-    weights = tensors((config, parameters))
-    optional = [name if name in weights else "" for name in ("B", "P")]
-    node = helper.make_node(
-        "LSTM", ["X", "W", "R", optional[0], *INPUTS[1:], optional[1]], OUTPUTS, **attributes(config)
-    )
-    float_type = helper.np_dtype_to_tensor_dtype(weights["W"].dtype)
-    width, state = config.hidden_size, [1, "N", config.hidden_size]
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Return the attributes of an ``onnx.NodeProto`` in the form of `attributes`."""
+    from onnx import helper
 
-    def value(name: str, shape: Sequence[Any], dtype: int = float_type) -> Any:
-        return helper.make_tensor_value_info(name, dtype, shape)
-
-    graph = helper.make_graph(
-        [node],
-        "lstm",
-        [
-            value("X", ["T", "N", config.input_size]),
-            value("sequence_lens", ["N"], onnx.TensorProto.INT32),
-            value("initial_h", state),
-            value("initial_c", state),
-        ],
-        [value("Y", ["T", 1, "N", width]), value("Y_h", state), value("Y_c", state)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="lstmcore"
-    )
-
-
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return the attributes of a node in the form of `attributes`."""
-
-    def text(value: Any) -> Any:
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(str(np.float32(value)))  # ONNX has float32: 0.9 shall not become 0.8999999761581421
         return value.decode() if isinstance(value, bytes) else value
 
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: list(map(text, value)) if isinstance(value, list) else text(value) for name, value in values.items()}
+    lists = {name: [*map(plain, value)] for name, value in values.items() if isinstance(value, list)}
+    return {name: plain(value) for name, value in values.items()} | lists
 
 
 def directions(
@@ -133,19 +104,20 @@ def directions(
     Parameters
     ----------
     given
-        Attributes of the operator; those left out have ONNX's default. `layout` and `hidden_size` are not read.
+        Attributes of the operator; those left out have ONNX's default. `layout` is not read.
     W, R, B, P
         Inputs of the operator; the first axis is the direction.
 
     Raises
     ------
-    ValueError
-        An attribute outside its domain.
+    TypeError, ValueError
+        An attribute outside its domain; an input that is no array of floating-point numbers, or of another shape.
     """
     direction = given.get("direction", "forward")
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(_DIRECTIONS)}; got {direction!r}")
     reverse = _DIRECTIONS[direction]
+    check_shapes(given, {"W": W, "R": R, "B": B, "P": P})
     functions = _activations(given, len(reverse))
     results = []
     for index, (reversed_, (gate, cell, hidden)) in enumerate(zip(reverse, functions, strict=True)):
@@ -161,14 +133,39 @@ def directions(
             cell_activation=cell,
             hidden_activation=hidden,
         )
-        parameters = {name: _from_onnx_rows(config, array[index]) for name, array in (("weight_x", W), ("weight_h", R))}
+        parameters = {name: from_onnx_rows(config, array[index]) for name, array in (("weight_x", W), ("weight_h", R))}
         if B is not None:
-            parameters["bias"] = _from_onnx_rows(config, np.add(*np.split(B[index], 2)))
+            parameters["bias"] = from_onnx_rows(config, add_biases(*np.split(B[index], 2)))
         if P is not None:
             rows = dict(zip(_PEEPHOLES, np.split(P[index], 3), strict=True))
             parameters["peephole"] = np.stack([rows[gate] for gate in config.peephole_gates])
         results.append((config, parameters))
     return tuple(results)
+
+
+def check_shapes(given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Raise unless these are inputs of an operator with the attributes `given`; None is one that is left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the input, W, R, B or P, or the attribute hidden_size.
+    """
+    present = {name: array for name, array in inputs.items() if array is not None or name in ("W", "R")}
+    for name, array in present.items():
+        check_floats(name, array)
+    hidden = present["R"].shape[2] if present["R"].ndim == 3 else 0
+    if not hidden:
+        raise ValueError(f"R: expected shape (D, 4 H, H); got {present['R'].shape}")
+    if (asked := given.get("hidden_size", hidden)) != hidden:
+        raise ValueError(f"hidden_size: expected {hidden}, the last axis of R; got {asked}")
+    count = len(_DIRECTIONS[given.get("direction", "forward")])
+    for name in sorted(present, key="RWBP".index):  # R says what H is
+        array = present[name]
+        sizes = {"I": array.shape[-1] if array.shape else 0, "H": hidden}
+        expected = (count, *(sizes[size] if isinstance(size, str) else size * hidden for size in _SHAPES[name]))
+        if array.shape != expected or not array.size:
+            raise ValueError(f"{name}: expected shape {expected} with D={count} and H={hidden}; got {array.shape}")
 
 
 def _check(configs: tuple[LSTMConfig, ...]) -> None:
@@ -221,7 +218,7 @@ def _to_onnx_rows(config: LSTMConfig, array: Array) -> Array:
     return np.concatenate([rows.get(gate, np.zeros_like(rows["i"])) for gate in _GATES])
 
 
-def _from_onnx_rows(config: LSTMConfig, array: Array) -> Array:
+def from_onnx_rows(config: LSTMConfig, array: Array) -> Array:
     """Return rows by gate in our order, without a coupled gate."""
     rows = dict(zip(_GATES, np.split(array, len(_GATES)), strict=True))
     return np.concatenate([rows[gate] for gate in config.gates])

@@ -1,0 +1,165 @@
+"""Writing of ONNX models: one operator for a backend, a stack or a chain, and a whole model with its readout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.dialects.layers import split_layers
+from lstmcore.dialects.onnx_graph import OUTPUTS, GraphBuilder
+from lstmcore.files import write_atomically
+from lstmcore.layer_file import LayerFile, file_dtype, in_dtype, layer_widths
+from lstmcore.precision import numpy_dtype
+from lstmcore.stored_weights import read_parameters
+
+Array: TypeAlias = npt.NDArray[Any]
+
+INPUTS: Final = ("X", "sequence_lens", "initial_h", "initial_c")
+_ACTIVATIONS: Final = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softmax": "Softmax"}
+
+
+def operator_model(config: LSTMConfig, parameters: Mapping[str, Array]) -> Any:
+    """Return an ``onnx.ModelProto`` of one direction; it has `INPUTS`, `OUTPUTS` and the parameters."""
+    graph = GraphBuilder(numpy_dtype(str(parameters["weight_x"].dtype)))
+    width, state = config.hidden_size, [1, "N", config.hidden_size]
+    shapes: tuple[list[Any], ...] = (["T", "N", config.input_size], ["N"], state, state)
+    for name, shape in zip(INPUTS, shapes, strict=True):
+        graph.add_input(name, shape)
+    graph.add_lstm("", [(config, parameters)], INPUTS)
+    shapes = (["T", 1, "N", width], state, state)
+    for name, shape in zip(OUTPUTS, shapes, strict=True):
+        graph.add_output(name, shape)
+    return graph.model()
+
+
+class ModelEnds(NamedTuple):
+    """What a model has around its LSTM: standardisations (mean, scale) or None, and a dense readout.
+
+    `weight` is (K, width + x_size), `steps` is ``"last"`` or ``"every"``.
+    """
+
+    weight: Array
+    bias: Array
+    activation: str
+    x_size: int
+    steps: str
+    input_scaling: tuple[Array, Array] | None
+    target_scaling: tuple[Array, Array] | None
+
+
+def write_layers_to_onnx(path: str | Path, content: LayerFile, *, lengths: bool = True, state: bool = True) -> None:
+    """Write a stack or a chain as an ONNX model.
+
+    Its inputs are x, ``lengths`` (N,) in int32, and for each LSTM the initial state ``h_0`` and ``c_0``; its outputs y
+    and the final states ``h_n`` and ``c_n``. The names of the states of a chain end with ``.0``, ``.1`` and so on.
+    T and N are free. Numbers of 16 bits and stored weights are written as float32.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    content
+        The layers, their layout and parameters.
+    lengths, state
+        Whether the model has these inputs, and for the state these outputs; without them all rows have T steps, and
+        start from zero.
+
+    Raises
+    ------
+    ValueError
+        A switch that ONNX's LSTM does not have, by name; more than 2 GiB; a path that cannot be written.
+    ImportError
+        ONNX is not installed.
+    """
+    graph = _start(path, content, lengths)
+    run = _add_layers(graph, content, graph.time_major("x", content.batch_first), lengths=lengths, state=state)
+    rows = ["N", "T"] if content.batch_first else ["T", "N"]
+    graph.rename(graph.time_major(run.y, content.batch_first), "y")
+    graph.add_output("y", [*rows, layer_widths(content.layers)[1]])
+    write_atomically(path, graph.model().SerializeToString())
+
+
+def write_model_to_onnx(path: str | Path, content: LayerFile, ends: ModelEnds) -> None:
+    """Write a whole model: the inputs x and ``lengths``, the output y (N, K), or (T, N, K) and (N, T, K) for each step.
+
+    x is raw, as `SequenceModel.predict` takes it; a step past the end of a row has any numbers in y. Errors are those
+    of `write_layers_to_onnx`.
+    """
+    graph = _start(path, content, lengths=True)
+    x = graph.time_major("x", content.batch_first)
+    if ends.input_scaling is not None:
+        mean, scale = ends.input_scaling
+        x = graph.in_double(x, [("Sub", mean), ("Div", np.where(scale > 0, scale, 1.0))])
+    run = _add_layers(graph, content, x, lengths=True, state=False)
+    features = run.y if ends.steps == "every" else run.last
+    if ends.x_size:
+        read = x if ends.steps == "every" else graph.last_step(x)
+        features = graph.add("Concat", [features, read], axis=-1)
+    y = graph.add("MatMul", [features, graph.constant(ends.weight.T)])
+    y = graph.add("Add", [y, graph.constant(ends.bias)])
+    if ends.activation != "none":
+        y = graph.add(_ACTIVATIONS[ends.activation], [y], **({"axis": -1} if ends.activation == "softmax" else {}))
+    if ends.target_scaling is not None:
+        mean, scale = ends.target_scaling
+        y = graph.in_double(y, [("Mul", scale), ("Add", mean)])
+    rows = ["N"] if ends.steps == "last" else ["N", "T"] if content.batch_first else ["T", "N"]
+    graph.rename(y if ends.steps == "last" else graph.time_major(y, content.batch_first), "y")
+    graph.add_output("y", [*rows, len(ends.bias)])
+    write_atomically(path, graph.model().SerializeToString())
+
+
+def _start(path: str | Path, content: LayerFile, lengths: bool) -> GraphBuilder:
+    """Return a graph with the inputs x and lengths."""
+    try:
+        import onnx  # noqa: F401  (that it is there)
+    except ImportError:
+        raise ImportError(f"{path}: needs ONNX to be written: pip install 'lstmcore[onnx]'") from None
+    graph = GraphBuilder(numpy_dtype(file_dtype(content.precision)))
+    rows = ["N", "T"] if content.batch_first else ["T", "N"]
+    graph.add_input("x", [*rows, layer_widths(content.layers)[0]])
+    if lengths:
+        graph.add_input("lengths", ["N"])
+    return graph
+
+
+class _Run(NamedTuple):
+    """The names of the outputs (T, N, width) and of the outputs after whole rows (N, width)."""
+
+    y: str
+    last: str
+
+
+def _add_layers(graph: GraphBuilder, content: LayerFile, x: str, *, lengths: bool, state: bool) -> _Run:
+    """Add all layers; `state` adds inputs and outputs for the states."""
+    dtype, run, outputs = graph.dtype, _Run(x, ""), ("", "", "")
+    parameters = in_dtype(read_parameters(content.parameters, dtype if dtype == "float64" else "float32"), dtype)
+    number = 0
+    for layers in split_layers(content._replace(parameters=parameters)):
+        if (mode := layers[0].mode) is not None:
+            if mode != "concat":
+                run = _Run(graph.merge(outputs[0], mode, 1), graph.merge(outputs[1], mode, 0))
+            continue
+        end = "" if isinstance(content.layers, StackConfig) else f".{number}"
+        sizes = [len(layers), len(layers[0].configs), layers[0].configs[0].hidden_size]
+        begin = [graph.state_input(f"{name}_0{end}", sizes) if state else [""] * len(layers) for name in "hc"]
+        finals: list[tuple[str, str, str]] = []
+        for index, layer in enumerate(layers):
+            configs = [replace(config, reverse=True) for config in layer.configs]
+            pairs = zip(layer.configs if layer.kind == "lstm" else configs, layer.parameters, strict=True)
+            inputs = (run.y, "lengths" * lengths, begin[0][index], begin[1][index])
+            outputs = graph.add_lstm(f"lstm{end}_l{index}", list(pairs), inputs)
+            finals.append(outputs)
+            run = _Run(
+                *(graph.side_by_side(name, sizes[1:], axis) for name, axis in zip(outputs, (1, 0), strict=False))
+            )
+        if state:
+            for place, name in enumerate("hc", 1):
+                graph.state_output(f"{name}_n{end}", [each[place] for each in finals], sizes)
+        number += 1
+    return run

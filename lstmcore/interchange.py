@@ -1,0 +1,144 @@
+"""Files and weights of other libraries: what an `LSTM` and a `Chain` have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy.typing as npt
+
+from lstmcore.backend import Backend
+from lstmcore.layer_file import LayerFile, read_layers, write_layers
+from lstmcore.precision import Precision
+
+
+class Interchange(ABC):
+    """Layers that are written to files, and read from those of other libraries."""
+
+    #: The format of the files that `save` writes.
+    file_format: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def content(self) -> LayerFile:
+        """Layers, precision, layout and parameters: what a file holds."""
+
+    @classmethod
+    @abstractmethod
+    def from_content(
+        cls,
+        content: LayerFile,
+        *,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
+    ) -> Self:
+        """Return what a file holds, to be computed with: the inverse of `content`."""
+
+    def save(self, path: str | Path) -> None:
+        """Write configuration and parameters to a safetensors file, completely or not at all. `load` reads it.
+
+        It is no model: `lstmcore.training.SequenceModel` has a readout too, and a file of its own.
+
+        Raises
+        ------
+        ValueError, OSError
+            A path that cannot be written.
+        """
+        write_layers(path, self.content)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+    ) -> Self:
+        """Read what `save` wrote; the parameters come back bit for bit.
+
+        Parameters
+        ----------
+        path
+            The file.
+        backend
+            As for the constructor.
+        dtype
+            The precision to run it in; None takes that of the file.
+
+        Raises
+        ------
+        ValueError
+            A truncated or foreign file, a newer version, missing or unknown tensors, other shapes, numbers that are
+            not finite; the message names the file, what was expected and what was found.
+        OSError
+            The file cannot be read.
+        """
+        found = read_layers(path, cls.file_format, dtype)
+        try:
+            return cls.from_content(found, backend=backend)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path,
+        node: str | None = None,
+        *,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
+    ) -> Self:
+        """Return the weights of the operator LSTM in an ONNX model; needs the extra ``onnx``.
+
+        A `Chain` also has reversed layers, layers of other sizes, and merges of two directions.
+
+        Parameters
+        ----------
+        path
+            The file of a model.
+        node
+            The name of a node, or of its first output where it has no name; ``lstmcore convert --list`` shows them.
+            None takes all, where each reads what the one before gives.
+        dtype
+            None takes that of the weights. The int8 matrices of DynamicQuantizeLSTM are stored weights.
+        backend
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No such node, weights that the model computes from its inputs, an attribute or a shape that is not one of
+            an LSTM, layers that need a `Chain`, numbers that are not finite, another kind of file.
+        OSError, ImportError
+            The file cannot be read; ONNX is not installed.
+        """
+        from lstmcore.dialects.onnx_reader import read_onnx
+
+        return cls.from_content(read_onnx(path, node), dtype=dtype, backend=backend)
+
+    def to_onnx(self, path: str | Path, *, lengths: bool = True, state: bool = True) -> None:
+        """Write an ONNX model with these weights, for inference; needs the extra ``onnx``.
+
+        Its inputs are x, ``lengths`` (N,) in int32 and the initial state ``h_0`` and ``c_0``; its outputs y and the
+        final state ``h_n`` and ``c_n``. The names of the states of a chain end with the number of the LSTM: ``h_0.0``.
+        T and N are free. Numbers of 16 bits and stored weights are written as float32.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        lengths, state
+            Whether the model has these inputs and, for the state, these outputs. Without, rows have T steps and start
+            from zero.
+
+        Raises
+        ------
+        ValueError
+            A switch that ONNX's operator does not have, by name; more than 2 GiB; a path that cannot be written.
+        ImportError
+            ONNX is not installed.
+        """
+        from lstmcore.dialects.onnx_writer import write_layers_to_onnx
+
+        write_layers_to_onnx(path, self.content, lengths=lengths, state=state)
