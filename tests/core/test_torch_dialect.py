@@ -99,6 +99,10 @@ def test_what_is_no_lstm_is_refused(tmp_path: Path) -> None:  # long: one line f
         (values | {"a.bias_hh_l0": np.zeros(20, int)}, "a.", "bias_hh_l0: expected floating-point numbers; got int64"),
         (values | {"a.bias_hh_l0": [0.0] * 20}, "a.", "a.bias_hh_l0: expected a tensor or an array; got list"),
         ({"weight_ih_l0": np.zeros(3, f32)}, "", "weight_hh_l0: expected a matrix; got none"),
+        (values | {3: np.zeros(2)}, "a.", "state_dict: expected names that are texts; got 3"),
+        (values | {"a.bias_hh_l0": np.zeros(20, "c8")}, "a.", "bias_hh_l0: expected floating-point .*; got complex64"),
+        (values | {"a.bias_hh_l0": np.zeros(20, ">f4")}, "a.", "bias_hh_l0: expected the byte order of .*; got >f4"),
+        (values, None, "prefix: expected a text, '' for none; got NoneType"),
         (3, "", "from_torch: expected a state_dict, a module or the path of a file; got int"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=message) as caught:
@@ -128,5 +132,12 @@ def test_load_parameters_names_the_reader() -> None:
     for prefix in ("", "encoder."):
         with pytest.raises(ValueError, match=r"unknown .*: these are torch's names: LSTM.from_torch reads them"):
             made.load_parameters(made.to_torch(prefix))
+    for name, hint in (
+        ("lstm_cell/kernel:0", "Keras's names: LSTM.from_keras"),
+        ("layers/lstm/recurrent_kernel", "Keras's names: LSTM.from_keras"),
+        ("R", "ONNX's names: LSTM.from_onnx"),
+    ):
+        with pytest.raises(ValueError, match=f"unknown {name}.*: these are {hint} reads them"):
+            made.load_parameters({name: np.zeros(3)})
     with pytest.raises(ValueError, match=r"unknown other; expected weight_x_l0, weight_h_l0, bias_l0$"):
         made.load_parameters({"other": np.zeros(3)})
