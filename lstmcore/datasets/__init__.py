@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from lstmcore.datasets.csvfile import Layout, read_csv, read_panel
+from lstmcore.datasets.csvfile import Layout, read_columns, read_csv, read_panel
+from lstmcore.datasets.labelled import LabelLayout, Labelled, read_archive, read_labelled
 from lstmcore.datasets.registry import load, names
 from lstmcore.datasets.sequences import Classification, Sequences
 from lstmcore.datasets.series import Fill, Series
@@ -14,12 +15,17 @@ from lstmcore.datasets.windows import Windows
 __all__ = [
     "Classification",
     "Fill",
+    "LabelLayout",
+    "Labelled",
     "Layout",
     "Sequences",
     "Series",
     "Windows",
     "load",
     "names",
+    "read_archive",
+    "read_columns",
     "read_csv",
+    "read_labelled",
     "read_panel",
 ]

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.datasets.dates import Times, count_steps
+from lstmcore.datasets.dates import Steps, Times, count_steps
+from lstmcore.datasets.time_formats import TIME_FORMATS
 
 Fill = Literal["error", "linear", "previous"]
 
@@ -38,6 +39,8 @@ class Series:
         (rows,) float64, ascending: seconds since 1970, numbers of a column of times, or row numbers.
     id
         The cell that tells the series of a file apart; empty for a file with one.
+    form
+        The name of the format in which `labels` are times; empty if they are none.
 
     Examples
     --------
@@ -56,6 +59,7 @@ class Series:
     labels: tuple[str, ...]
     times: npt.NDArray[np.float64]
     id: str = ""
+    form: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -149,15 +153,36 @@ def in_order(series: Series, time: str, *, sort: bool, hint: str) -> Series:
     return series.take(order)
 
 
-def with_even_steps(series: Series, time: str, are_dates: bool, *, insert: bool) -> tuple[Series, str | None]:
+def steps_of(series: Series) -> Steps:
+    """Return the steps of the times of a series, which ascend."""
+    return count_steps(Times(series.times, series.form or "numbers"))
+
+
+def next_labels(series: Series, count: int) -> tuple[str, ...]:
+    """Return the times of the `count` rows that follow, written as `labels` are; none if these are no times.
+
+    Parameters
+    ----------
+    series
+        With ascending times; where they are not even, a step is the usual distance.
+    count
+        How many rows follow.
+    """
+    if not series.form or len(series) < 2:
+        return ()
+    steps, write = steps_of(series), TIME_FORMATS[series.form].write
+    return tuple(write(steps.after(series.times[-1], k), series.labels[-1]) for k in range(1, count + 1))
+
+
+def with_even_steps(series: Series, time: str, *, insert: bool) -> tuple[Series, str | None]:
     """Return the series with the rows that are missing between its times put in as gaps, if `insert`.
 
     Parameters
     ----------
     series
-        With ascending times.
-    time, are_dates
-        The column with the times, and whether they are dates.
+        With ascending times and their format.
+    time
+        The column with the times.
     insert
         Whether to put rows in.
 
@@ -173,38 +198,41 @@ def with_even_steps(series: Series, time: str, are_dates: bool, *, insert: bool)
     ValueError
         Far more rows missing than there are.
     """
-    counts, even = count_steps(Times(series.times, are_dates))
-    if even:
+    steps = steps_of(series)
+    counts = steps.counts
+    if steps.even:
         return series, None
-    odd = np.flatnonzero(counts != 1)
-    row = odd[0] + 1
-    where = f"{series.name}, line {series.lines[row]}, column {time!r}"
+    odd = np.flatnonzero(counts == 0) if not counts.all() else np.flatnonzero(counts != 1)
+    row = int(odd[0]) + 1
+    where = f"{series.name}, line {series.lines[row]}, column {time!r}: expected even steps; got"
     between = f"between {series.labels[row - 1]!r} and {series.labels[row]!r}"
     if not counts.all():
-        row = np.flatnonzero(counts == 0)[0] + 1
-        return series, (
-            f"{series.name}, line {series.lines[row]}, column {time!r}: expected even steps; got another distance "
-            f"between {series.labels[row - 1]!r} and {series.labels[row]!r}: every row is taken as one step"
-        )
+        return series, f"{where} another distance {between}: every row is taken as one step"
     missing = int(counts.sum()) - len(counts)
+    found = f"{where} {counts[row - 1] - 1} missing {between}"
     if not insert:
         return series, (
-            f"{where}: expected even steps; got {counts[row - 1] - 1} missing {between} ({missing} in all): every row "
-            "is taken as one step; --fill linear or --fill previous puts the missing rows in"
+            f"{found} ({missing} in all): every row is taken as one step; --fill linear or --fill previous puts the "
+            "missing rows in"
         )
     if missing > _MOST_INSERTED * len(series):
         raise ValueError(
-            f"{where}: expected even steps; got {counts[row - 1] - 1} missing {between}, and {missing} in all, too "
-            f"many for {len(series)} rows: mend the dates, or choose --fill error"
+            f"{found}, and {missing} in all, too many for {len(series)} rows: mend the dates, or choose --fill error"
         )
-    places = np.concatenate(([0], np.cumsum(counts)))
+    return _insert(series, steps), None
+
+
+def _insert(series: Series, steps: Steps) -> Series:
+    """Return the series with a gap for each step without a row."""
+    places = np.concatenate(([0], np.cumsum(steps.counts)))
     rows = np.searchsorted(places, np.arange(places[-1] + 1))  # of the row itself, or of the next one
-    gaps = np.ones(len(rows), np.bool_)
-    gaps[places] = series.gaps
+    is_new = np.ones(len(rows), np.bool_)
+    is_new[places] = False
     longer = series.take(rows)
-    inserted = np.ones(len(rows), np.bool_)
-    inserted[places] = False
-    times = np.interp(np.arange(len(rows)), places, series.times)
-    labels = tuple(f"before {text}" if new else text for text, new in zip(longer.labels, inserted, strict=True))
-    values = np.where(inserted, np.nan, longer.values)
-    return replace(longer, values=values, gaps=gaps, times=times, labels=labels), None
+    times, labels, write = longer.times.copy(), list(longer.labels), TIME_FORMATS[series.form].write
+    for place in np.flatnonzero(is_new):
+        before = int(rows[place]) - 1
+        times[place] = steps.after(series.times[before], int(place - places[before]))
+        labels[place] = write(times[place], series.labels[before])
+    values = np.where(is_new, np.nan, longer.values)
+    return replace(longer, values=values, gaps=longer.gaps | is_new, times=times, labels=tuple(labels))

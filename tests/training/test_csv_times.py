@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lstmcore.datasets import Layout, Series, read_csv, read_panel
+from lstmcore.datasets.series import next_labels
 from lstmcore.notices import Notice
 from lstmcore.training.batches import split
 from lstmcore.training.forecast import ForecastTask, training_set
@@ -55,11 +56,26 @@ EVEN: dict[str, list[str]] = {
     "months": texts("%Y-%m", months(40)),
     "ends of months": texts("%Y-%m-%d", [day - timedelta(1) for day in months(40)]),
     "named months": texts("%b %Y", months(40)),
+    "British months": texts("%d/%m/%Y", months(40)),
+    "American months": texts("%m/%d/%Y", months(40)),
+    "months of spreadsheets": texts("%b-%y", months(40)),
+    "coded months": [f"{day.year}M{day.month:02}" for day in months(40)],
+    "bare months": texts("%Y%m", months(40)),
+    "days of spreadsheets": texts("%d-%b-%y", days(40)),
+    "short years": texts("%d.%m.%y", days(40)),
+    "hours of twelve": texts("%m/%d/%Y %I:%M %p", hours(40)),
+    "written days": texts("%d %B %Y", days(40)),
+    "quarters first": [f"Q{k % 4 + 1} {1959 + k // 4}" for k in range(40)],
+    "unpadded days": [f"{day.year}-{day.month}-{day.day}" for day in days(40)],
     "quarters": [f"{1959 + k // 4}Q{k % 4 + 1}" for k in range(40)],
     "years": [f"{1700 + k}" for k in range(40)],
     "float years": [f"{1700 + k}.0" for k in range(40)],
     "decimal years": [f"{1958 + 0.0833 * k + 0.002 * (k % 3):.4f}" for k in range(40)],
 }
+
+
+#: Columns whose cells strptime reads and strftime writes otherwise, or whose steps are not quite even.
+UNPADDED = ("unpadded days", "decimal years", "days over a change of the clock")
 
 
 def table(folder: Path, times: Sequence[str], values: Sequence[object] | None = None, head: str = "date,y") -> Path:
@@ -110,6 +126,10 @@ def test_a_hole_is_told_and_filled(tmp_path: Path, kind: str, hole: int) -> None
     np.testing.assert_allclose(filled.filled("linear").values, range(len(times)), rtol=1e-14)
     assert (np.diff(filled.times) > 0).all()
     assert filled.labels[:10] + filled.labels[10 + hole :] == series.labels
+    if kind not in UNPADDED:
+        assert list(filled.labels) == times  # what is put in is written as its neighbours are
+        assert next_labels(series.head(9), 3) == tuple(times[9:12])
+    assert filled.times.tolist() == read_csv(table(tmp_path, filled.labels), "y").times.tolist()
 
 
 def test_a_hole_of_sixty_days_and_one_without_end(tmp_path: Path) -> None:
@@ -171,9 +191,80 @@ def test_which_column_holds_the_times(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 4, column 'date': expected a time as in the other rows; got 'soon'"):
         read_csv(wrong, "y")
     words = table(tmp_path, ["north", "south", "east"])
-    assert read_csv(words, "y").labels == ("north", "south", "east")
+    with pytest.warns(Notice, match="line 2, column 'date': expected times in a known format, .*; got 'north': order"):
+        assert read_csv(words, "y").labels == ("north", "south", "east")
+    assert read_csv(words, "y", time="-").labels == ("north", "south", "east")
     with pytest.raises(ValueError, match="line 2, column 'date': expected a time as in the other rows; got 'north'"):
         read_csv(words, "y", time="date")
+    assert read_csv(table(tmp_path, ["north", "south"], head="where,y"), "y").labels == ("north", "south")
+
+
+@pytest.mark.parametrize("row", [0, 7, 11])
+@pytest.mark.parametrize("cell", ["", "soon", "2020-13-45", "TBD"])
+def test_one_broken_cell_does_not_end_the_checks(tmp_path: Path, row: int, cell: str) -> None:
+    """Wherever it stands; also in a column whose name does not say that it has times."""
+    times = [*map(str, days(12))]
+    times[row] = cell
+    for head in ("date,y", "when,y"):
+        message = f"line {row + 2}, column '{head[:-2]}': expected a time as in the other rows; got '{cell}'"
+        with pytest.raises(ValueError, match=message):
+            read_csv(table(tmp_path, times, head=head), "y")
+
+
+@pytest.mark.parametrize(
+    ("head", "cells"),
+    [
+        ("date", ["1er janvier 2020", "2 janvier 2020", "3 janvier 2020"]),
+        ("when", ["1. Januar 2020", "2. Januar 2020", "3. Januar 2020"]),
+        ("when", ["2020.1.1-00", "2020.1.2-00", "2020.1.3-00"]),
+        ("hour", ["24:00", "25:00", "26:00"]),
+        ("ds", ["first", "second", "third"]),
+    ],
+)
+def test_times_in_an_unknown_format_are_told(tmp_path: Path, head: str, cells: list[str]) -> None:
+    path = table(tmp_path, cells, head=f"{head},y")
+    with pytest.warns(
+        Notice, match=rf"line 2, column '{head}': expected times in a known .* got '{cells[0]}'"
+    ) as caught:
+        assert len(read_csv(path, "y")) == 3
+    assert len(caught) == 1
+    assert len(read_csv(path, "y", time="-")) == 3
+
+
+@pytest.mark.parametrize("cells", [["shop 12", "shop 13"], ["AB-1", "AB-2"], ["192", "168"], ["4 apples", "3 plums"]])
+def test_names_with_numbers_are_no_times(tmp_path: Path, cells: list[str]) -> None:
+    assert read_csv(table(tmp_path, cells, head="what,y"), "y").labels == tuple(cells)
+
+
+def test_months_that_begin_with_the_day(tmp_path: Path) -> None:
+    """Read as month first, these ascend too, day by day for a year: the even steps decide."""
+    british, american = texts("%d/%m/%Y", months(40)), texts("%m/%d/%Y", months(40))
+    one, two = (read_csv(table(tmp_path, cells), "y") for cells in (british, american))
+    assert one.times.tolist() == two.times.tolist()
+    assert next_labels(one, 2) == ("01/05/2021", "01/06/2021")
+    assert next_labels(two, 2) == ("05/01/2021", "06/01/2021")
+    with pytest.warns(Notice, match="'01/01/2018' was read as %m/%d/%Y, and %d/%m/%Y fits all rows too"):
+        read_csv(table(tmp_path, british[:12]), "y")
+
+
+def test_times_go_on_as_they_are_written(tmp_path: Path) -> None:
+    """Ends of months stay ends of months; business days skip weekends; a step of two weeks is two weeks."""
+
+    def after(cells: list[str], count: int = 3) -> tuple[str, ...]:
+        return next_labels(read_csv(table(tmp_path, cells), "y"), count)
+
+    ends = texts("%Y-%m-%d", [day - timedelta(1) for day in months(26)])
+    assert after(ends) == ("2020-02-29", "2020-03-31", "2020-04-30")
+    assert after(texts("%Y-%m-%d", months(26, day=28))) == ("2020-03-28", "2020-04-28", "2020-05-28")
+    workdays = texts("%Y-%m-%d", [day for day in days(40) if day.weekday() < 5])
+    assert workdays[-1] == "2020-02-07" and after(workdays) == ("2020-02-10", "2020-02-11", "2020-02-12")
+    assert after(texts("%d.%m.%Y", days(57)[::14])) == ("09.03.2020", "23.03.2020", "06.04.2020")
+    assert after(texts("%Y-%m-%dT%H:%M:%SZ", hours(10))) == tuple(texts("%Y-%m-%dT%H:%M:%SZ", hours(13)[10:]))
+    assert after([f"{moment}+02:00" for moment in hours(10)], 1) == (f"{hours(11)[10]}+02:00",)
+    assert after(["2019Q3", "2019Q4", "2020Q1"]) == ("2020Q2", "2020Q3", "2020Q4")
+    assert after(["1998.0", "1999.0", "2000.0"], 2) == ("2001.0", "2002.0")
+    words = read_csv(table(tmp_path, ["north", "south"], head="where,y"), "y")
+    assert next_labels(words, 3) == ()
 
 
 def panel_file(folder: Path, order: Callable[[list[tuple[int, int]]], list[tuple[int, int]]]) -> Path:
