@@ -83,6 +83,29 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
         raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Return the header of a file that `write_tensors` wrote, with its format and version, and none of its tensors.
+
+    Raises
+    ------
+    ValueError
+        A folder, a pipe or a device; a truncated file, or one of another program.
+    OSError
+        The file cannot be read.
+    """
+    check_regular(path)
+    with Path(path).open("rb"):
+        pass  # as in `read_tensors`
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            text = (stream.metadata() or {}).get(_KEY)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
+    if text is None:
+        raise ValueError(f"{path}: expected a file of lstmcore; got safetensors of another program")
+    return _parse_header(path, text)
+
+
 def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from lstmcore.cli._errors import as_one_line
 from lstmcore.notices import Notice
 from lstmcore.registry import PluginError, UnavailableError
 
@@ -18,11 +19,14 @@ from lstmcore.registry import PluginError, UnavailableError
 COMMANDS: Final[Mapping[str, str]] = {
     "backends": "List the installed backends.",
     "conform": "Check a backend against the specification.",
-    "bench": "Time backends beside PyTorch, ONNX Runtime and JAX.",
-    "train": "Train an LSTM on a data set or a CSV file.",
-    "evaluate": "Judge a model on the test part of its data.",
-    "predict": "Write what a model says about data.",
+    "bench": "Time backends next to PyTorch, ONNX Runtime and JAX.",
+    "train": "Train an LSTM to forecast or to classify.",
+    "evaluate": "Measure the errors of a model on test data.",
+    "predict": "Write the forecast or the classes that a model gives.",
+    "plot": "Draw a forecast with its history.",
+    "info": "Describe a model file.",
     "compress": "Store a model's weights in fewer bytes, and measure the error.",
+    "export": "Write a model as a folder for Hugging Face's hub.",
 }
 
 #: Errors that a mistake of the user raises; any other is a defect and shows its traceback.
@@ -51,16 +55,31 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the options of ``lstmcore`` itself; a mistake is one line, as in `invoke`."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise as_one_line(error) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``.
 
-        A notice is one line too.
+        A notice is one line too, and so is an error that click finds.
         """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", Notice)
                 warnings.showwarning = _shown(warnings.showwarning)
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            if isinstance(error, click.exceptions.NoArgsIsHelpError):
+                raise
+            raise as_one_line(error) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing is left to flush to
             ctx.exit(1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 import click
+
+_WORDS: Final = "lstmcore.words"
 
 
 class Command(click.Command):
@@ -18,6 +21,7 @@ class Command(click.Command):
         ValueError
             An option that is given twice.
         """
+        ctx.meta[_WORDS] = list(args)
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, count in Counter(order).items():
@@ -29,3 +33,14 @@ class Command(click.Command):
 def _repeatable(option: click.Option) -> bool:
     """Return whether an option says the same, or more, if it is repeated."""
     return option.multiple or option.count or (option.is_flag and not option.secondary_opts)
+
+
+def words_of(ctx: click.Context, *, without: str) -> list[str]:
+    """Return the words after the name of the command, without the option `without` and its value."""
+    words: list[str] = []
+    skip = False
+    for word in ctx.meta[_WORDS]:
+        if not skip and word != without and not word.startswith(f"{without}="):
+            words.append(word)
+        skip = word == without
+    return words

@@ -2,74 +2,147 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
+import numpy as np
 
 from lstmcore import datasets
-from lstmcore.datasets import Classification, Layout, Series
-from lstmcore.files import check_writable
+from lstmcore.datasets import Classification, LabelLayout, Labelled, Layout, Series
+from lstmcore.files import check_regular, check_writable
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: For each series of a file, one `Series` for each column.
+Panel: TypeAlias = tuple[tuple[Series, ...], ...]
+
+#: Options of `layout_options` that say how the text of a file is written, with what they are in `Layout`.
+TEXT_OPTIONS = ("separator", "decimal", "encoding")
+LAYOUT_OPTIONS = ("series", "time", "sort", *TEXT_OPTIONS)
 
 
 def layout_options(command: F) -> F:
-    """Add the options that say how the rows of a CSV file are read: those of `Layout` that are not derived."""
+    """Add the options that say how the rows of a file are read: those of `Layout` that are not derived."""
     for option in (
-        click.option("--sort", is_flag=True, default=None, help="CSV: sort the rows by time."),
-        click.option("--time", help="CSV: column with the times, - for none  [default: the first with dates]."),
-        click.option("--series", help="CSV: column that tells several series apart."),
+        click.option("--encoding", help="Encoding of a CSV file, such as cp1252  [default: found from the file]."),
+        click.option("--decimal", help="Decimal sign of a CSV file, . or ,  [default: found from the file]."),
+        click.option("--separator", help="Sign between the cells of a CSV file, or tab  [default: found]."),
+        click.option("--sort", is_flag=True, default=None, help="Sort the rows of a file by time."),
+        click.option("--time", help="Column with the times, or - for none  [default: the first with dates]."),
+        click.option("--series", help="Column that says which series a row belongs to."),
     ):
         command = option(command)
     return command
 
 
-def open_data(data: str, target: str | None, layout: Layout) -> Classification | tuple[Series, ...]:
-    """Return the data set of that name, or the column `target` of the CSV file at that path.
+def column_names(text: str | None) -> tuple[str, ...]:
+    """Return the names in a list with commas between; a name with a comma stands in double quotes.
+
+    Examples
+    --------
+    >>> column_names('load,"heat, dry"')
+    ('load', 'heat, dry')
+    """
+    if text is None:
+        return ()
+    return tuple(name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip())
+
+
+def make_layout(options: Mapping[str, Any], fill: str) -> Layout:
+    """Return how a file is read, given the options of `layout_options` and the treatment of gaps."""
+    said = {name: options[name] for name in LAYOUT_OPTIONS if options[name] is not None}
+    return Layout(**said, insert=fill != "error")
+
+
+def check_there(data: str) -> None:
+    """Raise ValueError unless `data` is the name of a data set or of a file."""
+    if data not in datasets.names():
+        if not Path(data).exists():
+            raise ValueError(
+                f"data: expected one of {', '.join(datasets.names())} or a CSV file; got {data!r}, which is not there"
+            )
+        check_regular(data)
+
+
+def is_archive(data: str) -> bool:
+    """Return whether a file is a NumPy archive, by its name."""
+    return data not in datasets.names() and Path(data).suffix.casefold() == ".npz"
+
+
+def open_panel(data: str, columns: tuple[str, ...], layout: Layout) -> Panel:
+    """Return the columns of the data set of that name, or of the file at that path.
 
     Parameters
     ----------
-    data, target
-        The arguments of the command line.
+    data
+        The argument of the command line, which `check_there` has passed.
+    columns
+        The columns to read; of a data set that ships, none or its own one.
     layout
         How the rows of a file are read.
-
-    Returns
-    -------
-    Classification or tuple
-        The data set, or the series: one, or several where ``layout.series`` tells them apart.
 
     Raises
     ------
     ValueError
-        Neither a data set nor a file, or a CSV file without `target`.
+        No series, no columns, options that are for a file alone.
     """
-    if data in datasets.names():
-        dataset = datasets.load(data)
-        if target is not None and (isinstance(dataset, Classification) or dataset.column != target):
-            column = "no column to choose" if isinstance(dataset, Classification) else f"the column {dataset.column!r}"
-            raise ValueError(f"--target: {data} has {column}; got {target!r}")
-        for name in ("series", "time", "sort"):
-            if getattr(layout, name):
-                raise ValueError(f"--{name}: only for a CSV file; {data} is read as it stands")
-        return dataset if isinstance(dataset, Classification) else (dataset,)
-    path = Path(data)
-    if not path.exists():
-        raise ValueError(
-            f"data: expected one of {', '.join(datasets.names())} or a CSV file; got {data!r}, which is not there"
-        )
-    if target is None:
-        raise ValueError(f"{data}: expected --target with the column to forecast; got none")
-    return datasets.read_panel(path, target, layout)
+    if data not in datasets.names():
+        if not columns:
+            raise ValueError(
+                f"{data}: expected --target with the column to forecast, or --label and --id with the columns of the "
+                "class and the sequence to classify; got none"
+            )
+        return datasets.read_columns(data, columns, layout)
+    dataset = datasets.load(data)
+    if isinstance(dataset, Classification):
+        raise ValueError(f"{data}: expected a series to forecast; got sequences to classify")
+    if columns and columns != (dataset.column,):
+        raise ValueError(f"--target: {data} has the column {dataset.column!r} alone; got {', '.join(columns)!r}")
+    refuse_for_own(data, layout._asdict())
+    return ((dataset,),)
 
 
-def free_name(data: str) -> str:
-    """Return the name of a model file for `data` in the working directory that no file has."""
-    stem = Path(data).stem
-    names = (f"{stem}{number}.safetensors" for number in ("", *(f"-{k}" for k in range(2, 10_000))))
+def refuse_for_own(data: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option is given that is for files of the user."""
+    for name in LAYOUT_OPTIONS:
+        if options[name]:
+            raise ValueError(f"--{name}: only for a CSV file; {data} is read as it stands")
+
+
+def open_labelled(data: str, layout: LabelLayout, part: str = "") -> Labelled:
+    """Return the sequences of a file; of a NumPy archive the `part`, ``"train"`` or ``"test"``, if it is divided.
+
+    Raises
+    ------
+    ValueError
+        As the readers of `lstmcore.datasets`; options that such a file does not take.
+    """
+    if not is_archive(data):
+        return datasets.read_labelled(data, layout, needs_label=part == "train")
+    named = {"id": layout.id, "label": layout.label, "features": layout.features, **layout.rows._asdict()}
+    for name in ("id", "label", "features", *LAYOUT_OPTIONS):
+        if named[name]:
+            raise ValueError(f"--{name}: only for a CSV file; {data} is a NumPy archive, whose arrays are X and y")
+    return datasets.read_archive(data, part=part if part in archive_parts(data) else "")
+
+
+def archive_parts(data: str) -> tuple[str, ...]:
+    """Return the parts, of train and test, in which a NumPy archive is divided; none if it has an array X."""
+    try:
+        with np.load(data, allow_pickle=False) as archive:
+            names = set(archive.files)
+    except (ValueError, EOFError, AttributeError):
+        return ()  # reading it tells what is wrong
+    return () if "X" in names else tuple(part for part in ("train", "test") if f"X_{part}" in names)
+
+
+def free_name(data: str, mark: str = "", ending: str = ".safetensors") -> str:
+    """Return the name of a file for `data` in the working directory that no file has."""
+    stem = f"{Path(data).stem}{mark}"
+    names = (f"{stem}{number}{ending}" for number in ("", *(f"-{k}" for k in range(2, 10_000))))
     return next(name for name in names if not os.path.lexists(name))
 
 

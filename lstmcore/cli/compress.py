@@ -14,11 +14,12 @@ from rich.table import Table
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, layout_options
-from lstmcore.cli.evaluate import classified, forecast, load_for
-from lstmcore.datasets import Classification
+from lstmcore.cli._model_data import judged_sequences, panel_for, sequences_for, task_of
+from lstmcore.cli.evaluate import classified, forecast
 from lstmcore.registry import default_name
 from lstmcore.stored_weights import FORMATS
-from lstmcore.training.forecast import ForecastTask, forecasts
+from lstmcore.training.classification import ClassifyTask
+from lstmcore.training.forecast import forecasts
 from lstmcore.training.model import SequenceModel
 
 
@@ -65,18 +66,19 @@ def _judged(
     whole: SequenceModel, small: SequenceModel, name: str, data: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the scores of both models, the largest difference of an output, and the decisions that change."""
-    dataset = load_for(whole, name, data, options)
-    if isinstance(dataset, Classification):
-        scores = [classified(model, dataset) for model in (whole, small)]
+    task = task_of(whole, name)
+    if isinstance(task, ClassifyTask):
+        dataset, trained = judged_sequences(task, sequences_for(whole, task, (name, data), options))
+        scores = [classified(model, dataset, trained) for model in (whole, small)]
         outputs = [np.array(model.predict(dataset.test.inputs)) for model in (whole, small)]
         changed = int((outputs[0].argmax(axis=1) != outputs[1].argmax(axis=1)).sum())
         decisions = {"decisions": len(outputs[0]), "decisions_changed": changed}
         values = {key: [score[key] for score in scores] for key in ("accuracy", "loss")}
     else:
         changes = {"fill": options["fill"]}
-        scores = [forecast(model, dataset, changes) for model in (whole, small)]
-        task = ForecastTask.from_dict(whole.task)
-        windows = [task.held_out(series) for series in dataset]
+        panel = panel_for(task, name, data, options)
+        scores = [forecast(model, panel, changes) for model in (whole, small)]
+        windows = [task.held_out(*columns) for columns in panel]
         outputs = [np.concatenate([forecasts(model, part) for part in windows]) for model in (whole, small)]
         decisions = {}
         values = {key: [score["scores"][0][key] for score in scores] for key in ("rmse", "mae")}

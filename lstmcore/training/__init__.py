@@ -7,6 +7,7 @@ from lstmcore.training.files import load_model, save_model
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import CrossEntropy, Loss, MeanSquaredError
 from lstmcore.training.model import Evaluation, SequenceModel
+from lstmcore.training.model_card import save_folder
 from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.plots import plot_history
 from lstmcore.training.readout import Readout
@@ -35,6 +36,7 @@ __all__ = [
     "load_model",
     "pad",
     "plot_history",
+    "save_folder",
     "save_model",
     "split",
 ]

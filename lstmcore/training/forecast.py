@@ -13,6 +13,7 @@ from lstmcore.datasets.csvfile import Layout
 from lstmcore.datasets.series import Fill, Series
 from lstmcore.datasets.windows import Windows, mean_absolute, root_mean_square
 from lstmcore.scalars import finite, flag, integer
+from lstmcore.training.forecast_windows import ForecastWindows
 from lstmcore.training.model import SequenceModel
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -20,12 +21,12 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastTask:
-    """A task to forecast a column from its past; kept in the model's file.
+    """A task to forecast columns from their past and that of other columns; kept in the model's file.
 
     Attributes
     ----------
     target
-        The column.
+        The column, or the first of several.
     window, horizon
         The last `window` values give the next `horizon` ones.
     season
@@ -34,10 +35,12 @@ class ForecastTask:
         The last rows of each series, held out from training.
     fill
         The treatment of gaps.
-    series, time, sort
+    series, time, sort, separator, decimal, encoding
         How the rows of a file are read, see `lstmcore.datasets.Layout`.
     trained_to
         Name of a series -> the time of its last row that was trained on (`Series.times`).
+    other_targets, features
+        More columns to forecast, and columns that are read only.
 
     Raises
     ------
@@ -55,12 +58,24 @@ class ForecastTask:
     time: str | None = None
     sort: bool = False
     trained_to: dict[str, float] = field(default_factory=dict)
+    other_targets: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    separator: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("target", "series", "time"):
+        for name in ("target", "series", "time", "separator", "decimal", "encoding"):
             value = getattr(self, name)
             if not (isinstance(value, str) or (value is None and name != "target")):
                 raise TypeError(f"task {name}: expected the name of a column; got {value!r}")
+        for name in ("other_targets", "features"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple | list) or not all(isinstance(column, str) for column in names):
+                raise TypeError(f"task {name}: expected a list of names of columns; got {names!r}")
+            object.__setattr__(self, name, tuple(names))
+        if twice := [column for column in self.columns if self.columns.count(column) > 1]:
+            raise ValueError(f"task targets, features: expected each column once; got {twice[0]!r} twice")
         for name in ("window", "horizon", "season", "test_rows"):
             object.__setattr__(self, name, integer(f"task {name}", getattr(self, name), 1))
         if self.fill not in get_args(Fill):
@@ -72,13 +87,29 @@ class ForecastTask:
             finite(f"task trained_to {name!r}", value)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to forecast."""
+        return (self.target, *self.other_targets)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read: targets, then features."""
+        return (*self.targets, *self.features)
+
+    @property
     def layout(self) -> Layout:
         """How the rows of a file are read."""
-        return Layout(self.series, self.time, self.sort, self.fill != "error")
+        said = (self.separator, self.decimal, self.encoding)
+        return Layout(self.series, self.time, self.sort, self.fill != "error", *said)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task in JSON types."""
-        return {"kind": "forecast", **asdict(self)}
+        return {
+            "kind": "forecast",
+            **asdict(self),
+            "other_targets": [*self.other_targets],
+            "features": [*self.features],
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ForecastTask:
@@ -95,25 +126,48 @@ class ForecastTask:
             raise ValueError(f"task: expected kind, {', '.join(known)}; got {', '.join(sorted(map(str, values)))}")
         return cls(**{name: value for name, value in values.items() if name != "kind"})
 
-    def training(self, series: Series) -> Windows:
+    def training(self, *columns: Series) -> ForecastWindows:
         """Return the windows whose targets lie before the held-out rows; no held-out value fills a gap in them.
 
         A gap that reaches the held-out rows is cut off: it holds neither targets nor the last value of a window.
+
+        Parameters
+        ----------
+        *columns
+            The series of each column of the task, with the same rows.
 
         Raises
         ------
         ValueError
             Fewer than one row held out, or too few rows before them.
         """
-        stop = self.first_test_row(series)
-        series.filled(self.fill)  # a gap that cannot be filled, also a held-out one, is an error before any work
-        measured = np.flatnonzero(~series.gaps[:stop])
-        stop = int(measured[-1]) + 1 if measured.size else 0
-        return Windows.cut(series.head(stop).filled(self.fill), self.window, self.horizon)
+        heads = []
+        for series in self._checked(columns):
+            stop = self.first_test_row(series)
+            series.filled(self.fill)  # a gap that cannot be filled, also a held-out one, is an error before any work
+            measured = np.flatnonzero(~series.gaps[:stop])
+            heads.append(series.head(int(measured[-1]) + 1 if measured.size else 0).filled(self.fill))
+        targets, features = heads[: len(self.targets)], heads[len(self.targets) :]
+        return ForecastWindows.join([Windows.cut(head, self.window, self.horizon) for head in targets], features)
 
-    def held_out(self, series: Series) -> Windows:
+    def held_out(self, *columns: Series) -> ForecastWindows:
         """Return the windows whose targets lie in the held-out rows; each sees the real values before its targets."""
-        return Windows.cut(series.filled(self.fill), self.window, self.horizon, start=self.first_test_row(series))
+        filled = [series.filled(self.fill) for series in self._checked(columns)]
+        targets, features = filled[: len(self.targets)], filled[len(self.targets) :]
+        start = self.first_test_row(targets[0])
+        parts = [Windows.cut(series, self.window, self.horizon, start=start) for series in targets]
+        return ForecastWindows.join(parts, features)
+
+    def at_end(self, *columns: Series) -> ForecastWindows:
+        """Return the one window that ends the series, whose horizon is 0; ValueError for fewer rows than it has."""
+        filled = [series.filled(self.fill) for series in self._checked(columns)]
+        parts = tuple(Windows.at_end(series, self.window) for series in filled[: len(self.targets)])
+        return ForecastWindows(parts, tuple(filled[len(self.targets) :]))
+
+    def _checked(self, columns: tuple[Series, ...]) -> tuple[Series, ...]:
+        if len(columns) != len(self.columns):
+            raise ValueError(f"columns: expected a series for each of {', '.join(self.columns)}; got {len(columns)}")
+        return columns
 
     def first_test_row(self, series: Series) -> int:
         """Return the number of the first row that is held out.
@@ -140,8 +194,8 @@ class TrainingSet(NamedTuple):
     purge: int
 
 
-def training_set(task: ForecastTask, panel: Sequence[Series]) -> TrainingSet:
-    """Return the training windows of all series; none has rows of two.
+def training_set(task: ForecastTask, panel: Sequence[Sequence[Series]]) -> TrainingSet:
+    """Return the training windows of all series, each with its columns; none has rows of two.
 
     They are in the order of their distance to the end of the training rows, so that the last ones, which validate,
     are the last of each series.
@@ -151,7 +205,7 @@ def training_set(task: ForecastTask, panel: Sequence[Series]) -> TrainingSet:
     ValueError
         As `ForecastTask.training`, for the first series without a window.
     """
-    parts = [task.training(series) for series in panel]
+    parts = [task.training(*columns) for columns in panel]
     order = np.argsort(np.concatenate([part.origins - part.origins[-1] for part in parts]), kind="stable")
     inputs, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
     return TrainingSet(tuple(inputs[order]), targets[order], (task.horizon - 1) * len(parts))
@@ -159,20 +213,26 @@ def training_set(task: ForecastTask, panel: Sequence[Series]) -> TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Errors of one way to forecast, in units of the series, over all held-out windows and steps."""
+    """Errors of one way to forecast a column, in its units, over all held-out windows and steps."""
 
     name: str
     rmse: float
     mae: float
+    target: str
+
+    def to_dict(self, *, several: bool) -> dict[str, Any]:
+        """Return the score for a report, with its column if there are several."""
+        listed: dict[str, Any] = {"target": self.target} if several else {}
+        return {**listed, "name": self.name, "rmse": self.rmse, "mae": self.mae}
 
 
-def forecasts(model: SequenceModel, windows: Windows) -> Floats:
-    """Return (count, horizon): the model's forecasts in units of the series."""
+def forecasts(model: SequenceModel, windows: ForecastWindows) -> Floats:
+    """Return (count, K, horizon): the model's forecasts in units of the series."""
     return windows.absolute(np.stack(model.predict(tuple(windows.inputs))))
 
 
-def errors(model: SequenceModel, windows: Windows, season: int) -> dict[str, Floats]:
-    """Return, for the model and the naive forecasts by name, forecast minus truth (count, horizon).
+def errors(model: SequenceModel, windows: ForecastWindows, season: int) -> dict[str, Floats]:
+    """Return, for the model and the naive forecasts by name, forecast minus truth (count, K, horizon).
 
     The seasonal-naive forecast is left out if the history is too short for it.
     """
@@ -183,17 +243,30 @@ def errors(model: SequenceModel, windows: Windows, season: int) -> dict[str, Flo
     return {name: values - windows.actual for name, values in ways.items()}
 
 
-def scores(series_errors: Sequence[Mapping[str, Floats]]) -> list[Score]:
-    """Return the scores over the windows of all series together, of the ways that have `errors` for each series."""
+def scores(series_errors: Sequence[Mapping[str, Floats]], targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the scores of each target over the windows of all series together, for a report.
+
+    Parameters
+    ----------
+    series_errors
+        The `errors` of each series; a way that one of them does not have is left out.
+    targets
+        The names of the columns.
+    """
     pooled = {
         name: np.concatenate([found[name] for found in series_errors])
         for name in series_errors[0]
         if all(name in found for found in series_errors)
     }
-    return [Score(name, root_mean_square(values), mean_absolute(values)) for name, values in pooled.items()]
+    return [
+        Score(name, root_mean_square(part), mean_absolute(part), target).to_dict(several=len(targets) > 1)
+        for column, target in enumerate(targets)
+        for name, values in pooled.items()
+        for part in (values[:, column],)
+    ]
 
 
-def trained_windows(task: ForecastTask, windows: Windows) -> int:
+def trained_windows(task: ForecastTask, windows: ForecastWindows) -> int:
     """Return how many windows have a target in a row that the model was trained on."""
     last = task.trained_to.get(windows.series.id)
     if last is None:

@@ -78,6 +78,8 @@ def read_model(path: str | Path, backend: str | None, dtype: str | None) -> Mode
     """Read what `write_model` wrote. Parameters and errors are those of `lstmcore.training.load_model`."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
+    if Path(path).is_dir():
+        path = _in_folder(Path(path))
     tensors, header = read_tensors(path, MODEL_FORMAT)
     try:
         checked = _check_model(tensors, header)
@@ -91,6 +93,20 @@ def read_model(path: str | Path, backend: str | None, dtype: str | None) -> Mode
         if checked.readout["dtype"] != "float32":
             raise
         return _assemble(checked, backend, "float64")
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the model file of a folder that `save_folder` wrote, or that the hub gave back.
+
+    Raises
+    ------
+    ValueError
+        No such file.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder}: expected a model file, or a folder with model.safetensors; got neither")
+    return path
 
 
 def model_header(parts: ModelParts) -> dict[str, Any]:

@@ -192,7 +192,6 @@ def test_a_mistake_is_exit_code_2_and_one_line(
     found = run(*arguments)
     assert found.exit_code == 2
     assert found.stdout == ""
-    *usage, line = found.stderr.splitlines()
-    assert told in line
-    assert not usage or usage[0].startswith("Usage:")
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("lstmcore: error: ") and told in line
     assert "Traceback" not in found.stderr

@@ -300,7 +300,7 @@ def test_no_window_crosses_a_series(tmp_path: Path, horizon: int) -> None:
     """Every window is that of one series, and validation windows share no target with windows that are learned from."""
     panel = read_panel(panel_file(tmp_path, list), "y", Layout("shop"))
     task = ForecastTask(target="y", window=5, horizon=horizon, season=5, test_rows=6, fill="error", series="shop")
-    inputs, targets, purge = training_set(task, panel)
+    inputs, targets, purge = training_set(task, [(series,) for series in panel])
     known: set[tuple[float, ...]] = set()
     spans: list[tuple[int, int]] = []
     for key, series in enumerate(panel):
