@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from lstmcore.training.batches import batches_by_length, pad, split
+from lstmcore.training.callbacks import Callback, MLflow, TensorBoard, epoch_numbers
 from lstmcore.training.files import load_model, save_model
 from lstmcore.training.history import Epoch, History
+from lstmcore.training.learning import DivergedError
 from lstmcore.training.losses import CrossEntropy, Loss, MeanSquaredError
 from lstmcore.training.model import Evaluation, SequenceModel
 from lstmcore.training.model_card import save_folder
@@ -12,26 +14,36 @@ from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_gl
 from lstmcore.training.plots import plot_history
 from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer
-from lstmcore.training.trainer import DivergedError, Trainer
+from lstmcore.training.schedules import Cosine, OnPlateau, Schedule, StepDecay, WarmUp
+from lstmcore.training.trainer import Trainer
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Callback",
+    "Cosine",
     "CrossEntropy",
     "DivergedError",
     "Epoch",
     "Evaluation",
     "History",
     "Loss",
+    "MLflow",
     "MeanSquaredError",
+    "OnPlateau",
     "Optimizer",
     "Readout",
+    "Schedule",
     "SequenceModel",
     "Standardizer",
+    "StepDecay",
+    "TensorBoard",
     "Trainer",
+    "WarmUp",
     "batches_by_length",
     "clip_by_global_norm",
+    "epoch_numbers",
     "global_norm",
     "load_model",
     "pad",

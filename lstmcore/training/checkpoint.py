@@ -20,6 +20,8 @@ from lstmcore.training.optimizers import Optimizer
 Array = npt.NDArray[Any]
 CHECKPOINT_FORMAT: Final = "lstmcore-checkpoint"
 _MOMENTS: Final = "optimizer."
+#: A setting that may differ, which older versions wrote.
+_FREE: Final = "patience"
 
 
 @dataclass(slots=True)
@@ -135,7 +137,7 @@ def _read_history(values: Any, epochs: int) -> History:
 def _check_same(what: str, wanted: Mapping[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
         raise ValueError(f"{what} in the header: expected a JSON object; got {type(found).__name__}")
-    for key in sorted(set(wanted) | set(found)):
+    for key in sorted((set(wanted) | set(found)) - {_FREE}):
         if wanted.get(key) != found.get(key):
             raise ValueError(
                 f"checkpoint of another run: expected {what} {key}={wanted.get(key)!r}; got {found.get(key)!r}"

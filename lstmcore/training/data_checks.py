@@ -9,38 +9,85 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
-from lstmcore.training.losses import Loss
+from lstmcore.frames import is_frame, plain
+from lstmcore.training.losses import IGNORED, Loss
 from lstmcore.training.readout import Readout
 
 Array = npt.NDArray[Any]
 Targets: TypeAlias = Array | Sequence[Array]
 
 
-def check_inputs(inputs: Sequence[Array], width: int) -> None:
-    """Raise unless `inputs` is a non-empty collection of finite real arrays (T, `width`).
+def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
+    """Return `inputs`, checked: a non-empty collection of finite real arrays (T, `width`).
+
+    DataFrames in it become arrays.
 
     Raises
     ------
     TypeError, ValueError
         The message names the sequence, and the step with a number that is not finite.
     """
+    if is_frame(inputs):
+        raise TypeError(
+            f"inputs: expected a sequence of arrays (T, {width}), one for each; got one {type(inputs).__name__}: "
+            "[frame] for one sequence, or lstmcore.datasets.windows(frame, ...)"
+        )
     if not hasattr(inputs, "__len__"):
         raise TypeError(f"inputs: expected a sequence of arrays (T, {width}); got {type(inputs).__name__}")
     if not len(inputs):
         raise ValueError("inputs: expected at least one sequence; got none")
-    for index, sequence in enumerate(inputs):
-        if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
-            kind = getattr(sequence, "dtype", type(sequence).__name__)
-            raise TypeError(f"inputs[{index}]: expected an array of numbers (T, {width}); got {kind}")
-        validation.refuse_masked(f"inputs[{index}]", sequence)
-        if sequence.ndim != 2 or sequence.shape[1] != width:
-            raise ValueError(f"inputs[{index}]: expected shape (T, {width}); got {sequence.shape}")
-        if not np.isfinite(sequence).all():
-            step = int(np.flatnonzero(~np.isfinite(sequence).all(axis=1))[0])
-            raise ValueError(f"inputs[{index}]: expected finite numbers; got NaN or infinity at step {step}")
+    sequences = [plain(f"inputs[{index}]", sequence) for index, sequence in enumerate(inputs)]
+    for index, sequence in enumerate(sequences):
+        _check_sequence(f"inputs[{index}]", sequence, width)
+    return sequences
 
 
-def check_targets(targets: Targets, inputs: Sequence[Array], loss: Loss, readout: Readout) -> list[Array]:
+def _check_sequence(name: str, sequence: Any, width: int) -> None:
+    if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
+        kind = getattr(sequence, "dtype", type(sequence).__name__)
+        raise TypeError(f"{name}: expected an array of numbers (T, {width}); got {kind}")
+    validation.refuse_masked(name, sequence)
+    if sequence.ndim != 2 or sequence.shape[1] != width:
+        raise ValueError(f"{name}: expected shape (T, {width}); got {sequence.shape}")
+    if not np.isfinite(sequence).all():
+        step = int(np.flatnonzero(~np.isfinite(sequence).all(axis=1))[0])
+        raise ValueError(f"{name}: expected finite numbers; got NaN or infinity at step {step}")
+
+
+def entry_shapes(inputs: Sequence[Array], readout: Readout) -> list[tuple[int, ...]]:
+    """Return the shape of the entries of each sequence: (T,) with a readout at every step, else ()."""
+    return [(len(sequence),) if readout.steps == "every" else () for sequence in inputs]
+
+
+def find_classes(targets: Any, outputs: int) -> list[str] | None:
+    """Return the names of the classes, sorted, if the first target has names in place of numbers, else None.
+
+    Raises
+    ------
+    ValueError
+        Another number of names than `outputs`.
+    """
+    targets = plain("targets", targets)
+    if not hasattr(targets, "__len__") or not len(targets) or not _are_texts(np.asarray(plain("", targets[0]))):
+        return None
+    found = sorted({str(name) for target in targets for name in np.atleast_1d(np.asarray(plain("", target)))})
+    if len(found) != outputs:
+        raise ValueError(
+            f"targets: expected {outputs} different names of classes, one for each output of the readout; got "
+            f"{len(found)}: {', '.join(map(repr, found[:5]))}"
+        )
+    return found
+
+
+def check_targets(
+    targets: Any,
+    inputs: Sequence[Array],
+    loss: Loss,
+    readout: Readout,
+    *,
+    classes: Sequence[str] = (),
+    weights: Sequence[Array] | None = None,
+) -> list[Array]:
     """Raise unless `targets` are what `loss` needs for `inputs`; return them as one array a sequence.
 
     Parameters
@@ -48,46 +95,79 @@ def check_targets(targets: Targets, inputs: Sequence[Array], loss: Loss, readout
     targets, inputs
         One target a sequence, and the checked sequences.
     loss, readout
-        Those of the training: class numbers or vectors, of the last step or of every one.
+        Those of the training: classes or vectors, of the last step or of every one.
+    classes
+        The names of the classes, if targets may be names.
+    weights
+        The weights of the entries; what an entry of weight 0 holds does not matter, and it is returned as 0.
 
     Raises
     ------
     TypeError
-        Class numbers of no integer dtype, values that are no numbers.
+        Classes that are neither whole numbers nor names nor one-hot, values that are no numbers.
     ValueError
-        Another count or shape, a class number outside 0 to K - 1, NaN or infinity.
+        Another count or shape, a class outside 0 to K - 1, an unknown name, NaN or infinity.
     """
+    targets = plain("targets", targets)
     if not hasattr(targets, "__len__"):
         raise TypeError(f"targets: expected an array, or a sequence of them; got {type(targets).__name__}")
     if len(targets) != len(inputs):
         raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
-    lengths = [(len(sequence),) if readout.steps == "every" else () for sequence in inputs]
-    return [
-        _check_target(f"targets[{index}]", target, steps, loss, readout.output_size)
-        for index, (target, steps) in enumerate(zip(targets, lengths, strict=True))
-    ]
+    places = {name: number for number, name in enumerate(classes)}
+    outputs = readout.output_size if loss.of_linear else loss.target_size(readout.output_size)
+    checked = []
+    for index, (given, shape) in enumerate(zip(targets, entry_shapes(inputs, readout), strict=True)):
+        name, weight = f"targets[{index}]", None if weights is None else weights[index]
+        target = plain(name, given)
+        array = validation.as_array(name, target)
+        if shape == (0,) and array.size == 0 and not isinstance(target, np.ndarray):
+            array = np.zeros((0,) if loss.of_linear else (0, outputs), np.int64)  # an empty list has no dtype
+        if loss.of_linear:
+            checked.append(_class_numbers(name, array, shape, outputs, places))
+        else:
+            checked.append(_values(name, array, (*shape, outputs), weight))
+    return checked
 
 
-def _check_target(name: str, target: Any, steps: tuple[int, ...], loss: Loss, outputs: int) -> Array:
-    """Return one target as an array; `steps` is (T,) for a target at every step, else empty."""
-    validation.refuse_masked(name, target)
-    array = validation.as_array(name, target)
-    if steps == (0,) and array.size == 0 and not isinstance(target, np.ndarray):
-        array = np.zeros((0,) if loss.of_linear else (0, outputs), np.int64)  # an empty list has no dtype
-    shape = steps + (() if loss.of_linear else (outputs,))
-    if array.dtype.kind not in ("iu" if loss.of_linear else "fiu"):
-        kind = "class numbers of an integer dtype" if loss.of_linear else "numbers"
-        raise TypeError(f"{name}: expected {kind}; got {array.dtype}")
+def _are_texts(array: Array) -> bool:
+    return array.dtype.kind in "UT" or (array.dtype == object and all(isinstance(v, str) for v in array.flat))
+
+
+def _class_numbers(name: str, array: Array, shape: tuple[int, ...], outputs: int, places: dict[str, int]) -> Array:
+    """Return class numbers of `shape` from numbers, names or one-hot rows; an axis of size 1 at the end may follow."""
+    if array.shape == (*shape, 1):
+        array = array[..., 0]
+    if places and _are_texts(array):
+        unknown = [text for text in array.flat if text not in places]
+        if unknown:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, places))}; got {str(unknown[0])!r}")
+        array = np.array([places[text] for text in array.flat], np.int64).reshape(array.shape)
+    if array.shape == (*shape, outputs) and outputs > 1 and array.dtype.kind in "biuf":
+        if not (((array == 0) | (array == 1)).all() and (array.sum(axis=-1) == 1).all()):
+            raise ValueError(f"{name}: expected class numbers, or one-hot rows of zeros and one 1; got other rows")
+        array = array.argmax(axis=-1)
+    if array.dtype.kind == "b":
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected class numbers of an integer dtype; got {array.dtype}")
     if array.shape != shape:
-        hint = ""
-        if loss.of_linear and array.shape == (*shape, outputs):
-            hint = ": a class is its number: use targets.argmax(axis=-1)"
-        elif not loss.of_linear and (*array.shape, 1) == shape:
-            hint = ": use targets[..., None]"
-        raise ValueError(f"{name}: expected shape {shape}; got {array.shape}{hint}")
-    if loss.of_linear and array.size and not 0 <= array.min() <= array.max() < outputs:
-        wrong = array.min() if array.min() < 0 else array.max()
-        raise ValueError(f"{name}: expected class numbers 0 to {outputs - 1}; got {wrong}")
-    if not loss.of_linear and not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected shape {shape}; got {array.shape}")
+    wrong = array[(array != IGNORED) & ((array < 0) | (array >= outputs))]
+    if wrong.size:
+        raise ValueError(f"{name}: expected class numbers 0 to {outputs - 1}; got {wrong.min()}")
+    return array
+
+
+def _values(name: str, array: Array, shape: tuple[int, ...], weight: Array | None) -> Array:
+    """Return finite values of `shape`; the axis of a single output may be missing."""
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected numbers; got {array.dtype}")
+    if shape[-1] == 1 and array.shape == shape[:-1]:
+        array = array[..., None]
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}; got {array.shape}")
+    if weight is not None:
+        array = np.where(weight[..., None] > 0, array, 0)
+    if not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
     return array

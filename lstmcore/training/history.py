@@ -26,6 +26,10 @@ class Epoch:
         sequence, averaged over the validation set (over the training set without one).
     gradient_norm
         Mean global norm of the gradients before clipping.
+    lr
+        The learning rate at the end of the epoch; None in the file of an older version.
+    metrics
+        Name -> value of the trainer's `metrics`, on the validation set (on the training set without one).
 
     Examples
     --------
@@ -42,6 +46,8 @@ class Epoch:
     validation_accuracy: float | None
     drift: float
     gradient_norm: float
+    lr: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -95,11 +101,15 @@ class History:
 
 def _epoch(number: int, values: Any) -> Epoch:
     names = [item.name for item in fields(Epoch)]
-    if not isinstance(values, dict) or set(values) != set(names):
+    later = {"lr", "metrics"}  # an older version did not write them
+    if not isinstance(values, dict) or not set(names) - later <= set(values) <= set(names):
         raise ValueError(f"history epoch {number}: expected {', '.join(names)}; got something else")
     if values["number"] != number:
         raise ValueError(f"history epoch {number}: expected number={number}; got {values['number']!r}")
-    for name in names[1:]:
-        if values[name] is not None or name in ("loss", "drift", "gradient_norm"):
-            finite(f"history epoch {number} {name}", values[name])
+    metrics = values.get("metrics", {})
+    if not isinstance(metrics, dict):
+        raise TypeError(f"history epoch {number} metrics: expected a mapping; got {type(metrics).__name__}")
+    for name, value in {**values, **metrics}.items():
+        if name not in ("number", "metrics") and (value is not None or name in ("loss", "drift", "gradient_norm")):
+            finite(f"history epoch {number} {name}", value)
     return Epoch(**values)

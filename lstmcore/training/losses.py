@@ -8,7 +8,12 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.training.scaling import Standardizer
+
 Array = npt.NDArray[Any]
+
+#: The class number of an entry that does not count, as in PyTorch.
+IGNORED: Final = -100
 
 
 class Loss(ABC):
@@ -16,6 +21,7 @@ class Loss(ABC):
 
     `mask` (the shape of the entries, bool) is True if an entry counts; None counts all. What a masked entry holds,
     even NaN, does not matter, and its gradient is 0. No valid entry at all gives a loss and gradients of 0.
+    A loss with `weighted` also takes weights >= 0 as mask; it is then the weighted mean.
 
     Examples
     --------
@@ -31,6 +37,35 @@ class Loss(ABC):
     name: ClassVar[str]
     #: Whether `outputs` are the readout's values before its activation (which then must be softmax or none).
     of_linear: ClassVar[bool] = False
+    #: Whether `mask` may hold weights.
+    weighted: ClassVar[bool] = False
+
+    def target_size(self, outputs: int) -> int:
+        """Return how many values a target has for a readout of `outputs` values."""
+        return outputs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this loss, in JSON types."""
+        return {}
+
+    def scaling_of_outputs(self, scaling: Standardizer) -> Standardizer:
+        """Return the standardisation of the outputs from that of the targets."""
+        return scaling
+
+    def point(self, outputs: Array) -> Array:
+        """Return the forecast (..., K) of each target from outputs in its units."""
+        return outputs
+
+    def interval(self, outputs: Array, coverage: float) -> Array:
+        """Return (..., 3, K): the lower end, the forecast and the upper end of intervals that hold a share `coverage`.
+
+        Raises
+        ------
+        ValueError
+            A loss without intervals, or without these.
+        """
+        raise ValueError(f"coverage: expected a model trained with a quantile or a gaussian loss; got {self.name}")
 
     @abstractmethod
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
@@ -41,6 +76,7 @@ class CrossEntropy(Loss):
     """Cross-entropy of the softmax of `outputs` (..., K) with class numbers `targets` (...), fused with the softmax.
 
     Computed as ``logsumexp(z) - z[target]``, so that large logits neither overflow nor lose the small losses.
+    An entry whose target is -100 does not count.
 
     Examples
     --------
@@ -51,28 +87,29 @@ class CrossEntropy(Loss):
 
     name = "cross-entropy"
     of_linear = True
+    weighted = True
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
         """See `Loss`. Raises ValueError for a target outside 0 to K - 1, TypeError for one that is no integer."""
         classes = outputs.shape[-1]
         if targets.dtype.kind not in "iu":
             raise TypeError(f"targets: expected class numbers of an integer dtype; got {targets.dtype}")
-        z, labels, valid = _entries(outputs.reshape(-1, classes), targets, outputs.shape[:-1], mask)
-        wrong = np.flatnonzero(valid & ((labels < 0) | (labels >= classes)))
+        z, labels, weights = _entries(outputs.reshape(-1, classes), targets, outputs.shape[:-1], mask)
+        rows = np.flatnonzero((weights > 0) & (labels != IGNORED))
+        wrong = np.flatnonzero((labels[rows] < 0) | (labels[rows] >= classes))
         if wrong.size:
-            raise ValueError(f"targets: expected class numbers 0 to {classes - 1}; got {labels[wrong[0]]}")
+            raise ValueError(f"targets: expected class numbers 0 to {classes - 1}; got {labels[rows][wrong[0]]}")
         gradient = np.zeros_like(z)
-        rows = np.flatnonzero(valid)
         if rows.size:
-            chosen, labels = z[rows], labels[rows]
+            chosen, labels, weights = z[rows], labels[rows], weights[rows]
             shifted = chosen - chosen.max(axis=1, keepdims=True)
             e = np.exp(shifted)
             total = e.sum(axis=1)
-            each = np.arange(rows.size)
-            value = float(np.mean(np.log(total) - shifted[each, labels], dtype=np.float64))
+            each, whole = np.arange(rows.size), float(weights.sum())
+            value = float(np.sum(weights * (np.log(total) - shifted[each, labels]))) / whole
             p = e / total[:, None]
             p[each, labels] -= 1
-            gradient[rows] = p / rows.size
+            gradient[rows] = p * weights[:, None].astype(p.dtype) / whole
         else:
             value = 0.0
         return value, gradient.reshape(outputs.shape)
@@ -89,31 +126,35 @@ class MeanSquaredError(Loss):
     """
 
     name = "mean-squared-error"
+    weighted = True
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
         """See `Loss`. Raises ValueError if the shapes differ."""
         if targets.shape != outputs.shape:
             raise ValueError(f"targets: expected shape {outputs.shape} as the outputs; got {targets.shape}")
         width = outputs.shape[-1]
-        z, wanted, valid = _entries(outputs.reshape(-1, width), targets.reshape(-1, width), outputs.shape[:-1], mask)
-        count = int(valid.sum()) * width
-        error = np.where(valid[:, None], z - np.where(valid[:, None], wanted, 0), 0)
-        value = float(np.sum(np.square(error), dtype=np.float64)) / max(count, 1)
-        return value, (error * (2.0 / max(count, 1))).astype(outputs.dtype).reshape(outputs.shape)
+        z, wanted, weights = _entries(outputs.reshape(-1, width), targets.reshape(-1, width), outputs.shape[:-1], mask)
+        each = weights[:, None]
+        count = float(weights.sum()) * width or 1.0
+        error = np.where(each > 0, z - np.where(each > 0, wanted, 0), 0)
+        value = float(np.sum(each * np.square(error))) / count
+        gradient = error * each.astype(error.dtype) * (2.0 / count)
+        return value, gradient.astype(outputs.dtype).reshape(outputs.shape)
 
 
 def _entries(
     outputs: Array, targets: Array, shape: tuple[int, ...], mask: Array | None
-) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+) -> tuple[Array, Array, npt.NDArray[np.float64]]:
+    """Return the outputs, the targets and the weights of all entries; a masked entry has the weight 0."""
     if targets.ndim == 1 or targets.shape == shape:
         targets = targets.reshape(-1)
     if len(targets) != len(outputs):
         raise ValueError(f"targets: expected one for each of the {len(outputs)} entries {shape}; got {len(targets)}")
     if mask is None:
-        return outputs, targets, np.ones(len(outputs), np.bool_)
-    if mask.shape != shape or mask.dtype != np.bool_:
-        raise ValueError(f"mask: expected bool of shape {shape}; got {mask.dtype} of {mask.shape}")
-    return outputs, targets, mask.reshape(-1)
+        return outputs, targets, np.ones(len(outputs))
+    if mask.shape != shape or mask.dtype.kind not in "bf":
+        raise ValueError(f"mask: expected bool, or weights, of shape {shape}; got {mask.dtype} of {mask.shape}")
+    return outputs, targets, mask.reshape(-1).astype(np.float64)
 
 
 LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError)}
@@ -136,3 +177,12 @@ def make_loss(loss: object) -> Loss:
     if loss not in LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
     return LOSSES[loss]()
+
+
+def require_weighted(loss: Loss) -> None:
+    """Raise ValueError unless `loss` takes weights."""
+    if not loss.weighted:
+        raise ValueError(
+            f"sample_weight, class_weight: expected a loss that takes weights as its mask; got {loss.name}: set "
+            "weighted = True in its class"
+        )

@@ -14,17 +14,20 @@ from lstmcore.chain import Chain
 from lstmcore.lstm import LSTM
 from lstmcore.scalars import integer
 from lstmcore.training.batches import pad
-from lstmcore.training.data_checks import Targets, check_inputs, check_targets
-from lstmcore.training.losses import Loss, make_loss
+from lstmcore.training.data_checks import Targets, as_sequences, check_targets, entry_shapes
+from lstmcore.training.losses import Loss, make_loss, require_weighted
+from lstmcore.training.metrics import check_metrics, compute_metrics
 from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
-from lstmcore.training.readout import DTYPES, Readout, ReadoutTape
+from lstmcore.training.network import Batch, Examples, Learned, Network, count_entries, count_right
+from lstmcore.training.readout import DTYPES, Readout
 from lstmcore.training.scaling import Standardizer
+from lstmcore.training.weights import check_weights
 
 Array = npt.NDArray[Any]
 
 
 class Evaluation(NamedTuple):
-    """Means over a set: the loss, the accuracy (None for a regression) and the state drift.
+    """Means over a set: the loss, the accuracy (None for a regression), the state drift, and metrics by name.
 
     Examples
     --------
@@ -38,18 +41,7 @@ class Evaluation(NamedTuple):
     loss: float
     accuracy: float | None
     drift: float
-
-
-class Learned(NamedTuple):
-    """The result of learning from one batch.
-
-    `right` counts the right answers (None for a regression), `entries` the valid entries.
-    """
-
-    loss: float
-    right: int | None
-    entries: int
-    gradients: dict[str, Array]
+    metrics: dict[str, float] = {}  # noqa: RUF012  (no class attribute: the default of a field, which nobody changes)
 
 
 class SequenceModel:
@@ -167,11 +159,24 @@ class SequenceModel:
             loss=self.loss,
         )
 
-    def check_inputs(self, inputs: Sequence[Array]) -> None:
-        """Raise unless `inputs` is a non-empty collection of finite real arrays (T, I)."""
-        check_inputs(inputs, self.lstm.input_size)
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, of which the task keeps a list; empty for none."""
+        return list(self._task.get("classes", ()))
 
-    def check_targets(self, targets: Targets, inputs: Sequence[Array], loss: Loss) -> list[Array]:
+    def check_inputs(self, inputs: Any) -> Sequence[Array]:
+        """Return `inputs` as a non-empty collection of finite real arrays (T, I); DataFrames become arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `data_checks.as_sequences`.
+        """
+        return as_sequences(inputs, self.lstm.input_size)
+
+    def check_targets(
+        self, targets: Targets, inputs: Sequence[Array], loss: Loss, weights: Sequence[Array] | None = None
+    ) -> list[Array]:
         """Raise unless `targets` are what `loss` needs for `inputs`; return them as one array a sequence.
 
         Raises
@@ -179,7 +184,7 @@ class SequenceModel:
         TypeError, ValueError
             As `data_checks.check_targets`.
         """
-        return check_targets(targets, inputs, loss, self.readout)
+        return check_targets(targets, inputs, loss, self.readout, classes=self.classes, weights=weights)
 
     def scaled(self, inputs: Sequence[Array]) -> list[Array]:
         """Return `inputs`, standardised, in the model's dtype.
@@ -203,23 +208,16 @@ class SequenceModel:
                 )
         return scaled
 
-    def learn(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Learned:
+    def learn(
+        self, inputs: Sequence[Array], targets: Targets, loss: Loss, weights: Sequence[Array] | None = None
+    ) -> Learned:
         """Return the loss of a batch of scaled inputs and its gradient for every parameter; dropout is on."""
-        x, lengths = pad(inputs)
-        lstm: Any = self.lstm  # tapes and states of an LSTM and of a chain are of different types
-        h, last, tape = lstm.record(self._laid_out(x), lengths=lengths)
-        outputs, read = self._read(x, lengths, self._laid_out(h), last)
-        wanted, mask = self._targets(targets, lengths, len(x))
-        value, dy = loss(read.linear if loss.of_linear else outputs, wanted, mask)
-        read_gradients = self.readout.backward(read, dy, of_linear=loss.of_linear)
-        if self.readout.steps == "every":
-            gradients = lstm.backward(tape, self._laid_out(read_gradients.h))
-        else:
-            gradients = lstm.backward(tape, None, lstm.last_output_gradient(last, read_gradients.h))
-        named = {f"lstm.{name}": value for name, value in gradients.parameters.items()}
-        named |= {f"readout.{name}": value for name, value in read_gradients.parameters.items()}
-        entries = int(mask.sum()) if mask is not None else len(inputs)
-        return Learned(value, _right(outputs, wanted, mask, loss), entries, named)
+        return self.network.learn(Batch.of(inputs, targets, weights, self.readout), loss)
+
+    @property
+    def network(self) -> Network:
+        """The LSTM and the readout, for padded batches."""
+        return Network(self.lstm, self.readout)
 
     def evaluate(
         self,
@@ -227,6 +225,8 @@ class SequenceModel:
         targets: Targets,
         loss: str | Loss | None = None,
         *,
+        sample_weight: Any = None,
+        metrics: Sequence[str] = (),
         batch_size: int = 256,
     ) -> Evaluation:
         """Return loss, accuracy and state drift on raw data, as `predict` and `Trainer.fit` take it; dropout is off.
@@ -242,6 +242,10 @@ class SequenceModel:
             One for each, as for `Trainer.fit`.
         loss
             The loss to evaluate: a name or a `Loss`. None takes the one that the model was trained with.
+        sample_weight
+            As for `Trainer.fit`; the loss and the accuracy are weighted means then.
+        metrics
+            Names of metrics to compute too, as for `Trainer`.
         batch_size
             How many sequences to run at once.
 
@@ -257,50 +261,97 @@ class SequenceModel:
                 "loss: expected a loss, since this model has none: it was not trained, or with a loss of your own, "
                 "which no file holds; got None"
             )
-        self.check_inputs(inputs)
-        checked = self.check_targets(targets, inputs, chosen)
-        return self._judge(self.scaled(inputs), checked, chosen, self.target_scaling, batch_size)
+        inputs = self.check_inputs(inputs)
+        weights = None
+        if sample_weight is not None:
+            require_weighted(chosen)
+            weights = check_weights(sample_weight, entry_shapes(inputs, self.readout))
+        checked = self.check_targets(targets, inputs, chosen, weights)
+        names = check_metrics(metrics, chosen.of_linear)
+        examples = Examples(self.scaled(inputs), checked, weights)
+        return self._judge(examples, chosen, self.target_scaling, names, batch_size)
 
-    def measure(self, inputs: Sequence[Array], targets: Targets, loss: Loss) -> Evaluation:
-        """Return loss, accuracy and state drift on scaled inputs and targets, as `learn` takes them; dropout is off."""
-        return self._judge(inputs, targets, loss, None, 256)
+    def measure(self, examples: Examples, loss: Loss, metrics: Sequence[str] = ()) -> Evaluation:
+        """Return loss, accuracy and state drift on scaled examples, as `learn` takes them; dropout is off."""
+        return self._judge(examples, loss, None, metrics, 256)
 
     def _judge(
-        self, inputs: Sequence[Array], targets: Targets, loss: Loss, scaling: Standardizer | None, batch_size: int
+        self,
+        examples: Examples,
+        loss: Loss,
+        scaling: Standardizer | None,
+        metrics: Sequence[str],
+        batch_size: int,
     ) -> Evaluation:
-        """Return the means over scaled inputs; `scaling` is undone on the outputs, which `targets` are like."""
-        total, right, entries, drift = 0.0, 0, 0, 0.0
-        answers = True
-        for chosen in _chunks(inputs, batch_size):
-            x, lengths = pad([inputs[index] for index in chosen])
-            outputs, read, last = self._run(x, lengths)
+        """Return the means over scaled inputs; `scaling` is undone on the outputs, which the targets are like."""
+        total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
+        answers, seen = True, list[tuple[Array, Array, Array]]()
+        for chosen in _chunks(examples.inputs, batch_size):
+            batch = Batch.of(*examples.take(chosen), self.readout)
+            outputs, read, last = self.network.run(batch.x, batch.lengths)
             if scaling is not None and not loss.of_linear:
                 outputs = scaling.undo(outputs)
-            wanted, mask = self._targets([targets[index] for index in chosen], lengths, len(x))
-            value, _ = loss(read.linear if loss.of_linear else outputs, wanted, mask)
-            count = int(mask.sum()) if mask is not None else len(chosen)
-            hits = _right(outputs, wanted, mask, loss)
+            weights = batch.counted(loss)
+            value, _ = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
+            count, _ = count_entries(weights, len(chosen))
+            hits = count_right(outputs, batch.targets, weights, loss)
             answers = answers and hits is not None
             total, right, entries = total + value * count, right + (hits or 0), entries + count
             drift += float(np.sqrt(_square_cells(last)).sum())  # the start is zero
-        return Evaluation(total / max(entries, 1), right / max(entries, 1) if answers else None, drift / len(inputs))
+            if metrics:
+                seen.append(self._flat_answers(outputs, batch, weights, loss, undone=scaling is not None))
+        found = compute_metrics(metrics, *map(np.concatenate, zip(*seen, strict=True))) if metrics else {}
+        accuracy = right / (entries or 1) if answers else None
+        return Evaluation(total / (entries or 1), accuracy, drift / len(examples.inputs), found)
 
-    def predict(self, inputs: Sequence[Array], *, batch_size: int = 256) -> list[Array]:
-        """Return the output for each sequence of raw `inputs`: (K,), or (T, K) if read out at every step; float64.
+    def _flat_answers(
+        self, outputs: Array, batch: Batch, weights: Array | None, loss: Loss, *, undone: bool
+    ) -> tuple[Array, Array, Array]:
+        """Return answers, targets and weights of all entries, flat; of a regression in the units of `predict`."""
+        count = outputs[..., 0].size
+        flat = np.ones(count) if weights is None else weights.reshape(count)
+        if loss.of_linear:
+            return outputs.argmax(axis=-1).reshape(count), batch.targets.reshape(count), flat
+        targets, scaling = batch.targets, self.target_scaling
+        if scaling is not None and not undone:
+            width = targets.shape[-1]
+            outputs = scaling.undo(outputs)
+            targets = Standardizer(scaling.mean[:width], scaling.scale[:width]).undo(targets)
+        answers = loss.point(outputs)
+        return answers.reshape(count, -1), targets.reshape(count, -1), flat
+
+    def predict(self, inputs: Any, *, coverage: float | None = None, batch_size: int = 256) -> list[Array]:
+        """Return the output for each sequence of raw `inputs`, float64.
+
+        Parameters
+        ----------
+        inputs
+            Raw sequences (T, I), arrays or DataFrames.
+        coverage
+            None for (K,), or (T, K) if read out at every step. A share in (0, 1), for a model trained with a quantile
+            or a gaussian loss, gives (3, K), or (T, 3, K): the lower end of the interval that holds the target with
+            that probability, the forecast, and the upper end.
+        batch_size
+            How many sequences to run at once.
 
         Raises
         ------
         TypeError, ValueError
-            A sequence that is not a finite array (T, I).
+            A sequence that is not a finite array (T, I); a model without intervals, or without these.
         """
-        self.check_inputs(inputs)
-        scaled = self.scaled(inputs)
+        scaled = self.scaled(self.check_inputs(inputs))
+        if coverage is not None and self.loss is None:
+            raise ValueError(
+                "coverage: expected a model trained with a quantile or a gaussian loss; got one of no loss"
+            )
         results: list[Array] = [np.empty(0)] * len(scaled)
         for chosen in _chunks(scaled, batch_size):
             x, lengths = pad([scaled[index] for index in chosen])
-            outputs = self._run(x, lengths)[0].astype(np.float64)
+            outputs = self.network.run(x, lengths)[0].astype(np.float64)
             if self.target_scaling is not None:
                 outputs = self.target_scaling.undo(outputs)
+            if self.loss is not None:
+                outputs = self.loss.point(outputs) if coverage is None else self.loss.interval(outputs, coverage)
             for row, index in enumerate(chosen):
                 every = self.readout.steps == "every"
                 results[index] = outputs[: lengths[row], row].copy() if every else outputs[row].copy()
@@ -346,36 +397,6 @@ class SequenceModel:
         parts = read_model(path, backend, dtype)
         return SequenceModel(parts.lstm, parts.readout, task=parts.task, loss=parts.loss, **parts.scalings)
 
-    def _laid_out(self, array: Array) -> Array:
-        """Return (T, N, ...) in the layout of the LSTM, or back: a view."""
-        return array.swapaxes(0, 1) if self.lstm.batch_first else array
-
-    def _run(self, x: Array, lengths: Array) -> tuple[Array, ReadoutTape, Any]:
-        """Return the outputs for padded x (T, N, I), the record of the readout, and the final state."""
-        h, last = self.lstm(self._laid_out(x), lengths=lengths)
-        return *self._read(x, lengths, self._laid_out(h), last), last
-
-    def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadoutTape]:
-        if self.readout.steps == "every":
-            return self.readout.record(h, x if self.readout.x_size else None)
-        lstm: Any = self.lstm
-        features = lstm.last_output(last)
-        if not self.readout.x_size:
-            return self.readout.record(features)
-        ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
-        rows = np.flatnonzero(lengths)
-        ends[rows] = x[lengths[rows] - 1, rows]
-        return self.readout.record(features, ends)
-
-    def _targets(self, targets: Targets, lengths: Array, steps: int) -> tuple[Array, npt.NDArray[np.bool_] | None]:
-        if self.readout.steps == "last":
-            return np.asarray(targets), None
-        for row, (target, length) in enumerate(zip(targets, lengths, strict=True)):
-            if len(target) != length:
-                raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
-        padded, _ = pad(list(targets))
-        return padded, np.arange(steps)[:, None] < lengths
-
 
 def _square_cells(state: Any) -> Array:
     """Return (N,): the sum of the squares of all final cells of a row, of an LSTM or of each LSTM of a chain."""
@@ -389,10 +410,3 @@ def _chunks(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray
     order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _right(outputs: Array, targets: Array, mask: npt.NDArray[np.bool_] | None, loss: Loss) -> int | None:
-    if not loss.of_linear:
-        return None
-    hits = outputs.argmax(axis=-1) == targets
-    return int(hits.sum() if mask is None else (hits & mask).sum())

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
+from lstmcore.chain import Chain
 from lstmcore.config import integer
+from lstmcore.lstm import LSTM
 from lstmcore.precision import get_precision
 
 Array = npt.NDArray[Any]
 ReadoutActivation = Literal["none", "tanh", "sigmoid", "relu", "softmax"]
-Steps = Literal["last", "every"]
+Steps = Literal["last", "every", "mean"]
 
 DTYPES: Final = ("float32", "float64")
 
@@ -51,7 +53,8 @@ class Readout:
     steps
         ``"every"``: y has one entry a step. ``"last"``: one a sequence, made from the final state of the last layer.
         Forward that is h at the row's last valid step; for the reversed direction h at step 0, where it ends. So
-        both directions have read the whole sequence. The x part is x at the row's last valid step.
+        both directions have read the whole sequence. The x part is x at the row's last valid step. ``"mean"``: one a
+        sequence, made from the means of h and of x over its steps.
     dtype
         ``"float32"`` or ``"float64"``; that of the LSTM.
     seed
@@ -97,6 +100,49 @@ class Readout:
         random, bound = np.random.default_rng(seed), width**-0.5
         self.load_parameters(
             {name: random.uniform(-bound, bound, shape).astype(dtype) for name, shape in self.parameter_shapes.items()}
+        )
+
+    @classmethod
+    def of(
+        cls,
+        lstm: LSTM | Chain,
+        output_size: int,
+        *,
+        activation: ReadoutActivation = "none",
+        with_x: bool = False,
+        steps: Steps = "last",
+        seed: int | None = None,
+    ) -> Readout:
+        """Return a readout that fits an LSTM or a chain: its input size and its dtype are those of `lstm`.
+
+        Parameters
+        ----------
+        lstm
+            The layers below.
+        output_size, activation, steps, seed
+            As for the constructor.
+        with_x
+            Whether the input x is read next to h.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor.
+
+        Examples
+        --------
+        >>> from lstmcore import LSTM
+        >>> Readout.of(LSTM(2, 4, bidirectional=True, dtype="float64"), 3, with_x=True).parameter_shapes["weight"]
+        (3, 10)
+        """
+        return cls(
+            lstm.output_width,
+            output_size,
+            activation=activation,
+            x_size=lstm.input_size if with_x else 0,
+            steps=steps,
+            dtype=lstm.precision.storage,
+            seed=seed,
         )
 
     @property

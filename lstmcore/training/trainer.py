@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lstmcore.config import finite, integer
+from lstmcore.config import integer
 from lstmcore.files import UnwritableError, check_writable
 from lstmcore.notices import notify
+from lstmcore.scalars import flag
 from lstmcore.training import checkpoint as checkpoints
-from lstmcore.training.batches import batches_by_length, split
-from lstmcore.training.data_checks import Targets
+from lstmcore.training.batches import split
+from lstmcore.training.callbacks import Callback
+from lstmcore.training.data_checks import Targets, find_classes
 from lstmcore.training.history import Epoch, History
-from lstmcore.training.losses import Loss, make_loss
+from lstmcore.training.learning import DivergedError, Learner, Recipe, diverged
+from lstmcore.training.losses import Loss
+from lstmcore.training.metrics import check_metrics
 from lstmcore.training.model import SequenceModel
-from lstmcore.training.optimizers import Adam, Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.model_file import json_types
+from lstmcore.training.network import Examples
+from lstmcore.training.optimizers import Adam, Optimizer
+from lstmcore.training.progress import shown_progress
 from lstmcore.training.scaling import Standardizer
+from lstmcore.training.schedules import Schedule
+from lstmcore.training.sets import (
+    Rows,
+    Sets,
+    check_examples,
+    fit_target_scaling,
+    make_sets,
+    scale_examples,
+    weigh,
+)
+from lstmcore.training.trainer_checks import (
+    bound,
+    check_class_weight,
+    check_helpers,
+    check_loss,
+    check_noise,
+    check_parts,
+    check_validation,
+)
+from lstmcore.training.weights import ClassWeight
+
+__all__ = ["DivergedError", "Trainer"]
 
 Array = npt.NDArray[Any]
 
 
-class DivergedError(ValueError):
-    """The loss or a gradient is no longer finite.
-
-    Attributes
-    ----------
-    history
-        The epochs that were finished.
-    restored
-        The epoch whose weights the model has now: the best one, or the last one if none is. None: those that it
-        had at the start.
-
-    Examples
-    --------
-    >>> from lstmcore import LSTM
-    >>> from lstmcore.training import SGD, Readout
-    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0))
-    >>> trainer = Trainer(model, loss="mean-squared-error", optimizer=SGD(1e30), clip_norm=None, quiet=True)
-    >>> inputs = [np.full((length, 2), 0.1 * length) for length in range(3, 13)]
-    >>> trainer.fit(inputs, [x.mean(axis=0)[:1] for x in inputs])
-    Traceback (most recent call last):
-    lstmcore.training.trainer.DivergedError: training diverged in epoch 1: ...
-    """
-
-    history: History
-    restored: int | None = None
+#: Settings whose default is left out of checkpoints, so that those of older versions stay readable.
+_LATER: Final = {"accumulate": 1, "truncate": None, "gradient_checkpointing": False, "metrics": ()}
 
 
 class Trainer:
@@ -66,7 +69,8 @@ class Trainer:
     model
         Training starts from its weights.
     loss
-        ``"cross-entropy"`` (class numbers; the readout's activation is softmax or none) or ``"mean-squared-error"``.
+        ``"cross-entropy"`` (classes; the readout's activation is softmax or none), ``"mean-squared-error"``, or a
+        `Loss`.
     optimizer
         Adam with its defaults if None. Its moments go with one run: make a new one for another, which `fit` asks
         for.
@@ -98,7 +102,24 @@ class Trainer:
         File to write after every epoch; None for none. If it cannot be written, for example on a full disk, that is
         a warning: the file before it stays, and the run goes on.
     quiet
-        No progress bar.
+        Show no progress. Else it is a bar on a terminal, and a line for each epoch in a file or a pipe.
+    class_weight
+        Weights of the classes in the loss and the accuracy: a mapping from a class to its weight, one number a class,
+        or ``"balanced"`` for weights that give every class of the training part the same total.
+    schedule
+        Factor of the optimizer's learning rate along the run, for example ``WarmUp(2) * Cosine(60)``; None for 1.
+    callbacks
+        Run at the start, after each epoch and at the end.
+    metrics
+        Names of metrics for `Epoch.metrics`: accuracy, balanced-accuracy, f1 of classes; mae, rmse, r2 of values, in
+        the units of `predict`.
+    accumulate
+        How many batches give one step of the optimizer; the gradient is that of their mean.
+    truncate
+        Steps of truncated backpropagation through time: a batch is learned in parts of so many steps, with a step of
+        the optimizer after each. The state is carried from part to part, the gradient is not. None for whole sequences.
+    gradient_checkpointing
+        Keep the tape of about sqrt(T) steps in place of T, for one more forward pass.
 
     Raises
     ------
@@ -137,33 +158,49 @@ class Trainer:
         seed: int = 0,
         checkpoint: str | Path | None = None,
         quiet: bool = False,
+        class_weight: ClassWeight | None = None,
+        schedule: Schedule | None = None,
+        callbacks: Sequence[Callback] = (),
+        metrics: Sequence[str] = (),
+        accumulate: int = 1,
+        truncate: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer such as Adam(0.001), or None; got {optimizer!r}")
         self.model, self.optimizer = model, optimizer
-        self.loss = _checked_loss(loss, model, standardize_targets)
+        self.loss = check_loss(loss, model, standardize_targets)
         self.epochs, self.batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
         self.patience = None if patience is None else integer("patience", patience, 1)
         self.purge, self.seed = integer("purge", purge, 0), integer("seed", seed, 0)
-        self.clip_norm = _bound("clip_norm", clip_norm)
-        self.drift_threshold = _bound("drift_threshold", drift_threshold)
-        self.input_noise, self.validation = finite("input_noise", input_noise), finite("validation", validation)
-        if self.input_noise < 0:
-            raise ValueError(f"input_noise: expected a finite number >= 0; got {input_noise!r}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation: expected a fraction in [0, 1); got {validation!r}")
-        if patience is not None and self.validation == 0:
-            raise ValueError("patience: needs a validation set; got validation=0")
-        if self.purge and not chronological:
-            raise ValueError(f"purge: needs chronological=True; got purge={purge} with chronological=False")
+        self.clip_norm = bound("clip_norm", clip_norm)
+        self.drift_threshold = bound("drift_threshold", drift_threshold)
+        self.input_noise = check_noise(input_noise)
+        self.validation = check_validation(validation, patience, self.purge, chronological)
         if checkpoint is not None:
             check_writable("checkpoint", checkpoint)
         self.chronological, self.checkpoint, self.quiet = bool(chronological), checkpoint, bool(quiet)
         self.standardize, self.standardize_targets = bool(standardize), bool(standardize_targets)
+        self.class_weight, self.schedule, self.callbacks = class_weight, schedule, tuple(callbacks)
+        check_helpers(schedule, self.callbacks)
+        check_class_weight(class_weight, self.loss)
+        self.metrics = check_metrics(metrics, self.loss.of_linear)
+        self.accumulate = integer("accumulate", accumulate, 1)
+        self.truncate = None if truncate is None else integer("truncate", truncate, 1)
+        self.gradient_checkpointing = flag("gradient_checkpointing", gradient_checkpointing)
+        check_parts(model, self.truncate, self.gradient_checkpointing)
 
-    def fit(self, inputs: Sequence[Array], targets: Targets, *, resume: str | Path | None = None) -> History:
+    def fit(
+        self,
+        inputs: Any,
+        targets: Targets,
+        *,
+        sample_weight: Any = None,
+        validation_data: Sequence[Any] | None = None,
+        resume: str | Path | None = None,
+    ) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
 
         Without a validation set the last epoch's weights stay. An error or Ctrl-C leaves the best epoch's weights too.
@@ -172,12 +209,20 @@ class Trainer:
         Parameters
         ----------
         inputs
-            One finite array (T, I) a sequence; T may differ.
+            One finite array (T, I), or DataFrame, a sequence; T may differ.
         targets
-            One a sequence: class numbers, or values (K,) in the units of the model's `predict`. With a readout at
-            every step one array (T,) or (T, K) a sequence.
+            One a sequence: a class, or values (K,) in the units of the model's `predict`. With a readout at
+            every step one array (T,) or (T, K) a sequence. A class is its number, its name or a one-hot row; entries
+            of the class -100 do not count. Names are kept in the model's task, sorted, as ``classes``.
+        sample_weight
+            The weight of each sequence in the loss and the accuracy, at least 0. With a readout at every step it may be
+            an array (T,) for each: of numbers, or of bool, a mask.
+        validation_data
+            ``(inputs, targets)`` or ``(inputs, targets, sample_weight)`` to watch the run, in place of the fraction
+            `validation`.
         resume
-            A checkpoint of the same model, settings and data to go on from; only `epochs` may differ.
+            A checkpoint of the same model, settings and data to go on from; `epochs` may differ, and `patience`: a run
+            that it stopped goes on with a larger one.
 
         Raises
         ------
@@ -186,53 +231,88 @@ class Trainer:
         DivergedError
             The loss is no longer finite. The model has the best epoch's weights, see `DivergedError.restored`.
         """
-        model = self.model
-        model.check_inputs(inputs)
-        checked = model.check_targets(targets, inputs, self.loss)
-        classes = np.asarray(checked) if self.loss.of_linear and model.readout.steps == "last" else None
-        fit_rows, check_rows = split(
-            len(inputs),
-            self.validation,
-            seed=self.seed,
-            classes=classes,
-            chronological=self.chronological,
-            purge=self.purge,
-        )
-        optimizer = Adam() if self.optimizer is None else self.optimizer
-        if resume is None and optimizer.steps:
-            raise ValueError(
-                f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make another, or "
-                "go on with resume="
-            )
-        progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
-        settings = self._settings(inputs, checked, optimizer)
-        if resume is not None:
-            progress = checkpoints.load_checkpoint(resume, model, optimizer, settings, self.epochs)
-        else:
-            self._start([inputs[row] for row in fit_rows], [checked[row] for row in fit_rows])
-        scaled, wanted = model.scaled(inputs), self._scaled_targets(checked)
-        model.loss = self.loss
-        history = progress.history
+        model, optimizer = self.model, Adam() if self.optimizer is None else self.optimizer
+        task = model.task
+        if self.loss.of_linear and not model.classes and (names := find_classes(targets, model.readout.output_size)):
+            model.task = task | {"classes": names}
         try:
-            with self._bar() as bar:
-                task = bar.add_task("training", total=self.epochs, completed=len(history.epochs), numbers="")
+            sets = self._sets((inputs, targets, sample_weight), validation_data)
+            if resume is None and optimizer.steps:
+                raise ValueError(
+                    f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make "
+                    "another, or go on with resume="
+                )
+            settings = self._settings(sets, optimizer)
+            if resume is None:
+                progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
+                self._start(sets.fit)
+            else:
+                progress = checkpoints.load_checkpoint(resume, model, optimizer, settings, self.epochs)
+                progress.history.stopped = self._reason(progress.history)
+        except (TypeError, ValueError):
+            model.task = task
+            raise
+        return self._run(progress, optimizer, sets, settings)
+
+    def _run(
+        self, progress: checkpoints.Progress, optimizer: Optimizer, sets: Sets, settings: dict[str, Any]
+    ) -> History:
+        """Run the epochs that are left."""
+        model, history = self.model, progress.history
+        fit, held_out = (scale_examples(part, model, self.loss) for part in (sets.fit, sets.held_out))
+        model.loss = self.loss
+        recipe = Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
+        learner = Learner(model, self.loss, optimizer, recipe, self.schedule)
+        try:
+            with shown_progress(self.epochs, len(history.epochs), self.quiet) as show:
+                for callback in self.callbacks:
+                    callback.on_fit_start(model, history)
                 while len(history.epochs) < self.epochs and history.stopped is None:
-                    self._epoch(progress, optimizer, scaled, wanted, fit_rows, check_rows)
+                    self._epoch(progress, learner, fit, held_out)
+                    for callback in self.callbacks:
+                        history.stopped = callback.on_epoch_end(model, history) or history.stopped
                     if self.checkpoint is not None:
                         self._save_checkpoint(self.checkpoint, optimizer, progress, settings)
-                    bar.update(task, advance=1, numbers=_numbers(history.epochs[-1]))
+                    show(history.epochs[-1])
         finally:
             if progress.best is not None:
                 model.load_parameters(progress.best)
+        for callback in self.callbacks:
+            callback.on_fit_end(model, history)
         return history
 
-    def _start(self, inputs: list[Array], targets: list[Array]) -> None:
+    def _sets(self, data: tuple[Any, Any, Any], validation_data: Sequence[Any] | None) -> Sets:
+        """Return the checked and weighted training and validation sets."""
+        given = None
+        if validation_data is not None:
+            if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+                raise TypeError(
+                    "validation_data: expected (inputs, targets) or (inputs, targets, sample_weight); got "
+                    f"{type(validation_data).__name__}"
+                )
+            given = check_examples(self.model, self.loss, *validation_data)
+
+        def divide(count: int, classes: Array | None) -> tuple[Rows, Rows]:
+            return split(
+                count,
+                self.validation,
+                seed=self.seed,
+                classes=classes,
+                chronological=self.chronological,
+                purge=self.purge,
+            )
+
+        classes = self.loss.of_linear and self.model.readout.steps != "every"
+        sets = make_sets(check_examples(self.model, self.loss, *data), given, divide, classes)
+        return weigh(sets, self.model, self.loss, self.class_weight)
+
+    def _start(self, fit: Examples) -> None:
         """Fit the standardisations that the model lacks to the training part, and set its LSTM to step 0."""
         model = self.model
         if self.standardize and model.input_scaling is None:
-            model.input_scaling = Standardizer.fit(inputs)
+            model.input_scaling = Standardizer.fit(fit.inputs)
         if self.standardize_targets and model.target_scaling is None:
-            model.target_scaling = Standardizer.fit(targets)
+            model.target_scaling = fit_target_scaling(fit, self.loss)
         model.lstm.step = 0
 
     def _save_checkpoint(
@@ -248,138 +328,67 @@ class Trainer:
                 3,
             )
 
-    def _epoch(
-        self,
-        progress: checkpoints.Progress,
-        optimizer: Optimizer,
-        inputs: list[Array],
-        targets: list[Array],
-        fit_rows: npt.NDArray[np.intp],
-        check_rows: npt.NDArray[np.intp],
-    ) -> None:
-        history, before = progress.history, self.model.parameters
-        number, rows = len(history.epochs) + 1, check_rows if check_rows.size else fit_rows
+    def _epoch(self, progress: checkpoints.Progress, learner: Learner, fit: Examples, held_out: Examples) -> None:
+        history, before, held = progress.history, self.model.parameters, len(held_out.inputs) > 0
+        number = len(history.epochs) + 1
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
-                loss, accuracy, norm = self._learn(number, optimizer, inputs, targets, fit_rows)
-                seen = self.model.measure([inputs[row] for row in rows], [targets[row] for row in rows], self.loss)
+                means = learner.learn_epoch(number, fit, history.epochs)
+                seen = self.model.measure(held_out if held else fit, self.loss, self.metrics)
             if not math.isfinite(seen.loss):
-                raise _diverged(number, "loss", seen.loss)
+                raise diverged(number, "loss", seen.loss)
         except DivergedError as error:
             self.model.load_parameters(before)
             raise _restored(error, history) from None
-        held = (seen.loss, seen.accuracy) if check_rows.size else (None, None)
-        history.epochs.append(Epoch(number, loss, accuracy, held[0], held[1], seen.drift, norm))
-        within = self.drift_threshold is None or seen.drift <= self.drift_threshold
-        if not within:
-            history.stopped = f"state drift {seen.drift:.4g} above the threshold {self.drift_threshold:.4g}"
-        if check_rows.size and within:
+        watched = (seen.loss, seen.accuracy) if held else (None, None)
+        loss, accuracy, norm, lr = means
+        epoch = Epoch(number, loss, accuracy, watched[0], watched[1], seen.drift, norm, lr, seen.metrics)
+        history.epochs.append(epoch)
+        if held and self._within(epoch):
             best = history.epochs[history.best - 1].validation_loss if history.best else None
             if best is None or seen.loss < best:
                 history.best, progress.best = number, self.model.parameters
-            elif self.patience is not None and number - (history.best or 0) >= self.patience:
-                history.stopped = f"no lower validation loss for {self.patience} epochs"
+        history.stopped = self._reason(history)
 
-    def _learn(
-        self,
-        number: int,
-        optimizer: Optimizer,
-        inputs: list[Array],
-        targets: list[Array],
-        rows: npt.NDArray[np.intp],
-    ) -> tuple[float, float | None, float]:
-        noise = np.random.default_rng(np.random.SeedSequence((self.seed, number, 1)))
-        total, right, entries, norms = 0.0, 0, 0, 0.0
-        known = True
-        batches = batches_by_length([len(inputs[row]) for row in rows], self.batch_size, seed=self.seed, epoch=number)
-        for batch in batches:
-            chosen = rows[batch]
-            x = [inputs[row] for row in chosen]
-            if self.input_noise:
-                x = [s + (self.input_noise * noise.standard_normal(s.shape)).astype(s.dtype) for s in x]
-            learned = self.model.learn(x, [targets[row] for row in chosen], self.loss)
-            gradients, norm = learned.gradients, global_norm(learned.gradients)
-            if not (math.isfinite(learned.loss) and math.isfinite(norm)):
-                raise _diverged(number, "loss and gradient norm", (learned.loss, norm))
-            if self.clip_norm is not None:
-                gradients, _ = clip_by_global_norm(gradients, self.clip_norm)
-            stepped = optimizer.step(self.model.parameters, gradients)
-            for name, value in stepped.items():
-                if not np.isfinite(value).all():
-                    raise _diverged(number, "parameter", f"{name} is no longer finite")
-            self.model.load_parameters(stepped)
-            known = known and learned.right is not None
-            total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
-            entries, norms = entries + learned.entries, norms + norm
-        entries = max(entries, 1)
-        return total / entries, right / entries if known else None, norms / len(batches)
+    def _within(self, epoch: Epoch) -> bool:
+        return self.drift_threshold is None or epoch.drift <= self.drift_threshold
 
-    def _scaled_targets(self, targets: list[Array]) -> list[Array]:
-        if self.loss.of_linear:
-            return targets
-        dtype, scaling = self.model.readout.dtype, self.model.target_scaling
-        with np.errstate(over="ignore"):
-            scaled = [t.astype(dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
-        for index, target in enumerate(scaled):
-            if not np.isfinite(target).all():
-                raise ValueError(
-                    f"targets[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
-                    f"up to {np.abs(targets[index]).max():.3g}: bring them nearer to 1, or use standardize_targets=True"
-                )
-        return scaled
-
-    def _settings(self, inputs: Sequence[Array], targets: list[Array], optimizer: Optimizer) -> dict[str, Any]:
-        """Return all that must be the same for a resumed run to be the same run."""
-        digest = hashlib.sha256()
-        for array in (*inputs, *targets):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        names = ["batch_size", "clip_norm", "validation", "chronological", "purge", "patience", "drift_threshold"]
-        names += ["input_noise", "standardize", "standardize_targets", "seed"]
-        return {
-            **{name: getattr(self, name) for name in names},
-            "loss": self.loss.name,
-            "optimizer": optimizer.name,
-            "optimizer_settings": optimizer.settings,
-            "lstm_seed": self.model.lstm.seed,
-            "data_sha256": digest.hexdigest(),
-        }
-
-    def _bar(self) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        )
-        return Progress(*columns, console=Console(stderr=True), disable=self.quiet)
-
-
-def _checked_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
-    """Return the loss of a name, or the loss; raise unless it suits the readout and the scaling of the targets."""
-    made = make_loss(loss)
-    if made.of_linear and model.readout.activation not in ("softmax", "none"):
-        raise ValueError(
-            f"loss: {made.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
-        )
-    if made.of_linear and (standardize_targets or model.target_scaling is not None):
-        raise ValueError(f"standardize_targets: expected no target_scaling of class numbers, for {made.name}")
-    return made
-
-
-def _bound(name: str, value: object) -> float | None:
-    """Check a number > 0, or None."""
-    if value is None:
+    def _reason(self, history: History) -> str | None:
+        """Return why the run ends after its last epoch, if it does."""
+        if not history.epochs:
+            return None
+        epoch = history.epochs[-1]
+        if not self._within(epoch):
+            return f"state drift {epoch.drift:.4g} above the threshold {self.drift_threshold:.4g}"
+        waited = epoch.number - (history.best or 0)
+        if self.patience is not None and epoch.validation_loss is not None and waited >= self.patience:
+            return f"no lower validation loss for {self.patience} epochs"
         return None
-    number = finite(name, value)
-    if number <= 0:
-        raise ValueError(f"{name}: expected a finite number > 0, or None for none; got {number!r}")
-    return number
 
-
-def _diverged(epoch: int, what: str, value: object) -> DivergedError:
-    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}: lower the learning rate or clip_norm")
+    def _settings(self, sets: Sets, optimizer: Optimizer) -> dict[str, Any]:
+        """Return all that must be the same for a resumed run to be the same run."""
+        names = ["batch_size", "clip_norm", "validation", "chronological", "purge", "drift_threshold"]
+        names += ["input_noise", "standardize", "standardize_targets", "seed"]
+        later: dict[str, Any] = {
+            name: getattr(self, name) for name, default in _LATER.items() if getattr(self, name) != default
+        }
+        if self.schedule is not None:
+            later["schedule"] = self.schedule.to_dict()
+        if self.loss.settings:
+            later["loss_settings"] = self.loss.settings
+        settings: dict[str, Any] = json_types(
+            "settings",
+            {
+                **{name: getattr(self, name) for name in names},
+                "loss": self.loss.name,
+                "optimizer": optimizer.name,
+                "optimizer_settings": dict(optimizer.settings),
+                "lstm_seed": self.model.lstm.seed,
+                **sets.digests(),
+                **later,
+            },
+        )
+        return settings
 
 
 def _restored(error: DivergedError, history: History) -> DivergedError:
@@ -389,12 +398,3 @@ def _restored(error: DivergedError, history: History) -> DivergedError:
     diverged = DivergedError(f"{error}; the model has the weights of {kept} again: go on from them in a new run")
     diverged.history, diverged.restored = history, restored
     return diverged
-
-
-def _numbers(epoch: Epoch) -> str:
-    text = f"loss {epoch.loss:.4f}"
-    if epoch.validation_loss is not None:
-        text += f"  validation {epoch.validation_loss:.4f}"
-    if epoch.validation_accuracy is not None:
-        text += f"  accuracy {epoch.validation_accuracy:.1%}"
-    return text + f"  drift {epoch.drift:.2f}"

@@ -26,11 +26,12 @@ def make(
     x: bool = False,
     dtype: str = "float64",
     hidden: int = 4,
+    outputs: int = 3,
     **switches: Any,
 ) -> SequenceModel:
     lstm = LSTM(2, hidden, bidirectional=bidirectional, dtype=dtype, seed=1, backend="numpy", **switches)
     width = lstm.stack.num_directions * lstm.stack.output_size
-    return SequenceModel(lstm, Readout(width, 3, steps=steps, x_size=2 if x else 0, dtype=dtype, seed=2))
+    return SequenceModel(lstm, Readout(width, outputs, steps=steps, x_size=2 if x else 0, dtype=dtype, seed=2))
 
 
 def data(count: int = 24, seed: int = 0) -> tuple[list[Any], Any]:

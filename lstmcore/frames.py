@@ -1,0 +1,69 @@
+"""DataFrames and Series of pandas, polars and other libraries as arrays, by narwhals, which is an extra."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: Top-level packages whose tables narwhals reads; none of them is imported here.
+_LIBRARIES: Final = frozenset(("pandas", "polars", "pyarrow", "modin", "cudf", "narwhals"))
+
+
+def is_frame(value: object) -> bool:
+    """Return whether `value` is a DataFrame or a Series of a library that narwhals reads."""
+    return type(value).__module__.partition(".")[0] in _LIBRARIES
+
+
+def open_frame(name: str, value: Any) -> Any:
+    """Return the table or the column as narwhals shows it.
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    value
+        A DataFrame or a Series.
+
+    Raises
+    ------
+    ImportError
+        narwhals is not installed.
+    TypeError
+        No table in memory.
+    """
+    try:
+        import narwhals
+    except ImportError as error:
+        raise ImportError(
+            f"{name}: expected an array, or narwhals for a {type(value).__name__} of "
+            f"{type(value).__module__.partition('.')[0]}; it is not installed: pip install 'lstmcore[frames]'"
+        ) from error
+    try:
+        return narwhals.from_native(value, eager_only=True, allow_series=True)
+    except TypeError:
+        kind = type(value)
+        raise TypeError(
+            f"{name}: expected a DataFrame or a Series in memory; got {kind.__module__}.{kind.__qualname__}"
+        ) from None
+
+
+def plain(name: str, value: Any) -> Any:
+    """Return a DataFrame (rows, columns) or a Series (rows,) as an array, and anything else as it is.
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    value
+        The argument.
+
+    Raises
+    ------
+    ImportError, TypeError
+        As `open_frame`.
+    """
+    return np.asarray(open_frame(name, value).to_numpy()) if is_frame(value) else value

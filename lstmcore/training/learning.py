@@ -1,0 +1,189 @@
+"""One epoch of learning: batches, noise, gradients, clipping and the optimizer's steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.training.batches import batches_by_length
+from lstmcore.training.history import Epoch, History
+from lstmcore.training.losses import Loss
+from lstmcore.training.model import SequenceModel
+from lstmcore.training.network import Batch, Examples, Learned
+from lstmcore.training.optimizers import Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.schedules import Schedule
+
+Array = npt.NDArray[Any]
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is no longer finite.
+
+    Attributes
+    ----------
+    history
+        The epochs that were finished.
+    restored
+        The epoch whose weights the model has now: the best one, or the last one if none is. None: those that it
+        had at the start.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import SGD, Readout, Trainer
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0))
+    >>> trainer = Trainer(model, loss="mean-squared-error", optimizer=SGD(1e30), clip_norm=None, quiet=True)
+    >>> inputs = [np.full((length, 2), 0.1 * length) for length in range(3, 13)]
+    >>> trainer.fit(inputs, [x.mean(axis=0)[:1] for x in inputs])
+    Traceback (most recent call last):
+    lstmcore.training.learning.DivergedError: training diverged in epoch 1: ...
+    """
+
+    history: History
+    restored: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The settings of an epoch; their meaning is in the docstring of `Trainer`."""
+
+    batch_size: int
+    clip_norm: float | None
+    input_noise: float
+    seed: int
+    accumulate: int = 1
+    truncate: int | None = None
+    gradient_checkpointing: bool = False
+
+
+class EpochMeans(NamedTuple):
+    """Means over an epoch of learning, and its last learning rate; `accuracy` is None for a regression."""
+
+    loss: float
+    accuracy: float | None
+    gradient_norm: float
+    lr: float
+
+
+class Learner:
+    """A model that learns one epoch after the other.
+
+    Parameters
+    ----------
+    model, loss, optimizer
+        Those of the run; the optimizer goes on from where it is.
+    recipe
+        The settings.
+    schedule
+        The factor of the optimizer's learning rate; None for 1.
+    """
+
+    def __init__(
+        self, model: SequenceModel, loss: Loss, optimizer: Optimizer, recipe: Recipe, schedule: Schedule | None = None
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.recipe, self.schedule = model, loss, optimizer, recipe, schedule
+
+    def learn_epoch(self, number: int, examples: Examples, done: Sequence[Epoch] = ()) -> EpochMeans:
+        """Learn from all examples once.
+
+        Parameters
+        ----------
+        number
+            From 1; with the seed it fixes the order of the batches and the noise.
+        examples
+            Scaled inputs, targets and weights.
+        done
+            The epochs before this one, for the schedule.
+
+        Raises
+        ------
+        DivergedError
+            A loss, a gradient or a parameter that is not finite.
+        """
+        settings, base = self.optimizer.settings, self.optimizer.settings["lr"]
+        pending: list[Learned] = []
+        total, right, entries, norms, steps = 0.0, 0.0, 0.0, 0.0, 0
+        known, rate = True, base
+        try:
+            for position, learned, last in self._pieces(number, examples):
+                if not math.isfinite(learned.loss):
+                    raise diverged(number, "loss", learned.loss)
+                pending.append(learned)
+                known = known and learned.right is not None
+                total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
+                entries += learned.entries
+                if last or len(pending) == self.recipe.accumulate:
+                    if self.schedule is not None:
+                        rate = settings["lr"] = base * self.schedule.factor(position, done)
+                    norms, steps = norms + self._step(number, _combined(pending)), steps + 1
+                    pending = []
+        finally:
+            settings["lr"] = base
+        entries = entries or 1
+        return EpochMeans(total / entries, right / entries if known else None, norms / steps, rate)
+
+    def _pieces(self, number: int, examples: Examples) -> Iterator[tuple[float, Learned, bool]]:
+        """Yield the place in the run, the result of each batch or part of one, and whether it is the last."""
+        recipe, readout = self.recipe, self.model.readout
+        noise = np.random.default_rng(np.random.SeedSequence((recipe.seed, number, 1)))
+        lengths = [len(sequence) for sequence in examples.inputs]
+        batches = batches_by_length(lengths, recipe.batch_size, seed=recipe.seed, epoch=number)
+        for index, rows in enumerate(batches):
+            position, final = number - 1 + index / len(batches), index == len(batches) - 1
+            inputs, targets, weights = examples.take(rows)
+            if recipe.input_noise:
+                inputs = [s + (recipe.input_noise * noise.standard_normal(s.shape)).astype(s.dtype) for s in inputs]
+            if recipe.truncate is not None:
+                batch, state = Batch.of(inputs, targets, weights, readout), None
+                starts = range(0, max(len(batch.x), 1), recipe.truncate)
+                for start in starts:
+                    part = batch.steps(start, start + recipe.truncate)
+                    learned = self.model.network.learn(part, self.loss, state)
+                    state = learned.state
+                    yield position, learned, final and start == starts[-1]
+            elif recipe.gradient_checkpointing:
+                batch = Batch.of(inputs, targets, weights, readout)
+                yield position, self.model.network.learn_by_parts(batch, self.loss), final
+            else:
+                yield position, self.model.learn(inputs, targets, self.loss, weights), final
+
+    def _step(self, number: int, gradients: dict[str, Array]) -> float:
+        """Take a step along the gradients, and return their norm before it was clipped."""
+        norm = global_norm(gradients)
+        if not math.isfinite(norm):
+            raise diverged(number, "gradient norm", norm)
+        if self.recipe.clip_norm is not None:
+            gradients, _ = clip_by_global_norm(gradients, self.recipe.clip_norm)
+        stepped = self.optimizer.step(self.model.parameters, gradients)
+        for name, value in stepped.items():
+            if not np.isfinite(value).all():
+                raise diverged(number, "parameter", f"{name} is no longer finite")
+        self.model.load_parameters(stepped)
+        return norm
+
+
+def diverged(epoch: int, what: str, value: object) -> DivergedError:
+    """Return the error of an epoch in which `what` is no longer finite."""
+    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}: lower the learning rate or clip_norm")
+
+
+def _combined(pieces: list[Learned]) -> dict[str, Array]:
+    """Return the gradient of the mean over the entries of all pieces; weights have the mean 1 over the training set.
+
+    So a batch of heavy entries counts for more than one of light ones.
+    """
+    count = sum(piece.valid for piece in pieces) or 1
+    factors = [piece.entries / count for piece in pieces]
+    if factors == [1.0]:
+        return pieces[0].gradients
+    return {
+        name: np.asarray(
+            sum(factor * piece.gradients[name] for factor, piece in zip(factors, pieces, strict=True)), value.dtype
+        )
+        for name, value in pieces[0].gradients.items()
+    }

@@ -1,0 +1,239 @@
+"""An LSTM with a readout, on padded batches: outputs, and the loss of a batch with its gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.lstm import LSTM
+from lstmcore.masks import stack_masks
+from lstmcore.training.batches import pad
+from lstmcore.training.losses import IGNORED, Loss
+from lstmcore.training.readout import Readout, ReadoutGradients, ReadoutTape
+
+Array = npt.NDArray[Any]
+
+
+class Examples(NamedTuple):
+    """Checked sequences with one target each, and the weights of their entries, None for 1."""
+
+    inputs: Sequence[Array]
+    targets: Sequence[Array] | Array
+    weights: Sequence[Array] | None = None
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Examples:
+        """Return the sequences with these numbers, in this order."""
+        weights = None if self.weights is None else [self.weights[row] for row in rows]
+        return Examples([self.inputs[row] for row in rows], [self.targets[row] for row in rows], weights)
+
+
+class Batch(NamedTuple):
+    """Padded sequences x (T, N, I) and lengths (N,) with their targets.
+
+    Attributes
+    ----------
+    targets
+        (N, ...), or (T, N, ...) if there is one at every step.
+    weights
+        The weight of each entry, (N,) or (T, N), bool or float; None if every sequence has one entry of weight 1.
+    """
+
+    x: Array
+    lengths: Array
+    targets: Array
+    weights: Array | None
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[Array],
+        targets: Sequence[Array] | Array,
+        weights: Sequence[Array] | None,
+        readout: Readout,
+    ) -> Batch:
+        """Return the batch of checked sequences; `weights` has one array a target, or None for 1.
+
+        Raises
+        ------
+        ValueError
+            A target at every step of another length than its sequence.
+        """
+        x, lengths = pad(inputs)
+        if readout.steps != "every":
+            return cls(x, lengths, np.asarray(targets), None if weights is None else np.asarray(weights))
+        for row, (target, length) in enumerate(zip(targets, lengths, strict=True)):
+            if len(target) != length:
+                raise ValueError(f"targets[{row}]: expected {length} entries, one a step; got {len(target)}")
+        counted = np.arange(len(x))[:, None] < lengths
+        return cls(x, lengths, pad(list(targets))[0], counted if weights is None else pad(weights)[0])
+
+    def counted(self, loss: Loss) -> Array | None:
+        """Return the weights with 0 for entries that `loss` ignores."""
+        if not loss.of_linear or not (ignored := self.targets == IGNORED).any():
+            return self.weights
+        return np.asarray(~ignored if self.weights is None else self.weights * ~ignored)
+
+    def steps(self, start: int, stop: int) -> Batch:
+        """Return the steps `start` to `stop`, for a readout at every step."""
+        lengths = np.clip(self.lengths - start, 0, stop - start)
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Batch(self.x[start:stop], lengths, self.targets[start:stop], weights)
+
+
+class Learned(NamedTuple):
+    """The result of learning from one batch.
+
+    Attributes
+    ----------
+    loss
+        The mean over the entries.
+    right
+        The weight of the right answers; None for a regression.
+    entries, valid
+        The weight of all entries, and the number of those with a weight above 0.
+    gradients
+        By the names of the model's parameters.
+    state
+        The final state.
+    """
+
+    loss: float
+    right: float | None
+    entries: float
+    valid: int
+    gradients: dict[str, Array]
+    state: Any
+
+
+class Network(NamedTuple):
+    """The layers of a model; `lstm` is an `LSTM` or a `Chain`, whose tapes and states are of different types."""
+
+    lstm: Any
+    readout: Readout
+
+    def laid_out(self, array: Array) -> Array:
+        """Return (T, N, ...) in the layout of the LSTM, or back: a view."""
+        return array.swapaxes(0, 1) if self.lstm.batch_first else array
+
+    def run(self, x: Array, lengths: Array) -> tuple[Array, ReadoutTape, Any]:
+        """Return the outputs for padded x (T, N, I), the record of the readout, and the final state."""
+        h, last = self.lstm(self.laid_out(x), lengths=lengths)
+        return *self._read(x, lengths, self.laid_out(h), last), last
+
+    def learn(self, batch: Batch, loss: Loss, state: Any = None) -> Learned:
+        """Return the loss of a batch and its gradient for every parameter, from `state` on; dropout is on."""
+        x, lengths = batch.x, batch.lengths
+        h, last, tape = self.lstm.record(self.laid_out(x), state, lengths)
+        outputs, read = self._read(x, lengths, self.laid_out(h), last)
+        value, right, of_readout = self._judge(batch, loss, outputs, read)
+        dy, dlast = self._to_lstm(of_readout, lengths, last, len(x))
+        gradients = self.lstm.backward(tape, None if dy is None else self.laid_out(dy), dlast)
+        return self._learned(batch, loss, (value, right), of_readout, (gradients.parameters, last))
+
+    def learn_by_parts(self, batch: Batch, loss: Loss) -> Learned:
+        """Return what `learn` returns, with the tape of sqrt(T) steps at a time, for one more forward pass.
+
+        The first pass keeps the state at the start of each part; backward, each part is recorded again.
+        """
+        lstm, x, lengths = self.lstm, batch.x, batch.lengths
+        size = max(1, math.isqrt(max(len(x) - 1, 0)) + 1)
+        starts = range(0, max(len(x), 1), size)
+        first, state, masks = lstm.step, None, None
+        states, outputs_of_lstm = list[Any](), list[Array]()
+        for start in starts:
+            states.append(state)
+            part = slice(start, start + size)
+            h, state, tape = self._record_part(x[part], state, np.clip(lengths - start, 0, size), masks)
+            masks = tape.masks if masks is None else masks
+            outputs_of_lstm.append(self.laid_out(h))
+            del tape  # its memory is what this saves
+        outputs, read = self._read(x, lengths, np.concatenate(outputs_of_lstm), state)
+        value, right, of_readout = self._judge(batch, loss, outputs, read)
+        dy, dstate = self._to_lstm(of_readout, lengths, state, len(x))
+        total: dict[str, Array] = {}
+        for number, start in reversed(list(enumerate(starts))):
+            part = slice(start, start + size)
+            lstm.step = first + number  # the masks follow from it
+            *_, tape = self._record_part(x[part], states[number], np.clip(lengths - start, 0, size), masks)
+            found = lstm.backward(tape, None if dy is None else self.laid_out(dy[part]), dstate)
+            dstate = found.state
+            total = {name: value + total[name] if total else value for name, value in found.parameters.items()}
+        lstm.step = first + len(starts)
+        return self._learned(batch, loss, (value, right), of_readout, (total, state))
+
+    def _record_part(self, x: Array, state: Any, lengths: Array, first: Any) -> tuple[Array, Any, Any]:
+        """Record one part; its recurrent dropout is that of the masks of the `first` part, as in one call."""
+        lstm: LSTM = self.lstm
+        drawn = stack_masks(lstm.stack, lstm.precision, len(x), len(lengths), seed=lstm.seed, step=lstm.step)
+        if drawn is not None and first is not None:
+            pairs = zip(drawn.layers, first.layers, strict=True)
+            drawn = drawn._replace(layers=tuple(own._replace(recurrent=whole.recurrent) for own, whole in pairs))
+        return lstm.record(self.laid_out(x), state, lengths, masks=drawn)
+
+    def _judge(
+        self, batch: Batch, loss: Loss, outputs: Array, read: ReadoutTape
+    ) -> tuple[float, float | None, ReadoutGradients]:
+        weights = batch.counted(loss)
+        value, dy = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
+        right = count_right(outputs, batch.targets, weights, loss)
+        return value, right, self.readout.backward(read, dy, of_linear=loss.of_linear)
+
+    def _learned(
+        self,
+        batch: Batch,
+        loss: Loss,
+        judged: tuple[float, float | None],
+        of_readout: ReadoutGradients,
+        of_lstm: tuple[dict[str, Array], Any],
+    ) -> Learned:
+        parameters, last = of_lstm
+        named = {f"lstm.{name}": value for name, value in parameters.items()}
+        named |= {f"readout.{name}": value for name, value in of_readout.parameters.items()}
+        return Learned(*judged, *count_entries(batch.counted(loss), len(batch.lengths)), named, last)
+
+    def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadoutTape]:
+        steps, with_x = self.readout.steps, self.readout.x_size > 0
+        if steps == "every":
+            return self.readout.record(h, x if with_x else None)
+        if steps == "mean":
+            return self.readout.record(_mean_over_steps(h, lengths), _mean_over_steps(x, lengths) if with_x else None)
+        features = self.lstm.last_output(last)
+        if not with_x:
+            return self.readout.record(features)
+        ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
+        rows = np.flatnonzero(lengths)
+        ends[rows] = x[lengths[rows] - 1, rows]
+        return self.readout.record(features, ends)
+
+    def _to_lstm(self, found: ReadoutGradients, lengths: Array, last: Any, steps: int) -> tuple[Array | None, Any]:
+        """Return the gradients of the LSTM's outputs and of its final state, of which one is None."""
+        if self.readout.steps == "every":
+            return found.h, None
+        if self.readout.steps == "last":
+            return None, self.lstm.last_output_gradient(last, found.h)
+        shares = (np.arange(steps)[:, None] < lengths) / np.maximum(lengths, 1)
+        return shares[..., None].astype(found.h.dtype) * found.h, None
+
+
+def _mean_over_steps(values: Array, lengths: Array) -> Array:
+    """Return (N, W): the mean of values (T, N, W) over the valid steps of each row, 0 for a row of none."""
+    valid = np.arange(len(values))[:, None] < lengths
+    total = np.where(valid[..., None], values, 0).sum(axis=0, dtype=np.float64)
+    return np.asarray((total / np.maximum(lengths, 1)[:, None]).astype(values.dtype))
+
+
+def count_right(outputs: Array, targets: Array, weights: Array | None, loss: Loss) -> float | None:
+    """Return the weight of the entries whose largest output is the target's; None for a regression."""
+    if not loss.of_linear:
+        return None
+    hits = outputs.argmax(axis=-1) == targets
+    return float(hits.sum() if weights is None else (hits * weights).sum())
+
+
+def count_entries(weights: Array | None, rows: int) -> tuple[float, int]:
+    """Return the weight of all entries, and the number of those with a weight; `rows` of them if it is None."""
+    return (float(rows), rows) if weights is None else (float(weights.sum()), int(np.count_nonzero(weights)))

@@ -1,0 +1,87 @@
+"""Checks of the settings of a `Trainer`. Each error names the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lstmcore.lstm import LSTM
+from lstmcore.scalars import finite
+from lstmcore.training.callbacks import Callback
+from lstmcore.training.losses import Loss, make_loss, require_weighted
+from lstmcore.training.model import SequenceModel
+from lstmcore.training.schedules import Schedule
+from lstmcore.training.weights import ClassWeight
+
+
+def check_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
+    """Return the loss of a name, or the loss; raise unless it suits the readout and the scaling of the targets."""
+    made = make_loss(loss)
+    if made.of_linear and model.readout.activation not in ("softmax", "none"):
+        raise ValueError(
+            f"loss: {made.name} needs a readout with activation softmax or none; got {model.readout.activation!r}"
+        )
+    if made.of_linear and (standardize_targets or model.target_scaling is not None):
+        raise ValueError(f"standardize_targets: expected no target_scaling of class numbers, for {made.name}")
+    made.target_size(model.readout.output_size)
+    return made
+
+
+def bound(name: str, value: object) -> float | None:
+    """Check a number > 0, or None."""
+    if value is None:
+        return None
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a finite number > 0, or None for none; got {number!r}")
+    return number
+
+
+def check_noise(value: object) -> float:
+    """Check a number >= 0 and return it as a float."""
+    number = finite("input_noise", value)
+    if number < 0:
+        raise ValueError(f"input_noise: expected a finite number >= 0; got {value!r}")
+    return number
+
+
+def check_validation(validation: object, patience: int | None, purge: int, chronological: bool) -> float:
+    """Check the fraction that is held out, and what needs it; return it as a float."""
+    fraction = finite("validation", validation)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation: expected a fraction in [0, 1); got {validation!r}")
+    if patience is not None and fraction == 0:
+        raise ValueError("patience: needs a validation set; got validation=0")
+    if purge and not chronological:
+        raise ValueError(f"purge: needs chronological=True; got purge={purge} with chronological=False")
+    return fraction
+
+
+def check_helpers(schedule: object, callbacks: Sequence[object]) -> None:
+    """Raise TypeError unless these are a `Schedule` or None, and `Callback` objects."""
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected a Schedule such as Cosine(60), or None; got {schedule!r}")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks: expected Callback objects; got {callback!r}")
+
+
+def check_class_weight(class_weight: ClassWeight | None, loss: Loss) -> None:
+    """Raise ValueError if there are weights of classes and the loss has no classes, or takes no weights."""
+    if class_weight is None:
+        return
+    require_weighted(loss)
+    if not loss.of_linear:
+        raise ValueError(f"class_weight: expected a loss of classes; got {loss.name}")
+
+
+def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointing: bool) -> None:
+    """Raise ValueError if sequences are to be learned in parts and the model cannot."""
+    if truncate and gradient_checkpointing:
+        raise ValueError("truncate, gradient_checkpointing: expected one of the two; got both")
+    name = "truncate" if truncate else "gradient_checkpointing"
+    if not truncate and not gradient_checkpointing:
+        return
+    if not isinstance(model.lstm, LSTM) or model.lstm.stack.num_directions == 2:
+        raise ValueError(f"{name}: expected an LSTM in one direction, which can read parts; got {model.lstm}")
+    if truncate and model.readout.steps != "every":
+        raise ValueError(f"truncate: expected a readout with steps='every'; got {model.readout.steps!r}")
