@@ -41,6 +41,8 @@ DOCS = (
     "sphinx-gallery>=0.20",
     "sphinx-copybutton>=0.5.2",
     "sphinx-click>=6.1",
+    "sphinx-mathjax-offline>=0.0.2",
+    "proselint>=0.16",
 )
 
 
@@ -150,7 +152,7 @@ def report(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site in docs/_build/html: a warning is an error, every snippet and lesson runs, links are checked."""
+    """The site in docs/_build/html: warnings are errors, every snippet and lesson runs, links and prose are read."""
     session.install("-e", ".[plot,conformance,bench,numba,onnx]", "-e", "./examples/lstmcore_example_backend", *DOCS)
     for name in ("lessons", "_build", "reference/generated"):
         shutil.rmtree(HERE / "docs" / name, ignore_errors=True)

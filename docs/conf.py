@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # the site loads nothing from another host
     "numpydoc",
     "sphinx_copybutton",
     "sphinx_click",
