@@ -204,7 +204,7 @@ def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
     if (fraction := settings.get("test_fraction")) is not None:
         if fraction == 0:
             raise ValueError("--test-fraction: expected a number above 0 to forecast; got 0")
-        return max(1, round(fraction * shortest))
+        return max(1, round(float(fraction) * shortest))
     return rows or _TEST_ROWS.get(data) or max(1, round(TEST_FRACTION * shortest))
 
 

@@ -70,7 +70,10 @@ def test_a_plugin_is_found_once(install: Install) -> None:
         (UNTOLD + "raise Untold()", "cannot be loaded: Untold: its text cannot be made (RuntimeError)"),
         (UNTOLD + good("bad").replace("return Own()", "raise Untold()"), "lstmcore_backend failed: Untold"),
         (UNTOLD + good("bad").replace("return Own()", "return Untold()"), "got a value of type Untold"),
-        (UNTOLD + good("bad").replace("None)", "Untold())"), "unavailable: expected a text or None; got a value of type"),
+        (
+            UNTOLD + good("bad").replace("None)", "Untold())"),
+            "unavailable: expected a text or None; got a value of type",
+        ),
         (declaring("reasons={1: object()}"), "TypeError: reasons: expected a mapping of names to texts; got {1: <obj"),
         (declaring("reasons={'tf32': None}"), "reasons: expected a mapping of names to texts; got {'tf32': None}"),
         (declaring("reasons=[('tf32', 'no')]"), "reasons: expected a mapping of names to texts"),
