@@ -264,6 +264,7 @@ for place, packages in ((".", "lstmcore"), ("backends", "lstmcore_*"), ("conform
             sys.exit(f"{sys.argv[1]}: {file.relative_to(folder)} is missing")
 for name in ("lstmcore/py.typed", "lstmcore/datasets/data/japanese_vowels.npz", "lstmcore/datasets/data/SOURCES.md",
              "lstmcore/datasets/data/mauna_loa_co2_weekly.csv", "lstmcore_numpy/kernel.py",
+             "lstmcore_conformance/scoreboard.schema.json", "lstmcore_conformance/vectors.schema.json",
              "lstmcore_conformance/report.schema.json", "lstmcore_conformance/render/templates/base.html",
              "lstmcore_conformance/render/templates/page.css",
              "lstmcore_conformance/bench/benchmark.schema.json", "lstmcore_conformance/bench/micro.cu",

@@ -511,10 +511,10 @@ def test_a_run_is_read_again(plant: Callable[..., tuple[str, ...]], tmp_path: Pa
         Benchmark.load(file)
     for name in ("machine", "results", "runtimes"):
         file.write_text(json.dumps({key: value for key, value in text.items() if key != name}))
-        with pytest.raises(ValueError, match=f"run.json: expected all that lstmcore bench writes.*'{name}'"):
+        with pytest.raises(ValueError, match=f"run.json: the whole: expected what bench/benchmark.*'{name}'"):
             Benchmark.load(file)
     file.write_text(json.dumps(text | {"results": [{"job": 3}]}))
-    with pytest.raises(ValueError, match="expected all that lstmcore bench writes"):
+    with pytest.raises(ValueError, match=r"run.json: results\[0\].*: expected what bench/benchmark.schema.json says"):
         Benchmark.load(file)
 
 

@@ -28,10 +28,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def check(id: str, share: float | str | None, *outcomes: str, section: str = "1 First") -> dict[str, Any]:
-    items = [{"outcome": outcome} for outcome in outcomes or ("passed",)]
+    items = [{"id": id, "case": "c", "outcome": outcome, "seconds": 0.5} for outcome in outcomes or ("passed",)]
     ran = sum(item["outcome"] != "unsupported" for item in items)
-    worst = None if share is None else {"share": share}
-    return {"id": id, "section": section, "cases": ran, "items": items, "worst": worst}
+    numbers = dict.fromkeys(("got", "expected", "budget"), 1.0)
+    worst = None if share is None else {"item": id, "array": "y", "index": [0], "share": share, **numbers}
+    rest = {"claim": "it holds", "needs": [], "outcome": "passed", "unsupported": len(items) - ran}
+    return {"id": id, "section": section, "cases": ran, "items": items, "worst": worst, **rest}
 
 
 def report(backend: str = "mine", **changes: Any) -> dict[str, Any]:
@@ -39,6 +41,9 @@ def report(backend: str = "mine", **changes: Any) -> dict[str, Any]:
         "schema": "lstmcore-conformance",
         "version": 1,
         "backend": backend,
+        "device": "cpu",
+        "verdict": "it conforms",
+        "seconds": 1.5,
         "conforms": True,
         "selection": None,
         "profile": "quick",
@@ -55,7 +60,7 @@ def report(backend: str = "mine", **changes: Any) -> dict[str, Any]:
 
 
 def made(*reports: dict[str, Any], runs: tuple[Benchmark, ...] = ()) -> Board:
-    return board([of_report("file", one) for one in reports], map(of_benchmark, runs))
+    return board([of_report(one) for one in reports], map(of_benchmark, runs))
 
 
 def row(text: str, backend: str, table: int = -1) -> list[str]:
@@ -136,11 +141,16 @@ def test_real_reports_make_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "expected a report in JSON"),
-        ("[]", "expected a report of 'lstmcore conform --json'"),
+        ("{", "expected JSON"),
+        ("[]", "expected a JSON object; got list"),
+        ("{}", "expected a report of 'lstmcore conform --json'"),
         (json.dumps({"schema": "lstmcore-conformance", "version": 99}), "newer lstmcore"),
-        (json.dumps(report(counts=3)), "counts is missing or is of another type"),
-        (json.dumps({name: value for name, value in report().items() if name != "checks"}), "checks is missing"),
+        (json.dumps(report(counts=3)), "counts: expected what report.schema.json says; 3 is not of type 'object'"),
+        (json.dumps({name: value for name, value in report().items() if name != "checks"}), "'checks' is a required"),
+        (
+            '{"schema": "lstmcore-scoreboard", "version": 1, "reports": [3], "benchmarks": []}',
+            r"reports[0]: expected",
+        ),
     ],
 )
 def test_another_file_is_an_error_that_names_it(tmp_path: Path, text: str, told: str) -> None:

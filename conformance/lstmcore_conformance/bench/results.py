@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -13,6 +12,7 @@ from lstmcore.config import check_version
 from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.bench.startup import Start
 from lstmcore_conformance.bench.worker_client import Candidate
+from lstmcore_conformance.json_files import check_schema, read_object
 
 SCHEMA: Final = "lstmcore-benchmark"
 #: Version of the JSON form. It grows when a field changes its meaning or goes; a new field does not change it.
@@ -164,20 +164,46 @@ class Benchmark:
         Raises
         ------
         ValueError
-            Another file, or a newer version.
+            Another file, a newer version, or one that does not fit benchmark.schema.json.
+        ImportError
+            jsonschema is not installed.
         """
-        try:
-            values = json.loads(Path(path).read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: expected JSON; {error}") from None
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        values = read_object(path)
+        if values.get("schema") != SCHEMA:
             raise ValueError(f"{path}: expected a file that lstmcore bench wrote; got another")
         check_version(f"{path}: run", values.get("version"), VERSION)
+        check_schema(path, values, SCHEMA)
+        run = cls._of(values)
         try:
-            return cls._of(values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            told = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path}: expected all that lstmcore bench writes; got a part of it: {told}") from None
+            run.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return run
+
+    def check(self) -> None:
+        """Raise a ValueError unless the results make a grid: what is compared round by round has the same rounds."""
+        seen: dict[tuple[Any, ...], set[Candidate]] = {}
+        rounds: dict[tuple[Any, ...], int] = {}
+        for index, one in enumerate(self.results):
+            at = (one.job, one.candidate.threads, one.beside_variants)
+            if one.candidate in seen.setdefault(at, set()):
+                raise ValueError(f"results[{index}]: expected a runtime once at {one.job}; got it again")
+            seen[at].add(one.candidate)
+            # Variants are timed in turn with the plain layer.
+            beside = (one.job.mode, one.job.precision, one.job.point) if one.beside_variants else one.job
+            group = (beside, one.candidate.threads, one.beside_variants)
+            if one.rounds and rounds.setdefault(group, len(one.rounds)) != len(one.rounds):
+                raise ValueError(
+                    f"results[{index}].rounds: expected {rounds[group]}, as others at {one.job}; got {len(one.rounds)}"
+                )
+        grids: dict[tuple[Any, ...], set[Candidate]] = {}
+        plain = {at: found for at, found in seen.items() if not at[2]}
+        for (job, threads, _), candidates in plain.items():
+            backends = {one for one in candidates if one.kind == "backend"}
+            grids.setdefault((job.mode, job.precision, threads), set()).update(backends)
+        for (job, threads, _), candidates in plain.items():
+            if missing := grids[job.mode, job.precision, threads] - candidates:
+                raise ValueError(f"results: expected {min(one.name for one in missing)} at {job} too; got none")
 
     @classmethod
     def _of(cls, values: Mapping[str, Any]) -> Self:

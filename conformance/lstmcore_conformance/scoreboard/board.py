@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,28 +17,18 @@ from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.runtimes import PEERS
 from lstmcore_conformance.bench.statistics import geometric_mean
 from lstmcore_conformance.bench.summary import Setting, compare, fastest, plain, settings
+from lstmcore_conformance.json_files import check_schema, read_object
 from lstmcore_conformance.render.compact_json import compact_json
 from lstmcore_conformance.suite.report import REPORT_VERSION
 
 SCHEMA: Final = "lstmcore-scoreboard"
 VERSION: Final = 1
 
-#: What a row takes from a report.
-_NEEDED: Final = {
-    "backend": str,
-    "conforms": bool,
-    "selection": str | None,
-    "profile": str,
-    "precisions": list,
-    "features": list,
-    "derivatives": list,
-    "undeclared": dict,
-    "versions": dict,
-    "machine": str,
-    "started": str,
-    "counts": dict,
-    "checks": list,
-}
+#: What a row takes from a report; the sections are made of its checks.
+_KEPT: Final = (
+    *("backend", "conforms", "selection", "profile", "precisions", "features", "derivatives", "undeclared"),
+    *("versions", "machine", "started", "counts"),
+)
 
 Digest = Mapping[str, Any]
 
@@ -109,9 +98,11 @@ def load(paths: Iterable[str | Path]) -> Board:
     Raises
     ------
     ValueError
-        Another file, one of a newer version, or one without a field that the scoreboard needs.
+        Another file, one of a newer version, or one that does not fit its schema.
     OSError
         A file cannot be read.
+    ImportError
+        jsonschema is not installed.
     """
     reports: list[Digest] = []
     benchmarks: list[Digest] = []
@@ -119,12 +110,16 @@ def load(paths: Iterable[str | Path]) -> Board:
         values = _read(path)
         if values["schema"] == SCHEMA:
             check_version(f"{path}: scoreboard", values.get("version"), VERSION)
+            check_schema(path, values, SCHEMA)
+            _check_cells(path, values["benchmarks"])
             reports += values["reports"]
             benchmarks += values["benchmarks"]
         elif values["schema"] == results.SCHEMA:
             benchmarks.append(of_benchmark(Benchmark.load(path)))
         else:
-            reports.append(of_report(path, values))
+            check_version(f"{path}: report", values.get("version"), REPORT_VERSION)
+            check_schema(path, values, "lstmcore-conformance")
+            reports.append(of_report(values))
     return board(reports, benchmarks)
 
 
@@ -137,11 +132,8 @@ def board(reports: Iterable[Digest], benchmarks: Iterable[Digest] = ()) -> Board
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        values = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a report in JSON; {error}") from None
-    if not isinstance(values, dict) or values.get("schema") not in (SCHEMA, results.SCHEMA, "lstmcore-conformance"):
+    values = read_object(path)
+    if values.get("schema") not in (SCHEMA, results.SCHEMA, "lstmcore-conformance"):
         raise ValueError(
             f"{path}: expected a report of 'lstmcore conform --json' or a run of 'lstmcore bench --json'; "
             "got another file"
@@ -149,18 +141,20 @@ def _read(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def of_report(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the scoreboard keeps of a report in JSON.
+def _check_cells(path: str | Path, runs: Iterable[Digest]) -> None:
+    """Raise ValueError for a cell that gives a reason without the number of points that it is of."""
+    for run in runs:
+        for column in run["columns"]:
+            for cell in column["cells"]:
+                if cell["why"].keys() != cell["without"].keys():
+                    raise ValueError(
+                        f"{path}: the cell of {cell['label']!r} in benchmarks: expected the same outcomes in 'without' "
+                        "and 'why'; got others"
+                    )
 
-    Raises
-    ------
-    ValueError
-        A newer version, or a field that is missing.
-    """
-    check_version(f"{path}: report", values.get("version"), REPORT_VERSION)
-    for name, kind in _NEEDED.items():
-        if name not in values or not isinstance(values[name], kind):
-            raise ValueError(f"{path}: {name} is missing or is of another type than a report has")
+
+def of_report(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the scoreboard keeps of a report in JSON, which fits report.schema.json."""
     sections: dict[str, dict[str, Any]] = {}
     for check in values["checks"]:
         one = sections.setdefault(check["section"], {"cases": 0, "failed": 0, "expected": 0, "share": None, "in": ""})
@@ -172,8 +166,7 @@ def of_report(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
             share = check["worst"]["share"]
             if one["share"] is None or as_number(share) > as_number(one["share"]):
                 one |= {"share": share, "in": check["id"]}
-    kept = {name: values[name] for name in _NEEDED if name != "checks"}
-    return kept | {"sections": sections}
+    return {name: values[name] for name in _KEPT} | {"sections": sections}
 
 
 def as_number(share: float | str) -> float:

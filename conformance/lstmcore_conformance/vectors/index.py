@@ -13,6 +13,7 @@ import json
 import os
 import struct
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,8 @@ HERE: Final = Path(__file__).parent
 COMPACT: Final = "index.json.gz"
 #: The public files, made from the compact one.
 PUBLIC: Final = ("index.json", "index.txt")
+#: Bytes of an index, decompressed; a hundred times that of this package.
+LARGEST: Final = 1 << 26
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -33,14 +36,37 @@ def read_index(folder: Path) -> dict[str, Any]:
     ValueError
         The file is no index of golden vectors, or one of another version.
     """
-    path = folder / COMPACT
-    if not path.exists():
-        path = folder / "index.json"
-    content = path.read_bytes()
-    index: dict[str, Any] = json.loads(gzip.decompress(content) if path.name == COMPACT else content)
+    path = index_path(folder)
+    index: Any = json.loads(read_content(path))
+    if not isinstance(index, dict):
+        raise ValueError(f"{path}: expected a JSON object; got {type(index).__name__}")
     if (index.get("schema"), index.get("version")) != (SCHEMA, VERSION):
         raise ValueError(f"{path}: expected {SCHEMA} {VERSION}; got {index.get('schema')} {index.get('version')}")
     return index
+
+
+def index_path(folder: Path) -> Path:
+    """Return the compact file of `folder`, or ``index.json`` if it has only the public files."""
+    path = folder / COMPACT
+    return path if path.exists() else folder / "index.json"
+
+
+def read_content(path: Path) -> bytes:
+    """Return the text of an index, decompressed.
+
+    Raises
+    ------
+    ValueError
+        A damaged file, or one that holds far more than an index.
+    """
+    with (gzip.open if path.name == COMPACT else open)(path, "rb") as file:
+        try:
+            content: bytes = file.read(LARGEST + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: expected a whole file that gzip wrote; {error}") from None
+    if len(content) > LARGEST:
+        raise ValueError(f"{path}: expected at most {LARGEST} bytes; got more")
+    return content
 
 
 def write_compact(folder: Path, defaults: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
@@ -64,7 +90,7 @@ def write_compact(folder: Path, defaults: Mapping[str, Any], entries: Sequence[M
 def write_public(folder: Path = HERE) -> None:
     """Write ``index.json`` and ``index.txt`` of a folder with the compact index and the safetensors files."""
     index = read_index(folder)
-    _save(folder / "index.json", gzip.decompress((folder / COMPACT).read_bytes()))
+    _save(folder / "index.json", read_content(folder / COMPACT))
     _save(folder / "index.txt", "".join(f"{line}\n" for line in _lines(index, folder)).encode())
 
 

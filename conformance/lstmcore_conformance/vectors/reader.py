@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lstmcore.backend import Backend, Masks, StackMasks, State, Tangents
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.files import check_regular
 from lstmcore_conformance.cases.case import Array, Case, Data
+from lstmcore_conformance.json_files import check_schema, parse_object
 from lstmcore_conformance.oracle.budgets import Expectation, Expected, dtype_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
-from lstmcore_conformance.vectors.index import HERE, read_index
+from lstmcore_conformance.vectors.index import HERE, SCHEMA, VERSION, index_path, read_content
 
 #: The entries of `model` that only a stack has.
 _SHAPE: Final = ("num_layers", "bidirectional", "dropout")
@@ -37,22 +41,58 @@ def entries(precision: str, folder: Path = HERE) -> Iterator[Entry]:
     Raises
     ------
     ValueError
-        The index is not one of these files, or of another version, or has no case in this precision.
+        A file is damaged, of another version, or does not fit vectors.schema.json; no case in this precision.
+    ImportError
+        jsonschema is not installed.
     """
-    index = read_index(folder)
+    index = _read_index(folder)
     known = sorted({entry["precision"] for entry in index["cases"]})
     if precision not in known:
         raise ValueError(f"precision: expected one of {', '.join(known)}, which the vectors have; got {precision!r}")
-    arrays = load_file(folder / f"{precision}.safetensors")
+    file = folder / f"{precision}.safetensors"
+    arrays = _read_arrays(file)
     for entry in index["cases"]:
         if entry["precision"] == precision:
+            keys = {name: f"{entry['name']}/{name}" for name in entry["tensors"]}
+            if missing := next((key for key in keys.values() if key not in arrays), None):
+                raise ValueError(f"{file}: expected the tensor {missing!r}, which the index has; got none")
             entry["model"] = {**index["defaults"], **entry["model"]}
-            yield _entry(entry, {name: arrays[f"{entry['name']}/{name}"] for name in entry["tensors"]})
+            try:
+                yield _entry(entry, {name: arrays[key] for name, key in keys.items()})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{index_path(folder)}: case {entry['name']!r}: {error}") from error
 
 
 def draws(folder: Path = HERE) -> dict[tuple[str, str], int]:
-    """Return the number of the draw of each case, by precision and name."""
-    return {(entry["precision"], entry["name"]): entry["draw"] for entry in read_index(folder)["cases"]}
+    """Return the number of the draw of each case, by precision and name. Raises ValueError as `entries`."""
+    return {(entry["precision"], entry["name"]): entry["draw"] for entry in _read_index(folder)["cases"]}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a folder, checked by its schema."""
+    path = index_path(folder)
+    content = read_content(path)
+    index = parse_object(path, content)
+    if (index.get("schema"), index.get("version")) != (SCHEMA, VERSION):
+        raise ValueError(f"{path}: expected {SCHEMA} {VERSION}; got {index.get('schema')} {index.get('version')}")
+    if (digest := sha256(content).digest()) not in _FITTING:
+        check_schema(path, index, SCHEMA)
+        _FITTING.add(digest)
+    return index
+
+
+#: Digests of indexes that fit the schema: a check takes a second, and a process reads the same index many times.
+_FITTING: Final[set[bytes]] = set()
+
+
+def _read_arrays(file: Path) -> dict[str, Array]:
+    """Return the tensors of a safetensors file; a damaged one is a ValueError."""
+    check_regular(file)
+    try:
+        arrays: dict[str, Array] = load_file(file)
+    except (SafetensorError, KeyError) as error:  # a dtype that NumPy lacks is a KeyError
+        raise ValueError(f"{file}: expected a whole safetensors file with dtypes of NumPy; got {error}") from None
+    return arrays
 
 
 def verify(backend: Backend, precision: str) -> Iterator[tuple[str, str]]:
@@ -99,6 +139,11 @@ def _entry(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Entry:
         lengths=None if lengths is None else tuple(map(int, lengths)),
         masks=masks,
     )
+
+    wanted = {**case.model.parameter_shapes, "x": (case.steps, case.batch, case.configs[0].input_size)}
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}; got {arrays[name].shape if name in arrays else 'none'}")
 
     def expected(role: str) -> Expectation:
         return {
