@@ -55,6 +55,43 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}; got {tuple(actual)}")
 
 
+def check_real(name: str, array: Any, *, axes: int = 0, width: int | None = None, kinds: str = "fiu") -> None:
+    """Raise unless `array` is a plain array of real numbers.
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    array
+        The argument, of NumPy or of a device.
+    axes
+        How many axes it needs at least.
+    width
+        The size of its last axis; None takes any size from 1.
+    kinds
+        Kinds of dtypes as NumPy names them: f floating point, i and u whole numbers. The 16-bit formats that NumPy
+        lacks count as f.
+
+    Raises
+    ------
+    TypeError
+        No array, a masked one, or numbers of another kind, such as complex ones.
+    ValueError
+        Too few axes, or another width.
+    """
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if not isinstance(shape, tuple) or dtype is None:
+        raise TypeError(f"{name}: expected an array of numbers; got {type(array).__name__}")
+    refuse_masked(name, array)
+    kind = "f" if dtype.kind == "V" and dtype.names is None and "float" in str(dtype) else dtype.kind
+    if kind not in kinds:
+        wanted = "floating-point numbers" if kinds == "f" else "real numbers" if "f" in kinds else "integers"
+        raise TypeError(f"{name}: expected an array of {wanted}; got dtype {dtype}")
+    if len(shape) < axes or (axes and (shape[-1] < 1 or width not in (None, shape[-1]))):
+        end = "K with K >= 1" if width is None else str(width)
+        raise ValueError(f"{name}: expected shape (..., {end}); got {shape}")
+
+
 def refuse_masked(name: str, array: Any) -> None:
     """Raise TypeError if `array` is a NumPy masked array: NumPy's functions would drop its mask silently."""
     if type(array) is not np.ndarray and isinstance(array, np.ndarray) and isinstance(array, np.ma.MaskedArray):

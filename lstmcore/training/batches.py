@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.config import integer
+from lstmcore.config import finite, integer
+from lstmcore.validation import check_real
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
@@ -34,7 +35,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     Raises
     ------
     TypeError, ValueError
-        `batch_size` is no whole number, or below 1.
+        `batch_size` is no whole number, or below 1; `seed` or `epoch` below 0.
 
     Examples
     --------
@@ -43,6 +44,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     [0, 1, 2, 3, 4]
     """
     batch_size = integer("batch_size", batch_size, 1)
+    seed, epoch = integer("seed", seed, 0), integer("epoch", epoch, 0)
     random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
     order = random.permutation(len(lengths))
     sizes = np.asarray(lengths, np.int64)
@@ -57,15 +59,27 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
 def pad(sequences: Sequence[Array]) -> tuple[Array, npt.NDArray[np.int64]]:
     """Return sequences (T, I) as (max T, N, I), with zeros past their ends, and their lengths (N,).
 
+    Raises
+    ------
+    TypeError, ValueError
+        No sequence, one that is no array of real numbers, or one of another width.
+
     Examples
     --------
     >>> x, lengths = pad([np.ones((3, 2)), np.ones((5, 2))])
     >>> x.shape, lengths.tolist()
     ((5, 2, 2), [3, 5])
     """
+    if not len(sequences):
+        raise ValueError("sequences: expected at least one; got none")
+    for index, sequence in enumerate(sequences):
+        check_real(f"sequences[{index}]", sequence, kinds="fiub")
+        if not sequence.ndim or sequence.shape[1:] != sequences[0].shape[1:]:
+            wanted = ", ".join(("T", *map(str, sequences[0].shape[1:])))
+            raise ValueError(f"sequences[{index}]: expected shape ({wanted}); got {sequence.shape}")
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    first = sequences[0]
-    stacked = np.zeros((int(lengths.max()), len(sequences), *first.shape[1:]), first.dtype)
+    shape = (int(lengths.max()), len(sequences), *sequences[0].shape[1:])
+    stacked = np.zeros(shape, np.result_type(*{sequence.dtype for sequence in sequences}))
     for row, sequence in enumerate(sequences):
         stacked[: len(sequence), row] = sequence
     return stacked, lengths
@@ -98,8 +112,10 @@ def split(
 
     Raises
     ------
+    TypeError
+        A count, fraction, seed or purge that is no number.
     ValueError
-        `fraction` outside [0, 1), or too few sequences for both sets.
+        `fraction` outside [0, 1), too few sequences for both sets, or classes of another shape.
 
     Examples
     --------
@@ -107,9 +123,11 @@ def split(
     >>> check.tolist()
     [8, 9]
     """
-    if not 0 <= fraction < 1:
+    if not 0 <= finite("validation", fraction) < 1:
         raise ValueError(f"validation: expected a fraction in [0, 1); got {fraction!r}")
-    purge = integer("purge", purge, 0)
+    count, purge, seed = integer("count", count, 0), integer("purge", purge, 0), integer("seed", seed, 0)
+    if classes is not None and (np.ndim(classes) != 1 or len(classes) != count):
+        raise ValueError(f"classes: expected shape ({count},), one a sequence; got {np.shape(classes)}")
     everything = np.arange(count, dtype=np.intp)
     if fraction == 0:
         return everything, everything[:0]
@@ -117,6 +135,8 @@ def split(
     if chronological:
         chosen = everything[count - wanted :]
         rest = everything[: max(count - wanted - purge, 0)]
+    elif count == 0:
+        chosen = rest = everything
     else:
         random = np.random.default_rng(np.random.SeedSequence((seed, 0x5EED)))
         groups = [everything] if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]

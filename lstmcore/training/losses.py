@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.training.scaling import Standardizer
+from lstmcore.validation import check_real
 
 Array = npt.NDArray[Any]
 
@@ -90,11 +92,21 @@ class CrossEntropy(Loss):
     weighted = True
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
-        """See `Loss`. Raises ValueError for a target outside 0 to K - 1, TypeError for one that is no integer."""
-        classes = outputs.shape[-1]
-        if targets.dtype.kind not in "iu":
-            raise TypeError(f"targets: expected class numbers of an integer dtype; got {targets.dtype}")
-        z, labels, weights = _entries(outputs.reshape(-1, classes), targets, outputs.shape[:-1], mask)
+        """See `Loss`.
+
+        Raises
+        ------
+        TypeError
+            `outputs` are no floating-point numbers, or a target is no integer.
+        ValueError
+            Shapes that do not fit, or a target outside 0 to K - 1.
+        """
+        check_real("outputs", outputs, axes=1, kinds="f")
+        check_real("targets", targets, kinds="iu")
+        classes, shape = outputs.shape[-1], outputs.shape[:-1]
+        if targets.shape not in (shape, (math.prod(shape),)):
+            raise ValueError(f"targets: expected shape {shape}, one for each entry; got {targets.shape}")
+        z, labels, weights = _entries(outputs.reshape(-1, classes), targets, shape, mask)
         rows = np.flatnonzero((weights > 0) & (labels != IGNORED))
         wrong = np.flatnonzero((labels[rows] < 0) | (labels[rows] >= classes))
         if wrong.size:
@@ -129,7 +141,17 @@ class MeanSquaredError(Loss):
     weighted = True
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
-        """See `Loss`. Raises ValueError if the shapes differ."""
+        """See `Loss`.
+
+        Raises
+        ------
+        TypeError
+            `outputs` are no floating-point numbers, or `targets` no real ones.
+        ValueError
+            The shapes differ.
+        """
+        check_real("outputs", outputs, axes=1, kinds="f")
+        check_real("targets", targets, axes=1)
         if targets.shape != outputs.shape:
             raise ValueError(f"targets: expected shape {outputs.shape} as the outputs; got {targets.shape}")
         width = outputs.shape[-1]
@@ -152,6 +174,8 @@ def _entries(
         raise ValueError(f"targets: expected one for each of the {len(outputs)} entries {shape}; got {len(targets)}")
     if mask is None:
         return outputs, targets, np.ones(len(outputs))
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"mask: expected an array of bool or of weights; got {type(mask).__name__}")
     if mask.shape != shape or mask.dtype.kind not in "bf":
         raise ValueError(f"mask: expected bool, or weights, of shape {shape}; got {mask.dtype} of {mask.shape}")
     return outputs, targets, mask.reshape(-1).astype(np.float64)

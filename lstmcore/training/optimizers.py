@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import finite, integer
+from lstmcore.scalars import flag
+from lstmcore.validation import check_real
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -46,9 +49,13 @@ class Optimizer(ABC):
 
         Raises
         ------
+        TypeError
+            A parameter or a gradient that is no array of floating-point numbers.
         ValueError
             `gradients` lacks a parameter or has another shape for it, or the moments are those of other parameters.
         """
+        for what, arrays in (("parameters", parameters), ("gradients", gradients)):
+            _check_floats(what, arrays)
         if self.steps:
             self._check_moments(
                 self._state, parameters, ": an optimizer goes with one model and one run, make a new one"
@@ -59,7 +66,8 @@ class Optimizer(ABC):
                 raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {shape}")
         self.steps += 1
         return {
-            name: self._update(name, value, gradients[name]).astype(value.dtype) for name, value in parameters.items()
+            name: np.asarray(self._update(name, value, gradients[name]), value.dtype)
+            for name, value in parameters.items()
         }
 
     def state(self) -> Arrays:
@@ -86,6 +94,7 @@ class Optimizer(ABC):
             Moments that are not those of `parameters` after `steps` steps; nothing is changed then.
         """
         steps = integer("optimizer steps", steps, 0)
+        _check_floats("optimizer state", arrays)
         state: dict[str, Arrays] = {moment: {} for moment in self.moments}
         for key, value in arrays.items():
             moment, _, name = key.partition(".")
@@ -154,7 +163,7 @@ class SGD(Optimizer):
     def __init__(
         self, lr: float = 0.01, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
-        if nesterov and momentum == 0:
+        if flag("sgd nesterov", nesterov) and momentum == 0:
             raise ValueError("sgd nesterov: expected momentum > 0; got 0")
         super().__init__(lr, momentum=momentum, weight_decay=weight_decay, nesterov=float(nesterov))
 
@@ -258,14 +267,30 @@ class AdamW(Adam):
 OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for rule in (SGD, Adam, AdamW)}
 
 
+def _check_floats(what: str, arrays: object) -> None:
+    """Raise TypeError unless `arrays` is a mapping of names to arrays of floating-point numbers."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{what}: expected a mapping of names to arrays; got {type(arrays).__name__}")
+    for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}: expected names; got {name!r}")
+        check_real(f"{what}[{name!r}]", value, kinds="f")
+
+
 def global_norm(gradients: Mapping[str, Array]) -> float:
     """Return the L2 norm of all gradients together, summed in float64.
+
+    Raises
+    ------
+    TypeError
+        A gradient that is no array of floating-point numbers.
 
     Examples
     --------
     >>> global_norm({"a": np.array([3.0]), "b": np.array([4.0])})
     5.0
     """
+    _check_floats("gradients", gradients)
     return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
 
 
@@ -276,6 +301,8 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
 
     Raises
     ------
+    TypeError
+        Gradients that are no arrays of floating-point numbers, or a `bound` that is no number.
     ValueError
         `bound` is not > 0.
 
@@ -285,6 +312,8 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     >>> norm, clipped["b"].tolist()
     (5.0, [2.0])
     """
+    if isinstance(bound, bool) or not isinstance(bound, Real):
+        raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
     if not bound > 0:
         raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
     norm = global_norm(gradients)

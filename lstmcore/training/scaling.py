@@ -53,10 +53,16 @@ class Standardizer:
 
         Raises
         ------
+        TypeError
+            Something else than arrays of real numbers.
         ValueError
-            No rows at all.
+            No rows at all, an array without axes, or arrays of different widths.
         """
-        rows = [np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in arrays]
+        given, width = list(arrays), None
+        for index, array in enumerate(given):
+            validation.check_real(f"arrays[{index}]", array, axes=1, width=width)
+            width = array.shape[-1]
+        rows = [np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in given]
         if not sum(map(len, rows)):
             raise ValueError(
                 "inputs to standardise: expected at least one step in all sequences together; got empty sequences only"
@@ -72,9 +78,11 @@ class Standardizer:
         return cls(mean, np.where(scale > tiny, scale, 0.0))
 
     def apply(self, values: Array, dtype: str) -> Array:
-        """Return the standardised values in `dtype`."""
+        """Return the standardised values (..., width) in `dtype`; others are a TypeError or a ValueError."""
+        validation.check_real("values", values, axes=1, width=len(self.mean))
         return ((values - self.mean) / np.where(self.scale > 0, self.scale, 1.0)).astype(dtype)
 
     def undo(self, values: Array) -> npt.NDArray[np.float64]:
-        """Return the values that `apply` standardised, in float64."""
+        """Return the values that `apply` standardised, in float64; others are a TypeError or a ValueError."""
+        validation.check_real("values", values, axes=1, width=len(self.mean))
         return np.asarray(values * self.scale + self.mean, np.float64)
