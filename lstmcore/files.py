@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 from pathlib import Path
+from typing import BinaryIO, Final
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_NO_FOLDER: Final = "expected a file in a folder that exists"
 
 
 class UnwritableError(ValueError):
-    """A path that no file can be written to."""
+    """A path that no file can be written to.
+
+    Parameters
+    ----------
+    name
+        The argument or option that gave the path; the message begins with it.
+    problem
+        What was expected and what came.
+    path
+        The path as it was given.
+    """
+
+    def __init__(self, name: str, problem: str, path: str | Path) -> None:
+        super().__init__(name, problem, path)
+        self.name, self.problem, self.path = name, problem, path
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}"
 
 
 def check_regular(path: str | Path) -> None:
@@ -38,28 +65,45 @@ def check_writable(name: str, path: str | Path) -> Path:
         No file could be written there; the message begins with `name`.
     """
     shown = repr(str(path))
+
+    def refuse(problem: str) -> UnwritableError:
+        return UnwritableError(name, problem, path)
+
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         mode = None
     except OSError as error:
-        raise UnwritableError(f"{name}: expected a file that can be written; got {shown}: {error.strerror}") from None
+        raise refuse(f"expected a file that can be written; got {shown}: {error.strerror}") from None
     if (mode is not None and stat.S_ISDIR(mode)) or (mode is None and str(path).endswith(("/", os.sep))):
-        raise UnwritableError(f"{name}: expected a file; got the folder {shown}")
+        raise refuse(f"expected a file; got the folder {shown}")
     if mode is not None and not stat.S_ISREG(mode):
-        raise UnwritableError(f"{name}: expected a file; got {shown}, a pipe or a device, which a file would replace")
-    target = Path(path).resolve()
+        raise refuse(f"expected a file; got {shown}, a pipe or a device, which a file would replace")
+    try:
+        target = Path(path).resolve()
+    except OSError as error:  # the working folder is gone
+        raise refuse(f"expected a file in a folder that exists; got {shown}: {error.strerror}") from None
     if not target.parent.is_dir():
-        raise UnwritableError(f"{name}: expected a file in a folder that exists; got {shown}: make the folder first")
+        raise refuse(f"{_NO_FOLDER}; got {shown}: make the folder first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UnwritableError(f"{name}: expected a file in a folder that you may write to; got {shown}")
+        raise refuse(f"expected a file in a folder that you may write to; got {shown}")
     return target
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes, *, name: str = "path") -> None:
     """Write `content` to a temporary file in the same folder, then rename it: the file is complete or absent.
 
     A link stays and the file that it leads to is replaced; an existing file keeps its permissions.
+    Temporary files that killed processes left at earlier writes of this file are removed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    content
+        All of it.
+    name
+        The argument or option that gave the path, for messages.
 
     Raises
     ------
@@ -68,19 +112,72 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     OSError
         The file cannot be written, for example because the disk is full; the error names it.
     """
-    target = check_writable("path", path)
-    temporary = target.with_name(f".lstmcore-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    target = check_writable(name, path)
+    remove_leftovers(target)
+    temporary = None
     try:
-        with temporary.open("xb") as stream:
+        temporary, stream = _open_temporary(target)
+        with stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            if fcntl is not None:  # while the lock is held, so that no other process takes it for a leftover
+                os.replace(temporary, target)
+        if fcntl is None:  # Windows renames no open file
+            os.replace(temporary, target)
+    except FileNotFoundError:
+        raise UnwritableError(name, f"{_NO_FOLDER}; got {str(path)!r}, whose folder went away", path) from None
     except OSError as error:  # it names the temporary file, or none
         if error.errno is None:
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files of `target` that are this user's and that no process is writing.
+
+    A writer holds a lock on its file, which ends with its process, on whichever machine or container that is.
+    Where files cannot be locked, nothing is removed.
+    """
+    if fcntl is None:
+        return
+    try:
+        with os.scandir(target.parent) as entries:
+            found = [entry.path for entry in entries if entry.name.startswith(_prefix(target))]
+    except OSError:  # a folder that can be written and not listed
+        return
+    for path in found:
+        with contextlib.suppress(OSError):  # another process removes it too, or it is locked
+            number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                status = os.fstat(number)
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+            finally:
+                os.close(number)
+
+
+def _prefix(target: Path) -> str:
+    """Return the beginning of the names of `target`'s temporary files; its own name may be too long to be in them."""
+    return f".lstmcore-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """Return a new temporary file beside `target`, open and locked."""
+    while True:
+        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.tmp")
+        stream = temporary.open("xb")
+        if fcntl is None:
+            return temporary, stream
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        # Until it was locked, another process could take it for a leftover.
+        if temporary.exists() or not target.parent.exists():
+            return temporary, stream
+        stream.close()

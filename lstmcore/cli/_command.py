@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import click
+
+from lstmcore.files import UnwritableError
 
 _WORDS: Final = "lstmcore.words"
 
@@ -28,6 +31,23 @@ class Command(click.Command):
                 if isinstance(parameter, click.Option) and count > 1 and not _repeatable(parameter):
                     raise ValueError(f"{parameter.opts[0]}: expected once; got {count} times")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a file that cannot be written any more is told by its option."""
+        try:
+            return super().invoke(ctx)
+        except UnwritableError as error:
+            raise UnwritableError(self._option_of(ctx, error), error.problem, error.path) from error
+
+    def _option_of(self, ctx: click.Context, error: UnwritableError) -> str:
+        """Return the option that gave the path of `error`, or the folder of it; else the name that it has."""
+        path = Path(error.path)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            named = isinstance(parameter, click.Option) and isinstance(given, str) and given
+            if named and (path == Path(given) or Path(given) in path.parents):
+                return parameter.opts[0]
+        return error.name
 
 
 def _repeatable(option: click.Option) -> bool:

@@ -324,7 +324,7 @@ class Trainer:
         except (OSError, UnwritableError) as error:
             notify(
                 f"checkpoint: {path} could not be written after epoch {len(progress.history.epochs)} "
-                f"({error}); the run goes on, and tries again after the next epoch",
+                f"({getattr(error, 'problem', error)}); the run goes on, and tries again after the next epoch",
                 3,
             )
 

@@ -247,3 +247,32 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert warning.startswith("lstmcore: warning: checkpoint: run could not be written after epoch 1 (")
     assert last == "lstmcore: error: [Errno 28] No space left on device: 'm'"
     assert sorted(entry.name for entry in Path().iterdir()) == ["my.csv"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot", "--checkpoint"])
+def test_a_folder_that_goes_away_in_a_run_is_told_by_its_option(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """A checkpoint that cannot be written ends no run; the others end in an error, after the work."""
+    if option == "--plot":
+        pytest.importorskip("matplotlib")
+    write("d.csv", wave())
+    away = Path("away")
+    away.mkdir()
+    fit = Trainer.fit
+
+    def vanishing(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
+        away.rmdir()
+        return fit(trainer, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "fit", vanishing)
+    outputs = {"--out": "m", option: away / "file.svg"}
+    words = [word for pair in outputs.items() for word in pair]
+    result = run("train", "d.csv", "--target", "y", *SMALL, "--quiet", *words)
+    (line,) = result.stderr.splitlines()
+    problem = f"expected a file in a folder that exists; got '{outputs[option]}': make the folder first"
+    if option == "--checkpoint":
+        assert result.exit_code == 0
+        assert line.startswith(f"lstmcore: warning: checkpoint: {outputs[option]} could not be written after epoch 1 (")
+        assert problem in line
+    else:
+        assert result.exit_code == 2
+        assert line == f"lstmcore: error: {option}: {problem}"

@@ -190,6 +190,6 @@ def test_a_folder_that_vanishes_ends_no_run(tmp_path: Path) -> None:
     one = trainer(make(), epochs=1, checkpoint=folder / "run")
     folder.rmdir()
     with pytest.warns(
-        Notice, match=r"folder/run could not be written after epoch [12] \(path: expected a file in a folder"
+        Notice, match=r"^checkpoint: .*folder/run could not be written after epoch 1 \(expected a file in a folder that"
     ):
         assert len(one.fit(inputs, targets).epochs) == 1
