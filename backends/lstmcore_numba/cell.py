@@ -230,15 +230,24 @@ def backward(  # long: the emitter of one step
 # JVP: t_ is the tangent of the value of that name ---------------------------------------------------------------------
 
 
-def jvp(  # long: the emitter of one step
-    s: StepEmitter,
-) -> None:
+def jvp(s: StepEmitter) -> None:
     """Emit one step of the JVP: from the tangents of W x + R r to those of the cell and of h or q.
 
     With layer norm: to those of the cell and of the gate o. `jvp_cell` does the rest.
     """
+    _emit_jvp(s, s.peepholes(KernelArgs.TPEEPHOLE))
+
+
+def jvp_fixed_peepholes(s: StepEmitter) -> None:
+    """Emit the same for peepholes without a tangent: they do not move, even where the cell is infinite."""
+    _emit_jvp(s, {})
+
+
+def _emit_jvp(  # long: the emitter of one step
+    s: StepEmitter, tpeephole: dict[str, Vector]
+) -> None:
     config, e = s.config, s.emitter
-    peephole, tpeephole = s.peepholes(), s.peepholes(KernelArgs.TPEEPHOLE)
+    peephole = s.peepholes()
     at = {field: s.address(field) for field in KernelArgs}
     raw = needs_raw(config)
 
@@ -254,8 +263,10 @@ def jvp(  # long: the emitter of one step
         tc_before = e.load(s.cell(at[KernelArgs.TC_BEFORE], row))
         tz = {k: e.load(s.gate(at[KernelArgs.TZ], row, k)) for k in config.gates}
         for k in "if":
+            if k in tpeephole:
+                tz[k] = tz[k] + tpeephole[k] * c_before
             if k in peephole:
-                tz[k] = tz[k] + tpeephole[k] * c_before + peephole[k] * tc_before
+                tz[k] = tz[k] + peephole[k] * tc_before
         tgate = {k: tz[k] * s.slope(k, gate[k], read[k]) for k in "ifg" if k in tz}
         if config.coupling == "forget_from_input":
             tgate["f"] = -tgate["i"]
@@ -269,8 +280,10 @@ def jvp(  # long: the emitter of one step
         tc = blend(s.keep("c", row), tc_before, tc_new)
         e.store(tc, s.cell(at[KernelArgs.TC], row))
 
+        if "o" in tpeephole:
+            tz["o"] = tz["o"] + tpeephole["o"] * c
         if "o" in peephole:
-            tz["o"] = tz["o"] + tpeephole["o"] * c + peephole["o"] * tc
+            tz["o"] = tz["o"] + peephole["o"] * tc
         to = tz["o"] * s.slope("o", gate["o"], read["o"])
         if config.layer_norm:
             e.store(to, s.gate(at[KernelArgs.TZ], row, "o"))

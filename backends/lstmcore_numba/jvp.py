@@ -133,8 +133,9 @@ def _pass_arguments(  # long: the flat argument list of the pass
     if "weight_proj" in parameters:
         projection = padded(padded(parameters["weight_proj"].T, 0, layout.hidden), 1, layout.output)
         tprojected[...] = (workspace.q.reshape(-1, layout.hidden) @ projection).reshape(tprojected.shape)
+    step = cell.jvp if "peephole" in parameters else cell.jvp_fixed_peepholes
     return (
-        layer.step_address(cell.jvp, masks, record=True),
+        layer.step_address(step, masks, record=True),
         layer.step_address(cell.jvp_output, masks, record=True) if projects else 0,
         layer.step_address(cell.jvp_cell, masks, record=True) if normed else 0,
         config.hidden_size,

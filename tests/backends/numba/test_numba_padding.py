@@ -45,3 +45,28 @@ def test_an_infinity_reaches_what_it_reaches_in_numpy(name: str) -> None:
     for key, value in expected.items():
         np.testing.assert_array_equal(np.isnan(ours[key]), np.isnan(value), err_msg=key)
         np.testing.assert_array_equal(np.isinf(ours[key]), np.isinf(value), err_msg=key)
+
+
+def test_a_peephole_without_a_tangent_does_not_move() -> None:
+    """A parameter whose tangent is left out does not move, even where the cell that its peephole reads is infinite.
+
+    The cell overflows in the only step, so that the gate o alone reads it. The gate is closed to changes there.
+    """
+    jvps = []
+    for backend in ("numba", "numpy"):
+        lstm = LSTM(2, HIDDEN, peephole=True, cell_activation="relu", backend=backend, seed=0)
+        parameters = {name: np.zeros_like(array) for name, array in lstm.parameters.items()}
+        parameters["bias_l0"][2 * HIDDEN : 3 * HIDDEN] = 3e38  # g
+        parameters["peephole_l0"][...] = 0.5
+        lstm.load_parameters(parameters)
+        x, h, c = (
+            np.full(shape, value, np.float32)
+            for shape, value in (((1, 1, 2), 1), ((1, 1, HIDDEN), 0), ((1, 1, HIDDEN), 3e38))
+        )
+        with np.errstate(all="ignore"):
+            assert np.isinf(lstm(x, (h, c))[1][1]).all()
+            ty, (th, tc) = lstm.jvp(x, np.ones_like(x), state=(h, c))
+        jvps.append((ty, th, tc))
+    for ours, expected in zip(*jvps, strict=True):
+        np.testing.assert_array_equal(expected, 0)
+        np.testing.assert_array_equal(ours, expected)
