@@ -11,7 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import cache, lru_cache
+from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -61,6 +62,24 @@ def _find_current_processor() -> Callable[[], int] | None:
 _CURRENT_PROCESSOR: Final = _find_current_processor()
 
 
+def _allowed_processors() -> set[int]:
+    """Return the processors that the caller may run on; none if the system does not tell."""
+    try:
+        return os.sched_getaffinity(0)
+    except OSError:
+        return set()
+
+
+def _restrict(thread: int, processors: set[int]) -> None:
+    """Let a thread run on these processors alone, if the system allows that.
+
+    A container may refuse it, or may have lost a processor since. The thread then starts later, and nothing else
+    changes.
+    """
+    with suppress(OSError):
+        os.sched_setaffinity(thread, processors)
+
+
 class Worker(threading.Thread):
     """A thread with its mailbox.
 
@@ -93,7 +112,7 @@ class Worker(threading.Thread):
             if self.is_retired:
                 return
             if self.affinity:
-                os.sched_setaffinity(0, self.affinity)
+                _restrict(0, self.affinity)
             run_worker(self.address, self.spin_limit)
 
     def wake(self) -> None:
@@ -111,10 +130,10 @@ class Worker(threading.Thread):
         self.is_waking = True
         if asleep:
             if _CURRENT_PROCESSOR is not None and self.native_id is not None:
-                self.affinity = os.sched_getaffinity(0)
+                self.affinity = _allowed_processors()
                 others = self.affinity - {_CURRENT_PROCESSOR()}
                 if others:
-                    os.sched_setaffinity(self.native_id, others)
+                    _restrict(self.native_id, others)
             self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
         self._let_run()
         self.is_waking = False
@@ -170,10 +189,15 @@ class ThreadPool:
         return worker
 
 
-@lru_cache(maxsize=1)
+_POOLS: Final[dict[int, ThreadPool]] = {}
+
+
 def thread_pool(process: int) -> ThreadPool:
-    """Return the pool of the process with this id: a forked process has another one."""
-    return ThreadPool()
+    """Return the pool of the process with this id: a forked process has another one.
+
+    Threads that ask at the same time get the same pool, which `dict.setdefault` alone decides.
+    """
+    return _POOLS.get(process) or _POOLS.setdefault(process, ThreadPool())
 
 
 def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tuning) -> npt.NDArray[Any]:

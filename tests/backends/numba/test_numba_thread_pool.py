@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -152,3 +156,46 @@ def test_no_exception_loses_a_worker(worker_is: str, pool: Any, run_pass: Pass) 
         reached = raise_at_line(number, lambda: acquired(3))
         run_until(run_pass, 3, 3)
     assert number > 15
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not move threads")
+@pytest.mark.parametrize("refused", ["sched_getaffinity", "sched_setaffinity"])
+def test_a_pass_runs_where_threads_cannot_be_moved(
+    refused: str, pool: Any, run_pass: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may refuse the system call. Neither the caller nor the worker may end by that."""
+    from lstmcore_numba.runtime.worker_loop import WorkerState
+
+    calls = []
+
+    def refuse(*args: Any) -> None:
+        calls.append(threading.current_thread())
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, refused, refuse)
+    run_until(run_pass, 2, 2)
+    (worker,) = pool.workers
+    while worker.state != WorkerState.ASLEEP:
+        time.sleep(0.001)
+    run_until(run_pass, 2, 2)  # wakes the worker
+    assert worker.is_alive()
+    assert calls
+
+
+def test_threads_that_ask_first_get_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pools would have twice as many workers as the limit allows. Both threads are inside the function at once."""
+    from lstmcore_numba.runtime import thread_pool
+
+    both_ask = threading.Barrier(2)
+
+    class SlowPool(thread_pool.ThreadPool):
+        def __init__(self) -> None:
+            both_ask.wait(timeout=60)
+            super().__init__()
+
+    monkeypatch.setattr(thread_pool, "ThreadPool", SlowPool)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(thread_pool.thread_pool, (-1, -1))
+    assert first is second
+    assert thread_pool.thread_pool(-1) is first
+    del thread_pool._POOLS[-1]
