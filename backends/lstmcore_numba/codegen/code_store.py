@@ -2,6 +2,7 @@
 
 Code is filed under the name and the features of the processor. Every file ends with a digest. A file that is damaged is
 compiled again, and a folder that cannot be written to is done without; both are told by a warning, once per process.
+Where warnings are errors, standard error has the text instead: an exception would end the compilation that it is about.
 The files are pickles, so whoever can write to the folder can run code in this process (docs/numba.md).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from lstmcore_numba.codegen.inner_code import is_inner_code
 
 _PACKAGE_FOLDER: Final = Path(__file__).parents[1]
 PACKAGE: Final = _PACKAGE_FOLDER.name
@@ -38,9 +42,13 @@ _SOURCE_STAMPS: Final = source_stamps(_PACKAGE_FOLDER)
 
 def _warn_once(what: str, details: str) -> None:
     """Give a warning that begins with `what`, unless this process has given it."""
-    if what not in GIVEN_WARNINGS:
-        GIVEN_WARNINGS.add(what)
+    if what in GIVEN_WARNINGS:
+        return
+    GIVEN_WARNINGS.add(what)
+    try:
         warnings.warn(f"lstmcore: {what}: {details}", RuntimeWarning, stacklevel=2)
+    except RuntimeWarning as warning:
+        sys.stderr.write(f"{warning}\n")
 
 
 class _CheckedFiles(_FILES):  # type: ignore[misc]  # see _FILES
@@ -106,7 +114,9 @@ class CodeStore(_CACHE):  # type: ignore[misc]  # see _FILES
             return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        """Store a compiled function if that is possible."""
+        """Store a compiled function if that is possible, unless its code belongs to its callers."""
+        if is_inner_code(data):
+            return
         try:
             super().save_overload(signature, data)
         except Exception as error:  # no space, no permission, or code that a signal kept from Numba

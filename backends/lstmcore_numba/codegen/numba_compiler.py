@@ -20,6 +20,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from lstmcore_numba.codegen.code_store import PACKAGE, CodeStore
+from lstmcore_numba.codegen.inner_code import InnerCompiler, choose_compiler, keep_inner_code_inside
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
@@ -41,7 +42,9 @@ def _leaving_no_trace(dispatcher: Any) -> Callable[[Any], Any]:
         locks: list[Any] = [callstack._lock, ffi.lib._lock._lock, compiler_lock.global_compiler_lock._lock]
         free = [lock for lock in locks if not lock._is_owned()]
         try:
-            return compile_signature(signature)
+            with compiler_lock.global_compiler_lock:
+                choose_compiler(dispatcher, signature)
+                return compile_signature(signature)
         except BaseException:
             counter.counter = count
             del callstack._stack[depth:]
@@ -56,9 +59,11 @@ def _leaving_no_trace(dispatcher: Any) -> Callable[[Any], Any]:
 def compiled(function: Compiled) -> Compiled:
     """Compile `function` at its first call, or load its code from the disk; see `code_store`.
 
-    If no folder can be written to, every process compiles again.
+    If no folder can be written to, every process compiles again. Where compiled code calls `function`, its code becomes
+    a part of the caller's; see `inner_code`.
     """
-    dispatcher: Any = njit(nogil=True)(function)
+    dispatcher: Any = njit(nogil=True, no_cfunc_wrapper=True)(function)
+    keep_inner_code_inside(dispatcher)
     dispatcher.compile = _leaving_no_trace(dispatcher)
     if (store := CodeStore.of_function(function)) is not None:
         dispatcher._cache = store
@@ -143,5 +148,5 @@ def chosen_by_type(function: Callable[..., Any]) -> Callable[[Any], Any]:
 
     `function` itself has no code. The code has the same parameters; annotations and lambdas may differ.
     """
-    decorator: Callable[[Any], Any] = _OVERLOAD(function, strict=False)
+    decorator: Callable[[Any], Any] = _OVERLOAD(function, strict=False, jit_options={"pipeline_class": InnerCompiler})
     return decorator

@@ -44,7 +44,9 @@ def _emit_task_function(
 ) -> ir.Function:
     """Emit the function of a task, whose arguments have the LLVM type `stored`."""
     signature = types.void(types.int64, types.int64, *tuple_type.types)
-    body = target.compile_subroutine(builder, dispatcher.py_func, signature)
+    dispatcher.compile(signature.args)
+    body = dispatcher.overloads[signature.args]
+    target.active_code_library.add_linking_library(body.library)
     kind = ir.FunctionType(ir.VoidType(), [INDEX] * 3)
     function = ir.Function(builder.module, kind, builder.module.get_unique_name("outlined"))
     function.linkage = "internal"

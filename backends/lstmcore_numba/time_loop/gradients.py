@@ -71,8 +71,11 @@ def _weight_gradient(  # noqa: PLR0913  (the flat entry of a pass)
     _, blocks, batch, cols, lanes = dz.shape
     rows, width, size, wide = dz.shape[0] * batch, weight.shape[1], dz.itemsize, cols * lanes
     first, last = blocks * part // parts, blocks * (part + 1) // parts
-    blocked[first:last] = 0
-    sums[first:last] = 0
+    # Numbers are set and added by their addresses: an expression of arrays takes seconds to compile.
+    zero, own = dz.dtype.type(0), (last - first) * wide
+    of_sums, of_blocked = address_of(sums) + first * wide * size, address_of(blocked) + first * width * wide * size
+    copy_numbers(zero, of_sums, of_sums, own, False)
+    copy_numbers(zero, of_blocked, of_blocked, own * width, False)
     gemm = weight_gradient_gemm(split, dz, width, cols)
     begin_backward(gemm, TILE_ROWS)
     room = np.empty((gemm.most + 1) * wide, dz.dtype)
@@ -83,10 +86,10 @@ def _weight_gradient(  # noqa: PLR0913  (the flat entry of a pass)
         source = Plane(address_of(a) + begin * pitch, pitch)
         if first < last:
             split_columns(gemm, source, depth, width)
-        left = Columns(dz.dtype.type(0), source.address, size, pitch, 1, 0, depth, 0)
+        left = Columns(zero, source.address, size, pitch, 1, 0, depth, 0)
         for block in range(first, last):
             _gather_rows(dz, (block, begin, depth), packed, some)
-            sums[block] += some
+            add_numbers(zero, address_of(some), address_of(sums) + block * wide * size, wide)
             to = address_of(blocked) + block * width * cols * VECTOR_BYTES
             add_weight_gradient(gemm, left, Panel(address_of(packed), cols), to, width)
     end_gemm(gemm)
@@ -101,7 +104,7 @@ def _gather_rows(dz: Any, place: Any, packed: Any, total: Any) -> None:
     block, begin, depth = place
     t, row, zero, wide = begin // batch, begin % batch, dz.dtype.type(0), cols * lanes
     row_z = wide * dz.itemsize
-    total[:] = 0
+    copy_numbers(zero, address_of(total), address_of(total), wide, False)
     for k in range(depth):
         here = address_of(dz) + ((t * blocks + block) * batch + row) * row_z
         copy_numbers(zero, here, address_of(packed) + k * row_z, wide, True)

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,24 @@ for size, batch, options in (
     assert out.startswith("numba: compiled in ")
     assert err.startswith("lstmcore: compiling")
     assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == ("", "")
+
+
+def test_machine_code_is_made_of_what_is_called_alone(folder: Path) -> None:
+    """A function that compiled code calls is stored with its caller. It has code of its own where it is called."""
+    from lstmcore_numba.codegen.numba_compiler import compiled
+
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    inner = compiled(add)
+    outer = compiled(lambda x: inner(x, 1) + inner(x, 2))
+    assert outer(4) == 11
+    assert len(inner.overloads) == 1  # constants of other values are no other types
+    assert len(list(folder.rglob("*.nbc"))) == 1
+    assert inner(3, 4) == 7
+    assert outer(5) == 13
+    assert len(list(folder.rglob("*.nbc"))) == 2
+    assert compiled(add)(3, 5) == 8
 
 
 class Terminal(io.StringIO):
@@ -232,6 +251,20 @@ def test_code_that_cannot_be_read_is_compiled(folder: Path, monkeypatch: pytest.
         assert compiled(_triple)(2) == 6
 
 
+def test_code_is_compiled_where_warnings_are_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception out of the store would end the compilation: standard error has the text of the warning instead."""
+    from lstmcore_numba.codegen.numba_compiler import compiled
+
+    assert compiled(_triple)(2) == 6
+    (stored,) = folder.rglob("*.nbc")
+    stored.write_bytes(b"")
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiled(_triple)(2) == 6
+    assert capsys.readouterr().err == f"lstmcore: stored code is damaged and is compiled again: {stored}\n"
+
+
 def test_code_of_another_library_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is whole may hold what this version of Numba cannot load."""
     from numba.core.caching import CompileResultCacheImpl
@@ -288,9 +321,15 @@ def interrupt_at_the_end(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[]
 
 
 def interrupt_with_a_lock(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]) -> None:
-    """Call `interrupt` where Numba is about to release the lock of its compiler, which the next thread needs."""
+    """Call `interrupt` where Numba is about to release the lock of its compiler, which the next thread needs.
+
+    No code is looked up: what goes wrong there costs a warning alone.
+    """
     from numba.core.compiler_lock import _CompilerLock
 
+    from lstmcore_numba.codegen.code_store import CodeStore
+
+    monkeypatch.setattr(CodeStore, "load_overload", lambda *args: None)
     release = _CompilerLock.release
 
     def interrupted(lock: Any) -> None:
