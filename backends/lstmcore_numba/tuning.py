@@ -46,6 +46,9 @@ class Tuning:
         Work that a processor does in a second, about.
     wake_fraction, wake_seconds
         A pass waits for sleeping threads for this fraction of its own time, and for so many seconds at most.
+    load_pause
+        Passes in a row that run on their caller alone at most, where other processes take the processors of shared
+        passes; 0 for none.
     barrier_work
         Work of one step from which a barrier after each step pays.
     row_split_rows
@@ -80,6 +83,7 @@ class Tuning:
     work_per_second: float = 8e10
     wake_fraction: float = 0.2
     wake_seconds: float = 5e-3
+    load_pause: int = 64
     barrier_work: float = 45_000
     row_split_rows: int = 16
     l2_weight_bytes: int = 1 << 20

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
 from lstmcore_numba.runtime.barrier import spin
+from lstmcore_numba.runtime.load_guard import LOAD_GUARD, count_lost_processors
 from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState, run_worker
 from lstmcore_numba.tuning import WORKER_SPIN_SECONDS, Tuning
 
@@ -218,7 +219,7 @@ def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tu
         return CALLER_ALONE
     limit = limit or thread_count()
     wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
-    if wanted < 1:
+    if wanted < 1 or not LOAD_GUARD.allows(count_lost_processors(), tuning.load_pause):
         return CALLER_ALONE
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
     seconds = min(tuning.wake_fraction * work / tuning.work_per_second, tuning.wake_seconds)

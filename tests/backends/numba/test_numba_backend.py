@@ -21,7 +21,14 @@ def eager_backend() -> Any:
     from lstmcore_numba.kernel import NumbaBackend
     from lstmcore_numba.tuning import Tuning
 
-    tuning = Tuning(thread_work=1000, barrier_work=1000, direction_work=1000, work_per_second=1e2, wake_seconds=1.0)
+    tuning = Tuning(
+        thread_work=1000,
+        barrier_work=1000,
+        direction_work=1000,
+        work_per_second=1e2,
+        wake_seconds=1.0,
+        load_pause=0,
+    )
     return NumbaBackend(tuning=tuning)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 import threading
@@ -61,9 +62,9 @@ def run_pass() -> Pass:
 def acquired(parts: int) -> Any:
     """Return the argument `threads` of a pass."""
     from lstmcore_numba.runtime.thread_pool import acquire_threads
-    from lstmcore_numba.tuning import DEFAULT_TUNING
+    from lstmcore_numba.tuning import Tuning
 
-    return acquire_threads(parts, 1e12, None, DEFAULT_TUNING)
+    return acquire_threads(parts, 1e12, None, Tuning(load_pause=0))
 
 
 def run_until(run_pass: Pass, parts: int, expected: int) -> None:
@@ -156,6 +157,59 @@ def test_no_exception_loses_a_worker(worker_is: str, pool: Any, run_pass: Pass) 
         reached = raise_at_line(number, lambda: acquired(3))
         run_until(run_pass, 3, 3)
     assert number > 15
+
+
+def test_a_worker_that_never_comes_gets_no_part(run_pass: Pass) -> None:
+    """A worker that is awake and has no processor: its caller does all the work after some reads."""
+    from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState
+
+    mailbox = np.zeros(8, np.int64)
+    mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
+    for _ in range(2):
+        assert run_pass(np.array([100, mailbox.ctypes.data, 0])) == [1, 0, 0]
+        assert mailbox[Mailbox.STATE // 8] == WorkerState.IDLE
+
+
+#: Whether the system takes a processor away in each shared pass -> how many passes run on the caller alone after each.
+LOADS = {
+    "none": ([False] * 4, [0] * 4),
+    "always": ([True] * 6, [1, 2, 4, 8, 8, 8]),
+    "once": ([False, True, False, False, False], [0, 1, 0, 0, 0]),
+    "twice in a row": ([True, True, False, True, False, False, True], [1, 2, 0, 2, 0, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_passes_are_alone_while_processors_are_taken(load: str) -> None:
+    from lstmcore_numba.runtime.load_guard import LoadGuard
+
+    guard, lost, alone = LoadGuard(), 5, []
+    assert guard.allows(lost, 8)
+    for takes in LOADS[load][0]:
+        lost += takes
+        passes = 0
+        while not guard.allows(lost, 8):
+            passes += 1
+            lost += 1  # what is lost while the caller is alone does not count
+        alone.append(passes)
+    assert alone == LOADS[load][1]
+
+
+def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shared pass loses a processor here. With a pause of 0, all passes are shared all the same."""
+    from lstmcore_numba.runtime import load_guard, thread_pool
+    from lstmcore_numba.tuning import Tuning
+
+    losses = itertools.count()
+    monkeypatch.setattr(thread_pool, "LOAD_GUARD", load_guard.LoadGuard())
+    monkeypatch.setattr(thread_pool, "count_lost_processors", lambda: next(losses))
+
+    def workers(load_pause: int) -> list[int]:
+        tuning = Tuning(load_pause=load_pause)
+        return [len(thread_pool.acquire_threads(2, 1e12, None, tuning)) // 2 for _ in range(7)]
+
+    assert workers(0) == [1] * 7
+    assert workers(2) == [0, 1, 0, 0, 1, 0, 0]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not move threads")

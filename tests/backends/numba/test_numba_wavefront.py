@@ -35,6 +35,7 @@ def eager_backend(threads: int) -> Any:
         thread_work=1,
         work_per_second=1e2,
         wake_seconds=2.0,
+        load_pause=0,
         barrier_work=1,
         wavefront_work=1,
         wavefront_step_work=10**12,
@@ -210,7 +211,7 @@ if not {wait}:
     forward = import_module("lstmcore_numba.time_loop.forward")
     forward.wait_for, forward.run_parts = at_once, last_first
 buffer_pool.empty = lambda shape, dtype: np.full(shape, np.nan, dtype)
-backend = NumbaBackend(threads=2, tuning=Tuning(work_per_second=1e2, wake_seconds=2.0))
+backend = NumbaBackend(threads=2, tuning=Tuning(work_per_second=1e2, wake_seconds=2.0, load_pause=0))
 lstm = LSTM(64, 64, num_layers=2, backend=backend, seed=0)
 x = np.ones((100, 4, 64), np.float32)
 print(all(np.isfinite(lstm(x)[0]).all() for _ in range(100)))  # with threads, which come early or late
