@@ -24,7 +24,7 @@ LONGEST = 25
 OLDER = frozenset(
     f"docs/{name}.md"
     for name in (
-        *("architecture", "backward", "benchmarking", "conformance", "development", "numba", "peers", "peers-jax"),
+        *("architecture", "backward", "benchmarking", "conformance", "development", "peers", "peers-jax"),
         *("peers-onnxruntime", "performance", "scoreboard", "vectors", "gpu/README", "benchmarks/README"),
         "benchmarks/standard/README",
     )

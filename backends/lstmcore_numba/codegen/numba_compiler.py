@@ -132,7 +132,7 @@ class CompileMessage:
 
 #: What a terminal takes for: go to the begin of the line, and erase the line.
 _CLEAR_LINE: Final = "\r\x1b[K"
-_DURATION: Final = "about 10 s for inference and 15 s more for training; later processes find the code"
+_DURATION: Final = "about 5 s for inference and 5 s more for training; later processes find the code"
 _MESSAGE: Final = CompileMessage()
 _OVERLOAD: Final[Any] = overload
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete
