@@ -93,17 +93,35 @@ def read_header(path: str | Path) -> dict[str, Any]:
     OSError
         The file cannot be read.
     """
+    if (text := _header_text(path)) is None:
+        raise ValueError(f"{path}: expected a file of lstmcore; got safetensors of another program")
+    return _parse_header(path, text)
+
+
+def file_format(path: str | Path) -> Any:
+    """Return the name of the format of a safetensors file that `write_tensors` wrote; None for another file.
+
+    Raises
+    ------
+    ValueError
+        A folder, a pipe or a device; a truncated file.
+    OSError
+        The file cannot be read.
+    """
+    return _parse_header(path, _header_text(path)).get("format")
+
+
+def _header_text(path: str | Path) -> str | None:
+    """Return the header of a safetensors file as JSON; None if another program wrote it."""
     check_regular(path)
     with Path(path).open("rb"):
         pass  # as in `read_tensors`
     try:
         with safe_open(path, framework="numpy") as stream:
-            text = (stream.metadata() or {}).get(_KEY)
+            text: str | None = (stream.metadata() or {}).get(_KEY)
+            return text
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
-    if text is None:
-        raise ValueError(f"{path}: expected a file of lstmcore; got safetensors of another program")
-    return _parse_header(path, text)
 
 
 def _parse_header(path: str | Path, text: str | None) -> dict[str, Any]:

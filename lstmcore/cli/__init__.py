@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "predict": "Write the forecast or the classes that a model gives.",
     "plot": "Draw a forecast with its history.",
     "info": "Describe a model file.",
+    "convert": "Bring weights from and to PyTorch, ONNX and Keras.",
     "compress": "Store a model's weights in fewer bytes, and measure the error.",
     "export": "Write a model as a folder for Hugging Face's hub.",
 }

@@ -26,7 +26,7 @@ _LSTM: Final = "LSTM"
 #: ONNX Runtime's operator with int8 weights; its inputs from 8 on are scales and zero points of W and R.
 _QUANTIZED: Final = "DynamicQuantizeLSTM"
 _DOMAINS: Final = {_LSTM: ("", "ai.onnx"), _QUANTIZED: ("com.microsoft",)}
-_INPUTS: Final = (
+INPUTS: Final = (
     "X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P",
     "W_scale", "W_zero_point", "R_scale", "R_zero_point",
 )  # fmt: skip
@@ -211,18 +211,23 @@ def read_onnx(path: str | Path, node: str | None = None) -> LayerFile:
     OSError, ImportError
         The file cannot be read; ONNX is not installed.
     """
-    nodes = open_model(path)
     try:
-        if not nodes:
-            raise ValueError("expected an LSTM; got a model with none")
-        if node is not None:
-            chosen = [found for found in nodes if found.label == node]
-            if len(chosen) != 1:
-                raise ValueError(f"node: expected one of {_labels(nodes)}; got {node!r}")
-            return _file([read_node(chosen[0])])
-        return _file(_linked(nodes))
+        return _file(read_nodes(path, node))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def read_nodes(path: str | Path, node: str | None = None) -> list[NodeLayer]:
+    """Return the layer of a node, or of all in their order; arguments and errors are those of `read_onnx`."""
+    nodes = open_model(path)
+    if not nodes:
+        raise ValueError("expected an LSTM; got a model with none")
+    if node is None:
+        return _linked(nodes)
+    chosen = [found for found in nodes if found.label == node]
+    if len(chosen) != 1:
+        raise ValueError(f"node: expected one of {_labels(nodes)}; got {node!r}")
+    return [read_node(chosen[0])]
 
 
 def _labels(nodes: Sequence[LSTMNode]) -> str:
@@ -238,10 +243,7 @@ def read_node(found: LSTMNode) -> NodeLayer:
         Weights, attributes, shapes and dtypes that are not those of an LSTM; the message names the node.
     """
     try:
-        given = attributes_of(found.node)
-        names = dict(zip(_INPUTS, found.node.input, strict=False))
-        skip = {"X", "sequence_lens"}
-        inputs = {key: _constant(found.scope, key, name) for key, name in names.items() if name and key not in skip}
+        given, inputs = attributes_of(found.node), weights_of(found)
         if any(inputs.pop(key, None) is not None for key in ("initial_h", "initial_c")):
             notify(f"{found.label}: starts from a state that is not 0, which no LSTM holds: hand it over as state")
         quantized = found.node.op_type == _QUANTIZED
@@ -250,6 +252,21 @@ def read_node(found: LSTMNode) -> NodeLayer:
         raise type(error)(f"{found.label}: {error}") from error
     configs, parameters = zip(*parts, strict=True)
     return NodeLayer(found, configs, parameters, bool(given.get("layout", 0)))
+
+
+def weights_of(found: LSTMNode) -> dict[str, Any]:
+    """Return the inputs of a node but x and the lengths, by their names in `INPUTS`.
+
+    An initial state is None where it is 0 or given in a run.
+
+    Raises
+    ------
+    ValueError
+        Weights that the model computes from its inputs.
+    """
+    names = dict(zip(INPUTS, found.node.input, strict=False))
+    kept = {key: name for key, name in names.items() if name and key not in ("X", "sequence_lens")}
+    return {key: _constant(found.scope, key, name) for key, name in kept.items()}
 
 
 def _constant(scope: Scope, key: str, name: str) -> Array | None:

@@ -5,6 +5,7 @@ PyTorch stacks gates as we do, in the order i, f, g, o, and has two biases that 
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -16,9 +17,10 @@ import numpy.typing as npt
 
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.dialects.arrays import add_biases, check_floats
-from lstmcore.files import check_regular
-from lstmcore.layer_file import LayerFile
+from lstmcore.files import check_regular, write_atomically
+from lstmcore.layer_file import LayerFile, in_dtype
 from lstmcore.precision import get_precision, numpy_dtype
+from lstmcore.stored_weights import read_parameters
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -60,7 +62,7 @@ def read_torch(source: Any, prefix: str = "") -> LayerFile:
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a text, '' for none; got {type(prefix).__name__}")
     if isinstance(source, str | Path):
-        values, where = _read_file(Path(source), prefix), f"{source}: "
+        values, where = read_tensors(Path(source), prefix), f"{source}: "
     elif isinstance(source, Mapping):
         values = source
     elif callable(getattr(source, "state_dict", None)):
@@ -77,6 +79,43 @@ def read_torch(source: Any, prefix: str = "") -> LayerFile:
         raise type(error)(f"{where}{error}") from error
     precision = get_precision(str(parameters["weight_x_l0"].dtype))
     return LayerFile(stack, precision, batch_first, {**parameters})
+
+
+def prefixes(path: str | Path) -> list[str]:
+    """Return the prefixes of the names of LSTMs, and of GRUs and RNNs, in a file; errors are those of `read_torch`."""
+    names = [name for name in read_tensors(Path(path), "\0") if is_torch_name(name)]
+    return sorted(name.removesuffix("weight_ih_l0") for name in names if name.endswith("weight_ih_l0"))
+
+
+def write_torch(path: str | Path, content: LayerFile, prefix: str = "") -> None:
+    """Write a state_dict: into a .pt or .pth file by PyTorch, else into a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        Layers or a switch that ``torch.nn.LSTM`` does not have; a path that cannot be written.
+    ImportError
+        A .pt or .pth file where PyTorch is not installed.
+    """
+    if not isinstance(content.layers, StackConfig):
+        kinds = ", ".join(layer.kind for layer in content.layers)
+        raise ValueError(f"torch: expected the layers of one LSTM; got {kinds}")
+    storage = content.precision.storage
+    plain = "float32" if storage == "bfloat16" else storage  # NumPy, by which both files are written, has none
+    parameters = in_dtype(read_parameters(content.parameters, storage), plain)
+    values = to_state_dict(content.layers, cast(Mapping[str, Array], parameters), prefix)
+    if Path(path).suffix not in (".pt", ".pth"):
+        from safetensors.numpy import save
+
+        write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in values.items()}))
+        return
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(f"{path}: needs PyTorch to be written: 'pip install torch', or a safetensors file") from None
+    stream = io.BytesIO()
+    torch.save({name: torch.from_numpy(value) for name, value in values.items()}, stream)
+    write_atomically(path, stream.getvalue())
 
 
 def from_state_dict(
@@ -202,8 +241,8 @@ def _array(name: str, value: Any) -> Array:
     return cast(Array, value)
 
 
-def _read_file(path: Path, prefix: str) -> Mapping[str, Any]:
-    """Return the tensors of a file; of a safetensors file those with names of an LSTM."""
+def read_tensors(path: Path, prefix: str) -> Mapping[str, Any]:
+    """Return the tensors of a file; of a safetensors file those with names of an LSTM, empty without `prefix`."""
     check_regular(path)
     with path.open("rb") as stream:
         start = stream.read(9)

@@ -1,0 +1,178 @@
+"""Runs of a source and of a converted file on the same input, by the library of each format where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.chain import Chain
+from lstmcore.chain_layers import Merge, Mode
+from lstmcore.config import StackConfig
+from lstmcore.dialects.onnx_reader import INPUTS, NodeLayer, read_nodes, weights_of
+from lstmcore.layer_file import LayerFile, layer_widths
+from lstmcore.training.model import SequenceModel
+
+Array = npt.NDArray[Any]
+
+#: T and N of the random input.
+_SIZES: Final = (20, 3)
+#: Format -> the module that runs its files.
+_RUNTIMES: Final = {"torch": "torch", "onnx": "onnxruntime", "keras": "keras"}
+
+
+class Source(NamedTuple):
+    """A file, the name of its format, which LSTM of it is meant, and its layers."""
+
+    path: Path
+    format: str
+    which: str | None
+    content: LayerFile
+
+
+def runtime_of(name: str) -> tuple[str, str | None]:
+    """Return what runs files of a format, with its version, and why it cannot, or None."""
+    module = _RUNTIMES.get(name, "lstmcore")
+    if find_spec(module) is None:
+        return module, f"{module} is not installed"
+    return f"{module} {version(module)}", None
+
+
+def largest_difference(source: Source, target: Source) -> float:
+    """Return the largest difference of an output for a random input; `target` is run by lstmcore without its runtime.
+
+    Raises
+    ------
+    ValueError, ImportError
+        A source that its runtime cannot run.
+    """
+    width = layer_widths(source.content.layers)[0]
+    x = np.random.default_rng(0).standard_normal((*_SIZES, width)).astype(source.content.precision.storage)
+    wanted = run_source(source, x)
+    _, missing = runtime_of(target.format)
+    got = _run_ours(target.content, x) if missing else run_target(target, x)
+    return float(np.abs(np.float64(wanted) - np.float64(got)).max())
+
+
+def largest_model_difference(model: SequenceModel, path: Path) -> float:
+    """Return the largest difference of an output of a model and of its ONNX file, on rows of unequal length."""
+    rng, lengths = np.random.default_rng(0), (_SIZES[0], 1, 7)
+    rows = [rng.standard_normal((length, model.lstm.input_size)).astype(model.readout.dtype) for length in lengths]
+    x = np.zeros((len(rows), _SIZES[0], model.lstm.input_size), rows[0].dtype)
+    for place, row in enumerate(rows):
+        x[place, : len(row)] = row
+    laid_out = x if model.lstm.batch_first else np.ascontiguousarray(x.swapaxes(0, 1))
+    y = _session(path.read_bytes()).run(["y"], {"x": laid_out, "lengths": np.array(lengths, np.int32)})[0]
+    if model.readout.steps == "every" and not model.lstm.batch_first:
+        y = y.swapaxes(0, 1)
+    wanted = model.predict(rows)
+    each = y[: len(wanted)] if model.readout.steps == "last" else [a[:n] for a, n in zip(y, lengths, strict=True)]
+    return max(float(np.abs(one - two).max()) for one, two in zip(each, wanted, strict=True))
+
+
+def run_source(source: Source, x: Array) -> Array:
+    """Return y (T, N, width) of a source for x (T, N, I), by the library of its format."""
+    if source.format == "torch":
+        return _run_torch(source, x)
+    if source.format == "onnx":
+        return _run_nodes(read_nodes(source.path, source.which), x)
+    return _run_ours(source.content, x)
+
+
+def run_target(target: Source, x: Array) -> Array:
+    """Return y (T, N, width) of a file that was written here."""
+    if target.format == "torch":
+        return _run_torch(target, x)
+    if target.format == "onnx":
+        return _run_model(target, x)
+    return _run_ours(target.content, x)
+
+
+def _run_ours(content: LayerFile, x: Array) -> Array:
+    chain = Chain.from_content(content._replace(batch_first=False))
+    return chain(x.astype(chain.precision.storage))[0]
+
+
+def _run_torch(source: Source, x: Array) -> Array:
+    """Return the outputs of ``torch.nn.LSTM`` with the very tensors of the file."""
+    import torch
+
+    from lstmcore.dialects.torch import read_tensors
+
+    stack = source.content.layers
+    if not isinstance(stack, StackConfig):
+        raise TypeError(f"{source.path}: expected a stack of PyTorch; got a chain")
+    config, prefix = stack.layers[0][0], source.which or ""
+    module = torch.nn.LSTM(
+        config.input_size,
+        config.hidden_size,
+        stack.num_layers,
+        bias=config.bias,
+        bidirectional=stack.num_directions == 2,
+        proj_size=config.proj_size,
+    )
+    values = {
+        name.removeprefix(prefix): torch.as_tensor(value)
+        for name, value in read_tensors(source.path, prefix).items()
+        if name.startswith(prefix)
+    }
+    known = module.state_dict()
+    module.load_state_dict({name: value for name, value in values.items() if name in known})
+    module = module.to(values["weight_ih_l0"].dtype).eval()
+    with torch.no_grad():
+        y, _ = module(torch.from_numpy(x).to(values["weight_ih_l0"].dtype))
+    return np.asarray(y.double().numpy())
+
+
+def _session(model: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # an error raises an exception as well
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run_nodes(layers: Sequence[NodeLayer], x: Array) -> Array:
+    """Return the outputs of nodes one after another, each in a model of its own with the very weights of the file."""
+    from onnx import helper, numpy_helper
+
+    for layer in layers:
+        weights = {name: array for name, array in weights_of(layer.found).items() if not name.startswith("initial")}
+        node = type(layer.found.node)()
+        node.CopyFrom(layer.found.node)
+        del node.input[:], node.output[:]
+        given = [attribute for attribute in node.attribute if attribute.name not in ("layout", "output_sequence")]
+        del node.attribute[:]
+        node.attribute.extend(given)
+        known = [name for name in INPUTS if name == "X" or name in weights]
+        node.input.extend(name if name in known else "" for name in INPUTS[: 1 + INPUTS.index(known[-1])])
+        node.output.append("Y")
+        kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+        values = [helper.make_tensor_value_info(name, kind, None) for name in "XY"]
+        constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+        graph = helper.make_graph([node], "node", values[:1], values[1:], constants)
+        opsets = [helper.make_opsetid("", 14), helper.make_opsetid("com.microsoft", 1)]
+        y = _session(helper.make_model(graph, opset_imports=opsets, ir_version=7).SerializeToString()).run(
+            ["Y"], {"X": x}
+        )[0]
+        x = np.concatenate(list(np.moveaxis(y, 1, 0)), axis=-1)
+        x = x if layer.merge is None else Merge(cast(Mode, layer.merge))(x)
+    return x
+
+
+def _run_model(target: Source, x: Array) -> Array:
+    """Return the outputs of a model that `write_layers_to_onnx` wrote."""
+    session = _session(target.path.read_bytes())
+    inputs: dict[str, Array] = {"x": x, "lengths": np.full(x.shape[1], len(x), np.int32)}
+    for value in session.get_inputs():
+        if value.name not in inputs:
+            inputs[value.name] = np.zeros((value.shape[0], x.shape[1], value.shape[2]), x.dtype)
+    laid_out = target.content.batch_first
+    inputs["x"] = np.ascontiguousarray(x.swapaxes(0, 1)) if laid_out else x
+    y = session.run(["y"], inputs)[0]
+    return np.asarray(y.swapaxes(0, 1) if laid_out else y)

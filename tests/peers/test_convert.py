@@ -1,0 +1,103 @@
+"""``lstmcore convert`` from and to the files of PyTorch and ONNX, each run by its own library."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lstmcore import LSTM, Chain, Merge, Reversed
+from lstmcore.cli import _verify, main
+from lstmcore.training import Readout, SequenceModel, Standardizer
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def run(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["convert", *map(str, words)])
+    assert done.exit_code == code, done.output
+    return done.output if code else done.stdout
+
+
+def lstm(hidden_size: int = 5, **arguments: Any) -> LSTM:
+    return LSTM(3, hidden_size, seed=1, backend="numpy", **arguments)
+
+
+def test_around_the_formats(tmp_path: Path) -> None:
+    """.pt, .onnx, safetensors of PyTorch and ours: the same bits after every step, and equal outputs."""
+    module = torch.nn.LSTM(3, 5, 2, bidirectional=True)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            if name.startswith("bias_hh"):
+                value.zero_()
+    names = ("first.pt", "second.onnx", "third.safetensors", "fourth.pth", "fifth.safetensors")
+    files = [tmp_path / name for name in names]
+    torch.save({"model": {f"encoder.{name}": value for name, value in module.state_dict().items()}}, files[0])
+    for source, target in pairwise(files):
+        more = ("--to", "torch") if target == files[-1] else ()
+        report = json.loads(run(source, target, "--verify", "--json", *more))
+        assert 0 <= report["largest_difference"] < 1e-6
+        assert report["verified"].split()[0] in ("torch", "onnxruntime", "lstmcore")
+    original = LSTM.from_torch(module, backend="numpy")
+    for found in (LSTM.from_onnx(files[1]), LSTM.load(files[2]), LSTM.from_torch(files[3]), LSTM.from_torch(files[4])):
+        for name, value in original.parameters.items():
+            assert found.parameters[name].tobytes() == value.tobytes()
+    assert "largest difference of an output" in run(files[0], tmp_path / "six.onnx", "--verify")
+
+
+def test_a_chain(tmp_path: Path) -> None:
+    chain = Chain([lstm(bidirectional=True), Merge("average"), Reversed(LSTM(5, 4, seed=0, backend="numpy"))])
+    path, out, back = (tmp_path / name for name in ("chain.safetensors", "chain.onnx", "back.safetensors"))
+    chain.save(path)
+    for source, target in ((path, out), (out, back)):
+        assert json.loads(run(source, target, "--verify", "--json"))["largest_difference"] < 1e-6
+    assert back.read_bytes() == path.read_bytes()
+    report = json.loads(run("--list", out, "--json"))
+    assert [row["name"] for row in report["lstms"]] == ["lstm.0_l0", "lstm.1_l0"]
+    assert [row["lstm"] for row in report["lstms"]] == [
+        "LSTM 3 to 5, both directions; float32",
+        "reversed LSTM 5 to 4; float32",
+    ]
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+def test_a_whole_model(tmp_path: Path, steps: Any) -> None:
+    scaling = Standardizer(np.arange(3.0), np.arange(3.0) + 1)
+    model = SequenceModel(lstm(), Readout(5, 2, steps=steps, seed=0), input_scaling=scaling)
+    path, out = tmp_path / "model.safetensors", tmp_path / "model.onnx"
+    model.save(path)
+    report = json.loads(run(path, out, "--verify", "--json"))
+    assert report["whole"] and report["largest_difference"] < 1e-6
+    assert [value.name for value in onnx.load(out).graph.input] == ["x", "lengths"]
+
+
+def test_a_wrong_conversion_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = tmp_path / "own.safetensors", tmp_path / "out.onnx"
+    lstm().save(path)
+    monkeypatch.setattr(_verify, "run_target", lambda target, x: _verify.run_source(target, x[::-1]))
+    monkeypatch.setattr(_verify, "run_source", lambda source, x: _verify._run_ours(source.content, x))
+    shown = run(path, out, "--verify", code=2)
+    assert "--verify: expected outputs that differ by at most 0.0001; got" in shown and not out.exists()
+
+
+def test_a_source_without_its_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = tmp_path / "in.pt", tmp_path / "out.safetensors"
+    torch.save(torch.nn.LSTM(3, 5).state_dict(), path)
+    monkeypatch.setattr(_verify, "find_spec", lambda name: None)
+    assert "verified: no: torch is not installed" in run(path, out, "--verify")
+    assert out.exists()
+
+
+def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "module.pt"
+    torch.save(torch.nn.LSTM(3, 5), path)
+    shown = run(path, tmp_path / "out.safetensors", code=2)
+    assert "module.pt: expected a file of tensors" in shown and shown.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == [path]
