@@ -177,6 +177,14 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def formats(session: nox.Session) -> None:
+    """Weights and files of Keras, which runs on PyTorch."""
+    _install_torch(session)
+    session.install("-e", ".[keras,onnxruntime]", "keras>=3.9", *TESTS)
+    session.run("pytest", "tests/formats", *session.posargs, env=_quiet())
+
+
+@nox.session
 @nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax", "onnxruntime"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""

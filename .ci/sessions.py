@@ -70,6 +70,7 @@ FULL: Final = (
     Session("mutants", every_processor=True),
     Session("numba", arguments=TIMED, every_processor=True),
     Session("peers", arguments=TIMED),
+    Session("formats", arguments=TIMED),
     conformance("jax", "conformance jax", "-k", "not backward.extremes", XLA_FLAGS=FAST_XLA),
     conformance("torch"),
     Session("slow", arguments=TIMED, every_processor=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy.typing as npt
 
@@ -142,3 +142,57 @@ class Interchange(ABC):
         from lstmcore.dialects.onnx_writer import write_layers_to_onnx
 
         write_layers_to_onnx(path, self.content, lengths=lengths, state=state)
+
+    @classmethod
+    def from_keras(
+        cls,
+        source: Any,
+        layer: str | None = None,
+        *,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
+    ) -> Self:
+        """Return the weights of layers LSTM and Bidirectional of Keras; files need the extra ``keras``.
+
+        The layout is ``batch_first``, as Keras has it. A `Chain` also has merges of two directions, layers of other
+        sizes, and one with ``go_backwards``.
+
+        Parameters
+        ----------
+        source
+            A live layer or model, or the path of a .keras, .weights.h5 or .h5 file. A file of weights alone has no
+            configuration: tanh, sigmoid and concatenated directions are taken, and a warning says so.
+        layer
+            The name of one layer; ``lstmcore convert --list`` shows them. None takes all LSTMs that follow each other
+            in a sequential model.
+        dtype
+            None takes that of the weights.
+        backend
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No such layer, a function or a shape that is not one of an LSTM, layers that need a `Chain`, numbers that
+            are not finite, another kind of file.
+        OSError, ImportError
+            The file cannot be read; h5py is not installed.
+        """
+        from lstmcore.dialects.keras_files import read_keras_source
+
+        return cls.from_content(read_keras_source(source, layer), dtype=dtype, backend=backend)
+
+    def to_keras(self) -> list[list[npt.NDArray[Any]]]:
+        """Return the arrays of each layer of Keras, for its ``set_weights``.
+
+        They are kernel, recurrent_kernel and bias, and the same of the reversed direction in a Bidirectional. A merge
+        has none: it is an argument of the layer.
+
+        Raises
+        ------
+        ValueError
+            A switch that the weights of Keras do not hold, by name; a layer that is reversed alone.
+        """
+        from lstmcore.dialects.keras import to_keras
+
+        return to_keras(self.content)

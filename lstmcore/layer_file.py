@@ -132,7 +132,7 @@ class LayerFile(NamedTuple):
     layers: StackConfig | Sequence[LayerSpec]
     precision: Precision
     batch_first: bool
-    parameters: dict[str, Array | StoredMatrix]
+    parameters: Mapping[str, Array | StoredMatrix]
 
     def in_precision(self, precision: Precision) -> LayerFile:
         """Return the layers in another precision; stored matrices stay stored."""

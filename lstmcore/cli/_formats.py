@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from lstmcore.config import StackConfig
-from lstmcore.dialects import onnx_reader, onnx_writer, torch
+from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, torch
 from lstmcore.dialects.layers import checked_file
 from lstmcore.files import check_regular
 from lstmcore.layer_file import CHAIN_FORMAT, LSTM_FORMAT, LayerFile, LayerSpec, read_layers, write_layers
@@ -87,6 +87,14 @@ FORMATS: Final = (
         onnx_reader.read_onnx,
         lambda path: [found.label for found in onnx_reader.open_model(path)],
         lambda path, content, which: onnx_writer.write_layers_to_onnx(path, content),
+    ),
+    Format(
+        "keras",
+        (".weights.h5",),
+        "node",
+        keras_files.read_keras_source,
+        lambda path: [layer.name for layer in keras_files.open_keras(path).layers if layer.kind in keras.LAYERS],
+        lambda path, content, which: keras_files.write_weights(path, content),
     ),
 )
 NAMES: Final = tuple(entry.name for entry in FORMATS)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from lstmcore.chain import Chain
 from lstmcore.chain_layers import Merge, Mode
 from lstmcore.config import StackConfig
+from lstmcore.dialects.keras import LAYERS
+from lstmcore.dialects.keras_files import path_is_weights
+from lstmcore.dialects.layers import PlacedLayer, split_layers
 from lstmcore.dialects.onnx_reader import INPUTS, NodeLayer, read_nodes, weights_of
 from lstmcore.layer_file import LayerFile, layer_widths
 from lstmcore.training.model import SequenceModel
@@ -81,6 +84,8 @@ def run_source(source: Source, x: Array) -> Array:
         return _run_torch(source, x)
     if source.format == "onnx":
         return _run_nodes(read_nodes(source.path, source.which), x)
+    if source.format == "keras":
+        return _run_keras(source, x)
     return _run_ours(source.content, x)
 
 
@@ -90,6 +95,8 @@ def run_target(target: Source, x: Array) -> Array:
         return _run_torch(target, x)
     if target.format == "onnx":
         return _run_model(target, x)
+    if target.format == "keras":
+        return _run_keras(target, x)
     return _run_ours(target.content, x)
 
 
@@ -176,3 +183,36 @@ def _run_model(target: Source, x: Array) -> Array:
     inputs["x"] = np.ascontiguousarray(x.swapaxes(0, 1)) if laid_out else x
     y = session.run(["y"], inputs)[0]
     return np.asarray(y.swapaxes(0, 1) if laid_out else y)
+
+
+def _run_keras(source: Source, x: Array) -> Array:
+    """Return the outputs of the layers of Keras, each with the weights of the file."""
+    import keras
+
+    if path_is_weights(source.path):
+        layers = [_keras_layer(keras, each) for group in split_layers(source.content) for each in group if each.configs]
+        model = keras.Sequential([keras.Input((None, x.shape[2])), *layers])
+        model.load_weights(source.path)
+    else:
+        model = keras.saving.load_model(source.path, compile=False)
+        layers = [
+            layer for layer in model.layers if type(layer).__name__ in LAYERS and source.which in (None, layer.name)
+        ]
+    y = x.swapaxes(0, 1)
+    for layer in layers:
+        config = layer.get_config()
+        (config if "units" in config else config["layer"]["config"])["return_sequences"] = True
+        if config.get("backward_layer"):
+            config["backward_layer"]["config"]["return_sequences"] = True
+        whole = type(layer).from_config(config)
+        whole.build((None, None, y.shape[2]))
+        whole.set_weights(layer.get_weights())
+        y = np.asarray(keras.ops.convert_to_numpy(whole(y)))
+        y = y[:, ::-1] if config.get("go_backwards") else y
+    return np.ascontiguousarray(y.swapaxes(0, 1))
+
+
+def _keras_layer(keras: Any, layer: PlacedLayer) -> Any:
+    config = layer.configs[0]
+    made = keras.layers.LSTM(config.hidden_size, use_bias=config.bias, return_sequences=True)
+    return keras.layers.Bidirectional(made) if len(layer.configs) == 2 else made

@@ -78,7 +78,7 @@ def read_torch(source: Any, prefix: str = "") -> LayerFile:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}{error}") from error
     precision = get_precision(str(parameters["weight_x_l0"].dtype))
-    return LayerFile(stack, precision, batch_first, {**parameters})
+    return LayerFile(stack, precision, batch_first, parameters)
 
 
 def prefixes(path: str | Path) -> list[str]:
