@@ -27,6 +27,8 @@ COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
+#: Libraries of DataFrames.
+FRAMES = ("pandas>=2.2", "polars>=1.0", "pyarrow>=15")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.8",)
 #: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
@@ -153,7 +155,8 @@ def report(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site in docs/_build/html: warnings are errors, every snippet and lesson runs, links and prose are read."""
-    session.install("-e", ".[plot,conformance,bench,numba,onnx]", "-e", "./examples/lstmcore_example_backend", *DOCS)
+    extras = ".[plot,conformance,bench,numba,onnx,sklearn]"
+    session.install("-e", extras, "-e", "./examples/lstmcore_example_backend", *DOCS, *FRAMES)
     for name in ("lessons", "_build", "reference/generated"):
         shutil.rmtree(HERE / "docs" / name, ignore_errors=True)
     site = str(HERE / "docs" / "_build" / "html")
@@ -166,6 +169,13 @@ def slow(session: nox.Session) -> None:
     """The tests that take longer than a fast test may: each says why."""
     session.install("-e", ".[plot,conformance,bench]", *TESTS, *PARALLEL)
     session.run("pytest", *WORKERS, "--dist", "loadfile", "-m", "slow", *session.posargs, env=_quiet())
+
+
+@nox.session
+def estimators(session: nox.Session) -> None:
+    """What scikit-learn's tools make of our estimators, on numpy and numba, and DataFrames of pandas and polars."""
+    session.install("-e", ".[sklearn,numba]", *TESTS, *FRAMES, *PARALLEL)
+    session.run("pytest", *WORKERS, "tests/estimators", *session.posargs, env=_quiet())
 
 
 @nox.session

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from lstmcore.datasets.csvfile import Layout, read_columns, read_csv, read_panel
+from lstmcore.datasets.frame_windows import FrameWindows, windows
 from lstmcore.datasets.labelled import LabelLayout, Labelled, read_archive, read_labelled
 from lstmcore.datasets.registry import load, names
 from lstmcore.datasets.sequences import Classification, Sequences
 from lstmcore.datasets.series import Fill, Series
-from lstmcore.datasets.windows import Windows
+from lstmcore.datasets.series_windows import Windows
 
 __all__ = [
     "Classification",
     "Fill",
+    "FrameWindows",
     "LabelLayout",
     "Labelled",
     "Layout",
@@ -28,4 +30,5 @@ __all__ = [
     "read_csv",
     "read_labelled",
     "read_panel",
+    "windows",
 ]

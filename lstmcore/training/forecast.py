@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lstmcore.datasets.csvfile import Layout
 from lstmcore.datasets.series import Fill, Series
-from lstmcore.datasets.windows import Windows, mean_absolute, root_mean_square
+from lstmcore.datasets.series_windows import Windows, mean_absolute, root_mean_square
 from lstmcore.scalars import finite, flag, integer
 from lstmcore.training.forecast_windows import ForecastWindows
 from lstmcore.training.model import SequenceModel
