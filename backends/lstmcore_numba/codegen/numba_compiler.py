@@ -1,7 +1,7 @@
 """The decorators of functions that Numba compiles. Their code runs without the interpreter's lock.
 
 Numba 0.68 has no public way to change how it stores code, and none to renew its locks after a fork. What is used of its
-internals is in this module, and tests/backends/numba checks each of them.
+internals is in this module and in `inner_code`, and tests/backends/numba checks each of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def compiled(function: Compiled) -> Compiled:
     If no folder can be written to, every process compiles again. Where compiled code calls `function`, its code becomes
     a part of the caller's; see `inner_code`.
     """
-    dispatcher: Any = njit(nogil=True, no_cfunc_wrapper=True)(function)
+    dispatcher = _NJIT(nogil=True, no_cfunc_wrapper=True)(function)
     keep_inner_code_inside(dispatcher)
     dispatcher.compile = _leaving_no_trace(dispatcher)
     if (store := CodeStore.of_function(function)) is not None:
@@ -134,6 +134,7 @@ class CompileMessage:
 _CLEAR_LINE: Final = "\r\x1b[K"
 _DURATION: Final = "about 5 s for inference and 5 s more for training; later processes find the code"
 _MESSAGE: Final = CompileMessage()
+_NJIT: Final[Any] = njit
 _OVERLOAD: Final[Any] = overload
 _EVENTS: Final[Any] = event  # Numba's type stubs are incomplete
 _EVENTS.Listener.register(CompileMessage)
