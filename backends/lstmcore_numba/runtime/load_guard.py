@@ -46,6 +46,7 @@ class LoadGuard(threading.local):
             lost, self.before_shared = lost_processors > self.before_shared, None
             self.pause = min(longest_pause, max(1, 2 * self.pause)) if lost else self.pause // 2
             self.left = self.pause if lost else 0
+        self.left = min(self.left, longest_pause)
         if self.left > 0:
             self.left -= 1
             return False

@@ -128,6 +128,7 @@ def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_call_may_be_limited_to_some_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba.kernel import NumbaBackend
     from lstmcore_numba.runtime.thread_pool import ThreadPool
+    from lstmcore_numba.tuning import Tuning
 
     monkeypatch.setenv("LSTMCORE_NUM_THREADS", "3")
     asked: list[int] = []
@@ -139,12 +140,9 @@ def test_a_call_may_be_limited_to_some_threads(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ThreadPool, "acquire", watched)
     x = np.random.default_rng(0).normal(size=(20, 64, 64)).astype(np.float32)
-    LSTM(64, 96, backend=NumbaBackend(), seed=0)(x)
-    assert asked == [2]
-    LSTM(64, 96, backend=NumbaBackend(threads=2), seed=0)(x)
-    assert asked == [2, 1]
-    LSTM(64, 96, backend=NumbaBackend(threads=1), seed=0)(x)
-    assert asked == [2, 1]
+    for threads, expected in ((None, [2]), (2, [2, 1]), (1, [2, 1])):
+        LSTM(64, 96, backend=NumbaBackend(threads, tuning=Tuning(load_pause=0)), seed=0)(x)
+        assert asked == expected
 
 
 @pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)])

@@ -210,6 +210,7 @@ def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: p
 
     assert workers(0) == [1] * 7
     assert workers(2) == [0, 1, 0, 0, 1, 0, 0]
+    assert workers(0) == [1] * 7
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not move threads")
