@@ -81,7 +81,7 @@ class _Options(NamedTuple):
     seed: int | None
     init: str
     forget_bias: float | None
-    weights: str
+    weights: str | None
 
 
 class LSTM(Interchange):
@@ -113,9 +113,11 @@ class LSTM(Interchange):
     init, forget_bias
         Initial parameters; see `initial_parameters`.
     weights
-        The format in which the weight matrices are stored: ``"same"`` (as they are), ``"bfloat16"``, ``"float16"`` or
-        ``"int8"`` with a scale for each row. With another format than ``"same"``, parameters are rounded into it when
-        they are loaded, and the LSTM has no `record` and no `jvp`.
+        The format in which the weight matrices are stored: ``"same"`` (as they are), ``"bfloat16"``, ``"float16"``,
+        ``"int8"`` with a scale for each row, or ``"int8a16"``, which also multiplies in integers: activations are
+        rounded to int16. With another format than ``"same"``, parameters are rounded into it when they are loaded, and
+        the LSTM has no `record` and no `jvp`. None takes that of `dtype`: ``"same"``, unless it is ``"int8a16"`` or a
+        `Precision` with a format.
 
     Attributes
     ----------
@@ -193,7 +195,7 @@ class LSTM(Interchange):
         seed: int | None = None,
         init: str = "uniform",
         forget_bias: float | None = None,
-        weights: str = SAME,
+        weights: str | None = None,
     ) -> None:
         arguments = locals()
         switches = {name: arguments[name] for name in SHARED_SWITCHES}
@@ -216,7 +218,7 @@ class LSTM(Interchange):
         seed: int | None = None,
         init: str = "uniform",
         forget_bias: float | None = None,
-        weights: str = SAME,
+        weights: str | None = None,
     ) -> Self:
         """Return an LSTM of a `StackConfig`, with `parameters`, or with initial ones if None.
 
@@ -248,7 +250,7 @@ class LSTM(Interchange):
             flag(name, getattr(options, name))
         self.stack, self.batch_first, self.strict = stack, options.batch_first, options.strict
         self.precision = get_precision(options.dtype)
-        if options.weights != SAME:
+        if options.weights is not None:
             self.precision = self.precision.with_weights(options.weights)
         if (count := sum(map(math.prod, stack.parameter_shapes.values()))) > _MOST_PARAMETERS:
             raise ValueError(
@@ -456,14 +458,15 @@ class LSTM(Interchange):
         ----------
         weights
             ``"bfloat16"``, ``"float16"`` or ``"int8"``. The result computes with the rounded weights, in all else
-            exactly as before.
+            exactly as before. ``"int8a16"`` stores the same as ``"int8"``, and rounds activations to int16.
         backend
             A name or a `Backend`; None takes this LSTM's.
 
         Raises
         ------
         ValueError
-            An unknown format, a weight that is too large for it; weights that are stored in a format already.
+            An unknown format, one that the precision does not have, a weight that is too large for it; weights that
+            are stored in a format already.
         UnsupportedError
             The backend does not declare the format.
         """

@@ -8,7 +8,10 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from lstmcore.stored_weights import FORMATS, SAME
+from lstmcore.stored_weights import FORMATS, INT8A16, SAME
+
+#: The epsilon of products of int8 weights and int16 activations: that of an activation at the largest one of its row.
+INTEGER_EPSILON: Final = 2.0**-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Precision:
         TF32, to the nearest number or towards zero.
     weights
         The format in which the weight matrices are stored: a name of `stored_weights.FORMATS`, or ``"same"`` for the
-        storage dtype.
+        storage dtype. With ``"int8a16"``, products are those of int8 weights and int16 activations.
     """
 
     name: str
@@ -51,16 +54,26 @@ class Precision:
 
         Raises
         ------
+        TypeError
+            No name.
         ValueError
-            An unknown format, or one for a precision whose weights have 16 bits already.
+            An unknown format, one for a precision whose weights have 16 bits already, or ``"int8a16"`` for another one
+            than float32.
         """
+        if not isinstance(form, str):
+            raise TypeError(f"weights: expected the name of a format; got {form!r}, a {type(form).__name__}")
         if form == self.weights:
             return self
         if form != SAME and form not in FORMATS:
             raise ValueError(f"weights: expected one of {', '.join((SAME, *FORMATS))}; got {form!r}")
         if form != SAME and self.storage not in ("float32", "float64"):
             raise ValueError(f"weights: expected {SAME!r}, since {self.name} has 16 bits a weight; got {form!r}")
-        return replace(self, weights=form)
+        if form == INT8A16 and self.name != "float32":
+            raise ValueError(
+                f"weights: expected a format other than {INT8A16!r}, which has float32 sums, for {self.name}"
+            )
+        epsilon = INTEGER_EPSILON if form == INT8A16 else PRECISIONS[self.name].epsilon
+        return replace(self, weights=form, epsilon=epsilon)
 
 
 PRECISIONS: Final[Mapping[str, Precision]] = {
@@ -76,7 +89,7 @@ PRECISIONS: Final[Mapping[str, Precision]] = {
 
 
 def get_precision(name: object) -> Precision:
-    """Return the policy of a name or of a dtype such as ``numpy.float32``.
+    """Return the policy of a name or of a dtype such as ``numpy.float32``; ``"int8a16"`` is float32 with such weights.
 
     Raises
     ------
@@ -86,6 +99,8 @@ def get_precision(name: object) -> Precision:
     if isinstance(name, Precision):
         return name
     text = name if isinstance(name, str) else getattr(name, "__name__", None) or str(name)
+    if text == INT8A16:
+        return PRECISIONS["float32"].with_weights(INT8A16)
     if text not in PRECISIONS:
         raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)}; got {name!r}")
     return PRECISIONS[text]

@@ -1,6 +1,7 @@
 """Weights in fewer bytes: the formats, rounding into one and back. SPEC.md, "Stored weights", defines both exactly.
 
-An LSTM with stored weights is the float32 LSTM whose matrices are what reading back gives. Nothing else changes.
+An LSTM with stored weights is the float32 LSTM whose matrices are what reading back gives. Nothing else changes, except
+that ``int8a16`` also rounds activations.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 
+#: The format of int8 weights whose products are those of integers: activations are rounded to int16.
+INT8A16: Final = "int8a16"
 #: Format -> bytes of a number.
-FORMATS: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "int8": 1}
+FORMATS: Final[Mapping[str, int]] = {"bfloat16": 2, "float16": 2, "int8": 1, INT8A16: 1}
 #: The format of weights that are stored as they are.
 SAME: Final = "same"
 #: The features of `Capabilities` that stand for the formats.
@@ -24,7 +27,7 @@ WEIGHT_FEATURES: Final = frozenset(f"weights:{name}" for name in FORMATS)
 #: Parameters that are stored in a format, without their suffix: the matrices. The vectors stay as they are.
 MATRICES: Final = ("weight_x", "weight_h", "weight_proj")
 #: Format -> dtype of the values of a matrix.
-_DTYPES: Final = {"bfloat16": "uint16", "float16": "float16", "int8": "int8"}
+_DTYPES: Final = {"bfloat16": "uint16", "float16": "float16", "int8": "int8", INT8A16: "int8"}
 #: The largest magnitude of an int8 weight: -128 is not used, so that a weight and its negative are stored alike.
 _LARGEST: Final = 127
 #: Bits of a float32 that a scale leaves zero: then the product of a scale and an int8 weight is exact.
@@ -44,7 +47,7 @@ class StoredMatrix:
     values
         (rows, columns): int8, float16, or uint16 with the bits of bfloat16.
     scale
-        (rows,), float32: the number that an int8 weight of that row is multiplied by. None for the other formats.
+        (rows,), float32: the number that an int8 weight of that row is multiplied by. None for formats of 16 bits.
     """
 
     format: str
@@ -70,7 +73,7 @@ class StoredMatrix:
             Values or scales of another type, dtype, shape or range.
         """
         wanted = ((name, self.values, _DTYPES[self.format], 2), (scale_name, self.scale, "float32", 1))
-        for what, array, dtype, ndim in wanted[: 2 if self.format == "int8" else 1]:
+        for what, array, dtype, ndim in wanted[: 2 if has_scales(self.format) else 1]:
             if not isinstance(array, np.ndarray) or str(array.dtype) != dtype or array.ndim != ndim:
                 kind = getattr(array, "dtype", type(array).__name__)
                 raise TypeError(f"{what}: expected an array of {dtype} with ndim={ndim}; got {kind}")
@@ -79,7 +82,7 @@ class StoredMatrix:
                 raise ValueError(f"{scale_name}: expected shape {self.values.shape[:1]}; got {self.scale.shape}")
             if not (self.scale > 0).all():
                 raise ValueError(f"{scale_name}: expected numbers above 0; got {self.scale.min()}")
-        if self.format == "int8" and self.values.size and self.values.min() < -_LARGEST:
+        if has_scales(self.format) and self.values.size and self.values.min() < -_LARGEST:
             raise ValueError(f"{name}: expected -{_LARGEST} to {_LARGEST}; got {self.values.min()}")
         if not np.isfinite(self.read()).all():
             raise ValueError(f"{name}: expected finite numbers; got NaN or infinity")
@@ -126,8 +129,8 @@ def store(name: str, matrix: Array, form: str) -> StoredMatrix:
     """
     with np.errstate(over="ignore", under="ignore"):
         numbers = matrix.astype(np.float32)
-        if form == "int8":
-            stored = _store_int8(numbers)
+        if has_scales(form):
+            stored = _store_int8(numbers, form)
         elif form == "bfloat16":
             bits = numbers.view(np.uint32)
             rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -140,12 +143,18 @@ def store(name: str, matrix: Array, form: str) -> StoredMatrix:
     return _frozen(stored)
 
 
-def _store_int8(numbers: Array) -> StoredMatrix:
+def has_scales(form: str) -> bool:
+    """Return whether a format holds int8 numbers with a scale for each row."""
+    return _DTYPES.get(form) == "int8"
+
+
+def _store_int8(numbers: Array, form: str) -> StoredMatrix:
     largest = np.abs(numbers).max(axis=1, initial=0.0)
     scale = ((largest / np.float32(_LARGEST)).view(np.uint32) & _SCALE_BITS).view(np.float32)
-    scale = np.where(largest == 0, np.float32(1), np.maximum(scale, _LEAST_SCALE))
+    scale = np.maximum(scale, _LEAST_SCALE)
     values = np.clip(np.rint(numbers / scale[:, None]), -_LARGEST, _LARGEST).astype(np.int8)
-    return StoredMatrix("int8", values, scale)
+    scale = np.where(values.any(axis=1), scale, np.float32(1))  # what is read back is a row of zeros too
+    return StoredMatrix(form, values, scale)
 
 
 def is_matrix(name: str) -> bool:
@@ -199,7 +208,7 @@ def to_tensors(parameters: Mapping[str, Array | StoredMatrix]) -> dict[str, Arra
 
 def tensor_shapes(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors of parameters of these `shapes`."""
-    scales = {name + _SCALE: shape[:1] for name, shape in shapes.items() if form == "int8" and is_matrix(name)}
+    scales = {name + _SCALE: shape[:1] for name, shape in shapes.items() if has_scales(form) and is_matrix(name)}
     return {**shapes, **scales}
 
 
@@ -208,7 +217,7 @@ def tensor_dtypes(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str,
     if form == SAME:
         return {}
     matrices = [name for name in shapes if is_matrix(name)]
-    return dict.fromkeys(matrices, _DTYPES[form]) | {name + _SCALE: "float32" for name in matrices if form == "int8"}
+    return dict.fromkeys(matrices, _DTYPES[form]) | {name + _SCALE: "float32" for name in matrices if has_scales(form)}
 
 
 def from_tensors(tensors: Mapping[str, Array], form: str) -> dict[str, Array | StoredMatrix]:

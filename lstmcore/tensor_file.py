@@ -23,12 +23,22 @@ DTYPES: Final = ("F32", "F64", "F16", "U16", "I8")
 #: The one key of the metadata: safetensors writes several in no fixed order, and the same model gives the same bytes.
 _KEY: Final = "lstmcore"
 
-#: Format that is expected -> what to do with a file of an LSTM or a chain.
-_HINTS: Final = {
-    "lstmcore-model": ": a readout is missing: SequenceModel(LSTM.load(path), Readout(...)) makes a model",
-    "lstmcore-lstm": ": read it with Chain.load",
-    "lstmcore-chain": ": read it with LSTM.load",
+#: Format of a file -> what reads it.
+_READERS: Final = {
+    "lstmcore-model": "SequenceModel.load",
+    "lstmcore-lstm": "LSTM.load",
+    "lstmcore-chain": "Chain.load",
 }
+
+
+def _hint(expected: str, written: object) -> str:
+    """Return what to do with a file of another format than the expected one; empty if that is not known."""
+    reader = _READERS.get(str(written))
+    if reader is None or expected not in _READERS:
+        return ""
+    if expected == "lstmcore-model":
+        return f": a readout is missing: SequenceModel({reader}(path), Readout(...)) makes a model"
+    return f": read it with {reader}"
 
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Array], header: Mapping[str, Any]) -> None:
@@ -72,8 +82,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
         with safe_open(path, framework="numpy") as stream:
             header = _parse_header(path, (stream.metadata() or {}).get(_KEY))
             if (written := header.pop("format", None)) != kind:
-                hint = _HINTS.get(kind, "") if written in ("lstmcore-lstm", "lstmcore-chain") else ""
-                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{hint}")
+                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{_hint(kind, written)}")
             check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
             for name in (names := list(stream.keys())):
                 if (dtype := stream.get_slice(name).get_dtype()) not in DTYPES:

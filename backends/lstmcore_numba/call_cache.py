@@ -16,6 +16,8 @@ from lstmcore_numba.compiled_layer import CompiledLayer
 from lstmcore_numba.gemm.bf16 import pack_pairs
 from lstmcore_numba.packing import Array, Weights
 from lstmcore_numba.runtime.tasks import STORED_TASK_BYTES
+from lstmcore_numba.runtime.thread_pool import thread_count
+from lstmcore_numba.stored_packing import StoredWeights
 from lstmcore_numba.workspace import CallSizes, Workspace, make_workspace
 
 
@@ -38,11 +40,11 @@ class CachedCall:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.weights: Weights | None = None
+        self.weights: Weights | StoredWeights | None = None
         self.function, self.arguments, self.fields = 0, 0, (0, 0)
         self.keepalive: tuple[Any, ...] = ()
 
-    def store(self, weights: Weights, function: int, memory: Array, keepalive: tuple[Any, ...]) -> None:
+    def store(self, weights: Weights | StoredWeights, function: int, memory: Array, keepalive: tuple[Any, ...]) -> None:
         """Keep a pass for replays.
 
         Parameters
@@ -86,7 +88,13 @@ class CallCache:
     def _make(self, sizes: CallSizes) -> CachedCall:
         layer = self.layer
         packs_pairs = layer.packs_pairs and not sizes.masked and not layer.schedule.forward_uses_amx(sizes.batch)
-        return CachedCall(make_workspace(layer.schedule, sizes, raw=layer.raw, packed_pairs=packs_pairs))
+        form = layer.stored_form if layer.reads_stored(sizes.batch) else None
+        threads = layer.thread_limit or thread_count()
+        return CachedCall(
+            make_workspace(
+                layer.schedule, sizes, raw=layer.raw, packed_pairs=packs_pairs, stored_form=form, threads=threads
+            )
+        )
 
     def _calls(self) -> dict[tuple[Any, ...], CachedCall]:
         """Return the cached calls of this thread by `CallSizes`."""
@@ -95,7 +103,9 @@ class CallCache:
             calls = self._local.calls = {}
         return calls
 
-    def replay(self, weights: Weights, x: Array, state: State | None, out: Array | None) -> Forward | None:
+    def replay(
+        self, weights: Weights | StoredWeights, x: Array, state: State | None, out: Array | None
+    ) -> Forward | None:
         """Return the result of a stack of this kernel alone; None if this thread has no such call to replay.
 
         Parameters

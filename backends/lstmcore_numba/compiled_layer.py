@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import Precision, numpy_dtype
+from lstmcore.stored_weights import INT8A16
 from lstmcore_numba.codegen.step_compiler import CompiledStep, compile_step
 from lstmcore_numba.codegen.step_emitter import StepEmitter, StepVariant, needs_raw, step_config
 from lstmcore_numba.gemm.bf16 import pairs_usable
 from lstmcore_numba.packing import Array, Layout, LayoutMasks, layout_masks
 from lstmcore_numba.runtime.thread_pool import acquire_threads
 from lstmcore_numba.schedule import Schedule
+from lstmcore_numba.stored_packing import stored_form
 from lstmcore_numba.tuning import Tuning
 
 Emit: TypeAlias = Callable[[StepEmitter], None]
@@ -38,7 +41,10 @@ class CompiledLayer:
         self.dtype, self.storage = np.dtype(precision.compute), numpy_dtype(precision.storage)
         self.same_dtype = self.dtype == self.storage
         self.layout = Layout(config, self.dtype)
-        self.schedule = Schedule(self.layout, tuning)
+        self.stored_form = stored_form(precision)
+        self.rounds_activations = precision.weights == INT8A16
+        # Rounding activations to int16 gives other results than a product on AMX.
+        self.schedule = Schedule(self.layout, replace(tuning, amx=False) if self.rounds_activations else tuning)
         self.recurrence_is_cell = config.recurrence == "cell"
         self.packs_pairs = (
             precision.storage == "bfloat16" and not self.recurrence_is_cell and tuning.bf16_pairs and pairs_usable()
@@ -47,6 +53,12 @@ class CompiledLayer:
         self.no_masks = layout_masks(self.layout, None, None)
         self._step_config = step_config(config, self.layout.lanes)
         self._steps: dict[Any, CompiledStep] = {}
+
+    def reads_stored(self, batch: int) -> bool:
+        """Return whether the products of a call of `batch` rows read the stored weights."""
+        if self.stored_form is None:
+            return False
+        return self.rounds_activations or self.schedule.streams_weights(batch)
 
     def step_address(self, emit: Emit, masks: LayoutMasks, *, record: bool) -> int:
         """Return the address of the step function that `emit` writes, for calls with such masks."""

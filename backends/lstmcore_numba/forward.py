@@ -11,16 +11,18 @@ from lstmcore_numba import cell, time_loop
 from lstmcore_numba.call_cache import CallCache
 from lstmcore_numba.compiled_layer import CompiledLayer, zero_padding, zero_rows
 from lstmcore_numba.gemm.bf16 import pack_pairs
+from lstmcore_numba.gemm.stored_operands import StoredOperands
 from lstmcore_numba.packing import Array, LayoutMasks, Weights, layout_masks, packed_copy
 from lstmcore_numba.runtime import buffer_pool
 from lstmcore_numba.runtime.tasks import STORED_TASK_BYTES
+from lstmcore_numba.stored_packing import StoredWeights, with_memory
 from lstmcore_numba.workspace import CallSizes, LayerTape, Workspace
 
 
 class ForwardCall(NamedTuple):
     """Arguments of `Kernel._forward`."""
 
-    weights: Weights
+    weights: Weights | StoredWeights
     x: Array
     state: State | None
     lengths: Any
@@ -78,12 +80,12 @@ class PreparedForward(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """Inputs of a pass: x as it is read and as the tape keeps it, the weights of x, and packed pairs."""
+    """Inputs of a pass: x as it is read and as the tape keeps it, the weights of x, and pairs or stored weights."""
 
     x: Array
     recorded_x: Array
     weight: Array
-    pairs: time_loop.PackedPairs | None
+    pairs: time_loop.PackedPairs | StoredOperands | None
 
 
 def run_forward(layer: CompiledLayer, cache: CallCache, call: ForwardCall) -> tuple[Array, State, LayerTape | None]:
@@ -117,14 +119,20 @@ def prepare_forward(
     cached = cache.call(CallSizes(steps, batch, len(masks.recurrent) > 0, call.record, position, lag))
     workspace = cached.workspace
     lengths = workspace.full_lengths if call.lengths is None else np.array(call.lengths, np.int64)
-    inputs = _inputs(layer, call, workspace, lengths, values_exist=wavefront is None or wavefront.lowest)
+    weights, stored = _weights_of(call, workspace)
+    inputs = _inputs(
+        layer, call._replace(weights=weights), workspace, lengths, values_exist=wavefront is None or wavefront.lowest
+    )
+    if stored is not None:
+        inputs = inputs._replace(pairs=stored)
     first_h, first_c = _first_state(layer, call.state, workspace, empty)
     y = _output(layer, call, workspace)
-    pass_y = y if inputs.pairs is None else y.view(np.uint16)
+    pass_y = y if workspace.packed_h is None else y.view(np.uint16)
     last_h, last_c = np.empty(workspace.zero_h.shape, layer.dtype), np.empty(workspace.zero_c.shape, layer.dtype)
-    norms = _norms(layer, workspace, call.weights)
+    norms = _norms(layer, workspace, weights)
     progress = None if wavefront is None else wavefront.progress
-    args = _pass_arguments(layer, call, workspace, masks, _PassValues(pass_y, lengths, inputs, norms, progress))
+    values = _PassValues(pass_y, lengths, inputs, norms, progress)
+    args = _pass_arguments(layer, call._replace(weights=weights), workspace, masks, values)
     memory = np.empty(STORED_TASK_BYTES // 8 + len(args), np.int64)
     function = time_loop.store_forward(memory, memory[STORED_TASK_BYTES // 8 :], *args)
     plain = call.masks is None and call.lengths is None and wavefront is None and not call.record
@@ -132,7 +140,7 @@ def prepare_forward(
         cached.store(call.weights, function, memory, args)
     states = (first_h, first_c, last_h, last_c, config.reverse, workspace.h, workspace.c, pass_y)
     task = (function, memory.ctypes.data, workspace.counter, *states)
-    tape = LayerTape(call.weights, lengths, masks, inputs.recorded_x, workspace, norms) if call.record else None
+    tape = LayerTape(weights, lengths, masks, inputs.recorded_x, workspace, norms) if call.record else None
     return PreparedForward(task, (args, memory), workspace, y, last_h, last_c, empty, tape)
 
 
@@ -157,6 +165,16 @@ def finish_forward(
     elif y is not out:
         out[...] = y
     return out, last, prepared.tape
+
+
+def _weights_of(call: ForwardCall, workspace: Workspace) -> tuple[Weights, StoredOperands | None]:
+    """Return the weights that a pass reads in the dtype of the arithmetic, and those that it reads as stored."""
+    weights = call.weights
+    if isinstance(weights, Weights):
+        return weights, None
+    if workspace.stored is None:
+        return weights.wide(), None
+    return weights.small, with_memory(weights.operands, workspace.stored)
 
 
 def _inputs(

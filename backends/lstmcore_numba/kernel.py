@@ -12,7 +12,7 @@ import numpy as np
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig, integer
 from lstmcore.precision import Precision, get_precision, numpy_dtype
-from lstmcore.stored_weights import SAME, WEIGHT_FEATURES
+from lstmcore.stored_weights import FORMATS, SAME, WEIGHT_FEATURES, StoredMatrix, has_scales, read_parameters
 from lstmcore_numba.backward import run_backward
 from lstmcore_numba.call_cache import CallCache
 from lstmcore_numba.compiled_layer import CompiledLayer
@@ -20,6 +20,7 @@ from lstmcore_numba.forward import ForwardCall, run_forward
 from lstmcore_numba.jvp import run_jvp
 from lstmcore_numba.packing import Array, Weights, pack
 from lstmcore_numba.stack import LayerKernel, NumbaStack
+from lstmcore_numba.stored_packing import StoredWeights, pack_stored
 from lstmcore_numba.tuning import DEFAULT_TUNING, Tuning
 from lstmcore_numba.workspace import LayerTape
 
@@ -35,6 +36,8 @@ _WARM_CALLS: Final = ((1, 4, 1, 1), (3, 4, 1, 1), (1, 128, 1, 2), (1, 128, 2, 1)
 class NumbaKernel(LayerKernel):
     """One layer in one direction. Every call has its own buffers, so calls may run at the same time."""
 
+    takes_stored = True
+
     def __init__(self, backend: NumbaBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
         self.layer = CompiledLayer(config, precision, backend.threads, backend.tuning)
@@ -49,15 +52,27 @@ class NumbaKernel(LayerKernel):
         elif self.layer.packs_pairs:
             path += ", products of bfloat16 pairs"
         if self.precision.weights != SAME:
-            path += f", {self.precision.weights} weights widened when they are packed"
+            path += f", {self._stored_path(batch)}"
         return Receipt(self.backend.name, "cpu", self.precision.name, path, "made for this processor and this LSTM")
 
-    def _pack(self, parameters: Mapping[str, Array]) -> Weights:
-        return pack(self.layer.layout, parameters)
+    def _stored_path(self, batch: int | None) -> str:
+        """Return how the weights of a call of `batch` rows are read, and the bytes of weight_h that a step reads."""
+        form, layer = self.precision.weights, self.layer
+        count, stored = layer.layout.gate_row * self.config.recurrent_size, layer.reads_stored(batch or 1)
+        number = FORMATS[form] if stored else layer.dtype.itemsize
+        size = number * count + (4 * layer.layout.gate_row if stored and has_scales(form) else 0)
+        how = "loaded" if stored else "packed"
+        way = "times int16 activations" if layer.rounds_activations else f"widened when they are {how}"
+        return f"{form} weights {way}: a step reads {size:,} bytes of weight_h"
+
+    def _pack(self, parameters: Mapping[str, Array | StoredMatrix]) -> Weights | StoredWeights:
+        if self.layer.stored_form is not None:
+            return pack_stored(self.layer.layout, parameters, self.layer.stored_form)
+        return pack(self.layer.layout, read_parameters(parameters, self.layer.dtype))
 
     def _forward(  # noqa: PLR0913  (the contract's signature)
         self,
-        weights: Weights,
+        weights: Weights | StoredWeights,
         x: Array,
         state: State | None,
         lengths: Any,

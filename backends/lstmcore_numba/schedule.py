@@ -120,6 +120,11 @@ class Schedule:
         wide_input = config.input_size >= self.tuning.amx_k
         return wide_input and self.uses_amx(batch, config.recurrent_size, self.layout.gate_row)
 
+    def streams_weights(self, batch: int) -> bool:
+        """Return whether products are bound by the bytes of weights that they read at every step."""
+        few_rows = batch <= self.tuning.stored_rows and not self._weights_fit(layer_k(self.layout))
+        return batch <= 1 or few_rows
+
     def _weights_fit(self, k: int) -> bool:
         """Return whether the weights of one step stay in a core's L2 cache."""
         return k * self.layout.gate_row * self.layout.dtype.itemsize <= self.tuning.l2_weight_bytes

@@ -73,6 +73,9 @@ class Tuning:
         Rows, K and work of a GEMM from which AMX is faster.
     amx_tile_work
         The same work for a GEMM whose rows are exactly one tile (16).
+    stored_rows
+        Rows N up to which weights in fewer bytes are widened at every step, if the float32 weights of a step do not fit
+        into L2; a single row always widens them. All other products are bound by arithmetic, and read float32.
     bf16_pairs
         Whether packed bfloat16 pairs (AVX512_BF16) may be used.
     cached_bytes, cached_workspaces
@@ -99,6 +102,7 @@ class Tuning:
     amx_k: int = 8
     amx_work: float = 1_000_000
     amx_tile_work: float = 4_000_000
+    stored_rows: int = 4
     bf16_pairs: bool = True
     cached_bytes: int = 1 << 22
     cached_workspaces: int = 8

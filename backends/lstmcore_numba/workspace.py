@@ -10,6 +10,7 @@ import numpy as np
 from lstmcore_numba.gemm.amx import ROW_GAP_BYTES, SPLIT_PARTS, TILE_K
 from lstmcore_numba.packing import Array, Layout, LayoutMasks, Weights, empty_aligned
 from lstmcore_numba.schedule import Schedule, ThreadPlan, layer_k
+from lstmcore_numba.stored_packing import stored_memory
 from lstmcore_numba.time_loop import Norms
 
 
@@ -60,6 +61,8 @@ class Workspace:
         Arrays of `time_loop.SplitOperands` that hold no weights; None without AMX.
     packed_h
         `time_loop.PackedPairs.h`; None unless GEMMs take packed bfloat16 pairs.
+    stored
+        Memory of `stored_packing.stored_memory`; None unless GEMMs read stored weights.
     """
 
     gates: Array
@@ -80,6 +83,7 @@ class Workspace:
     counter: Array
     split: tuple[Array, ...] | None
     packed_h: Array | None
+    stored: tuple[Array, Array] | None
 
     @property
     def size(self) -> int:
@@ -107,7 +111,15 @@ def empty_split(lead: tuple[int, ...], rows: int, k: int) -> Array:
     return parts
 
 
-def make_workspace(schedule: Schedule, sizes: CallSizes, *, raw: bool, packed_pairs: bool) -> Workspace:
+def make_workspace(
+    schedule: Schedule,
+    sizes: CallSizes,
+    *,
+    raw: bool,
+    packed_pairs: bool,
+    stored_form: str | None = None,
+    threads: int = 1,
+) -> Workspace:
     """Allocate the workspace of a call.
 
     Parameters
@@ -120,6 +132,10 @@ def make_workspace(schedule: Schedule, sizes: CallSizes, *, raw: bool, packed_pa
         Whether a recorded call keeps pre-activations.
     packed_pairs
         Whether GEMMs take packed bfloat16 pairs.
+    stored_form
+        The form of stored weights, if GEMMs read them.
+    threads
+        Threads of a call at most.
     """
     layout, (steps, batch, masked, record, _, lag) = schedule.layout, sizes
     config, dtype, k = layout.config, layout.dtype, layout.config.recurrent_size
@@ -151,6 +167,7 @@ def make_workspace(schedule: Schedule, sizes: CallSizes, *, raw: bool, packed_pa
         counter=np.zeros(1, np.int64),
         split=_split_arrays(layout, batch, chunk, plan) if schedule.forward_uses_amx(batch) else None,
         packed_h=_packed_h(layout, batch) if packed_pairs else None,
+        stored=stored_memory(layout, stored_form, threads, batch, chunk) if stored_form is not None else None,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lstmcore.backend import Masks
 from lstmcore.config import SIGMOID, TANH, Activation, LSTMConfig
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import INT8A16
 from lstmcore_numpy import tuning
 from lstmcore_numpy.packing import Array, Layout
 
@@ -28,6 +29,8 @@ class CellPlan:
         Whether the sigmoid is ``1 / (1 + exp(-z))`` with the sign folded into the weights.
     rounds
         Whether each h is rounded to the storage dtype.
+    integers
+        Whether activations are rounded to int16 where they meet a weight.
     """
 
     config: LSTMConfig
@@ -36,13 +39,15 @@ class CellPlan:
     storage: np.dtype[Any]
     folded: bool
     rounds: bool
+    integers: bool
 
     @classmethod
     def of(cls, config: LSTMConfig, precision: Precision) -> CellPlan:
         """Return the plan of a configuration in a precision."""
         dtype, storage = np.dtype(precision.compute), np.dtype(precision.storage)
         folded = config.gate_activation == SIGMOID and config.cell_activation == TANH and config.gate_clip is None
-        return cls(config, Layout.of(config), dtype, storage, folded, rounds=dtype != storage)
+        integers = precision.weights == INT8A16
+        return cls(config, Layout.of(config), dtype, storage, folded, rounds=dtype != storage, integers=integers)
 
     def splits_input(self, steps: int, batch: int) -> bool:
         """Return whether ``W x`` is one matrix product for many steps, apart from ``R r``.

@@ -13,6 +13,7 @@ from lstmcore.backend import Masks, State
 from lstmcore.config import TANH
 from lstmcore_numpy import tuning
 from lstmcore_numpy.cell_plan import CellPlan
+from lstmcore_numpy.int16_activations import rounded, rounded_operand
 from lstmcore_numpy.layer_norm import Norm, normalise
 from lstmcore_numpy.packing import Array, Weights
 from lstmcore_numpy.step_schedule import StepSchedule
@@ -189,6 +190,8 @@ class ForwardPass:
         """Write ``W x + b`` of the steps from `first` on into `z` (S, G H, N), normalised if the layer has a norm."""
         w, count = self.w, len(z)
         rows = self.schedule.rows(x, first, count, z.dtype)
+        if self.plan.integers:
+            rows = rounded(rows, 1)
         product = np.matmul(rows, w.forward[:, self.layout.x].T).reshape(count, self.batch, self.layout.size)
         columns = product.transpose(0, 2, 1)
         if w.gain_x is not None:
@@ -204,6 +207,8 @@ class ForwardPass:
         t, operand, z, sigmoids, g, i, f, o, c_before, c, u, h_before, h, r = views
 
         # z = W x + R (m r) + b
+        if self.plan.integers:
+            operand = rounded_operand(operand, self.layout, split=self.split)
         if self.product is None:
             np.matmul(self.factor, operand, z)
         else:

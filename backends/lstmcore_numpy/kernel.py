@@ -42,6 +42,8 @@ class NumpyKernel(Kernel):
         else:
             path = f"{product}, a function for each gate"
             reason = f"{reason}; gate functions or a gate clip of one's own"
+        if self.plan.integers:
+            path = f"{path}, activations rounded to int16 and multiplied in float32"
         return Receipt(self.backend.name, "cpu", self.precision.name, path, reason)
 
     def _pack(self, parameters: Mapping[str, Array]) -> Weights:

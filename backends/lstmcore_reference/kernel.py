@@ -11,7 +11,7 @@ from lstmcore import reference
 from lstmcore.backend import Array, Backend, Capabilities, Forward, Gradients, Kernel, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig
 from lstmcore.precision import Precision
-from lstmcore.stored_weights import WEIGHT_FEATURES
+from lstmcore.stored_weights import INT8A16, WEIGHT_FEATURES
 
 
 class ReferenceKernel(Kernel):
@@ -67,8 +67,8 @@ class ReferenceBackend(Backend):
         return Capabilities(
             device="cpu",
             precisions=frozenset({"float64"}),
-            features=FEATURES | WEIGHT_FEATURES,
-            reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), reason),
+            features=FEATURES | WEIGHT_FEATURES - {f"weights:{INT8A16}"},
+            reasons=dict.fromkeys(("float32", "tf32", "bfloat16", "float16", f"weights:{INT8A16}"), reason),
         )
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> ReferenceKernel:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lstmcore.chain import Chain
 from lstmcore.cli import main
+from lstmcore.lstm import LSTM
+from lstmcore.stored_weights import FORMATS
 from lstmcore.training import SequenceModel
 
 TRAIN = ("--epochs", "3", "--hidden-size", "24", "--seed", "1", "--quiet", "--backend", "numpy")
@@ -28,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_it_tells_size_and_error(model: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / "small.safetensors"
     words = ("compress", model, "--weights", form, "--out", out, "--data", "japanese-vowels")
@@ -69,3 +72,30 @@ def test_what_it_refuses(model: Path, tmp_path: Path) -> None:
     again = _run("compress", out, "--weights", "float16", "--out", tmp_path / "again", code=2)
     assert "compress the original one" in again
     assert not (tmp_path / "again").exists()
+
+
+def test_each_model_predicts_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    predict = SequenceModel.predict
+
+    def counted(self: SequenceModel, *args: Any, **options: Any) -> Any:
+        calls.append(self.lstm.precision.weights)
+        return predict(self, *args, **options)
+
+    monkeypatch.setattr(SequenceModel, "predict", counted)
+    out = tmp_path / "small.safetensors"
+    _run("compress", model, "--weights", "int8", "--out", out, "--data", "japanese-vowels")
+    assert sorted(calls) == ["int8", "same"]
+    forecast = tmp_path / "co2.safetensors"
+    _run("train", "co2", "--fill", "linear", "--out", forecast, "--window", "12", *TRAIN)
+    calls.clear()
+    _run("compress", forecast, "--weights", "int8", "--out", out, "--data", "co2")
+    assert sorted(calls) == ["int8", "same"]
+
+
+def test_a_chain_is_no_model(tmp_path: Path) -> None:
+    """Only the hint for a chain names `Chain.load`."""
+    chain = tmp_path / "chain.safetensors"
+    Chain([LSTM(3, 4, seed=0, backend="numpy")]).save(chain)
+    told = _run("compress", chain, "--weights", "int8", "--out", tmp_path / "small", code=2)
+    assert "SequenceModel(Chain.load(path), Readout(...))" in told

@@ -6,24 +6,28 @@ import re
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+_AVX512: Final = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512vnni"
 #: LLVM's name -> triple, and the features that the backend asks about. LLVM derives all others from the name.
 PROCESSORS: Final = {
     "nehalem": ("x86_64-unknown-linux-gnu", ""),
-    "haswell": ("x86_64-unknown-linux-gnu", "+avx2,+fma"),
-    "znver3": ("x86_64-unknown-linux-gnu", "+avx2,+fma"),
-    "skylake-avx512": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f"),
-    "znver4": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f,+avx512bf16"),
-    "sapphirerapids": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f,+avx512bf16,+amx-tile,+amx-bf16"),
+    "haswell": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c"),
+    "znver3": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c"),
+    "skylake-avx512": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c,+avx512f,+avx512bw"),
+    "znver4": ("x86_64-unknown-linux-gnu", f"{_AVX512},+avx512bf16"),
+    "sapphirerapids": ("x86_64-unknown-linux-gnu", f"{_AVX512},+avx512bf16,+amx-tile,+amx-bf16"),
     "neoverse-n1": ("aarch64-unknown-linux-gnu", "+neon"),
     "apple-m1": ("arm64-apple-macosx", "+neon"),
 }
+#: The same, and one with VNNI but without AVX-512.
+STORED_PROCESSORS: Final = PROCESSORS | {"alderlake": ("x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c,+avxvnni")}
 #: A directive or a comment; labels may begin with a point as well.
 _COMMENT: Final = re.compile(r"^\s*[.#;/](?!\w*:)")
 _LABEL: Final = re.compile(r"^([.\w]+):")
 _JUMP: Final = re.compile(r"^\s*(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s+([.\w]+)")
-_MULTIPLY_ADD: Final = re.compile(r"^\s*(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp)")
+_MULTIPLY_ADD: Final = re.compile(r"^\s*(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp|v?pmaddwd|vpdpwssd|smlal|smull)")
 _SPILL: Final = re.compile(
-    r"^\s*(?:v?mov[au]p[sd]\s+%[xyz]mm\d+,\s*-?\w*\(%r[sb]p|st(?:r|ur|p)\s+q\d+,.*\[(?:sp|x29))", re.IGNORECASE
+    r"^\s*(?:v?mov(?:[au]p[sd]|dq[au]\d*)\s+%[xyz]mm\d+,\s*-?\w*\(%r[sb]p|st(?:r|ur|p)\s+q\d+,.*\[(?:sp|x29))",
+    re.IGNORECASE,
 )
 
 
@@ -76,10 +80,10 @@ def _initialise() -> None:
 
 
 def target_of(processor: str) -> Any:
-    """Return the `CompileTarget` of one of `PROCESSORS`."""
+    """Return the `CompileTarget` of one of `STORED_PROCESSORS`."""
     from lstmcore_numba.codegen.compile_target import CompileTarget
 
-    triple, features = PROCESSORS[processor]
+    triple, features = STORED_PROCESSORS[processor]
     return CompileTarget(triple, processor, features)
 
 
@@ -95,7 +99,6 @@ def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None, *, 
     transposed
         Whether the left operand is `Columns`, as for the gradients of weights; else it is `Rows`.
     """
-    import llvmlite.binding as llvm
     from llvmlite import ir
 
     from lstmcore_numba.codegen.emitter import INDEX, Emitter
@@ -103,10 +106,8 @@ def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None, *, 
     from lstmcore_numba.gemm.tile_shapes import tile_table
     from lstmcore_numba.gemm.vector import TileValues, emit_tile
 
-    _initialise()
     target = target_of(processor)
     module = ir.Module("tile")
-    module.triple = target.triple
     arguments = [*[INDEX] * (len(TileValues._fields) - 1), ir.IntType(1)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
@@ -115,6 +116,26 @@ def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None, *, 
     values = TileValues(*function.args)._replace(**{"a_row" if transposed else "a_k": e.index(size)})
     emit_tile(e, tile_table(target) if table is None else table, shape, values)
     builder.ret_void()
+    return _assembly(module, target)
+
+
+def stored_assembly(processor: str, form: str, cols: int) -> str:
+    """Return the assembly of the products with panels of `cols` vectors of stored weights, for all numbers of rows."""
+    from llvmlite import ir
+
+    from lstmcore_numba.gemm.stored_kernels import emit_kernel
+
+    module, target = ir.Module("stored"), target_of(processor)
+    emit_kernel(module, "multiply", form, cols, target)
+    return _assembly(module, target)
+
+
+def _assembly(module: Any, target: Any) -> str:
+    """Return the assembly of a module, optimised as Numba does."""
+    import llvmlite.binding as llvm
+
+    _initialise()
+    module.triple = target.triple
     machine, parsed = target.machine(jit=False), llvm.parse_assembly(str(module))
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(parsed, passes)

@@ -83,6 +83,18 @@ class Emitter:
         pointer = self.builder.inttoptr(address, POINTER)
         return Vector(self, self.builder.load(pointer, typ=self.type, align=self.size))
 
+    def load_weights(self, address: ir.Value, column: int) -> Vector:
+        """Load vector `column` of the weights of one value of K, as the factor of `multiply_add`."""
+        return self.load(self.address(address, self.index(column * self.lanes * self.size)))
+
+    def plus(self, a: Vector, b: Vector) -> Vector:
+        """Return the sum of two sums of products."""
+        return a + b
+
+    def result(self, value: Vector, row: int, column: int) -> Vector:
+        """Return a sum of products as numbers; subclasses may sum integers."""
+        return value
+
     def load_some(self, address: ir.Value, mask: ir.Value) -> Vector:
         """Load the lanes whose bit in `mask` is set, and 0 in the others, whose addresses may be invalid."""
         pointer, align = self.builder.inttoptr(address, POINTER), ir.Constant(ir.IntType(32), self.size)

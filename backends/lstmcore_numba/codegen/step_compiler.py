@@ -20,7 +20,7 @@ KEPT_STEPS: Final = 64
 
 
 class CompiledStep(NamedTuple):
-    """A step function: the engine that owns its code, and its address, which is valid as long as the engine lives."""
+    """A function: the engine that owns its code, and its address, which is valid as long as the engine lives."""
 
     engine: Any
     address: int
@@ -38,9 +38,9 @@ def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir
     return module
 
 
-@lru_cache(maxsize=KEPT_STEPS)
-def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> CompiledStep:
-    parsed = llvm.parse_assembly(str(emit_module(emit, variant)))
+def compile_module(module: ir.Module, name: str) -> CompiledStep:
+    """Optimise a module for this processor; return its function `name`."""
+    parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -49,7 +49,12 @@ def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> Compi
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, target.machine())
     engine.finalize_object()
-    return CompiledStep(engine, engine.get_function_address("step"))
+    return CompiledStep(engine, engine.get_function_address(name))
+
+
+@lru_cache(maxsize=KEPT_STEPS)
+def _compile(emit: Callable[[StepEmitter], None], variant: StepVariant) -> CompiledStep:
+    return compile_module(emit_module(emit, variant), "step")
 
 
 def compile_step(emit: Callable[[StepEmitter], None], variant: StepVariant) -> CompiledStep:

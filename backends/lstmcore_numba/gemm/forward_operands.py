@@ -1,4 +1,4 @@
-"""The operands of a forward pass, for each way to multiply: in vectors, as bfloat16 pairs, or on AMX.
+"""The operands of a forward pass, for each way to multiply: in vectors, as bfloat16 pairs, on AMX, or stored.
 
 The loop over time calls the functions of this module. Their code follows from the type of `gemm` while Numba compiles.
 """
@@ -16,6 +16,16 @@ from lstmcore_numba.gemm.bf16 import narrow_rows
 from lstmcore_numba.gemm.bf16x3 import SplitSource, SplitTarget, split_row_range
 from lstmcore_numba.gemm.operands import Panel, Plane, RowRange, Rows, SplitPanel, SplitRows, Sums, address_of
 from lstmcore_numba.gemm.product import dense_rows, multiply_panel
+from lstmcore_numba.gemm.stored_operands import (
+    StoredGemm,
+    StoredOperands,
+    StoredRows,
+    same_stored_row_twice,
+    stored_input_panel,
+    stored_input_rows,
+    stored_recurrent_panel,
+    stored_state_rows,
+)
 from lstmcore_numba.gemm.thread_share import has_non_finite
 from lstmcore_numba.gemm.vector import VECTOR_BYTES, copy_numbers
 
@@ -94,7 +104,7 @@ class InputChunk(NamedTuple):
 
 
 def forward_gemm(split: Any, packed: Any, input_weight: Any, recurrent_weight: Any, like: Any) -> Any:
-    """Return the operands of a pass: `SplitGemm` or `PairGemm` if these are given, else `VectorGemm`."""
+    """Return the operands of a pass: `VectorGemm`, or those of the given `SplitOperands`, pairs or `StoredOperands`."""
     raise NotImplementedError
 
 
@@ -104,6 +114,8 @@ def _choose_forward_gemm(split: Any, packed: Any, input_weight: Any, recurrent_w
         return lambda split, packed, input_weight, recurrent_weight, like: SplitGemm(
             address_of(input_weight), address_of(recurrent_weight), like, split
         )
+    if not isinstance(packed, types.NoneType) and packed.instance_class is StoredOperands:
+        return lambda split, packed, input_weight, recurrent_weight, like: StoredGemm(packed, like)
     if not isinstance(packed, types.NoneType):
         return lambda split, packed, input_weight, recurrent_weight, like: PairGemm(address_of(input_weight), packed)
     return lambda split, packed, input_weight, recurrent_weight, like: VectorGemm(
@@ -191,6 +203,8 @@ def recurrent_rows(gemm: Any, state: Any, k_size: int, slot: int, share: Any) ->
 def _choose_recurrent_rows(gemm: Any, state: Any, k_size: int, slot: int, share: Any) -> Any:
     if _is_split(gemm):
         return _split_state_rows
+    if gemm.instance_class is StoredGemm:
+        return lambda gemm, state, k_size, slot, share: stored_state_rows(gemm, state, k_size, share)
     return _pair_rows if gemm.instance_class is PairGemm else _state_rows
 
 
@@ -225,6 +239,8 @@ def _choose_recurrent_panel(gemm: Any, block: int, following: int, cols: int, k_
         return lambda gemm, block, following, cols, k_size: _split_panel(
             gemm.recurrent, gemm.split.recurrent, (block, following), cols, k_size
         )
+    if gemm.instance_class is StoredGemm:
+        return lambda gemm, block, following, cols, k_size: stored_recurrent_panel(gemm, block, cols, k_size)
     if gemm.instance_class is PairGemm:
         return lambda gemm, block, following, cols, k_size: Panel(
             address_of(gemm.packed.recurrent) + block * gemm.packed.recurrent.shape[1] * cols * VECTOR_BYTES, cols
@@ -279,6 +295,10 @@ def _input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
 
 @chosen_by_type(_input_rows)
 def _choose_input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
+    if gemm.instance_class is StoredGemm:
+        return lambda gemm, x, chunk, share: stored_input_rows(
+            gemm, _exact_input_rows(x, chunk, share), chunk.steps, share
+        )
     return _split_input_rows if _is_split(gemm) else lambda gemm, x, chunk, share: _exact_input_rows(x, chunk, share)
 
 
@@ -297,18 +317,20 @@ def _split_input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
     return SplitRows(exact, address_of(split.x) + first * row, row, part, gap, flags, non_finite, min(TILE_ROWS, rows))
 
 
-def _input_panel(gemm: Any, block: int, cols: int, k_size: int) -> Any:
-    """Return the weights of x of a block."""
+def _input_panel(gemm: Any, block: int, cols: int, k_size: int, rows: int, part: int) -> Any:
+    """Return the weights of x of a block, for `rows` rows and a thread's index."""
     raise NotImplementedError
 
 
 @chosen_by_type(_input_panel)
-def _choose_input_panel(gemm: Any, block: int, cols: int, k_size: int) -> Any:
+def _choose_input_panel(gemm: Any, block: int, cols: int, k_size: int, rows: int, part: int) -> Any:
+    if gemm.instance_class is StoredGemm:
+        return lambda gemm, block, cols, k_size, rows, part: stored_input_panel(gemm, block, cols, k_size, rows, part)
     if _is_split(gemm):
-        return lambda gemm, block, cols, k_size: _split_panel(
+        return lambda gemm, block, cols, k_size, rows, part: _split_panel(
             gemm.input, gemm.split.input, (block, block + 1), cols, k_size
         )
-    return lambda gemm, block, cols, k_size: Panel(gemm.input + block * k_size * cols * VECTOR_BYTES, cols)
+    return lambda gemm, block, cols, k_size, rows, part: Panel(gemm.input + block * k_size * cols * VECTOR_BYTES, cols)
 
 
 def _same_row_twice(left: Any) -> Any:
@@ -320,6 +342,8 @@ def _same_row_twice(left: Any) -> Any:
 def _choose_same_row_twice(left: Any) -> Any:
     if left.instance_class is SplitRows:
         return lambda left: left  # AMX multiplies more rows
+    if left.instance_class is StoredRows:
+        return lambda left: same_stored_row_twice(left)
     return lambda left: Rows(left.number, left.address, 0, left.k, left.runs, left.run, left.size, 0)
 
 
@@ -340,7 +364,7 @@ def multiply_input(gemm: Any, x: Any, products: Any, chunk: Any, share: Any) -> 
     twice = np.empty((2 if single else 0, cols * lanes), products.dtype)
     for block in range(share.block_first, share.block_last):
         to = address_of(products) + ((chunk.place * blocks + block) * batch + share.first) * row_z
-        panel = _input_panel(gemm, block, cols, k_size)
+        panel = _input_panel(gemm, block, cols, k_size, multiplied.total, share.part)
         sums = Sums(address_of(twice) if single else to, row_z, gap * row_z, True)
         multiply_panel(left, panel, sums, multiplied)
         if single:

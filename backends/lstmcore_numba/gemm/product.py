@@ -1,7 +1,8 @@
 """The matrix product of the loops over time: one signature, whose code follows from the types of the operands.
 
 `Rows` and `Columns` are multiplied in vectors. They are packed bfloat16 pairs if their numbers are `bf16.PAIR`.
-`SplitRows` are multiplied on AMX. Numba selects the code while it compiles, so a call has no branch for it.
+`SplitRows` are multiplied on AMX, `StoredRows` with weights in fewer bytes.
+Numba selects the code while it compiles, so a call has no branch for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled
 from lstmcore_numba.gemm.amx import amx_panel_matmul, split_bytes, split_chunks
 from lstmcore_numba.gemm.operands import Panel, RowRange, Rows, SplitPanel, SplitRows, Sums
+from lstmcore_numba.gemm.stored_operands import StoredRows, multiply_stored
 from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
 from lstmcore_numba.gemm.vector import VECTOR_BYTES, vector_panel_matmul
 
@@ -36,9 +38,9 @@ def multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> None:
     Parameters
     ----------
     left
-        `Rows`, `Columns` or `SplitRows`.
+        `Rows`, `Columns`, `SplitRows` or `StoredRows`.
     panel
-        `Panel`, or `SplitPanel` for `SplitRows`.
+        `Panel`; `SplitPanel` for `SplitRows`, `StoredPanel` for `StoredRows`.
     sums
         `Sums`.
     rows
@@ -49,6 +51,8 @@ def multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> None:
 
 @chosen_by_type(multiply_panel)
 def _choose_multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> Any:
+    if left.instance_class is StoredRows:
+        return lambda left, panel, sums, rows: multiply_stored(left, panel, sums, rows)
     return _multiply_split if left.instance_class is SplitRows else _multiply_vectors
 
 

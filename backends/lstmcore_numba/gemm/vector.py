@@ -17,9 +17,10 @@ from numba import types
 
 from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
-from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
 from lstmcore_numba.gemm.operands import Rows, unpack
+from lstmcore_numba.gemm.stored_panel import StoredPanel, run_stored_tile, stored_panel_tiles
 from lstmcore_numba.gemm.tile_shapes import TileShape, TileTable, tile_table
 
 #: Bytes of a vector register; the code of this package is compiled for it.
@@ -48,6 +49,8 @@ class Tile(NamedTuple):
         The first row is row `place` of its group of `group` rows.
     fresh
         Whether to overwrite the result.
+    first
+        Index of the first row among all.
     """
 
     rows: int
@@ -60,6 +63,7 @@ class Tile(NamedTuple):
     place: int
     group: int
     fresh: bool
+    first: int
 
 
 class TileValues(NamedTuple):
@@ -130,13 +134,14 @@ def emit_tile(e: Emitter, table: TileTable, shape: TileShape, values: TileValues
     rows_a, rows_c = _row_addresses(e, shape.rows, values)
     places = [e.address(row, e.index(j * e.lanes * e.size)) for row in rows_c for j in range(shape.cols)]
     sums = _emit_sums(e, table, shape, values, rows_a)
+    results = [e.result(Vector(e, value), *divmod(k, shape.cols)) for k, value in enumerate(sums)]
     with e.builder.if_else(values.fresh) as (empty, started):
         with empty:
-            for place, value in zip(places, sums, strict=True):
-                e.store(Vector(e, value), place)
+            for place, value in zip(places, results, strict=True):
+                e.store(value, place)
         with started:  # c is added last: a sum of partial sums loses less than one long sum
-            for place, value in zip(places, sums, strict=True):
-                e.store(e.load(place) + Vector(e, value), place)
+            for place, value in zip(places, results, strict=True):
+                e.store(e.load(place) + value, place)
 
 
 def _row_addresses(e: Emitter, rows: int, values: TileValues) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -186,7 +191,7 @@ def _emit_sums(
     while len(sums) > own:  # with an odd count, the last sums go to the first ones
         half = len(sums) // (2 * own) * own
         pairs = zip(sums, sums[half : 2 * half], strict=False)
-        sums = [*((Vector(e, x) + Vector(e, y)).value for x, y in pairs), *sums[2 * half :]]
+        sums = [*(e.plus(Vector(e, x), Vector(e, y)).value for x, y in pairs), *sums[2 * half :]]
     return sums
 
 
@@ -202,9 +207,6 @@ def _add_products(
     rows, cols = range(shape.rows), range(shape.cols)
     new_sums = list(sums)
 
-    def load(j: int) -> Vector:
-        return e.load(e.address(weights, e.index(j * e.lanes * e.size)))
-
     def add(r: int, j: int, number: Vector, vector: Vector) -> None:
         place = r * shape.cols + j
         new_sums[place] = e.multiply_add(number, vector, Vector(e, sums[place])).value
@@ -212,11 +214,11 @@ def _add_products(
     if table.broadcasts_first(shape):
         held = [e.broadcast(numbers[r]) for r in rows]
         for j in cols:
-            vector = load(j)
+            vector = e.load_weights(weights, j)
             for r in rows:
                 add(r, j, held[r], vector)
     else:
-        held = [load(j) for j in cols]
+        held = [e.load_weights(weights, j) for j in cols]
         for r in rows:
             number = e.broadcast(numbers[r])
             for j in cols:
@@ -300,17 +302,44 @@ def _tile_cols(cols: int) -> int:
     return _ONE.cols if cols == 1 else _TWO.cols if cols == 2 else _THREE.cols if cols == 3 else _FOUR.cols
 
 
+def _run_tile(tile: Any, left: Any, panel: Any, sums: Any) -> None:
+    """Run the microkernel of a panel."""
+    raise NotImplementedError
+
+
+@chosen_by_type(_run_tile)
+def _choose_run_tile(tile: Any, left: Any, panel: Any, sums: Any) -> Any:
+    if panel.instance_class is StoredPanel:
+        return run_stored_tile
+    return lambda tile, left, panel, sums: _microkernel(tile, left, panel, sums)
+
+
+def _panel_tiles(panel: Any, values: int, rows: int) -> Any:
+    """Return rows and vectors of a microkernel at most, bytes of a vector, and in how many blocks K is taken."""
+    raise NotImplementedError
+
+
+@chosen_by_type(_panel_tiles)
+def _choose_panel_tiles(panel: Any, values: int, rows: int) -> Any:
+    return stored_panel_tiles if panel.instance_class is StoredPanel else _vector_panel_tiles
+
+
+def _vector_panel_tiles(panel: Any, values: int, rows: int) -> Any:
+    cols = panel.cols
+    width = _tile_cols(cols) if _SPLITS_PANELS else cols
+    return _tile_rows(cols), width, VECTOR_BYTES, (values + _K_BLOCK - 1) // _K_BLOCK if rows > 1 else 1
+
+
 @compiled
 def vector_panel_matmul(left: Any, panel: Any, sums: Any, rows: Any) -> None:
-    """Multiply all rows of `Rows` or `Columns` with one panel of 1 to `PANEL_VECTORS` vectors.
+    """Multiply all rows of `Rows`, `Columns` or `StoredRows` with one panel of 1 to `PANEL_VECTORS` vectors.
 
     K is split into blocks, so that this part of the panel is in L1 for the next microkernel. A block is a number of
     runs, or a part of the only run. It does not depend on the number of rows, unless there is one.
     """
     cols, runs, size = panel.cols, left.runs, left.size
-    most, width = _tile_rows(cols), _tile_cols(cols) if _SPLITS_PANELS else cols
+    most, width, vector_bytes, cuts = _panel_tiles(panel, runs * size, rows.total)
     tiles = (rows.total + most - 1) // most
-    cuts = (runs * size + _K_BLOCK - 1) // _K_BLOCK if rows.total > 1 else 1
     cuts = min(cuts, runs if runs > 1 else size)
     for cut in range(max(cuts, 1)):
         some, depth, begin, offset = runs, size, 0, 0
@@ -322,7 +351,7 @@ def vector_panel_matmul(left: Any, panel: Any, sums: Any, rows: Any) -> None:
             begin = size * cut // cuts
             depth = size * (cut + 1) // cuts - begin
             offset = begin * left.k
-        from_b, fresh = panel.address + begin * cols * VECTOR_BYTES, sums.fresh and cut == 0
+        from_b, fresh = panel.address + begin * cols * vector_bytes, sums.fresh and cut == 0
         for k in range(tiles):
             first = rows.total * k // tiles
             height, before, place = rows.total * (k + 1) // tiles - first, first // rows.group, first % rows.group
@@ -330,18 +359,18 @@ def vector_panel_matmul(left: Any, panel: Any, sums: Any, rows: Any) -> None:
             to_c = sums.address + first * sums.row + before * sums.gap
             col = 0
             while col < cols:  # not a range, whose length would be a division
-                shift = col * VECTOR_BYTES
                 tile = Tile(
                     height,
                     min(width, cols - col),
                     from_a,
-                    from_b + shift,
-                    to_c + shift,
+                    from_b + col * vector_bytes,
+                    to_c + col * VECTOR_BYTES,
                     some,
                     depth,
                     place,
                     rows.group,
                     fresh,
+                    first,
                 )
-                _microkernel(tile, left, panel, sums)
+                _run_tile(tile, left, panel, sums)
                 col += width

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.precision import get_precision
-from lstmcore.stored_weights import FORMATS
+from lstmcore.stored_weights import FORMATS, INT8A16
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.quality import unstored_parameters
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
@@ -33,7 +33,8 @@ FACTOR: Final = 2.0**10
 def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
     def cases(scope: Scope) -> Iterator[Case]:
         for precision in scope.precisions:
-            if get_precision(precision).storage not in ("float32", "float64"):
+            storage = get_precision(precision).storage
+            if storage not in ("float32", "float64") or (form == INT8A16 and precision != "float32"):
                 continue
             for name, changes in SWITCHES.items():
                 yield Case(name=f"{form},{name}", model=config_of(changes), precision=precision, weights=form)
@@ -62,9 +63,13 @@ for _form in FORMATS:
 
 
 def _large_cases(scope: Scope) -> Iterator[Case]:
+    integers = f"weights:{INT8A16}" in scope.declared.features
     for precision in scope.precisions:
         for name in ("plain", "proj_size", "everything"):
-            yield Case(name=f"large,{name}", model=config_of(SWITCHES[name]), precision=precision, steps=5, batch=4)
+            case = Case(name=f"large,{name}", model=config_of(SWITCHES[name]), precision=precision, steps=5, batch=4)
+            yield case
+            if integers and precision == "float32":
+                yield replace(case, name=f"{INT8A16},{case.name}", weights=INT8A16)
         if "lengths" in scope.declared.features:
             model = config_of({"reverse": True} if "reverse" in scope.declared.features else {})
             yield Case(name="large,lengths", model=model, precision=precision, steps=5, batch=4, lengths=(5, 2, 5, 3))

@@ -1,4 +1,4 @@
-"""Wrong readings of weights that are stored in fewer bytes."""
+"""Wrong readings of weights that are stored in fewer bytes, and wrong roundings of what they are multiplied with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstmcore.backend import Array, Backend, Masks, State
-from lstmcore.stored_weights import StoredMatrix
+from lstmcore.stored_weights import INT8A16, StoredMatrix, is_matrix
 from lstmcore_conformance.mutants.construction import Hooked, backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
@@ -38,6 +38,67 @@ def _scale_of_batch() -> Backend:
 @fault("scales.of_sequence", "inputs are rounded with one scale for all steps of a row", "steps.large")
 def _scale_of_sequence() -> Backend:
     return _scaled_inputs((0, 2))
+
+
+def _integer_inputs(axes: tuple[int, ...], scaled: float = 1.0) -> Backend:
+    """Return a mutant that, with int8a16, rounds x to int16 with a scale that is shared along `axes` of (T, N, I).
+
+    The scale is `scaled` times the right one; what is larger than 32767 of it is cut off.
+    """
+
+    class IntegerInputs(Hooked):
+        def before(
+            self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None
+        ) -> tuple[Any, ...]:
+            if self.precision.weights == INT8A16:
+                scale = np.abs(x).max(axis=axes, keepdims=True, initial=2.0**-20) * np.float32(scaled / 32767)
+                x = np.clip(np.rint(x / scale), -32767, 32767) * scale
+            return weights, x, state, lengths, masks
+
+    return backend_of(IntegerInputs)
+
+
+@fault("int8a16.scale_of_batch", "activations have one scale for all rows of a step", "rows.large")
+def _activations_of_batch() -> Backend:
+    return _integer_inputs((1, 2))
+
+
+@fault("int8a16.scale_of_sequence", "activations have one scale for all steps of a row", "steps.large")
+def _activations_of_sequence() -> Backend:
+    return _integer_inputs((0, 2))
+
+
+@fault("int8a16.saturated", "activations above half of the largest are cut off", "weights.int8a16")
+def _saturated() -> Backend:
+    return _integer_inputs((2,), 0.5)
+
+
+@fault("int8a16.eight_bits", "activations are rounded to int8", "weights.int8a16")
+def _eight_bits() -> Backend:
+    return _integer_inputs((2,), 256.0)
+
+
+@fault("int8a16.sums_of_16_bits", "sums of two products are cut off at 16 bits", "weights.int8a16")
+def _sums_of_16_bits() -> Backend:
+    """Return a mutant like one instruction for int8 weights and int8 activations, whose sums do not fit."""
+
+    class Saturating(Hooked):
+        def before(
+            self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None
+        ) -> tuple[Any, ...]:
+            if self.precision.weights == INT8A16:
+                weights = {name: _cut_pairs(array) if is_matrix(name) else array for name, array in weights.items()}
+            return weights, x, state, lengths, masks
+
+    return backend_of(Saturating)
+
+
+def _cut_pairs(matrix: Array) -> Array:
+    """Return a matrix whose pairs of columns are scaled down where two products of 8 bits can exceed 16 bits."""
+    scale = np.abs(matrix).max(axis=1, keepdims=True, initial=2.0**-20) / 127
+    padded = np.pad(np.abs(matrix) / scale, ((0, 0), (0, matrix.shape[1] % 2)))
+    sums = np.repeat(padded[:, ::2] + padded[:, 1::2], 2, axis=1)[:, : matrix.shape[1]] * 255
+    return np.asarray(matrix * np.minimum(1, 32767 / np.maximum(sums, 1)), matrix.dtype)
 
 
 def _reading(read: Callable[[str, StoredMatrix], Array]) -> Backend:

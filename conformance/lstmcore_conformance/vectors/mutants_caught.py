@@ -63,6 +63,8 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "hidden.resumed_in_half": _CALLS,
     "hidden.wide_resumed_in_half": _CALLS,
     "hidden.drifts": _CALLS,
+    "int8a16.scale_of_batch": _STORED,
+    "int8a16.scale_of_sequence": _STORED,
     "precision.bfloat16_in_tf32": _TF32,
     "precision.bfloat16_recurrent_in_tf32": _TF32,
 }

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from emitted_tiles import PROCESSORS, instructions_per_multiply_add, loops, target_of, tile_assembly
+from emitted_tiles import (
+    PROCESSORS,
+    STORED_PROCESSORS,
+    instructions_per_multiply_add,
+    loops,
+    stored_assembly,
+    target_of,
+    tile_assembly,
+)
 
 #: Processor -> dtype -> shape -> instructions for each multiply-add, by the version of llvmlite that made the code.
 GOLDEN = Path(__file__).with_name("tile_instructions.json")
@@ -63,6 +71,23 @@ def test_no_transposed_microkernel_spills_a_vector(processor: str) -> None:
 
     for shape in tile_table(target_of(processor)).panels:
         assert spilled(tile_assembly(processor, "float32", shape, transposed=True)) == [], shape
+
+
+@pytest.mark.parametrize("processor", STORED_PROCESSORS)
+def test_no_product_with_stored_weights_spills_a_vector(processor: str) -> None:
+    """All numbers of rows are cases of one function, so that only its innermost loops are one product each."""
+    from lstmcore_numba.gemm.stored_kernels import widens
+
+    for form in ("bfloat16", "float16", "int8", "pairs"):
+        for cols in (3, 4) if widens(form, target_of(processor)) else ():
+            innermost = [loop for loop in loops(stored_assembly(processor, form, cols)) if loop.innermost]
+            assert len(innermost) > 1
+            assert [store for loop in innermost for store in loop.spills] == [], (form, cols)
+
+
+@pytest.mark.parametrize(("processor", "instruction"), [("haswell", "vpmaddwd"), ("alderlake", "vpdpwssd")])
+def test_integers_are_multiplied_in_pairs(processor: str, instruction: str) -> None:
+    assert instruction in stored_assembly(processor, "pairs", 4)
 
 
 @pytest.mark.parametrize(("processor", "rows", "cols"), [("znver3", 3, 4), ("haswell", 4, 4), ("neoverse-n1", 7, 4)])
