@@ -151,9 +151,8 @@ def has_scales(form: str) -> bool:
 def _store_int8(numbers: Array, form: str) -> StoredMatrix:
     largest = np.abs(numbers).max(axis=1, initial=0.0)
     scale = ((largest / np.float32(_LARGEST)).view(np.uint32) & _SCALE_BITS).view(np.float32)
-    scale = np.maximum(scale, _LEAST_SCALE)
+    scale = np.where(largest == 0, np.float32(1), np.maximum(scale, _LEAST_SCALE))
     values = np.clip(np.rint(numbers / scale[:, None]), -_LARGEST, _LARGEST).astype(np.int8)
-    scale = np.where(values.any(axis=1), scale, np.float32(1))  # what is read back is a row of zeros too
     return StoredMatrix(form, values, scale)
 
 

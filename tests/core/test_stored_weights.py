@@ -65,15 +65,10 @@ def test_int8_is_stored_in_the_same_way_again(matrix: Any) -> None:
     again, negative = store("w", once.read(), "int8"), store("w", -matrix, "int8")
     assert np.array_equal(-once.read(), negative.read())
     assert np.array_equal(once.read(), again.read())
+    nonzero = once.values.any(axis=1)  # a row that is too small for its scale is a row of zeros from then on
     assert np.array_equal(once.values, again.values)
-    assert np.array_equal(np.asarray(once.scale), np.asarray(again.scale))
-
-
-def test_a_row_too_small_for_the_least_scale_is_one_of_zeros() -> None:
-    tiny = store("w", np.float32([[2.0**-102, -(2.0**-103)], [2.0**-100, 0]]), "int8")
-    assert tiny.values.tolist() == [[0, 0], [1, 0]]
-    assert tiny.scale is not None
-    assert tiny.scale.tolist() == [1, 2.0**-100]
+    assert np.array_equal(np.asarray(once.scale)[nonzero], np.asarray(again.scale)[nonzero])
+    assert (np.asarray(again.scale)[~nonzero] == 1).all()
 
 
 def test_a_row_has_a_scale_of_its_own() -> None:
@@ -156,7 +151,7 @@ def test_what_stored_weights_refuse() -> None:
             call()
     with pytest.raises(ValueError, match="stored as they are; got int8: compress the original"):
         lstm.compressed("float16")
-    with pytest.raises(ValueError, match="weights: expected one of same, bfloat16, float16, int8; got 'int4'"):
+    with pytest.raises(ValueError, match="weights: expected one of same, bfloat16, float16, int8, int8a16; got 'int4'"):
         LSTM(3, 5, weights="int4")
     with pytest.raises(ValueError, match="weights: expected 'same', since float16 has 16 bits a weight"):
         LSTM(3, 5, dtype="float16", weights="int8")
