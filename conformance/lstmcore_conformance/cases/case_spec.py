@@ -29,6 +29,8 @@ class CaseSpec:
         Whether the call has an initial state.
     scale
         The factor of x and the initial state.
+    shifts
+        Parameter, gate (an empty text for all) and the number that is added to its elements; of one layer alone.
     dy, dh, dc
         Which of y, the final h and the final c the differentiated scalar uses.
     weights
@@ -46,6 +48,7 @@ class CaseSpec:
     masks: bool | str = False
     state: bool = True
     scale: float = 1.0
+    shifts: tuple[tuple[str, str, float], ...] = ()
     dy: bool = True
     dh: bool = True
     dc: bool = True

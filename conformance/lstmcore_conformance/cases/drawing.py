@@ -70,6 +70,9 @@ def draw(case: CaseSpec, attempt: int) -> Data:
 
     shapes = case.model.parameter_shapes
     parameters = {name: parameter(name, size) for name, size in shapes.items()}
+    for name, gate, number in case.shifts:
+        gates = parameters[name].reshape(len(case.config.gates), case.config.hidden_size, -1)
+        gates[case.config.gates.index(gate) if gate else slice(None)] += number
     x = case.scale * normal(shape.x, 1.0, 0.1)
     state = State(case.scale * normal(shape.h, 0.5, 0.05), case.scale * normal(shape.c, 0.6, -0.05))
     masks = draw_masks(case, rng) if case.masks else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lstmcore_conformance.checks import (
+    between_calls,
     capabilities,
     contract,
     derivatives,
@@ -12,14 +13,20 @@ from lstmcore_conformance.checks import (
     large_calls,
     lengths,
     mask_arguments,
+    memory_layouts,
+    nan_and_kinks,
     random_models,
     sequence_pieces,
+    side_effects,
+    sixteen_bits,
     stacked_layers,
     stored_weights,
     values,
+    wide_values,
 )
 
 __all__ = [
+    "between_calls",
     "capabilities",
     "contract",
     "derivatives",
@@ -29,9 +36,14 @@ __all__ = [
     "large_calls",
     "lengths",
     "mask_arguments",
+    "memory_layouts",
+    "nan_and_kinks",
     "random_models",
     "sequence_pieces",
+    "side_effects",
+    "sixteen_bits",
     "stacked_layers",
     "stored_weights",
     "values",
+    "wide_values",
 ]

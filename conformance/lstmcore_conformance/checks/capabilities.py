@@ -12,6 +12,7 @@ from lstmcore.backend import Masks, Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.large_sizes import LENGTHS, ROWS, STEPS, WIDTHS, extent_cases
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure
 from lstmcore_conformance.suite.check import Scope, check
@@ -110,18 +111,24 @@ def switches(tested: BackendUnderTest, _: Case) -> None:
 )
 def receipts(tested: BackendUnderTest, case: Case) -> None:
     for sizes in ((), (case.steps, case.batch), (1, 1), (0, 0)):
-        with tested.guard("receipt"):
-            receipt = tested.kernel(case).receipt(*sizes)
-        if not isinstance(receipt, Receipt):
-            raise Failure(f"receipt: expected a Receipt; got {type(receipt).__name__}")
-        expected = (tested.backend.name, tested.declared.device, case.precision)
-        if (receipt.backend, receipt.device, receipt.precision) != expected:
-            raise Failure(
-                f"receipt: expected backend, device and precision {expected}; got "
-                f"{(receipt.backend, receipt.device, receipt.precision)}"
-            )
-        if not receipt.path or not receipt.reason:
-            raise Failure(f"receipt: expected a path and a reason; got {receipt}")
+        _judge_receipt(tested, case, *sizes)
+
+
+def _judge_receipt(tested: BackendUnderTest, case: Case, *sizes: int) -> Receipt:
+    """Return the receipt of a call of these steps and rows, or raise `Failure`."""
+    with tested.guard("receipt"):
+        receipt = tested.kernel(case).receipt(*sizes)
+    if not isinstance(receipt, Receipt):
+        raise Failure(f"receipt: expected a Receipt; got {type(receipt).__name__}")
+    expected = (tested.backend.name, tested.declared.device, case.precision)
+    if (receipt.backend, receipt.device, receipt.precision) != expected:
+        raise Failure(
+            f"receipt: expected backend, device and precision {expected}; got "
+            f"{(receipt.backend, receipt.device, receipt.precision)}"
+        )
+    if not receipt.path or not receipt.reason:
+        raise Failure(f"receipt: expected a path and a reason; got {receipt}")
+    return receipt
 
 
 @check(
@@ -135,14 +142,37 @@ def receipts(tested: BackendUnderTest, case: Case) -> None:
     ),
 )
 def fallback(tested: BackendUnderTest, case: Case) -> None:
-    kernel, data = tested.kernel(case), tested.device(case.data)
-    receipt = kernel.receipt(case.steps, case.batch)
+    _judge_fallback(tested, case, tested.kernel(case).receipt(case.steps, case.batch))
+
+
+def large_cases(scope: Scope) -> Iterator[Case]:
+    """Yield large calls, with lengths and without."""
+    for precision in scope.precisions:
+        for extents in (WIDTHS, ROWS, STEPS, LENGTHS):
+            yield from extent_cases(extents, scope.declared, precision)
+
+
+@check(
+    "receipts.sizes",
+    "the receipt of a large call is whole, and says so if the reference or another backend computes the call",
+    section=9,
+    cases=large_cases,
+    profile="quick",
+)
+def sizes(tested: BackendUnderTest, case: Case) -> None:
+    _judge_fallback(tested, case, _judge_receipt(tested, case, case.steps, case.batch))
+
+
+def _judge_fallback(tested: BackendUnderTest, case: Case, receipt: Receipt) -> None:
+    """Raise `Failure` if the reference or another backend runs in a call, and the receipt does not say so."""
     if receipt.fallback is not None or receipt.path == "equations":
         return
+    data = tested.device(case.data)
 
     def everything() -> None:
         record = "backward" in tested.declared.derivatives
         weights = tested.pack(case, data)
+        tested.call(case, data, weights=weights)
         done = tested.call(case, data, record=record, weights=weights)
         if record:
             tested.backward(case, data, weights, done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -152,27 +151,6 @@ def broadcast(tested: BackendUnderTest, case: Case) -> None:
     shared = case.data.map(lambda array: tested.backend.to_device(spread(array)))
     full = case.data.map(lambda array: tested.backend.to_device(np.array(spread(array))))
     same_bits("with shared elements", results(tested, case, shared), results(tested, case, full))
-
-
-@check(
-    "calls.surroundings",
-    "a call leaves NumPy's error handling and random numbers, and those of Python, as they are",
-    section=9,
-    cases=one_layer,
-)
-def surroundings(tested: BackendUnderTest, case: Case) -> None:
-    def around() -> dict[str, Any]:
-        return {
-            "numpy.geterr()": np.geterr(),
-            "numpy.random.get_state()": repr(np.random.get_state(legacy=False)),
-            "random.getstate()": random.getstate(),
-        }
-
-    before = around()
-    results(tested, case, tested.device(case.data))
-    for (name, was), now in zip(before.items(), around().values(), strict=True):
-        if was != now:
-            raise Failure(f"{name}: expected it unchanged by a call; it changed")
 
 
 @check(

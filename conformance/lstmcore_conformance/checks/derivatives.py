@@ -208,10 +208,10 @@ def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:
     outputs = {"y": y, "h_n": last.h, "c_n": last.c}
     gradients = {"dx": right.x, "dh0": right.state.h, "dc0": right.state.c}
     gradients |= {f"d_{name}": array for name, array in right.parameters.items()}
-    return data, _near(case, outputs), _near(case, gradients)
+    return data, near(case, outputs), near(case, gradients)
 
 
-def _near(case: Case, arrays: Mapping[str, Array]) -> Expectation:
+def near(case: Case, arrays: Mapping[str, Array]) -> Expectation:
     """Return `arrays` with budgets of some roundings: a single step of exact numbers has no larger error."""
     return {
         name: Expected(

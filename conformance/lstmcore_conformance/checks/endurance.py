@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,10 @@ PIECES: Final = 1_000
 WARM: Final = 200
 CALLS: Final = 1_000
 GROWTH: Final = 6 << 20
+#: Small calls of each kind for `calls.leaks`, the bytes by which memory may grow, and the threads and files.
+SMALL_CALLS: Final = 2_000
+SMALL_GROWTH: Final = 5 << 20
+HANDLES: Final = 20
 
 
 def long_cases(scope: Scope) -> Iterator[Case]:
@@ -98,10 +103,23 @@ def extreme_cases(scope: Scope) -> Iterator[Case]:
                 yield replace(case, name=f"{case.name},T=N=1", steps=1, batch=1)
 
 
-def extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
+def with_denormals(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
     """Return `expected` with larger budgets: results below the smallest normal number may be 0."""
     tiny = float(np.finfo("float16" if case.precision == "float16" else "float32").tiny)
     return {name: replace(want, budget=want.budget + tiny) for name, want in expected.items()}
+
+
+def extreme(case: Case, expected: budgets.Expectation) -> budgets.Expectation:
+    """Return `expected` with the budgets of `with_denormals`, and with one rounding for each step.
+
+    Inputs that are tiny or saturate make all rows and steps alike. The naive evaluation then has few different numbers,
+    its error is luck, and functions that are two units of the last place off would exceed a multiple of it.
+    """
+    each = budgets.SAFETY * budgets.ROUNDING * case.policy.epsilon * max(case.steps - 1, 0)
+    return {
+        name: replace(want, budget=want.budget + each * float(np.abs(want.value).max(initial=0.0)))
+        for name, want in with_denormals(case, expected).items()
+    }
 
 
 @check(
@@ -149,6 +167,50 @@ def memory(tested: BackendUnderTest, case: Case) -> None:
         call()
     if (grown := watch.grown()) > GROWTH:
         raise Failure(f"memory: expected no growth over {CALLS} calls; it grew by {grown / CALLS:.0f} bytes a call")
+
+
+def leak_cases(scope: Scope) -> Iterator[Case]:
+    """Yield a small model for each kind of call."""
+    derivatives = scope.declared.derivatives
+    kinds = {"pack": True, "forward": True, "backward": "backward" in derivatives, "jvp": "jvp" in derivatives}
+    model = config_of({"input_size": 2, "hidden_size": 3})
+    for kind in (kind for kind, declared in kinds.items() if declared):
+        yield Case(name=f"leaks,{kind}", model=model, precision=scope.precisions[-1], steps=1, batch=1)
+
+
+@check(
+    "calls.leaks",
+    f"{SMALL_CALLS:,} packs, calls, tapes or tangents leave no memory, threads or open files behind",
+    section=9,
+    cases=leak_cases,
+    profile="full",
+)
+def leaks(tested: BackendUnderTest, case: Case) -> None:
+    data, kind = tested.device(case.data), case.name.split(",")[1]
+    weights = tested.pack(case, data)
+    call: Callable[[], object] = {
+        "pack": lambda: tested.pack(case, data),
+        "forward": lambda: tested.call(case, data, weights=weights),
+        "backward": lambda: tested.call(case, data, record=True, weights=weights),  # the tape is never used
+        "jvp": lambda: tested.jvp(case, data, weights),
+    }[kind]
+    for _ in range(WARM):
+        call()
+    watch, handles = _Memory(), _handles()
+    for _ in range(SMALL_CALLS):
+        call()
+    if (opened := _handles() - handles) > HANDLES:
+        raise Failure(f"{kind}: expected as many threads and open files as before; there are {opened} more")
+    if (grown := watch.grown()) > SMALL_GROWTH:
+        raise Failure(f"{kind}: expected no growth of memory; it grew by {grown / SMALL_CALLS:.0f} bytes a call")
+
+
+def _handles() -> int:
+    """Return the number of threads of this process, those of Python if the system has no /proc, and of open files."""
+    folders = [Path("/proc/self/task"), Path("/proc/self/fd")]
+    if all(folder.exists() for folder in folders):
+        return sum(len(list(folder.iterdir())) for folder in folders)
+    return threading.active_count()
 
 
 class _Memory:

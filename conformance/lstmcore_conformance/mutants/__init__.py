@@ -9,10 +9,13 @@ it. To add one, call `edit` or `edits`, or decorate a function that returns a ba
 from __future__ import annotations
 
 from lstmcore_conformance.mutants import (  # noqa: F401  (they register)
+    side_effects,
     size_thresholds,
     subtle,
+    subtle_contract,
     subtle_kernels,
     subtle_regular_data,
+    wide_values,
     wrong_claims,
     wrong_derivatives,
     wrong_equations,

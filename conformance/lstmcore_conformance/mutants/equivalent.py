@@ -132,14 +132,13 @@ def _edited(*edits: tuple[str, str], **names: Any) -> Backend:
     return backend_of(type("VariantKernel", (NaiveKernel,), {"equations": module}))
 
 
-def _through_tanh(z: Array) -> Array:
-    half = z.dtype.type(0.5)
-    return half * np.tanh(half * z) + half
+def _sigmoid_of_both_signs(z: Array) -> Array:
+    return np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z)))
 
 
-def _through_sigmoid(z: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return 2 / (1 + np.exp(-2 * z)) - 1
+def _tanh_through_expm1(z: Array) -> Array:
+    grown = np.expm1(-2 * np.abs(z))
+    return np.copysign(grown / (2 + grown), z)
 
 
 def _cut_off(array: Array, policy: Precision) -> Array:
@@ -153,8 +152,8 @@ def _functions() -> Backend:
 
     def other(function: Any, z: Array) -> Array:
         if function.name == "sigmoid":
-            return _through_tanh(z)
-        return _through_sigmoid(z) if function.name == "tanh" else value(function, z)
+            return _sigmoid_of_both_signs(z)
+        return _tanh_through_expm1(z) if function.name == "tanh" else value(function, z)
 
     return _edited(("# The parts ----", "# The parts: functions by other formulas ----"), value=other)
 
@@ -175,7 +174,7 @@ VARIANTS: Final[Mapping[str, Callable[[], Backend]]] = {
     "recurrent product first": lambda: _edited(
         ("z = from_x + from_h\n", "z = from_h + from_x\n"), ('z = z + p["bias"]', 'z = (p["bias"] + from_h) + from_x')
     ),
-    "sigmoid by tanh, tanh by exp": _functions,
+    "sigmoid by exp, tanh by expm1": _functions,
     "operands of TF32 cut off": lambda: _edited(
         ("# The parts ----", "# The parts: operands cut off ----"), _operand=_cut_off
     ),

@@ -14,7 +14,7 @@ from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.metamorphic import padded_with
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.checks.derivatives import kink_cases, on_kink
-from lstmcore_conformance.checks.endurance import EXTREMES, extreme
+from lstmcore_conformance.checks.endurance import EXTREMES, with_denormals
 from lstmcore_conformance.checks.lengths import passed, spoil
 from lstmcore_conformance.checks.stacked_layers import STACKS
 from lstmcore_conformance.checks.values import combination_cases
@@ -95,7 +95,7 @@ def on_the_kink(case: Case) -> Answer:
 def far_out(case: Case) -> Answer:
     """Return data with very large or very small inputs and states."""
     right = usual(case)
-    return replace(right, outputs=extreme(case, right.outputs), gradients=extreme(case, right.gradients))
+    return replace(right, outputs=with_denormals(case, right.outputs), gradients=with_denormals(case, right.gradients))
 
 
 @dataclass(frozen=True, slots=True)

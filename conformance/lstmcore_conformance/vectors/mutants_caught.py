@@ -29,6 +29,8 @@ _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
 _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
+_FAR: Final = "the files have no such values: NaN in clips, lower bounds, gates all but closed, numbers beyond exp"
+_HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
 _FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
 
@@ -49,6 +51,10 @@ BEYOND: Final[Mapping[str, str]] = {
     "backward.rows": _ROWS,
     "weights.": _STORED,
     "large.": _SIZES,
+    "models.": _CALLS,
+    "values.": _FAR,
+    "backward.both_bounds": _FAR,
+    "bits16.": _HALF,
     "state.forms": _FORM,
     "jvp.": _TANGENT,
     "lengths.jvp": _TANGENT,
