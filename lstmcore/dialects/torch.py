@@ -29,6 +29,8 @@ _NAMES: Final = {
     "weight_x": "weight_ih", "weight_h": "weight_hh", "bias": "bias_ih", "weight_proj": "weight_hr",
 }  # fmt: skip
 _PARAMETER: Final = re.compile(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?")
+#: PyTorch's name -> ours.
+_OURS: Final = {theirs: ours for ours, theirs in _NAMES.items()} | {"bias_hh": "bias"}
 #: The switches that ``torch.nn.LSTM`` has; any other must have its default.
 _CARRIED: Final = frozenset({"input_size", "hidden_size", "bias", "proj_size", "reverse", "layer_norm_eps"})
 _STORED: Final = {"F64": "float64", "F32": "float32", "F16": "float16"}
@@ -182,18 +184,17 @@ def to_state_dict(stack: StackConfig, parameters: Mapping[str, Array], prefix: s
             if item.init and item.name not in _CARRIED and value != item.default:
                 raise ValueError(f"{item.name}: expected {item.default}, as torch.nn.LSTM has it; got {value}")
     made = {}
-    for name in state_dict_shapes(stack):
-        kind, _, suffix = name.partition("_l")
-        if kind == "bias_hh":
-            made[prefix + name] = np.zeros_like(parameters[f"bias_l{suffix}"])
-        else:
-            ours = next(own for own, theirs in _NAMES.items() if theirs == kind)
-            made[prefix + name] = np.array(parameters[f"{ours}_l{suffix}"])
+    for name, ours in our_names(stack).items():
+        array = parameters[ours]
+        made[prefix + name] = np.zeros_like(array) if name.startswith("bias_hh") else np.array(array)
     return made
 
 
 def state_dict_shapes(stack: StackConfig) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a state_dict, in PyTorch's order."""
+    """Return the names and shapes of a state_dict, in PyTorch's order.
+
+    What ``torch.nn.LSTM`` lacks, as ``peephole_l0``, keeps our name, after the rest of its layer and direction.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for config, suffix in zip(stack.configs, stack.suffixes, strict=True):
         own = config.parameter_shapes
@@ -202,7 +203,17 @@ def state_dict_shapes(stack: StackConfig) -> dict[str, tuple[int, ...]]:
             shapes |= {f"bias_{part}{suffix}": own["bias"] for part in ("ih", "hh")}
         if config.proj_size:
             shapes[f"weight_hr{suffix}"] = own["weight_proj"]
+        shapes |= {name + suffix: shape for name, shape in own.items() if name not in _NAMES}
     return shapes
+
+
+def our_names(stack: StackConfig) -> dict[str, str]:
+    """Return for each name of `state_dict_shapes` ours; both biases have one, which is their sum."""
+    names = {}
+    for name in state_dict_shapes(stack):
+        kind, _, suffix = name.partition("_l")
+        names[name] = f"{_OURS.get(kind, kind)}_l{suffix}"
+    return names
 
 
 def _check_shapes(prefix: str, expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
