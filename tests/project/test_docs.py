@@ -34,6 +34,7 @@ PUBLIC = (
     "lstmcore",
     "lstmcore.training",
     "lstmcore.datasets",
+    "lstmcore.layers",
     "lstmcore.backend",
     "lstmcore_conformance",
     "lstmcore_conformance.testing",
