@@ -7,7 +7,7 @@ or DataFrames (T, I), whose T may differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -149,12 +149,13 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         model, dtype = self.model_, self.predict_dtype
         if dtype == model.readout.dtype:
             return model, sequences
-        arrays = {name: value.astype(dtype) for name, value in model.lstm.parameters.items()}
-        lstm = LSTM.from_config(model.lstm.stack, arrays, dtype=dtype, backend=model.lstm.backend)
+        own = cast(LSTM, model.lstm)
+        arrays = {name: value.astype(dtype) for name, value in own.parameters.items()}
+        lstm = LSTM.from_config(own.stack, arrays, dtype=dtype, backend=own.backend)
         readout = Readout(**(model.readout.to_dict() | {"dtype": dtype}), seed=0)
         readout.load_parameters({name: value.astype(dtype) for name, value in model.readout.parameters.items()})
-        scalings = {"input_scaling": model.input_scaling, "target_scaling": model.target_scaling}
-        return SequenceModel(lstm, readout, loss=model.loss, **scalings), sequences
+        inputs, targets = model.input_scaling, model.target_scaling
+        return SequenceModel(lstm, readout, input_scaling=inputs, target_scaling=targets, loss=model.loss), sequences
 
     def _new_model(self, width: int) -> SequenceModel:
         switches = dict(self.lstm_options or {})

@@ -189,15 +189,15 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
     window, horizon = integer("window", window, 1), integer("horizon", horizon, 1)
     values = np.stack([_numbers(column, table[column].to_numpy()) for column in columns], axis=1)
     ids, rows_of = _groups(None if series is None else table[series].to_numpy(), len(values))
-    times = None if time is None else _times(time, table[time].to_numpy())
-    if times is not None:
+    if time is not None:
+        times = _times(time, table[time].to_numpy())
         rows_of = [_in_order(times, rows, (time, name), sort) for name, rows in zip(ids, rows_of, strict=True)]
     tables = tuple(values[rows] for rows in rows_of)
     for name, own in zip(ids, tables, strict=True):
         if np.isnan(own).any():
-            row, column = (int(place[0]) for place in np.nonzero(np.isnan(own)))
+            row, place = (int(found[0]) for found in np.nonzero(np.isnan(own)))
             raise ValueError(
-                f"{_named(name)}column {columns[column]!r}: expected numbers; got none in row {row} of the series: "
+                f"{_named(name)}column {columns[place]!r}: expected numbers; got none in row {row} of the series: "
                 "fill it, and add a column that says where"
             )
         if len(own) < window + horizon:

@@ -7,7 +7,7 @@ from lstmcore.training.callbacks import Callback, MLflow, TensorBoard, epoch_num
 from lstmcore.training.files import load_model, save_model
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.learning import DivergedError
-from lstmcore.training.losses import CrossEntropy, Loss, MeanSquaredError
+from lstmcore.training.losses import CrossEntropy, GaussianLoss, Loss, MeanSquaredError, QuantileLoss
 from lstmcore.training.model import Evaluation, SequenceModel
 from lstmcore.training.model_card import save_folder
 from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
@@ -27,12 +27,14 @@ __all__ = [
     "DivergedError",
     "Epoch",
     "Evaluation",
+    "GaussianLoss",
     "History",
     "Loss",
     "MLflow",
     "MeanSquaredError",
     "OnPlateau",
     "Optimizer",
+    "QuantileLoss",
     "Readout",
     "Schedule",
     "SequenceModel",

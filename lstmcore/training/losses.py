@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.scalars import finite
 from lstmcore.training.scaling import Standardizer
 from lstmcore.validation import check_real
 
@@ -164,6 +167,155 @@ class MeanSquaredError(Loss):
         return value, gradient.astype(outputs.dtype).reshape(outputs.shape)
 
 
+class QuantileLoss(Loss):
+    """The pinball loss of several quantiles, which gives intervals; `targets` (..., K).
+
+    The readout has an output for each quantile of each target, ``Q * K``: all targets of the first quantile first.
+
+    Parameters
+    ----------
+    quantiles
+        Ascending numbers in (0, 1).
+
+    Examples
+    --------
+    >>> value, gradient = QuantileLoss((0.1, 0.9))(np.array([[1.0, 3.0]]), np.array([[2.0]]))
+    >>> round(value, 6), gradient.tolist()
+    (0.1, [[-0.05, 0.05]])
+    """
+
+    name = "quantile"
+    weighted = True
+
+    def __init__(self, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> None:
+        self.quantiles = tuple(finite("quantiles", quantile) for quantile in quantiles)
+        if not self.quantiles or list(self.quantiles) != sorted(set(self.quantiles)):
+            raise ValueError(f"quantiles: expected ascending numbers; got {quantiles!r}")
+        if not 0 < self.quantiles[0] <= self.quantiles[-1] < 1:
+            raise ValueError(f"quantiles: expected numbers between 0 and 1; got {quantiles!r}")
+
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+        """See `Loss`. Raises ValueError if the shapes do not fit."""
+        z, wanted, weights = self._reshaped(outputs, targets, mask)
+        each = np.array(self.quantiles, z.dtype)[:, None]
+        valid, share = weights > 0, 1 / (float(weights.sum()) * z[0].size or 1.0)
+        error = np.where(valid, np.where(valid, wanted, 0) - z, 0)
+        value = float(np.sum(weights * np.maximum(each * error, (each - 1) * error))) * share
+        gradient = np.where(error > 0, -each, 1 - each) * weights.astype(z.dtype) * share
+        return value, gradient.astype(z.dtype).reshape(outputs.shape)
+
+    def _reshaped(self, outputs: Array, targets: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+        """Return outputs (n, Q, K), targets (n, 1, K) and weights (n, 1, 1)."""
+        width = self.target_size(outputs.shape[-1])
+        if targets.shape != (*outputs.shape[:-1], width):
+            raise ValueError(f"targets: expected shape {(*outputs.shape[:-1], width)}; got {targets.shape}")
+        flat = outputs.reshape(-1, outputs.shape[-1])
+        _, wanted, weights = _entries(flat, targets.reshape(-1, width), outputs.shape[:-1], mask)
+        return flat.reshape(len(flat), -1, width), wanted[:, None], weights[:, None, None]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Loss`."""
+        return {"quantiles": list(self.quantiles)}
+
+    def target_size(self, outputs: int) -> int:
+        """See `Loss`."""
+        return _parts("quantile", outputs, len(self.quantiles))
+
+    def scaling_of_outputs(self, scaling: Standardizer) -> Standardizer:
+        """See `Loss`."""
+        count = len(self.quantiles)
+        return Standardizer(np.tile(scaling.mean, count), np.tile(scaling.scale, count))
+
+    def point(self, outputs: Array) -> Array:
+        """Return the quantile next to the median; see `Loss`."""
+        middle = int(np.argmin(np.abs(np.array(self.quantiles) - 0.5)))
+        return np.asarray(self._sorted(outputs)[..., middle, :])
+
+    def interval(self, outputs: Array, coverage: float) -> Array:
+        """See `Loss`; the two ends must be among the quantiles."""
+        share = check_coverage(coverage)
+        places = [np.flatnonzero(np.isclose(self.quantiles, 0.5 + sign * share / 2)) for sign in (-1, 1)]
+        if not all(place.size for place in places):
+            ends = [round(0.5 + sign * share / 2, 6) for sign in (-1, 1)]
+            raise ValueError(f"coverage: expected the quantiles {ends[0]} and {ends[1]}; got {self.quantiles}")
+        ordered = self._sorted(outputs)
+        return np.stack([ordered[..., places[0][0], :], self.point(outputs), ordered[..., places[1][0], :]], axis=-2)
+
+    def _sorted(self, outputs: Array) -> Array:
+        """Return (..., Q, K), ascending: quantiles that are learned apart may cross."""
+        width = self.target_size(outputs.shape[-1])
+        return np.sort(outputs.reshape(*outputs.shape[:-1], -1, width), axis=-2)
+
+
+class GaussianLoss(Loss):
+    """The negative log-likelihood of a normal distribution, which gives intervals; `targets` (..., K).
+
+    The readout has ``2 * K`` outputs: the means of all targets, then the logarithms of their variances.
+
+    Examples
+    --------
+    >>> value, gradient = GaussianLoss()(np.array([[1.0, 0.0]]), np.array([[3.0]]))
+    >>> round(value, 4), gradient.tolist()
+    (2.9189, [[-2.0, -1.5]])
+    """
+
+    name = "gaussian"
+    weighted = True
+
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+        """See `Loss`. Raises ValueError if the shapes do not fit."""
+        width = self.target_size(outputs.shape[-1])
+        if targets.shape != (*outputs.shape[:-1], width):
+            raise ValueError(f"targets: expected shape {(*outputs.shape[:-1], width)}; got {targets.shape}")
+        flat = outputs.reshape(-1, 2 * width)
+        _, wanted, weights = _entries(flat, targets.reshape(-1, width), outputs.shape[:-1], mask)
+        each = weights[:, None]
+        valid, share = each > 0, 1 / (float(weights.sum()) * width or 1.0)
+        mean, spread = (np.where(valid, part, 0) for part in np.split(flat, 2, axis=1))
+        error = np.where(valid, wanted, 0) - mean
+        scaled = error * np.exp(-spread)
+        value = float(np.sum(each * (spread + error * scaled + math.log(2 * math.pi)))) * 0.5 * share
+        gradient = np.concatenate((-scaled, 0.5 * (1 - error * scaled)), axis=1) * each * share
+        return value, gradient.astype(outputs.dtype).reshape(outputs.shape)
+
+    def target_size(self, outputs: int) -> int:
+        """See `Loss`."""
+        return _parts("gaussian", outputs, 2)
+
+    def scaling_of_outputs(self, scaling: Standardizer) -> Standardizer:
+        """Return the scaling of the means, and a shift of the logarithms of the variances; see `Loss`."""
+        shift = 2 * np.log(np.where(scaling.scale > 0, scaling.scale, 1e-150))
+        return Standardizer(np.append(scaling.mean, shift), np.append(scaling.scale, np.ones_like(shift)))
+
+    def point(self, outputs: Array) -> Array:
+        """See `Loss`."""
+        return outputs[..., : self.target_size(outputs.shape[-1])]
+
+    def interval(self, outputs: Array, coverage: float) -> Array:
+        """See `Loss`."""
+        reach = NormalDist().inv_cdf(0.5 + check_coverage(coverage) / 2)
+        mean, spread = np.split(outputs, 2, axis=-1)
+        width = reach * np.exp(0.5 * spread)
+        return np.stack([mean - width, mean, mean + width], axis=-2)
+
+
+def check_coverage(value: object) -> float:
+    """Check a share in (0, 1) and return it as a float."""
+    if not 0 < (share := finite("coverage", value)) < 1:
+        raise ValueError(f"coverage: expected a share between 0 and 1; got {value!r}")
+    return share
+
+
+def _parts(name: str, outputs: int, count: int) -> int:
+    if outputs % count:
+        raise ValueError(
+            f"readout output_size: expected a multiple of {count} for the loss {name}, {count} for each target; got "
+            f"{outputs}"
+        )
+    return outputs // count
+
+
 def _entries(
     outputs: Array, targets: Array, shape: tuple[int, ...], mask: Array | None
 ) -> tuple[Array, Array, npt.NDArray[np.float64]]:
@@ -181,7 +333,7 @@ def _entries(
     return outputs, targets, mask.reshape(-1).astype(np.float64)
 
 
-LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError)}
+LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError, QuantileLoss, GaussianLoss)}
 
 
 def make_loss(loss: object) -> Loss:
@@ -201,6 +353,27 @@ def make_loss(loss: object) -> Loss:
     if loss not in LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {loss!r}")
     return LOSSES[loss]()
+
+
+def loss_to_json(loss: Loss) -> Any:
+    """Return the name of a loss, or a mapping with its settings."""
+    return {"name": loss.name, **loss.settings} if loss.settings else loss.name
+
+
+def loss_from_json(value: Any) -> Loss:
+    """Return the loss that `loss_to_json` described.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not what `loss_to_json` gives.
+    """
+    if not isinstance(value, dict):
+        return make_loss(value)
+    loss = LOSSES.get(value.get("name", ""))
+    if loss is not QuantileLoss or not isinstance(value.get("quantiles"), list) or len(value) != 2:
+        raise ValueError(f"loss: expected name and quantiles; got {value!r}")
+    return QuantileLoss(value["quantiles"])
 
 
 def require_weighted(loss: Loss) -> None:

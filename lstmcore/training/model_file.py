@@ -28,7 +28,7 @@ from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag
 from lstmcore.stored_weights import StoredMatrix, from_tensors, tensor_dtypes, tensor_shapes, to_tensors
 from lstmcore.tensor_file import check_tensors, read_tensors, write_tensors
-from lstmcore.training.losses import LOSSES, Loss, make_loss
+from lstmcore.training.losses import LOSSES, Loss, loss_from_json, loss_to_json
 from lstmcore.training.readout import DTYPES, Readout
 from lstmcore.training.scaling import Standardizer
 
@@ -69,7 +69,7 @@ def write_model(parts: ModelParts, path: str | Path) -> None:
     """Write the file of a model. Raises as `lstmcore.training.save_model`. A loss of another class is left out."""
     tensors, header = parts.tensors | scaling_tensors(parts.scalings), model_header(parts)
     if parts.loss is not None and type(parts.loss) is LOSSES.get(parts.loss.name):
-        header["loss"] = parts.loss.name
+        header["loss"] = loss_to_json(parts.loss)
     _check_model(tensors, header)
     write_tensors(path, MODEL_FORMAT, tensors, header)
 
@@ -250,7 +250,7 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     check_tensors(parameters, expected, dtype, tensor_dtypes(shapes, form))
     check_widths(sizes, Readout(**readout, seed=0))
     batch_first = flag("batch_first", spec.get("batch_first", False))
-    made = None if loss is None else make_loss(loss)
+    made = None if loss is None else loss_from_json(loss)
     return _Checked(layers, batch_first, precision, readout, task, scalings, from_tensors(parameters, form), made)
 
 

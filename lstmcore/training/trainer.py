@@ -69,8 +69,8 @@ class Trainer:
     model
         Training starts from its weights.
     loss
-        ``"cross-entropy"`` (classes; the readout's activation is softmax or none), ``"mean-squared-error"``, or a
-        `Loss`.
+        ``"cross-entropy"`` (classes; the readout's activation is softmax or none), ``"mean-squared-error"``,
+        ``"quantile"`` or ``"gaussian"`` (these give intervals in `predict`), or a `Loss`.
     optimizer
         Adam with its defaults if None. Its moments go with one run: make a new one for another, which `fit` asks
         for.
