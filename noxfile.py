@@ -27,6 +27,8 @@ COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
+#: Scripts of examples/, one for each kind of user; the others need PyTorch or are packages.
+EXAMPLES = ("classify_with_scikit_learn", "forecast_from_a_dataframe", "character_model", "regression_with_padding")
 #: Libraries of DataFrames.
 FRAMES = ("pandas>=2.2", "polars>=1.0", "pyarrow>=15")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
@@ -176,6 +178,14 @@ def estimators(session: nox.Session) -> None:
     """What scikit-learn's tools make of our estimators, on numpy and numba, and DataFrames of pandas and polars."""
     session.install("-e", ".[sklearn,numba]", *TESTS, *FRAMES, *PARALLEL)
     session.run("pytest", *WORKERS, "tests/estimators", *session.posargs, env=_quiet())
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The scripts of examples/ for users; each ends in an error if it does not reach what it promises."""
+    session.install("-e", ".[sklearn]", *FRAMES)
+    for name in EXAMPLES:
+        session.run("python", f"examples/{name}.py", env=_quiet())
 
 
 @nox.session

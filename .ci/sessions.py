@@ -71,6 +71,7 @@ FULL: Final = (
     Session("numba", arguments=TIMED, every_processor=True),
     Session("peers", arguments=TIMED),
     Session("formats", arguments=TIMED),
+    Session("examples"),
     Session("estimators", arguments=TIMED, every_processor=True),
     Session("models", arguments=TIMED),
     conformance("jax", "conformance jax", "-k", "not backward.extremes", XLA_FLAGS=FAST_XLA),
