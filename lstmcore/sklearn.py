@@ -19,6 +19,7 @@ from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.data_checks import as_sequences
 from lstmcore.training.learning import Learner, Recipe
+from lstmcore.training.losses import make_loss
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import OPTIMIZERS, Optimizer
 from lstmcore.training.readout import Readout
@@ -104,19 +105,18 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not hasattr(self, "model_"):
             self.model_, self.optimizer_ = self._new_model(sequences[0].shape[1]), self._new_optimizer()
             self.n_epochs_ = 0
-        model = self.model_
-        trainer = Trainer(model, loss=self._loss, quiet=True)
-        whole = check_examples(model, trainer.loss, sequences, targets, _weights(sample_weight, len(sequences)))
+        model, loss = self.model_, make_loss(self._loss)
+        whole = check_examples(model, loss, sequences, targets, _weights(sample_weight, len(sequences)))
         sets = make_sets(whole, whole, lambda *_: (np.empty(0, np.intp),) * 2, False)
-        examples = weigh(sets, model, trainer.loss, self._class_weight()).fit
+        examples = weigh(sets, model, loss, self._class_weight()).fit
         if self.standardize and model.input_scaling is None:
             model.input_scaling = Standardizer.fit(examples.inputs)
             if self._multi_output:
-                model.target_scaling = fit_target_scaling(examples, trainer.loss)
+                model.target_scaling = fit_target_scaling(examples, loss)
         recipe = Recipe(self.batch_size, self.clip_norm, self.input_noise, self._seed())
-        learner = Learner(model, trainer.loss, self.optimizer_, recipe, self.schedule)
-        learner.learn_epoch(self.n_epochs_ + 1, scale_examples(examples, model, trainer.loss))
-        model.loss = trainer.loss
+        learner = Learner(model, loss, self.optimizer_, recipe, self.schedule)
+        learner.learn_epoch(self.n_epochs_ + 1, scale_examples(examples, model, loss))
+        model.loss = loss
         self.n_epochs_ += 1
 
     def transform(self, X: Any) -> Array:
@@ -392,7 +392,9 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
         if not isinstance(self.class_weight, Mapping):
             return self.class_weight
         places = {name: number for number, name in enumerate(self.classes_.tolist())}
-        return {places.get(name, name): weight for name, weight in self.class_weight.items()}
+        if unknown := [name for name in self.class_weight if name not in places]:
+            raise ValueError(f"class_weight: expected classes {', '.join(map(str, places))}; got {unknown[0]!r}")
+        return {places[name]: weight for name, weight in self.class_weight.items()}
 
 
 class LSTMRegressor(RegressorMixin, _LSTMEstimator):  # type: ignore[misc]  # untyped

@@ -48,10 +48,11 @@ def epoch_numbers(epoch: Epoch) -> dict[str, float]:
     Examples
     --------
     >>> epoch_numbers(Epoch(1, 0.4, None, None, None, 0.1, 1.0, metrics={"f1": 0.5}))
-    {'loss': 0.4, 'drift': 0.1, 'gradient_norm': 1.0, 'f1': 0.5}
+    {'loss': 0.4, 'drift': 0.1, 'gradient_norm': 1.0, 'metrics/f1': 0.5}
     """
     values = {name: value for name, value in asdict(epoch).items() if name not in ("number", "metrics")}
-    return {name: value for name, value in values.items() if value is not None} | epoch.metrics
+    metrics = {f"metrics/{name}": value for name, value in epoch.metrics.items()}
+    return {name: value for name, value in values.items() if value is not None} | metrics
 
 
 class TensorBoard(Callback):

@@ -68,9 +68,13 @@ def find_classes(targets: Any, outputs: int) -> list[str] | None:
         Another number of names than `outputs`.
     """
     targets = plain("targets", targets)
-    if not hasattr(targets, "__len__") or not len(targets) or not _are_texts(np.asarray(plain("", targets[0]))):
+    if not hasattr(targets, "__len__") or not len(targets):
         return None
-    found = sorted({str(name) for target in targets for name in np.atleast_1d(np.asarray(plain("", target)))})
+    first = validation.as_array("targets[0]", plain("targets[0]", targets[0]))
+    if not _are_texts(first):
+        return None
+    every = (validation.as_array("targets", plain("targets", target)) for target in targets)
+    found = sorted({str(name) for target in every for name in target.flat})
     if len(found) != outputs:
         raise ValueError(
             f"targets: expected {outputs} different names of classes, one for each output of the readout; got "

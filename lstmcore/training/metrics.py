@@ -83,9 +83,9 @@ def check_metrics(names: Sequence[str], of_classes: bool) -> tuple[str, ...]:
 
 
 def compute_metrics(names: Sequence[str], answers: Array, targets: Array, weights: Array) -> dict[str, float]:
-    """Return name -> value over the entries with a weight above 0; NaN if there are none."""
+    """Return name -> value over the entries with a weight above 0; nothing if there are none."""
     chosen = weights > 0
     if not chosen.any():
-        return dict.fromkeys(names, float("nan"))
+        return {}
     arrays = (answers[chosen], targets[chosen], weights[chosen].astype(np.float64))
     return {name: METRICS[name].compute(*arrays) for name in names}

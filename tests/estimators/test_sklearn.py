@@ -221,6 +221,7 @@ def test_metrics_of_the_trainer_are_those_of_scikit_learn() -> None:
     [
         ({"optimizer": "lbfgs"}, "optimizer: expected one of sgd, adam, adamw; got 'lbfgs'"),
         ({"lstm_options": {"seed": 3}}, "lstm_options: expected other switches than the estimator's own; got 'seed'"),
+        ({"class_weight": {1: 2.0}}, "class_weight: expected classes down, up; got 1"),
         ({"pooling": "max"}, "readout steps: expected one of last, every, mean; got 'max'"),
     ],
 )

@@ -136,6 +136,8 @@ def test_a_class_is_a_number_a_name_or_a_row(tmp_path: Path) -> None:
     assert loaded.evaluate(inputs, names[targets]) == models[0].evaluate(inputs, targets)
     with pytest.raises(ValueError, match=r"targets\[0\]: expected one of 'ash', 'birch', 'cedar'; got 'elm'"):
         loaded.evaluate(inputs, np.full(24, "elm"))
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected an array; got rows of different lengths"):
+        trainer(make()).fit(inputs, [[[1], [2, 3]], *targets[1:]])
     other = make()
     with pytest.raises(ValueError, match="targets: expected 3 different names of classes, one for each output"):
         trainer(other).fit(inputs, names[targets % 2])
