@@ -113,7 +113,9 @@ class LSTMConfig:
 
     input_size: int
     hidden_size: int
-    bias: bool = field(default=True, metadata=described(FLAG, "Gates with a bias.", feature="no_bias", sample=(False,)))
+    bias: bool = field(
+        default=True, metadata=described(FLAG, "Give the gates a bias.", feature="no_bias", sample=(False,))
+    )
     proj_size: int = field(
         default=0,
         metadata=described(SIZE, "Width of the projected output; 0 for none.", feature="proj_size", sample=(3,)),
@@ -122,69 +124,79 @@ class LSTMConfig:
         default=False, metadata=described(FLAG, "Last step first.", feature="reverse", sample=(True,))
     )
     peephole: bool = field(
-        default=False, metadata=described(FLAG, "Peephole connections.", feature="peephole", sample=(True,))
+        default=False, metadata=described(FLAG, "Add peephole connections.", feature="peephole", sample=(True,))
     )
     coupling: Coupling = field(
         default="none",
         metadata=described(
             one_of(*get_args(Coupling)),
-            "Coupled gates.",
+            "Couple the input and the forget gate.",
             feature="coupling:{}",
             sample=("forget_from_input", "input_from_forget"),
         ),
     )
     gate_clip: float | None = field(
-        default=None, metadata=described(BOUND, "Bound of the pre-activations.", feature="gate_clip", sample=(0.9,))
+        default=None,
+        metadata=described(BOUND, "Clip the pre-activations of the gates here.", feature="gate_clip", sample=(0.9,)),
     )
     cell_clip: float | None = field(
-        default=None, metadata=described(BOUND, "Bound of the cell.", feature="cell_clip", sample=(0.45,))
+        default=None, metadata=described(BOUND, "Clip the cell state here.", feature="cell_clip", sample=(0.45,))
     )
     proj_clip: float | None = field(
         default=None,
         metadata=described(
-            BOUND, "Bound of the projected output.", feature="proj_clip", sample=(0.25,), needs="proj_size"
+            BOUND, "Clip the projected output here.", feature="proj_clip", sample=(0.25,), needs="proj_size"
         ),
     )
     gate_activation: Activation = field(
         default=SIGMOID,
         metadata=described(
-            FUNCTION, "For example 'hard_sigmoid(alpha=0.2)'.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
+            FUNCTION,
+            "Of the gates, such as 'hard_sigmoid(alpha=0.2)'.",
+            feature="activation:{.name}",
+            sample=SAMPLE_FUNCTIONS,
         ),
     )
     cell_activation: Activation = field(
         default=TANH,
-        metadata=described(FUNCTION, "Of the candidate.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS),
+        metadata=described(FUNCTION, "Of the cell candidate.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS),
     )
     hidden_activation: Activation = field(
         default=TANH,
         metadata=described(
-            FUNCTION, "Of the cell on its way out.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
+            FUNCTION, "Of the cell state in the output.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
         ),
     )
     recurrence: Recurrence = field(
         default="hidden",
         metadata=described(
-            one_of(*get_args(Recurrence)), "What the gates read.", feature="recurrence:{}", sample=("cell",)
+            one_of(*get_args(Recurrence)),
+            "Let the gates read the last output or the last cell.",
+            feature="recurrence:{}",
+            sample=("cell",),
         ),
     )
     layer_norm: bool = field(
-        default=False, metadata=described(FLAG, "Layer normalisation.", feature="layer_norm", sample=(True,))
+        default=False, metadata=described(FLAG, "Use layer normalisation.", feature="layer_norm", sample=(True,))
     )
     layer_norm_eps: float = field(
         default=1e-5,
         metadata=described(
-            NUMBER, "Added to the variance by the layer normalisation.", feature=None, sample=(0.3,), needs="layer_norm"
+            NUMBER, "Added to the variance in layer normalisation.", feature=None, sample=(0.3,), needs="layer_norm"
         ),
     )
     zoneout_hidden: float = field(
-        default=0.0, metadata=described(RATE, "Rate on h.", feature="zoneout_hidden", sample=(0.3,))
+        default=0.0,
+        metadata=described(RATE, "Zoneout rate of the hidden state.", feature="zoneout_hidden", sample=(0.3,)),
     )
     zoneout_cell: float = field(
-        default=0.0, metadata=described(RATE, "Rate on c.", feature="zoneout_cell", sample=(0.4,))
+        default=0.0, metadata=described(RATE, "Zoneout rate of the cell state.", feature="zoneout_cell", sample=(0.4,))
     )
     recurrent_dropout: float = field(
         default=0.0,
-        metadata=described(DROPOUT, "Rate of one mask a sequence.", feature="recurrent_dropout", sample=(0.25,)),
+        metadata=described(
+            DROPOUT, "Dropout rate of the state, one mask per sequence.", feature="recurrent_dropout", sample=(0.25,)
+        ),
     )
     #: Parameter name -> shape, in canonical order. Derived.
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)

@@ -141,7 +141,8 @@ def check_state(name: str, state: State | None, config: LSTMConfig, batch: int, 
 def check_pair(name: str, state: Any) -> tuple[Any, Any]:
     """Raise unless `state` is a tuple or list (h, c); return the two."""
     if not isinstance(state, tuple | list) or len(state) != 2:
-        raise TypeError(f"{name}: expected a pair (h, c); got {type(state).__name__}")
+        count = f" of {len(state)}" if isinstance(state, tuple | list) else ""
+        raise TypeError(f"{name}: expected a pair (h, c); got {type(state).__name__}{count}")
     return state[0], state[1]
 
 

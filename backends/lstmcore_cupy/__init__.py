@@ -7,6 +7,7 @@ from typing import Final
 
 from lstmcore import __version__
 from lstmcore.backend import Backend
+from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 #: Compute capability of the oldest GPUs that the kernels compile for. Their tensor cores have TF32.
@@ -17,7 +18,7 @@ def _unavailable() -> str | None:
     """Return why the backend cannot run here, or None."""
     spec = find_spec("cupy")
     if spec is None or spec.origin is None:  # without an origin it is only a folder of that name
-        return "CuPy is not installed; install it with: pip install 'lstmcore[cupy]'"
+        return f"CuPy is not installed; install it with: {installing('cupy')}"
     import cupy
 
     try:

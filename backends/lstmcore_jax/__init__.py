@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 from lstmcore import __version__
 from lstmcore.backend import Backend
+from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
     """Return why the backend cannot run here, or None."""
     if find_spec("jax") is None:
-        return "JAX is not installed; install it with: pip install 'lstmcore[jax]'"
+        return f"JAX is not installed; install it with: {installing('jax')}"
     return None
 
 

@@ -8,12 +8,13 @@ from importlib.util import find_spec
 
 from lstmcore import __version__
 from lstmcore.backend import Backend
+from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
 def _unavailable() -> str | None:
     if find_spec("numba") is None:
-        return "numba is not installed; install it with: pip install 'lstmcore[numba]'"
+        return f"numba is not installed; install it with: {installing('numba')}"
     if _compiler_disabled():
         return "NUMBA_DISABLE_JIT tells Numba to compile nothing, and this backend is compiled code; unset it"
     return None

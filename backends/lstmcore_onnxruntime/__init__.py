@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from lstmcore import __version__
 from lstmcore.backend import Backend
+from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
@@ -13,7 +14,7 @@ def _unavailable() -> str | None:
     """Return why the backend cannot run here, or None."""
     for module, name in (("onnxruntime", "ONNX Runtime"), ("onnx", "ONNX, which writes its models,")):
         if find_spec(module) is None:
-            return f"{name} is not installed; install it with: pip install 'lstmcore[onnxruntime]'"
+            return f"{name} is not installed; install it with: {installing('onnxruntime')}"
     return None
 
 

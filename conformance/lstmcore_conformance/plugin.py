@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from lstmcore.extras import installing
 from lstmcore.precision import get_precision
 from lstmcore_conformance.suite.backend_under_test import EXAMPLES, SEED, SMOKE_EXAMPLES, BackendUnderTest, Draws
 from lstmcore_conformance.suite.check import PROFILES
@@ -129,7 +130,7 @@ def _generate_jobs(metafunc: pytest.Metafunc, tested: BackendUnderTest) -> None:
 
     config = metafunc.config
     if not config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.UsageError(f"{_BENCH_NAME}: needs the plug-in pytest-benchmark: pip install 'lstmcore[bench]'")
+        raise pytest.UsageError(f"{_BENCH_NAME}: needs the plug-in pytest-benchmark: {installing('bench')}")
     precisions = tuple(config.getoption("lstm_precision") or ("float32",))
     try:
         for name in precisions:

@@ -93,7 +93,7 @@ def open_panel(data: str, columns: tuple[str, ...], layout: Layout) -> Panel:
         if not columns:
             raise ValueError(
                 f"{data}: expected --target with the column to forecast, or --label and --id with the columns of the "
-                "class and the sequence to classify; got none"
+                f"class and the sequence to classify; got none. It has {', '.join(datasets.read_header(data, layout))}"
             )
         return datasets.read_columns(data, columns, layout)
     dataset = datasets.load(data)

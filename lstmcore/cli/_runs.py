@@ -23,6 +23,8 @@ from lstmcore.cli._data import (
 )
 from lstmcore.config import SHARED_SWITCHES
 from lstmcore.datasets import Classification, LabelLayout, Sequences
+from lstmcore.datasets.series import steps_of
+from lstmcore.datasets.time_formats import TIME_FORMATS
 from lstmcore.lstm import LSTM
 from lstmcore.training.classification import ClassifyTask, divide
 from lstmcore.training.forecast import ForecastTask, errors, scores, training_set
@@ -176,7 +178,7 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
         target=columns[0],
         window=window,
         horizon=settings["horizon"],
-        season=settings.get("season") or window,
+        season=settings.get("season") or _usual_season(panel, task_rows=rows) or window,
         test_rows=rows,
         fill=settings["fill"],
         other_targets=targets[1:],
@@ -193,6 +195,16 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
         raise ValueError(f"--{error}") from None
     model = _model((len(columns), len(task.targets) * task.horizon), "none", settings, task.to_dict())
     return Run(model, learned.inputs, learned.targets, task, settings, held_out, purge=learned.purge)
+
+
+def _usual_season(panel: Panel, *, task_rows: int) -> int | None:
+    """Return the rows in a season, by the times of the first series; None if none is usual or it has no dates."""
+    series = panel[0][0]
+    if not series.form or not TIME_FORMATS[series.form].are_dates:
+        return None
+    season = steps_of(series).season
+    shortest = min(len(parts[0]) for parts in panel) - task_rows
+    return season if season is not None and season <= shortest else None
 
 
 def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:

@@ -20,17 +20,21 @@ from lstmcore.registry import BackendRecord
 
 @click.command("backends", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--warm", metavar="NAME", help="Compile ahead what first calls of this backend would compile.")
+@click.option("--warm", metavar="NAME", help="Compile now what the first calls of this backend would compile.")
 @click.option(
-    "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True, help="Of --warm."
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    default="float32",
+    show_default=True,
+    help="Precision of --warm.",
 )
 def backends(as_json: bool, warm: str | None, precision: str) -> None:
-    """List the installed backends, or compile one ahead, as for an image or before a measurement.
+    """List the installed backends, or compile the code of one in advance.
 
-    One that is broken or cannot run here is listed with the reason.
+    A backend that is broken or cannot run here is listed with the reason.
 
     \b
-    Example:
+    Examples:
       lstmcore backends --json
       lstmcore backends --warm numba
     """  # noqa: D301  (click keeps the lines below its mark)

@@ -32,10 +32,10 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
     type=click.Choice(("quick", "standard", "full")),
     default="standard",
     show_default=True,
-    help="Which sizes; full also sweeps T, N and H.",
+    help="Sizes to time; full also varies T, N and H one by one.",
 )
 @click.option(
-    "--threads", default="1,all", show_default=True, help="Numbers of threads, with commas between; all: every core."
+    "--threads", default="1,all", show_default=True, help="Numbers of threads, with commas between; all for every core."
 )
 @click.option(
     "--precision",
@@ -44,7 +44,7 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
     default=("float32",),
     show_default=True,
     type=click.Choice(tuple(PRECISIONS)),
-    help="May be given again.",
+    help="Precision to time; can be repeated.",
 )
 @click.option(
     "--mode",
@@ -53,23 +53,38 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
     default=("inference", "training"),
     show_default=True,
     type=click.Choice(("inference", "training", "streaming")),
-    help="May be given again.",
+    help="What to time; can be repeated.",
 )
-@click.option("--variants", is_flag=True, help="Also each switch beside the plain layer.")
-@click.option("--startup", is_flag=True, help="Also the time from nothing to the first result.")
+@click.option("--variants", is_flag=True, help="Also time each switch next to the plain layer.")
+@click.option("--startup", is_flag=True, help="Also time a new process up to its first result.")
 @click.option(
-    "--peers", default="auto", show_default=True, help="Peers with commas between; auto: those installed; none."
+    "--peers",
+    default="auto",
+    show_default=True,
+    help="Libraries to compare with, with commas between; auto for the installed ones, or none.",
 )
-@click.option("--point", "points", multiple=True, metavar="T,N,I,H", help="A size in place of the grid; more of them.")
-@click.option("--rounds", type=click.IntRange(min=3), default=None, help="Turns of each runtime  [default: 7, 15, 9].")
-@click.option("--calls", type=click.IntRange(min=1), default=10_000, show_default=True, help="Calls in streaming.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of turns.")
+@click.option(
+    "--point", "points", multiple=True, metavar="T,N,I,H", help="Size to time in place of the grid; can be repeated."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=3), default=None, help="Measurements of each runtime  [default: 7, 15, 9]."
+)
+@click.option(
+    "--calls", type=click.IntRange(min=1), default=10_000, show_default=True, help="Calls of a streaming measurement."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of measurements."
+)
 @click.option("--json", "path", metavar="FILE", help="Write the run as JSON, or - for standard output.")
 @click.option("--html", "html_path", metavar="FILE", help="Write the run as one page that needs no network.")
 @click.option("--pictures", "folder", metavar="FOLDER", help="Write the pictures as PNG and SVG.")
-@click.option("--report", "report", metavar="FOLDER", help="Write all of that into a folder, to publish it.")
-@click.option("--compare", "old_path", metavar="OLD", help="A run's JSON: tell what got slower since, beyond noise.")
-@click.option("--read", "read_path", metavar="FILE", help="Read a run's JSON in place of measuring.")
+@click.option(
+    "--report", "report", metavar="FOLDER", help="Write JSON, page and pictures into a folder, to publish it."
+)
+@click.option(
+    "--compare", "old_path", metavar="OLD", help="JSON of an older run: report what got slower, beyond noise."
+)
+@click.option("--read", "read_path", metavar="FILE", help="Read the JSON of a run and measure nothing.")
 def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # long: its parameters
     backends: tuple[str, ...],
     grid: str,
@@ -92,9 +107,8 @@ def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # l
 ) -> None:
     """Time BACKENDS (by default the fastest one installed) and PyTorch, ONNX Runtime and JAX.
 
-    A runtime is timed at a point only where its values are right there. The exit code is 0 where every backend
-    that was named has right values wherever it ran and, with --compare, none got slower beyond noise; else 1, and
-    2 where the command is wrong.
+    A runtime is timed only at sizes where its values are right. The exit code is 0 if every backend that was named
+    has right values and, with --compare, none got slower beyond noise. It is 1 if not, and 2 if the command is wrong.
 
     \b
     Examples:

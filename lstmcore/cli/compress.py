@@ -26,21 +26,25 @@ from lstmcore.training.model import SequenceModel
 @click.command("compress", cls=Command)
 @click.argument("model")
 @click.option("--weights", type=click.Choice(tuple(FORMATS)), required=True, help="Format of the weight matrices.")
-@click.option("--out", required=True, help="The model file (safetensors) to write.")
+@click.option("--out", required=True, help="Model file (safetensors) to write.")
 @click.option("--data", help="Data to measure the error on: what evaluate takes for this model.")
-@click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
-@click.option("--only", help="Forecasting: the one series to judge  [default: all].")
+@click.option(
+    "--fill",
+    type=click.Choice(("error", "linear", "previous")),
+    help="What to do about missing values  [default: as in training].",
+)
+@click.option("--only", help="To forecast: the one series to judge  [default: all].")
 @layout_options
 @click.option("--backend", help="Backend of the smaller model  [default: the fastest that has the format].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def compress(
     model: str, weights: str, out: str, data: str | None, backend: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Store the weight matrices of MODEL as WEIGHTS, for inference.
+    """Store the weight matrices of MODEL in fewer bytes, for inference.
 
-    bfloat16 and float16 take half of the bytes, int8 and int8a16 a quarter. int8a16 is the fastest: it also rounds
-    what the weights are multiplied with to 16 bits. With --data, the test part of the data is judged by
-    both models: the scores before and after, the largest difference of an output, and how many decisions change.
+    bfloat16 and float16 take half of the bytes of float32, int8 and int8a16 a quarter. int8a16 is the fastest: it also
+    rounds what the weights are multiplied with to 16 bits. With --data, both models are measured on the test part of
+    the data: their scores, the largest difference of an output, and how many predicted classes change.
 
     \b
     Examples:

@@ -23,24 +23,27 @@ from lstmcore.registry import get_backend
     "precisions",
     multiple=True,
     type=click.Choice(tuple(PRECISIONS)),
-    help="Precision to test; may be given again  [default: all that the backend declares].",
+    help="Precision to test; can be repeated  [default: all that the backend declares].",
 )
-@click.option("-k", "select", metavar="EXPR", help="Only items whose id has these words: and, or, not, brackets.")
+@click.option(
+    "-k",
+    "select",
+    metavar="EXPR",
+    help="Run only checks whose id matches, as in pytest: words with and, or, not, brackets.",
+)
 @click.option(
     "--profile",
     type=click.Choice(("smoke", "quick", "full")),
     default="quick",
     show_default=True,
-    help="full also runs what takes long; smoke runs a few cases of each check, in seconds.",
+    help="smoke runs a few cases of each check, in seconds; full also runs those that take long.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=None, help="Seed of the cases that are drawn  [default: 0]."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Seed of the random cases  [default: 0].")
 @click.option(
     "--max-examples",
     type=click.IntRange(min=1),
     default=None,
-    help="Cases that a check draws  [default: 30; 3 in smoke].",
+    help="Random cases of each check  [default: 30; 3 in smoke].",
 )
 @click.option(
     "--max-work",
@@ -52,7 +55,7 @@ from lstmcore.registry import get_backend
     "--expected-failures",
     "expected_path",
     metavar="FILE",
-    help='TOML with lines of "check or item id" = "reason"; one that passes is a failure.',
+    help='TOML file with lines "check or item id" = "reason"; a listed check that passes is a failure.',
 )
 @click.option("--json", "path", metavar="FILE", help="Write the report as JSON, or - for standard output.")
 @click.option("--junit", "junit_path", metavar="FILE", help="Write the report as JUnit XML.")
@@ -76,7 +79,7 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
 ) -> None:
     """Check the backend NAME against the specification.
 
-    Every check reports the largest error as a share of its budget; up to 1 passes. The exit code is 0 if the
+    Each check reports its largest error as a fraction of its budget, and passes up to 1. The exit code is 0 if the
     backend conforms, 1 if a check failed, and 2 if the backend is missing or the command is wrong.
 
     \b

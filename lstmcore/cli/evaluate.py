@@ -29,27 +29,38 @@ from lstmcore.training.readout import DTYPES
 @click.argument("model")
 @click.argument("data")
 @click.option(
-    "--test-rows", type=click.IntRange(1), help="Forecasting: the last rows to judge  [default: those held out]."
+    "--test-rows",
+    type=click.IntRange(1),
+    help="To forecast: last rows to judge  [default: those held out in training].",
 )
-@click.option("--fill", type=click.Choice(("error", "linear", "previous")), help="Gaps  [default: as in training].")
-@click.option("--only", help="Forecasting: the one series to judge  [default: all].")
+@click.option(
+    "--fill",
+    type=click.Choice(("error", "linear", "previous")),
+    help="What to do about missing values  [default: as in training].",
+)
+@click.option("--only", help="To forecast: the one series to judge  [default: all].")
 @layout_options
-@click.option("--backend", help="Backend that computes  [default: the fastest].")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Precision  [default: as trained, or float64 if refused].")
+@click.option("--backend", help="Backend to compute with  [default: the fastest].")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Floating-point type  [default: as trained, or float64 if the backend refuses it].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(
     model: str, data: str, test_rows: int | None, backend: str | None, dtype: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Judge MODEL on the test part of DATA.
+    """Measure the errors of MODEL on the test part of DATA.
 
-    A classifier gets its accuracy, loss and state drift. A forecast gets RMSE and MAE next to the seasonal-naive
-    forecast and the last value, one forecast a held-out row, each from the real values before it. A CSV file is read
-    as in training where --fill, --series, --time and --sort do not say otherwise.
+    For a classifier: accuracy, loss and state drift on the sequences that it was not trained on. For a forecast: RMSE
+    and MAE on the test rows, next to those of the seasonal-naive and the last-value forecast. Each forecast is made
+    from the measured rows before it. A file is read as in training unless --fill, --series, --time, --sort,
+    --separator, --decimal or --encoding say otherwise.
 
     \b
     Examples:
       lstmcore evaluate model.safetensors japanese-vowels
-      lstmcore evaluate model.safetensors japanese-vowels --backend reference --json
+      lstmcore evaluate forecast.safetensors my.csv --json
     """  # noqa: D301  (click keeps the lines below its mark)
     loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
     task = task_of(loaded, model)

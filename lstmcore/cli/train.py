@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -24,11 +24,15 @@ from lstmcore.training.readout import DTYPES
 from lstmcore.training.trainer import DivergedError
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Defaults that help shows in words.
+_SHOWN: Final = {"None": "never", "True": "both", "False": "forwards"}
 
 
 def _both(text: str, name: str) -> str:
-    """Return the help of an option whose default depends on the kind of task."""
-    return f"{text}  [default: {CLASSIFY[name]} to classify, {FORECAST[name]} to forecast]"
+    """Return the help of an option whose default may depend on the kind of task."""
+    classify, forecast = (_SHOWN.get(str(values[name]), values[name]) for values in (CLASSIFY, FORECAST))
+    both = classify if classify == forecast else f"{classify} to classify, {forecast} to forecast"
+    return f"{text}  [default: {both}]"
 
 
 def _option(switch: Switch) -> Callable[[F], F]:
@@ -75,7 +79,7 @@ def _switches(command: F) -> F:
 @click.option("--horizon", type=click.IntRange(1),
               help=f"To forecast: rows ahead to forecast  [default: {FORECAST['horizon']}].")  # fmt: skip
 @click.option("--season", type=click.IntRange(1),
-              help="To forecast: rows in a season, to compare with  [default: the window].")  # fmt: skip
+              help="To forecast: rows in a season  [default: by the dates, or the window].")  # fmt: skip
 @click.option("--test-rows", type=click.IntRange(1),
               help="To forecast: last rows of each series to keep for the test  [default: 104 for co2].")  # fmt: skip
 @click.option("--test-fraction", type=click.FloatRange(0, 1, max_open=True),
@@ -85,9 +89,7 @@ def _switches(command: F) -> F:
               )  # fmt: skip
 @layout_options
 @click.option("--hidden-size", type=click.IntRange(1), help=_both("Units of the LSTM.", "hidden_size"))
-@click.option(
-    "--bidirectional/--unidirectional", default=None, help=_both("Read forwards and backwards.", "bidirectional")
-)
+@click.option("--bidirectional/--unidirectional", default=None, help=_both("Directions to read in.", "bidirectional"))
 @_switches
 @click.option("--epochs", type=click.IntRange(1), help=_both("Passes over the training data.", "epochs"))
 @click.option("--batch-size", type=click.IntRange(1), help=_both("Sequences in a batch.", "batch_size"))

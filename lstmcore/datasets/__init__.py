@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from lstmcore.datasets.csvfile import Layout, read_columns, read_csv, read_panel
+from lstmcore.datasets.csvfile import Layout, read_columns, read_csv, read_header, read_panel
 from lstmcore.datasets.frame_windows import FrameWindows, windows
 from lstmcore.datasets.labelled import LabelLayout, Labelled, read_archive, read_labelled
 from lstmcore.datasets.registry import load, names
@@ -28,6 +28,7 @@ __all__ = [
     "read_archive",
     "read_columns",
     "read_csv",
+    "read_header",
     "read_labelled",
     "read_panel",
     "windows",

@@ -100,6 +100,17 @@ class Table:
             notify(form.found, 5)
         return table
 
+    @staticmethod
+    def read_header(path: str | Path, given: Given) -> tuple[str, ...]:
+        """Return the names of the columns of a file; errors are those of `read`."""
+        check_regular(path)
+        file, name = Path(path), str(path)
+        if file.suffix.casefold() == ".parquet":
+            rows = _parquet_rows(file, name)
+        else:
+            rows = read_rows(file, name, find_format(file, name, (), given))
+        return tuple(cell.strip() for cell in next(rows, (0, []))[1])
+
     def _take(self, rows: Rows, decimal: str, separator: str) -> None:
         """Take the header, then all rows."""
         self.header = [cell.strip() for cell in next(rows, (0, []))[1]]

@@ -106,6 +106,28 @@ def read_csv(
     return read_columns(path, [target], Layout(None, time, sort, insert), name=name)[0][0]
 
 
+def read_header(path: str | Path, layout: Layout) -> tuple[str, ...]:
+    r"""Return the names of the columns of a CSV or Parquet file.
+
+    Parameters
+    ----------
+    path, layout
+        The file, and how it is written.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        As `read_csv`.
+
+    Examples
+    --------
+    >>> _ = Path("heat.csv").write_text("hour,load\n1,3\n")
+    >>> read_header("heat.csv", Layout())
+    ('hour', 'load')
+    """
+    return Table.read_header(path, layout.given)
+
+
 def read_panel(path: str | Path, target: str, layout: Layout, *, name: str | None = None) -> tuple[Series, ...]:
     r"""Read the column `target` of a CSV file as one `Series` for each value of the column ``layout.series``.
 

@@ -66,6 +66,16 @@ class Steps(NamedTuple):
         """Whether every distance is one step."""
         return bool((self.counts == 1).all())
 
+    @property
+    def season(self) -> int | None:
+        """Steps in the season that such data usually have: a year, a week or a day; None if none is usual."""
+        if self.months:
+            return 12 // self.months if self.months < 12 else None
+        if self.workdays:
+            return 5
+        usual = {3600.0: 24, _DAY: 7, 7 * _DAY: 52}
+        return usual.get(self.seconds)
+
     def after(self, value: float, count: int) -> float:
         """Return the time `count` steps after `value`."""
         if self.months:

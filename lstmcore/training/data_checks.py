@@ -34,6 +34,11 @@ def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
         )
     if not hasattr(inputs, "__len__"):
         raise TypeError(f"inputs: expected a sequence of arrays (T, {width}); got {type(inputs).__name__}")
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 2 and inputs.dtype.kind in "fiu":
+        raise ValueError(
+            f"inputs: expected a sequence of arrays (T, {width}), or one array (N, T, {width}); got one of shape "
+            f"{inputs.shape}: give a single sequence in a list, as in [x]"
+        )
     if not len(inputs):
         raise ValueError("inputs: expected at least one sequence; got none")
     sequences = [plain(f"inputs[{index}]", sequence) for index, sequence in enumerate(inputs)]
@@ -45,7 +50,8 @@ def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
 def _check_sequence(name: str, sequence: Any, width: int) -> None:
     if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
         kind = getattr(sequence, "dtype", type(sequence).__name__)
-        raise TypeError(f"{name}: expected an array of numbers (T, {width}); got {kind}")
+        hint = ": use np.array(...)" if isinstance(sequence, list | tuple) else ""
+        raise TypeError(f"{name}: expected an array of numbers (T, {width}); got {kind}{hint}")
     validation.refuse_masked(name, sequence)
     if sequence.ndim != 2 or sequence.shape[1] != width:
         raise ValueError(f"{name}: expected shape (T, {width}); got {sequence.shape}")

@@ -119,10 +119,13 @@ def plot_forecast(pictures: Sequence[ForecastPicture], path: str | Path, *, titl
     if not 0 < len(pictures) <= MOST_PANELS:
         raise ValueError(f"pictures: expected 1 to {MOST_PANELS}; got {len(pictures)}")
     kind = check_picture(path)
-    figure = Figure(figsize=(9.5, 1.1 + 2.9 * len(pictures)), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.3 + 2.7 * len(pictures)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, picture in zip(figure.subplots(len(pictures), 1, squeeze=False)[:, 0], pictures, strict=True):
+    panels = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
+    for axes, picture in zip(panels, pictures, strict=True):
         _draw(axes, picture)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     if title:
         figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
@@ -168,4 +171,9 @@ def _draw(axes: Axes, picture: ForecastPicture) -> None:
     axes.margins(x=0.02)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", loc="best")
+    if isinstance(now, list):
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(maxticks=9)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -69,10 +69,11 @@ def _describe_layers(model: SequenceModel) -> dict[str, str]:
     lstm, readout = model.lstm, model.readout
     tensors = {name: value.size for name, value in model.parameters.items()}
     scaled = [name for name, one in (("inputs", model.input_scaling), ("targets", model.target_scaling)) if one]
-    weights = f", weights stored as {lstm.precision.weights}" if lstm.precision.weights else ""
+    stored = lstm.precision.weights
+    weights = f", weights stored as {stored}" if stored != "same" else ""
     return {
-        "reads": f"sequences of {lstm.input_size} numbers a step",
-        "gives": f"{readout.output_size} numbers at {'the last' if readout.steps == 'last' else 'every'} step"
+        "reads": f"sequences of {_count(lstm.input_size, 'number')} a step",
+        "gives": f"{_count(readout.output_size, 'number')} at {'the last' if readout.steps == 'last' else 'every'} step"
         + (f", through {readout.activation}" if readout.activation != "none" else ""),
         "layers": repr(lstm),
         "parameters": f"{sum(tensors.values()):,} in {lstm.precision.storage}{weights}",

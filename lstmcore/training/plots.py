@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lstmcore.extras import installing
 from lstmcore.files import write_atomically
 from lstmcore.training.history import Epoch, History
 
@@ -22,7 +23,7 @@ def require_matplotlib() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise ImportError("plot: needs matplotlib, which is not installed: pip install 'lstmcore[plot]'") from None
+        raise ImportError(f"plot: needs matplotlib, which is not installed: {installing('plot')}") from None
 
 
 def check_picture(path: str | Path) -> str:

@@ -147,6 +147,26 @@ def test_a_forecast_has_dates() -> None:
     assert error("predict", "m", path, "--probabilities").startswith("--probabilities: only for classifying; m is a")
 
 
+def test_a_season_follows_from_the_dates() -> None:
+    """A week of days, a year of months; rows without dates have the window, and --season holds."""
+
+    def season(name: str, times: list[str], *options: object) -> int:
+        Path(name).write_text("date,y\n" + "".join(f"{time},{row % 5}\n" for row, time in enumerate(times)))
+        succeed("train", name, "--target", "y", "--out", "m", *SMALL, *options)
+        return int(SequenceModel.load("m").task["season"])
+
+    months = [f"{2000 + k // 12}-{k % 12 + 1:02}" for k in range(60)]
+    assert season("days.csv", days(60)) == 7
+    assert season("months.csv", months) == 12
+    assert season("quarters.csv", [f"{2000 + k // 4}Q{k % 4 + 1}" for k in range(60)]) == 4
+    assert season("years.csv", [f"{1900 + k}" for k in range(60)]) == 9
+    assert season("months.csv", months, "--season", 6) == 6
+
+
+def test_without_a_target_the_columns_are_named() -> None:
+    assert error("train", write()).endswith("got none. It has day, load, heat, wind")
+
+
 def test_how_a_file_is_written_is_kept_with_the_model() -> None:
     """What is said in training holds for the other commands, and may be said again for another file."""
     path = write()

@@ -69,7 +69,8 @@ X_ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
 
 STATE_ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "an array": (STATE[0], TypeError, "{}: expected a pair (h, c); got ndarray"),
-    "three": ((*STATE, STATE[0]), TypeError, "{}: expected a pair (h, c); got tuple"),
+    "three": ((*STATE, STATE[0]), TypeError, "{}: expected a pair (h, c); got tuple of 3"),
+    "one": ((STATE[0],), TypeError, "{}: expected a pair (h, c); got tuple of 1"),
     "h missing": ((None, STATE[1]), TypeError, "{}.h: expected a NumPy array of float16; got builtins.NoneType"),
     "c missing": ((STATE[0], None), TypeError, "{}.c: expected a NumPy array of float32; got builtins.NoneType"),
     "h dtype": ((single(4, N, P), STATE[1]), TypeError, "{}.h: expected dtype float16; got float32"),

@@ -18,6 +18,7 @@ from lstmcore.backend import Kernel, State, UnsupportedError
 from lstmcore.config import LSTMConfig
 from lstmcore.dialects.onnx_graph import OUTPUTS
 from lstmcore.dialects.onnx_writer import INPUTS, operator_model
+from lstmcore.extras import installing
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -291,10 +292,10 @@ def test_the_plugin_imports_neither_library() -> None:
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ({"onnxruntime"}, "ONNX Runtime is not installed; install it with: pip install 'lstmcore[onnxruntime]'"),
+        ({"onnxruntime"}, f"ONNX Runtime is not installed; install it with: {installing('onnxruntime')}"),
         (
             {"onnx"},
-            "ONNX, which writes its models, is not installed; install it with: pip install 'lstmcore[onnxruntime]'",
+            f"ONNX, which writes its models, is not installed; install it with: {installing('onnxruntime')}",
         ),
         (set(), None),
     ],

@@ -172,3 +172,38 @@ def test_model_refuses_layers_that_do_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             SequenceModel(lstm, readout)
+
+
+class Frame:
+    """What a DataFrame shows of itself."""
+
+    columns = ("a", "b")
+
+    def __len__(self) -> int:
+        return 5
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        return np.ones((5, 2))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            Frame(),
+            r"inputs: expected a sequence of arrays \(T, 2\), one for each sequence; got a Frame: give the arrays",
+        ),
+        (
+            np.ones((5, 2)),
+            r"or one array \(N, T, 2\); got one of shape \(5, 2\): give a single sequence in a list, as in",
+        ),
+        ([Frame()], r"inputs\[0\]: expected an array of numbers \(T, 2\); got Frame: use .to_numpy\(\)"),
+        ([[[1.0, 2.0]]], r"inputs\[0\]: expected an array of numbers \(T, 2\); got list: use np.array"),
+    ],
+)
+def test_inputs_of_another_form_say_what_to_give(inputs: Any, message: str) -> None:
+    model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 1, seed=0))
+    with pytest.raises((TypeError, ValueError), match=message):
+        model.predict(inputs)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(model, loss="mean-squared-error", quiet=True).fit(inputs, np.ones((5, 1)))

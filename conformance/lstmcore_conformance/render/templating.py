@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lstmcore.extras import installing
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -18,7 +20,7 @@ def require_jinja2() -> None:
         if (error.name or "").partition(".")[0] != "jinja2":
             raise
         raise ImportError(
-            "pages and badges: need Jinja2, which is not installed: pip install 'lstmcore[conformance]'"
+            f"pages and badges: need Jinja2, which is not installed: {installing('conformance')}"
         ) from None
 
 
