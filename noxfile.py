@@ -35,6 +35,8 @@ FRAMES = ("pandas>=2.2", "polars>=1.0", "pyarrow>=15")
 PARALLEL = ("pytest-xdist>=3.8",)
 #: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "-p", "no:benchmark")
+#: Packages whose series the session forecasts takes, and AutoETS.
+SERIES = ("pmdarima>=2.0", "statsmodels>=0.14", "vega_datasets>=0.9", "statsforecast>=2.0")
 PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "docs", "noxfile.py", "conftest.py")
 #: The site: Sphinx, its theme, and what reads docstrings, Markdown, commands and lessons.
 DOCS = (
@@ -359,6 +361,13 @@ def bench_own(session: nox.Session) -> None:
     session.install("-e", f".[conformance,bench{extra}]", "ml_dtypes>=0.5")
     items = ("-p", "lstmcore_conformance.plugin", "--pyargs", "lstmcore_conformance.bench", "--lstm-backend", name)
     session.run("pytest", *items, *options, env=_quiet())
+
+
+@nox.session
+def forecasts(session: nox.Session) -> None:
+    """The defaults of lstmcore train on eight series of packages, beside naive forecasts and AutoETS; -- --write."""
+    session.install("-e", ".", *SERIES)
+    session.run("python", ".ci/forecasts.py", *session.posargs, env=_quiet())
 
 
 @nox.session

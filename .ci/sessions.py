@@ -84,6 +84,7 @@ FULL: Final = (
     Session("oldest-backends", needs=("uv",)),
     Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),
     Session("docs", arguments=TIMED, needs=("cc",)),
+    Session("forecasts"),
     Session("report", needs=("chromium|chromium-browser|google-chrome",)),
 )
 
