@@ -14,7 +14,9 @@ from typing import BinaryIO, Final
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 _NO_FOLDER: Final = "expected a file in a folder that exists"
 
@@ -123,9 +125,9 @@ def write_atomically(path: str | Path, content: bytes, *, name: str = "path") ->
             os.fsync(stream.fileno())
             if target.exists():
                 shutil.copymode(target, temporary)
-            if fcntl is not None:  # while the lock is held, so that no other process takes it for a leftover
+            if HAS_LOCKS:  # while the lock is held, so that no other process takes it for a leftover
                 os.replace(temporary, target)
-        if fcntl is None:  # Windows renames no open file
+        if not HAS_LOCKS:  # Windows renames no open file
             os.replace(temporary, target)
     except FileNotFoundError:
         raise UnwritableError(name, f"{_NO_FOLDER}; got {str(path)!r}, whose folder went away", path) from None
@@ -144,7 +146,7 @@ def remove_leftovers(target: Path) -> None:
     A writer holds a lock on its file, which ends with its process, on whichever machine or container that is.
     Where files cannot be locked, nothing is removed.
     """
-    if fcntl is None:
+    if not HAS_LOCKS:
         return
     try:
         with os.scandir(target.parent) as entries:
@@ -173,7 +175,7 @@ def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.tmp")
         stream = temporary.open("xb")
-        if fcntl is None:
+        if not HAS_LOCKS:
             return temporary, stream
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX)

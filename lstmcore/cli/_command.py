@@ -43,9 +43,8 @@ class Command(click.Command):
         """Return the option that gave the path of `error`, or the folder of it; else the name that it has."""
         path = Path(error.path)
         for parameter in self.params:
-            given = ctx.params.get(parameter.name or "")
-            named = isinstance(parameter, click.Option) and isinstance(given, str) and given
-            if named and (path == Path(given) or Path(given) in path.parents):
+            given = ctx.params.get(parameter.name or "") if isinstance(parameter, click.Option) else None
+            if isinstance(given, str) and given and (path == Path(given) or Path(given) in path.parents):
                 return parameter.opts[0]
         return error.name
 

@@ -45,9 +45,11 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     """
     batch_size = integer("batch_size", batch_size, 1)
     seed, epoch = integer("seed", seed, 0), integer("epoch", epoch, 0)
-    random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
-    order = random.permutation(len(lengths))
     sizes = np.asarray(lengths, np.int64)
+    if sizes.ndim != 1:
+        raise ValueError(f"lengths: expected one number a sequence; got shape {sizes.shape}")
+    random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
+    order = random.permutation(len(sizes))
     batches: list[Indices] = []
     for start in range(0, len(order), _POOL * batch_size):
         pool = order[start : start + _POOL * batch_size]

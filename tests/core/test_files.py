@@ -28,7 +28,7 @@ files.write_atomically(sys.argv[1], b"new" * 1000)
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 WAIT = "sys.stdin.read()"
-posix = pytest.mark.skipif(files.fcntl is None, reason="this system has no locks of files")
+posix = pytest.mark.skipif(not files.HAS_LOCKS, reason="this system has no locks of files")
 
 
 @contextmanager

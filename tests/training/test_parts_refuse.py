@@ -171,6 +171,8 @@ def test_batches_and_padding_refuse() -> None:
     for change, told in (({"seed": -1}, "seed"), ({"epoch": -2}, "epoch")):
         with pytest.raises(ValueError, match=f"^{told}: expected at least 0"):
             batches_by_length([1, 2], 1, **{"seed": 0, "epoch": 0, **change})
+    with pytest.raises(ValueError, match=r"^lengths: expected one number a sequence; got shape \(\)"):
+        batches_by_length("1", 1, seed=0, epoch=1)  # type: ignore[arg-type]  # that is the test
     sequences: Any
     for sequences, error, told in (
         ([], ValueError, "sequences: expected at least one; got none"),
