@@ -191,6 +191,23 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile inputs for every public entry: -- --minutes M (2 by default), --seed, --only NAME, --atheris NAME."""
+    session.install("-e", ".[numba,plot,conformance,bench,onnxruntime]", *TESTS)
+    if any(word.startswith("--atheris") for word in session.posargs):
+        session.install("atheris")
+    session.run("python", str(HERE / "tests" / "fuzz" / "fuzz_run.py"), *session.posargs, env=_quiet())
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, full disks, forks, threads, signals: -- --kills N (200 by default), --long, --memcheck."""
+    session.install("-e", ".[numba,plot,conformance,bench]", *TESTS, "joblib>=1.4")
+    options = session.posargs or ("--kills", "200")
+    session.run("pytest", "-p", "no:benchmark", "tests/faults", *options, env=_quiet())
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """Differential tests against PyTorch, ONNX and JAX."""
     _install_torch(session)
@@ -276,8 +293,11 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel, check what they hold, and run a part of the suite from the wheel in an empty folder."""
-    session.install("build", "check-wheel-contents", *TESTS)
+    """Build sdist, wheel and reports/sbom.json, check what they hold, and run a part of the suite from the wheel."""
+    session.install("build", "check-wheel-contents", "cyclonedx-bom>=7", *TESTS)
+    (HERE / "reports").mkdir(exist_ok=True)
+    bill = ("--pyproject", "pyproject.toml", "--output-reproducible", "-o", str(HERE / "reports" / "sbom.json"))
+    session.run("cyclonedx-py", "requirements", "requirements.lock", *bill, env={"PYTHONWARNINGS": "ignore"})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         others = (".git", ".nox", "reports", ".hypothesis")  # sessions that run at the same time write there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import struct
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -129,6 +130,15 @@ def test_the_rules_of_bandit_are_on() -> None:
     for pattern, codes in lint["per-file-ignores"].items():
         if pattern.startswith(FOLDERS):
             assert not [code for code in codes if code == "S" or code.startswith(("S1", "S2", "S3", "S4", "S5", "S6"))]
+
+
+def test_the_lock_has_every_base_dependency_with_hashes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    locked = re.findall(r"^([\w.-]+)==(\S+)[^\n]*((?:\n +--hash=sha256:[0-9a-f]{64}[ \\]*)*)",
+                        (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE)  # fmt: skip
+    assert all(hashes for _, _, hashes in locked)
+    wanted = {re.split(r"[<>=]", text)[0] for text in project["dependencies"]}
+    assert wanted <= {name for name, _, _ in locked}
 
 
 def safetensors(header: bytes, length: int | None = None, data: bytes = b"") -> bytes:

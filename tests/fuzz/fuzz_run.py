@@ -1,0 +1,303 @@
+"""The fuzzer: ``python tests/fuzz/fuzz_run.py --minutes M``. Workers take inputs by seed; this process watches them.
+
+An input is a target and bytes. A worker tells each input before it runs it, so that an input which ends the process, or
+never ends, is known. What fails is shortened by Hypothesis and written to ``tests/fuzz/found``: add the file to
+``tests/fuzz/corpus``, which the fast tests run, and mend the code. ``--atheris NAME`` lets atheris choose the bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import hashlib
+import importlib.util
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+HERE: Final = Path(__file__).parent
+FOUND: Final = HERE / "found"
+CORPUS: Final = HERE / "corpus"
+#: Seconds without an answer after which an input counts as one that never ends, and inputs of a worker that have ten
+#: times as many, since they compile.
+PATIENCE_S: Final = 120.0
+FIRST: Final = 100
+#: Bytes of address space of a worker: an array beyond it is a MemoryError, and no worker ends the machine.
+MEMORY: Final = 8 << 30
+#: Inputs of one worker; then a new one starts, so that no memory is gathered.
+TURN: Final = 4000
+
+
+def run_input(name: str, data: bytes) -> None:
+    """Run one input of a target; raises what the target raises."""
+    from fuzz_source import Source
+    from fuzz_targets import TARGETS
+
+    TARGETS[name].run(Source(data))
+
+
+def prepare(folder: str) -> None:
+    """Set what a process needs that runs inputs: a folder of its own, limits, no output."""
+    os.environ["LSTMCORE_FUZZ_FOLDER"] = folder
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def available(names: list[str]) -> list[str]:
+    """Return the targets whose packages are installed."""
+    from fuzz_targets import TARGETS
+
+    return [name for name in names if not TARGETS[name].needs or importlib.util.find_spec(TARGETS[name].needs)]
+
+
+def work(seed: int, names: list[str]) -> None:
+    """Run inputs from `seed` on until the turn is over or standard output closes."""
+    from fuzz_source import random_bytes
+    from fuzz_targets import TARGETS
+
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    faulthandler.enable()
+    plan = [name for name in names for _ in range(max(8 // TARGETS[name].cost, 1))]
+    for number in range(seed, seed + TURN):
+        name = plan[number % len(plan)]
+        out.write(f"{name} {number}\n")
+        try:
+            run_input(name, random_bytes(number))
+        except BaseException:
+            lines = traceback.format_exc().strip().splitlines()
+            out.write(f"FAILED {name} {number} {lines[-1][:300]!r}\n")
+    out.write("DONE\n")
+
+
+def minimise(name: str, data: bytes) -> bytes:
+    """Return a short input that fails in the same way, found by Hypothesis."""
+    from hypothesis import HealthCheck, find, settings
+    from hypothesis import strategies as st
+    from hypothesis.errors import NoSuchExample
+
+    def kind(content: bytes) -> str | None:
+        try:
+            run_input(name, content)
+        except BaseException as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            return f"{type(error).__name__} {last.filename}:{last.lineno}"
+        return None
+
+    wanted = kind(data)
+    if wanted is None:
+        return data
+    for size in (len(data) // 8, len(data) // 4, len(data) // 2):
+        if kind(data[:size]) == wanted:
+            data = data[:size]
+            break
+    quiet = settings(max_examples=300, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    with contextlib.suppress(NoSuchExample):
+        shorter = find(st.binary(max_size=len(data)), lambda content: kind(content) == wanted, settings=quiet)
+        data = min(data, shorter, key=len)
+    return data
+
+
+def keep(name: str, data: bytes) -> Path:
+    """Write an input that failed."""
+    folder = FOUND / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(data).hexdigest()[:12]
+    path.write_bytes(data)
+    return path
+
+
+class Watched:
+    """A worker and the input that it runs."""
+
+    def __init__(self, seed: int, names: list[str], folder: str) -> None:
+        command = [sys.executable, str(Path(__file__)), "--worker", str(seed), "--folder", folder, "--only", *names]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.current, self.since, self.rest, self.done, self.told = "", time.monotonic(), "", False, 0
+
+    def lines(self) -> list[str]:
+        """Return the lines that came since the last call."""
+        assert self.process.stdout is not None
+        try:
+            piece = os.read(self.process.stdout.fileno(), 1 << 16).decode()
+        except BlockingIOError:
+            return []
+        *whole, self.rest = (self.rest + piece).split("\n")
+        if whole:
+            self.since, self.told = time.monotonic(), self.told + len(whole)
+        return whole
+
+
+class Campaign:
+    """A run of the fuzzer, with its counts."""
+
+    def __init__(self, names: list[str], seed: int) -> None:
+        self.names, self.next = names, seed
+        self.counts: Counter[str] = Counter()
+        self.failures: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def run(self, seconds: float, processes: int) -> None:
+        """Keep `processes` workers at work for `seconds`."""
+        end = time.monotonic() + seconds
+        with tempfile.TemporaryDirectory() as folder:
+            workers = [self._start(folder, index) for index in range(processes)]
+            try:
+                while time.monotonic() < end:
+                    time.sleep(0.05)
+                    for index, worker in enumerate(workers):
+                        if self._look(worker):
+                            workers[index] = self._start(folder, index)
+            finally:
+                for worker in workers:
+                    worker.process.kill()
+                    worker.process.communicate()
+
+    def _start(self, folder: str, index: int) -> Watched:
+        own = Path(folder) / str(index)
+        own.mkdir(exist_ok=True)
+        worker = Watched(self.next, self.names, str(own))
+        self.next += TURN
+        return worker
+
+    def _look(self, worker: Watched) -> bool:
+        """Take what a worker told; return whether it has ended."""
+        for line in worker.lines():
+            if line == "DONE":
+                worker.done = True
+            elif line.startswith("FAILED "):
+                _, name, number, what = line.split(" ", 3)
+                self._fail(name, int(number), what)
+            else:
+                worker.current = line
+                self.counts[line.split(" ")[0]] += 1
+        patience = PATIENCE_S * (10 if worker.told < FIRST else 1)
+        hung = time.monotonic() - worker.since > patience
+        if hung:
+            worker.process.kill()
+        code = worker.process.poll()
+        if code is None:
+            return False
+        _, errors = worker.process.communicate()
+        if not worker.done:
+            if not worker.current:
+                raise SystemExit(f"fuzz: a worker ended before its first input:\n{errors[-3000:]}")
+            name, number = worker.current.split(" ")
+            ended = f"no end within {patience:.0f} s" if hung else f"the process ended with {code}: {errors[-300:]!r}"
+            self._fail(name, int(number), ended)
+        return True
+
+    def _fail(self, name: str, number: int, what: str) -> None:
+        self.counts["failed"] += 1
+        if (name, what) not in self.failures and len(self.failures) < 50:
+            self.failures[name, what] = (name, number)
+            print(f"fuzz: {name}, seed {number}: {what}", flush=True)
+
+
+def shorten_and_keep(campaign: Campaign) -> None:
+    """Write each kind of failure as a file; one that raises is shortened, in a process of its own."""
+    from fuzz_source import random_bytes
+
+    for name, number in campaign.failures.values():
+        command = [sys.executable, str(Path(__file__)), "--minimise", name, str(number)]
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [*command, "--folder", folder], capture_output=True, text=True, timeout=120, check=False
+            )
+            if done.returncode == 0:
+                print(f"fuzz: kept {done.stdout.strip()}")
+                continue
+        print(f"fuzz: kept {keep(name, random_bytes(number))}")
+
+
+def with_atheris(name: str, minutes: float) -> None:
+    """Let atheris choose the bytes by the coverage of the code."""
+    import atheris  # type: ignore[import-not-found]  # an option of the session
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(folder)
+        with atheris.instrument_imports(include=["lstmcore", "lstmcore_conformance"]):
+            from fuzz_source import Source
+            from fuzz_targets import TARGETS
+        known = CORPUS / name
+        arguments = [
+            sys.argv[0],
+            f"-max_total_time={int(minutes * 60)}",
+            "-max_len=512",
+            *([str(known)] * known.exists()),
+        ]
+        atheris.Setup(arguments, lambda data: TARGETS[name].run(Source(data)))
+        atheris.Fuzz()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first input")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", nargs="*", default=None, help="names of targets")
+    parser.add_argument("--atheris", metavar="NAME", help="a target, by atheris")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--minimise", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the fuzzer; return 1 if an input failed."""
+    sys.path.insert(0, str(HERE))
+    options = _options()
+    if options.atheris:
+        with_atheris(options.atheris, options.minutes)
+        return 0
+    if options.folder:
+        prepare(options.folder)
+    if options.worker is not None:
+        work(options.worker, options.only)
+        return 0
+    if options.minimise:
+        from fuzz_source import random_bytes
+
+        name, number = options.minimise
+        print(keep(name, minimise(name, random_bytes(int(number)))))
+        return 0
+    return _watch(options)
+
+
+def _watch(options: Any) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LSTMCORE_FUZZ_FOLDER"] = folder
+        from fuzz_targets import TARGETS
+
+        names = options.only or list(TARGETS)
+        if unknown := sorted(set(names) - set(TARGETS)):
+            raise SystemExit(f"fuzz: expected some of {', '.join(TARGETS)}; got {', '.join(unknown)}")
+        chosen = available(names)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    campaign = Campaign(chosen, options.seed)
+    campaign.run(options.minutes * 60, options.processes)
+    shorten_and_keep(campaign)
+    failed = campaign.counts.pop("failed", 0)
+    for name, count in sorted(campaign.counts.items()):
+        print(f"fuzz: {name}: {count} inputs")
+    for name in names:
+        if name not in chosen:
+            print(f"NOT CHECKED {name}: needs {TARGETS[name].needs}")
+    ways = len(campaign.failures)
+    print(f"fuzz: {campaign.counts.total()} inputs from seed {options.seed}, {failed} failed in {ways} ways")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
