@@ -111,7 +111,9 @@ def test_the_command_reads_them_from_a_file(tmp_path: Path) -> None:
     assert "expected to fail (was broken once)" in found.output
 
 
-@pytest.mark.parametrize("text", ["[", "forward.no_state = 'dots need quotes'", '"a" = ""', '"a" = 3'])
+@pytest.mark.parametrize(
+    "text", ["[", "forward.no_state = 'dots need quotes'", '"a" = ""', '"a" = 3', '"a" = ' + "[" * 3000], ids=range(5)
+)
 def test_a_wrong_file_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     file = tmp_path / "known.toml"
     file.write_text(text)

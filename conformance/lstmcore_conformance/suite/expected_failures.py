@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lstmcore.files import check_regular
 from lstmcore_conformance.suite.report import ItemReport, Outcome
 
 
@@ -19,9 +20,11 @@ def load(path: str | Path) -> dict[str, str]:
         The file is not TOML, or a value is not a text, or an empty one.
     """
     try:
+        check_regular(path)
         reasons = tomllib.loads(Path(path).read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: expected TOML with lines of "id" = "reason"; {error}') from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f'{path}: expected TOML with lines of "id" = "reason"; {problem}') from error
     for id, reason in reasons.items():
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError(f"{path}: {id}: expected a reason as text; got {reason!r} (ids with dots need quotes)")
