@@ -197,7 +197,7 @@ class Frame:
             np.ones((5, 2)),
             r"or one array \(N, T, 2\); got one of shape \(5, 2\): give a single sequence in a list, as in",
         ),
-        ([Frame()], r"inputs\[0\]: expected an array of numbers \(T, 2\); got Frame"),
+        ([Frame()], r"inputs\[0\]: expected an array of numbers \(T, 2\); got Frame: use .to_numpy\(\)"),
         ([[[1.0, 2.0]]], r"inputs\[0\]: expected an array of numbers \(T, 2\); got list: use np.array"),
     ],
 )
