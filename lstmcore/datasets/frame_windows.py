@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.datasets.dates import Times, count_steps, parse_times
+from lstmcore.datasets.dates import Times, Unreadable, count_steps, parse_times
 from lstmcore.frames import is_frame, open_frame
 from lstmcore.notices import notify
 from lstmcore.scalars import integer
@@ -236,9 +236,9 @@ def _groups(values: Any, count: int) -> tuple[tuple[Any, ...], list[npt.NDArray[
 def _times(column: str, values: Any) -> Times:
     if values.dtype.kind == "M":
         seconds = values.astype("datetime64[us]").astype(np.int64) / 1e6
-        found: Times | int | None = Times(np.where(np.isnat(values), np.nan, seconds), True)
+        found: Times | Unreadable | None = Times(np.where(np.isnat(values), np.nan, seconds), "ISO 8601")
     elif values.dtype.kind in "iuf":
-        found = Times(values.astype(np.float64), False)
+        found = Times(values.astype(np.float64), "numbers")
     else:
         found = parse_times([str(value) for value in values], numbers=False) if len(values) else None
     if not isinstance(found, Times) or not np.isfinite(found.values).all():
@@ -265,7 +265,7 @@ def _in_order(times: Times, rows: npt.NDArray[np.intp], names: tuple[str, Any], 
             f"{where}column {column!r}: expected times that ascend; row {back[0] + 1} of the series is earlier than "
             "the one before it: use sort=True"
         )
-    steps = count_steps(Times(own, times.are_dates))
+    steps = count_steps(times._replace(values=own))
     if not steps.even:
         row = int(np.flatnonzero(steps.counts != 1)[0]) + 1
         notify(f"{where}column {column!r}: expected even steps; got another before row {row}: each row is one step", 4)
