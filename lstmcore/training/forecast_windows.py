@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.datasets.series import Series
-from lstmcore.datasets.windows import Windows
+from lstmcore.datasets.series_windows import Windows
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
