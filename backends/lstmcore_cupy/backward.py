@@ -27,6 +27,7 @@ def backward(saved: Saved, dy: Array | None, dstate: State | None, plan: Plan | 
     programs = saved.weights.programs
     config, device = programs.config, programs.device
     steps, batch, width = saved.x.shape
+    saved.weights.wait()
     dh = programs.zeros(batch, config.output_size) if dstate is None else programs.widen(dstate.h)
     dc = programs.zeros(batch, config.hidden_size)
     if dstate is not None:

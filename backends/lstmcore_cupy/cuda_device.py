@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ from lstmcore_cupy.nvrtc import cached_cubin
 _BITS: Final = np.dtype(np.uint16)
 #: DLPack's device types for memory of a GPU, and for managed memory, which moves there by itself.
 _DLPACK_CUDA: Final = (2, 13)
-#: Bytes of shared memory that every kernel may have; a kernel has to ask for more.
+#: Bytes of shared memory that every kernel may have, static ones included; a kernel has to ask for more.
 _SHARED_BYTES: Final = 48 << 10
 #: Bytes of shared memory that a persistent kernel declares statically. They count towards a block's limit.
 STATIC_BYTES: Final = 64
@@ -49,7 +51,7 @@ class _CudaProgram(Program):
             resident, wanted = self.resident_blocks(kernel, threads, shared_bytes), int(np.prod(blocks))
             if wanted > resident:
                 raise ValueError(f"blocks: expected at most {resident}, which the device holds at once; got {wanted}")
-        argument = words.view(np.dtype((np.void, words.nbytes)))  # one entry: CuPy passes it by value
+        argument = words.view(_struct_type(words.nbytes))  # one entry: CuPy passes it by value
         self._function(kernel, shared_bytes)(
             blocks, (threads,), (argument,), shared_mem=shared_bytes, enable_cooperative_groups=cooperative
         )
@@ -66,7 +68,7 @@ class _CudaProgram(Program):
         function = self._functions.get(kernel)
         if function is None:
             function = self._functions[kernel] = self._module.get_function(kernel)
-        if shared_bytes > _SHARED_BYTES and kernel not in self._asked:
+        if shared_bytes > _SHARED_BYTES - STATIC_BYTES and kernel not in self._asked:
             from cupy_backends.cuda.api import driver
 
             # The limit, not what this launch takes: another thread's launch may take more.
@@ -91,6 +93,7 @@ class CudaDevice(Device):
         self.multiprocessors = int(properties["multiProcessorCount"])
         self.shared_bytes = int(properties["sharedMemPerBlockOptin"]) - STATIC_BYTES
         self.architecture = int(self._device.compute_capability)
+        self._bound = threading.local()
         with self.active():
             pinned = cupy.cuda.alloc_pinned_memory(np.dtype(np.int64).itemsize)
         self.failed = np.frombuffer(pinned, np.int64, 1)
@@ -98,10 +101,27 @@ class CudaDevice(Device):
         self._programs: dict[str, _CudaProgram] = {}
         self._lock = ForkSafeLock()
 
-    def active(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """See `Device.active`."""
-        context: AbstractContextManager[object] = self._cupy.cuda.Device(self.number)
-        return context
+        with self._cupy.cuda.Device(self.number):
+            if not hasattr(self._bound, "context"):
+                # `_CudaProgram` calls the driver, which needs the context that a call of the runtime binds.
+                self._cupy.cuda.runtime.free(0)
+                self._bound.context = True
+            yield
+
+    def started(self) -> Callable[[], None]:
+        """See `Device.started`."""
+        cuda = self._cupy.cuda
+        event = cuda.Event(disable_timing=True)
+        event.record()
+
+        def wait() -> None:
+            if not event.done:
+                cuda.get_current_stream().wait_event(event)
+
+        return wait
 
     def program(self, text: str) -> Program:
         """See `Device.program`."""
@@ -249,6 +269,12 @@ def cuda_device(number: int) -> CudaDevice:
 def _as_bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which arrays of `dtype` are copied: unsigned integers for the 16-bit formats."""
     return _BITS if dtype.itemsize == _BITS.itemsize else dtype
+
+
+@cache
+def _struct_type(size: int) -> np.dtype[Any]:
+    """Return the dtype of one entry of `size` bytes; making it takes longer than all else of a launch in Python."""
+    return np.dtype((np.void, size))
 
 
 @cache

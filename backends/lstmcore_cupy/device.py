@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -79,6 +80,10 @@ class Device(ABC):
     @abstractmethod
     def active(self) -> AbstractContextManager[object]:
         """Return a context in which arrays are made and kernels run on this device."""
+
+    @abstractmethod
+    def started(self) -> Callable[[], None]:
+        """Return a function that lets the then current stream wait for what the current one was given so far."""
 
     @abstractmethod
     def program(self, text: str) -> Program:

@@ -45,6 +45,7 @@ def forward(
     programs, (x, state, lengths, _) = weights.programs, inputs
     config, device = programs.config, programs.device
     steps, batch, _ = x.shape
+    weights.wait()
     ends = None if lengths is None else device.array(lengths)
     masks = _masks(device, inputs.masks, copy=record)
     narrow = device.array(x)

@@ -130,7 +130,8 @@ class CupyKernel(DirectionKernel):
         device = self.backend.device.home(next(iter(parameters.values())))
         programs = self.programs(device)
         with device.active():
-            return Weights(programs, {name: programs.widen(parameters[name]) for name in self.config.parameter_shapes})
+            copies = {name: programs.widen(parameters[name]) for name in self.config.parameter_shapes}
+            return Weights(programs, copies, device.started())
 
     def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,

@@ -114,7 +114,10 @@ def plan(programs: Programs, kernel: Name, batch: int, directions: int = 1) -> P
 
 
 def _plan(programs: Programs, kernel: Name, batch: int, directions: int) -> Plan | str:
-    """Return the plan with the fewest sums for a block; among equals, the one whose blocks read the fewest rows."""
+    """Return the best plan whose blocks the device holds at once.
+
+    Best are the fewest sums for a block; among equals, the fewest rows that a block reads.
+    """
     device = programs.device
     plans = list(_plans(programs, kernel, batch, directions))
     if not plans:
@@ -124,11 +127,14 @@ def _plan(programs: Programs, kernel: Name, batch: int, directions: int) -> Plan
         least = min(each.shared_bytes for each in plans)
         have = f"of {device.name}, which has {device.shared_bytes}"
         return f"{kernel} needs {least} bytes of the shared memory of each multiprocessor {have}"
-    best = min(fitting, key=lambda each: (each.units * each.rows, each.rows, -each.depth))
-    resident = programs.program.resident_blocks(name_of(programs, kernel), best.threads, best.shared_bytes)
-    if resident < best.blocks:
-        return f"{device.name} holds {resident} of the {best.blocks} blocks of {kernel} at once"
-    return best
+    fitting.sort(key=lambda each: (each.units * each.rows, each.rows, -each.depth))
+    name, missed = name_of(programs, kernel), []
+    for each in fitting:
+        resident = programs.program.resident_blocks(name, each.threads, each.shared_bytes)
+        if resident >= each.blocks:
+            return each
+        missed.append(f"{device.name} holds {resident} of the {each.blocks} blocks of {kernel} at once")
+    return missed[0]
 
 
 def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Iterator[Plan]:

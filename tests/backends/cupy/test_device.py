@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,19 +124,86 @@ class _Driver:
         self.asked.append((function, attribute, value))
 
 
-def test_shared_memory_is_asked_for_once_and_for_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch of one thread does not lower the limit of another thread's launch, which needs more."""
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> _Driver:
     import cupy_backends.cuda.api
 
-    driver = _Driver()
-    monkeypatch.setitem(vars(cupy_backends.cuda.api), "driver", driver)
-    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
+    fake = _Driver()
+    monkeypatch.setitem(vars(cupy_backends.cuda.api), "driver", fake)
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", fake)
+    return fake
+
+
+def _program() -> cuda_device._CudaProgram:
     program = cuda_device._CudaProgram.__new__(cuda_device._CudaProgram)
     program._functions, program._asked = {"one": SimpleNamespace(ptr=5)}, set()
     program._shared_bytes = (227 << 10) - cuda_device.STATIC_BYTES
+    return program
+
+
+def test_shared_memory_is_asked_for_once_and_for_every_launch(driver: _Driver) -> None:
+    """A launch of one thread does not lower the limit of another thread's launch, which needs more."""
+    program = _program()
     for size in (1 << 10, 48 << 10, 100 << 10, 60 << 10, 200 << 10):
         program._function("one", size)
     assert driver.asked == [(5, 8, program._shared_bytes)]
+
+
+def test_static_bytes_count_towards_the_default_limit(driver: _Driver) -> None:
+    """A kernel with exactly 48 KiB of dynamic bytes has to ask too: its static bytes come on top."""
+    program = _program()
+    program._function("one", (48 << 10) - cuda_device.STATIC_BYTES)
+    assert not driver.asked
+    program._function("one", (48 << 10) - cuda_device.STATIC_BYTES + 4)
+    assert driver.asked == [(5, 8, program._shared_bytes)]
+
+
+class _Runtime:
+    """CuPy's devices, events and streams; `log` has what is asked of them, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.done = False
+        self.runtime = SimpleNamespace(free=lambda address: self.log.append(f"free {address}"))
+
+    def Device(self, number: int) -> nullcontext[None]:
+        return nullcontext()
+
+    def Event(self, *, disable_timing: bool) -> Any:
+        return SimpleNamespace(record=lambda: self.log.append("record"), done=self.done)
+
+    def get_current_stream(self) -> Any:
+        return SimpleNamespace(wait_event=lambda event: self.log.append("wait"))
+
+
+def _device_on(runtime: _Runtime) -> CudaDevice:
+    device = _device()
+    device._cupy, device.number, device._bound = SimpleNamespace(cuda=runtime), 0, threading.local()
+    return device
+
+
+def test_a_fresh_thread_binds_its_context_once() -> None:
+    """The driver's functions find no context in a thread that has called nothing of the runtime."""
+    device = _device_on(runtime := _Runtime())
+
+    def twice() -> None:
+        for _ in range(2):
+            with device.active():
+                pass
+
+    twice()
+    thread = threading.Thread(target=twice)
+    thread.start()
+    thread.join()
+    assert runtime.log == ["free 0", "free 0"]
+
+
+@pytest.mark.parametrize(("done", "log"), [(False, ["record", "wait"]), (True, ["record"])])
+def test_a_stream_waits_for_what_another_one_started(done: bool, log: list[str]) -> None:
+    runtime = _Runtime()
+    runtime.done = done
+    _device_on(runtime).started()()
+    assert runtime.log == log
 
 
 def test_a_cooperative_launch_of_too_many_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,9 @@ class _Gpu(CudaDevice):
 
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def started(self) -> Callable[[], None]:
+        return self.emulated.started()
 
     def program(self, text: str) -> Program:
         return self.emulated.program(text)

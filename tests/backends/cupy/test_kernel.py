@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from emulation import EmulatedDevice
 from lstmcore import LSTM
 from lstmcore import stack as stacks
-from lstmcore.backend import Receipt, UnsupportedError
+from lstmcore.backend import Receipt, Tangents, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.bench.cuda import CUDA
@@ -273,3 +273,23 @@ def test_sums_are_taken_in_parts(rows: int) -> None:
     np.testing.assert_allclose(
         found, sum(wide[:end, n, :3].sum(axis=0) for n, end in enumerate(ends)), rtol=64 * 2.0**-24
     )
+
+
+def test_every_pass_waits_for_the_weights() -> None:
+    """One stream may pack while another one calls."""
+    waited: list[str] = []
+
+    class Device(EmulatedDevice):
+        def started(self) -> Callable[[], None]:
+            return lambda: waited.append("weights")
+
+    config = LSTMConfig(input_size=2, hidden_size=3)
+    kernel = CupyBackend(Device()).compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    x = np.ones((2, 1, 2), "float32")
+    done = kernel.forward(weights, x, record=True)
+    assert len(waited) == 1
+    kernel.backward(weights, done.tape, done.y)
+    assert len(waited) == 2
+    kernel.jvp(weights, x, None, Tangents(x=x))
+    assert len(waited) == 3

@@ -366,6 +366,30 @@ def test_plans_cover_all_units_and_rows_within_what_a_device_has(
         assert sides == (1 if hidden == 1024 and precision != "bfloat16" else directions)
 
 
+def test_the_next_plan_is_taken_where_the_best_is_not_resident() -> None:
+    device = SimpleNamespace(multiprocessors=132, shared_bytes=227 << 10, name="cuda:0")
+    config, real = LSTMConfig(input_size=2, hidden_size=100), np.dtype(np.float32)
+    asked: list[int] = []
+
+    def resident(kernel: str, threads: int, shared_bytes: int) -> int:
+        asked.append(shared_bytes)
+        return 0 if len(asked) <= refused else 132
+
+    program = SimpleNamespace(resident_blocks=resident)
+    formats = {"tensor_cores": False, "real": real, "storage": real}
+    programs: Any = SimpleNamespace(config=config, device=device, program=program, **formats)
+    for refused in (0, 1, 3):
+        asked.clear()
+        found = persistent.plan(programs, "forward_persistent", 64)
+        assert isinstance(found, persistent.Plan)
+        assert len(asked) == refused + 1
+        assert found.shared_bytes == asked[-1]
+    refused = 1000
+    assert persistent.plan(programs, "forward_persistent", 64) == (
+        "cuda:0 holds 0 of the 100 blocks of forward_persistent at once"
+    )
+
+
 def test_sizes_are_those_of_the_source() -> None:
     text = program_source.source("lstm.cu")
     assert f"#define TILE {persistent._TILE} " in text

@@ -110,6 +110,9 @@ class EmulatedDevice(Device):
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def started(self) -> Callable[[], None]:
+        return lambda: None
+
     def program(self, text: str) -> EmulatedProgram:
         with self._lock:
             if text not in self._programs:
