@@ -47,8 +47,7 @@ def backward(saved: Saved, dy: Array | None, dstate: State | None, plan: Plan | 
         _run_steps(saved, call, buffers)
     if config.layer_norm:
         call.launch("backward_normalise_input", steps * batch, dz.shape[-1], whole_rows=True)
-    dx = programs.empty(steps, batch, width)
-    programs.matmul(dz_x, saved.weights.parameters["weight_x"], dx)
+    dx = programs.matmul_by_rows(dz_x, saved.weights.parameters["weight_x"])
     gradients = _parameter_gradients(saved, buffers)
     parameters = {name: programs.narrow(gradients[name]) for name in config.parameter_shapes}
     return Gradients(programs.narrow(dx), State(programs.narrow(dh), dc), parameters)
@@ -90,7 +89,11 @@ def _parameter_gradients(saved: Saved, buffers: dict[str, Array]) -> dict[str, A
     programs, recorded, dz = saved.weights.programs, saved.buffers, buffers["dz"]
     config, columns, hidden = programs.config, dz.shape[-1], programs.config.hidden_size
     dz_x, dz_h = (buffers["dz_x"], buffers["dz_h"]) if config.layer_norm else (dz, dz)
-    gradients = {"weight_x": programs.outer(dz_x, saved.x), "weight_h": programs.outer(dz_h, recorded["r"])}
+    stored_r = config.recurrence == "hidden" and saved.masks.recurrent is None
+    gradients = {
+        "weight_x": programs.outer(dz_x, saved.x, stored=True),
+        "weight_h": programs.outer(dz_h, recorded["r"], stored=stored_r),
+    }
     if config.proj_size:
         gradients["weight_proj"] = programs.outer(buffers["d_projected"], recorded["q"])
     if config.bias:

@@ -150,6 +150,7 @@ def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Ite
         for parts in _PARTS:
             depth = min(terms, _over(terms, parts * _WARP) * _WARP)
             warps = _warps(programs, units * outputs, height, depth)
+            bias = units * outputs * programs.real.itemsize if kernel == "forward_persistent" else 0
             yield Plan(
                 kernel,
                 units,
@@ -157,7 +158,7 @@ def _plans(programs: Programs, kernel: Name, batch: int, directions: int) -> Ite
                 depth,
                 (_over(hidden, units), groups, directions),
                 _WARP * warps,
-                _shared_bytes(programs, units * outputs, terms, depth, warps),
+                _shared_bytes(programs, units * outputs, terms, depth, warps) + bias,
             )
 
 

@@ -25,7 +25,7 @@ OLDER = frozenset(
     f"docs/{name}.md"
     for name in (
         *("architecture", "backward", "benchmarking", "conformance", "development", "peers", "peers-jax"),
-        *("peers-onnxruntime", "performance", "scoreboard", "vectors", "gpu/README", "benchmarks/README"),
+        *("peers-onnxruntime", "performance", "scoreboard", "vectors", "benchmarks/README"),
         "benchmarks/standard/README",
     )
 )

@@ -6,6 +6,7 @@
 
 #define WARP 32
 #define MAX_THREADS 256
+#define FLIGHT (64 / (int)sizeof(real))  // numbers of a tile that a thread asks for at once
 
 #ifndef KERNEL  // the emulator has its own
 #define KERNEL(name, Struct) \
@@ -30,6 +31,39 @@ __device__ inline real block_sum(real value) {
     real sum = 0;
     for (unsigned warp = 0; warp < blockDim.x / WARP; ++warp) sum += parts[warp];
     return sum;
+}
+
+// Call `one(o, k)` for each weight of `outputs` outputs and `columns` columns: those of a column are neighbours of threads
+// with `outputs_first`, else those of an output. All threads of the block call it.
+template <class One>
+__device__ inline void for_weights(const int outputs, const int columns, const bool outputs_first, const One one) {
+    const int inner = outputs_first ? outputs : columns;
+    for (int e = threadIdx.x; e < outputs * columns; e += blockDim.x) {
+        const int outer = e / inner, rest = e % inner;
+        one(outputs_first ? rest : outer, outputs_first ? outer : rest);
+    }
+}
+
+// Copy a tile that other blocks wrote before a barrier of the grid: `store(row, k, value)` for `height` rows of `width`
+// numbers, of which `rows` rows of `columns` numbers are read from `source`, `pitch` numbers apart; the others are 0. A
+// thread asks for FLIGHT numbers before it stores the first one. All threads of the block call it.
+template <class Store>
+__device__ inline void load_tile(
+    const real* source, const long long pitch, const int rows, const int columns, const int height, const int width,
+    const Store store) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    for (int row = warp; row < height; row += warps)
+        for (int first = lane; first < width; first += FLIGHT * WARP) {
+            real values[FLIGHT];
+#pragma unroll
+            for (int e = 0; e < FLIGHT; ++e) {
+                const int k = first + e * WARP;
+                values[e] = row < rows && k < columns ? __ldcg(source + row * pitch + k) : 0;
+            }
+#pragma unroll
+            for (int e = 0; e < FLIGHT; ++e)
+                if (first + e * WARP < width) store(row, first + e * WARP, values[e]);
+        }
 }
 
 struct Norm {

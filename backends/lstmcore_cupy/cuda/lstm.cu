@@ -171,12 +171,10 @@ __device__ inline void pad_unit(const Call& a, const long long s, const long lon
     }
 }
 
-// c and r of unit j from its z, which lacks bias and peepholes; to the tape goes z with them. Returns o.
-__device__ inline real advance_cell(const Call& a, const long long s, const long long n, const long long j, real* z) {
+// c and r of unit j from its z, which lacks peepholes, and the c before; to the tape goes z with them. Returns o.
+__device__ inline real advance_cell(
+    const Call& a, const long long s, const long long n, const long long j, real* z, const real before) {
     const long long row = time_of(a, s) * a.N + n, columns = GATES * a.H;
-    if (a.bias)
-        for (int gate = 0; gate < GATES; ++gate) z[gate] += a.bias[gate * a.H + j];
-    const real before = a.c[s * a.c_stride + n * a.H + j];
 #if PEEPHOLE && I_GATE >= 0
     z[I_GATE] += a.peephole[I_PEEPHOLE * a.H + j] * before;
 #endif
@@ -230,9 +228,10 @@ KERNEL(forward_cell, Call) {
 #else
             z[gate] = from_x[k];
 #endif
+            if (a.bias) z[gate] += a.bias[k];
         }
         // q = o u(LN(c)); with layer norm o waits in place of R r until all c are there
-        const real o = advance_cell(a, s, n, j, z);
+        const real o = advance_cell(a, s, n, j, z, a.c[s * a.c_stride + n * a.H + j]);
 #if LAYER_NORM
         from_h[O_GATE * a.H + j] = o;
     }

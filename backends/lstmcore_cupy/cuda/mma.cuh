@@ -25,7 +25,7 @@
 #define MMA_OUTPUTS 8  // columns of B and D
 #define MMA_DEPTH (32 / (int)sizeof(stored))  // columns of A that the 8 bytes of B that a lane has in `stored` multiply
 
-#ifndef EMULATED_MMA  // the emulator has its own
+#ifndef EMULATED  // the emulator has its own
 
 // The nearest number of TF32, ties away from zero.
 __device__ inline unsigned to_tf32(const float value) {
@@ -103,14 +103,10 @@ struct TensorProduct {
     template <class Source>
     __device__ static void keep(
         Weight* weights, const int outputs, const long long K, const bool outputs_first, const Source weight) {
-        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
         const int height = (int)padded(outputs, MMA_OUTPUTS), width = (int)padded(K, MMA_DEPTH);
-        const int outer = outputs_first ? width : height, inner = outputs_first ? height : width;
-        for (int one = warp; one < outer; one += warps)
-            for (int two = lane; two < inner; two += WARP) {
-                const int o = outputs_first ? two : one, k = outputs_first ? one : two;
-                weights[place(o, k, width)] = kept(o < outputs && k < K ? weight(o, k) : 0);
-            }
+        for_weights(height, width, outputs_first, [&](const int o, const int k) {
+            weights[place(o, k, width)] = kept(o < outputs && k < K ? weight(o, k) : 0);
+        });
     }
 
     // Bytes from a row of a tile of `columns` columns to the next: the lanes that read at once find all banks.
@@ -135,11 +131,9 @@ struct TensorProduct {
             const int columns = (int)(begin + depth < K ? depth : K - begin), width = (int)padded(columns, MMA_DEPTH);
             const int bytes = pitch(width, exact), steps = width / MMA_DEPTH;
             __syncthreads();  // other threads may still read the last fragments and sums
-            for (int row = warp; row < MMA_ROWS; row += warps)
-                for (int k = lane; k < width; k += WARP) {
-                    const real value = row < rows && k < columns ? __ldcg(source + row * K + begin + k) : 0;
-                    put(tile, row * bytes, k, value, exact);
-                }
+            load_tile(source + begin, K, rows, columns, MMA_ROWS, width, [&](const int row, const int k, const real value) {
+                put(tile, row * bytes, k, value, exact);
+            });
             __syncthreads();  // the fragments
             for (int task = warp; task < groups * parts; task += warps) {
                 const int group = task % groups, part = task / groups;

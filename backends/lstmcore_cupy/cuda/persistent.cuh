@@ -6,8 +6,8 @@
 // same rows and direction, all of which have to be resident. c and h of a unit and a row need no barrier, because the same
 // thread has them in every step.
 //
-// Shared memory holds the rows of R, a tile (TILE, depth) and the sums of a tile (TILE, number of outputs). The product is
-// made of scalar multiply-adds or runs on tensor cores, see mma.cuh.
+// Shared memory holds the rows of R, a tile (TILE, depth), the sums of a tile (TILE, number of outputs) and, forward, the
+// bias of each output. The product is made of scalar multiply-adds or runs on tensor cores, see mma.cuh.
 #pragma once
 
 #include "block.cuh"
@@ -19,6 +19,7 @@
 #define TILE 16        // rows of the batch in shared memory
 #define BLOCK 4        // rows, and outputs, that a warp multiplies at once
 #define POLLS 8388608  // of a barrier, before it counts as one that never opens: some seconds
+#define LOOKS 100      // of a barrier, before a block sleeps between two: most open sooner
 #define GIVEN_UP (1ll << 40)
 
 // The work of a block.
@@ -32,23 +33,37 @@ __device__ inline Share share_of(const Call& a) {
     return {unit, row, row + a.rows < a.N ? row + a.rows : a.N, (int)(unit + a.units < a.H ? a.units : a.H - unit)};
 }
 
+#ifndef EMULATED  // the emulator has its own
+
+// Add to a number of all blocks. Who then reads it by `load_acquire` sees what this thread, and those that it had a barrier
+// with, wrote before.
+__device__ inline void add_release(long long* place, const long long value) {
+    asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(place), "l"(value) : "memory");
+}
+
+__device__ inline long long load_acquire(const long long* place) {
+    long long found;
+    asm volatile("ld.acquire.gpu.global.s64 %0, [%1];" : "=l"(found) : "l"(place) : "memory");
+    return found;
+}
+
+#endif
+
 // Wait until all blocks of the same rows and direction have come here `times` times. All of them then see what they wrote
 // before, except for earlier reads in the cache of a multiprocessor: see __ldcg. Return false if a block did not come. All
 // blocks and the host learn of that.
 __device__ inline bool grid_barrier(const Call& a, const long long times) {
     __shared__ bool open;
-    __threadfence();
     __syncthreads();  // the block's writes
     if (threadIdx.x == 0) {
         long long* arrived = a.arrived + blockIdx.y;
-        atomicAdd((unsigned long long*)arrived, 1ull);
+        add_release(arrived, 1);
         const long long all = times * gridDim.x;
-        long long now = *(volatile long long*)arrived;
+        long long now = load_acquire(arrived);
         for (int polls = 0; now < all && polls < POLLS; ++polls) {
-            __nanosleep(20);
-            now = *(volatile long long*)arrived;
+            if (polls >= LOOKS) __nanosleep(20);
+            now = load_acquire(arrived);
         }
-        __threadfence();
         open = now >= all && now < GIVEN_UP;
         if (!open) {
             atomicAdd((unsigned long long*)arrived, (unsigned long long)GIVEN_UP);
@@ -91,13 +106,7 @@ struct ScalarProduct {
     template <class Source>
     __device__ static void keep(
         Weight* weights, const int outputs, const long long K, const bool outputs_first, const Source weight) {
-        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP, width = (int)K;
-        const int outer = outputs_first ? width : outputs, inner = outputs_first ? outputs : width;
-        for (int one = warp; one < outer; one += warps)
-            for (int two = lane; two < inner; two += WARP) {
-                const int o = outputs_first ? two : one, k = outputs_first ? one : two;
-                weights[o * width + k] = weight(o, k);
-            }
+        for_weights(outputs, (int)K, outputs_first, [&](const int o, const int k) { weights[o * K + k] = weight(o, k); });
     }
 
     __device__ static void product(
@@ -108,9 +117,9 @@ struct ScalarProduct {
         for (long long begin = 0; begin < K; begin += depth) {
             const int columns = (int)(begin + depth < K ? depth : K - begin);
             __syncthreads();  // other threads may still read the last tile and sums
-            for (int row = warp; row < across * BLOCK; row += warps)
-                for (int k = lane; k < columns; k += WARP)
-                    tile[row * columns + k] = row < rows ? __ldcg(source + row * K + begin + k) : 0;
+            load_tile(
+                source + begin, K, rows, columns, across * BLOCK, columns,
+                [&](const int row, const int k, const real value) { tile[row * columns + k] = value; });
             __syncthreads();  // the tile, and the weights
             for (int task = warp; task < tasks; task += warps) {
                 const int output = task / across * BLOCK, row = task % across * BLOCK;
@@ -152,6 +161,22 @@ __device__ inline void forward_failed(const Call& a, const Share& share, const l
         }
 }
 
+// What a step of a unit reads beside its sums.
+struct Before {
+    real from_x[GATES], c;
+};
+
+__device__ inline Before before_product(const Call& a, const long long s, const long long n, const long long j) {
+    const real* from_x = a.from_x + ((time_of(a, s) - a.first) * a.N + n) * GATES * a.H;
+    Before found;
+#pragma unroll
+    for (int gate = 0; gate < GATES; ++gate) {
+        found.from_x[gate] = from_x[gate * a.H + j];
+    }
+    found.c = a.c[s * a.c_stride + n * a.H + j];
+    return found;
+}
+
 template <class Product>
 __device__ inline void forward_steps(const Call& a) {
     DYNAMIC_SHARED(char, room);
@@ -160,12 +185,20 @@ __device__ inline void forward_steps(const Call& a) {
     const bool exact = !RECURRENCE_CELL && !a.mask_r;  // r is h, as it is stored
     auto* weights = (typename Product::Weight*)room;
     auto* tile = (real*)(room + Product::weights_bytes(GATES * a.units, a.H));
-    auto* sums = (real*)((char*)tile + Product::tile_bytes(a.depth));
+    auto* bias = (real*)((char*)tile + Product::tile_bytes(a.depth));
+    auto* sums = bias + GATES * a.units;
     Product::keep(weights, outputs, a.H, false, [&](const int o, const long long k) {
         return a.weight_h[(o / units * a.H + share.first_unit + o % units) * a.H + k];
     });
+    for (int o = threadIdx.x; o < outputs; o += blockDim.x)
+        bias[o] = a.bias ? a.bias[o / units * a.H + share.first_unit + o % units] : 0;
+    const long long own_row = share.first_row + threadIdx.x / units, own_unit = share.first_unit + threadIdx.x % units;
+    const bool has_own = own_row < share.last_row && threadIdx.x < TILE * units;
     for (long long step = 0; step < a.steps; ++step) {
         const long long s = a.s + step;
+        // Of the first entry of a thread, mostly its only one, before the barrier: the wait hides the way to memory
+        Before own = {};
+        if (has_own) own = before_product(a, s, own_row, own_unit);
         if (step > 0 && !grid_barrier(a, step)) return forward_failed(a, share, s);
         for (long long first = share.first_row; first < share.last_row; first += TILE) {
             const int rows = (int)(share.last_row - first < TILE ? share.last_row - first : TILE);
@@ -178,12 +211,15 @@ __device__ inline void forward_steps(const Call& a) {
                     pad_unit(a, s, n, j);
                     continue;
                 }
-                const real* from_x = a.from_x + ((time_of(a, s) - a.first) * a.N + n) * GATES * a.H;
+                const bool known = first == share.first_row && e == threadIdx.x;
+                const Before here = known ? own : before_product(a, s, n, j);
                 real z[GATES];
 #pragma unroll
-                for (int gate = 0; gate < GATES; ++gate)
-                    z[gate] = from_x[gate * a.H + j] + sums[row * outputs + gate * units + unit];
-                const real o = advance_cell(a, s, n, j, z);
+                for (int gate = 0; gate < GATES; ++gate) {
+                    const int output = gate * units + unit;
+                    z[gate] = here.from_x[gate] + sums[row * outputs + output] + bias[output];
+                }
+                const real o = advance_cell(a, s, n, j, z, here.c);
                 emit(a, s, n, j, o * HIDDEN_VALUE(a.c[(s + 1) * a.c_stride + n * a.H + j]));
             }
         }

@@ -1,6 +1,7 @@
 // Rows (t, n) of arrays: between the formats, and sums over them. One program for each storage format.
 
 #include "block.cuh"
+#include "mma.cuh"
 
 struct Rows {
     long long T;
@@ -11,6 +12,8 @@ struct Rows {
     real* wide;                  // (T, N, width)
     const real* wide_source;
     stored* narrow_target;
+    real* upper;                 // (T, N, width)
+    real* lower;                 // (T, N, width)
     // Sums over rows. Strides are distances between steps and between the rows of a step, those of b may be negative.
     long long part;              // how many rows a block sums up
     const real* a;               // (T, N, width)
@@ -33,6 +36,18 @@ KERNEL(widen, Rows) {
 KERNEL(narrow, Rows) {
     FOR_UNITS(k, a.width) a.narrow_target[blockIdx.x * a.width + k] = rounded(a.wide_source[blockIdx.x * a.width + k]);
 }
+
+#if STORAGE == STORAGE_BFLOAT16 || STORAGE == STORAGE_FLOAT16
+// Two numbers of TF32 for each of float32: their sum lacks 2^-22 of it at most.
+KERNEL(split_rows, Rows) {
+    FOR_UNITS(k, a.width) {
+        unsigned upper = __float_as_uint(a.wide_source[blockIdx.x * a.width + k]), lower;
+        split(upper, lower);
+        a.upper[blockIdx.x * a.width + k] = __uint_as_float(upper);
+        a.lower[blockIdx.x * a.width + k] = __uint_as_float(lower);
+    }
+}
+#endif
 
 // Sums of a b over `part` rows for each block, without padding. Rows are added in their order.
 KERNEL(sum_rows, Rows) {

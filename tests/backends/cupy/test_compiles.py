@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,36 @@ def test_what_computes_in_float32_has_no_step_in_float64(name: str) -> None:
         assembly, _ = made.compile((*OPTIONS, "-arch=compute_80"))
         text = assembly if isinstance(assembly, str) else assembly.decode()
         assert (".f64" in text) == there
+
+
+def _assembly(storage: str, name: str) -> str:
+    """Return the PTX of a kernel of the plain LSTM."""
+    from cupy.cuda.compiler import _NVRTCProgram
+
+    made = _NVRTCProgram(program(config_of(SWITCHES["plain"]), PRECISIONS[storage]), method="ptx")
+    assembly, _ = made.compile((*OPTIONS, "-arch=compute_80"))
+    text = assembly if isinstance(assembly, str) else assembly.decode()
+    (body,) = re.findall(rf"\.entry {name}\(.*?^}}", text, re.DOTALL | re.MULTILINE)
+    return str(body)
+
+
+@pytest.mark.parametrize("name", ["forward_persistent", "backward_persistent"])
+@pytest.mark.parametrize(("storage", "flight"), [("float64", 8), ("float32", 16), ("bfloat16", 16)])
+def test_a_thread_asks_for_many_numbers_at_once(storage: str, flight: int, name: str) -> None:
+    """A tile's loads come before its stores: one at a time, each would wait for the memory."""
+    words = re.findall(r"ld\.global\.cg|st\.shared|bar\.sync", _assembly(storage, name))
+    runs = [len(list(run)) for word, run in groupby(words) if word == "ld.global.cg"]
+    assert runs and min(runs) == flight
+
+
+def test_one_thread_of_a_block_orders_its_memory() -> None:
+    """The barrier of the grid has no fence in every thread, which waits for the whole memory."""
+    for name in ("forward_persistent", "backward_persistent"):
+        text = _assembly("float32", name)
+        assert text.count("red.release.gpu.global.add.u64") == 1
+        assert text.count("ld.acquire.gpu.global.s64") == 2
+        assert "membar.gl" not in text and "fence" not in text
+        assert text.count("membar.sys") == 1  # of a launch that gives up
 
 
 def test_a_number_makes_no_program_of_its_own() -> None:

@@ -293,3 +293,41 @@ def test_every_pass_waits_for_the_weights() -> None:
     assert len(waited) == 2
     kernel.jvp(weights, x, None, Tangents(x=x))
     assert len(waited) == 3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_large_products_of_16_bits_are_two_of_tf32(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients lose 2^-21 of their terms at most, as float32 would, and run on tensor cores."""
+    asked: list[str] = []
+    matmul = EmulatedDevice.matmul
+
+    def listening(self: EmulatedDevice, *operands: Any, **options: Any) -> None:
+        asked.append(options["compute"])
+        matmul(self, *operands, **options)
+
+    monkeypatch.setattr(EmulatedDevice, "matmul", listening)
+    monkeypatch.setattr(tuning, "MATMUL_ROWS", 16)
+    programs = Programs(EmulatedDevice(), LSTMConfig(input_size=2, hidden_size=3), PRECISIONS[precision])
+    rng = np.random.default_rng(2)
+    dz = (rng.standard_normal((5, 7, 12)) * 10.0 ** rng.integers(-3, 3, (5, 7, 12))).astype("float32")
+    x = rng.standard_normal((5, 7, 4)).astype(programs.storage).astype("float32")
+    weight = rng.standard_normal((12, 4)).astype(programs.storage).astype("float32")
+    rows, columns, weights = (array.astype("float64") for array in (dz.reshape(-1, 12), x.reshape(-1, 4), weight))
+    halves = ["tf32"] * 6  # two for each of the three parts of 35 rows
+    found = programs.outer(dz, x, stored=True)
+    assert asked == halves
+    assert (np.abs(found - rows.T @ columns) <= 2.0**-21 * (np.abs(rows).T @ np.abs(columns))).all()
+    found = programs.matmul_by_rows(dz, weight).reshape(-1, 4)
+    assert asked == halves * 2
+    assert (np.abs(found - rows @ weights) <= 2.0**-21 * (np.abs(rows) @ np.abs(weights))).all()
+    asked.clear()
+    programs.outer(dz, x)
+    assert set(asked) == {"ieee"}
+
+
+def test_infinite_gradients_stay_infinite_in_two_products() -> None:
+    programs = Programs(EmulatedDevice(), LSTMConfig(input_size=2, hidden_size=3), PRECISIONS["bfloat16"])
+    dz = np.array([[np.inf, 1.0], [2.0, np.nan]], np.float32)
+    with np.errstate(invalid="ignore"):
+        found = programs.matmul_by_rows(dz, np.array([[1.0, 2.0], [0.0, 1.0]], np.float32))
+    np.testing.assert_array_equal(found, [[np.inf, np.inf], [np.nan, np.nan]])

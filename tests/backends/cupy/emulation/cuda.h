@@ -350,7 +350,7 @@ static inline T __shfl_xor_sync(unsigned, const T value, const int distance) {
 
 // Tensor cores: fragments are taken apart as the PTX ISA has them, entry by entry.
 
-#define EMULATED_MMA
+#define EMULATED
 
 namespace emulation {
 
@@ -449,6 +449,14 @@ static inline unsigned long long atomicAdd(unsigned long long* place, const unsi
     const unsigned long long before = __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST);
     emulation::switch_point();
     return before;
+}
+
+static inline void add_release(long long* place, const long long value) {
+    atomicAdd((unsigned long long*)place, (unsigned long long)value);
+}
+
+static inline long long load_acquire(const long long* place) {
+    return __atomic_load_n(place, __ATOMIC_SEQ_CST);
 }
 
 static inline void __threadfence() {
