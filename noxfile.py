@@ -237,9 +237,9 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def formats(session: nox.Session) -> None:
-    """Weights and files of Keras, which runs on PyTorch."""
+    """Weights and files of Keras, which runs on PyTorch, and of cells of JAX's libraries."""
     _install_torch(session)
-    session.install("-e", ".[keras,onnxruntime]", "keras>=3.9", *TESTS)
+    session.install("-e", ".[keras,onnxruntime]", "keras>=3.9", JAX, "equinox", "dm-haiku", "flax", *TESTS)
     session.run("pytest", "tests/formats", *session.posargs, env=_quiet())
 
 

@@ -126,7 +126,15 @@ def file_dtype(precision: Precision) -> str:
 class LayerFile(NamedTuple):
     """What a file of layers holds: `layers` is a stack or the layers of a chain.
 
-    `parameters` have the storage dtype, or are matrices in the format of ``precision.weights``.
+    `parameters` have the storage dtype, or are matrices in the format of ``precision.weights``. `LSTM.content` and
+    `LSTM.from_content` give and take it.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> content = LSTM(3, 5, seed=0).content
+    >>> content.layers.hidden_size, content.batch_first, sorted(content.parameters)
+    (5, False, ['bias_l0', 'weight_h_l0', 'weight_x_l0'])
     """
 
     layers: StackConfig | Sequence[LayerSpec]
