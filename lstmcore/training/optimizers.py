@@ -294,6 +294,13 @@ def global_norm(gradients: Mapping[str, Array]) -> float:
     return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
 
 
+def _check_bound(bound: object) -> None:
+    if isinstance(bound, bool) or not isinstance(bound, Real):
+        raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
+    if not float(bound) > 0:
+        raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
+
+
 def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
     """Scale all gradients by ``bound / norm`` if their global norm is above `bound`.
 
@@ -312,10 +319,7 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     >>> norm, clipped["b"].tolist()
     (5.0, [2.0])
     """
-    if isinstance(bound, bool) or not isinstance(bound, Real):
-        raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
-    if not bound > 0:
-        raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
+    _check_bound(bound)
     norm = global_norm(gradients)
     if norm <= bound or not math.isfinite(norm):
         return dict(gradients), norm

@@ -425,6 +425,17 @@ NODE_TESTS = (
 )
 
 
+@pytest.mark.parametrize("name", "WRBP")
+@pytest.mark.parametrize("count", [0, 2])
+def test_inputs_of_another_number_of_directions(name: str, count: int) -> None:
+    """An empty one was an IndexError, and the second direction of two was dropped."""
+    arrays = {"W": np.zeros((1, 28, 5)), "R": np.zeros((1, 28, 7)), "B": np.zeros((1, 56)), "P": np.zeros((1, 21))}
+    changed = arrays | {name: np.zeros((count, *arrays[name].shape[1:]))}
+    with pytest.raises(ValueError, match=rf"^{name}: expected shape \(1, .*; got \({count}, "):
+        translate.directions({}, **changed)
+    assert len(translate.directions({}, **arrays)) == 1
+
+
 def test_the_node_tests_are_these() -> None:
     assert set(node_tests()) == set(NODE_TESTS)
 
