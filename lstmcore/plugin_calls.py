@@ -1,4 +1,4 @@
-"""Calls of a plug-in's code: an error gets the plug-in's name, output goes to standard error, a slow call is told."""
+"""Calls of a plug-in's code: errors get the plug-in's name, output goes to standard error, commands tell slow calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from lstmcore.locks import ForkSafeLock
 #: The plug-ins that may be loaded: names with commas between them, empty for none.
 PLUGINS_VARIABLE: Final = "LSTMCORE_PLUGINS"
 
-#: Seconds after which a call that has not returned is told on standard error.
+#: Seconds after which a command tells on standard error that a call has not returned.
 SLOW_S = 5.0
+_telling = False
 
 #: One plug-in runs at a time: each call replaces and restores `sys.stdout`.
 LOCK: Final = ForkSafeLock(threading.RLock)
@@ -115,8 +116,22 @@ def descriptor_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
+def slow_calls_told() -> Iterator[None]:
+    """Tell slow calls in this block: for commands, whose standard error is for a person to read."""
+    global _telling
+    _telling = True
+    try:
+        yield
+    finally:
+        _telling = False
+
+
+@contextmanager
 def _told_if_slow(name: str) -> Iterator[None]:
-    """Write a line to standard error if the block takes longer than `SLOW_S`."""
+    """Write a line to standard error if the block takes longer than `SLOW_S`, in a command."""
+    if not _telling:
+        yield
+        return
 
     def tell() -> None:
         if sys.stderr is not None:

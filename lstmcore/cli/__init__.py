@@ -13,6 +13,7 @@ import click
 
 from lstmcore.cli._errors import as_one_line
 from lstmcore.notices import Notice
+from lstmcore.plugin_calls import slow_calls_told
 from lstmcore.registry import PluginError, UnavailableError
 
 #: Sub-command, in the module of its name -> its line in ``lstmcore --help``.
@@ -73,7 +74,7 @@ class Commands(click.Group):
         A notice is one line too, and so is an error that click finds.
         """
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), slow_calls_told():
                 warnings.simplefilter("always", Notice)
                 warnings.showwarning = _shown(warnings.showwarning)
                 return super().invoke(ctx)
