@@ -180,10 +180,13 @@ def _weights_of(call: ForwardCall, workspace: Workspace) -> tuple[Weights, Store
 def _inputs(
     layer: CompiledLayer, call: ForwardCall, workspace: Workspace, lengths: Array, *, values_exist: bool
 ) -> _Inputs:
-    """Return what the pass reads instead of x and the weights of x; `values_exist` unless a layer below writes x."""
+    """Return what the pass reads instead of x and the weights of x; `values_exist` unless a layer below writes x.
+
+    No step reads the products of x past a row's end. Gradients do read x there, so a recorded call has 0.
+    """
     x = recorded_x = call.x
     if values_exist:
-        x = call.x if call.lengths is None else zero_padding(call.x, lengths)
+        x = zero_padding(call.x, lengths) if call.record and call.lengths is not None else call.x
         if call.record or workspace.packed_h is None:
             recorded_x = layer.as_compute(x)
         if call.record and recorded_x is call.x:

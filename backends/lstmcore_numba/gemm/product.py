@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled
-from lstmcore_numba.gemm.amx import amx_panel_matmul, split_bytes, split_chunks
+from lstmcore_numba.gemm.amx import TILE_ROWS, amx_panel_matmul, split_bytes, split_chunks
 from lstmcore_numba.gemm.operands import Panel, RowRange, Rows, SplitPanel, SplitRows, Sums
 from lstmcore_numba.gemm.stored_operands import StoredRows, multiply_stored
 from lstmcore_numba.gemm.tile_shapes import PANEL_VECTORS
@@ -61,7 +61,8 @@ def _multiply_vectors(left: Any, panel: Any, sums: Any, rows: Any) -> None:
 
 
 def _multiply_split(left: Any, panel: Any, sums: Any, rows: Any) -> None:
-    at_once = rows.total if left.gap == 0 and sums.gap == 0 and not left.non_finite else rows.group
+    whole_tiles = left.gap == 0 and sums.gap == 0 and left.height == TILE_ROWS  # groups may share a tile
+    at_once = rows.total if whole_tiles and not left.non_finite else rows.group
     for first in range(0, rows.total, max(at_once, 1)):
         group = first // rows.group
         c = Sums(sums.address + first * sums.row + group * sums.gap, sums.row, 0, sums.fresh)

@@ -10,8 +10,9 @@ import pytest
 from lstmcore import LSTM
 from lstmcore.config import LSTMConfig
 
-#: (T, N, I, H): rows that fill two tiles, one, and a part of one; sizes that divide nothing.
-SHAPES = [(3, 64, 40, 48), (4, 35, 33, 37), (3, 17, 70, 20), (5, 5, 9, 33)]
+#: (T, N, I, H): rows that fill two tiles, one, and a part of one; sizes that divide nothing. In the last one a step has
+#: few rows and all steps have many, without gaps between them, as there is one block of units.
+SHAPES = [(3, 64, 40, 48), (4, 35, 33, 37), (3, 17, 70, 20), (5, 5, 9, 33), (7, 5, 9, 16)]
 
 
 @pytest.fixture

@@ -70,3 +70,36 @@ def test_a_peephole_without_a_tangent_does_not_move() -> None:
     for ours, expected in zip(*jvps, strict=True):
         np.testing.assert_array_equal(expected, 0)
         np.testing.assert_array_equal(ours, expected)
+
+
+#: The last ones are multiplied on AMX, and as pairs of bfloat16, where the processor has these.
+PADDED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer norm": {"layer_norm": True},
+    "projection, both directions": {"proj_size": 3, "bidirectional": True},
+    "AMX": {"hidden_size": 160, "input_size": 50},
+    "pairs": {"dtype": "bfloat16", "input_size": 6},
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_x_past_the_end_of_a_row_reaches_nothing(name: str) -> None:
+    """NaN and infinity there give the bits that 0 gives, forward and in gradients, and x is not written to."""
+    options = {"input_size": 5, "hidden_size": HIDDEN, **PADDED[name]}
+    lstm = LSTM(**options, backend="numba", seed=0)
+    x = np.random.default_rng(0).normal(size=(5, 33, lstm.input_size)).astype(lstm.parameters["bias_l0"].dtype)
+    lengths = np.arange(33) % 6
+    past = np.arange(5)[:, None] >= lengths
+    results = []
+    for value in (0, np.nan, np.inf):
+        x[past] = value
+        given = x.copy()
+        y, state = lstm(given, lengths=lengths)
+        recorded, last, tape = lstm.record(given, lengths=lengths)
+        gradients = lstm.backward(tape, np.ones_like(y))
+        results.append([y, *state, recorded, *last, gradients.x, *gradients.parameters.values()])
+        assert given.tobytes() == x.tobytes()
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert np.isfinite(results[0][0].astype(np.float32)).all()
