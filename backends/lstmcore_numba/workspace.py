@@ -112,13 +112,7 @@ def empty_split(lead: tuple[int, ...], rows: int, k: int) -> Array:
 
 
 def make_workspace(
-    schedule: Schedule,
-    sizes: CallSizes,
-    *,
-    raw: bool,
-    packed_pairs: bool,
-    stored_form: str | None = None,
-    threads: int = 1,
+    schedule: Schedule, sizes: CallSizes, *, raw: bool, packed_pairs: bool, stored_form: str | None, threads: int
 ) -> Workspace:
     """Allocate the workspace of a call.
 
