@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -152,7 +153,10 @@ def _torch(lstm: LSTM, threads: int, *, quantised: bool) -> Built:
     made: Any = torch.nn.LSTM(sizes.input_size, sizes.hidden_size)
     made.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in lstm.to_torch().items()})
     if quantised:
-        made = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(made), {torch.nn.LSTM}, dtype=torch.qint8)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch moves its quantisation to another package, which has no LSTM
+            whole = torch.nn.Sequential(made)
+            made = torch.ao.quantization.quantize_dynamic(whole, {torch.nn.LSTM}, dtype=torch.qint8)[0]
     stored = io.BytesIO()
     torch.save(made.state_dict(), stored)
 
