@@ -120,9 +120,7 @@ def prepare_forward(
     workspace = cached.workspace
     lengths = workspace.full_lengths if call.lengths is None else np.array(call.lengths, np.int64)
     weights, stored = _weights_of(call, workspace)
-    inputs = _inputs(
-        layer, call._replace(weights=weights), workspace, lengths, values_exist=wavefront is None or wavefront.lowest
-    )
+    inputs = _inputs(layer, call, weights, workspace, lengths, values_exist=wavefront is None or wavefront.lowest)
     if stored is not None:
         inputs = inputs._replace(pairs=stored)
     first_h, first_c = _first_state(layer, call.state, workspace, empty)
@@ -131,8 +129,8 @@ def prepare_forward(
     last_h, last_c = np.empty(workspace.zero_h.shape, layer.dtype), np.empty(workspace.zero_c.shape, layer.dtype)
     norms = _norms(layer, workspace, weights)
     progress = None if wavefront is None else wavefront.progress
-    values = _PassValues(pass_y, lengths, inputs, norms, progress)
-    args = _pass_arguments(layer, call._replace(weights=weights), workspace, masks, values)
+    values = _PassValues(weights, pass_y, lengths, inputs, norms, progress)
+    args = _pass_arguments(layer, call, workspace, masks, values)
     memory = np.empty(STORED_TASK_BYTES // 8 + len(args), np.int64)
     function = time_loop.store_forward(memory, memory[STORED_TASK_BYTES // 8 :], *args)
     plain = call.masks is None and call.lengths is None and wavefront is None and not call.record
@@ -178,7 +176,13 @@ def _weights_of(call: ForwardCall, workspace: Workspace) -> tuple[Weights, Store
 
 
 def _inputs(
-    layer: CompiledLayer, call: ForwardCall, workspace: Workspace, lengths: Array, *, values_exist: bool
+    layer: CompiledLayer,
+    call: ForwardCall,
+    weights: Weights,
+    workspace: Workspace,
+    lengths: Array,
+    *,
+    values_exist: bool,
 ) -> _Inputs:
     """Return what the pass reads instead of x and the weights of x; `values_exist` unless a layer below writes x.
 
@@ -192,9 +196,9 @@ def _inputs(
         if call.record and recorded_x is call.x:
             recorded_x = packed_copy(call.x)
     if workspace.packed_h is None:
-        return _Inputs(recorded_x, recorded_x, call.weights.input, None)
-    pairs = time_loop.PackedPairs(call.weights.packed_pairs("recurrent"), workspace.packed_h)
-    return _Inputs(pack_pairs(x), recorded_x, call.weights.packed_pairs("input"), pairs)
+        return _Inputs(recorded_x, recorded_x, weights.input, None)
+    pairs = time_loop.PackedPairs(weights.packed_pairs("recurrent"), workspace.packed_h)
+    return _Inputs(pack_pairs(x), recorded_x, weights.packed_pairs("input"), pairs)
 
 
 def _first_state(
@@ -219,8 +223,9 @@ def _output(layer: CompiledLayer, call: ForwardCall, workspace: Workspace) -> Ar
 
 
 class _PassValues(NamedTuple):
-    """Arguments of the pass that belong to one call alone."""
+    """Arguments of the pass that belong to one call alone, and the weights that it reads in its dtype."""
 
+    weights: Weights
     y: Array
     lengths: Array
     inputs: _Inputs
@@ -232,7 +237,7 @@ def _pass_arguments(  # long: the flat argument list of the pass
     layer: CompiledLayer, call: ForwardCall, workspace: Workspace, masks: LayoutMasks, values: _PassValues
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.store_forward`, in order."""
-    config, weights = layer.config, call.weights
+    config, weights = layer.config, values.weights
     return (
         config.reverse,
         workspace.h,

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -90,7 +91,7 @@ class Row:
 def candidates(backend: str, threads: int) -> Iterator[tuple[str, Build]]:
     """Yield the name of each candidate that can run here, and what builds it; those in float32 have it in the name."""
     for form in (SAME, *FORMATS):
-        yield f"{backend} {'float32' if form == SAME else form}", lambda lstm, form=form: _ours(lstm, backend, form)
+        yield f"{backend} {'float32' if form == SAME else form}", partial(_ours, backend=backend, form=form)
     if find_spec("onnxruntime") and find_spec("onnx"):
         yield "onnxruntime float32", lambda lstm: _onnx(lstm, threads, None)
         yield "onnxruntime dynamic int8", lambda lstm: _onnx(lstm, threads, {})
