@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,6 +16,7 @@ from lstmcore.files import write_atomically
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import above
+from lstmcore_conformance.suite.refusal_texts import consists_of, group_pairs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -336,7 +337,7 @@ class Report:
 
     def _show_unsupported(self, console: Console) -> None:
         """Print every reason for items that did not run: first what is not declared, then other refusals."""
-        for reason, names in _group((reason, name) for name, reason in self.undeclared.items()).items():
+        for reason, names in group_pairs((reason, name) for name, reason in self.undeclared.items()).items():
             _print_plain(console, f"not declared, {reason}:")
             _print_list(console, names)
         skipped = [
@@ -346,10 +347,10 @@ class Report:
             if item.outcome is Outcome.UNSUPPORTED
         ]
         known = [f"{name}: {reason}" for name, reason in self.undeclared.items()]
-        others = [(message, id) for message, id in skipped if not _consists_of(message, known)]
+        others = [(message, id) for message, id in skipped if not consists_of(message, known)]
         if count := len(skipped) - len(others):
             _print_plain(console, f"left out: {count} cases and checks that need what is not declared")
-        for reason, ids in _group(others).items():
+        for reason, ids in group_pairs(others).items():
             _print_plain(console, f"unsupported, {reason}:")
             counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
             _print_list(console, counts)
@@ -387,24 +388,6 @@ def _print_list(console: Console, names: Iterable[str]) -> None:
     _print_plain(
         console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  ")
     )
-
-
-def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return each first item -> its second items, in their order."""
-    groups: dict[str, list[str]] = {}
-    for first, second in pairs:
-        groups.setdefault(first, []).append(second)
-    return groups
-
-
-def _consists_of(message: str, parts: Sequence[str]) -> bool:
-    """Return whether `message` is some of `parts`, joined as `Capabilities.refusal` joins them."""
-    while message:
-        part = next((part for part in parts if message == part or message.startswith(f"{part}; ")), None)
-        if part is None:
-            return False
-        message = message[len(part) + len("; ") :]
-    return True
 
 
 def _number(value: float) -> float | str:
