@@ -17,7 +17,7 @@ from lstmcore import LSTM
 from lstmcore.layers import AttentionPooling, Embedding, Linear
 
 LETTERS = "ءآأؤإئابةتثجحخدذرزسشصضطظعغـفقكلمنهوي .,،؛:؟!()-\"'\n"
-FATHA, DAMMA, KASRA, SUKUN, SHADDA, *TANWIN = "\u064e\u064f\u0650\u0652\u0651\u064b\u064c\u064d"
+FATHA, DAMMA, KASRA, SUKUN, SHADDA, *TANWIN = tuple("\u064e\u064f\u0650\u0652\u0651\u064b\u064c\u064d")
 VOWELS = [FATHA, DAMMA, KASRA]
 SIGNS = ["", *VOWELS, SUKUN, SHADDA, *TANWIN, *(SHADDA + sign for sign in (*VOWELS, *TANWIN))]
 UNKNOWN, FIRST = 1, 4
