@@ -3,6 +3,7 @@
 X is an array (n, T) of sequences with one feature, an array (n, T, I), a DataFrame of n rows, or a list of n arrays
 or DataFrames (T, I), whose T may differ.
 """
+# long file: scikit-learn wants every parameter in the signature of each estimator; a third of the lines are docstrings
 
 from __future__ import annotations
 

@@ -194,24 +194,28 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
         rows_of = [_in_order(times, rows, (time, name), sort) for name, rows in zip(ids, rows_of, strict=True)]
     tables = tuple(values[rows] for rows in rows_of)
     for name, own in zip(ids, tables, strict=True):
-        if np.isnan(own).any():
-            row, place = (int(found[0]) for found in np.nonzero(np.isnan(own)))
-            raise ValueError(
-                f"{_named(name)}column {columns[place]!r}: expected numbers; got none in row {row} of the series: "
-                "fill it, and add a column that says where"
-            )
-        if len(own) < window + horizon:
-            raise ValueError(
-                f"{_named(name)}expected at least {window + horizon} rows for window={window} and horizon={horizon}; "
-                f"got {len(own)}"
-            )
+        _check_table(own, columns, _named(name), (window, horizon))
     places = [(number, row) for number, own in enumerate(tables) for row in range(window - 1, len(own) - horizon)]
     order = sorted(places, key=lambda place: place[1] - len(tables[place[0]]))
     return FrameWindows(columns, len(target), window, horizon, ids, tables, np.array(order, np.intp))
 
 
+def _check_table(own: Floats, columns: tuple[str, ...], where: str, sizes: tuple[int, int]) -> None:
+    """Raise ValueError for a missing number, or fewer rows than a window and its horizon, `sizes`, have."""
+    if np.isnan(own).any():
+        row, place = (int(found[0]) for found in np.nonzero(np.isnan(own)))
+        raise ValueError(
+            f"{where}column {columns[place]!r}: expected numbers; got none in row {row} of the series: "
+            "fill it, and add a column that says where"
+        )
+    if len(own) < sum(sizes):
+        raise ValueError(
+            f"{where}expected at least {sum(sizes)} rows for window={sizes[0]} and horizon={sizes[1]}; got {len(own)}"
+        )
+
+
 def _named(name: Any) -> str:
-    return f"series {name!r}, " if name != "" else ""
+    return f"frame, series {name!r}, " if name != "" else "frame, "
 
 
 def _numbers(column: str, values: Any) -> Floats:

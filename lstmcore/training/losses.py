@@ -180,7 +180,7 @@ class QuantileLoss(Loss):
     Examples
     --------
     >>> value, gradient = QuantileLoss((0.1, 0.9))(np.array([[1.0, 3.0]]), np.array([[2.0]]))
-    >>> round(value, 6), gradient.tolist()
+    >>> round(value, 6), gradient.round(6).tolist()
     (0.1, [[-0.05, 0.05]])
     """
 
