@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import textwrap
+from typing import Any
 
 import click
 import numpy as np
@@ -48,7 +49,8 @@ def main() -> None:
 def write(model: SequenceModel, characters: list[str], begin: str, count: int) -> str:
     """Return `begin` and `count` characters after it, each drawn by the model's probabilities, with the state kept."""
     random, one_hot = np.random.default_rng(0), np.eye(len(characters), dtype=np.float32)
-    text, state = begin, None
+    text: str = begin
+    state: Any = None
     x = one_hot[[characters.index(character) for character in begin]]
     for _ in range(count):
         y, state = model.lstm(x[:, None], state)
