@@ -213,7 +213,8 @@ def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
         raise ValueError("--test-rows, --test-fraction: expected one of the two; got both")
     shortest = min(len(parts[0]) for parts in panel)
     rows: int | None = settings.get("test_rows")
-    if (fraction := settings.get("test_fraction")) is not None:
+    fraction: float | None = settings.get("test_fraction")
+    if fraction is not None:
         if fraction == 0:
             raise ValueError("--test-fraction: expected a number above 0 to forecast; got 0")
         return max(1, round(float(fraction) * shortest))

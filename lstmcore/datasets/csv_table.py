@@ -301,6 +301,9 @@ def _parquet_rows(path: Path, name: str) -> Rows:
         raise ImportError(f"{name}: a Parquet file needs pandas and pyarrow: {installing('parquet')}") from error
     if frame.index.name is not None:
         frame = frame.reset_index()
+    for column in frame.select_dtypes("datetime").columns:
+        if (frame[column].dropna() == frame[column].dropna().dt.normalize()).all():
+            frame[column] = frame[column].dt.date  # days, not moments
     yield 1, [str(column) for column in frame.columns]
     to_text: Callable[[Any], str] = lambda cell: "" if pandas.isna(cell) else str(cell)  # noqa: E731  (typed)
     for line, row in enumerate(frame.itertuples(index=False, name=None), 2):

@@ -39,10 +39,11 @@ def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
             f"inputs: expected a sequence of arrays (T, {width}), one for each sequence; got a "
             f"{type(inputs).__name__}: give the arrays of its parts, as in [frame[columns].to_numpy()]"
         )
-    if isinstance(inputs, np.ndarray) and inputs.ndim == 2 and inputs.dtype.kind in "fiu":
+    shape = getattr(inputs, "shape", ())
+    if len(shape) == 2 and len(inputs):
         raise ValueError(
             f"inputs: expected a sequence of arrays (T, {width}), or one array (N, T, {width}); got one of shape "
-            f"{inputs.shape}: give a single sequence in a list, as in [x]"
+            f"{shape}: give a single sequence in a list, as in [x]"
         )
     if not len(inputs):
         raise ValueError("inputs: expected at least one sequence; got none")
@@ -56,7 +57,7 @@ def _check_sequence(name: str, sequence: Any, width: int) -> None:
     if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
         kind = getattr(sequence, "dtype", type(sequence).__name__)
         hint = ": use .to_numpy()" if hasattr(sequence, "to_numpy") else ""
-        hint = ": use np.array(...)" if isinstance(sequence, list | tuple) else hint
+        hint = ": use np.array(...)" if kind in ("list", "tuple") else hint
         raise TypeError(f"{name}: expected an array of numbers (T, {width}); got {kind}{hint}")
     validation.refuse_masked(name, sequence)
     if sequence.ndim != 2 or sequence.shape[1] != width:

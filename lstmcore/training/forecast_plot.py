@@ -172,8 +172,9 @@ def _draw(axes: Axes, picture: ForecastPicture) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if isinstance(now, list):
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib import dates
 
-        locator = AutoDateLocator(maxticks=9)
+        untyped: Any = dates
+        locator = untyped.AutoDateLocator(maxticks=9)
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(untyped.ConciseDateFormatter(locator))
