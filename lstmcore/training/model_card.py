@@ -168,9 +168,10 @@ def save_folder(model: SequenceModel, folder: str | Path, *, title: str = "", sc
     try:
         path.mkdir(exist_ok=True)
         if any(path.iterdir()):
-            raise UnwritableError(f"folder: expected a new or an empty one; got {str(path)!r}, which has files")
+            raise UnwritableError("folder", f"expected a new or an empty one; got {str(path)!r}, which has files", path)
     except OSError as error:
-        raise UnwritableError(f"folder: expected one that can be made; got {str(path)!r}: {error.strerror}") from None
+        problem = f"expected one that can be made; got {str(path)!r}: {error.strerror}"
+        raise UnwritableError("folder", problem, path) from None
     model.save(path / WEIGHTS)
     config = {"library_name": "lstmcore", "architectures": ["SequenceModel"], **model_header(model.parts)}
     write_atomically(path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
