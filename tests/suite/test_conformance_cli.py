@@ -33,8 +33,10 @@ def test_a_backend_that_conforms_is_exit_code_0(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_exit_code_1_and_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmcore.cli.conform.get_backend", lambda name: MUTANTS["contract.none_state"].make())
-    found = conform("naive", *SELECT, "--precision", "float32")
+    monkeypatch.setattr(
+        "lstmcore_conformance.suite.target.get_backend", lambda name: MUTANTS["contract.none_state"].make()
+    )
+    found = conform("naive", *SELECT, "--precision", "float32", "--in-process")
     assert found.exit_code == 1
     assert "FAILED forward.no_state[float32-no_state,plain]" in found.output
     assert "of the budget" in found.output

@@ -118,10 +118,12 @@ def test_a_badge_is_green_only_for_a_whole_run_that_passed(found: Report, text: 
 
 
 def test_the_command_writes_both_also_where_the_backend_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmcore.cli.conform.get_backend", lambda name: MUTANTS["contract.none_state"].make())
+    monkeypatch.setattr(
+        "lstmcore_conformance.suite.target.get_backend", lambda name: MUTANTS["contract.none_state"].make()
+    )
     files = {name: tmp_path / name for name in ("junit", "badge")}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
-    found = CliRunner().invoke(main, ["conform", "naive", "-k", "forward.no_state", *options])
+    found = CliRunner().invoke(main, ["conform", "naive", "-k", "forward.no_state", "--in-process", *options])
     assert found.exit_code == 1
     assert "<failure" in files["junit"].read_text()
     assert "failed" in files["badge"].read_text()

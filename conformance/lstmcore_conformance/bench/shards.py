@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,6 @@ from zlib import crc32
 from lstmcore_conformance.bench.timed_device import Device, StandIn, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.cases.case import Case
-from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
 from lstmcore_conformance.suite.report import ItemReport, Outcome, Report
 from lstmcore_conformance.suite.runner import items, not_run, report_on, run_item
@@ -67,7 +66,7 @@ def work(
             break
         yield {"begun": item.id}
         found = run_item(tested, item)
-        yield {"check": item.check.id, "item": _plain(found)}
+        yield {"check": item.check.id, "item": found.to_record()}
         if found.outcome is not Outcome.PASSED and (reason := device.lost()) is not None:
             yield {"lost": reason}
             return
@@ -97,16 +96,6 @@ def _warm(device: Device, index: int, count: int, deadline: Deadline) -> Iterato
             continue
         warmed += 1
     yield {"warmed": warmed}
-
-
-def _plain(item: ItemReport) -> dict[str, Any]:
-    return asdict(item) | {"outcome": item.outcome.value}
-
-
-def _item(values: dict[str, Any]) -> ItemReport:
-    worst = values["worst"]
-    made = None if worst is None else Measure(**worst | {"index": tuple(worst["index"])})
-    return ItemReport(**values | {"outcome": Outcome(values["outcome"]), "worst": made})
 
 
 def conformance(
@@ -198,7 +187,7 @@ def _part(  # long: one loop that reads what each process in turn came to
             elif "begun" in record:
                 begun, first, running = record["begun"], first + 1, True
             elif "item" in record:
-                part.done.append((record["check"], _item(record["item"])))
+                part.done.append((record["check"], ItemReport.from_record(record["item"])))
                 running = False
             lost, ended, warming = record.get("lost"), record.get("warmed"), warming or "warming" in record
             calling = record.get("calling", calling)

@@ -157,15 +157,19 @@ def dtype_of(name: str, case: Case) -> str:
 
 def measure(name: str, got: Any, expected: Expected) -> Measure:
     """Return the element of `got` with the largest error. NaN or infinity in the wrong place is an infinite error."""
-    want = np.asarray(expected.value, np.float64)
-    value = np.asarray(got).astype(np.float64)
+    want, value = np.asarray(expected.value, np.float64), np.asarray(got).astype(np.float64)
     if not want.size:
         return Measure(0.0, name)
-    with np.errstate(invalid="ignore"):  # inf - inf where both are the same infinity
-        error = np.abs(value - want)
-    same = (value == want) | (np.isnan(value) & np.isnan(want))
-    error = np.where(same, 0.0, np.where(np.isfinite(error), error, np.inf))
+    error = errors(value, want)
     index = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
     worst = float(error[index])
     share = 0.0 if worst == 0 else worst / expected.budget if expected.budget else np.inf
     return Measure(share, name, index, float(value[index]), float(want[index]), expected.budget)
+
+
+def errors(value: Array, want: Array) -> Array:
+    """Return the error of every entry; that of NaN or infinity in the wrong place is infinite."""
+    with np.errstate(invalid="ignore"):  # inf - inf where both are the same infinity
+        error = np.abs(value - want)
+    same = (value == want) | (np.isnan(value) & np.isnan(want))
+    return np.where(same, 0.0, np.where(np.isfinite(error), error, np.inf))

@@ -28,6 +28,7 @@ def page(report: Report) -> str:
         heading=title,
         report=report,
         shown=SHOWN,
+        share_class=_share_class,
         known=_facts(report),
         expected=[(item.id, item.message) for item in report.expected],
         undeclared=[(", ".join(names), reason) for reason, names in reasons.items()],
@@ -61,6 +62,11 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("machine", report.machine),
         ("run", f"{report.started}, {report.seconds:.1f} s"),
     ]
+
+
+def _share_class(share: float) -> str:
+    """Return the CSS class of a cell: within the budget, above it, or over ten times as much (NaN and infinity too)."""
+    return "within" if share <= 1 else "above" if share <= 10 else "far"
 
 
 def _row(check: CheckReport) -> tuple[CheckReport, str, bool, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lstmcore_conformance.bench.statistics import geometric_mean
 from lstmcore_conformance.bench.summary import Setting, compare, fastest, plain, settings
 from lstmcore_conformance.json_files import check_schema, read_object
 from lstmcore_conformance.render.compact_json import compact_json
-from lstmcore_conformance.suite.report import REPORT_VERSION
+from lstmcore_conformance.suite.report import REPORT_VERSION, as_number
 
 SCHEMA: Final = "lstmcore-scoreboard"
 VERSION: Final = 1
@@ -167,12 +166,6 @@ def of_report(values: Mapping[str, Any]) -> dict[str, Any]:
             if one["share"] is None or as_number(share) > as_number(one["share"]):
                 one |= {"share": share, "in": check["id"]}
     return {name: values[name] for name in _KEPT} | {"sections": sections}
-
-
-def as_number(share: float | str) -> float:
-    """Return a share as a report writes it; one that is no number is worse than all others."""
-    value = float(share)
-    return math.inf if math.isnan(value) else value
 
 
 def of_benchmark(run: Benchmark) -> dict[str, Any]:

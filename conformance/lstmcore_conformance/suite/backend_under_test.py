@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Kernel, 
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import Precision
 from lstmcore_conformance.cases.case import Array, Case, Data
-from lstmcore_conformance.oracle.budgets import Expectation, Measure, measure
+from lstmcore_conformance.oracle.budgets import Expectation, Expected, Measure, measure
 
 
 class Failure(Exception):  # noqa: N818  (it names an outcome)
@@ -25,11 +26,19 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
         One line.
     worst
         The worst element, if numbers were compared.
+    arrays
+        Name -> the array that was compared and what was expected, if numbers were compared.
     """
 
-    def __init__(self, message: str, worst: Measure | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        worst: Measure | None = None,
+        arrays: Mapping[str, tuple[Array, Expected]] | None = None,
+    ) -> None:
         super().__init__(message)
         self.worst = worst
+        self.arrays = arrays or {}
 
 
 #: The defaults of `Draws`.
@@ -85,8 +94,14 @@ class BackendUnderTest:
 
     Attributes
     ----------
+    command_name
+        What ``lstmcore conform`` calls the backend: its name, or ``MODULE:ATTRIBUTE``.
     extent
         Kind of call -> the largest size of each axis that a call of this kind was shown.
+    failures
+        The folder for the files of failing calls, None for none.
+    last
+        The last call: its kind, its case and its data on the device. None before the first one.
 
     Raises
     ------
@@ -104,7 +119,10 @@ class BackendUnderTest:
         self.backend = backend
         self.draws = Draws() if draws is None else draws
         self.max_work = max_work
+        self.command_name: str = backend.name
         self.extent: dict[str, dict[str, int]] = {}
+        self.failures: Path | None = None
+        self.last: tuple[str, Case, Data] | None = None
         self.declared: Capabilities = backend.capabilities()
         self._kernels: dict[tuple[LSTMConfig | StackConfig, Precision], Any] = {}
 
@@ -232,13 +250,18 @@ class BackendUnderTest:
             return done, tangents
 
     def _note(self, kind: str, case: Case, data: Data) -> None:
-        """Raise the sizes of `extent` to those of a call; one with lengths or masks counts as such too."""
+        """Keep a call as `last`, and raise the sizes of `extent`; with lengths or masks it counts as such too."""
+        self.last = (kind, case, data)
         config, (steps, batch) = case.configs[0], data.x.shape[:2]
         sizes = {"T": steps, "N": batch, "I": config.input_size, "H": config.hidden_size, "P": config.proj_size}
         for name, used in (("", True), (" with lengths", data.lengths is not None), (" with masks", bool(data.masks))):
             if used:
-                known = self.extent.setdefault(kind + name, dict.fromkeys(sizes, 0))
-                known.update({axis: max(size, known[axis]) for axis, size in sizes.items()})
+                self.raise_extent(kind + name, sizes)
+
+    def raise_extent(self, kind: str, sizes: Mapping[str, int]) -> None:
+        """Raise the sizes of `extent` for a kind of call to `sizes`."""
+        known = self.extent.setdefault(kind, dict.fromkeys(sizes, 0))
+        known.update({axis: max(size, known[axis]) for axis, size in sizes.items()})
 
     def outputs(self, result: Any) -> dict[str, Array]:
         """Return the arrays of a `Forward` on the host."""
@@ -287,7 +310,7 @@ def compare(got: Mapping[str, Array], expected: Expectation) -> Measure:
         if not measured.share <= worst.share:
             worst = measured
     if not worst.share <= 1:
-        raise Failure(str(worst), worst)
+        raise Failure(str(worst), worst, {name: (got[name], want) for name, want in expected.items()})
     return worst
 
 

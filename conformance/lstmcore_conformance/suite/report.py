@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +15,7 @@ from lstmcore.files import write_atomically
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import above
-from lstmcore_conformance.suite.refusal_texts import consists_of, group_pairs
+from lstmcore_conformance.suite.error_map import ErrorMap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +56,11 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemReport:
-    """One check on one case; `sizes` are T, N, I, H, P, L and D, `switches` those that differ from the defaults."""
+    """One check on one case.
+
+    `sizes` are T, N, I, H, P, L and D, `switches` those that differ from the defaults. `where` says which entries of
+    the worst array are wrong.
+    """
 
     id: str
     case: str
@@ -69,6 +72,7 @@ class ItemReport:
     precision: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     switches: str = ""
+    where: ErrorMap | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form for JSON."""
@@ -76,12 +80,34 @@ class ItemReport:
         values |= {"share": _number(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
         values |= {"reproduce": self.reproduce} if self.reproduce else {}
+        values |= {"where": self.where.to_dict()} if self.where else {}
         values |= (
             {"precision": self.precision, "sizes": dict(self.sizes), "switches": self.switches}
             if self.precision
             else {}
         )
         return values | {"seconds": round(self.seconds, 6)}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return every field in a form for JSON, for another process."""
+        where = None if self.where is None else self.where.to_dict()
+        return {
+            **_fields_of(self),
+            "outcome": self.outcome.value,
+            "worst": self.worst and _fields_of(self.worst),
+            "where": where,
+        }
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> ItemReport:
+        """Return the report of `to_record`."""
+        worst, where = values["worst"], values["where"]
+        made = {
+            "outcome": Outcome(values["outcome"]),
+            "worst": None if worst is None else Measure(**worst | {"index": tuple(worst["index"])}),
+            "where": None if where is None else ErrorMap.from_dict(where),
+        }
+        return cls(**{**values, **made})
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,74 +329,9 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, the failures and the verdict."""
-        from rich.table import Table  # a report can be made and written without rich
-        from rich.text import Text
+        from lstmcore_conformance.suite.report_terminal import show  # a report can be made and written without rich
 
-        table = Table(title=f"Conformance of {self.backend} ({self.device})", title_justify="left")
-        table.add_column("check", no_wrap=True)
-        table.add_column("section", no_wrap=True)
-        table.add_column("outcome", no_wrap=True)
-        table.add_column("cases", justify="right")
-        table.add_column("share", justify="right")
-        for check in self.checks:
-            share = check.worst.worst.share if check.worst and check.worst.worst else None
-            table.add_row(
-                check.id,
-                check.section,
-                Text(check.outcome.value, _STYLES[check.outcome]),
-                str(check.ran),
-                "" if share is None else f"{share:.3g}",
-            )
-        console.print(table)
-        for kind, sizes in self.extent.items():
-            largest = ", ".join(f"{axis}={size:,}" for axis, size in sizes.items() if size)
-            _print_plain(console, f"largest sizes shown, {kind}: {largest}")
-        self._show_unsupported(console)
-        for item in self.bad[:_SHOWN]:
-            _print_plain(console, f"\n{item.outcome.value.upper()} {item.id}\n  {item.message}\n  {item.reproduce}")
-        if len(self.bad) > _SHOWN:
-            _print_plain(console, f"\n... and {len(self.bad) - _SHOWN} more; --json writes all")
-        for id, reason in self.untried.items():
-            _print_plain(console, f"\nEXPECTED FAILURE THAT DID NOT RUN {id}\n  {reason}")
-        console.print()
-        console.print(Text(f"{self.verdict} ({self.seconds:.1f} s)", _RESULTS[self.result]), soft_wrap=True)
-
-    def _show_unsupported(self, console: Console) -> None:
-        """Print every reason for items that did not run: first what is not declared, then other refusals."""
-        for reason, names in group_pairs((reason, name) for name, reason in self.undeclared.items()).items():
-            _print_plain(console, f"not declared, {reason}:")
-            _print_list(console, names)
-        skipped = [
-            (item.message, check.id)
-            for check in self.checks
-            for item in check.items
-            if item.outcome is Outcome.UNSUPPORTED
-        ]
-        known = [f"{name}: {reason}" for name, reason in self.undeclared.items()]
-        others = [(message, id) for message, id in skipped if not consists_of(message, known)]
-        if count := len(skipped) - len(others):
-            _print_plain(console, f"left out: {count} cases and checks that need what is not declared")
-        for reason, ids in group_pairs(others).items():
-            _print_plain(console, f"unsupported, {reason}:")
-            counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
-            _print_list(console, counts)
-
-
-_SHOWN: Final = 20
-_STYLES: Final = {
-    Outcome.PASSED: "green",
-    Outcome.FAILED: "bold red",
-    Outcome.EXPECTED: "yellow",
-    Outcome.ERROR: "bold red",
-    Outcome.UNSUPPORTED: "yellow",
-}
-
-_RESULTS: Final = {
-    Result.CONFORMS: "bold green",
-    Result.PARTIAL: "bold yellow",
-    Result.FAILS: "bold red",
-    Result.NOTHING: "bold red",
-}
+        show(self, console)
 
 
 def counted(count: int, what: str) -> str:
@@ -378,17 +339,15 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _print_plain(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_list(console: Console, names: Iterable[str]) -> None:
-    """Print the names, indented, in as many lines as needed."""
-    text = ", ".join(names)
-    _print_plain(
-        console, textwrap.indent(textwrap.fill(text, max(console.width - 2, 40), break_long_words=False), "  ")
-    )
-
-
 def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
+
+
+def as_number(share: float | str) -> float:
+    """Return a share as a report writes it; one that is no number is worse than all others."""
+    value = float(share)
+    return math.inf if math.isnan(value) else value
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    return {item.name: getattr(value, item.name) for item in fields(value)}

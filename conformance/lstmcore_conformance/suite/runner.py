@@ -20,7 +20,9 @@ from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure
 from lstmcore_conformance.suite.check import PROFILES, Check, Profile, Scope, all_checks
+from lstmcore_conformance.suite.error_map import ErrorMap, error_map
 from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
+from lstmcore_conformance.suite.failure_files import save_failure
 from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.suite.selection import selector
 
@@ -131,17 +133,22 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
         return ItemReport(item.id, case, Outcome.UNSUPPORTED, message=item.reason or "")
     start = time.perf_counter()
     worst: Measure | None = None
+    where: ErrorMap | None = None
     message, outcome = "", Outcome.PASSED
+    tested.last = None
     try:
         with np.errstate(all="ignore"):  # an overflow is judged by its result
             worst = item.check.run(tested, item.case)
     except Failure as failure:
         outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
+        where = _where(failure)
+        if tested.failures is not None:
+            save_failure(tested.failures, tested, item.id, failure)
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
     options = ("" if item.check.runs_in("quick") else " --profile full") + tested.draws.options
-    reproduce = f"lstmcore conform {tested.backend.name} -k '{item.id}'{options}" if outcome.bad else ""
+    reproduce = f"lstmcore conform {tested.command_name} -k '{item.id}'{options}" if outcome.bad else ""
     return ItemReport(
         item.id,
         case,
@@ -153,7 +160,15 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
         item.case.precision,
         _sizes(item.case),
         _switches(item.case),
+        where,
     )
+
+
+def _where(failure: Failure) -> ErrorMap | None:
+    """Return where the errors of the worst array sit, if numbers were compared."""
+    if failure.worst is None or failure.worst.array not in failure.arrays:
+        return None
+    return error_map(failure.worst.array, *failure.arrays[failure.worst.array])
 
 
 def not_run(item: Item, message: str) -> ItemReport:
@@ -251,19 +266,43 @@ def run(  # noqa: PLR0913  (public: each parameter is an option of the command l
     (True, ())
     """
     tested, started = BackendUnderTest(backend, draws or Draws.of(profile), max_work), datetime.now(UTC)
-    todo = list(items(tested, precisions, select, profile))
-    if not todo:
-        raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
-    expected = expected_failures or {}
-    if expected:  # an id outside this selection or profile is known too
-        check_ids(expected, (item.id for item in items(tested, profile="full")))
+    todo = chosen_items(tested, precisions, select, profile)
+    expected = checked(tested, expected_failures)
     results: dict[str, list[ItemReport]] = {}
     for position, item in enumerate(todo):
         if progress is not None:
             progress(position, len(todo), item.id)
         results.setdefault(item.check.id, []).append(run_item(tested, item))
     report = report_on(tested, results, started, precisions, select=select, profile=profile)
-    return _mark_expected(report, tested, expected) if expected else report
+    return mark_expected(report, tested, expected)
+
+
+def chosen_items(
+    tested: BackendUnderTest, precisions: Iterable[str] | None, select: str | None, profile: Profile
+) -> list[Item]:
+    """Return the items of `items`.
+
+    Raises
+    ------
+    ValueError
+        As `items`, and if there are none.
+    """
+    if not (todo := list(items(tested, precisions, select, profile))):
+        raise ValueError(f"-k: expected words of a check of the profile {profile}; {select!r} selects none")
+    return todo
+
+
+def checked(tested: BackendUnderTest, expected: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return the expected failures; an id outside the selection or profile of a run is known too.
+
+    Raises
+    ------
+    ValueError
+        An id is that of no check and no item.
+    """
+    if expected:
+        check_ids(expected, (item.id for item in items(tested, profile="full")))
+    return expected or {}
 
 
 def report_on(
@@ -315,8 +354,10 @@ def report_on(
     )
 
 
-def _mark_expected(report: Report, tested: BackendUnderTest, expected: Mapping[str, str]) -> Report:
+def mark_expected(report: Report, tested: BackendUnderTest, expected: Mapping[str, str]) -> Report:
     """Return the report with expected failures marked, and with failures for those that passed."""
+    if not expected:
+        return report
     ran = [item for check in report.checks for item in check.items]
     every = items(tested, report.precisions, profile="full")
     complete, strict = (
