@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Final
 
+from llvmlite.binding import Linkage
 from numba import types
 from numba.core import codegen, compiler, sigutils
 
@@ -46,8 +47,21 @@ class InnerLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
         return 0
 
 
-class InnerCompiler(_COMPILER):  # type: ignore[misc]  # see _COMPILER
-    """Compiler of inner functions."""
+class EntryLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
+    """The code of a function that the interpreter calls, and of its callees, which no other library calls here."""
+
+    def _optimize_final_module(self) -> None:
+        """Let LLVM inline, change and drop the callees as functions of this module alone."""
+        for function in self._final_module.functions:
+            if function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+        super()._optimize_final_module()
+
+
+class EntryCompiler(_COMPILER):  # type: ignore[misc]  # see _COMPILER
+    """Compiler of functions that the interpreter calls."""
+
+    make_library: Any = EntryLibrary
 
     def __init__(  # noqa: PLR0913  (Numba's signature)
         self,
@@ -60,10 +74,17 @@ class InnerCompiler(_COMPILER):  # type: ignore[misc]  # see _COMPILER
         locals: Any,
     ) -> None:
         if library is None:
-            library = InnerLibrary(target_context.codegen(), "lstmcore_inner")
+            library = self.make_library(target_context.codegen(), "lstmcore")
             library.enable_object_caching()
-        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        if self.make_library is InnerLibrary:
+            flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
         super().__init__(typing_context, target_context, library, args, return_type, flags, locals)
+
+
+class InnerCompiler(EntryCompiler):
+    """Compiler of inner functions."""
+
+    make_library = InnerLibrary
 
 
 #: `dispatcher` of a thread is the one whose code the interpreter is about to call.
@@ -78,7 +99,7 @@ def choose_compiler(dispatcher: Any, signature: Any) -> None:
     """
     is_inner = getattr(_CALLED, "dispatcher", None) is not dispatcher
     _CALLED.dispatcher = None
-    dispatcher._compiler.pipeline_class = InnerCompiler if is_inner else _COMPILER
+    dispatcher._compiler.pipeline_class = InnerCompiler if is_inner else EntryCompiler
     args = tuple(_NORMALIZE(signature)[0])
     if not is_inner and args in dispatcher.overloads and is_inner_code(dispatcher.overloads[args]):
         del dispatcher.overloads[args]
