@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import click
 
-from lstmcore.cli._errors import as_one_line
 from lstmcore.notices import Notice
 from lstmcore.plugin_calls import slow_calls_told
 from lstmcore.registry import PluginError, UnavailableError
@@ -66,7 +65,7 @@ class Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
-            raise as_one_line(error) from None
+            raise _as_one_line(error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a mistake is one line and exit code 2, with a traceback under ``LSTMCORE_DEBUG=1``.
@@ -81,7 +80,7 @@ class Commands(click.Group):
         except click.UsageError as error:
             if isinstance(error, click.exceptions.NoArgsIsHelpError):
                 raise
-            raise as_one_line(error) from None
+            raise _as_one_line(error) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing is left to flush to
             ctx.exit(1)
@@ -95,6 +94,13 @@ class Commands(click.Group):
                 text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
             click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
+
+
+def _as_one_line(error: click.UsageError) -> click.ClickException:
+    """Return an error of click as one line; its words are loaded only if there is one."""
+    from lstmcore.cli._errors import as_one_line
+
+    return as_one_line(error)
 
 
 def _shown(others: Callable[..., None]) -> Callable[..., None]:
