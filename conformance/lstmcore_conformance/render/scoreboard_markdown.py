@@ -11,13 +11,13 @@ from lstmcore_conformance.render.templating import render
 from lstmcore_conformance.scoreboard.board import (
     Board,
     Digest,
-    as_number,
     label,
     reasons,
     section_cell,
     speed_cell,
     verdict,
 )
+from lstmcore_conformance.suite.report import as_number
 
 #: Between these lines the README shows the top of the scoreboard.
 BEGIN: Final = "<!-- scoreboard: made by python -m lstmcore_conformance.scoreboard -->"
