@@ -117,8 +117,8 @@ def failures_of(log: str) -> list[str]:
     found: list[str] = []
     for section in _SECTION.findall(log):
         titles = [title for title in _TITLE.finditer(section) if title[1] in names]  # others are of what a test printed
-        ends = [title.start() for title in titles[1:]] + [len(section)]
-        for title, end in zip(titles, ends, strict=True):
+        ends = [title.start() for title in titles] + [len(section)]
+        for title, end in zip(titles, ends[1:], strict=True):
             found.append(_last(section[title.end() : end], f"FAILED {title[1]}"))
     if not found:
         return [_last(log, "the end of its output")]

@@ -7,6 +7,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.extras import installing
+
 Array = npt.NDArray[Any]
 
 #: Top-level packages whose tables narwhals reads; none of them is imported here.
@@ -40,7 +42,7 @@ def open_frame(name: str, value: Any) -> Any:
     except ImportError as error:
         raise ImportError(
             f"{name}: expected an array, or narwhals for a {type(value).__name__} of "
-            f"{type(value).__module__.partition('.')[0]}; it is not installed: pip install 'lstmcore[frames]'"
+            f"{type(value).__module__.partition('.')[0]}; it is not installed: {installing('frames')}"
         ) from error
     try:
         return narwhals.from_native(value, eager_only=True, allow_series=True)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.backend import Backend
+from lstmcore.extras import installing
 from lstmcore.frames import is_frame
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import pad
@@ -49,9 +50,7 @@ try:
         validate_data,
     )
 except ImportError as error:
-    raise ImportError(
-        "lstmcore.sklearn: expected scikit-learn 1.6 or newer: pip install 'lstmcore[sklearn]'"
-    ) from error
+    raise ImportError(f"lstmcore.sklearn: expected scikit-learn 1.6 or newer: {installing('sklearn')}") from error
 
 __all__ = ["LSTMClassifier", "LSTMRegressor"]
 

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from lstmcore.extras import installing
 from lstmcore.files import check_regular
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _validator(file: str) -> Validator:
             raise
         raise ImportError(
             "reading of reports, runs and vectors: needs jsonschema, which is not installed: "
-            "pip install 'lstmcore[conformance]'"
+            f"{installing('conformance')}"
         ) from None
     text = resources.files(__package__ or "").joinpath(file).read_text("utf-8")
     return Draft202012Validator(json.loads(text))

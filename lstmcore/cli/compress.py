@@ -15,11 +15,11 @@ from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, layout_options
 from lstmcore.cli._model_data import judged_sequences, panel_for, sequences_for, task_of
-from lstmcore.cli.evaluate import classified, forecast
 from lstmcore.registry import default_name
 from lstmcore.stored_weights import FORMATS
 from lstmcore.training.classification import ClassifyTask
-from lstmcore.training.forecast import forecasts
+from lstmcore.training.forecast import forecasts, scores
+from lstmcore.training.losses import CrossEntropy
 from lstmcore.training.model import SequenceModel
 
 
@@ -73,20 +73,20 @@ def _judged(
     """Return the scores of both models, the largest difference of an output, and the decisions that change."""
     task = task_of(whole, name)
     if isinstance(task, ClassifyTask):
-        dataset, trained = judged_sequences(task, sequences_for(whole, task, (name, data), options))
-        scores = [classified(model, dataset, trained) for model in (whole, small)]
-        outputs = [np.array(model.predict(dataset.test.inputs)) for model in (whole, small)]
+        dataset, _ = judged_sequences(task, sequences_for(whole, task, (name, data), options))
+        test = dataset.test
+        judged = [model.evaluate(test.inputs, test.targets, CrossEntropy()) for model in (whole, small)]
+        values = {key: [getattr(each, key) for each in judged] for key in ("accuracy", "loss")}
+        outputs = [np.array(model.predict(test.inputs)) for model in (whole, small)]
         changed = int((outputs[0].argmax(axis=1) != outputs[1].argmax(axis=1)).sum())
         decisions = {"decisions": len(outputs[0]), "decisions_changed": changed}
-        values = {key: [score[key] for score in scores] for key in ("accuracy", "loss")}
     else:
-        changes = {"fill": options["fill"]}
-        panel = panel_for(task, name, data, options)
-        scores = [forecast(model, panel, changes) for model in (whole, small)]
-        windows = [task.held_out(*columns) for columns in panel]
-        outputs = [np.concatenate([forecasts(model, part) for part in windows]) for model in (whole, small)]
+        windows = [task.held_out(*columns) for columns in panel_for(task, name, data, options)]
+        answers = [[forecasts(model, part) for part in windows] for model in (whole, small)]
+        errors = [[{"model": got - part.actual} for got, part in zip(each, windows, strict=True)] for each in answers]
+        values = {key: [scores(each, task.targets)[0][key] for each in errors] for key in ("rmse", "mae")}
+        outputs = [np.concatenate(each) for each in answers]
         decisions = {}
-        values = {key: [score["scores"][0][key] for score in scores] for key in ("rmse", "mae")}
     difference = float(np.abs(outputs[0] - outputs[1]).max())
     return {"data": data, "scores": values, "largest_difference": difference, **decisions}
 

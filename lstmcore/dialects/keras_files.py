@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from lstmcore.dialects.keras import LAYERS, KerasLayer, KerasModel, live_model, read_keras, to_keras
 from lstmcore.dialects.layers import split_layers
+from lstmcore.extras import installing
 from lstmcore.files import check_regular, write_atomically
 from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
@@ -25,6 +26,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 #: Groups of the arrays of a layer in Keras 3's files.
 _PARTS: Final = {"LSTM": ("cell",), "Bidirectional": ("forward_layer/cell", "backward_layer/cell")}
+
+#: A file of a .keras archive unpacks to at most so many times its size there; weights hardly get smaller.
+_UNPACKED: Final = 200
 
 
 def read_keras_source(source: Any, layer: str | None = None) -> LayerFile:
@@ -73,19 +77,29 @@ def _h5py(path: str | Path) -> Any:
     try:
         import h5py
     except ImportError:
-        raise ImportError(f"{path}: needs h5py: pip install 'lstmcore[keras]'") from None
+        raise ImportError(f"{path}: needs h5py: {installing('keras')}") from None
     return h5py
 
 
 def _read_archive(path: Path, h5py: Any) -> KerasModel:
     """Read a .keras file."""
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-        version = json.loads(archive.read("metadata.json"))["keras_version"]
-        stream = io.BytesIO(archive.read("model.weights.h5"))
+        config = json.loads(_member(path, archive, "config.json"))
+        version = json.loads(_member(path, archive, "metadata.json"))["keras_version"]
+        stream = io.BytesIO(_member(path, archive, "model.weights.h5"))
     with h5py.File(stream, "r") as file:
         layers = list(_layers(file, "", config["config"]["layers"]))
     return KerasModel(layers, int(version.split(".")[0]), config["class_name"] == "Sequential")
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a file of the archive, unless it unpacks to far more than any network: it may be made to fill memory."""
+    info = archive.getinfo(name)
+    if info.file_size > _UNPACKED * (info.compress_size + 1024):
+        raise ValueError(
+            f"{path}: {name}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
+        )
+    return archive.read(name)
 
 
 def _layers(group: Any, prefix: str, configs: Any) -> Iterator[KerasLayer]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lstmcore.config import LSTMConfig
 from lstmcore.dialects.layers import PlacedLayer, join_layers
 from lstmcore.dialects.onnx import attributes_of, check_shapes, directions, from_onnx_rows
+from lstmcore.extras import installing
 from lstmcore.files import check_regular
 from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
@@ -163,7 +164,7 @@ def open_model(path: str | Path) -> list[LSTMNode]:
     try:
         import onnx
     except ImportError:
-        raise ImportError(f"{path}: needs ONNX to be read: pip install 'lstmcore[onnx]'") from None
+        raise ImportError(f"{path}: needs ONNX to be read: {installing('onnx')}") from None
     from google.protobuf.message import DecodeError
 
     try:

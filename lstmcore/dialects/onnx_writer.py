@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.dialects.layers import split_layers
 from lstmcore.dialects.onnx_graph import OUTPUTS, GraphBuilder
+from lstmcore.extras import installing
 from lstmcore.files import write_atomically
 from lstmcore.layer_file import LayerFile, file_dtype, in_dtype, layer_widths
 from lstmcore.precision import numpy_dtype
@@ -119,7 +120,7 @@ def _start(path: str | Path, content: LayerFile, lengths: bool) -> GraphBuilder:
     try:
         import onnx  # noqa: F401  (that it is there)
     except ImportError:
-        raise ImportError(f"{path}: needs ONNX to be written: pip install 'lstmcore[onnx]'") from None
+        raise ImportError(f"{path}: needs ONNX to be written: {installing('onnx')}") from None
     graph = GraphBuilder(numpy_dtype(file_dtype(content.precision)))
     rows = ["N", "T"] if content.batch_first else ["T", "N"]
     graph.add_input("x", [*rows, layer_widths(content.layers)[0]])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from lstmcore.extras import installing
+
 try:
     import torch as _torch  # noqa: F401  (only whether it is there)
 except ImportError:
-    raise ImportError("lstmcore.torch: needs PyTorch: pip install 'lstmcore[torch]'") from None
+    raise ImportError(f"lstmcore.torch: needs PyTorch: {installing('torch')}") from None
 
 from lstmcore.torch.module import LSTM
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -163,3 +163,11 @@ def _shares(sizes: list[int], wanted: int, random: np.random.Generator) -> list[
         while sum(shares) < wanted and (room := [g for g, size in enumerate(sizes) if shares[g] + spared < size]):
             shares[max(room, key=lambda g: (wanted * sizes[g] - total * shares[g], ties[g]))] += 1
     return shares
+
+
+def chunks_by_length(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield the numbers of the sequences, at most `batch_size` of about the same length at a time."""
+    size = integer("batch_size", batch_size, 1)
+    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

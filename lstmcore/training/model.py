@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.backend import Backend, State
+from lstmcore.backend import Backend
 from lstmcore.chain import Chain
 from lstmcore.lstm import LSTM
-from lstmcore.scalars import integer
-from lstmcore.training.batches import pad
+from lstmcore.training.batches import chunks_by_length, pad
 from lstmcore.training.data_checks import Targets, as_sequences, check_targets, entry_shapes
 from lstmcore.training.losses import Loss, make_loss, require_weighted
 from lstmcore.training.metrics import check_metrics, compute_metrics
 from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
-from lstmcore.training.network import Batch, Examples, Learned, Network, count_entries, count_right
+from lstmcore.training.network import Batch, Examples, Learned, Network, count_entries, count_right, square_cells
 from lstmcore.training.readout import DTYPES, Readout
 from lstmcore.training.scaling import Standardizer
 from lstmcore.training.weights import check_weights
@@ -286,7 +285,7 @@ class SequenceModel:
         """Return the means over scaled inputs; `scaling` is undone on the outputs, which the targets are like."""
         total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
         answers, seen = True, list[tuple[Array, Array, Array]]()
-        for chosen in _chunks(examples.inputs, batch_size):
+        for chosen in chunks_by_length(examples.inputs, batch_size):
             batch = Batch.of(*examples.take(chosen), self.readout)
             outputs, read, last = self.network.run(batch.x, batch.lengths)
             if scaling is not None and not loss.of_linear:
@@ -297,7 +296,7 @@ class SequenceModel:
             hits = count_right(outputs, batch.targets, weights, loss)
             answers = answers and hits is not None
             total, right, entries = total + value * count, right + (hits or 0), entries + count
-            drift += float(np.sqrt(_square_cells(last)).sum())  # the start is zero
+            drift += float(np.sqrt(square_cells(last)).sum())  # the start is zero
             if metrics:
                 seen.append(self._flat_answers(outputs, batch, weights, loss, undone=scaling is not None))
         found = compute_metrics(metrics, *map(np.concatenate, zip(*seen, strict=True))) if metrics else {}
@@ -345,7 +344,7 @@ class SequenceModel:
                 "coverage: expected a model trained with a quantile or a gaussian loss; got one of no loss"
             )
         results: list[Array] = [np.empty(0)] * len(scaled)
-        for chosen in _chunks(scaled, batch_size):
+        for chosen in chunks_by_length(scaled, batch_size):
             x, lengths = pad([scaled[index] for index in chosen])
             outputs = self.network.run(x, lengths)[0].astype(np.float64)
             if self.target_scaling is not None:
@@ -396,17 +395,3 @@ class SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
         parts = read_model(path, backend, dtype)
         return SequenceModel(parts.lstm, parts.readout, task=parts.task, loss=parts.loss, **parts.scalings)
-
-
-def _square_cells(state: Any) -> Array:
-    """Return (N,): the sum of the squares of all final cells of a row, of an LSTM or of each LSTM of a chain."""
-    pairs = [state] if isinstance(state, State) else state
-    return np.asarray(sum(np.square(c, dtype=np.float64).sum(axis=(0, 2)) for _, c in pairs))
-
-
-def _chunks(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Yield the numbers of the sequences, at most `batch_size` of about the same length at a time."""
-    size = integer("batch_size", batch_size, 1)
-    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.backend import State
 from lstmcore.lstm import LSTM
 from lstmcore.masks import stack_masks
 from lstmcore.training.batches import pad
@@ -237,3 +238,9 @@ def count_right(outputs: Array, targets: Array, weights: Array | None, loss: Los
 def count_entries(weights: Array | None, rows: int) -> tuple[float, int]:
     """Return the weight of all entries, and the number of those with a weight; `rows` of them if it is None."""
     return (float(rows), rows) if weights is None else (float(weights.sum()), int(np.count_nonzero(weights)))
+
+
+def square_cells(state: Any) -> Array:
+    """Return (N,): the sum of the squares of all final cells of a row, of an LSTM or of each LSTM of a chain."""
+    pairs = [state] if isinstance(state, State) else state
+    return np.asarray(sum(np.square(c, dtype=np.float64).sum(axis=(0, 2)) for _, c in pairs))

@@ -282,7 +282,7 @@ def test_after_a_process_that_ends_another_goes_on(tmp_path: Path, monkeypatch: 
     """A process that ends is followed by one that goes on with the next case."""
     tested = BackendUnderTest(get_backend("numpy"))
     three = list(items(tested, select="forward.no_state"))[:3]
-    ran = [{"check": item.check.id, "item": shards._plain(run_item(tested, item))} for item in three]
+    ran = [{"check": item.check.id, "item": run_item(tested, item).to_record()} for item in three]
     begun = [{"begun": item.id} for item in three]
     whole = _lines({"all": 4}, begun[0], ran[0], begun[1])
     processes = _Processes(
@@ -318,7 +318,7 @@ def _passes(*numbers: int) -> list[dict[str, Any]]:
     tested = BackendUnderTest(get_backend("numpy"))
     every = list(items(tested, select="forward.no_state"))
     some = [every[number] for number in numbers]
-    pairs = [({"begun": it.id}, {"check": it.check.id, "item": shards._plain(run_item(tested, it))}) for it in some]
+    pairs = [({"begun": it.id}, {"check": it.check.id, "item": run_item(tested, it).to_record()}) for it in some]
     return [record for pair in pairs for record in pair]
 
 

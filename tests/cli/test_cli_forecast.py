@@ -253,10 +253,10 @@ def test_a_folder_for_the_hub(folder: Path) -> None:
         one, two = (succeed(*words, name, path, "--json", "--backend", "numpy") for name in ("m", "hub"))
         assert one == two or one | {"model": ""} == two | {"model": ""}
     assert "forecast load" in succeed("info", "hub")
-    assert error("export", "m", "--out", "hub") == "folder: expected a new or an empty one; got 'hub', which has files"
+    assert error("export", "m", "--out", "hub") == "--out: expected a new or an empty one; got 'hub', which has files"
     (folder / "empty").mkdir()
     assert (
         error("predict", "empty", path)
         == "empty: expected a model file, or a folder with model.safetensors; got neither"
     )
-    assert error("export", "m", "--out", "no/such").startswith("folder: expected one that can be made; got 'no/such'")
+    assert error("export", "m", "--out", "no/such").startswith("--out: expected one that can be made; got 'no/such'")

@@ -55,6 +55,8 @@ METHODS: Final = frozenset(
 #: (file, what) -> why it may be there. What is not there any more must be taken off.
 ALLOWED: Final[Mapping[tuple[str, str], str]] = {
     ("lstmcore/dialects/torch.py", "pickle"): "the class of the error of torch.load with weights_only=True",
+    ("lstmcore/cli/_formats.py", "zipfile"): "the names in an archive, to tell a .keras file; nothing is unpacked",
+    ("lstmcore/dialects/keras_files.py", "zipfile"): "three files of a .keras archive, into memory, of a bounded size",
     ("lstmcore/cli/__init__.py", ".import_module"): "a command, by a name of the list in that file",
 }
 

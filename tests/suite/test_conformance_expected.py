@@ -137,7 +137,7 @@ def test_a_class_of_tests_in_a_repository_of_ones_own(pytester: pytest.Pytester)
         """
     )
     found = pytester.runpytest_subprocess(
-        "-p", "no:randomly", "-q", "-k", "no_state or receipts or expected_failures_fail"
+        "-p", "no:randomly", "-q", "-k", "no_state or receipts.true or expected_failures_fail"
     )
     counts = found.parseoutcomes()
     assert counts["xfailed"] == 1
@@ -178,7 +178,7 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
         """
     )
     found = pytester.runpytest_subprocess(
-        "-p", "no:randomly", "-rs", "-k", "no_state or expected_failures_fail or was_made"
+        "-p", "no:randomly", "-rs", "-k", "ward.no_state or expected_failures_fail or was_made"
     )
     counts = found.parseoutcomes()
     assert (counts["failed"], counts["skipped"]) == (2, 1)

@@ -160,4 +160,4 @@ def test_the_command_line_says_that_a_readout_is_missing(tmp_path: Path) -> None
             result = CliRunner().invoke(main, [command, str(tmp_path / "layers"), "japanese-vowels"])
             assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
             assert "layers: expected a file of format 'lstmcore-model'; got 'lstmcore-" in result.stderr
-            assert "a readout is missing: SequenceModel(LSTM.load(path), Readout(...)) makes a model" in result.stderr
+            assert "a readout is missing: SequenceModel(Chain.load(path), Readout(...)) makes a model" in result.stderr

@@ -376,7 +376,7 @@ def test_without_matplotlib_the_install_line_is_said(tmp_path: Path, monkeypatch
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    with pytest.raises(ImportError, match=r"pip install 'lstmcore\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install .*plot.*"):
         plot_history(History(), tmp_path / "curve.png")
 
 

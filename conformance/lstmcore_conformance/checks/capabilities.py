@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from types import FrameType
@@ -148,8 +149,10 @@ def fallback(tested: BackendUnderTest, case: Case) -> None:
 def large_cases(scope: Scope) -> Iterator[Case]:
     """Yield large calls, with lengths and without."""
     for precision in scope.precisions:
-        for extents in (WIDTHS, ROWS, STEPS, LENGTHS):
+        for extents in (WIDTHS, ROWS, STEPS):
             yield from extent_cases(extents, scope.declared, precision)
+        for case in extent_cases(LENGTHS, scope.declared, precision):
+            yield replace(case, name=f"{case.name},lengths")
 
 
 @check(

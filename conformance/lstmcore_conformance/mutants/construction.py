@@ -49,7 +49,8 @@ class Mutant:
     @property
     def selection(self) -> str:
         """The expression for the items of its check that show it."""
-        return f"{self.caught_by} and ({self.shown_by})" if self.shown_by else self.caught_by
+        own = f"{self.caught_by}["  # the id of another check may begin with this one's
+        return f"{own} and ({self.shown_by})" if self.shown_by else own
 
 
 #: Every mutant by its id.

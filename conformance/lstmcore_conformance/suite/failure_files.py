@@ -10,7 +10,6 @@ from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
-from safetensors.numpy import save
 
 from lstmcore.backend import Masks, StackMasks, State, Tangents
 from lstmcore.config import LSTMConfig, StackConfig
@@ -84,6 +83,8 @@ def save_failure(folder: str | Path, tested: BackendUnderTest, id: str, failure:
     Path or None
         The script; None if the item failed before its first call.
     """
+    from safetensors.numpy import save  # a run that saves nothing needs no package beyond NumPy and pluggy
+
     if tested.last is None:
         return None
     kind, case, on_device = tested.last
