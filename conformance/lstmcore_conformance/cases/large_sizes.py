@@ -101,7 +101,7 @@ MASKS: Final[Mapping[str, Extent]] = {
     "N=37,H=40": Extent(9, 37, 11, 40, {**_ZONEOUT, "proj_size": 21}, lengths=True, masks=True),
     "H=260": Extent(3, 5, 7, 260, _ZONEOUT, masks=True),
     "N=300": Extent(4, 300, 3, 9, {**_ZONEOUT, "proj_size": 4}, masks=True),
-    "T=260": Extent(260, 3, 3, 9, {**_ZONEOUT, "recurrence": "cell"}, lengths=True, masks=True),
+    "T=260": Extent(260, 3, 3, 9, {**_ZONEOUT, "reverse": True}, lengths=True, masks=True),
 }
 
 
