@@ -163,10 +163,9 @@ def open_model(path: str | Path) -> list[LSTMNode]:
     check_regular(path)
     try:
         import onnx
+        from google.protobuf.message import DecodeError
     except ImportError:
         raise ImportError(f"{path}: needs ONNX to be read: {installing('onnx')}") from None
-    from google.protobuf.message import DecodeError
-
     try:
         model = onnx.load(path)
     except DecodeError:
