@@ -61,7 +61,8 @@ from lstmcore.precision import PRECISIONS
     "--save-failure",
     "failures",
     metavar="FOLDER",
-    help="Write the arrays of each failing call, and a script that makes the call again without the suite.",
+    help="Write the arrays of each failing call, and a script that makes the call again without the suite; a crash "
+    "or a hang leaves none.",
 )
 @click.option(
     "--timeout",
@@ -143,6 +144,8 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
     for text, file in written:
         if file is not None:
             write_atomically(file, text(report).encode())
+    if failures is not None and report.bad:
+        click.echo(f"failing calls, and scripts that make them again, are in {failures}", err=True)
     if path == "-":
         click.echo(report.to_json(), nl=False)
     else:

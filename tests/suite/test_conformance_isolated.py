@@ -20,9 +20,11 @@ from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.plugin_calls import PluginError
 from lstmcore_conformance.oracle.budgets import Expected
 from lstmcore_conformance.suite import isolated
+from lstmcore_conformance.suite.backend_under_test import Failure
 from lstmcore_conformance.suite.error_map import CELLS, error_map
-from lstmcore_conformance.suite.failure_files import format_config
+from lstmcore_conformance.suite.failure_files import format_config, save_failure
 from lstmcore_conformance.suite.report import ItemReport, Outcome
+from lstmcore_conformance.suite.runner import chosen_items, run_item
 from lstmcore_conformance.suite.target import load_target
 
 #: A module as a user writes one: the NumPy backend with a fault where there are peepholes.
@@ -111,6 +113,14 @@ def test_a_hang_is_a_case_that_takes_too_long(folder: Path) -> None:
     assert f"ERROR {ITEM}\n  the process took more than 20 s (--timeout), at this case" in found.output
 
 
+def test_a_worker_that_a_crash_leaves_behind_holds_nothing_up(folder: Path) -> None:
+    """The worker has the child's end of the pipe, and would keep it for an hour."""
+    write(folder, "os.fork() or time.sleep(3600)\n            os.kill(os.getpid(), signal.SIGKILL)")
+    found = conform("mykernel:Mine", "--precision", "float32", "-k", ITEM, "--json", "report.json")
+    assert found.exit_code == 1
+    assert outcomes(folder / "report.json") == {ITEM: ("error", "the process ended by SIGKILL, at this case")}
+
+
 def test_a_child_that_never_begins_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, "pass")
     monkeypatch.setattr(isolated, "_records", lambda job, timeout: iter([{"ended": "ended by SIGKILL"}]))
@@ -171,10 +181,11 @@ def test_a_failing_call_is_saved_with_a_script(folder: Path) -> None:
     saved = load_file(script.with_suffix(".safetensors"))
     above = np.argwhere(np.abs(saved["got.y"] - saved["expected.y"]) > 0.5)
     assert {tuple(index[:2]) for index in above.tolist()} == {(2, 1)}
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path[1:]))}
     command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "the check does not compare" not in done.stdout
     line = next(line for line in done.stdout.splitlines() if line.startswith("y "))
     assert float(line.split("largest error")[1].split()[0]) == pytest.approx(1, abs=1e-3)
 
@@ -195,16 +206,27 @@ def test_every_kind_of_call_is_saved(folder: Path, select: str) -> None:
     write(folder, "pass")
     job = isolated.Job("mykernel:Mine", ("float32",), select, profile="smoke", failures="failures")
     tested = job.tested()
-    from lstmcore_conformance.suite.backend_under_test import Failure
-    from lstmcore_conformance.suite.failure_files import save_failure
-    from lstmcore_conformance.suite.runner import chosen_items, run_item
-
     for item in chosen_items(tested, job.precisions, job.select, job.profile)[:2]:
         assert run_item(tested, item).outcome is Outcome.PASSED
         path = save_failure(folder, tested, item.id, Failure("planted"))
         assert path is not None
         names = runpy.run_path(str(path))["got"]
         assert all(np.isfinite(np.asarray(array, np.float64)).all() for array in names.values())
+
+
+def test_a_script_does_not_compare_what_has_another_shape(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check may compare some rows of a call only."""
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    write(folder, "pass")
+    tested = isolated.Job("mykernel:Mine").tested()
+    (item,) = chosen_items(tested, ["float32"], ITEM, "quick")
+    run_item(tested, item)
+    rows = {"y": (np.ones((4, 1, 7), np.float32), Expected(np.zeros((4, 1, 7)), 1e-6, "float32"))}
+    path = save_failure(folder, tested, item.id, Failure("planted", None, rows))
+    runpy.run_path(str(path))
+    assert "y (4, 3, 7) the check does not compare this array as it is" in capsys.readouterr().out
 
 
 def test_a_configuration_is_written_as_python() -> None:

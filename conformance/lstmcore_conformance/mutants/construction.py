@@ -49,8 +49,7 @@ class Mutant:
     @property
     def selection(self) -> str:
         """The expression for the items of its check that show it."""
-        own = f"{self.caught_by}["  # the id of another check may begin with this one's
-        return f"{own} and ({self.shown_by})" if self.shown_by else own
+        return f"{self.caught_by} and ({self.shown_by})" if self.shown_by else self.caught_by
 
 
 #: Every mutant by its id.

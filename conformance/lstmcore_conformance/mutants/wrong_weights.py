@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -125,8 +125,12 @@ def _scaled(scale: Scale) -> Backend:
     return _reading(read)
 
 
+#: The id of the check of int8a16 begins with that of int8.
+_ALONE: Final = "not int8a16"
+
+
 def _int8(id: str, what: str, scale: Scale) -> None:
-    fault(f"weights.{id}", what, "weights.int8")(lambda: _scaled(scale))
+    fault(f"weights.{id}", what, "weights.int8", shown_by=_ALONE)(lambda: _scaled(scale))
 
 
 _int8("scale_of_next_row", "a row has the scale of the next one", lambda scale: np.roll(scale, -1))
@@ -136,7 +140,7 @@ _int8("scale_in_half", "scales are rounded to float16", lambda scale: scale.asty
 _int8("scale_of_127_by_128", "scales are largest / 128", lambda scale: scale * np.float32(127 / 128))
 
 
-@fault("weights.int8_unsigned", "int8 weights are read as unsigned", "weights.int8")
+@fault("weights.int8_unsigned", "int8 weights are read as unsigned", "weights.int8", shown_by=_ALONE)
 def _unsigned() -> Backend:
     def read(name: str, matrix: StoredMatrix) -> Array:
         if matrix.scale is None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +39,8 @@ from lstmcore_conformance.suite.target import load_target
 
 #: Seconds that a case may take. Compiling counts; the slowest case of any backend that was tried takes a quarter.
 TIMEOUT: Final = 600.0
+#: Seconds between two looks whether a child has ended.
+_LOOK: Final = 1.0
 #: Children that may end one after the other before they have begun a case.
 ATTEMPTS: Final = 3
 
@@ -130,7 +135,9 @@ def run_job(
                 how = record["ended"]
         if begun:
             item = todo[position]
-            results.setdefault(item.check.id, []).append(not_run(item, f"the process {how}, at this case"))
+            again = f"lstmcore conform {job.name} -k '{item.id}' --in-process"
+            ended = replace(not_run(item, f"the process {how}, at this case"), reproduce=again)
+            results.setdefault(item.check.id, []).append(ended)
             position += 1
         elif position < len(todo) and (early := early + 1) == ATTEMPTS:
             raise RuntimeError(f"{job.name}: the process {how} before a case began, {ATTEMPTS} times; see above why")
@@ -151,7 +158,7 @@ def said(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _records(job: Job, timeout: float) -> Iterator[dict[str, Any]]:
-    """Yield what a child says, then how it ended."""
+    """Yield what a child says, then how it ended. What the child started ends with it."""
     process = subprocess.Popen(  # noqa: S603  (this interpreter and this package)
         [sys.executable, "-m", __name__, json.dumps(asdict(job))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -159,22 +166,47 @@ def _records(job: Job, timeout: float) -> Iterator[dict[str, Any]]:
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        start_new_session=True,
     )
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
-    reader.start()
+    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     limit: float | None = None  # to load the backend takes the time that it takes: the parent did the same
     try:
-        while line := lines.get(timeout=limit):
+        while (line := _next(lines, process, limit)) is not None:
+            if not line:
+                yield {"ended": f"ended by {_format_exit(process.wait())}"}
+                return
             yield json.loads(line)
             limit = timeout
-        yield {"ended": f"ended by {_format_exit(process.wait())}"}
-    except queue.Empty:
         yield {"ended": f"took more than {timeout:g} s (--timeout)"}
     finally:
-        process.kill()
-        process.wait()
-        reader.join()
+        _kill(process)
+
+
+def _next(lines: queue.SimpleQueue[str], process: subprocess.Popen[str], limit: float | None) -> str | None:
+    """Return the next line; an empty text if the process has ended, None if it said nothing within the limit.
+
+    A worker that the process left behind may hold its end of the pipe, so the end of the stream may not come.
+    """
+    until = math.inf if limit is None else time.monotonic() + limit
+    while True:
+        ended = process.poll() is not None
+        try:
+            return lines.get(timeout=max(0.0, min(_LOOK, until - time.monotonic())))
+        except queue.Empty:
+            if ended:
+                return ""
+            if time.monotonic() >= until:
+                return None
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a child and what it has started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
 
 
 def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
