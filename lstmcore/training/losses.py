@@ -109,7 +109,7 @@ class CrossEntropy(Loss):
         classes, shape = outputs.shape[-1], outputs.shape[:-1]
         if targets.shape not in (shape, (math.prod(shape),)):
             raise ValueError(f"targets: expected shape {shape}, one for each entry; got {targets.shape}")
-        z, labels, weights = _entries(outputs.reshape(-1, classes), targets, shape, mask)
+        z, labels, weights = _entries(outputs.reshape(-1, classes), targets.reshape(-1), shape, mask)
         rows = np.flatnonzero((weights > 0) & (labels != IGNORED))
         wrong = np.flatnonzero((labels[rows] < 0) | (labels[rows] >= classes))
         if wrong.size:
@@ -320,8 +320,6 @@ def _entries(
     outputs: Array, targets: Array, shape: tuple[int, ...], mask: Array | None
 ) -> tuple[Array, Array, npt.NDArray[np.float64]]:
     """Return the outputs, the targets and the weights of all entries; a masked entry has the weight 0."""
-    if targets.ndim == 1 or targets.shape == shape:
-        targets = targets.reshape(-1)
     if len(targets) != len(outputs):
         raise ValueError(f"targets: expected one for each of the {len(outputs)} entries {shape}; got {len(targets)}")
     if mask is None:
