@@ -14,7 +14,7 @@ from lstmcore.training.losses import Loss, require_weighted
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.network import Examples
 from lstmcore.training.scaling import Standardizer
-from lstmcore.training.weights import ClassWeight, check_weights, class_table, mean_weight, with_class_weights
+from lstmcore.training.weights import ClassWeight, check_weights, class_table, mean_weight, require_entry, with_class_weights
 
 Array = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -85,11 +85,20 @@ def make_sets(
 
 
 def weigh(sets: Sets, model: SequenceModel, loss: Loss, class_weight: ClassWeight | None) -> Sets:
-    """Return the sets with the weights of classes in those of entries, and a mean weight of 1 in the training set."""
+    """Return the sets with the weights of classes in those of entries, and a mean weight of 1 in the training set.
+
+    Raises
+    ------
+    ValueError
+        No entry of the training set counts, or none of a validation set.
+    """
     parts = [sets.fit, sets.held_out]
     if class_weight is not None:
         table = class_table(class_weight, sets.fit.targets, model.classes, model.readout.output_size)
         parts = [part._replace(weights=with_class_weights(part.weights, part.targets, table)) for part in parts]
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if len(part.inputs):
+            require_entry(name, part.weights, part.targets, loss)
     if (weights := parts[0].weights) is None:
         return sets
     mean = mean_weight(weights, sets.fit.targets, loss)

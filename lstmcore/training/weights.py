@@ -104,17 +104,32 @@ def with_class_weights(weights: Sequence[Array] | None, targets: Targets, table:
 
 
 def mean_weight(weights: Sequence[Array], targets: Targets, loss: Loss) -> float:
-    """Return the mean weight of the entries that count.
-
-    Raises
-    ------
-    ValueError
-        No entry counts.
-    """
+    """Return the mean weight of the entries that count, of which there is at least one."""
     total, count = 0.0, 0
     for own, target in zip(weights, targets, strict=True):
         counted = own[target != IGNORED] if loss.of_linear else own
         total, count = total + float(np.sum(counted)), count + int(np.count_nonzero(counted))
-    if not count:
-        raise ValueError("sample_weight: expected a weight above 0 in the training part; got zeros only")
     return total / count
+
+
+def require_entry(part: str, weights: Sequence[Array] | None, targets: Targets, loss: Loss) -> None:
+    """Raise ValueError if no entry of a part counts: each has a weight of 0, or the class -100.
+
+    Parameters
+    ----------
+    part
+        The name of the part, for the message.
+    weights, targets
+        One of each a sequence; None for weights of 1.
+    loss
+        The loss of the run.
+    """
+    if weights is not None and not any(np.any(own) for own in weights):
+        raise ValueError(f"sample_weight, class_weight: expected a weight above 0 in the {part} part; got zeros only")
+    if not loss.of_linear:
+        return
+    for index, target in enumerate(targets):
+        counts = np.asarray(target) != IGNORED
+        if np.any(counts if weights is None else counts & (weights[index] > 0)):
+            return
+    raise ValueError(f"targets: expected a class with a weight above 0 in the {part} part; got {IGNORED} only")

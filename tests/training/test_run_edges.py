@@ -24,3 +24,31 @@ def test_one_sequence_is_a_batch(loss: Loss, outputs: int) -> None:
     wanted, of_entries = loss(z[:, 0], targets[:, 0])
     assert value == pytest.approx(wanted, rel=1e-14)
     np.testing.assert_allclose(gradient[:, 0], of_entries, rtol=1e-14)
+
+
+HIDDEN = {
+    "weights": ("sample_weight, class_weight: expected a weight above 0 in the validation part", {}),
+    "classes": ("targets: expected a class with a weight above 0 in the validation part; got -100 only", {}),
+    "class_weight": ("sample_weight, class_weight: expected a weight above 0", {"class_weight": [1.0, 1.0, 0.0]}),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_validation_part_has_an_entry_that_counts(kind: str) -> None:
+    """A validation loss of no entry would be 0, and epoch 1 the best one."""
+    inputs, targets = data()
+    message, settings = HIDDEN[kind]
+    settings = settings | {"chronological": True}
+    weights = None if kind != "weights" else np.append(np.ones(18), np.zeros(6))
+    if kind == "classes":
+        targets[18:] = -100
+    if kind == "class_weight":
+        targets[18:] = 2
+    with pytest.raises(ValueError, match=message):
+        trainer(make(), **settings).fit(inputs, targets, sample_weight=weights)
+
+
+def test_a_training_part_has_an_entry_that_counts() -> None:
+    inputs, targets = data()
+    with pytest.raises(ValueError, match="targets: expected a class with a weight above 0 in the training part"):
+        trainer(make()).fit(inputs, np.full_like(targets, -100), validation_data=(inputs, targets))
