@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -51,6 +52,35 @@ def open_frame(name: str, value: Any) -> Any:
         raise TypeError(
             f"{name}: expected a DataFrame or a Series in memory; got {kind.__module__}.{kind.__qualname__}"
         ) from None
+
+
+def shared_columns(name: str, values: Iterable[Any]) -> list[Any] | None:
+    """Return the column names of the DataFrames in `values`, or None without any.
+
+    Parameters
+    ----------
+    name
+        That of the argument, for messages.
+    values
+        DataFrames, and other objects, which are passed over.
+
+    Raises
+    ------
+    ImportError, TypeError
+        As `open_frame`.
+    ValueError
+        Two DataFrames have other columns, or the same in another order.
+    """
+    shared: list[Any] | None = None
+    for index, value in enumerate(values):
+        opened = open_frame(f"{name}[{index}]", value) if is_frame(value) else None
+        if not hasattr(opened, "columns"):
+            continue
+        columns = list(opened.columns)
+        if shared is not None and columns != shared:
+            raise ValueError(f"{name}[{index}]: expected the columns of the first DataFrame, {shared}; got {columns}")
+        shared = columns
+    return shared
 
 
 def plain(name: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lstmcore.backend import Backend
 from lstmcore.extras import installing
-from lstmcore.frames import is_frame
+from lstmcore.frames import is_frame, plain, shared_columns
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
@@ -67,6 +67,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     _loss: str
     _activation: str
     _multi_output: bool
+    #: Whether `fit` read a collection of sequences, not a table.
+    _of_sequences = False
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train a new model, or go on with the last one if `warm_start`.
@@ -183,7 +185,7 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _read_both(self, X: Any, y: Any, *, reset: bool) -> tuple[Sequence[Array], Array]:
         """Return checked sequences and targets of the same number."""
         several = self._multi_output
-        if not _are_sequences(X):
+        if not self._reads_sequences(X, reset=reset):
             X, y = validate_data(self, X, y, reset=reset, multi_output=several, y_numeric=several, dtype=_FLOATS)
             return list(X[..., None]), y
         sequences = self._read(X, reset=reset)
@@ -195,17 +197,36 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _read(self, X: Any, *, reset: bool) -> Sequence[Array]:
         """Return checked sequences; `reset` says that they fix the number of features."""
-        if not _are_sequences(X):
+        if not self._reads_sequences(X, reset=reset):
             return list(validate_data(self, X, reset=reset, dtype=_FLOATS)[..., None])
         if getattr(X, "ndim", 0) == 3:
             X = list(check_array(X, allow_nd=True, estimator=self))
-        X = [row if is_frame(row) else np.asarray(row) for row in X]
-        X = [row[:, None] if getattr(row, "ndim", 2) == 1 else row for row in X]
+        self._check_columns(X, reset=reset)
+        X = [np.asarray(plain(f"X[{index}]", row)) for index, row in enumerate(X)]
+        X = [row[:, None] if row.ndim == 1 else row for row in X]
         width = X[0].shape[1] if reset else self.model_.lstm.input_size
         sequences = as_sequences(X, width)
         if reset:
             self.n_features_in_ = width
         return sequences
+
+    def _reads_sequences(self, X: Any, *, reset: bool) -> bool:
+        """Return whether X is a collection of sequences, not a table; after `fit` also if only its form tells."""
+        if reset:
+            self._of_sequences = _are_sequences(X)
+            return self._of_sequences
+        known = self._of_sequences and not is_frame(X) and isinstance(X, list | tuple | np.ndarray)
+        return known or _are_sequences(X)
+
+    def _check_columns(self, X: Any, *, reset: bool) -> None:
+        """Raise unless all DataFrames in X have the columns of `fit`, in order; `reset` keeps them."""
+        names = shared_columns("X", X)
+        if reset:
+            self.__dict__.pop("feature_names_in_", None)
+            if names and all(isinstance(name, str) for name in names):
+                self.feature_names_in_ = np.array(names, object)
+        elif names and (fitted := getattr(self, "feature_names_in_", None)) is not None and names != list(fitted):
+            raise ValueError(f"X: expected DataFrames with the columns of fit, {list(fitted)}; got {names}")
 
 
 def _are_sequences(X: Any) -> bool:
@@ -216,7 +237,7 @@ def _are_sequences(X: Any) -> bool:
         return X.ndim == 3
     if not isinstance(X, list | tuple | np.ndarray) or not len(X):
         return False
-    dimensions = {len(getattr(row, "shape", ())) or np.ndim(row[0]) + 1 if len(row) else 1 for row in X if _sized(row)}
+    dimensions = {len(getattr(row, "shape", ())) or (np.ndim(row[0]) + 1 if len(row) else 1) for row in X if _sized(row)}
     return dimensions == {2} or (dimensions == {1} and len({len(row) for row in X if _sized(row)}) > 1)
 
 
@@ -257,7 +278,8 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
     """A classifier of sequences.
 
     X is an array (n, T) of sequences with one feature, an array (n, T, I), a DataFrame of n rows, or a list of n
-    arrays or DataFrames (T, I), whose T may differ.
+    arrays or DataFrames (T, I), whose T may differ. After `fit` on a list of sequences with one feature, those of
+    `predict` may have any T, also the same.
 
     Parameters
     ----------
@@ -294,6 +316,8 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
         The epochs of the last `fit`.
     n_features_in_ : int
         T of an X of shape (n, T), else I.
+    feature_names_in_
+        The column names of the DataFrames of `fit`, if they are texts; those of `predict` must be the same.
 
     Examples
     --------

@@ -1,0 +1,61 @@
+"""The forms of X that the estimators of scikit-learn keep from `fit` to `predict`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas
+import polars
+import pytest
+
+from lstmcore.sklearn import LSTMClassifier, LSTMRegressor
+
+QUICK: dict[str, Any] = {"epochs": 1, "random_state": 0, "backend": "numpy"}
+
+
+def ragged(columns: int = 0) -> list[Any]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal((length, columns) if columns else length) for length in (3, 5, 4, 6, 5, 3)]
+
+
+def fitted(X: Any) -> Any:
+    return LSTMRegressor(3, **QUICK).fit(X, np.arange(float(len(X))))
+
+
+def test_one_sequence_and_several_of_one_length_are_predicted_after_ragged_ones() -> None:
+    X = ragged()
+    estimator = fitted(X)
+    whole = estimator.predict(X)
+    for rows in ([2], [1, 4]):
+        some = [X[row] for row in rows]
+        for form in (some, [row.tolist() for row in some], np.stack(some), [pandas.Series(row) for row in some]):
+            np.testing.assert_allclose(estimator.predict(form), whole[rows], rtol=1e-12)
+    estimator.set_params(warm_start=True).fit([X[1], X[4]], [0.0, 1.0])
+    with pytest.raises(ValueError, match="expecting 5 features"):
+        fitted(np.stack([X[1], X[4]])).predict([X[2]])
+
+
+@pytest.mark.parametrize("library", [pandas.DataFrame, polars.DataFrame], ids=["pandas", "polars"])
+def test_columns_keep_their_order(library: Any) -> None:
+    frames = [library({"a": table[:, 0], "b": table[:, 1]}) for table in ragged(2)]
+    turned = [frame[["b", "a"]] for frame in frames]
+    with pytest.raises(ValueError, match=r"X\[1\]: expected the columns of the first DataFrame, \['a', 'b'\]; got"):
+        fitted([frames[0], *turned[1:]])
+    estimator = fitted(frames)
+    assert estimator.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match=r"X: expected DataFrames with the columns of fit, \['a', 'b'\]; got \['b'"):
+        estimator.predict(turned)
+    np.testing.assert_array_equal(estimator.predict(frames), estimator.predict(ragged(2)))
+    assert not hasattr(estimator.fit(ragged(2), np.arange(6.0)), "feature_names_in_")
+
+
+@pytest.mark.parametrize("library", [pandas.Series, polars.Series], ids=["pandas", "polars"])
+def test_series_are_sequences_of_one_feature(library: Any) -> None:
+    X = ragged()
+    np.testing.assert_array_equal(fitted([library(row) for row in X]).predict(X), fitted(X).predict(X))
+
+
+def test_a_sequence_without_steps_is_read_with_the_others() -> None:
+    X = [*ragged(2), np.zeros((0, 2))]
+    assert LSTMClassifier(3, **QUICK).fit(X, [0, 1] * 3 + [1]).predict(X).shape == (7,)
