@@ -29,7 +29,10 @@ class Callback:
     """
 
     def on_fit_start(self, model: SequenceModel, history: History) -> None:
-        """Run before the first epoch; `history` has the epochs of a resumed run."""
+        """Run before the first epoch; `history` has the epochs of a resumed run.
+
+        A run that a callback stopped stays stopped if it is resumed; ``history.stopped = None`` here lets it go on.
+        """
 
     def on_epoch_end(self, model: SequenceModel, history: History) -> str | None:
         """Run after the epoch ``history.epochs[-1]``; a text ends the run, and is kept as `History.stopped`.

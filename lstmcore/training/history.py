@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from lstmcore.config import finite, integer
+
+#: How the trainer's own reasons to end a run begin.
+_DRIFT: Final = "state drift"
+_PATIENCE: Final = "no lower validation loss for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,27 @@ class History:
         if threshold is not None:
             finite("history drift_threshold", threshold)
         return cls(epochs, best, stopped, threshold)
+
+    def within(self, epoch: Epoch) -> bool:
+        """Return whether the drift of an epoch is not above the threshold."""
+        return self.drift_threshold is None or epoch.drift <= self.drift_threshold
+
+    def reason(self, patience: int | None) -> str | None:
+        """Return why the trainer ends the run after its last epoch, if it does."""
+        if not self.epochs:
+            return None
+        epoch = self.epochs[-1]
+        if not self.within(epoch):
+            return f"{_DRIFT} {epoch.drift:.4g} above the threshold {self.drift_threshold:.4g}"
+        waited = epoch.number - (self.best or 0)
+        if patience is not None and epoch.validation_loss is not None and waited >= patience:
+            return f"{_PATIENCE} {patience} epochs"
+        return None
+
+    def resume(self, patience: int | None) -> None:
+        """Judge the last epoch by another patience; what a callback said stays."""
+        if self.stopped is None or self.stopped.startswith((_DRIFT, _PATIENCE)):
+            self.stopped = self.reason(patience)
 
 
 def _epoch(number: int, values: Any) -> Epoch:

@@ -222,7 +222,8 @@ class Trainer:
             `validation`.
         resume
             A checkpoint of the same model, settings and data to go on from; `epochs` may differ, and `patience`: a run
-            that it stopped goes on with a larger one.
+            that it stopped goes on with a larger one. A run that a callback stopped stays stopped, unless the
+            `on_fit_start` of a callback sets ``history.stopped = None``.
 
         Raises
         ------
@@ -248,7 +249,7 @@ class Trainer:
                 self._start(sets.fit)
             else:
                 progress = checkpoints.load_checkpoint(resume, model, optimizer, settings, self.epochs)
-                progress.history.stopped = self._reason(progress.history)
+                progress.history.resume(self.patience)
         except (TypeError, ValueError):
             model.task = task
             raise
@@ -344,26 +345,11 @@ class Trainer:
         loss, accuracy, norm, lr = means
         epoch = Epoch(number, loss, accuracy, watched[0], watched[1], seen.drift, norm, lr, seen.metrics)
         history.epochs.append(epoch)
-        if held and self._within(epoch):
+        if held and history.within(epoch):
             best = history.epochs[history.best - 1].validation_loss if history.best else None
             if best is None or seen.loss < best:
                 history.best, progress.best = number, self.model.parameters
-        history.stopped = self._reason(history)
-
-    def _within(self, epoch: Epoch) -> bool:
-        return self.drift_threshold is None or epoch.drift <= self.drift_threshold
-
-    def _reason(self, history: History) -> str | None:
-        """Return why the run ends after its last epoch, if it does."""
-        if not history.epochs:
-            return None
-        epoch = history.epochs[-1]
-        if not self._within(epoch):
-            return f"state drift {epoch.drift:.4g} above the threshold {self.drift_threshold:.4g}"
-        waited = epoch.number - (history.best or 0)
-        if self.patience is not None and epoch.validation_loss is not None and waited >= self.patience:
-            return f"no lower validation loss for {self.patience} epochs"
-        return None
+        history.stopped = history.reason(self.patience)
 
     def _settings(self, sets: Sets, optimizer: Optimizer) -> dict[str, Any]:
         """Return all that must be the same for a resumed run to be the same run."""

@@ -141,6 +141,13 @@ class Recorder(Callback):
         self.seen.append(("end", model.parameters))
 
 
+class Onward(Callback):
+    """Lets a run go on that another callback stopped."""
+
+    def on_fit_start(self, model: Any, history: Any) -> None:
+        history.stopped = None
+
+
 def test_callbacks_see_each_epoch_and_end_the_run(tmp_path: Path) -> None:
     inputs, targets = data()
     model, recorder, path = make(), Recorder(last=3), tmp_path / "run"
@@ -152,7 +159,8 @@ def test_callbacks_see_each_epoch_and_end_the_run(tmp_path: Path) -> None:
     changed = [not np.array_equal(recorder.seen[1][1][name], value) for name, value in recorder.seen[2][1].items()]
     assert all(changed)
     again, whole = make(), make()
-    resumed = trainer(again, callbacks=[later := Recorder()]).fit(inputs, targets, resume=path)
+    assert trainer(make()).fit(inputs, targets, resume=path).stopped == "enough"
+    resumed = trainer(again, callbacks=[later := Recorder(), Onward()]).fit(inputs, targets, resume=path)
     assert later.seen[0] == ("start", 3)
     assert resumed == trainer(whole).fit(inputs, targets)
     equal(again, whole)
