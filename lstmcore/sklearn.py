@@ -237,7 +237,9 @@ def _are_sequences(X: Any) -> bool:
         return X.ndim == 3
     if not isinstance(X, list | tuple | np.ndarray) or not len(X):
         return False
-    dimensions = {len(getattr(row, "shape", ())) or (np.ndim(row[0]) + 1 if len(row) else 1) for row in X if _sized(row)}
+    dimensions = {
+        len(getattr(row, "shape", ())) or (np.ndim(row[0]) + 1 if len(row) else 1) for row in X if _sized(row)
+    }
     return dimensions == {2} or (dimensions == {1} and len({len(row) for row in X if _sized(row)}) > 1)
 
 
@@ -353,7 +355,7 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
         input_noise: float = 0.0,
         standardize: bool = True,
         schedule: Schedule | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = (),
         class_weight: ClassWeight | None = None,
         warm_start: bool = False,
         dtype: str = "float32",
@@ -467,7 +469,7 @@ class LSTMRegressor(RegressorMixin, _LSTMEstimator):  # type: ignore[misc]  # un
         input_noise: float = 0.0,
         standardize: bool = True,
         schedule: Schedule | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = (),
         warm_start: bool = False,
         dtype: str = "float32",
         predict_dtype: str = "float64",

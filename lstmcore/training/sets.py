@@ -14,7 +14,14 @@ from lstmcore.training.losses import Loss, require_weighted
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.network import Examples
 from lstmcore.training.scaling import Standardizer
-from lstmcore.training.weights import ClassWeight, check_weights, class_table, mean_weight, require_entry, with_class_weights
+from lstmcore.training.weights import (
+    ClassWeight,
+    check_weights,
+    class_table,
+    mean_weight,
+    require_entry,
+    with_class_weights,
+)
 
 Array = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -43,6 +50,8 @@ class Sets(NamedTuple):
         found = {"data_sha256": _digest([*self.whole.inputs, *self.whole.targets])}
         if self.fit.weights is not None:
             found["weights_sha256"] = _digest([*self.fit.weights, *(self.held_out.weights or ())])
+        elif self.held_out.weights is not None:
+            found["validation_weights_sha256"] = _digest(self.held_out.weights)
         if self.given is not None:
             found["validation_sha256"] = _digest([*self.given.inputs, *self.given.targets])
         return found

@@ -109,12 +109,12 @@ class Trainer:
     schedule
         Factor of the optimizer's learning rate along the run, for example ``WarmUp(2) * Cosine(60)``; None for 1.
     callbacks
-        Run at the start, after each epoch and at the end.
+        Run at the start, after each epoch and at the end; None for none.
     metrics
         Names of metrics for `Epoch.metrics`: accuracy, balanced-accuracy, f1 of classes; mae, rmse, r2 of values, in
         the units of `predict`.
     accumulate
-        How many batches give one step of the optimizer; the gradient is that of their mean.
+        How many batches give one step of the optimizer; the gradient is that of their mean. Not with `truncate`.
     truncate
         Steps of truncated backpropagation through time: a batch is learned in parts of so many steps, with a step of
         the optimizer after each. The state is carried from part to part, the gradient is not. None for whole sequences.
@@ -160,7 +160,7 @@ class Trainer:
         quiet: bool = False,
         class_weight: ClassWeight | None = None,
         schedule: Schedule | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = (),
         metrics: Sequence[str] = (),
         accumulate: int = 1,
         truncate: int | None = None,
@@ -178,19 +178,19 @@ class Trainer:
         self.clip_norm = bound("clip_norm", clip_norm)
         self.drift_threshold = bound("drift_threshold", drift_threshold)
         self.input_noise = check_noise(input_noise)
-        self.validation = check_validation(validation, patience, self.purge, chronological)
+        self.validation = check_validation(validation, self.purge, chronological)
         if checkpoint is not None:
             check_writable("checkpoint", checkpoint)
         self.chronological, self.checkpoint, self.quiet = bool(chronological), checkpoint, bool(quiet)
         self.standardize, self.standardize_targets = bool(standardize), bool(standardize_targets)
-        self.class_weight, self.schedule, self.callbacks = class_weight, schedule, tuple(callbacks)
-        check_helpers(schedule, self.callbacks)
+        self.class_weight, self.schedule = class_weight, schedule
+        self.callbacks = check_helpers(schedule, callbacks)
         check_class_weight(class_weight, self.loss)
         self.metrics = check_metrics(metrics, self.loss.of_linear)
         self.accumulate = integer("accumulate", accumulate, 1)
         self.truncate = None if truncate is None else integer("truncate", truncate, 1)
         self.gradient_checkpointing = flag("gradient_checkpointing", gradient_checkpointing)
-        check_parts(model, self.truncate, self.gradient_checkpointing)
+        check_parts(model, self.truncate, self.gradient_checkpointing, self.accumulate)
 
     def fit(
         self,
@@ -238,6 +238,8 @@ class Trainer:
             model.task = task | {"classes": names}
         try:
             sets = self._sets((inputs, targets, sample_weight), validation_data)
+            if self.patience is not None and not len(sets.held_out.inputs):
+                raise ValueError("patience: needs a validation set; got validation=0 without validation_data")
             if resume is None and optimizer.steps:
                 raise ValueError(
                     f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make "

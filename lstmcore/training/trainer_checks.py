@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sized
 
 from lstmcore.lstm import LSTM
 from lstmcore.scalars import finite
@@ -44,38 +44,47 @@ def check_noise(value: object) -> float:
     return number
 
 
-def check_validation(validation: object, patience: int | None, purge: int, chronological: bool) -> float:
+def check_validation(validation: object, purge: int, chronological: bool) -> float:
     """Check the fraction that is held out, and what needs it; return it as a float."""
     fraction = finite("validation", validation)
     if not 0 <= fraction < 1:
         raise ValueError(f"validation: expected a fraction in [0, 1); got {validation!r}")
-    if patience is not None and fraction == 0:
-        raise ValueError("patience: needs a validation set; got validation=0")
     if purge and not chronological:
         raise ValueError(f"purge: needs chronological=True; got purge={purge} with chronological=False")
     return fraction
 
 
-def check_helpers(schedule: object, callbacks: Sequence[object]) -> None:
-    """Raise TypeError unless these are a `Schedule` or None, and `Callback` objects."""
+def check_helpers(schedule: object, callbacks: object) -> tuple[Callback, ...]:
+    """Return the callbacks; raise TypeError unless these are a `Schedule` or None, and `Callback` objects or None."""
     if schedule is not None and not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a Schedule such as Cosine(60), or None; got {schedule!r}")
-    for callback in callbacks:
+    if callbacks is None:
+        return ()
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a sequence of Callback objects, or None; got {type(callbacks).__name__}")
+    checked = tuple(callbacks)
+    for callback in checked:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks: expected Callback objects; got {callback!r}")
+    return checked
 
 
 def check_class_weight(class_weight: ClassWeight | None, loss: Loss) -> None:
-    """Raise ValueError if there are weights of classes and the loss has no classes, or takes no weights."""
+    """Raise unless these are weights of classes, for a loss that has classes and takes weights; or None."""
     if class_weight is None:
         return
+    if not isinstance(class_weight, Sized):
+        kind = type(class_weight).__name__
+        raise TypeError(f"class_weight: expected 'balanced', a mapping or a number for each class; got {kind}")
     require_weighted(loss)
     if not loss.of_linear:
         raise ValueError(f"class_weight: expected a loss of classes; got {loss.name}")
 
 
-def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointing: bool) -> None:
-    """Raise ValueError if sequences are to be learned in parts and the model cannot."""
+def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointing: bool, accumulate: int) -> None:
+    """Raise ValueError if sequences are to be learned in parts, and the model or another setting does not allow it."""
+    if truncate and accumulate > 1:
+        raise ValueError(f"truncate, accumulate: expected one of the two; got truncate={truncate} with {accumulate=}")
     if truncate and gradient_checkpointing:
         raise ValueError("truncate, gradient_checkpointing: expected one of the two; got both")
     name = "truncate" if truncate else "gradient_checkpointing"

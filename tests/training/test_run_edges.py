@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcore.training import Callback, CrossEntropy, GaussianLoss, Loss, MeanSquaredError, QuantileLoss
-from small_models import REGRESSION, data, make, trainer
+from lstmcore.training import CrossEntropy, GaussianLoss, Loss, MeanSquaredError, QuantileLoss
+from small_models import data, make, trainer
 
 LOSSES = [(CrossEntropy(), 3), (MeanSquaredError(), 1), (QuantileLoss((0.1, 0.5, 0.9)), 3), (GaussianLoss(), 2)]
 
@@ -52,3 +52,30 @@ def test_a_training_part_has_an_entry_that_counts() -> None:
     inputs, targets = data()
     with pytest.raises(ValueError, match="targets: expected a class with a weight above 0 in the training part"):
         trainer(make()).fit(inputs, np.full_like(targets, -100), validation_data=(inputs, targets))
+
+
+def test_patience_needs_a_validation_set_of_any_kind() -> None:
+    inputs, targets = data()
+    settings: dict[str, Any] = {"validation": 0.0, "patience": 3, "epochs": 1, "callbacks": None}
+    with pytest.raises(ValueError, match="patience: needs a validation set; got validation=0 without validation_data"):
+        trainer(make(), **settings).fit(inputs, targets)
+    history = trainer(make(), **settings).fit(inputs, targets, validation_data=(inputs, targets))
+    assert history.best == 1
+
+
+def test_a_resumed_run_has_the_same_validation_weights(tmp_path: Path) -> None:
+    """Weights of the validation set alone are part of the run too."""
+    inputs, targets = data()
+    path, weights = tmp_path / "run", np.linspace(1, 2, len(inputs))
+
+    def fit(weights: Any, **settings: Any) -> Any:
+        watched = (inputs, targets, weights)
+        return trainer(make(), epochs=2, **settings).fit(inputs, targets, validation_data=watched, **resume)
+
+    resume: dict[str, Any] = {}
+    history = fit(weights, checkpoint=path)
+    resume = {"resume": path}
+    assert fit(weights) == history
+    for others in (weights[::-1], None):
+        with pytest.raises(ValueError, match="checkpoint of another run: expected settings validation_weights_sha256"):
+            fit(others)

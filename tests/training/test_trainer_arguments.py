@@ -10,6 +10,7 @@ import pytest
 
 from lstmcore.lstm import LSTM
 from lstmcore.training import (
+    Callback,
     CrossEntropy,
     MeanSquaredError,
     Readout,
@@ -26,7 +27,6 @@ from small_models import REGRESSION, data, make, trainer
         ({"epochs": 0}, "epochs: expected at least 1; got 0"),
         ({"clip_norm": float("nan")}, "clip_norm"),
         ({"validation": 1.0}, "validation"),
-        ({"validation": 0.0, "patience": 3}, "patience: needs a validation set"),
         ({"input_noise": -1.0}, "input_noise"),
         ({"seed": -1}, "seed"),
         ({"epochs": 1.5}, "epochs: expected a whole number; got 1.5"),
@@ -47,10 +47,13 @@ from small_models import REGRESSION, data, make, trainer
         ({"standardize_targets": True}, "standardize_targets: expected no target_scaling of class numbers"),
         ({"schedule": 0.5}, r"schedule: expected a Schedule such as Cosine\(60\), or None; got 0.5"),
         ({"callbacks": [print]}, "callbacks: expected Callback objects; got <built-in function print>"),
+        ({"callbacks": Callback()}, "callbacks: expected a sequence of Callback objects, or None; got Callback"),
+        ({"class_weight": 3}, "class_weight: expected 'balanced', a mapping or a number for each class; got int"),
         ({"metrics": "f1"}, r"metrics: expected a sequence of names; got the text 'f1': use \['f1'\]"),
         ({"metrics": ["rmse"]}, "metrics: expected some of accuracy, balanced-accuracy, f1, .*; got 'rmse'"),
         ({"accumulate": 0}, "accumulate: expected at least 1; got 0"),
         ({"truncate": 0}, "truncate: expected at least 1; got 0"),
+        ({"truncate": 3, "accumulate": 2}, "truncate, accumulate: expected one of the two; got truncate=3"),
         ({"truncate": 3}, "truncate: expected an LSTM in one direction"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing: expected an LSTM in one direction"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing: expected True or False; got 1"),
