@@ -74,7 +74,7 @@ def largest_model_difference(model: SequenceModel, path: Path) -> float:
     if model.readout.steps == "every" and not model.lstm.batch_first:
         y = y.swapaxes(0, 1)
     wanted = model.predict(rows)
-    each = y[: len(wanted)] if model.readout.steps == "last" else [a[:n] for a, n in zip(y, lengths, strict=True)]
+    each = [a[:n] for a, n in zip(y, lengths, strict=True)] if model.readout.steps == "every" else y
     return max(float(np.abs(one - two).max()) for one, two in zip(each, wanted, strict=True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,14 @@ _SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 #: Mode of a merge -> the operator that applies it along the axis of the directions.
 _MERGES: Final = {"sum": "ReduceSum", "mul": "ReduceProd", "average": "ReduceMean"}
+
+
+class OutputPart(NamedTuple):
+    """The part of a model's outputs (Q * K,) that is its forecast: `place` of `count` = Q, of ascending ones if so."""
+
+    count: int
+    place: int
+    ascending: bool
 
 
 @dataclass
@@ -58,7 +66,7 @@ class GraphBuilder:
         """Add an initializer, of the dtype of `values`, or int64 for a list, and return its name."""
         from onnx import numpy_helper
 
-        array = np.asarray(values, np.int64) if isinstance(values, list) else np.ascontiguousarray(values)
+        array = np.asarray(values, np.int64 if isinstance(values, list) else None, order="C")
         name = name or f"k{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(array, name))
         return name
@@ -171,6 +179,35 @@ class GraphBuilder:
         found = self.add("GatherND", [self.add("Transpose", [x], perm=[1, 0, 2]), places], batch_dims=1)
         some = self.add("Greater", [rows, self.constant([0])])
         return self.add("Where", [some, found, self.constant(np.zeros((1, 1), self.dtype))])
+
+    def mean_over_steps(self, values: str) -> str:
+        """Return (N, W): the mean of (T, N, W) over the valid steps of each row, 0 for a row of length 0."""
+        from onnx import TensorProto, helper
+
+        ends = self.add("Cast", ["lengths"], to=TensorProto.INT64)
+        count = self.add("Gather", [self.add("Shape", [values]), self.constant(np.int64(0))])
+        steps = self.add("Range", [self.constant(np.int64(0)), count, self.constant(np.int64(1))])
+        columns = [
+            self.add("Unsqueeze", [name, self.constant(axes)]) for name, axes in ((steps, [1, 2]), (ends, [0, 2]))
+        ]
+        valid = self.add("Where", [self.add("Less", columns), values, self.constant(np.zeros(1, self.dtype))])
+        total = self.add("ReduceSum", [valid, self.constant([0])], keepdims=0)
+        share = self.add("Max", [self.add("Unsqueeze", [ends, self.constant([1])]), self.constant([1])])
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        return self.add("Div", [total, self.add("Cast", [share], to=kind)])
+
+    def part_of(self, name: str, part: OutputPart, axes: int) -> str:
+        """Return (..., K), one part of a tensor (..., Q * K) with that many axes."""
+        from onnx import helper
+
+        name = self.add("Reshape", [name, self.constant([0] * (axes - 1) + [part.count, -1])])
+        if part.ascending:
+            found = [f"{name}_sorted", f"{name}_places"]
+            self.nodes.append(
+                helper.make_node("TopK", [name, self.constant([part.count])], found, axis=axes - 1, largest=0)
+            )
+            name = found[0]
+        return self.add("Gather", [name, self.constant(np.int64(part.place))], axis=axes - 1)
 
     def rename(self, name: str, wanted: str) -> None:
         """Give a tensor the name of an output."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.dialects.layers import split_layers
-from lstmcore.dialects.onnx_graph import OUTPUTS, GraphBuilder
+from lstmcore.dialects.onnx_graph import OUTPUTS, GraphBuilder, OutputPart
 from lstmcore.extras import installing
 from lstmcore.files import write_atomically
 from lstmcore.layer_file import LayerFile, file_dtype, in_dtype, layer_widths
@@ -42,7 +42,7 @@ def operator_model(config: LSTMConfig, parameters: Mapping[str, Array]) -> Any:
 class ModelEnds(NamedTuple):
     """What a model has around its LSTM: standardisations (mean, scale) or None, and a dense readout.
 
-    `weight` is (K, width + x_size), `steps` is ``"last"`` or ``"every"``.
+    `weight` is (K, width + x_size), `steps` is that of the readout, `part` is the forecast among the outputs or None.
     """
 
     weight: Array
@@ -52,6 +52,7 @@ class ModelEnds(NamedTuple):
     steps: str
     input_scaling: tuple[Array, Array] | None
     target_scaling: tuple[Array, Array] | None
+    part: OutputPart | None = None
 
 
 def write_layers_to_onnx(path: str | Path, content: LayerFile, *, lengths: bool = True, state: bool = True) -> None:
@@ -98,20 +99,19 @@ def write_model_to_onnx(path: str | Path, content: LayerFile, ends: ModelEnds) -
         mean, scale = ends.input_scaling
         x = graph.in_double(x, [("Sub", mean), ("Div", np.where(scale > 0, scale, 1.0))])
     run = _add_layers(graph, content, x, lengths=True, state=False)
-    features = run.y if ends.steps == "every" else run.last
-    if ends.x_size:
-        read = x if ends.steps == "every" else graph.last_step(x)
-        features = graph.add("Concat", [features, read], axis=-1)
-    y = graph.add("MatMul", [features, graph.constant(ends.weight.T)])
+    y = graph.add("MatMul", [_features(graph, run, x, ends), graph.constant(ends.weight.T)])
     y = graph.add("Add", [y, graph.constant(ends.bias)])
     if ends.activation != "none":
         y = graph.add(_ACTIVATIONS[ends.activation], [y], **({"axis": -1} if ends.activation == "softmax" else {}))
     if ends.target_scaling is not None:
         mean, scale = ends.target_scaling
         y = graph.in_double(y, [("Mul", scale), ("Add", mean)])
-    rows = ["N"] if ends.steps == "last" else ["N", "T"] if content.batch_first else ["T", "N"]
-    graph.rename(y if ends.steps == "last" else graph.time_major(y, content.batch_first), "y")
-    graph.add_output("y", [*rows, len(ends.bias)])
+    every = ends.steps == "every"
+    if ends.part is not None:
+        y = graph.part_of(y, ends.part, 3 if every else 2)
+    rows = ["N"] if not every else ["N", "T"] if content.batch_first else ["T", "N"]
+    graph.rename(graph.time_major(y, content.batch_first) if every else y, "y")
+    graph.add_output("y", [*rows, len(ends.bias) // (1 if ends.part is None else ends.part.count)])
     write_atomically(path, graph.model().SerializeToString())
 
 
@@ -134,6 +134,14 @@ class _Run(NamedTuple):
 
     y: str
     last: str
+
+
+def _features(graph: GraphBuilder, run: _Run, x: str, ends: ModelEnds) -> str:
+    """Return what the readout reads: (T, N, width + x_size) at every step, else (N, width + x_size)."""
+    if ends.steps == "last":
+        return graph.add("Concat", [run.last, graph.last_step(x)], axis=-1) if ends.x_size else run.last
+    read = graph.add("Concat", [run.y, x], axis=-1) if ends.x_size else run.y
+    return graph.mean_over_steps(read) if ends.steps == "mean" else read
 
 
 def _add_layers(graph: GraphBuilder, content: LayerFile, x: str, *, lengths: bool, state: bool) -> _Run:

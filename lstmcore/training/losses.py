@@ -218,6 +218,11 @@ class QuantileLoss(Loss):
         """See `Loss`."""
         return {"quantiles": list(self.quantiles)}
 
+    @property
+    def middle(self) -> int:
+        """The place of the quantile next to the median."""
+        return int(np.argmin(np.abs(np.array(self.quantiles) - 0.5)))
+
     def target_size(self, outputs: int) -> int:
         """See `Loss`."""
         return _parts("quantile", outputs, len(self.quantiles))
@@ -229,8 +234,7 @@ class QuantileLoss(Loss):
 
     def point(self, outputs: Array) -> Array:
         """Return the quantile next to the median; see `Loss`."""
-        middle = int(np.argmin(np.abs(np.array(self.quantiles) - 0.5)))
-        return np.asarray(self._sorted(outputs)[..., middle, :])
+        return np.asarray(self._sorted(outputs)[..., self.middle, :])
 
     def interval(self, outputs: Array, coverage: float) -> Array:
         """See `Loss`; the two ends must be among the quantiles."""

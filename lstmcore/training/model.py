@@ -370,25 +370,20 @@ class SequenceModel:
         """Write the whole model as an ONNX model, for inference; needs the extra ``onnx``.
 
         Its inputs are raw x, (T, N, I) or (N, T, I) with the LSTM's `batch_first`, and ``lengths`` (N,) in int32; its
-        output is y (N, K), or (T, N, K) and (N, T, K) where it is read out at every step. T and N are free.
+        output is y (N, K), or (T, N, K) and (N, T, K) where it is read out at every step, as `predict`
+        gives it without `coverage`. T and N are free.
 
         Raises
         ------
         ValueError
-            A switch that ONNX's operator does not have, by name; more than 2 GiB; a path that cannot be written.
+            A loss with a forecast of its own; a switch that ONNX's operator does not have, by name; more than 2 GiB; a path that cannot be written.
         ImportError
             ONNX is not installed.
         """
-        from lstmcore.dialects.onnx_writer import ModelEnds, write_model_to_onnx
+        from lstmcore.dialects.onnx_writer import write_model_to_onnx
+        from lstmcore.training.model_ends import ends_of
 
-        pairs = [
-            None if scaling is None else (scaling.mean, scaling.scale)
-            for scaling in (self.input_scaling, self.target_scaling)
-        ]
-        layer = self.readout
-        weight, bias = layer.parameters["weight"], layer.parameters["bias"]
-        ends = ModelEnds(weight, bias, layer.activation, layer.x_size, layer.steps, *pairs)
-        write_model_to_onnx(path, self.lstm.content, ends)
+        write_model_to_onnx(path, self.lstm.content, ends_of(self.parts))
 
     @classmethod
     def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lstmcore import LSTM, Chain, Merge, Reversed
 from lstmcore.cli import _verify, main
-from lstmcore.training import Readout, SequenceModel, Standardizer
+from lstmcore.training import MeanSquaredError, Readout, SequenceModel, Standardizer
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -67,15 +67,32 @@ def test_a_chain(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("steps", ["last", "every"])
-def test_a_whole_model(tmp_path: Path, steps: Any) -> None:
-    scaling = Standardizer(np.arange(3.0), np.arange(3.0) + 1)
-    model = SequenceModel(lstm(), Readout(5, 2, steps=steps, seed=0), input_scaling=scaling)
+@pytest.mark.parametrize("loss", [None, "gaussian", "quantile"])
+@pytest.mark.parametrize("steps", ["last", "every", "mean"])
+def test_a_whole_model(tmp_path: Path, steps: Any, loss: str | None) -> None:
+    """With the forecast of its loss, which of quantiles that cross is the middle one."""
+    scaling, targets = Standardizer(np.arange(3.0), np.arange(3.0) + 1), Standardizer(np.arange(6.0), np.ones(6))
+    readout = Readout(5, 6, steps=steps, seed=0)
+    model = SequenceModel(lstm(), readout, input_scaling=scaling, target_scaling=targets, loss=loss)
     path, out = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     model.save(path)
     report = json.loads(run(path, out, "--verify", "--json"))
     assert report["whole"] and report["largest_difference"] < 1e-6
-    assert [value.name for value in onnx.load(out).graph.input] == ["x", "lengths"]
+    graph = onnx.load(out).graph
+    assert [value.name for value in graph.input] == ["x", "lengths"]
+    assert graph.output[0].type.tensor_type.shape.dim[-1].dim_value == {None: 6, "gaussian": 3, "quantile": 2}[loss]
+
+
+def test_a_forecast_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
+    class Doubled(MeanSquaredError):
+        name = "doubled"
+
+        def point(self, outputs: Any) -> Any:
+            return 2 * outputs
+
+    model = SequenceModel(lstm(), Readout(5, 2), loss=Doubled())
+    with pytest.raises(ValueError, match="loss: expected quantile, gaussian or one without .*; got doubled"):
+        model.to_onnx(tmp_path / "model.onnx")
 
 
 def test_a_wrong_conversion_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
