@@ -260,3 +260,9 @@ def test_a_folder_for_the_hub(folder: Path) -> None:
         == "empty: expected a model file, or a folder with model.safetensors; got neither"
     )
     assert error("export", "m", "--out", "no/such").startswith("--out: expected one that can be made; got 'no/such'")
+
+
+def test_columns_that_the_first_series_lacks_are_written() -> None:
+    from lstmcore.cli.predict import _csv
+
+    assert _csv([{"step": 1}, {"step": 2, "time": "2020-01-02"}]) == "step,time\n1,\n2,2020-01-02\n"
