@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lstmcore import datasets
-from lstmcore.cli._data import LAYOUT_OPTIONS, Panel, check_there, open_labelled, open_panel, refuse_for_own
+from lstmcore.cli._data import LAYOUT_OPTIONS, Panel, check_there, is_archive, open_labelled, open_panel, refuse_for_own
 from lstmcore.datasets import Classification, Labelled
 from lstmcore.training.classification import ClassifyTask, held_out
 from lstmcore.training.forecast import ForecastTask
@@ -135,9 +135,9 @@ def sequences_for(
         return _own_sequences(loaded, task, names, options)
     changes = {name: options[name] for name in ("fill", *LAYOUT_OPTIONS) if options[name] is not None}
     wanted = replace(task, **changes)
-    if not wanted.id and not data.endswith(".npz"):
+    if not wanted.id and not is_archive(data):
         raise ValueError(
-            f"{model}: expected a model to forecast {data}, or a NumPy archive; got one to classify {task.data}"
+            f"{model}: expected {task.data}, which the model was trained on, or another NumPy archive; got {data}"
         )
     found = open_labelled(data, wanted.layout, "test")
     if found.input_size != loaded.lstm.input_size:

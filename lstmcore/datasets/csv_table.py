@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,7 @@ class Wanted(NamedTuple):
     Attributes
     ----------
     numbers
-        Columns of numbers. None takes all that are not in `texts`, nor `time`.
+        Columns of numbers. None takes all that are not in `texts`, nor `time`, nor dates.
     texts
         Columns whose cells are kept.
     time
@@ -114,11 +115,12 @@ class Table:
     def _take(self, rows: Rows, decimal: str, separator: str) -> None:
         """Take the header, then all rows."""
         self.header = [cell.strip() for cell in next(rows, (0, []))[1]]
-        numbers = self._number_columns()
+        first = list(islice(rows, _FIRST_ROWS))
+        numbers = self._number_columns([row for _, row in first], decimal)
         self.values = {column: [] for column in numbers}
         self.cells = {column: [] for column in range(len(self.header)) if column not in self.values}
         empty: list[int] = []
-        for line, row in rows:
+        for line, row in chain(first, rows):
             if not row:
                 empty.append(line)
                 continue
@@ -151,7 +153,7 @@ class Table:
             hint = ": a cell with a comma must be in quotes, or the separator another one (--separator)"
         return f"{self.name}, line {line}: expected {len(self.header)} cells as in the header; got {len(row)}{hint}"
 
-    def _number_columns(self) -> list[int]:
+    def _number_columns(self, first: list[list[str]], decimal: str) -> list[int]:
         """Return the columns of numbers, after a check that all wanted columns are there."""
         texts = [self.column(name) for name in self._texts()]
         time = self.wanted.time
@@ -161,7 +163,9 @@ class Table:
         taken = {*texts, *times}
         if time is None:
             taken |= {k for k, name in enumerate(self.header) if name.casefold() in TIME_NAMES}
-        return [column for column in range(len(self.header)) if column not in taken]
+        whole = [row for row in first if len(row) == len(self.header)]
+        others = [column for column in range(len(self.header)) if column not in taken]
+        return [column for column in others if not _are_dates([row[column].strip() for row in whole], decimal)]
 
     def _drop(self) -> None:
         """Keep the cells of columns that are wanted, may hold times, or are the first: those of labels."""
@@ -287,6 +291,17 @@ class Table:
                 )
             rows.setdefault(cell, []).append(row)
         return {name: np.array(numbers, np.intp) for name, numbers in rows.items()}
+
+
+def _are_dates(cells: list[str], decimal: str) -> bool:
+    """Return whether some cells look like times and none is a number."""
+    for cell in cells:
+        try:
+            if not math.isnan(read_number("", cell, decimal)):
+                return False
+        except ValueError:
+            continue
+    return bool(cells) and may_be_times(cells, numbers=False)
 
 
 def _parquet_rows(path: Path, name: str) -> Rows:

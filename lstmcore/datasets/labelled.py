@@ -106,7 +106,8 @@ def read_labelled(
     Raises
     ------
     ValueError, OSError, ImportError
-        As `read_csv`; two labels in one sequence, steps that do not ascend in time, no column of numbers.
+        As `read_csv`; one column for two uses, two labels in one sequence, steps that do not ascend in time, no column of
+        numbers.
 
     Warns
     -----
@@ -120,6 +121,7 @@ def read_labelled(
     >>> data.ids, data.labels, data.features, data.inputs[0].tolist()
     (('1', '2'), ('slow', 'fast'), ('x',), [[0.5], [0.7]])
     """
+    _refuse_doubles(layout)
     labelled = [] if layout.label is None else [layout.label]
     texts, optional = ([layout.id, *labelled], []) if needs_label else ([layout.id], labelled)
     wanted = Wanted(layout.features or None, texts, layout.rows.time, optional)
@@ -140,6 +142,15 @@ def read_labelled(
         inputs.append(_filled(table, ordered, values, layout, group))
     labels = None if label is None else tuple(_label(table, label, group, rows) for group, rows in groups.items())
     return Labelled(table.name, tuple(inputs), tuple(groups), labels, tuple(table.header[k] for k in table.values))
+
+
+def _refuse_doubles(layout: LabelLayout) -> None:
+    """Raise ValueError if a column is to be read as two things."""
+    if layout.label == layout.id:
+        raise ValueError(f"label: expected another column than that of id; got {layout.label!r} for both")
+    for name, column in (("id", layout.id), ("label", layout.label), ("time", layout.rows.time)):
+        if column in layout.features:
+            raise ValueError(f"features: expected columns besides those of id, label and time; got {column!r}, {name}")
 
 
 def _in_time(

@@ -212,6 +212,36 @@ def test_archives_that_are_refused(arrays: dict[str, Any], message: str) -> None
         read_archive("bad.npz")
 
 
+def test_one_column_for_two_uses_is_refused() -> None:
+    path = write("walks.csv", walks(12))
+    train = ("train", path, *SMALL)
+    for column, name in (("gait", "label"), ("walk", "id")):
+        wanted = f"features: expected columns besides those of id, label and time; got '{column}', {name}"
+        assert wanted in error(*train, *TABLE, "--features", f"x,{column}")
+    assert "label: expected another column than that of id; got 'walk'" in error(
+        *train, "--id", "walk", "--label", "walk"
+    )
+
+
+def test_dates_of_any_name_are_no_feature() -> None:
+    rows = [f"w{k // 3},2020-01-{k % 3 + 1:02},{k},{'ab'[k // 3 % 2]}" for k in range(12)]
+    Path("dated.csv").write_text("\n".join(["walk,taken,x,gait", *rows]) + "\n")
+    assert read_labelled("dated.csv", LabelLayout("walk", "gait")).features == ("x",)
+
+
+def test_a_model_of_an_archive() -> None:
+    """An archive is known by its name in any case; another file is named."""
+    x, y = np.random.default_rng(0).standard_normal((12, 4, 2)), np.arange(12) % 2
+    for name in ("own.npz", "upper.npz"):
+        np.savez(name, X=x, y=y)
+    Path("upper.npz").rename("upper.NPZ")
+    succeed("train", "own.npz", "--out", "m", *SMALL)
+    assert len(json.loads(run("predict", "m", "upper.NPZ", "--json").stdout)) == 12
+    path = write("walks.csv", walks(3))
+    wanted = "m: expected own.npz, which the model was trained on, or another NumPy archive; got walks.csv"
+    assert error("predict", "m", path) == wanted
+
+
 def test_options_of_the_wrong_kind() -> None:
     path = write("walks.csv", walks(12))
     assert error("train", path, *TABLE, "--target", "x").startswith("--target: only for forecasting; got it with")

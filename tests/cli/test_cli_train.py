@@ -183,7 +183,13 @@ def test_bad_model_files(tmp_path: Path, vowels: Path, series: Path) -> None:
         refused(tmp_path, "my.csv: expected a whole safetensors file", command, series, "japanese-vowels")
         refused(tmp_path, "expected a file that is there", command, tmp_path / "none", "japanese-vowels")
         refused(tmp_path, "expected a model to forecast co2; got one to classify", command, vowels, "co2")
-        refused(tmp_path, "my.csv, or a NumPy archive; got one to classify", command, vowels, series)
+        refused(
+            tmp_path,
+            "expected japanese-vowels, which the model was trained on, or another NumPy archive; got",
+            command,
+            vowels,
+            series,
+        )
         refused(tmp_path, "got 'nofile', which is not there", command, vowels, "nofile")
     refused(tmp_path, "short: expected a whole safetensors file", "train", "japanese-vowels", "--resume", short, *SMALL)
 
