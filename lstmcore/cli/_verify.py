@@ -132,8 +132,13 @@ def _run_torch(source: Source, x: Array) -> Array:
     module.load_state_dict({name: value for name, value in values.items() if name in known})
     module = module.to(values["weight_ih_l0"].dtype).eval()
     with torch.no_grad():
-        y, _ = module(torch.from_numpy(x).to(values["weight_ih_l0"].dtype))
+        y, _ = module(torch.from_numpy(_widened(x)).to(values["weight_ih_l0"].dtype))
     return np.asarray(y.double().numpy())
+
+
+def _widened(x: Array) -> Array:
+    """Return numbers of 16 bits as float32, others as they are."""
+    return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
 def _session(model: bytes) -> Any:
@@ -174,7 +179,7 @@ def _run_nodes(layers: Sequence[NodeLayer], x: Array) -> Array:
 
 def _run_model(target: Source, x: Array) -> Array:
     """Return the outputs of a model that `write_layers_to_onnx` wrote."""
-    session = _session(target.path.read_bytes())
+    session, x = _session(target.path.read_bytes()), _widened(x)  # such weights are written as float32
     inputs: dict[str, Array] = {"x": x, "lengths": np.full(x.shape[1], len(x), np.int32)}
     for value in session.get_inputs():
         if value.name not in inputs:

@@ -106,8 +106,8 @@ def read_labelled(
     Raises
     ------
     ValueError, OSError, ImportError
-        As `read_csv`; one column for two uses, two labels in one sequence, steps that do not ascend in time, no column of
-        numbers.
+        As `read_csv`; one column for two uses, two labels in one sequence, steps that do not ascend in time, no column
+        of numbers.
 
     Warns
     -----

@@ -376,7 +376,8 @@ class SequenceModel:
         Raises
         ------
         ValueError
-            A loss with a forecast of its own; a switch that ONNX's operator does not have, by name; more than 2 GiB; a path that cannot be written.
+            A loss with a forecast of its own; a switch that ONNX's operator does not have, by name; more than 2 GiB; a
+            path that cannot be written.
         ImportError
             ONNX is not installed.
         """

@@ -91,8 +91,15 @@ def test_a_forecast_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
             return 2 * outputs
 
     model = SequenceModel(lstm(), Readout(5, 2), loss=Doubled())
-    with pytest.raises(ValueError, match="loss: expected quantile, gaussian or one without .*; got doubled"):
+    with pytest.raises(ValueError, match=r"loss: expected quantile, gaussian or one without .*; got doubled"):
         model.to_onnx(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("dtype", ["half", "bfloat16"])
+def test_weights_of_16_bits(tmp_path: Path, dtype: str) -> None:
+    path, out = tmp_path / "half.pt", tmp_path / "half.onnx"
+    torch.save(getattr(torch.nn.LSTM(3, 5), dtype)().state_dict(), path)
+    assert 0 < json.loads(run(path, out, "--verify", "--json"))["largest_difference"] < 0.02
 
 
 def test_a_wrong_conversion_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
