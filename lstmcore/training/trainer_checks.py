@@ -10,7 +10,6 @@ from lstmcore.training.callbacks import Callback
 from lstmcore.training.losses import Loss, make_loss, require_weighted
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.schedules import Schedule
-from lstmcore.training.weights import ClassWeight
 
 
 def check_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
@@ -69,7 +68,7 @@ def check_helpers(schedule: object, callbacks: object) -> tuple[Callback, ...]:
     return checked
 
 
-def check_class_weight(class_weight: ClassWeight | None, loss: Loss) -> None:
+def check_class_weight(class_weight: object, loss: Loss) -> None:
     """Raise unless these are weights of classes, for a loss that has classes and takes weights; or None."""
     if class_weight is None:
         return
