@@ -74,7 +74,7 @@ def shared_columns(name: str, values: Iterable[Any]) -> list[Any] | None:
     shared: list[Any] | None = None
     for index, value in enumerate(values):
         opened = open_frame(f"{name}[{index}]", value) if is_frame(value) else None
-        if not hasattr(opened, "columns"):
+        if opened is None or not hasattr(opened, "columns"):
             continue
         columns = list(opened.columns)
         if shared is not None and columns != shared:

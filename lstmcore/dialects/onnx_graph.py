@@ -29,9 +29,9 @@ _MERGES: Final = {"sum": "ReduceSum", "mul": "ReduceProd", "average": "ReduceMea
 
 
 class OutputPart(NamedTuple):
-    """The part of a model's outputs (Q * K,) that is its forecast: `place` of `count` = Q, of ascending ones if so."""
+    """The part of a model's outputs (Q * K,) that is its forecast: `place` of `parts` = Q, of ascending ones if so."""
 
-    count: int
+    parts: int
     place: int
     ascending: bool
 
@@ -200,11 +200,11 @@ class GraphBuilder:
         """Return (..., K), one part of a tensor (..., Q * K) with that many axes."""
         from onnx import helper
 
-        name = self.add("Reshape", [name, self.constant([0] * (axes - 1) + [part.count, -1])])
+        name = self.add("Reshape", [name, self.constant([0] * (axes - 1) + [part.parts, -1])])
         if part.ascending:
             found = [f"{name}_sorted", f"{name}_places"]
             self.nodes.append(
-                helper.make_node("TopK", [name, self.constant([part.count])], found, axis=axes - 1, largest=0)
+                helper.make_node("TopK", [name, self.constant([part.parts])], found, axis=axes - 1, largest=0)
             )
             name = found[0]
         return self.add("Gather", [name, self.constant(np.int64(part.place))], axis=axes - 1)

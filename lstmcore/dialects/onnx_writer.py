@@ -111,7 +111,7 @@ def write_model_to_onnx(path: str | Path, content: LayerFile, ends: ModelEnds) -
         y = graph.part_of(y, ends.part, 3 if every else 2)
     rows = ["N"] if not every else ["N", "T"] if content.batch_first else ["T", "N"]
     graph.rename(graph.time_major(y, content.batch_first) if every else y, "y")
-    graph.add_output("y", [*rows, len(ends.bias) // (1 if ends.part is None else ends.part.count)])
+    graph.add_output("y", [*rows, len(ends.bias) // (1 if ends.part is None else ends.part.parts)])
     write_atomically(path, graph.model().SerializeToString())
 
 

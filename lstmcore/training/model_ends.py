@@ -16,13 +16,14 @@ def ends_of(parts: ModelParts) -> ModelEnds:
     ValueError
         A loss with a forecast that is neither the outputs nor a part of them.
     """
-    pairs = [
+    inputs, targets = (
         None if scaling is None else (scaling.mean, scaling.scale)
         for scaling in (parts.scalings[name] for name in ("input_scaling", "target_scaling"))
-    ]
+    )
     layer = parts.readout
     weight, bias = layer.parameters["weight"], layer.parameters["bias"]
-    return ModelEnds(weight, bias, layer.activation, layer.x_size, layer.steps, *pairs, part=_part_of(parts.loss))
+    part = _part_of(parts.loss)
+    return ModelEnds(weight, bias, layer.activation, layer.x_size, layer.steps, inputs, targets, part)
 
 
 def _part_of(loss: Loss | None) -> OutputPart | None:
