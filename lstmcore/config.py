@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, Literal, get_args
 
 from lstmcore.domains import (
@@ -257,12 +258,7 @@ class LSTMConfig:
     @property
     def features(self) -> frozenset[str]:
         """Names of the switches in use, as a backend declares them (`FEATURES`)."""
-        used: set[str] = set()
-        for feature, group in _GROUPS.items():
-            values = [getattr(self, item.name) for item in group]
-            if any(value != item.default for value, item in zip(values, group, strict=True)):
-                used |= {feature.format(value) for value in values}
-        return frozenset(used)
+        return _features_used(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form for JSON: the version of the form and every switch."""
@@ -300,6 +296,16 @@ _GROUPS: Final[Mapping[str, tuple[Switch, ...]]] = {
     for feature in dict.fromkeys(item.feature for item in SWITCHES.values())
     if feature is not None
 }
+
+
+@lru_cache(maxsize=4096)  # the suite asks for those of each case many times
+def _features_used(config: LSTMConfig) -> frozenset[str]:
+    used: set[str] = set()
+    for feature, group in _GROUPS.items():
+        values = [getattr(config, item.name) for item in group]
+        if any(value != item.default for value, item in zip(values, group, strict=True)):
+            used |= {feature.format(value) for value in values}
+    return frozenset(used)
 
 
 def _features_of(feature: str, group: tuple[Switch, ...]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from lstmcore.backend import Capabilities
@@ -105,6 +106,7 @@ MASKS: Final[Mapping[str, Extent]] = {
 }
 
 
+@lru_cache(maxsize=64)
 def ends_of(steps: int, batch: int) -> tuple[int, ...]:
     """Return lengths from 0 to T, both among them, in no order."""
     return tuple(0 if row % 31 == 1 else (7 * row * row + 5 * row + steps) % (steps + 1) for row in range(batch))
