@@ -227,8 +227,9 @@ class Programs:
         """Return ``a b`` (..., L), of a (..., K) and b (K, L) whose values were in the storage dtype."""
         result = self.empty(*a.shape[:-1], b.shape[1])
         rows, out = _rows_of(a), _rows_of(result)
-        for first in range(0, len(rows), tuning.MATMUL_ROWS):
-            part = slice(first, first + tuning.MATMUL_ROWS)
+        size = len(rows) if self.compute == self.compute_stored else tuning.MATMUL_ROWS  # halves take memory
+        for first in range(0, len(rows), max(1, size)):
+            part = slice(first, first + size)
             terms, compute = self._terms(rows[part], True)
             for number, term in enumerate(terms):
                 self.device.matmul(term, b, out[part], compute=compute, accumulate=number > 0)

@@ -11,32 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from lstmcore.cli import main
+from cli_runs import error, run, succeed
 from lstmcore.datasets import Series, read_columns
 from lstmcore.datasets.csvfile import Layout
 from lstmcore.training import SequenceModel
 from lstmcore.training.forecast import ForecastTask, errors, forecasts
 
 SMALL = ("--hidden-size", "6", "--epochs", "2", "--backend", "numpy", "--window", "9", "--quiet")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Any:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout) if "--json" in arguments else result.stdout
-
-
-def error(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    return line.removeprefix("lstmcore: error: ")
 
 
 @pytest.fixture(autouse=True)
