@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from lstmcore_conformance.bench import instructions
-from lstmcore_conformance.bench.instructions import CASES, NOTHING, count, main, more
+from lstmcore_conformance.bench.instructions import CASES, NOTHING, count, least, main, more
 from lstmcore_conformance.bench.jobs import Job, Point
 from planted import planted
 from plugins import Install
@@ -24,7 +24,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "instructions.json"
     monkeypatch.setattr(instructions, "BASELINE", file)
     monkeypatch.setattr(instructions, "described", lambda name: OWN)
-    monkeypatch.setattr(instructions, "count", lambda name: {"a": 1000, "b": 2000})
+    monkeypatch.setattr(instructions, "count", lambda name, padding: {"a": 1000, "b": 2000})
     return file
 
 
@@ -42,11 +42,11 @@ def test_the_baseline_decides(stored: Path, monkeypatch: pytest.MonkeyPatch) -> 
     done = run(main, [])
     assert done.exit_code == 0
     assert "+0.0%" in done.output
-    monkeypatch.setattr(instructions, "count", lambda name: {"a": 1000, "b": 2300})
+    monkeypatch.setattr(instructions, "count", lambda name, padding: {"a": 1000, "b": 2300})
     done = run(main, [])
     assert done.exit_code == 1
     assert "+15.0%  TOO MANY" in done.output
-    monkeypatch.setattr(instructions, "count", lambda name: {"a": 979, "b": 1961})
+    monkeypatch.setattr(instructions, "count", lambda name, padding: {"a": 979, "b": 1961})
     done = run(main, [])
     assert done.exit_code == 0
     assert [line.endswith("fewer: --update") for line in done.output.splitlines()] == [True, False]
@@ -58,6 +58,23 @@ def test_the_baseline_decides(stored: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.exit_code == 0
     assert done.output.startswith("NOT CHECKED: numpy: expected a baseline of")
     assert run(main, ["numba", "--where-it-holds"]).exit_code == 2  # none at all is an error still
+
+
+def test_the_least_of_the_counts_is_judged(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts that lie in memory alone are counted again; one that stays too large fails after three."""
+    counts = iter([{"a": 1030, "b": 2000}, {"a": 1010, "b": 2050}, {"a": 1040, "b": 1}])
+    monkeypatch.setattr(instructions, "count", lambda name, padding: next(counts))
+    assert least("numpy", {"a": 1000, "b": 2000}) == {"a": 1010, "b": 2000}
+    asked: list[int] = []
+
+    def too_many(name: str, padding: int) -> dict[str, int]:
+        asked.append(padding)
+        return {"a": 1100 - len(asked), "b": 2000}
+
+    monkeypatch.setattr(instructions, "count", too_many)
+    assert least("numpy", {"a": 1000, "b": 2000}) == {"a": 1097, "b": 2000}
+    assert asked == list(instructions.PADDINGS)
+    assert len(set(asked)) == 3
 
 
 def test_the_repository_has_a_baseline_of_every_case() -> None:

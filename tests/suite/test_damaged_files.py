@@ -179,6 +179,7 @@ def test_a_damaged_index_of_vectors(vectors: Path) -> None:
         ("float64.safetensors", b"x" * 40, "float64.safetensors: expected a whole safetensors file"),
         ("float64.safetensors", None, "float64.safetensors: expected a file; got a folder"),
     ],
+    ids=["list", "deep", "nan", "infinity", "digits", "utf-8", "no-gzip", "half-gzip", "large", "no-tensors", "folder"],
 )
 def test_a_file_of_vectors_that_cannot_be_read(vectors: Path, name: str, content: bytes | None, told: str) -> None:
     file = vectors / name

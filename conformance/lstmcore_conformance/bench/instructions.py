@@ -41,6 +41,9 @@ CALLS: Final = 5
 NOTHING: Final = "nothing"
 #: More instructions than this over the baseline fail, as a share of it.
 MORE: Final = 0.02
+#: Bytes by which the environment of each further count is longer. The interpreter's caches are indexed by address, so
+#: that counts of the same code differ with where memory lies: by up to 2.2 % in nine runs. The least of them is judged.
+PADDINGS: Final = (0, 2_000, 4_000)
 #: A count below this share of the baseline's is told: with so old a baseline much has to go wrong before it fails.
 FEWER: Final = 0.98
 #: What code is made for by Numba: a processor with AVX2, as which valgrind shows itself.
@@ -51,8 +54,21 @@ CHIP: Final[Mapping[str, str]] = {
 BASELINE: Final = Path(__file__).with_name("instructions.json")
 
 
-def count(backend: str) -> dict[str, int]:
+def least(backend: str, baseline: Mapping[str, int]) -> dict[str, int]:
+    """Case -> the least of up to three counts, which differ in where memory lies; no more where none is too many."""
+    found: dict[str, int] = {}
+    for padding in PADDINGS:
+        counts = count(backend, padding)
+        found = {case: min(number, found.get(case, number)) for case, number in counts.items()}
+        if not more(found, baseline):
+            break
+    return found
+
+
+def count(backend: str, padding: int = 0) -> dict[str, int]:
     """Case -> instructions of one call, everything that the call runs counted.
+
+    The environment is longer by ``padding`` bytes.
 
     Raises
     ------
@@ -64,7 +80,7 @@ def count(backend: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory(prefix="lstmcore-count-") as folder:
         words = [_valgrind(), "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         env = dict(os.environ) | environment(1) | dict(CHIP) | {"PYTHONHASHSEED": "0", "NUMBA_CACHE_DIR": folder}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PADDING": "x" * padding}
         run = [sys.executable, "-m", "lstmcore_conformance.bench.counted", backend]
         for before in ([], words):  # first as it is: what it compiles and keeps would take minutes under valgrind
             done = subprocess.run([*before, *run], env=env, capture_output=True, text=True, check=False)  # noqa: S603  (our own words)
@@ -127,7 +143,8 @@ def main(backends: tuple[str, ...], update: bool, where_it_holds: bool) -> None:
                     raise ValueError(other)
                 click.echo(f"NOT CHECKED: {other}", err=True)
                 continue
-            counts, before = count(name), known.get("counts", {})
+            before = known.get("counts", {})
+            counts = least(name, {} if update else before)
             slow |= bool(too_many := more(counts, before)) and not update
             for case, number in counts.items():
                 change = f"{number / before[case] - 1:+.1%}" if case in before else "new"
