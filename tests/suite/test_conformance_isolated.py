@@ -113,6 +113,21 @@ def test_a_hang_is_a_case_that_takes_too_long(folder: Path) -> None:
     assert f"ERROR {ITEM}\n  the process took more than 2 s (--timeout), at this case" in found.output
 
 
+def test_the_limit_begins_with_the_first_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To load the backend and to list the cases takes the time that it takes: on a busy machine over two seconds."""
+    lines = iter(['{"loaded": "mine"}', '{"begun": "a"}', '{"item": {}, "extent": {}}', '{"begun": "b"}', None])
+    limits: list[float | None] = []
+
+    def follow(_lines: object, _process: object, limit: float | None) -> str | None:
+        limits.append(limit)
+        return next(lines)
+
+    monkeypatch.setattr(isolated, "_next", follow)
+    records = list(isolated._records(isolated.Job("mine"), 2.0))
+    assert records[-1] == {"ended": "took more than 2 s (--timeout)"}
+    assert limits == [None, None, 2.0, 2.0, 2.0]
+
+
 def test_a_worker_that_a_crash_leaves_behind_holds_nothing_up(folder: Path) -> None:
     """The worker has the child's end of the pipe, and would keep it for an hour."""
     write(folder, "os.fork() or time.sleep(3600)\n            os.kill(os.getpid(), signal.SIGKILL)")

@@ -170,14 +170,15 @@ def _records(job: Job, timeout: float) -> Iterator[dict[str, Any]]:
     )
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    limit: float | None = None  # to load the backend takes the time that it takes: the parent did the same
+    limit: float | None = None
     try:
         while (line := _next(lines, process, limit)) is not None:
             if not line:
                 yield {"ended": f"ended by {_format_exit(process.wait())}"}
                 return
-            yield json.loads(line)
-            limit = timeout
+            yield (record := json.loads(line))
+            # Before the first case there is no limit: the parent loaded the backend and listed the cases as well.
+            limit = None if "loaded" in record else timeout
         yield {"ended": f"took more than {timeout:g} s (--timeout)"}
     finally:
         _kill(process)
