@@ -280,8 +280,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def style(session: nox.Session) -> None:
     """The code measured by the limits of docs/development.md, as a table."""
-    session.install(RUFF, "pylint>=4.0")
-    session.run("python", ".ci/style.py")
+    session.install(RUFF, "pylint>=4.0,<5", "pytest", "-e", ".")
+    session.run("pytest", "-q", "-p", "no:cacheprovider", "tests/project/test_style.py")
+    session.run("python", ".ci/style.py", *session.posargs)
 
 
 @nox.session

@@ -1,6 +1,7 @@
-"""Measure the code by the limits of docs/development.md, and print them as a table.
+"""Measure the code by the limits of docs/development.md, and print them as tables.
 
 ``python .ci/style.py`` needs ruff and pylint; ``nox -s style`` brings both.
+``python .ci/style.py --repeats`` prints where lines are repeated.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,8 @@ LINES: Final = 40
 LONGEST: Final = 80
 #: Lines of a file.
 FILE_LINES: Final = 400
-#: Two files repeat at least so many lines to be counted; comments, docstrings, imports and signatures do not count.
-REPEATED: Final = 4
+#: Two files repeat at least so many lines with a word to be counted.
+REPEATED: Final = (6, 4)
 
 #: The reason why a function is longer, on its `def` line; a file has one on a line of its own.
 LONG: Final = re.compile(r"# long: (?P<reason>\S.*)")
@@ -150,15 +152,26 @@ def complexities(paths: Sequence[Path]) -> list[int]:
     return [int(re.findall(r"\((\d+) > 0\)", one["message"])[0]) for one in json.loads(done.stdout)]
 
 
-def repeats(paths: Sequence[Path]) -> int:
-    """Return how many runs of at least `REPEATED` lines pylint finds in two files (its message R0801)."""
-    words = ("pylint", "--disable=all", "--enable=duplicate-code", f"--min-similarity-lines={REPEATED}", "--score=n")
-    done = subprocess.run(  # its status has a bit for each kind of message
-        [sys.executable, "-m", *words, *map(str, paths)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode & 1 or done.returncode >= 32:
-        raise RuntimeError(f"pylint: {(done.stdout + done.stderr).strip()[-500:]}")
-    return done.stdout.count("R0801")
+def repeats(paths: Sequence[Path], least: Sequence[int] = REPEATED, root: Path = ROOT) -> dict[int, list[str]]:
+    """Return the runs of at least so many lines that two files share: each number -> one line of text for each run.
+
+    It is the search of pylint's message R0801, without comments, docstrings, imports and signatures. Pylint reports
+    what is longer than its option ``min-similarity-lines``, which is therefore one less here.
+    """
+    from pylint.checkers.symilar import Symilar
+
+    search = Symilar(ignore_comments=True, ignore_docstrings=True, ignore_imports=True, ignore_signatures=True)
+    for path in paths:
+        with path.open(encoding="utf-8") as stream:
+            search.append_stream(str(path.relative_to(root)), stream)
+    found = {}
+    for lines in least:
+        search.namespace.min_similarity_lines = lines - 1
+        found[lines] = sorted(
+            f"{one.fst_lset.name}:{one.fst_file_start + 1} {one.snd_lset.name}:{one.snd_file_start + 1}"
+            for one in search._iter_sims()  # each pair of files; the public `run` prints groups of them
+        )
+    return found
 
 
 def generated_lines() -> int:
@@ -169,7 +182,7 @@ def generated_lines() -> int:
 
 
 def table() -> str:
-    """Return the table in Markdown."""
+    """Return the table of limits in Markdown."""
     paths = files(*CODE)
     every = [function for path in paths for function in functions(path)]
     lengths = sorted(function.lines for function in every)
@@ -190,11 +203,32 @@ def table() -> str:
             (f"parameters typed Any or Array, lstmcore_{name}", _untyped(f"backends/lstmcore_{name}"))
             for name in ("numba", "numpy", "cupy")
         ),
-        (f"repeats of {REPEATED} lines in two files (pylint R0801)", str(repeats(paths))),
-        ("lines of code, without tests", f"{sum(map(code_lines, paths)):,}"),
+        *(
+            (f"runs of {lines} lines or more in two files (pylint R0801)", str(len(found)))
+            for lines, found in repeats(paths).items()
+        ),
         ("lines of generated files in git", f"{generated_lines():,}"),
     ]
-    return "\n".join(("| measure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)))
+    return _markdown("measure", "value", rows)
+
+
+def package_of(path: Path, root: Path = ROOT) -> str:
+    """Return the package of a file, or the folder at the root."""
+    parts = path.relative_to(root).parts
+    return parts[1] if parts[0] in ("backends", "conformance") else parts[0]
+
+
+def lines_table() -> str:
+    """Return the lines of code of each package in Markdown: without tests, comments, docstrings and empty lines."""
+    counts: Counter[str] = Counter()
+    for path in files(*CODE):
+        counts[package_of(path)] += code_lines(path)
+    rows = [(name, f"{lines:,}") for name, lines in counts.most_common()]
+    return _markdown("package", "lines of code", [*rows, ("all", f"{counts.total():,}")])
+
+
+def _markdown(first: str, second: str, rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"| {a} | {b} |" for a, b in ((first, second), ("---", "---"), *rows))
 
 
 def _over(values: Sequence[int], limit: int) -> str:
@@ -207,4 +241,8 @@ def _untyped(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    if sys.argv[1:] == ["--repeats"]:
+        for number, places in repeats(files(*CODE)).items():
+            print(f"{len(places)} runs of {number} lines or more", *places, sep="\n  ")
+    else:
+        print(table(), lines_table(), sep="\n\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import style
 
 
@@ -43,3 +45,28 @@ def test_any_hides_behind_array_and_none() -> None:
     """`Array` is another name of Any, and ``Array | None`` says no more."""
     source = "def f(self, a: Any, b: Array | None, c, d: int, *, e: str = ''): ...\n"
     assert [(one.parameters, one.untyped) for one in style.functions_of(source, "module.py")] == [(5, 3)]
+
+
+@pytest.mark.parametrize(
+    ("shared", "runs"), [(6, {6: 1, 4: 1}), (5, {6: 0, 4: 1}), (4, {6: 0, 4: 1}), (3, {6: 0, 4: 0})]
+)
+def test_runs_of_lines_in_two_files(tmp_path: Path, shared: int, runs: dict[int, int]) -> None:
+    """Comments, docstrings, imports and lines without a word do not count; the session style brings pylint."""
+    pytest.importorskip("pylint", reason="the session style brings it")
+    lines = "\n".join(f"VALUE_{number} = compute({number})\n# a comment" for number in range(shared))
+    for name in ("first", "second"):
+        text = f'"""A module."""\n\nimport json\nimport os\n\n{name.upper()} = (\n{name!r}\n)\n{lines}\n'
+        (tmp_path / f"{name}.py").write_text(text)
+    found = style.repeats(sorted(tmp_path.iterdir()), root=tmp_path)
+    assert {number: len(places) for number, places in found.items()} == runs
+    assert set().union(*found.values()) <= {"first.py:8 second.py:8"}  # from the bracket on
+
+
+def test_lines_of_code_by_package(tmp_path: Path) -> None:
+    """A backend and the suite count under the name of the package, all else under its folder."""
+    for name, package in (("backends/lstmcore_x/a.py", "lstmcore_x"), ("lstmcore/cli/a.py", "lstmcore")):
+        assert style.package_of(tmp_path / name, tmp_path) == package
+    (tmp_path / "a.py").write_text(
+        '"""A module."""\n\n# a comment\nX = (\n    1,\n)\n\n\ndef f():\n    """No."""\n    return X\n'
+    )
+    assert style.code_lines(tmp_path / "a.py") == 5
