@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import progress
+from lstmcore.cli._data import check_files
 from lstmcore.precision import PRECISIONS
 
 
@@ -125,8 +125,9 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
     from lstmcore_conformance.suite.isolated import Job, run_job
 
     json_path = None if path == "-" else path
-    _check_files({"--json": json_path, "--junit": junit_path, "--html": html_path, "--badge": badge_path})
-    endpoint_path = _endpoint(badge_path)
+    endpoint_path = None if badge_path is None else str(Path(badge_path).with_suffix(".shields.json"))
+    outputs = {"--badge": badge_path, "the JSON of --badge for shields.io": endpoint_path}
+    check_files({**outputs, "--json": json_path, "--junit": junit_path, "--html": html_path}, {})
     if html_path is not None or badge_path is not None:
         require_jinja2()
     expected = None if expected_path is None else load(expected_path)
@@ -156,20 +157,3 @@ def conform(  # long: one line for each option  # noqa: PLR0913  (one for each o
         report.write_json(json_path)
     if not report.conforms:
         sys.exit(1)
-
-
-def _endpoint(badge: str | None) -> str | None:
-    """Return the path of the badge's JSON for shields.io, next to the badge."""
-    return None if badge is None else str(Path(badge).with_suffix(".shields.json"))
-
-
-def _check_files(files: Mapping[str, str | None]) -> None:
-    """Raise ValueError if a file (option -> path) is a folder, in no folder, or the JSON of the badge."""
-    endpoint = _endpoint(files["--badge"])
-    for option, file in files.items():
-        if file is None:
-            continue
-        if Path(file).is_dir() or not Path(file).parent.is_dir():
-            raise ValueError(f"{option}: expected a file in a folder that exists; got {file}")
-        if endpoint is not None and Path(file).resolve() == Path(endpoint).resolve():
-            raise ValueError(f"{option}: expected another file than {file}, which --badge writes for shields.io")

@@ -123,7 +123,7 @@ def test_a_folder_in_place_of_a_file_is_refused_first(tmp_path: Path, option: st
     """A folder in place of a file is refused before anything runs."""
     found = conform("reference", option, str(tmp_path))
     assert found.exit_code == 2
-    assert f"{option}: expected a file in a folder that exists; got {tmp_path}" in found.output
+    assert f"{option}: expected a file; got the folder '{tmp_path}'" in found.output
     assert "passed" not in found.output
 
 

@@ -135,7 +135,7 @@ def test_the_badges_json_replaces_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     found = CliRunner().invoke(main, ["conform", "reference", "-k", "forward.no_state", *files])
     assert found.exit_code == 2
-    assert "--json: expected another file than" in found.output
+    assert "--json: expected a file of its own" in found.output
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

@@ -17,6 +17,7 @@ from lstmcore.files import write_atomically
 from lstmcore.stored_weights import SAME
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure
+from lstmcore_conformance.suite.target import find_attribute, is_called
 
 #: Characters of an id in the name of a file; its checksum follows.
 _STEM: Final = 80
@@ -165,11 +166,9 @@ def _imports(name: str, *, bfloat16: bool) -> str:
 
 
 def _made(name: str) -> str:
-    """Return the expression of the backend: ``lstmcore conform`` takes what makes one for one, too."""
+    """Return the expression of the backend, which `load_target` has loaded."""
     attribute = name.partition(":")[2]
-    if not attribute:
-        return f"get_backend({name!r})"
-    return f"{attribute}() if not hasattr({attribute}, 'compile') or isinstance({attribute}, type) else {attribute}"
+    return attribute + "()" * is_called(find_attribute(name)) if attribute else f"get_backend({name!r})"
 
 
 def expression(value: Any, name: str, arrays: dict[str, Array]) -> str:

@@ -35,14 +35,24 @@ def load_target(name: str) -> Backend:
     """
     if ":" not in name:
         return get_backend(name)
+    found = find_attribute(name)
+    if is_called(found):
+        found = call_plugin(name, "cannot be made without arguments", found)
+    if not isinstance(found, Backend):
+        raise TypeError(f"{name}: expected a Backend, or what makes one; got {type(found).__name__}")
+    return found
+
+
+def is_called(found: Any) -> bool:
+    """Return whether what a name leads to makes a backend, and is none."""
+    return not isinstance(found, Backend) and callable(found)
+
+
+def find_attribute(name: str) -> Any:
+    """Return what ``MODULE:ATTRIBUTE`` names; errors as of `load_target`."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"NAME: expected MODULE:ATTRIBUTE, such as mykernel:MyBackend; got {name!r}")
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
-    found: Any = call_plugin(name, "cannot be imported", lambda: attrgetter(attribute)(import_module(module)))
-    if not isinstance(found, Backend) and callable(found):
-        found = call_plugin(name, "cannot be made without arguments", found)
-    if not isinstance(found, Backend):
-        raise TypeError(f"{name}: expected a Backend, or what makes one; got {type(found).__name__}")
-    return found
+    return call_plugin(name, "cannot be imported", lambda: attrgetter(attribute)(import_module(module)))
