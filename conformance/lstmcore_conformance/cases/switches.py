@@ -72,6 +72,11 @@ def _cases() -> Mapping[str, Mapping[str, Any]]:
     return cases
 
 
+#: Names of `SWITCHES` that most checks of steps and states take: with memory in each way, with masks, and together.
+MEMORIES: Final = ("plain", "reverse", "proj_size", "peephole", "recurrence_cell")
+MASKED: Final = ("zoneout_hidden", "zoneout_cell", "recurrent_dropout")
+TOGETHER: Final = ("everything", "everything_coupled")
+
 #: Name -> what differs from the default. A check over them names the switch that is wrong.
 SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     **_cases(),

@@ -13,14 +13,14 @@ import numpy as np
 from lstmcore.backend import State
 from lstmcore.config import StackConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import Scope, check
 
 THREADS: Final = 16
-MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", "everything", "everything_coupled")
+MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", *TOGETHER)
 
 
 def contract_cases(scope: Scope) -> Iterator[Case]:
@@ -255,11 +255,11 @@ def tape(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(first, budgets.gradients(case))
 
 
-def _clear(array: Any) -> bool:
-    """Set all elements to 0, and return whether it was possible: some backends' arrays cannot change."""
+def overwrite(array: Any) -> bool:
+    """Fill the array with NaN, and return whether it was possible: some backends' arrays cannot change."""
     try:
-        array[...] = 0
-    except TypeError:
+        array[...] = np.nan
+    except (TypeError, ValueError):
         return False
     return True
 
@@ -271,7 +271,7 @@ def copies(tested: BackendUnderTest, case: Case) -> Measure | None:
     data = tested.device(case.data)
     weights = tested.pack(case, data)
     for array in data.parameters.values():
-        if not _clear(array):
+        if not overwrite(array):
             return None
     return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
 

@@ -196,19 +196,24 @@ def kinks(tested: BackendUnderTest, case: Case) -> Measure:
 
 def on_kink(case: Case) -> tuple[Data, Expectation, Expectation]:
     """Return the data of one of `kink_cases`, and what is expected of its outputs and gradients."""
-    _, bias, cell = KINKS[case.name.split(",", 1)[1]]
-    data = case.data.map(np.array)
-    if data.state is None:
-        raise TypeError(f"case {case.id}: expected a state")
-    for name, array in data.parameters.items():
-        array[...] = bias if name == "bias" else 0
-    data.state.c[...] = cell
+    data = data_of(case, *KINKS[case.name.split(",", 1)[1]][1:])
     y, last, tape = reference.forward(case.config, data.parameters, data.x, data.state)
     right = reference.backward(case.config, tape, data.dy, data.dstate)
     outputs = {"y": y, "h_n": last.h, "c_n": last.c}
     gradients = {"dx": right.x, "dh0": right.state.h, "dc0": right.state.c}
     gradients |= {f"d_{name}": array for name, array in right.parameters.items()}
     return data, near(case, outputs), near(case, gradients)
+
+
+def data_of(case: Case, bias: float, cell: float) -> Data:
+    """Return the data of a case with weights of 0, so that every z is `bias`, and a state whose c is `cell`."""
+    data = case.data.map(np.array)
+    if data.state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    for name, array in data.parameters.items():
+        array[...] = bias if name == "bias" else 0
+    data.state.c[...] = cell
+    return data
 
 
 def near(case: Case, arrays: Mapping[str, Array]) -> Expectation:

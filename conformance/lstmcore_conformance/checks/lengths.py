@@ -11,26 +11,13 @@ import numpy as np
 from lstmcore.backend import Masks, State
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.metamorphic import padded_with, past_end, rows_of
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import MASKED, MEMORIES, SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expected, Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import Scope, check
 
-MODELS: Final = (
-    "plain",
-    "reverse",
-    "proj_size",
-    "peephole",
-    "recurrence_cell",
-    "layer_norm",
-    "zoneout_hidden",
-    "zoneout_cell",
-    "recurrent_dropout",
-    "input_from_forget",
-    "everything",
-    "everything_coupled",
-)
+MODELS: Final = (*MEMORIES, "layer_norm", *MASKED, "input_from_forget", *TOGETHER)
 
 
 def length_cases(scope: Scope) -> Iterator[Case]:

@@ -11,7 +11,7 @@ from lstmcore.backend import Masks, StackMasks
 from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
 from lstmcore_conformance.cases.case import Array, Case
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.oracle.philox import masks_of
@@ -26,8 +26,7 @@ MODELS = (
     "zoneout_cell,peephole",
     "zoneout_all",
     "recurrent_dropout",
-    "everything",
-    "everything_coupled",
+    *TOGETHER,
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lstmcore_conformance.cases.case import Array, Case
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
-from lstmcore_conformance.checks.contract import expectation, results
+from lstmcore_conformance.checks.contract import expectation, overwrite, results
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
@@ -144,15 +144,6 @@ def apart(tested: BackendUnderTest, case: Case) -> None:
         for (name, one), (other, two) in combinations(group.items(), 2):
             if one.size and two.size and np.shares_memory(one, two):
                 raise Failure(f"{name}: expected memory of its own; it shares that of {other}")
-
-
-def overwrite(array: Any) -> bool:
-    """Fill the array with NaN, and return whether it was possible: some backends' arrays cannot change."""
-    try:
-        array[...] = np.nan
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 @check(

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import FUNCTIONS, SWITCHES, config_of
-from lstmcore_conformance.checks.derivatives import near
+from lstmcore_conformance.checks.derivatives import data_of, near
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.oracle.composition import backward_pass, forward_pass, jvp_pass
@@ -106,15 +106,9 @@ def side_cases(scope: Scope) -> Iterator[Case]:
 
 def on_side(case: Case) -> Data:
     """Return the data of one of `side_cases`: weights of 0, so that every z is the bias; numbers are exact."""
-    _, bias, cell = SIDES[case.name.split(";")[1]]
-    data = case.data.map(np.array)
-    if data.state is None:
-        raise TypeError(f"case {case.id}: expected a state")
-    for name, array in data.parameters.items():
-        array[...] = bias if name == "bias" else 0
+    data = data_of(case, *SIDES[case.name.split(";")[1]][1:])
     if "weight_proj" in data.parameters:
         data.parameters["weight_proj"][:, 0] = 1  # q of unit 0 is h
-    data.state.c[...] = cell
     return data
 
 

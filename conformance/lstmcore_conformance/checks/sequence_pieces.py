@@ -10,7 +10,7 @@ import numpy as np
 from lstmcore.backend import State
 from lstmcore_conformance.cases.case import Array, Case
 from lstmcore_conformance.cases.metamorphic import piece
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import MASKED, MEMORIES, SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
@@ -20,19 +20,7 @@ from lstmcore_conformance.suite.check import Scope, check
 def piece_cases(scope: Scope) -> Iterator[Case]:
     """Yield models with every kind of memory between steps."""
     for precision in scope.precisions:
-        for name in (
-            "plain",
-            "reverse",
-            "proj_size",
-            "peephole",
-            "recurrence_cell",
-            "zoneout_hidden",
-            "zoneout_cell",
-            "recurrent_dropout",
-            "layer_norm",
-            "everything",
-            "everything_coupled",
-        ):
+        for name in (*MEMORIES, *MASKED, "layer_norm", *TOGETHER):
             model = config_of(SWITCHES[name])
             random = model.zoneout_hidden or model.zoneout_cell or model.recurrent_dropout
             yield Case(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -52,14 +52,17 @@ class Mutant:
         return f"{self.caught_by} and ({self.shown_by})" if self.shown_by else self.caught_by
 
 
+#: What `fault` decorates.
+_Made = TypeVar("_Made", bound=Callable[[], Backend] | type[NaiveKernel])
+
 #: Every mutant by its id.
 MUTANTS: Final[dict[str, Mutant]] = {}
 
 
 def fault(
     id: str, what: str, caught_by: str, precision: str = "float32", hides: str = "", shown_by: str = ""
-) -> Callable[[Callable[[], Backend]], Callable[[], Backend]]:
-    """Register the decorated function, which makes a mutant.
+) -> Callable[[_Made], _Made]:
+    """Register the decorated function, which makes a mutant, or the kernel of one.
 
     Parameters
     ----------
@@ -72,11 +75,12 @@ def fault(
         The id is taken.
     """
 
-    def register(make: Callable[[], Backend]) -> Callable[[], Backend]:
+    def register(made: _Made) -> _Made:
         if id in MUTANTS:
             raise ValueError(f"mutant {id!r}: the id is taken")
+        make: Callable[[], Any] = partial(backend_of, made) if isinstance(made, type) else made
         MUTANTS[id] = Mutant(id, what, caught_by, precision, hides, make, shown_by)
-        return make
+        return made
 
     return register
 
@@ -151,6 +155,12 @@ def edits(id: str, what: str, pairs: tuple[tuple[str, str], ...], caught_by: str
 def preceded(text: str, lines: str) -> tuple[str, str]:
     """Return a pair for `edits` that puts `lines` before `text`."""
     return text, lines + text
+
+
+def change_last_bits(y: Array, seed: int) -> None:
+    """Change the last bit of half of the numbers of `y`, which `seed` chooses."""
+    chosen = np.random.default_rng(seed).random(y.shape) < 0.5
+    y[chosen] = np.nextafter(y, np.ones_like(y))[chosen]
 
 
 class Hooked(NaiveKernel):

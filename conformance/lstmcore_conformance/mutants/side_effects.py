@@ -77,34 +77,25 @@ _LEAKED: Final = 5 * 1024
 
 
 @fault("leaks.pack", "each pack leaves 5 kB behind", "calls.leaks")
-def _leaking_pack() -> Backend:
-    class K(NaiveKernel):
-        def _pack(self, parameters: Any) -> Any:
-            self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
-            return super()._pack(parameters)
-
-    return backend_of(K)
+class _LeakingPack(NaiveKernel):
+    def _pack(self, parameters: Any) -> Any:
+        self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
+        return super()._pack(parameters)
 
 
 @fault("leaks.tape", "each call with a tape leaves 5 kB behind", "calls.leaks")
-def _leaking_tape() -> Backend:
-    class K(NaiveKernel):
-        def _forward(self, *arguments: Any, **options: Any) -> Any:
-            if options["record"]:
-                self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
-            return super()._forward(*arguments, **options)
-
-    return backend_of(K)
+class _LeakingTape(NaiveKernel):
+    def _forward(self, *arguments: Any, **options: Any) -> Any:
+        if options["record"]:
+            self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
+        return super()._forward(*arguments, **options)
 
 
 @fault("leaks.jvp", "each jvp leaves 5 kB behind", "calls.leaks")
-def _leaking_jvp() -> Backend:
-    class K(NaiveKernel):
-        def _jvp(self, *arguments: Any) -> Any:
-            self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
-            return super()._jvp(*arguments)
-
-    return backend_of(K)
+class _LeakingJvp(NaiveKernel):
+    def _jvp(self, *arguments: Any) -> Any:
+        self.__dict__.setdefault("kept", []).append(os.urandom(_LEAKED))
+        return super()._jvp(*arguments)
 
 
 @fault("leaks.threads", "every tenth call starts a thread that does not end", "calls.leaks")
@@ -137,38 +128,29 @@ class ClaimingKernel(NaiveKernel):
 
 
 @fault("receipts.many_rows", "calls of more than 1,024 rows fall back to the reference in silence", "receipts.sizes")
-def _many_rows() -> Backend:
-    class K(ClaimingKernel):
-        def _forward(self, weights: Any, x: Array, *rest: Any, **options: Any) -> Any:
-            right = self.equations
-            self.equations = reference if x.shape[1] > 1024 else right
-            try:
-                return super()._forward(weights, x, *rest, **options)
-            finally:
-                self.equations = right
-
-    return backend_of(K)
+class _ManyRows(ClaimingKernel):
+    def _forward(self, weights: Any, x: Array, *rest: Any, **options: Any) -> Any:
+        right = self.equations
+        self.equations = reference if x.shape[1] > 1024 else right
+        try:
+            return super()._forward(weights, x, *rest, **options)
+        finally:
+            self.equations = right
 
 
 @fault("receipts.lengths", "jvp of more than 32 rows with lengths falls back in silence", "receipts.sizes")
-def _lengths() -> Backend:
-    class K(ClaimingKernel):
-        def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, lengths: Any, masks: Any) -> Any:
-            right = self.equations
-            self.equations = reference if x.shape[1] > 32 and lengths is not None else right
-            try:
-                return super()._jvp(weights, x, state, tangents, lengths, masks)
-            finally:
-                self.equations = right
-
-    return backend_of(K)
+class _Lengths(ClaimingKernel):
+    def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, lengths: Any, masks: Any) -> Any:
+        right = self.equations
+        self.equations = reference if x.shape[1] > 32 and lengths is not None else right
+        try:
+            return super()._jvp(weights, x, state, tangents, lengths, masks)
+        finally:
+            self.equations = right
 
 
 @fault("receipts.without_reason", "the receipt of a call of many steps gives no reason", "receipts.sizes")
-def _without_reason() -> Backend:
-    class K(ClaimingKernel):
-        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
-            receipt = super().receipt(steps, batch)
-            return replace(receipt, reason="") if steps and steps > 200 else receipt
-
-    return backend_of(K)
+class _WithoutReason(ClaimingKernel):
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+        receipt = super().receipt(steps, batch)
+        return replace(receipt, reason="") if steps and steps > 200 else receipt

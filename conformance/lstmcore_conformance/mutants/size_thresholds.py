@@ -198,15 +198,12 @@ for _switch, _start in product(ENDING, (9, 17, 33, 65, 129)):
 
 
 @fault("size.masked_row_37", "the 37th row of a call with masks does not see its zoneout of h", "large.random_masks")
-def _masked_row() -> Backend:
-    class K(NaiveKernel):
-        def _forward(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Any, **options: Any) -> Any:
-            if masks is not None and masks.zoneout_hidden is not None and x.shape[1] > 36:
-                masks = masks._replace(zoneout_hidden=masks.zoneout_hidden.copy())
-                masks.zoneout_hidden[:, 36:] = 0
-            return super()._forward(weights, x, state, lengths, masks, **options)
-
-    return backend_of(K)
+class _MaskedRow(NaiveKernel):
+    def _forward(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Any, **options: Any) -> Any:
+        if masks is not None and masks.zoneout_hidden is not None and x.shape[1] > 36:
+            masks = masks._replace(zoneout_hidden=masks.zoneout_hidden.copy())
+            masks.zoneout_hidden[:, 36:] = 0
+        return super()._forward(weights, x, state, lengths, masks, **options)
 
 
 @fault("size.clip_of_unit_33", "the cell of units from the 33rd on is not clipped", "large.each_switch")

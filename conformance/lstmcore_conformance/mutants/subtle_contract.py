@@ -16,68 +16,48 @@ from lstmcore_conformance.oracle.naive import NaiveKernel
 
 
 @fault("memory.negative_strides", "an x of negative strides is read as if they were positive", "inputs.layouts")
-def _negative_strides() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            return (weights, np.ascontiguousarray(x[::-1]) if min(x.strides) < 0 else x, *rest)
-
-    return backend_of(K)
+class _NegativeStrides(Hooked):
+    def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+        return (weights, np.ascontiguousarray(x[::-1]) if min(x.strides) < 0 else x, *rest)
 
 
 @fault("memory.columns", "an x whose rows lie apart is read as if they did not", "inputs.layouts")
-def _columns() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            apart = (
-                x.strides[-1] == x.itemsize
-                and x.strides[-2] > x.shape[-1] * x.itemsize > 0
-                and x.strides[0] > x.strides[1]
-            )
-            return (weights, x * x.dtype.type(1.5) if apart else x, *rest)
-
-    return backend_of(K)
+class _Columns(Hooked):
+    def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+        apart = (
+            x.strides[-1] == x.itemsize and x.strides[-2] > x.shape[-1] * x.itemsize > 0 and x.strides[0] > x.strides[1]
+        )
+        return (weights, x * x.dtype.type(1.5) if apart else x, *rest)
 
 
 @fault("memory.alignment", "an x that is not aligned to 16 bytes is read from the boundary before", "inputs.layouts")
-def _alignment() -> Backend:
-    class K(Hooked):
-        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
-            off = x.flags.c_contiguous and x.ctypes.data % 16 == x.itemsize
-            return (weights, np.roll(x, 1) if off else x, *rest)
-
-    return backend_of(K)
+class _Alignment(Hooked):
+    def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+        off = x.flags.c_contiguous and x.ctypes.data % 16 == x.itemsize
+        return (weights, np.roll(x, 1) if off else x, *rest)
 
 
 @fault("memory.around_out", "the number after an out that lies in a larger array is written to", "outputs.layouts")
-def _around_out() -> Backend:
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            if isinstance(y.base, np.ndarray) and y.base.size > y.size and y.strides[-1] == y.itemsize:
-                y.base.reshape(-1)[-1] = 0
-            return y, last, tape
-
-    return backend_of(K)
+class _AroundOut(Hooked):
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        if isinstance(y.base, np.ndarray) and y.base.size > y.size and y.strides[-1] == y.itemsize:
+            y.base.reshape(-1)[-1] = 0
+        return y, last, tape
 
 
 @fault("memory.batch_first_out", "an out in batch-first memory gets the rows in another order", "outputs.layouts")
-def _batch_first_out() -> Backend:
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            if 0 < y.strides[0] < y.strides[1]:
-                y[...] = y[:, ::-1].copy()
-            return y, last, tape
-
-    return backend_of(K)
+class _BatchFirstOut(Hooked):
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        if 0 < y.strides[0] < y.strides[1]:
+            y[...] = y[:, ::-1].copy()
+        return y, last, tape
 
 
 @fault("memory.final_h_in_y", "the final h is a view of y", "outputs.apart")
-def _final_h_in_y() -> Backend:
-    class K(Hooked):
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            same = len(y) and np.array_equal(y[-1], last.h)
-            return y, State(y[-1], last.c) if same else last, tape
-
-    return backend_of(K)
+class _FinalHInY(Hooked):
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        same = len(y) and np.array_equal(y[-1], last.h)
+        return y, State(y[-1], last.c) if same else last, tape
 
 
 def _aliased(what: str) -> Backend:
@@ -128,18 +108,15 @@ def _first_numbers() -> Backend:
 
 
 @fault("kept.workspace", "after a call of more rows the zeros of a missing state are not zeros", "calls.smaller")
-def _workspace() -> Backend:
-    class K(Hooked):
-        most = 0
+class _Workspace(Hooked):
+    most = 0
 
-        def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
-            self.most = max(self.most, x.shape[1])
-            if state is None and self.most > x.shape[1]:
-                h, c = ((x.shape[1], width) for width in (self.config.output_size, self.config.hidden_size))
-                state = State(np.full(h, 0.25, x.dtype), np.zeros(c, self.precision.compute))
-            return weights, x, state, *rest
-
-    return backend_of(K)
+    def before(self, weights: Any, x: Array, state: State | None, *rest: Any) -> tuple[Any, ...]:
+        self.most = max(self.most, x.shape[1])
+        if state is None and self.most > x.shape[1]:
+            h, c = ((x.shape[1], width) for width in (self.config.output_size, self.config.hidden_size))
+            state = State(np.full(h, 0.25, x.dtype), np.zeros(c, self.precision.compute))
+        return weights, x, state, *rest
 
 
 @fault("kept.last_recorded", "backward reads the workspace of the model that was recorded last", "tape.other_models")
@@ -160,17 +137,14 @@ def _last_recorded() -> Backend:
 
 
 @fault("kept.every_1000th", "every 1,000th call of a kernel is computed by another path", "calls.many")
-def _every_1000th() -> Backend:
-    class K(Hooked):
-        calls = 0
+class _Every1000th(Hooked):
+    calls = 0
 
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            self.calls += 1
-            if self.calls % 1000 == 0:
-                y[...] = np.nextafter(y, np.ones_like(y))
-            return y, last, tape
-
-    return backend_of(K)
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        self.calls += 1
+        if self.calls % 1000 == 0:
+            y[...] = np.nextafter(y, np.ones_like(y))
+        return y, last, tape
 
 
 @fault("kept.atomics", "sums over more than 1,024 rows run in another order every time", "calls.wide_bits")
@@ -189,20 +163,17 @@ def _atomics() -> Backend:
 
 
 @fault("kept.half_made", "a call that meets the first one of a kernel finds its table half made", "calls.cold_threads")
-def _half_made() -> Backend:
-    class K(Hooked):
-        made = ""
+class _HalfMade(Hooked):
+    made = ""
 
-        def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
-            if not self.made:
-                self.made = "half"
-                time.sleep(0.1)
-                self.made = "whole"
-            elif self.made == "half":
-                y[...] = 0
-            return y, last, tape
-
-    return backend_of(K)
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        if not self.made:
+            self.made = "half"
+            time.sleep(0.1)
+            self.made = "whole"
+        elif self.made == "half":
+            y[...] = 0
+        return y, last, tape
 
 
 # NaN, kinks and tangents of some arguments ----------------------------------------------------------------------------
@@ -239,12 +210,9 @@ edit(
 
 
 @fault("jvp.no_state", "without an initial state its tangent is ignored", "jvp.some")
-def _no_state() -> Backend:
-    class K(NaiveKernel):
-        def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, *rest: Any) -> tuple[Forward, Forward]:
-            return super()._jvp(weights, x, state, tangents._replace(state=None) if state is None else tangents, *rest)
-
-    return backend_of(K)
+class _NoState(NaiveKernel):
+    def _jvp(self, weights: Any, x: Array, state: Any, tangents: Any, *rest: Any) -> tuple[Forward, Forward]:
+        return super()._jvp(weights, x, state, tangents._replace(state=None) if state is None else tangents, *rest)
 
 
 # 16 bits --------------------------------------------------------------------------------------------------------------

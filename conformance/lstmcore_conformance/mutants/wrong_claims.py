@@ -13,12 +13,9 @@ from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 
 
 @fault("contract.jvp_claimed", "jvp is declared and not implemented", "jvp.switches")
-def _jvp_claimed() -> Backend:
-    class K(NaiveKernel):
-        def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
-            raise NotImplementedError("jvp")
-
-    return backend_of(K)
+class _JvpClaimed(NaiveKernel):
+    def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
+        raise NotImplementedError("jvp")
 
 
 @fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")
@@ -78,19 +75,13 @@ def _silent_lengths() -> Backend:
 
 
 @fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")
-def _receipt_of_another() -> Backend:
-    class K(NaiveKernel):
-        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
-            return replace(super().receipt(steps, batch), backend="fast")
-
-    return backend_of(K)
+class _ReceiptOfAnother(NaiveKernel):
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+        return replace(super().receipt(steps, batch), backend="fast")
 
 
 @fault("hidden.reference_in_disguise", "the reference runs, and the receipt says that it is fast", "receipts.fallback")
-def _reference_in_disguise() -> Backend:
-    class K(NaiveKernel):
-        def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
-            receipt = super().receipt(steps, batch)
-            return type(receipt)(receipt.backend, receipt.device, receipt.precision, "fused", "the fast path")
-
-    return backend_of(K)
+class _ReferenceInDisguise(NaiveKernel):
+    def receipt(self, steps: int | None = None, batch: int | None = None) -> Any:
+        receipt = super().receipt(steps, batch)
+        return type(receipt)(receipt.backend, receipt.device, receipt.precision, "fused", "the fast path")
