@@ -1,9 +1,10 @@
-"""Checks of infinite inputs: what does not depend on them stays finite, in padding and along tangents."""
+"""Checks of infinite inputs and bounds: what does not depend on an infinite input stays finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lstmcore.backend import Tangents
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.checks.errors import error_cases, judge
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation, Expected, Measure
 from lstmcore_conformance.oracle.composition import backward_pass, forward_pass, jvp_pass
@@ -83,3 +85,22 @@ def still(tested: BackendUnderTest, case: Case) -> Measure:
     data = replace(data, tangents=Tangents(**{kind: getattr(data.tangents, kind)}))
     right = jvp_pass(case.model, data, forward_pass(case.model, data, "float64"), "float64")
     return compare(tested.tangents(case, data), _valued(budgets.tangents(case), right))
+
+
+def bound_cases(scope: Scope) -> Iterator[Case]:
+    """Yield one case for each bound that is declared, in the precisions whose numbers end before 1e39."""
+    for case in error_cases(scope):
+        for name in ("gate_clip", "cell_clip"):
+            if name in scope.declared.features and case.policy.compute == "float32":
+                yield replace(case, name=name)
+
+
+@check(
+    "errors.numbers",
+    "a bound that overflows the compute dtype is a ValueError that names it",
+    section=9,
+    cases=bound_cases,
+)
+def overflowing(tested: BackendUnderTest, case: Case) -> None:
+    config = config_of({case.name: 1e39})
+    judge(iter([("1e39", partial(tested.backend.compile, config, case.precision), ValueError, case.name)]))

@@ -19,6 +19,9 @@ from lstmcore_conformance.suite.check import Scope, check
 
 MODELS: Final = (*MEMORIES, "layer_norm", *MASKED, "input_from_forget", *TOGETHER)
 
+#: Integer dtypes of lengths.
+INTEGERS: Final = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
 
 def length_cases(scope: Scope) -> Iterator[Case]:
     """Yield lengths 0, T and between, not in order; in one set no row reaches T."""
@@ -84,7 +87,7 @@ def jvp(tested: BackendUnderTest, case: Case) -> Measure:
 
 @check(
     "lengths.exact",
-    "in padding y and the gradient of x are exactly 0; a row of length 0 keeps its state bit by bit",
+    "in padding y, its tangent and the gradient of x are exactly 0; a row of length 0 keeps its state bit by bit",
     section=4,
     cases=few_cases,
     needs=("lengths",),
@@ -103,6 +106,27 @@ def exact(tested: BackendUnderTest, case: Case) -> None:
     )
     if "backward" in tested.declared.derivatives and np.any(tested.gradients(case)["dx"][padding] != 0):
         raise Failure("dx: expected exact zeros past the end of a row")
+    if "jvp" in tested.declared.derivatives and np.any(tested.tangents(case)["ty"][padding] != 0):
+        raise Failure("ty: expected exact zeros past the end of a row")
+
+
+def dtype_cases(scope: Scope) -> Iterator[Case]:
+    """Yield one set of lengths for three models."""
+    return (case for case in few_cases(scope) if case.name.partition(";")[2] in ("plain", "reverse", "everything"))
+
+
+@check(
+    "lengths.dtypes",
+    "lengths of every integer dtype, signed or unsigned, give the same bits",
+    section=4,
+    cases=dtype_cases,
+    needs=("lengths",),
+)
+def dtypes(tested: BackendUnderTest, case: Case) -> None:
+    expected = tested.forward(case)
+    for dtype in INTEGERS:
+        data = replace(case.data, lengths=np.array(case.lengths, dtype))
+        same_bits(f"lengths of {dtype}", tested.forward(case, data), expected)
 
 
 @check(

@@ -157,6 +157,8 @@ def owns(tested: BackendUnderTest, case: Case) -> Measure | None:
     data = tested.device(case.data)
     weights = tested.pack(case, data)
     done = tested.call(case, data, record=True, weights=weights)
+    if data.lengths is not None:
+        data.lengths[...] = 0
     masks = [] if data.masks is None else [mask for mask in data.masks if mask is not None]
     for array in (data.x, *(data.state or ()), *masks, done.y, *done.state):
         if not overwrite(array):

@@ -20,6 +20,8 @@ from lstmcore_conformance.suite.check import Scope, check
 #: The row that has a NaN, and the others.
 ROW: Final = 2
 OTHERS: Final = [0, 1, 3, 4]
+#: Role of a function -> the gates by whose bias its argument becomes infinite.
+ROLES: Final[Mapping[str, str]] = {"gate_activation": "ifo", "cell_activation": "g", "hidden_activation": "g"}
 
 
 def nan_cases(scope: Scope) -> Iterator[Case]:
@@ -65,6 +67,77 @@ def nan(tested: BackendUnderTest, case: Case) -> Measure:
             raise Failure(f"{name}{index}: expected NaN; got {got[name][tuple(index)]!r}")
     rest = {name: array[..., OTHERS, :] for name, array in got.items()}
     return compare(rest, {name: replace(known[name], value=known[name].value[..., OTHERS, :]) for name in rest})
+
+
+def infinity_cases(scope: Scope) -> Iterator[Case]:
+    """Yield every function with an infinite argument of either sign; in the output those that have a formula."""
+    for precision in scope.precisions:
+        for function in FUNCTIONS:
+            formula = function.partition("(")[0] in ("tanh", "softplus", "elu", "softsign")
+            for role in ROLES if formula else ("gate_activation", "cell_activation"):
+                inner = {"cell_activation": "identity"} if role == "hidden_activation" else {}
+                for sign in "+-":
+                    model = config_of({**inner, role: function})
+                    yield Case(name=f"{sign}inf;{role};{function}", model=model, precision=precision, steps=1)
+
+
+def with_bias(case: Case, gates: str, number: float) -> Data:
+    """Return the data with `number` as the bias of all units of some gates."""
+    data = case.data.map(np.array)
+    for gate in gates:
+        data.parameters["bias"][_rows(case, gate)] = number
+    return data
+
+
+def _rows(case: Case, gate: str) -> slice:
+    """Return the rows of a gate in its stacked parameters."""
+    hidden, position = case.config.hidden_size, case.config.gates.index(gate)
+    return slice(position * hidden, (position + 1) * hidden)
+
+
+@check(
+    "values.infinity",
+    "a function of an infinite number is its limit, or what IEEE 754 says",
+    section=3,
+    cases=infinity_cases,
+)
+def infinity(tested: BackendUnderTest, case: Case) -> Measure:
+    sign, role, _ = case.name.split(";")
+    data = with_bias(case, ROLES[role], float(sign))
+    right = forward_pass(case.model, data, "float64").outputs
+    allowed = near(case, {name: np.where(np.isfinite(array), array, 0) for name, array in right.items()})
+    return compare(
+        tested.forward(case, data), {name: replace(allowed[name], value=array) for name, array in right.items()}
+    )
+
+
+#: Name -> a clip that gets a NaN, and the gate with the NaN, whose gradient no other NaN meets.
+CLIPPED: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
+    "gate_clip": ({"gate_clip": 0.5, "gate_activation": "identity", "hidden_activation": "identity"}, "i"),
+    "cell_clip": ({"cell_clip": 0.5, "cell_activation": "identity", "hidden_activation": "identity"}, "g"),
+}
+
+
+def clipped_cases(scope: Scope) -> Iterator[Case]:
+    """Yield the clips of `CLIPPED`; the scalar uses c alone."""
+    for precision in scope.precisions:
+        for name, (changes, _) in CLIPPED.items():
+            case = Case(name=f"clipped;{name}", model=config_of(changes), precision=precision, steps=1)
+            yield replace(case, dy=False, dh=False)
+
+
+@check(
+    "backward.clipped_nan",
+    "the derivative of the clip of a gate or a cell at NaN is 0",
+    section=7,
+    cases=clipped_cases,
+    needs=("backward",),
+)
+def clipped_nan(tested: BackendUnderTest, case: Case) -> None:
+    _, gate = CLIPPED[case.name.split(";")[1]]
+    got = tested.gradients(case, with_bias(case, gate, np.nan))["d_bias"][_rows(case, gate)]
+    if got.any():
+        raise Failure(f"d_bias: expected 0 for gate {gate}, whose clip gets a NaN; got {got[0]}")
 
 
 _IDENTITY: Final = {"gate_activation": "identity", "cell_activation": "identity"}

@@ -17,7 +17,7 @@ from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import config_of
 from lstmcore_conformance.oracle.budgets import Expected, Measure, dtype_of
 from lstmcore_conformance.oracle.composition import backward_pass, forward_pass
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import MakeCases, Scope, check
 
 #: Steps in which a cell that is rounded to 16 bits drifts away by many units of float32.
@@ -28,12 +28,12 @@ BIAS: Final = 0.2
 GATES: Final = (-3.0, 6.0, 0.02, 0.25)
 
 
-def _cases(name: str, steps: int, batch: int) -> MakeCases:
+def _cases(name: str, steps: int, batch: int, **changes: str) -> MakeCases:
     """Return the function that makes one case in each 16-bit precision."""
 
     def cases(scope: Scope) -> Iterator[Case]:
         for precision in scope.precisions:
-            model = config_of({"input_size": 2, "hidden_size": 9})
+            model = config_of({"input_size": 2, "hidden_size": 9, **changes})
             case = Case(name=name, model=model, precision=precision, steps=steps, batch=batch)
             if case.policy.storage in ("float16", "bfloat16"):
                 yield case
@@ -107,3 +107,31 @@ def rounding(tested: BackendUnderTest, case: Case) -> Measure:
     if not worst.share <= 1:
         raise Failure(str(worst), worst)
     return worst
+
+
+def _largest(case: Case) -> float:
+    """Return the power of two of the largest numbers of the storage dtype."""
+    return 2.0**15 if case.policy.storage == "float16" else 2.0**127
+
+
+@check(
+    "bits16.ties",
+    "an h half way between two numbers becomes the even one, and one beyond the largest becomes infinite",
+    section=8,
+    cases=_cases("ties16", 1, 5, hidden_activation="identity"),
+)
+def ties(tested: BackendUnderTest, case: Case) -> None:
+    """The gates f and o are 1 and g is 0, so that h is c0, which has more digits than 16 bits hold."""
+    data = case.data.map(np.array)
+    if data.state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    for name, array in data.parameters.items():
+        array[...] = np.repeat((0, 40, 0, 40), case.config.hidden_size) if name == "bias" else 0
+    place, last = case.policy.epsilon, _largest(case)
+    tie = np.float32((2 - place / 2) * last)
+    cells = (1 + place / 2, 1 + 1.5 * place, -1 - place / 2, -1 - 1.5 * place, 1 + 0.75 * place, (2 - place) * last)
+    data.state.c[...] = (*cells, np.nextafter(tie, np.float32(0)), tie, -tie)
+    with np.errstate(over="ignore"):
+        expected = data.state.c.astype(data.x.dtype)
+    got = tested.forward(case, data)
+    same_bits("c0 in 16 bits", {"y": got["y"][0], "h_n": got["h_n"]}, {"y": expected, "h_n": expected})

@@ -14,13 +14,14 @@ import numpy as np
 
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import FORMATS, INT8A16
-from lstmcore_conformance.cases.case import Case
+from lstmcore_conformance.cases.case import Case, Data
 from lstmcore_conformance.cases.quality import unstored_parameters
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.checks.capabilities import refusal_error
 from lstmcore_conformance.checks.values import SIZES
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
 
 #: Sizes at which a kernel that widens weights on load has whole vectors, rests, and more rows than one tile.
@@ -47,9 +48,13 @@ def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
     return cases
 
 
+def _unstored(case: Case) -> Data:
+    """Return the data with the matrices before they are rounded."""
+    return replace(case.data, parameters=unstored_parameters(case))
+
+
 def _forward(tested: BackendUnderTest, case: Case) -> Measure:
-    data = replace(case.data, parameters=unstored_parameters(case))
-    return compare(tested.forward(case, data), budgets.forward(case))
+    return compare(tested.forward(case, _unstored(case)), budgets.forward(case))
 
 
 for _form in FORMATS:
@@ -60,6 +65,31 @@ for _form in FORMATS:
         cases=_cases(_form),
         needs=(f"weights:{_form}",),
     )(_forward)
+
+
+def _stored_cases(scope: Scope) -> Iterator[Case]:
+    forms = [form for form in FORMATS if f"weights:{form}" in scope.declared.features]
+    for case in (case for form in forms for case in _cases(form)(scope)):
+        if case.name == f"{case.weights},plain":
+            yield case
+
+
+@check(
+    "weights.no_derivatives",
+    "a tape and a jvp of rounded weights are refused",
+    section=8,
+    cases=_stored_cases,
+)
+def _no_derivatives(tested: BackendUnderTest, case: Case) -> None:
+    data = tested.device(case.data)
+    kernel, weights = tested.kernel(case), tested.pack(case, tested.device(_unstored(case)))
+    calls = {
+        "backward": lambda: kernel.forward(weights, data.x, data.state, record=True),
+        "jvp": lambda: kernel.jvp(weights, data.x, data.state, data.tangents),
+    }
+    known = tested.declared.derivatives
+    if texts := [text for name, call in calls.items() if name in known and (text := refusal_error("weights", call))]:
+        raise Failure("; ".join(texts))
 
 
 def _large_cases(scope: Scope) -> Iterator[Case]:

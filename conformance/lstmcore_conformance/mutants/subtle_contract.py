@@ -207,6 +207,13 @@ edit(
     "dc_new = dc_new * inside(step.c_unclipped, config.cell_clip) * (step.c_unclipped != -config.cell_clip)",
     "backward.both_bounds",
 )
+edit(
+    "backward.clip_of_nan",
+    "the derivative of the clip of the cell is 1 at NaN",
+    "dc_new = dc_new * inside(step.c_unclipped, config.cell_clip)",
+    "dc_new = dc_new * ~(np.abs(step.c_unclipped) > config.cell_clip)",
+    "backward.clipped_nan",
+)
 
 
 @fault("jvp.no_state", "without an initial state its tangent is ignored", "jvp.some")
@@ -248,5 +255,21 @@ edit(
     "    return h.astype(policy.storage).astype(h.dtype)\n",
     "    return _shortened(h, 13, False)\n",
     "bits16.rounding",
+    "float16",
+)
+edit(
+    "half.ties_away",
+    "an h half way between two numbers is rounded away from zero",
+    "    return h.astype(policy.storage).astype(h.dtype)\n",
+    "    return np.nextafter(h, np.copysign(h.dtype.type(np.inf), h)).astype(policy.storage).astype(h.dtype)\n",
+    "bits16.ties",
+    "float16",
+)
+edit(
+    "half.saturated",
+    "an h beyond the largest number becomes that number",
+    "    return h.astype(policy.storage).astype(h.dtype)\n",
+    "    return np.clip(h, -65504, 65504).astype(policy.storage).astype(h.dtype)\n",
+    "bits16.ties",
     "float16",
 )

@@ -80,3 +80,10 @@ edit(
     " + a.dtype.type(config.layer_norm_eps)",
     "values.large_mean",
 )
+_register(
+    "wide.softsign_of_infinity",
+    "softsign of an infinite number is infinity by infinity",
+    "values.infinity",
+    "softsign",
+    value=lambda z, _: z / (1 + np.abs(z)),
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lstmcore.backend import Backend, Capabilities, Forward, Kernel
 from lstmcore.config import LSTMConfig
-from lstmcore.precision import Precision
+from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance.mutants.construction import backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 
@@ -72,6 +72,15 @@ def _silent_lengths() -> Backend:
             return replace(declared, features=declared.features - {"lengths"})
 
     return backend_of(K, B)
+
+
+@fault("contract.infinite_bound", "a bound that overflows float32 is taken", "errors.numbers")
+def _infinite_bound() -> Backend:
+    class B(NaiveBackend):
+        def compile(self, config: LSTMConfig, precision: Precision | str) -> Kernel:  # type: ignore[misc]
+            return self._compile(config, get_precision(precision))
+
+    return B()
 
 
 @fault("contract.receipt_of_another", "the receipt names another backend", "receipts.true")

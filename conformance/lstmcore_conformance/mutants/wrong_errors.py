@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstmcore.backend import Backend, Forward, Gradients, Kernel, State
+from lstmcore.stored_weights import SAME
 from lstmcore_conformance.mutants.construction import backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
@@ -105,6 +106,24 @@ def _out_copied() -> dict[str, Any]:
     return {"forward": forward}
 
 
+def _byte_lengths() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, *, lengths: Any = None, **options: Any) -> Forward:
+        if getattr(lengths, "dtype", None) == np.uint8:
+            lengths = lengths // np.uint8(2)
+        return Kernel.forward(self, weights, x, state, lengths=lengths, **options)
+
+    return {"forward": forward}
+
+
+def _unrecorded() -> dict[str, Any]:
+    def forward(self: Any, *arguments: Any, record: bool = False, **options: Any) -> Forward:
+        return Kernel.forward(self, *arguments, record=record and self.precision.weights == SAME, **options)
+
+    return {"forward": forward}
+
+
+_overridden("lengths.of_bytes", "lengths of uint8 are read as half of what they say", "lengths.dtypes", _byte_lengths)
+_overridden("weights.unrecorded", "a tape is asked for, and is not made", "weights.no_derivatives", _unrecorded)
 _overridden("errors.runtime", "mistakes are RuntimeErrors", "errors.x", _raising(RuntimeError, "forward"))
 _overridden(
     "errors.nameless", "the message does not name the argument", "errors.state", _raising(ValueError, "forward")

@@ -29,7 +29,7 @@ _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
 _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
-_FAR: Final = "the files have no such values: NaN in clips, lower bounds, gates all but closed, numbers beyond exp"
+_FAR: Final = "the files have no such values: NaN in clips, lower bounds, gates all but closed, beyond exp, infinity"
 _HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
 _FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
@@ -41,6 +41,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "declared.": _WORDS,
     "receipts.": _WORDS,
     "stack.receipts": _WORDS,
+    "lengths.dtypes": _MEMORY,
     "inputs.": _MEMORY,
     "outputs.": _MEMORY,
     "drawn.unchanged": _MEMORY,
@@ -54,6 +55,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "models.": _CALLS,
     "values.": _FAR,
     "backward.both_bounds": _FAR,
+    "backward.clipped_nan": _FAR,
     "bits16.": _HALF,
     "state.forms": _FORM,
     "jvp.": _TANGENT,
