@@ -17,7 +17,7 @@ import onnxruntime
 
 from lstmcore.backend import Array, Backend, Capabilities, Kernel, Masks, Receipt, State, UnsupportedError
 from lstmcore.config import FEATURES, LSTMConfig
-from lstmcore.dialects.onnx import FUNCTIONS
+from lstmcore.dialects.onnx import FUNCTIONS, float32_refusal
 from lstmcore.dialects.onnx_graph import OUTPUTS
 from lstmcore.dialects.onnx_writer import INPUTS, operator_model
 from lstmcore.precision import Precision
@@ -39,9 +39,6 @@ _HAS: Final = frozenset(
 
 #: From this many entries of an array ONNX Runtime fails or ends the process: it counts them in 32 bits.
 _MAX_ENTRIES: Final = 2**31
-#: The smallest and the largest number above 0 of float32, the format of ONNX's attributes.
-_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
-_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 class OnnxRuntimeKernel(Kernel):
@@ -118,16 +115,7 @@ class OnnxRuntimeBackend(Backend):
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` is refused, also for numbers that float32 does not hold; None if it is not."""
-        if reason := super().refusal(config, precision):
-            return reason
-        bound = config.gate_clip
-        if bound is not None and not _SMALLEST <= bound <= _LARGEST:
-            return f"gate_clip: ONNX has it in float32, which {bound!r} is not"
-        for role in ("gate_activation", "cell_activation", "hidden_activation"):
-            function = getattr(config, role)
-            if any(abs(value or 0.0) > _LARGEST for value in (function.alpha, function.beta)):
-                return f"{role}: ONNX has its parameters in float32; got {function}"
-        return None
+        return super().refusal(config, precision) or float32_refusal(config)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of ONNX Runtime and ONNX."""

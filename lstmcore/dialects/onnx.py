@@ -43,6 +43,10 @@ _DEFAULT: Final = ("Sigmoid", "Tanh", "Tanh")
 #: Direction -> whether each of its operator's directions is reversed.
 _DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
+#: The smallest and the largest number above 0 of float32, the format of the operator's attributes.
+SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
+LARGEST: Final = float(np.finfo(np.float32).max)
+
 _GATES: Final = "iofg"
 _PEEPHOLES: Final = "iof"
 
@@ -74,6 +78,18 @@ def attributes(*configs: LSTMConfig) -> dict[str, Any]:
     if first.gate_clip is not None:
         result["clip"] = first.gate_clip
     return result
+
+
+def float32_refusal(config: LSTMConfig, library: str = "ONNX") -> str | None:
+    """Return which number of `config` float32 does not hold, in which `library` has it; None if there is none."""
+    bound = config.gate_clip
+    if bound is not None and not SMALLEST <= bound <= LARGEST:
+        return f"gate_clip: {library} has it in float32, which {bound!r} is not"
+    for role in ("gate_activation", "cell_activation", "hidden_activation"):
+        function = getattr(config, role)
+        if any(abs(value or 0.0) > LARGEST for value in (function.alpha, function.beta)):
+            return f"{role}: {library} has its parameters in float32; got {function}"
+    return None
 
 
 def tensors(*directions: Direction) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import LSTMConfig
-from lstmcore.dialects.onnx import attributes, tensors
+from lstmcore.dialects.onnx import LARGEST, SMALLEST, attributes, tensors
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -21,9 +21,6 @@ OUTPUTS: Final = ("Y", "Y_h", "Y_c")
 
 #: No protobuf message is larger.
 _MOST_BYTES: Final = 2**31 - 2**16
-#: The smallest and the largest number above 0 of float32, the format of ONNX's attributes.
-_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
-_LARGEST: Final = float(np.finfo(np.float32).max)
 #: Mode of a merge -> the operator that applies it along the axis of the directions.
 _MERGES: Final = {"sum": "ReduceSum", "mul": "ReduceProd", "average": "ReduceMean"}
 
@@ -113,7 +110,7 @@ class GraphBuilder:
         given = attributes(*configs)
         for key, value in given.items():
             for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, float) and number and not _SMALLEST <= abs(number) <= _LARGEST:
+                if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:
                     raise ValueError(f"{key}: expected a number that float32 holds, as ONNX stores it; got {number!r}")
         arrays = tensors(*((config, own) for config, (_, own) in zip(configs, directions, strict=True)))
         prefix = name and f"{name}."

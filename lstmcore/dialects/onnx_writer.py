@@ -25,16 +25,25 @@ INPUTS: Final = ("X", "sequence_lens", "initial_h", "initial_c")
 _ACTIVATIONS: Final = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softmax": "Softmax"}
 
 
-def operator_model(config: LSTMConfig, parameters: Mapping[str, Array]) -> Any:
-    """Return an ``onnx.ModelProto`` of one direction; it has `INPUTS`, `OUTPUTS` and the parameters."""
+def operator_model(config: LSTMConfig, parameters: Mapping[str, Array], *, batch_first: bool = False) -> Any:
+    """Return an ``onnx.ModelProto`` of one direction; it has `INPUTS`, `OUTPUTS` and the parameters.
+
+    `batch_first` is the operator's ``layout=1``: N is then the first axis of every input and output.
+    """
+    from onnx import helper
+
     graph = GraphBuilder(numpy_dtype(str(parameters["weight_x"].dtype)))
-    width, state = config.hidden_size, [1, "N", config.hidden_size]
-    shapes: tuple[list[Any], ...] = (["T", "N", config.input_size], ["N"], state, state)
-    for name, shape in zip(INPUTS, shapes, strict=True):
+    width = config.hidden_size
+    x, state = ["T", "N", config.input_size], [1, "N", width]
+    y: list[Any] = ["T", 1, "N", width]
+    if batch_first:
+        x, state, y = ["N", "T", config.input_size], ["N", 1, width], ["N", "T", 1, width]
+    for name, shape in zip(INPUTS, (x, ["N"], state, state), strict=True):
         graph.add_input(name, shape)
     graph.add_lstm("", [(config, parameters)], INPUTS)
-    shapes = (["T", 1, "N", width], state, state)
-    for name, shape in zip(OUTPUTS, shapes, strict=True):
+    if batch_first:
+        graph.nodes[-1].attribute.append(helper.make_attribute("layout", 1))
+    for name, shape in zip(OUTPUTS, (y, state, state), strict=True):
         graph.add_output(name, shape)
     return graph.model()
 
