@@ -209,9 +209,9 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Differential tests against PyTorch, ONNX and JAX."""
+    """Differential tests against PyTorch, ONNX Runtime, OpenVINO and JAX, and the pages of docs/deviations."""
     _install_torch(session)
-    session.install("-e", ".[plot,conformance,bench,onnxruntime,jax]", *TESTS)
+    session.install("-e", ".[plot,conformance,bench,onnxruntime,openvino,jax]", *TESTS)
     session.run("pytest", "tests/peers", *session.posargs, env=_quiet())
 
 
@@ -244,10 +244,11 @@ def formats(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax", "onnxruntime"])
+@nox.parametrize("backend", ["reference", "numpy", "numba", "torch", "jax", "onnxruntime", "openvino", "openvino-onnx"])
 def conformance(session: nox.Session, backend: str) -> None:
     """The conformance suite on a backend; the report goes to reports/."""
-    extra = f",{backend}" if backend in ("numba", "jax", "onnxruntime") else ""
+    package, _, variant = backend.partition("-")
+    extra = f",{package}" if package in ("numba", "jax", "onnxruntime", "openvino") else ""
     if backend == "torch":
         _install_torch(session)
     session.install("-e", f".[conformance{extra}]", *((JAX,) if backend == "jax" else ()))
@@ -255,7 +256,8 @@ def conformance(session: nox.Session, backend: str) -> None:
     report = str(HERE / "reports" / f"{backend}.json")
     # XLA compiles a program for every size: few are drawn, large ones are left out, and the verdict says so.
     few = ("--max-examples", "6", "--max-work", "500000") if backend == "jax" else ()
-    known = HERE / "backends" / f"lstmcore_{backend}" / "expected_failures.toml"
+    file = f"{variant}_expected_failures.toml" if variant else "expected_failures.toml"
+    known = HERE / "backends" / f"lstmcore_{package}" / file
     expected = ("--expected-failures", str(known)) if known.exists() else ()
     session.run("lstmcore", "conform", backend, "--json", report, *few, *expected, *session.posargs, env=_quiet())
 
@@ -308,7 +310,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), str(folder / "source"), silent=True)
         (wheel,) = dist.glob("*.whl")
         (sdist,) = dist.glob("*.tar.gz")
-        own = ("numpy", "numba", "cupy", "jax", "onnxruntime", "torch", "reference", "conformance")
+        own = ("numpy", "numba", "cupy", "jax", "onnxruntime", "openvino", "torch", "reference", "conformance")
         toplevel = ",".join(("lstmcore", *(f"lstmcore_{name}" for name in own)))
         # W002: py.typed and other small files are the same on purpose. W009: several packages in one distribution.
         session.run("check-wheel-contents", "--toplevel", toplevel, "--ignore", "W002,W009", str(wheel))

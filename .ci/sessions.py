@@ -82,6 +82,8 @@ FULL: Final = (
     Session("fuzz", arguments=("--minutes", "2"), every_processor=True),
     Session("quickstart", environment={"NOX_DEFAULT_VENV_BACKEND": "virtualenv"}),  # by pip, as without uv
     conformance("onnxruntime"),
+    conformance("openvino"),
+    conformance("openvino-onnx"),
     Session("oldest", arguments=TIMED, every_processor=True, needs=("uv",)),
     Session("oldest-backends", needs=("uv",)),
     Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),

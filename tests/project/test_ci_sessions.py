@@ -387,7 +387,7 @@ def test_plans_have_every_session_of_the_noxfile() -> None:
     assert judging == {(session.nox or session.name).partition("(")[0] for session in sessions.FULL}
     backends = re.search(r'parametrize\("backend", (\[.*\])\)', noxfile)
     assert backends is not None
-    wanted = {f"conformance(backend='{name}')" for name in re.findall(r'"(\w+)"', backends[1])}
+    wanted = {f"conformance(backend='{name}')" for name in re.findall(r'"([\w-]+)"', backends[1])}
     assert wanted == {session.nox for session in sessions.FULL if session.nox}
     whole = {session.name: session for session in sessions.FULL}
     for session in sessions.CI:
