@@ -109,7 +109,7 @@ def test_layout_1_with_a_state_is_an_error() -> None:
     kernel = backend.compile(config, "float32")
     model = kernel._model(parameters, None)
     assert [str(value.get_partial_shape()) for value in model.inputs][:2] == ["[?,?,3]", "[?]"]
-    with pytest.raises(RuntimeError, match="incompatible|not matched"):
+    with pytest.raises(RuntimeError, match=r"incompatible|not matched"):
         kernel.forward(kernel.pack(parameters), x, state)
 
 
