@@ -1,7 +1,6 @@
 """Learn to write like a Python module: the next character from all before it, by truncated backpropagation.
 
-pip install .
-python examples/character_model.py
+Install it by ``pip install .`` and run ``python examples/character_model.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from lstmcore.training import Adam, Readout, SequenceModel, Trainer
 LENGTH, PART = 240, 40
 
 
+@click.command(help=__doc__)
 def main() -> None:
     """Train on the source of `textwrap`, and let the model write some of its own."""
     text = inspect.getsource(textwrap)

@@ -1,7 +1,6 @@
 """Recognise speakers by recordings of unequal length with scikit-learn's tools.
 
-pip install '.[sklearn]'
-python examples/classify_with_scikit_learn.py
+Install it by ``pip install '.[sklearn]'`` and run ``python examples/classify_with_scikit_learn.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from lstmcore import datasets
 from lstmcore.sklearn import LSTMClassifier
 
 
+@click.command(help=__doc__)
 def main() -> None:
     """Search two settings by cross-validation, and judge the best on recordings that no fit has seen."""
     data = datasets.load("japanese-vowels")

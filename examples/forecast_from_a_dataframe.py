@@ -1,7 +1,6 @@
 """Forecast the sales of several shops from a DataFrame, with features, and save the model.
 
-pip install '.[frames]' pandas
-python examples/forecast_from_a_dataframe.py
+Install it by ``pip install '.[frames]' pandas`` and run ``python examples/forecast_from_a_dataframe.py``.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ def sales() -> pandas.DataFrame:
     return frame.assign(weekday_sin=np.sin(angle), weekday_cos=np.cos(angle))
 
 
+@click.command(help=__doc__)
 def main() -> None:
     """Train on all shops but their last days, and compare the forecasts of those days with last week's sales."""
     features = ["warmth", "weekday_sin", "weekday_cos"]

@@ -1,7 +1,6 @@
 """Predict a value for sequences of unequal length, with an interval, and show that padding changes nothing.
 
-pip install .
-python examples/regression_with_padding.py
+Install it by ``pip install .`` and run ``python examples/regression_with_padding.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ def trips(count: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return sequences, np.array(energy)
 
 
+@click.command(help=__doc__)
 def main() -> None:
     """Train with three quantiles, and judge forecasts and intervals on fresh trips."""
     inputs, targets = trips(400, seed=0)

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import click
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -65,9 +65,11 @@ def compare(hidden: int, rows: int, steps: int, *, ragged: bool, train: bool) ->
     return f"{hidden:5} {rows:4} {steps:5}  {kind:20} {ours:9.3f} {theirs:9.3f} {theirs / ours:7.2f}"
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.argument("threads", type=click.IntRange(1), required=False)
+def main(threads: int | None) -> None:
     """Print a table of milliseconds; the last column is PyTorch's time over ours."""
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
+    torch.set_num_threads(threads or torch.get_num_threads())
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s) for PyTorch")
     print("    H    N     T  call                      ours   PyTorch   ratio")
     for size in SIZES:

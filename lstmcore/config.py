@@ -32,6 +32,7 @@ from lstmcore.domains import (
     one_of,
 )
 from lstmcore.scalars import check_version, finite, integer, rate
+from lstmcore.suggestions import did_you_mean
 
 __all__ = [
     "ACTIVATIONS",
@@ -276,7 +277,8 @@ class LSTMConfig:
         check_version("config", rest.pop("version", None), CONFIG_VERSION)
         known = {item.name for item in fields(cls) if item.init}
         if unknown := sorted(set(rest) - known):
-            raise ValueError(f"config: unknown switch {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            near = did_you_mean(unknown[0], sorted(known))
+            raise ValueError(f"config: unknown switch {', '.join(unknown)}; known are {', '.join(sorted(known))}{near}")
         if missing := sorted({"input_size", "hidden_size"} - set(rest)):
             raise ValueError(f"config: {', '.join(missing)} missing")
         return cls(**rest)

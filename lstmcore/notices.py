@@ -9,6 +9,10 @@ class Notice(UserWarning):
     """Something works, but perhaps not as its user thinks."""
 
 
-def notify(text: str, stacklevel: int = 2) -> None:
+class Finding(Notice):
+    """Something that was found in the data and taken as it is; ``--quiet`` does not show it."""
+
+
+def notify(text: str, stacklevel: int = 2, kind: type[Notice] = Notice) -> None:
     """Warn with `text`; `stacklevel` counts the frames above this one, as for `warnings.warn` itself."""
-    warnings.warn(text, Notice, stacklevel=stacklevel + 1)
+    warnings.warn(text, kind, stacklevel=stacklevel + 1)

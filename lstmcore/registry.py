@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lstmcore.plugin_calls import (
     format_value,
 )
 from lstmcore.precision import Precision
+from lstmcore.suggestions import did_you_mean
 
 __all__ = [
     "BACKEND_VARIABLE",
@@ -304,9 +304,8 @@ def _point(name: str, points: Sequence[EntryPoint]) -> EntryPoint:
 
 def _unknown(name: str, installed: Iterable[str]) -> str:
     names = sorted(installed)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"expected one of {', '.join(names) or 'none (no plug-in is loaded)'}; got {name!r}{hint}"
+    listed = ", ".join(names) or "none (no plug-in is loaded)"
+    return f"expected one of {listed}; got {name!r}{did_you_mean(name, names)}"
 
 
 def _manager(point: EntryPoint) -> pluggy.PluginManager:

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.backend import Backend
+from lstmcore.config import SHARED_SWITCHES
 from lstmcore.extras import installing
 from lstmcore.frames import is_frame, plain, shared_columns
 from lstmcore.lstm import LSTM
+from lstmcore.suggestions import did_you_mean
 from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.data_checks import as_sequences
@@ -165,6 +167,10 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         own = {name: getattr(self, name) for name in names}
         if taken := sorted(set(switches) & {*own, "seed", "batch_first", "input_size", "hidden_size"}):
             raise ValueError(f"lstm_options: expected other switches than the estimator's own; got {taken[0]!r}")
+        known = sorted({*SHARED_SWITCHES, "strict", "init", "forget_bias"})
+        if unknown := [name for name in switches if name not in known]:
+            near = did_you_mean(str(unknown[0]), known)
+            raise ValueError(f"lstm_options: expected switches of {', '.join(known)}; got {unknown[0]!r}{near}")
         seed = self._seed()
         lstm = LSTM(width, self.hidden_size, seed=seed, **own, **switches)
         activation: Any = self._activation
@@ -199,6 +205,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Return checked sequences; `reset` says that they fix the number of features."""
         if not self._reads_sequences(X, reset=reset):
             return list(validate_data(self, X, reset=reset, dtype=_FLOATS)[..., None])
+        if not reset:
+            _refuse_single(X, self.model_.lstm.input_size)
         if getattr(X, "ndim", 0) == 3:
             X = list(check_array(X, allow_nd=True, estimator=self))
         self._check_columns(X, reset=reset)
@@ -241,6 +249,15 @@ def _are_sequences(X: Any) -> bool:
         len(getattr(row, "shape", ())) or (np.ndim(row[0]) + 1 if len(row) else 1) for row in X if _sized(row)
     }
     return dimensions == {2} or (dimensions == {1} and len({len(row) for row in X if _sized(row)}) > 1)
+
+
+def _refuse_single(X: Any, width: int) -> None:
+    """Raise ValueError if X is one sequence in place of several."""
+    if isinstance(X, np.ndarray) and X.dtype != object and (X.ndim == 1 or X.shape[1:] == (width,)):
+        raise ValueError(
+            f"X: expected a list of sequences (T, {width}), or an array (n, T, {width}); got one array of shape "
+            f"{X.shape}: give a single sequence in a list, as in [x]"
+        )
 
 
 def _sized(row: Any) -> bool:

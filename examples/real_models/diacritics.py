@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from unicodedata import normalize
 
+import click
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -56,8 +56,15 @@ class Diacritizer:
         return normalize("NFKC", "".join(letter + SIGNS[sign] for letter, sign in zip(plain, signs, strict=True)))
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "convert":
-        convert(*sys.argv[2:])
+@click.command(help=__doc__)
+@click.argument("words", nargs=-1, required=True)
+def main(words: tuple[str, ...]) -> None:
+    """Convert the network, or use it."""
+    if words[0] == "convert":
+        convert(*words[1:])
     else:
-        print(Diacritizer(sys.argv[1])(sys.argv[2]))
+        click.echo(Diacritizer(words[0])(words[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -54,9 +54,16 @@ class Tagger:
         return [[self.tags[number] for number in row[: len(word)]] for row, word in zip(best, words, strict=True)]
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "convert":
-        convert(*sys.argv[2:])
+@click.command(help=__doc__)
+@click.argument("words", nargs=-1, required=True)
+def main(words: tuple[str, ...]) -> None:
+    """Convert the network, or use it."""
+    if words[0] == "convert":
+        convert(*words[1:])
     else:
-        for word, tags in zip(sys.argv[4:], Tagger(*sys.argv[1:4])(sys.argv[4:]), strict=True):
-            print(word, *tags)
+        for word, tags in zip(words[3:], Tagger(*words[:3])(words[3:]), strict=True):
+            click.echo(" ".join((word, *tags)))
+
+
+if __name__ == "__main__":
+    main()

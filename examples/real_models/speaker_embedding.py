@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+import click
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -39,5 +39,12 @@ class VoiceEncoder:
         return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
 
 
+@click.group(help=__doc__)
+def main() -> None:
+    """Hold the one command."""
+
+
+main.command("convert")(click.argument("source")(click.argument("target")(convert)))
+
 if __name__ == "__main__":
-    convert(*sys.argv[2:])
+    main()

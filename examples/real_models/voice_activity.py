@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import click
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -76,5 +76,12 @@ def segments(probabilities: Iterable[float], samples: int) -> list[tuple[int, in
     return [(max(0, first - before), min(samples, last + after)) for (first, last), before, after in around]
 
 
+@click.group(help=__doc__)
+def main() -> None:
+    """Hold the one command."""
+
+
+main.command("convert")(click.argument("source")(click.argument("target")(convert)))
+
 if __name__ == "__main__":
-    convert(*sys.argv[2:])
+    main()

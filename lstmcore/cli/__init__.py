@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from lstmcore.notices import Notice
+from lstmcore.notices import Finding, Notice
 from lstmcore.plugin_calls import slow_calls_told
 from lstmcore.registry import PluginError, UnavailableError
 
@@ -104,9 +104,14 @@ def _as_one_line(error: click.UsageError) -> click.ClickException:
 
 
 def _shown(others: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that shows a notice in one line, and by `others` any other warning."""
+    """Return a function that shows a notice in one line, and by `others` any other warning.
+
+    What was found in the data is left out under ``--quiet``.
+    """
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Finding) and click.get_current_context().params.get("quiet"):
+            return
         if issubclass(category, Notice):
             click.echo(f"lstmcore: warning: {' '.join(str(message).split())}", err=True)
         else:

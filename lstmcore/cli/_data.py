@@ -13,6 +13,7 @@ import numpy as np
 
 from lstmcore import datasets
 from lstmcore.datasets import Classification, LabelLayout, Labelled, Layout, Series
+from lstmcore.datasets.csv_table import TIME_NAMES
 from lstmcore.files import check_regular, check_writable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,6 +23,7 @@ Panel: TypeAlias = tuple[tuple[Series, ...], ...]
 #: Options of `layout_options` that say how the text of a file is written, with what they are in `Layout`.
 TEXT_OPTIONS = ("separator", "decimal", "encoding")
 LAYOUT_OPTIONS = ("series", "time", "sort", *TEXT_OPTIONS)
+_TIME_RULE = f"the first named {', '.join(sorted(TIME_NAMES))} if its cells are times, else the first with dates"
 
 
 def layout_options(command: F) -> F:
@@ -31,7 +33,7 @@ def layout_options(command: F) -> F:
         click.option("--decimal", help="Decimal sign of a CSV file, . or ,  [default: found from the file]."),
         click.option("--separator", help="Sign between the cells of a CSV file, or tab  [default: found]."),
         click.option("--sort", is_flag=True, default=None, help="Sort the rows of a file by time."),
-        click.option("--time", help="Column with the times, or - for none  [default: the first with dates]."),
+        click.option("--time", help=f"Column with the times, or - for none  [default: {_TIME_RULE}]."),
         click.option("--series", help="Column that says which series a row belongs to."),
     ):
         command = option(command)

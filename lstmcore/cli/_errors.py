@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any, Final
 
 import click
+
+from lstmcore.suggestions import did_you_mean
 
 #: What click's types say they expected -> what this package says.
 _KINDS: Final = {
@@ -86,6 +87,4 @@ def _no_command(error: click.UsageError, name: str) -> str:
     names: list[str] = []
     if error.ctx is not None and isinstance(error.ctx.command, click.Group):
         names = error.ctx.command.list_commands(error.ctx)
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"expected one of the commands {', '.join(names)}; got {name!r}{hint}"
+    return f"expected one of the commands {', '.join(names)}; got {name!r}{did_you_mean(name, names)}"

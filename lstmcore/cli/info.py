@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.table import Table
 
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
+from lstmcore.cli._formats import describe
+from lstmcore.layer_file import CHAIN_FORMAT, LSTM_FORMAT, LayerFile, layer_shapes, layer_widths, read_layers
 from lstmcore.tensor_file import read_header
 from lstmcore.training.model import SequenceModel
-from lstmcore.training.model_card import WEIGHTS, describe_model
+from lstmcore.training.model_card import WEIGHTS, count_of, describe_model
 from lstmcore.training.model_file import MODEL_FORMAT
 
 
@@ -33,8 +36,11 @@ def info(file: str, as_json: bool) -> None:
         click.echo(json.dumps(header))
         return
     lines = {"file": f"{path.stat().st_size:,} bytes, format {header.get('format')} {header.get('version')}"}
-    if header.get("format") == MODEL_FORMAT:
+    kind = str(header.get("format"))
+    if kind == MODEL_FORMAT:
         lines |= describe_model(SequenceModel.load(path))
+    elif kind in (LSTM_FORMAT, CHAIN_FORMAT):
+        lines |= _describe_weights(read_layers(path, kind, None))
     else:
         lines |= _describe(header)
     table = Table(title=click.format_filename(file), show_header=False)
@@ -45,8 +51,22 @@ def info(file: str, as_json: bool) -> None:
     console().print(table)
 
 
+def _describe_weights(content: LayerFile) -> dict[str, str]:
+    """Return what layers without a readout read, give and hold."""
+    width, outputs = layer_widths(content.layers)
+    count = sum(math.prod(shape) for shape in layer_shapes(content.layers).values())
+    return {
+        "task": "none: the weights of layers alone, without a readout",
+        "reads": f"sequences of {count_of(width, 'number')} a step",
+        "gives": f"{count_of(outputs, 'number')} at every step",
+        "layers": describe(content),
+        "parameters": f"{count:,} in {content.precision.label}",
+        "first axis": "rows, then steps" if content.batch_first else "steps, then rows",
+    }
+
+
 def _describe(header: dict[str, Any]) -> dict[str, str]:
-    """Return what is known of a file that is no model: of a checkpoint its epochs, of layers their header."""
+    """Return what is known of a file that has neither a model nor layers: of a checkpoint its epochs."""
     history = header.get("history")
     if isinstance(history, dict) and isinstance(history.get("epochs"), list):
         best = "none" if history.get("best") is None else str(history["best"])

@@ -17,7 +17,8 @@ from lstmcore.datasets.csv_text import Given, find_format, read_rows
 from lstmcore.datasets.dates import Times, Unreadable, may_be_times, parse_times
 from lstmcore.extras import installing
 from lstmcore.files import check_regular
-from lstmcore.notices import notify
+from lstmcore.notices import Finding, notify
+from lstmcore.suggestions import did_you_mean
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -98,7 +99,7 @@ class Table:
         form = find_format(file, table.name, [*(wanted.numbers or ()), *wanted.texts, *time], given)
         table._take(read_rows(file, table.name, form), form.decimal, form.separator)
         if form.found:
-            notify(form.found, 5)
+            notify(form.found, 5, Finding)
         return table
 
     @staticmethod
@@ -158,14 +159,22 @@ class Table:
         texts = [self.column(name) for name in self._texts()]
         time = self.wanted.time
         times = [] if time in (None, "-") else [self.column(str(time))]
-        if self.wanted.numbers is not None:
-            return [self.column(name) for name in self.wanted.numbers]
         taken = {*texts, *times}
         if time is None:
-            taken |= {k for k, name in enumerate(self.header) if name.casefold() in TIME_NAMES}
+            taken |= {k for k in range(len(self.header)) if self._is_time_name(k)}
         whole = [row for row in first if len(row) == len(self.header)]
-        others = [column for column in range(len(self.header)) if column not in taken]
-        return [column for column in others if not _are_dates([row[column].strip() for row in whole], decimal)]
+        cells = [[row[column].strip() for row in whole] for column in range(len(self.header))]
+        others = [k for k in range(len(self.header)) if k not in taken and not _are_dates(cells[k], decimal)]
+        if self.wanted.numbers is None:
+            return others
+        numbers = [self.column(name) for name in self.wanted.numbers]
+        if (dates := next((k for k in numbers if _are_dates(cells[k], decimal)), None)) is not None:
+            listed = ", ".join(self.header[k] for k in others)
+            raise ValueError(
+                f"{self.name}, column {self.header[dates]!r}: expected numbers; got times such as "
+                f"{cells[dates][0][:40]!r}: name this column with --time, and choose from {listed or 'others'}"
+            )
+        return numbers
 
     def _drop(self) -> None:
         """Keep the cells of columns that are wanted, may hold times, or are the first: those of labels."""
@@ -201,7 +210,7 @@ class Table:
             found = "no such column" if count == 0 else f"{count} of them"
             raise ValueError(
                 f"{self.name}, line 1: expected one column {name!r}; got {found} in {', '.join(self.header)}"
-                f"{self._header_hint()}"
+                f"{self._header_hint() or did_you_mean(name, self.header)}"
             )
         return self.header.index(name)
 

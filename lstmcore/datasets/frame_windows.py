@@ -13,6 +13,7 @@ from lstmcore.datasets.dates import Times, Unreadable, count_steps, parse_times
 from lstmcore.frames import is_frame, open_frame
 from lstmcore.notices import notify
 from lstmcore.scalars import integer
+from lstmcore.suggestions import did_you_mean
 
 Floats = npt.NDArray[np.float64]
 
@@ -185,7 +186,8 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
         raise ValueError(f"target, features: expected different columns, at least one target; got {columns}")
     for column in (*columns, *(name for name in (series, time) if name is not None)):
         if column not in table.columns:
-            raise ValueError(f"frame: expected columns {', '.join(map(str, table.columns))}; got {column!r}")
+            near = did_you_mean(str(column), map(str, table.columns))
+            raise ValueError(f"frame: expected columns {', '.join(map(str, table.columns))}; got {column!r}{near}")
     window, horizon = integer("window", window, 1), integer("horizon", horizon, 1)
     values = np.stack([_numbers(column, table[column].to_numpy()) for column in columns], axis=1)
     ids, rows_of = _groups(None if series is None else table[series].to_numpy(), len(values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -41,6 +41,8 @@ class ForecastPicture:
         The name of the column, and of the series if it has one.
     history
         The series, its gaps as NaN.
+    filled
+        (rows,) the history as the model reads it: its gaps are filled.
     tested
         (rows,) the forecast one row ahead of each test row of the history; NaN for other rows.
     ahead
@@ -51,6 +53,7 @@ class ForecastPicture:
 
     title: str
     history: Series
+    filled: Floats
     tested: Floats
     ahead: Floats
     low: Floats | None
@@ -77,21 +80,23 @@ def forecast_pictures(
         As `ForecastTask.held_out`.
     """
     windows, end = task.held_out(*columns), task.at_end(*columns)
-    tested, ahead = forecasts(model, windows), forecasts(model, end)[0]
-    spread = windows.actual - tested
+    every = replace(task, horizon=1).held_out(*columns)  # the last rows too, which whole horizons do not follow
+    tested, ahead = forecasts(model, every), forecasts(model, end)[0]
+    spread = windows.actual - tested[np.isin(every.origins, windows.origins)]
     rows = rows or min(max(task.test_rows, task.window, 4 * task.horizon, 20), 400)
     pictures = []
     for number, (name, series) in enumerate(zip(task.targets, columns, strict=False)):
         start = max(len(series) - rows, 0)
         shown = np.full(len(series), np.nan)
-        shown[windows.origins + 1] = tested[:, number, 0]
+        shown[every.origins + 1] = tested[:, number, 0]
         low = high = None
         if len(spread) >= _FEWEST:
             edges = np.quantile(spread[:, number], [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
             low, high = ahead[number] + edges[0], ahead[number] + edges[1]
         title = f"{name}, {series.id}" if series.id else name
         history = series.take(np.arange(start, len(series), dtype=np.intp))
-        pictures.append(ForecastPicture(title, history, shown[start:], ahead[number], low, high))
+        filled = end.parts[number].series.values[start:]
+        pictures.append(ForecastPicture(title, history, filled, shown[start:], ahead[number], low, high))
     return pictures
 
 
@@ -125,7 +130,7 @@ def plot_forecast(pictures: Sequence[ForecastPicture], path: str | Path, *, titl
     for axes, picture in zip(panels, pictures, strict=True):
         _draw(axes, picture)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     if title:
         figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()
@@ -147,12 +152,14 @@ def _draw(axes: Axes, picture: ForecastPicture) -> None:
     now, later = _moments(history, len(ahead))
     marker = "." if len(history) <= 60 else ""
     axes.plot(now, history.values, color=_HISTORY, linewidth=1.3, marker=marker, markersize=4, label="measured")
+    if history.gaps.any():
+        axes.plot(now, picture.filled, color=_HISTORY, linewidth=1.0, linestyle=":", label="filled")
     if np.isfinite(picture.tested).any():
         label = "forecast one row ahead, test rows"
         axes.plot(now, picture.tested, color=_FORECAST, linewidth=1.0, alpha=0.75, linestyle="--", label=label)
     axes.axvline(now[-1], color=_MARK, linewidth=1.0, linestyle=":")
     line = [now[-1], *later]
-    values = np.array([history.values[-1], *ahead])
+    values = np.array([picture.filled[-1], *ahead])
     axes.plot(
         line,
         values,
@@ -164,7 +171,7 @@ def _draw(axes: Axes, picture: ForecastPicture) -> None:
         label="forecast",
     )
     if picture.low is not None and picture.high is not None:
-        low, high = (np.array([history.values[-1], *edge]) for edge in (picture.low, picture.high))
+        low, high = (np.array([picture.filled[-1], *edge]) for edge in (picture.low, picture.high))
         label = f"{_BAND:.0%} of the test errors"
         axes.fill_between(line, low, high, color=_FORECAST, alpha=0.2, linewidth=0, label=label)
     axes.set_title(picture.title, loc="left", fontsize="medium", parse_math=False)

@@ -15,6 +15,8 @@ from lstmcore.training.model_file import model_header
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 CARD: Final = "README.md"
+#: The `steps` of a readout, in words.
+_STEPS: Final = {"last": "at the last step", "every": "at every step", "mean": "from the mean over the steps"}
 
 
 def describe_model(model: SequenceModel) -> dict[str, str]:
@@ -41,14 +43,14 @@ def _describe_task(task: Mapping[str, Any]) -> dict[str, str]:
     if task.get("kind") == "forecast":
         targets = [str(task.get("target")), *task.get("other_targets", ())]
         lines = {
-            "task": f"forecast {', '.join(targets)}: the next {_count(task.get('horizon'), 'row')} from the last "
+            "task": f"forecast {', '.join(targets)}: the next {count_of(task.get('horizon'), 'row')} from the last "
             f"{task.get('window')}"
         }
         if task.get("features"):
             lines["features"] = ", ".join(task["features"])
         if task.get("series"):
             lines["series"] = f"{len(task.get('trained_to', ()))}, told apart by the column {task['series']!r}"
-        return {**lines, "test data": f"the last {_count(task.get('test_rows'), 'row')} were held out"}
+        return {**lines, "test data": f"the last {count_of(task.get('test_rows'), 'row')} were held out"}
     if task.get("kind") == "classify":
         classes = list(map(str, task.get("classes", ())))
         shown = ", ".join(classes[:12]) + ", ..." * (len(classes) > 12)
@@ -56,12 +58,13 @@ def _describe_task(task: Mapping[str, Any]) -> dict[str, str]:
         if task.get("features"):
             lines["features"] = ", ".join(task["features"])
         if task.get("trained_on"):
-            lines["trained on"] = f"{_count(len(task['trained_on']), 'sequence')} of {task.get('data')}"
+            lines["trained on"] = f"{count_of(len(task['trained_on']), 'sequence')} of {task.get('data')}"
         return lines
     return {"task": "none in the file"}
 
 
-def _count(number: Any, noun: str) -> str:
+def count_of(number: Any, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -72,8 +75,8 @@ def _describe_layers(model: SequenceModel) -> dict[str, str]:
     stored = lstm.precision.weights
     weights = f", weights stored as {stored}" if stored != "same" else ""
     return {
-        "reads": f"sequences of {_count(lstm.input_size, 'number')} a step",
-        "gives": f"{_count(readout.output_size, 'number')} at {'the last' if readout.steps == 'last' else 'every'} step"
+        "reads": f"sequences of {count_of(lstm.input_size, 'number')} a step",
+        "gives": f"{count_of(readout.output_size, 'number')} {_STEPS[readout.steps]}"
         + (f", through {readout.activation}" if readout.activation != "none" else ""),
         "layers": repr(lstm),
         "parameters": f"{sum(tensors.values()):,} in {lstm.precision.storage}{weights}",

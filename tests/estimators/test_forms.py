@@ -59,3 +59,19 @@ def test_series_are_sequences_of_one_feature(library: Any) -> None:
 def test_a_sequence_without_steps_is_read_with_the_others() -> None:
     X = [*ragged(2), np.zeros((0, 2))]
     assert LSTMClassifier(3, **QUICK).fit(X, [0, 1] * 3 + [1]).predict(X).shape == (7,)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2])
+def test_one_sequence_in_place_of_several_is_refused(width: int) -> None:
+    X = ragged(width)
+    estimator = fitted(X)
+    with pytest.raises(ValueError, match=r"X: expected a list of sequences .*: give a single sequence in a list, as"):
+        estimator.predict(X[0])
+    assert estimator.predict([X[0]]).shape == (1,)
+
+
+def test_an_unknown_option_of_the_lstm_is_told() -> None:
+    estimator = LSTMClassifier(3, lstm_options={"peephol": True}, **QUICK)
+    with pytest.raises(ValueError, match=r"lstm_options: expected switches of .*; got 'peephol'; did you mean 'peepho"):
+        estimator.fit(ragged(2), list("ababab"))
+    assert LSTMClassifier(3, lstm_options={"peephole": True}, **QUICK).fit(ragged(2), list("ababab")).score

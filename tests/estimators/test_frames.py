@@ -153,3 +153,9 @@ def test_the_example_of_the_docstring_runs(value: Any) -> None:
     result: list[str] = []
     doctest.DocTestRunner().run(test, out=result.append)
     assert test.examples and result == []
+
+
+def test_the_column_that_was_meant_is_named_of_a_frame() -> None:
+    frame = pandas.DataFrame({"load": [1.0, 2.0, 4.0], "heat": [5.0, 6.0, 7.0]})
+    with pytest.raises(ValueError, match=r"got 'Laod'; did you mean 'load'\?"):
+        windows(frame, target=["Laod"], window=1)
