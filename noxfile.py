@@ -208,6 +208,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def mpi(session: nox.Session) -> None:
+    """Training on several ranks of MPI: the result of one process, 20 kills, going on with other ranks."""
+    session.install("-e", ".[mpi]", *TESTS)
+    session.run("pytest", "tests/mpi", *session.posargs, env=_quiet())
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """Differential tests against PyTorch, ONNX Runtime, OpenVINO and JAX, and the pages of docs/deviations."""
     _install_torch(session)

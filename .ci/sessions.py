@@ -79,6 +79,7 @@ FULL: Final = (
     Session("slow", arguments=TIMED, every_processor=True),
     conformance("jax", "conformance jax, extremes", "-k", "backward.extremes", "--json", str(FOLDER / "extremes.json")),
     Session("faults", arguments=("--kills", "200", *TIMED), every_processor=True),
+    Session("mpi", arguments=TIMED, every_processor=True),
     Session("fuzz", arguments=("--minutes", "2"), every_processor=True),
     Session("quickstart", environment={"NOX_DEFAULT_VENV_BACKEND": "virtualenv"}),  # by pip, as without uv
     conformance("onnxruntime"),

@@ -7,7 +7,7 @@ SC 2011, doi:10.1145/2063384.2063405. SPEC.md says how masks are made from it, f
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,13 @@ class Kind(IntEnum):
     RECURRENT = 1
     ZONEOUT_HIDDEN = 2
     ZONEOUT_CELL = 3
+
+
+class BatchRows(NamedTuple):
+    """Rows of a batch that one process computes: their numbers (n,), ascending, and the rows N of the whole batch."""
+
+    numbers: npt.NDArray[np.intp]
+    whole: int
 
 
 def stream(index: int, kind: Kind) -> int:
@@ -89,18 +96,44 @@ def random_words(seed: int, stream: int, step: int, count: int) -> Words:
     ValueError
         `seed` outside 0 to 2**64 - 1, `stream` or `step` outside 0 to 2**32 - 1.
     """
+    return _blocks(seed, stream, step, np.arange(-(-count // 4))).reshape(-1)[:count]
+
+
+def _blocks(seed: int, stream: int, step: int, numbers: npt.NDArray[np.intp]) -> Words:
+    """Return the blocks (..., 4) with these numbers."""
     for name, value, bits in (("seed", seed, 64), ("stream", stream, 32), ("step", step, 32)):
         if not 0 <= value < 2**bits:
             raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {value}")
-    blocks = -(-count // 4)
-    counter = np.zeros((blocks, 4), np.uint32)
-    counter[:, 0] = np.arange(blocks, dtype=np.uint32)
-    counter[:, 2] = step
-    counter[:, 3] = stream
-    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:count]
+    counter = np.zeros((*numbers.shape, 4), np.uint32)
+    counter[..., 0] = numbers.astype(np.uint32)
+    counter[..., 2] = step
+    counter[..., 3] = stream
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
 
 
-def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float) -> npt.NDArray[np.bool_]:
+def _words_of_rows(seed: int, stream: int, step: int, shape: tuple[int, ...], rows: BatchRows) -> Words:
+    """Return the words that rows of a batch have in the array (..., N, width) of the whole batch.
+
+    Parameters
+    ----------
+    seed, stream, step
+        As in `random_words`.
+    shape
+        That of the result, (..., n, width).
+    rows
+        The n rows, and N.
+    """
+    *lead, count, width = shape
+    outer = np.arange(int(np.prod(lead, dtype=np.int64)))[:, None]
+    first = (outer * rows.whole + rows.numbers) * width
+    reach = (width + 2) // 4 + 1  # blocks of a run of words that starts in any lane
+    words = _blocks(seed, stream, step, first[..., None] // 4 + np.arange(reach)).reshape(*first.shape, 4 * reach)
+    return np.take_along_axis(words, first[..., None] % 4 + np.arange(width), axis=-1).reshape(*lead, count, width)
+
+
+def bernoulli(
+    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, rows: BatchRows | None = None
+) -> npt.NDArray[np.bool_]:
     """Return True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``.
 
     Parameters
@@ -111,13 +144,18 @@ def bernoulli(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: f
         That of the result.
     rate
         In [0, 1).
+    rows
+        The rows of axis -2 in a larger batch: they get the numbers that they have in it. None: the whole batch.
     """
-    words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64)))
-    return (words < np.uint64(rate * 2.0**32)).reshape(shape)
+    if rows is None:
+        words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+    else:
+        words = _words_of_rows(seed, stream, step, shape, rows)
+    return np.asarray(words < np.uint64(rate * 2.0**32))
 
 
-def dropout_mask(
-    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str
+def dropout_mask(  # noqa: PLR0913  (as `bernoulli`, and the dtype)
+    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str, rows: BatchRows | None = None
 ) -> npt.NDArray[np.floating]:
     """Return 0 with probability `rate`, else ``1 / (1 - rate)``, in `dtype`.
 
@@ -127,15 +165,23 @@ def dropout_mask(
         Key and counter of the generator, as in `random_words`.
     shape, dtype
         Those of the result.
-    rate
-        In [0, 1).
+    rate, rows
+        As in `bernoulli`.
     """
-    dropped = bernoulli(seed, stream, step, shape, rate)
+    dropped = bernoulli(seed, stream, step, shape, rate, rows)
     return np.where(dropped, 0.0, 1.0 / (1.0 - rate)).astype(dtype)
 
 
 def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix the bits)
-    config: LSTMConfig, precision: Precision, steps: int, batch: int, *, seed: int, index: int, step: int
+    config: LSTMConfig,
+    precision: Precision,
+    steps: int,
+    batch: int,
+    *,
+    seed: int,
+    index: int,
+    step: int,
+    rows: BatchRows | None = None,
 ) -> Masks:
     """Return the masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0.
 
@@ -149,18 +195,21 @@ def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix th
         Of the `LSTM`, and the number of the recorded call.
     index
         Position in `StackConfig.configs`.
+    rows
+        As in `bernoulli`.
     """
     dtype = precision.compute
 
     def zoneout(kind: Kind, rate: float, width: int) -> npt.NDArray[np.floating] | None:
         if rate == 0.0:
             return None
-        return bernoulli(seed, stream(index, kind), step, (steps, batch, width), rate).astype(dtype)
+        return bernoulli(seed, stream(index, kind), step, (steps, batch, width), rate, rows).astype(dtype)
 
     recurrent = None
     if config.recurrent_dropout:
         shape = (batch, config.recurrent_size)
-        recurrent = dropout_mask(seed, stream(index, Kind.RECURRENT), step, shape, config.recurrent_dropout, dtype)
+        rate = config.recurrent_dropout
+        recurrent = dropout_mask(seed, stream(index, Kind.RECURRENT), step, shape, rate, dtype, rows)
     return Masks(
         recurrent,
         zoneout(Kind.ZONEOUT_HIDDEN, config.zoneout_hidden, config.output_size),
@@ -168,8 +217,15 @@ def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix th
     )
 
 
-def stack_masks(
-    stack: StackConfig, precision: Precision, steps: int, batch: int, *, seed: int, step: int
+def stack_masks(  # noqa: PLR0913  (the sizes, and the numbers that fix the bits)
+    stack: StackConfig,
+    precision: Precision,
+    steps: int,
+    batch: int,
+    *,
+    seed: int,
+    step: int,
+    rows: BatchRows | None = None,
 ) -> StackMasks | None:
     """Return all masks of a stack for recorded call number `step`, or None if every rate is 0.
 
@@ -181,6 +237,8 @@ def stack_masks(
         T and N.
     seed, step
         Of the `LSTM`, and the number of the recorded call.
+    rows
+        As in `bernoulli`: the rows of one process get the masks that they have in the whole batch.
     """
     configs = stack.configs
     dropout = stack.dropout if stack.num_layers > 1 else 0.0
@@ -189,11 +247,11 @@ def stack_masks(
     shape = (steps, batch, stack.num_directions * stack.output_size)
     return StackMasks(
         tuple(
-            layer_masks(config, precision, steps, batch, seed=seed, index=index, step=step)
+            layer_masks(config, precision, steps, batch, seed=seed, index=index, step=step, rows=rows)
             for index, config in enumerate(configs)
         ),
         tuple(
-            dropout_mask(seed, stream(layer, Kind.DROPOUT), step, shape, dropout, precision.compute)
+            dropout_mask(seed, stream(layer, Kind.DROPOUT), step, shape, dropout, precision.compute, rows)
             for layer in range(stack.num_layers - 1 if dropout else 0)
         ),
     )

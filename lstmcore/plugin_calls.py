@@ -30,17 +30,19 @@ class UnavailableError(RuntimeError):
     """The backend is installed and cannot run here; the message says why and what to install."""
 
 
-def call_plugin(name: str, failure: str, call: Callable[[], Any]) -> Any:
+def call_plugin(name: str, failure: str, call: Callable[[], Any], *, kind: str = "backend") -> Any:
     """Return the result of a plug-in's function; whatever it raises becomes a `PluginError` with the plug-in's name.
 
     Parameters
     ----------
     name
-        The name of the backend.
+        The name of the plug-in.
     failure
         The beginning of the message if it raises, for example ``"lstmcore_backend failed"``.
     call
         The function.
+    kind
+        Of the plug-in, for the message.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def call_plugin(name: str, failure: str, call: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plug-in may fail in any way, and must not take the others down
-        raise PluginError(f"backend {name!r}: {failure}: {format_error(error)}") from error
+        raise PluginError(f"{kind} {name!r}: {failure}: {format_error(error)}") from error
 
 
 def format_error(error: BaseException) -> str:

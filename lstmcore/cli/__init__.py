@@ -13,6 +13,7 @@ import click
 
 from lstmcore.notices import Finding, Notice
 from lstmcore.plugin_calls import slow_calls_told
+from lstmcore.ranks import DistributedError, launched_rank
 from lstmcore.registry import PluginError, UnavailableError
 
 #: Sub-command, in the module of its name -> its line in ``lstmcore --help``.
@@ -31,7 +32,16 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 
 #: Errors that a mistake of the user raises; any other is a defect and shows its traceback.
-MISTAKES: Final = (ValueError, TypeError, OSError, PluginError, UnavailableError, ImportError, MemoryError)
+MISTAKES: Final = (
+    ValueError,
+    TypeError,
+    OSError,
+    PluginError,
+    UnavailableError,
+    DistributedError,
+    ImportError,
+    MemoryError,
+)
 
 
 class Commands(click.Group):
@@ -92,7 +102,8 @@ class Commands(click.Group):
                 text = f"{error.filename}: expected a file that is there; there is none of that name"
             elif isinstance(error, MemoryError):
                 text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
-            click.echo(f"lstmcore: error: {text}", err=True)
+            if not launched_rank():  # rank 0, which every rank has told, or no rank at all
+                click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
 
 
@@ -113,6 +124,8 @@ def _shown(others: Callable[..., None]) -> Callable[..., None]:
         if issubclass(category, Finding) and click.get_current_context().params.get("quiet"):
             return
         if issubclass(category, Notice):
+            if launched_rank():
+                return
             click.echo(f"lstmcore: warning: {' '.join(str(message).split())}", err=True)
         else:
             others(message, category, *where, **more)

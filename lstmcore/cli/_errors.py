@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from lstmcore.ranks import launched_rank
 from lstmcore.suggestions import did_you_mean
 
 #: What click's types say they expected -> what this package says.
@@ -26,7 +27,8 @@ class OneLine(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the error on standard error."""
-        click.echo(f"lstmcore: error: {self.message}", err=True)
+        if not launched_rank():  # of several ranks, the first alone prints
+            click.echo(f"lstmcore: error: {self.message}", err=True)
 
 
 def as_one_line(error: click.UsageError) -> OneLine:

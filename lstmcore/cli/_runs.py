@@ -25,6 +25,7 @@ from lstmcore.config import SHARED_SWITCHES
 from lstmcore.datasets import Classification, LabelLayout, Sequences
 from lstmcore.datasets.series import steps_of
 from lstmcore.datasets.time_formats import TIME_FORMATS
+from lstmcore.distributed import Engine
 from lstmcore.lstm import LSTM
 from lstmcore.training.classification import ClassifyTask, divide
 from lstmcore.training.forecast import ForecastTask, errors, scores, training_set
@@ -221,8 +222,8 @@ def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
     return rows or _TEST_ROWS.get(data) or max(1, round(TEST_FRACTION * shortest))
 
 
-def make_trainer(run: Run, *, quiet: bool) -> Trainer:
-    """Return the trainer of a run, without a progress bar if `quiet`."""
+def make_trainer(run: Run, *, quiet: bool, distributed: Engine | None = None) -> Trainer:
+    """Return the trainer of a run, without a progress bar if `quiet`, of this rank of several if `distributed`."""
     settings, forecasting = run.settings, isinstance(run.task, ForecastTask)
     return Trainer(
         run.model,
@@ -236,6 +237,7 @@ def make_trainer(run: Run, *, quiet: bool) -> Trainer:
         drift_threshold=settings.get("drift_threshold"),
         checkpoint=settings.get("checkpoint"),
         quiet=quiet,
+        distributed=distributed,
         **{name: settings[name] for name in ("epochs", "batch_size", "validation", "input_noise", "seed")},
     )
 

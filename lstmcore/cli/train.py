@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import click
@@ -14,14 +14,16 @@ from rich.console import Console
 from lstmcore.cli._command import Command, words_of
 from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, free_name, layout_options
+from lstmcore.cli._ranks import agreed, joined_ranks, launch_command
 from lstmcore.cli._runs import CLASSIFY, FORECAST, TEST_FRACTION, Run, held_out_report, make_run, make_trainer
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
+from lstmcore.distributed import Engine
 from lstmcore.domains import Kind, Switch
 from lstmcore.training.history import History
 from lstmcore.training.optimizers import OPTIMIZERS
 from lstmcore.training.plots import check_picture, plot_history
 from lstmcore.training.readout import DTYPES
-from lstmcore.training.trainer import DivergedError
+from lstmcore.training.trainer import DivergedError, Trainer
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: Defaults that help shows in words.
@@ -125,6 +127,7 @@ def _switches(command: F) -> F:
 @click.option("--plot", help="Picture of the learning curve to write (png, svg or pdf).")
 @click.option("--checkpoint", help="Checkpoint to write after every epoch.")
 @click.option("--resume", help="Checkpoint to continue from.")
+@click.option("--ranks", type=click.IntRange(1), help="Processes of this machine that train together, by MPI.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(
@@ -147,28 +150,33 @@ def train(
       lstmcore train my.csv --target load,heat --features wind,sun
       lstmcore train walks.csv --label gait --id walk
       lstmcore train co2 --fill linear --out co2.safetensors
+      lstmcore train japanese-vowels --ranks 2
     """  # noqa: D301  (click keeps the lines below its mark)
-    out = out or free_name(data)
-    outputs = {"--out": out, "--plot": plot, "--checkpoint": options["checkpoint"]}
-    check_files(outputs, {"the data": data})
-    check_files({"--out": out, "--plot": plot}, {"--resume": resume})  # a run may go on in its own checkpoint
-    if plot is not None:
+    ranks: int = options.pop("ranks") or 1
+    if ranks > 1:
         try:
-            check_picture(plot)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"--{error}") from None
-    run = make_run(data, options)
-    trainer = make_trainer(run, quiet=quiet or as_json)
+            launch_command("train", ranks)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(_tell_stop(options["checkpoint"])) from None
+        return
+    engine = joined_ranks()
+    leads = engine is None or engine.rank == 0
+    quiet = quiet or not leads
+    files = (out or free_name(data), plot, resume)
+    run, trainer = agreed(engine, lambda: _prepare(data, files, options, (quiet or as_json, engine)))
+    out = files[0]
     if not quiet:
         click.echo(f"lstmcore: the model goes to {click.format_filename(out)}", err=True)
     start = time.perf_counter()
     try:
         history = trainer.fit(run.inputs, run.targets, resume=resume)
     except DivergedError as error:
-        raise _kept(error, run, out) from None
+        raise (_kept(error, run, out) if leads else error) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(_tell_stop(options["checkpoint"])) from None
     seconds = time.perf_counter() - start
+    if not leads:
+        return
     run.model.save(out)
     if plot is not None:
         plot_history(history, plot, title=f"{data}: {run.settings['hidden_size']} hidden units")
@@ -177,6 +185,30 @@ def train(
         click.echo(json.dumps(report))
     elif not quiet:
         _print_summary(report, console())
+
+
+def _prepare(
+    data: str,
+    files: tuple[str, str | None, str | None],
+    options: Mapping[str, Any],
+    how: tuple[bool, Engine | None],
+) -> tuple[Run, Trainer]:
+    """Return the run and its trainer, after a check of the `files`: of the model, the plot and the run to go on from.
+
+    `how` has whether to show no progress, and the ranks, of which the first alone writes files.
+    """
+    (out, plot, resume), (quiet, engine) = files, how
+    if engine is None or engine.rank == 0:
+        outputs = {"--out": out, "--plot": plot, "--checkpoint": options["checkpoint"]}
+        check_files(outputs, {"the data": data})
+        check_files({"--out": out, "--plot": plot}, {"--resume": resume})  # a run may go on in its own checkpoint
+    if plot is not None:
+        try:
+            check_picture(plot)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"--{error}") from None
+    run = make_run(data, options)
+    return run, make_trainer(run, quiet=quiet, distributed=engine)
 
 
 def _kept(error: DivergedError, run: Run, out: str) -> ValueError:

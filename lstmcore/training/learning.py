@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.training.batches import batches_by_length
+from lstmcore.training.data_parallel import OneRank
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss
 from lstmcore.training.model import SequenceModel
@@ -46,6 +47,8 @@ class DivergedError(ValueError):
 
     history: History
     restored: int | None = None
+    #: Every rank of a distributed training raises it, as `DistributedError.told`.
+    told = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Recipe:
     accumulate: int = 1
     truncate: int | None = None
     gradient_checkpointing: bool = False
+    ranks: OneRank = field(default_factory=OneRank)
 
 
 class EpochMeans(NamedTuple):
@@ -111,8 +115,6 @@ class Learner:
         known, rate = True, base
         try:
             for position, learned, last in self._pieces(number, examples):
-                if not math.isfinite(learned.loss):
-                    raise diverged(number, "loss", learned.loss)
                 pending.append(learned)
                 known = known and learned.right is not None
                 total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
@@ -120,10 +122,11 @@ class Learner:
                 if last or len(pending) == self.recipe.accumulate:
                     if self.schedule is not None:
                         rate = settings["lr"] = base * self.schedule.factor(position, done)
-                    norms, steps = norms + self._step(number, _combined(pending)), steps + 1
+                    norms, steps = norms + self._step(number, pending), steps + 1
                     pending = []
         finally:
             settings["lr"] = base
+        total, right, entries = self.recipe.ranks.add(total, right, entries)
         entries = entries or 1
         return EpochMeans(total / entries, right / entries if known else None, norms / steps, rate)
 
@@ -138,8 +141,10 @@ class Learner:
             inputs, targets, weights = examples.take(rows)
             if recipe.input_noise:
                 inputs = [s + (recipe.input_noise * noise.standard_normal(s.shape)).astype(s.dtype) for s in inputs]
+            parted = recipe.truncate is not None or recipe.gradient_checkpointing
+            batch = recipe.ranks.own_rows(Batch.of(inputs, targets, weights, readout), cut=not parted)
             if recipe.truncate is not None:
-                batch, state = Batch.of(inputs, targets, weights, readout), None
+                state = None
                 starts = range(0, max(len(batch.x), 1), recipe.truncate)
                 for start in starts:
                     part = batch.steps(start, start + recipe.truncate)
@@ -147,13 +152,15 @@ class Learner:
                     state = learned.state
                     yield position, learned, final and start == starts[-1]
             elif recipe.gradient_checkpointing:
-                batch = Batch.of(inputs, targets, weights, readout)
                 yield position, self.model.network.learn_by_parts(batch, self.loss), final
             else:
-                yield position, self.model.learn(inputs, targets, self.loss, weights), final
+                yield position, self.model.network.learn(batch, self.loss), final
 
-    def _step(self, number: int, gradients: dict[str, Array]) -> float:
-        """Take a step along the gradients, and return their norm before it was clipped."""
+    def _step(self, number: int, pieces: Sequence[Learned]) -> float:
+        """Take a step along the gradient of some pieces, and return its norm before it was clipped."""
+        loss, gradients = self.recipe.ranks.combine(pieces)
+        if not math.isfinite(loss):
+            raise diverged(number, "loss", loss)
         norm = global_norm(gradients)
         if not math.isfinite(norm):
             raise diverged(number, "gradient norm", norm)
@@ -172,18 +179,10 @@ def diverged(epoch: int, what: str, value: object) -> DivergedError:
     return DivergedError(f"training diverged in epoch {epoch}: {what} {value}: lower the learning rate or clip_norm")
 
 
-def _combined(pieces: list[Learned]) -> dict[str, Array]:
-    """Return the gradient of the mean over the entries of all pieces; weights have the mean 1 over the training set.
-
-    So a batch of heavy entries counts for more than one of light ones.
-    """
-    count = sum(piece.valid for piece in pieces) or 1
-    factors = [piece.entries / count for piece in pieces]
-    if factors == [1.0]:
-        return pieces[0].gradients
-    return {
-        name: np.asarray(
-            sum(factor * piece.gradients[name] for factor, piece in zip(factors, pieces, strict=True)), value.dtype
-        )
-        for name, value in pieces[0].gradients.items()
-    }
+def restored(error: DivergedError, history: History) -> DivergedError:
+    """Return the error with the epoch whose weights the model has again."""
+    epoch = history.best or len(history.epochs) or None
+    kept = f"epoch {epoch}" if epoch else "the start"
+    told = DivergedError(f"{error}; the model has the weights of {kept} again: go on from them in a new run")
+    told.history, told.restored = history, epoch
+    return told

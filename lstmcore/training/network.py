@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.backend import State
+from lstmcore.backend import StackMasks, State
 from lstmcore.lstm import LSTM
-from lstmcore.masks import stack_masks
+from lstmcore.masks import BatchRows, stack_masks
 from lstmcore.training.batches import pad
 from lstmcore.training.losses import IGNORED, Loss
 from lstmcore.training.readout import Readout, ReadoutGradients, ReadoutTape
@@ -41,12 +41,15 @@ class Batch(NamedTuple):
         (N, ...), or (T, N, ...) if there is one at every step.
     weights
         The weight of each entry, (N,) or (T, N), bool or float; None if every sequence has one entry of weight 1.
+    rows
+        Which rows of a larger batch these are, whose random masks they get; None for a whole batch.
     """
 
     x: Array
     lengths: Array
     targets: Array
     weights: Array | None
+    rows: BatchRows | None = None
 
     @classmethod
     def of(
@@ -82,7 +85,7 @@ class Batch(NamedTuple):
         """Return the steps `start` to `stop`, for a readout at every step."""
         lengths = np.clip(self.lengths - start, 0, stop - start)
         weights = None if self.weights is None else self.weights[start:stop]
-        return Batch(self.x[start:stop], lengths, self.targets[start:stop], weights)
+        return Batch(self.x[start:stop], lengths, self.targets[start:stop], weights, self.rows)
 
 
 class Learned(NamedTuple):
@@ -128,7 +131,7 @@ class Network(NamedTuple):
     def learn(self, batch: Batch, loss: Loss, state: Any = None) -> Learned:
         """Return the loss of a batch and its gradient for every parameter, from `state` on; dropout is on."""
         x, lengths = batch.x, batch.lengths
-        h, last, tape = self.lstm.record(self.laid_out(x), state, lengths)
+        h, last, tape = self.lstm.record(self.laid_out(x), state, lengths, masks=self._masks_of_rows(batch))
         outputs, read = self._read(x, lengths, self.laid_out(h), last)
         value, right, of_readout = self._judge(batch, loss, outputs, read)
         dy, dlast = self._to_lstm(of_readout, lengths, last, len(x))
@@ -147,8 +150,7 @@ class Network(NamedTuple):
         states, outputs_of_lstm = list[Any](), list[Array]()
         for start in starts:
             states.append(state)
-            part = slice(start, start + size)
-            h, state, tape = self._record_part(x[part], state, np.clip(lengths - start, 0, size), masks)
+            h, state, tape = self._record_part(_inputs_of(batch, start, size), state, masks)
             masks = tape.masks if masks is None else masks
             outputs_of_lstm.append(self.laid_out(h))
             del tape  # its memory is what this saves
@@ -159,21 +161,33 @@ class Network(NamedTuple):
         for number, start in reversed(list(enumerate(starts))):
             part = slice(start, start + size)
             lstm.step = first + number  # the masks follow from it
-            *_, tape = self._record_part(x[part], states[number], np.clip(lengths - start, 0, size), masks)
+            *_, tape = self._record_part(_inputs_of(batch, start, size), states[number], masks)
             found = lstm.backward(tape, None if dy is None else self.laid_out(dy[part]), dstate)
             dstate = found.state
             total = {name: value + total[name] if total else value for name, value in found.parameters.items()}
         lstm.step = first + len(starts)
         return self._learned(batch, loss, (value, right), of_readout, (total, state))
 
-    def _record_part(self, x: Array, state: Any, lengths: Array, first: Any) -> tuple[Array, Any, Any]:
+    def _masks_of_rows(self, batch: Batch) -> Any:
+        """Return the masks of each LSTM for rows of a larger batch; None for a whole one, which draws them itself."""
+        if batch.rows is None:
+            return None
+        drawn = [self._masks(lstm, batch) for lstm in getattr(self.lstm, "lstms", (self.lstm,))]
+        return drawn if hasattr(self.lstm, "lstms") else drawn[0]
+
+    @staticmethod
+    def _masks(lstm: LSTM, batch: Batch) -> StackMasks | None:
+        """Return the masks of the next recorded call of `lstm`."""
+        size = (len(batch.x), len(batch.lengths))
+        return stack_masks(lstm.stack, lstm.precision, *size, seed=lstm.seed, step=lstm.step, rows=batch.rows)
+
+    def _record_part(self, batch: Batch, state: Any, first: Any) -> tuple[Array, Any, Any]:
         """Record one part; its recurrent dropout is that of the masks of the `first` part, as in one call."""
-        lstm: LSTM = self.lstm
-        drawn = stack_masks(lstm.stack, lstm.precision, len(x), len(lengths), seed=lstm.seed, step=lstm.step)
+        drawn = self._masks(self.lstm, batch)
         if drawn is not None and first is not None:
             pairs = zip(drawn.layers, first.layers, strict=True)
             drawn = drawn._replace(layers=tuple(own._replace(recurrent=whole.recurrent) for own, whole in pairs))
-        return lstm.record(self.laid_out(x), state, lengths, masks=drawn)
+        return self.lstm.record(self.laid_out(batch.x), state, batch.lengths, masks=drawn)
 
     def _judge(
         self, batch: Batch, loss: Loss, outputs: Array, read: ReadoutTape
@@ -218,6 +232,11 @@ class Network(NamedTuple):
             return None, self.lstm.last_output_gradient(last, found.h)
         shares = (np.arange(steps)[:, None] < lengths) / np.maximum(lengths, 1)
         return shares[..., None].astype(found.h.dtype) * found.h, None
+
+
+def _inputs_of(batch: Batch, start: int, size: int) -> Batch:
+    """Return the batch with `size` of its steps from `start` on, and targets of all."""
+    return batch._replace(x=batch.x[start : start + size], lengths=np.clip(batch.lengths - start, 0, size))
 
 
 def _mean_over_steps(values: Array, lengths: Array) -> Array:

@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import integer
+from lstmcore.distributed.engine import Engine
 from lstmcore.files import UnwritableError, check_writable
 from lstmcore.notices import notify
+from lstmcore.ranks import DistributedError
 from lstmcore.scalars import flag
 from lstmcore.training import checkpoint as checkpoints
 from lstmcore.training.batches import split
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.data_checks import Targets, find_classes
+from lstmcore.training.data_parallel import ranks_of
 from lstmcore.training.history import Epoch, History
-from lstmcore.training.learning import DivergedError, Learner, Recipe, diverged
+from lstmcore.training.learning import DivergedError, Learner, Recipe, diverged, restored
 from lstmcore.training.losses import Loss
 from lstmcore.training.metrics import check_metrics
 from lstmcore.training.model import SequenceModel
@@ -45,6 +48,7 @@ from lstmcore.training.trainer_checks import (
     check_loss,
     check_noise,
     check_parts,
+    check_ranks,
     check_validation,
 )
 from lstmcore.training.weights import ClassWeight
@@ -120,6 +124,9 @@ class Trainer:
         the optimizer after each. The state is carried from part to part, the gradient is not. None for whole sequences.
     gradient_checkpointing
         Keep the tape of about sqrt(T) steps in place of T, for one more forward pass.
+    distributed
+        An `lstmcore.distributed.Engine` or its name, such as ``"mpi"``: each rank learns its rows of every batch. All
+        ranks call `fit` with the same data; rank 0 alone shows progress, writes checkpoints and runs the callbacks.
 
     Raises
     ------
@@ -165,6 +172,7 @@ class Trainer:
         accumulate: int = 1,
         truncate: int | None = None,
         gradient_checkpointing: bool = False,
+        distributed: Engine | str | None = None,
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
@@ -191,6 +199,7 @@ class Trainer:
         self.truncate = None if truncate is None else integer("truncate", truncate, 1)
         self.gradient_checkpointing = flag("gradient_checkpointing", gradient_checkpointing)
         check_parts(model, self.truncate, self.gradient_checkpointing, self.accumulate)
+        self.ranks = ranks_of(distributed)
 
     def fit(
         self,
@@ -237,25 +246,38 @@ class Trainer:
         if self.loss.of_linear and not model.classes and (names := find_classes(targets, model.readout.output_size)):
             model.task = task | {"classes": names}
         try:
-            sets = self._sets((inputs, targets, sample_weight), validation_data)
-            if self.patience is not None and not len(sets.held_out.inputs):
-                raise ValueError("patience: needs a validation set; got validation=0 without validation_data")
-            if resume is None and optimizer.steps:
-                raise ValueError(
-                    f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make "
-                    "another, or go on with resume="
-                )
-            settings = self._settings(sets, optimizer)
-            if resume is None:
-                progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
-                self._start(sets.fit)
-            else:
-                progress = checkpoints.load_checkpoint(resume, model, optimizer, settings, self.epochs)
-                progress.history.resume(self.patience)
-        except (TypeError, ValueError):
+            progress, sets, settings = self.ranks.agree(
+                lambda: self._prepare((inputs, targets, sample_weight), validation_data, optimizer, resume)
+            )
+            self.ranks.check_same(
+                model, {**settings, **progress.history.to_dict(), "epochs, patience": (self.epochs, self.patience)}
+            )
+        except (TypeError, ValueError, DistributedError):
             model.task = task
             raise
         return self._run(progress, optimizer, sets, settings)
+
+    def _prepare(
+        self, data: tuple[Any, Any, Any], validation_data: Any, optimizer: Optimizer, resume: str | Path | None
+    ) -> tuple[checkpoints.Progress, Sets, dict[str, Any]]:
+        """Return the start of the run, the sets, and what a resumed run must have in common with it."""
+        sets = self._sets(data, validation_data)
+        if self.patience is not None and not len(sets.held_out.inputs):
+            raise ValueError("patience: needs a validation set; got validation=0 without validation_data")
+        if resume is None and optimizer.steps:
+            raise ValueError(
+                f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make "
+                "another, or go on with resume="
+            )
+        check_ranks(self.ranks.size, self.batch_size, len(sets.fit.inputs))
+        settings = self._settings(sets, optimizer)
+        if resume is None:
+            progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
+            self._start(sets.fit)
+        else:
+            progress = checkpoints.load_checkpoint(resume, self.model, optimizer, settings, self.epochs)
+            progress.history.resume(self.patience)
+        return progress, sets, settings
 
     def _run(
         self, progress: checkpoints.Progress, optimizer: Optimizer, sets: Sets, settings: dict[str, Any]
@@ -266,21 +288,25 @@ class Trainer:
         model.loss = self.loss
         recipe = Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
         learner = Learner(model, self.loss, optimizer, recipe, self.schedule)
+        ranks, leads = self.ranks, self.ranks.rank == 0
+        callbacks = self.callbacks if leads else ()
         try:
-            with shown_progress(self.epochs, len(history.epochs), self.quiet) as show:
-                for callback in self.callbacks:
+            with ranks.one_end(), shown_progress(self.epochs, len(history.epochs), self.quiet or not leads) as show:
+                for callback in callbacks:
                     callback.on_fit_start(model, history)
+                history.stopped = ranks.decide(history.stopped, model)
                 while len(history.epochs) < self.epochs and history.stopped is None:
                     self._epoch(progress, learner, fit, held_out)
-                    for callback in self.callbacks:
+                    for callback in callbacks:
                         history.stopped = callback.on_epoch_end(model, history) or history.stopped
-                    if self.checkpoint is not None:
+                    history.stopped = ranks.decide(history.stopped, model)
+                    if self.checkpoint is not None and leads:
                         self._save_checkpoint(self.checkpoint, optimizer, progress, settings)
                     show(history.epochs[-1])
         finally:
             if progress.best is not None:
                 model.load_parameters(progress.best)
-        for callback in self.callbacks:
+        for callback in callbacks:
             callback.on_fit_end(model, history)
         return history
 
@@ -296,14 +322,8 @@ class Trainer:
             given = check_examples(self.model, self.loss, *validation_data)
 
         def divide(count: int, classes: Array | None) -> tuple[Rows, Rows]:
-            return split(
-                count,
-                self.validation,
-                seed=self.seed,
-                classes=classes,
-                chronological=self.chronological,
-                purge=self.purge,
-            )
+            options = {"chronological": self.chronological, "purge": self.purge}
+            return split(count, self.validation, seed=self.seed, classes=classes, **options)
 
         classes = self.loss.of_linear and self.model.readout.steps != "every"
         sets = make_sets(check_examples(self.model, self.loss, *data), given, divide, classes)
@@ -337,12 +357,12 @@ class Trainer:
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
                 means = learner.learn_epoch(number, fit, history.epochs)
-                seen = self.model.measure(held_out if held else fit, self.loss, self.metrics)
+                seen = self.ranks.measure(self.model, held_out if held else fit, self.loss, self.metrics)
             if not math.isfinite(seen.loss):
                 raise diverged(number, "loss", seen.loss)
         except DivergedError as error:
             self.model.load_parameters(before)
-            raise _restored(error, history) from None
+            raise restored(error, history) from None
         watched = (seen.loss, seen.accuracy) if held else (None, None)
         loss, accuracy, norm, lr = means
         epoch = Epoch(number, loss, accuracy, watched[0], watched[1], seen.drift, norm, lr, seen.metrics)
@@ -377,12 +397,3 @@ class Trainer:
             },
         )
         return settings
-
-
-def _restored(error: DivergedError, history: History) -> DivergedError:
-    """Return the error with the epoch whose weights the model has again."""
-    restored = history.best or len(history.epochs) or None
-    kept = f"epoch {restored}" if restored else "the start"
-    diverged = DivergedError(f"{error}; the model has the weights of {kept} again: go on from them in a new run")
-    diverged.history, diverged.restored = history, restored
-    return diverged

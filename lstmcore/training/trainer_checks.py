@@ -93,3 +93,12 @@ def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointi
         raise ValueError(f"{name}: expected an LSTM in one direction, which can read parts; got {model.lstm}")
     if truncate and model.readout.steps != "every":
         raise ValueError(f"truncate: expected a readout with steps='every'; got {model.readout.steps!r}")
+
+
+def check_ranks(size: int, batch_size: int, sequences: int) -> None:
+    """Raise ValueError if there are more ranks than rows of a batch."""
+    if size > (rows := min(batch_size, sequences)):
+        raise ValueError(
+            f"distributed: expected at most {rows} ranks, one a row of a batch ({batch_size=}, {sequences} training "
+            f"sequences); got {size}: start fewer"
+        )

@@ -23,6 +23,7 @@ from lstmcore.training import (
     pad,
     plot_history,
 )
+from lstmcore.training.network import Batch, Network
 from small_models import REGRESSION, data, make, nothing_to_learn, trainer
 
 STEP = 1e-6
@@ -122,8 +123,8 @@ def test_input_noise_is_fresh_in_every_epoch(monkeypatch: pytest.MonkeyPatch) ->
     model = make()
     inputs = [np.zeros((50, 2))] * 30
     seen: list[Any] = []
-    learn = model.learn
-    monkeypatch.setattr(model, "learn", lambda x, *rest: (seen.append(np.stack(x)), learn(x, *rest))[1])
+    learn = Network.learn
+    monkeypatch.setattr(Network, "learn", lambda own, batch, *rest: (seen.append(batch.x), learn(own, batch, *rest))[1])
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 30, "validation": 0.0, "input_noise": 0.5}
     trainer(model, **settings).fit(inputs, np.zeros(30, np.int64))
     assert len(seen) == 2
@@ -336,14 +337,14 @@ def test_purged_windows_are_in_neither_set(monkeypatch: pytest.MonkeyPatch) -> N
     inputs, targets = data(20)
     model = make()
     seen: set[int] = set()
-    learn = model.learn
+    learn = Network.learn
     numbers = {sequence.tobytes(): number for number, sequence in enumerate(inputs)}
 
-    def spy(x: Any, *rest: Any) -> Any:
-        seen.update(numbers[sequence.tobytes()] for sequence in x)
-        return learn(x, *rest)
+    def spy(own: Network, batch: Batch, *rest: Any) -> Any:
+        seen.update(numbers[batch.x[:length, row].tobytes()] for row, length in enumerate(batch.lengths))
+        return learn(own, batch, *rest)
 
-    monkeypatch.setattr(model, "learn", spy)
+    monkeypatch.setattr(Network, "learn", spy)
     trainer(model, chronological=True, purge=3, epochs=1, standardize=False).fit(inputs, targets)
     assert seen == set(range(12))  # the last 5 validate, 3 before them are left out
 
