@@ -193,7 +193,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Hostile inputs for every public entry: -- --minutes M (2 by default), --seed, --only NAME, --atheris NAME."""
-    session.install("-e", ".[numba,plot,conformance,bench,onnxruntime]", *TESTS)
+    session.install("-e", ".[numba,plot,conformance,bench,onnxruntime,tflite]", *TESTS)
     if any(word.startswith("--atheris") for word in session.posargs):
         session.install("atheris")
     session.run("python", str(HERE / "tests" / "fuzz" / "fuzz_run.py"), *session.posargs, env=_quiet())
@@ -244,9 +244,10 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def formats(session: nox.Session) -> None:
-    """Weights and files of Keras, which runs on PyTorch, and of cells of JAX's libraries."""
+    """Weights and files of Keras, which runs on PyTorch, of TFLite, and of cells of JAX's libraries."""
     _install_torch(session)
-    session.install("-e", ".[keras,onnxruntime]", "keras>=3.9", JAX, "equinox", "dm-haiku", "flax", *TESTS)
+    session.install("-e", ".[keras,onnxruntime,tflite]", "keras>=3.9", JAX, "equinox", "dm-haiku", "flax", *TESTS)
+    session.install("ai-edge-litert")
     session.run("pytest", "tests/formats", *session.posargs, env=_quiet())
 
 

@@ -117,6 +117,44 @@ class Interchange(ABC):
 
         return cls.from_content(read_onnx(path, node), dtype=dtype, backend=backend)
 
+    @classmethod
+    def from_tflite(
+        cls,
+        path: str | Path,
+        node: str | None = None,
+        *,
+        dtype: str | npt.DTypeLike | Precision | None = None,
+        backend: str | Backend | None = None,
+    ) -> Self:
+        """Return the weights of LSTMs in a TFLite model; needs the extra ``tflite``.
+
+        Read are the operator UNIDIRECTIONAL_SEQUENCE_LSTM, and loops (WHILE) that compute an LSTM of Keras. A `Chain`
+        also has reversed layers, layers of other sizes, and merges of two directions.
+
+        Parameters
+        ----------
+        path
+            The file of a model.
+        node
+            The name of an LSTM's first output; ``lstmcore convert --list`` shows them. None takes all, where each reads
+            what the one before gives.
+        dtype
+            None takes float32. Matrices of int8 and of float16 are stored weights.
+        backend
+            As for the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No such LSTM, a switch that lstmcore lacks (such as TFLite's layer normalisation), a loop that computes
+            something else, integer activations, layers that need a `Chain`, another kind of file or a damaged one.
+        OSError, ImportError
+            The file cannot be read; the package tflite is not installed.
+        """
+        from lstmcore.dialects.tflite_reader import read_tflite
+
+        return cls.from_content(read_tflite(path, node), dtype=dtype, backend=backend)
+
     def to_onnx(self, path: str | Path, *, lengths: bool = True, state: bool = True) -> None:
         """Write an ONNX model with these weights, for inference; needs the extra ``onnx``.
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from lstmcore.config import StackConfig
-from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, torch
+from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, tflite_reader, torch
 from lstmcore.dialects.layers import checked_file
 from lstmcore.files import check_regular
 from lstmcore.layer_file import CHAIN_FORMAT, LSTM_FORMAT, LayerFile, LayerSpec, read_layers, write_layers
@@ -29,7 +29,10 @@ class Entry(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A format; `select` is the option that says which LSTM of a file, and `read` and `write` take its value."""
+    """A format; `select` is the option that says which LSTM of a file, and `read` and `write` take its value.
+
+    `suffixes` are those of files that are written: none for a format that is only read.
+    """
 
     name: str
     suffixes: tuple[str, ...]
@@ -61,6 +64,11 @@ def _read_torch(path: Path, which: str | None) -> LayerFile:
         return checked_file(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _no_writer(path: Path, content: LayerFile, which: str | None) -> None:
+    """Refuse a format that is only read; the command line does not get here."""
+    raise ValueError(f"{path}: expected a format of {', '.join(WRITTEN)}; got one that is only read")
 
 
 FORMATS: Final = (
@@ -96,8 +104,18 @@ FORMATS: Final = (
         lambda path: [layer.name for layer in keras_files.open_keras(path).layers if layer.kind in keras.LAYERS],
         lambda path, content, which: keras_files.write_weights(path, content),
     ),
+    Format(
+        "tflite",
+        (),
+        "node",
+        tflite_reader.read_tflite,
+        lambda path: [found.label for found in tflite_reader.open_nodes(path)],
+        _no_writer,
+    ),
 )
 NAMES: Final = tuple(entry.name for entry in FORMATS)
+#: Names of the formats that are written too.
+WRITTEN: Final = tuple(entry.name for entry in FORMATS if entry.suffixes)
 
 
 def by_name(name: str) -> Format:
@@ -118,6 +136,8 @@ def format_of_source(path: Path) -> Format:
     check_regular(path)
     with path.open("rb") as stream:
         start = stream.read(9)
+    if start[4:8] == b"TFL3":
+        return by_name("tflite")
     if start[:4] == b"\x89HDF" or (start[:2] == b"PK" and "config.json" in _members(path)):
         return by_name("keras")
     if start[:2] == b"PK" or start[:1] == b"\x80":

@@ -18,6 +18,8 @@ from lstmcore.dialects.keras import LAYERS
 from lstmcore.dialects.keras_files import path_is_weights
 from lstmcore.dialects.layers import PlacedLayer, split_layers
 from lstmcore.dialects.onnx_reader import INPUTS, NodeLayer, read_nodes, weights_of
+from lstmcore.dialects.tflite_layers import LiteLayer
+from lstmcore.dialects.tflite_reader import arranged_layers
 from lstmcore.layer_file import LayerFile, layer_widths
 from lstmcore.training.model import SequenceModel
 
@@ -26,7 +28,9 @@ Array = npt.NDArray[Any]
 #: T and N of the random input.
 _SIZES: Final = (20, 3)
 #: Format -> the module that runs its files.
-_RUNTIMES: Final = {"torch": "torch", "onnx": "onnxruntime", "keras": "keras"}
+_RUNTIMES: Final = {"torch": "torch", "onnx": "onnxruntime", "keras": "keras", "tflite": "ai_edge_litert"}
+#: (module, storage dtype) -> why it cannot run such a file.
+_LACKING: Final = {("onnxruntime", "float64"): "onnxruntime has no kernel of LSTM for float64"}
 
 
 class Source(NamedTuple):
@@ -38,12 +42,12 @@ class Source(NamedTuple):
     content: LayerFile
 
 
-def runtime_of(name: str) -> tuple[str, str | None]:
-    """Return what runs files of a format, with its version, and why it cannot, or None."""
+def runtime_of(name: str, dtype: str) -> tuple[str, str | None]:
+    """Return what runs files of a format and a storage dtype, with its version, and why it cannot, or None."""
     module = _RUNTIMES.get(name, "lstmcore")
     if find_spec(module) is None:
         return module, f"{module} is not installed"
-    return f"{module} {version(module)}", None
+    return f"{module} {version(module)}", _LACKING.get((module, dtype))
 
 
 def largest_difference(source: Source, target: Source) -> float:
@@ -54,12 +58,16 @@ def largest_difference(source: Source, target: Source) -> float:
     ValueError, ImportError
         A source that its runtime cannot run.
     """
-    width = layer_widths(source.content.layers)[0]
-    x = np.random.default_rng(0).standard_normal((*_SIZES, width)).astype(source.content.precision.storage)
-    wanted = run_source(source, x)
-    _, missing = runtime_of(target.format)
+    if source.format == "tflite":
+        x, wanted, steps = _run_tflite(source)
+    else:
+        steps = slice(None)
+        width = layer_widths(source.content.layers)[0]
+        x = np.random.default_rng(0).standard_normal((*_SIZES, width)).astype(source.content.precision.storage)
+        wanted = run_source(source, x)
+    _, missing = runtime_of(target.format, target.content.precision.storage)
     got = _run_ours(target.content, x) if missing else run_target(target, x)
-    return float(np.abs(np.float64(wanted) - np.float64(got)).max())
+    return float(np.abs(np.float64(wanted) - np.float64(got[steps])).max())
 
 
 def largest_model_difference(model: SequenceModel, path: Path) -> float:
@@ -188,6 +196,41 @@ def _run_model(target: Source, x: Array) -> Array:
     inputs["x"] = np.ascontiguousarray(x.swapaxes(0, 1)) if laid_out else x
     y = session.run(["y"], inputs)[0]
     return np.asarray(y.swapaxes(0, 1) if laid_out else y)
+
+
+def _run_tflite(source: Source) -> tuple[Array, Array, slice]:
+    """Return x and y of the LSTMs in a run of the whole model on random input, and which steps y has.
+
+    A model may give the last output alone; only a loop in one direction is then compared.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    arranged, rng = arranged_layers(source.path, source.which), np.random.default_rng(0)
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate would not keep the tensors between operators
+    interpreter = Interpreter(
+        model_path=str(source.path), experimental_op_resolver_type=plain, experimental_preserve_all_tensors=True
+    )
+    interpreter.allocate_tensors()
+    for given in interpreter.get_input_details():
+        numbers = rng.standard_normal(given["shape"]) if given["dtype"] == np.float32 else np.zeros(given["shape"])
+        interpreter.set_tensor(given["index"], numbers.astype(given["dtype"]))
+    interpreter.invoke()
+
+    def tensor(layer: LiteLayer, place: int) -> Array:
+        array = interpreter.get_tensor(place)
+        return np.asarray(array if layer.time_major else array.swapaxes(0, 1))
+
+    x, last, modes = tensor(arranged.first, arranged.first.x), arranged.last, [each.mode for each in arranged.placed]
+    each = [tensor(layer, layer.y) if layer.y >= 0 else np.zeros(0) for layer, _ in last]
+    if all(len(y) == len(x) for y in each):
+        y = np.concatenate([y[::-1] if back else y for y, (_, back) in zip(each, last, strict=True)], axis=2)
+        return x, y if modes[-1] is None else Merge(cast(Mode, modes[-1]))(y), slice(None)
+    if len(last) != 1:
+        raise ValueError(
+            f"{source.path}: expected y of all steps, to be compared; got the last one: leave out --verify"
+        )
+    ((layer, back),) = last
+    return x, interpreter.get_tensor(layer.h)[None], slice(0, 1) if back else slice(len(x) - 1, len(x))
 
 
 def _run_keras(source: Source, x: Array) -> Array:

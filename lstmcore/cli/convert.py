@@ -29,8 +29,10 @@ _MOST_OF_16_BITS: Final = {"float16": 0.005, "bfloat16": 0.04}
 @click.argument("source", metavar="IN", required=False)
 @click.argument("out", metavar="OUT", required=False)
 @click.option("--from", "source_format", type=click.Choice(_formats.NAMES), help="Format of IN  [default: told by it].")
-@click.option("--to", "target_format", type=click.Choice(_formats.NAMES), help="Format of OUT  [default: by its name].")
-@click.option("--node", help="The LSTM to take: a node of ONNX or a layer of Keras.")
+@click.option(
+    "--to", "target_format", type=click.Choice(_formats.WRITTEN), help="Format of OUT  [default: by its name]."
+)
+@click.option("--node", help="The LSTM to take: a node of ONNX or TFLite, a layer of Keras.")
 @click.option("--prefix", help="What precedes the names of the LSTM in a file of PyTorch.")
 @click.option("--verify", is_flag=True, help="Run IN and OUT on random input and print the largest difference.")
 @click.option("--list", "listed", metavar="FILE", help="Show the LSTMs in FILE, and convert nothing.")
@@ -38,9 +40,9 @@ _MOST_OF_16_BITS: Final = {"float16": 0.005, "bfloat16": 0.04}
 def convert(source: str | None, out: str | None, listed: str | None, **options: Any) -> None:
     """Bring the weights of an LSTM from the file IN to the file OUT.
 
-    IN is a file of lstmcore, PyTorch (.pt, .pth, .safetensors), ONNX or Keras. OUT is one of lstmcore (.safetensors),
-    PyTorch (.pt, .pth, or .safetensors with --to torch), ONNX or Keras (.weights.h5). A model that lstmcore trained
-    becomes a whole ONNX model.
+    IN is a file of lstmcore, PyTorch (.pt, .pth, .safetensors), ONNX, Keras or TFLite. OUT is one of lstmcore
+    (.safetensors), PyTorch (.pt, .pth, or .safetensors with --to torch), ONNX or Keras (.weights.h5). A model that
+    lstmcore trained becomes a whole ONNX model.
 
     \b
     Examples:
@@ -102,22 +104,30 @@ def _convert(source: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]
 
 
 def _compare(source: SequenceModel | _verify.Source, made: _verify.Source) -> dict[str, Any]:
-    """Return the largest difference of an output, what ran IN, and what is taken for rounding."""
-    whole = isinstance(source, SequenceModel)
-    runtime, missing = _verify.runtime_of("onnx" if isinstance(source, SequenceModel) else source.format)
+    """Return the largest difference of an output, and what ran IN and OUT, with versions."""
+    whole, precision = isinstance(source, SequenceModel), made.content.precision
+    target, problem = _verify.runtime_of(made.format, precision.storage)
+    if isinstance(source, SequenceModel):
+        runtime, missing = _verify.runtime_of("lstmcore", precision.storage)[0], problem
+    else:
+        runtime, missing = _verify.runtime_of(source.format, precision.storage)
     if missing:
         return {"verified": f"no: {missing}"}
+    runs = f"{runtime} for IN, {target} for OUT"
     if isinstance(source, SequenceModel):
         found = _verify.largest_model_difference(source, made.path)
     else:
+        if problem:  # what was written is read again, and run here
+            made = made._replace(content=_formats.by_name(made.format).read(made.path, made.which))
+            runs = f"{runtime} for IN, {_verify.runtime_of('lstmcore', '')[0]} for OUT, since {problem}"
         found = _verify.largest_difference(source, made)
-    weights = "same" if whole else made.content.precision.weights
-    rounded = 0.0 if whole else _MOST_OF_16_BITS.get(made.content.precision.storage, 0.0)
+    weights = "same" if whole else precision.weights
+    rounded = 0.0 if whole else _MOST_OF_16_BITS.get(precision.storage, 0.0)
     if not found <= (most := max(_MOST.get(weights, _MOST["same"]), rounded)):
         raise ValueError(
             f"--verify: expected outputs that differ by at most {most:g}; got {found:.3g}: nothing is written"
         )
-    return {"largest_difference": found, "verified": runtime}
+    return {"largest_difference": found, "verified": runs}
 
 
 def _show(report: dict[str, Any]) -> None:

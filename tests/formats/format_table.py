@@ -68,6 +68,26 @@ def _keras() -> tuple[Any, Any]:
     return keras.ops.convert_to_numpy(model(x)), LSTM.from_keras(model, backend="numpy")(x)[0]
 
 
+def _tflite(loop: bool = False) -> tuple[Any, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    import tflite_models
+
+    x, add = X[: tflite_models.SIZES[0], : tflite_models.SIZES[1], : tflite_models.SIZES[2]], tflite_models.add_fused
+    content = tflite_models.one_graph(
+        lambda graph, x: tflite_models.add_loop(graph, x, 3)[0] if loop else add(graph, x, 3, peephole=True, proj=4)
+    )
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.tflite")
+        path.write_bytes(content)
+        return y, LSTM.from_tflite(path, backend="numpy")(x)[0]
+
+
 def _cell(name: str) -> tuple[Any, Any]:
     """Run the cell with our weights."""
     lstm = _ours()
@@ -124,6 +144,8 @@ ROWS: Final = (
     Row("ONNX `LSTM`", "any model", "LSTM, chain, whole model", ("onnxruntime", "onnx"), _onnx),
     Row("ONNX Runtime `DynamicQuantizeLSTM`", "any model", "no", ("onnxruntime",), lambda: _onnx(quantize=True)),
     Row("Keras `LSTM`, `Bidirectional`", "layer, model, file", "arrays, file", ("keras", "torch"), _keras),
+    Row("TFLite `UNIDIRECTIONAL_SEQUENCE_LSTM`", "any model", "no", ("ai-edge-litert", "tflite"), _tflite),
+    Row("TFLite `WHILE` of Keras", "any model", "no", ("ai-edge-litert", "tflite"), lambda: _tflite(loop=True)),
     Row("Equinox `LSTMCell`", "arrays", "arrays", ("equinox", "jax"), lambda: _cell("equinox")),
     Row("Flax `LSTMCell`", "arrays", "arrays", ("flax", "jax"), lambda: _cell("flax")),
     Row("Haiku `LSTM`", "arrays", "arrays", ("dm-haiku", "jax"), lambda: _cell("haiku")),

@@ -11,7 +11,7 @@ import pytest
 def test_a_row(row: format_table.Row) -> None:
     """A difference is rounding, whose size depends on the processor: at most four times what the page has."""
     for package in row.packages:
-        pytest.importorskip({"dm-haiku": "haiku"}.get(package, package))
+        pytest.importorskip({"dm-haiku": "haiku"}.get(package, package.replace("-", "_")))
     assert format_table.difference(row) <= 4 * format_table.documented()[row.name]
 
 

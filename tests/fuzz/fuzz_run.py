@@ -47,6 +47,7 @@ def run_input(name: str, data: bytes) -> None:
 
 def prepare(folder: str) -> None:
     """Set what a process needs that runs inputs: a folder of its own, limits, no output."""
+    sys.path.append(str(HERE.parent / "helpers"))  # samples of files
     os.environ["LSTMCORE_FUZZ_FOLDER"] = folder
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

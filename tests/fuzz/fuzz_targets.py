@@ -329,6 +329,25 @@ def onnx(source: Source) -> None:
                 _refused(lambda given=given: translate.directions(given, *weights))
 
 
+@functools.cache
+def _lite(loop: bool) -> bytes:
+    from tflite_models import add_fused, add_loop, one_graph
+
+    return one_graph(lambda graph, x: add_loop(graph, x, 3)[0] if loop else add_fused(graph, x, 3, peephole=True))
+
+
+def tflite(source: Source) -> None:
+    """Read a damaged TFLite model."""
+    path = Path(scratch("damaged"))
+    path.write_bytes(source.changed(_lite(bool(source.below(2)))))
+    refusal: Exception | None = None
+    try:
+        Chain.from_tflite(path, backend="numpy")
+    except (ValueError, TypeError) as error:
+        refusal = error
+    assert refusal is None or "damaged" in str(refusal), f"the file is not named: {refusal!r}"
+
+
 def parts(source: Source) -> None:
     """Call losses, optimizers, batches and standardisation with odd arrays."""
     loss = source.pick((CrossEntropy(), MeanSquaredError()))
@@ -425,6 +444,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "csv": Target(csv),
     "texts": Target(texts, 2),
     "onnx": Target(onnx, 1, "onnx"),
+    "tflite": Target(tflite, 4, "tflite"),
     "parts": Target(parts, 2),
     "command-line": Target(command_line, 8),
 }
