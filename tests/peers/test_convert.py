@@ -44,7 +44,8 @@ def test_around_the_formats(tmp_path: Path) -> None:
         more = ("--to", "torch") if target == files[-1] else ()
         report = json.loads(run(source, target, "--verify", "--json", *more))
         assert 0 <= report["largest_difference"] < 1e-6
-        assert report["verified"].split()[0] in ("torch", "onnxruntime", "lstmcore")
+        names = [_verify.runtime_of(report[end], "float32")[0] for end in ("from", "to")]
+        assert report["verified"] == f"{names[0]} for IN, {names[1]} for OUT"
     original = LSTM.from_torch(module, backend="numpy")
     for found in (LSTM.from_onnx(files[1]), LSTM.load(files[2]), LSTM.from_torch(files[3]), LSTM.from_torch(files[4])):
         for name, value in original.parameters.items():
@@ -100,6 +101,21 @@ def test_weights_of_16_bits(tmp_path: Path, dtype: str) -> None:
     path, out = tmp_path / "half.pt", tmp_path / "half.onnx"
     torch.save(getattr(torch.nn.LSTM(3, 5), dtype)().state_dict(), path)
     assert 0 < json.loads(run(path, out, "--verify", "--json"))["largest_difference"] < 0.02
+
+
+def test_float64_in_onnx_is_told(tmp_path: Path) -> None:
+    """ONNX Runtime has no such kernel: what was written is read again and run here, and a source is not run."""
+    path, out, back = tmp_path / "double.pt", tmp_path / "double.onnx", tmp_path / "back.safetensors"
+    torch.save(torch.nn.LSTM(3, 5).double().state_dict(), path)
+    report = json.loads(run(path, out, "--verify", "--json"))
+    assert 0 <= report["largest_difference"] < 1e-14
+    assert report["verified"].startswith("torch ")
+    assert report["verified"].endswith("for OUT, since onnxruntime has no kernel of LSTM for float64")
+    shown = run(out, back, "--verify")
+    assert "verified: no: onnxruntime has no kernel of LSTM for float64" in shown and back.exists()
+    model = SequenceModel(lstm(dtype="float64"), Readout(5, 2, seed=0, dtype="float64"))
+    model.save(path)
+    assert "verified: no: onnxruntime has no kernel" in run(path, tmp_path / "model.onnx", "--verify")
 
 
 def test_a_wrong_conversion_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
