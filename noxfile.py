@@ -244,10 +244,10 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def formats(session: nox.Session) -> None:
-    """Weights and files of Keras, which runs on PyTorch, of TFLite, and of cells of JAX's libraries."""
+    """Weights and files of Keras, which runs on PyTorch, of TFLite and OpenVINO, and of cells of JAX's libraries."""
     _install_torch(session)
     session.install("-e", ".[keras,onnxruntime,tflite]", "keras>=3.9", JAX, "equinox", "dm-haiku", "flax", *TESTS)
-    session.install("ai-edge-litert")
+    session.install("ai-edge-litert", "openvino")
     session.run("pytest", "tests/formats", *session.posargs, env=_quiet())
 
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from lstmcore.config import StackConfig
-from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, tflite_reader, torch
+from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, openvino, tflite_reader, torch
 from lstmcore.dialects.layers import checked_file
 from lstmcore.files import check_regular
 from lstmcore.layer_file import CHAIN_FORMAT, LSTM_FORMAT, LayerFile, LayerSpec, read_layers, write_layers
@@ -112,6 +112,14 @@ FORMATS: Final = (
         lambda path: [found.label for found in tflite_reader.open_nodes(path)],
         _no_writer,
     ),
+    Format(
+        "openvino",
+        (),
+        "node",
+        openvino.read_openvino,
+        lambda path: [found.name for found in openvino.open_openvino(path)],
+        _no_writer,
+    ),
 )
 NAMES: Final = tuple(entry.name for entry in FORMATS)
 #: Names of the formats that are written too.
@@ -138,6 +146,8 @@ def format_of_source(path: Path) -> Format:
         start = stream.read(9)
     if start[4:8] == b"TFL3":
         return by_name("tflite")
+    if start[:5] == b"<?xml" or start[:4] == b"<net":
+        return by_name("openvino")
     if start[:4] == b"\x89HDF" or (start[:2] == b"PK" and "config.json" in _members(path)):
         return by_name("keras")
     if start[:2] == b"PK" or start[:1] == b"\x80":

@@ -18,6 +18,7 @@ from lstmcore.dialects.keras import LAYERS
 from lstmcore.dialects.keras_files import path_is_weights
 from lstmcore.dialects.layers import PlacedLayer, split_layers
 from lstmcore.dialects.onnx_reader import INPUTS, NodeLayer, read_nodes, weights_of
+from lstmcore.dialects.openvino import chosen_node
 from lstmcore.dialects.tflite_layers import LiteLayer
 from lstmcore.dialects.tflite_reader import arranged_layers
 from lstmcore.layer_file import LayerFile, layer_widths
@@ -28,7 +29,13 @@ Array = npt.NDArray[Any]
 #: T and N of the random input.
 _SIZES: Final = (20, 3)
 #: Format -> the module that runs its files.
-_RUNTIMES: Final = {"torch": "torch", "onnx": "onnxruntime", "keras": "keras", "tflite": "ai_edge_litert"}
+_RUNTIMES: Final = {
+    "torch": "torch",
+    "onnx": "onnxruntime",
+    "keras": "keras",
+    "tflite": "ai_edge_litert",
+    "openvino": "openvino",
+}
 #: (module, storage dtype) -> why it cannot run such a file.
 _LACKING: Final = {("onnxruntime", "float64"): "onnxruntime has no kernel of LSTM for float64"}
 
@@ -94,6 +101,8 @@ def run_source(source: Source, x: Array) -> Array:
         return _run_nodes(read_nodes(source.path, source.which), x)
     if source.format == "keras":
         return _run_keras(source, x)
+    if source.format == "openvino":
+        return _run_openvino(source, x)
     return _run_ours(source.content, x)
 
 
@@ -196,6 +205,32 @@ def _run_model(target: Source, x: Array) -> Array:
     inputs["x"] = np.ascontiguousarray(x.swapaxes(0, 1)) if laid_out else x
     y = session.run(["y"], inputs)[0]
     return np.asarray(y.swapaxes(0, 1) if laid_out else y)
+
+
+def _run_openvino(source: Source, x: Array) -> Array:
+    """Return the outputs of a layer in a model of its own, with the very attributes and weights of the file."""
+    import openvino
+    from openvino import opset5
+
+    found = chosen_node(source.path, source.which)
+    arrays = {name: array if array.ndim > 1 + (name != "B") else array[None] for name, array in found.arrays.items()}
+    directions, (steps, batch, _) = len(arrays["B"]), x.shape
+    hidden = arrays["R"].shape[2]
+    start, lengths = np.zeros((batch, directions, hidden), x.dtype), np.full(batch, steps, np.int32)
+    given = opset5.parameter([batch, steps, x.shape[2]], x.dtype)
+    weights = [np.ascontiguousarray(arrays[name].astype(x.dtype)) for name in "WRB"]
+    node = opset5.lstm_sequence(
+        given,
+        *(opset5.constant(array) for array in (start, start, lengths, *weights)),
+        hidden_size=hidden,
+        direction=found.attributes.get("direction", "forward").upper(),
+        activations=[word.strip() for word in found.attributes.get("activations", "sigmoid,tanh,tanh").split(",")],
+        clip=float(found.attributes.get("clip") or 0),
+    )
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # a processor with AMX computes in bfloat16 without it
+    model = openvino.compile_model(openvino.Model([node.output(0)], [given], "lstm"), "CPU", exact)
+    y = model([np.ascontiguousarray(x.swapaxes(0, 1))])[0]  # (N, D, T, H)
+    return np.ascontiguousarray(y.transpose(2, 0, 1, 3).reshape(steps, batch, directions * hidden))
 
 
 def _run_tflite(source: Source) -> tuple[Array, Array, slice]:

@@ -32,7 +32,7 @@ _MOST_OF_16_BITS: Final = {"float16": 0.005, "bfloat16": 0.04}
 @click.option(
     "--to", "target_format", type=click.Choice(_formats.WRITTEN), help="Format of OUT  [default: by its name]."
 )
-@click.option("--node", help="The LSTM to take: a node of ONNX or TFLite, a layer of Keras.")
+@click.option("--node", help="The LSTM to take: a node of ONNX, TFLite or OpenVINO, a layer of Keras.")
 @click.option("--prefix", help="What precedes the names of the LSTM in a file of PyTorch.")
 @click.option("--verify", is_flag=True, help="Run IN and OUT on random input and print the largest difference.")
 @click.option("--list", "listed", metavar="FILE", help="Show the LSTMs in FILE, and convert nothing.")
@@ -40,9 +40,9 @@ _MOST_OF_16_BITS: Final = {"float16": 0.005, "bfloat16": 0.04}
 def convert(source: str | None, out: str | None, listed: str | None, **options: Any) -> None:
     """Bring the weights of an LSTM from the file IN to the file OUT.
 
-    IN is a file of lstmcore, PyTorch (.pt, .pth, .safetensors), ONNX, Keras or TFLite. OUT is one of lstmcore
-    (.safetensors), PyTorch (.pt, .pth, or .safetensors with --to torch), ONNX or Keras (.weights.h5). A model that
-    lstmcore trained becomes a whole ONNX model.
+    IN is a file of lstmcore, PyTorch (.pt, .pth, .safetensors), ONNX, Keras, TFLite or OpenVINO (.xml). OUT is one of
+    lstmcore (.safetensors), PyTorch (.pt, .pth, or .safetensors with --to torch), ONNX or Keras (.weights.h5). A model
+    that lstmcore trained becomes a whole ONNX model.
 
     \b
     Examples:

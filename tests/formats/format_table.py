@@ -88,6 +88,24 @@ def _tflite(loop: bool = False) -> tuple[Any, Any]:
         return y, LSTM.from_tflite(path, backend="numpy")(x)[0]
 
 
+def _openvino() -> tuple[Any, Any]:
+    import openvino
+    from openvino import opset5
+
+    from lstmcore.dialects.openvino import from_arrays, to_arrays
+
+    attributes, arrays = to_arrays(_ours(bidirectional=True).content)
+    x, (steps, batch) = opset5.parameter([*SIZES[1::-1], SIZES[2]], np.float32), SIZES[:2]
+    start, lengths = np.zeros((batch, 2, SIZES[3]), np.float32), np.full(batch, steps, np.int32)
+    inputs = [opset5.constant(array) for array in (start, start, lengths, *(arrays[name] for name in "WRB"))]
+    node = opset5.lstm_sequence(x, *inputs, hidden_size=SIZES[3], direction=attributes["direction"])
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.compile_model(openvino.Model([node.output(0)], [x], "lstm"), "CPU", exact)
+    turned = np.ascontiguousarray(X.swapaxes(0, 1))
+    y = model([turned])[0].transpose(0, 2, 1, 3).reshape(batch, steps, 2 * SIZES[3])
+    return y, LSTM.from_content(from_arrays(arrays, attributes), backend="numpy")(turned)[0]
+
+
 def _cell(name: str) -> tuple[Any, Any]:
     """Run the cell with our weights."""
     lstm = _ours()
@@ -146,6 +164,7 @@ ROWS: Final = (
     Row("Keras `LSTM`, `Bidirectional`", "layer, model, file", "arrays, file", ("keras", "torch"), _keras),
     Row("TFLite `UNIDIRECTIONAL_SEQUENCE_LSTM`", "any model", "no", ("ai-edge-litert", "tflite"), _tflite),
     Row("TFLite `WHILE` of Keras", "any model", "no", ("ai-edge-litert", "tflite"), lambda: _tflite(loop=True)),
+    Row("OpenVINO `LSTMSequence`, `LSTMCell`", "file, arrays", "arrays", ("openvino",), _openvino),
     Row("Equinox `LSTMCell`", "arrays", "arrays", ("equinox", "jax"), lambda: _cell("equinox")),
     Row("Flax `LSTMCell`", "arrays", "arrays", ("flax", "jax"), lambda: _cell("flax")),
     Row("Haiku `LSTM`", "arrays", "arrays", ("dm-haiku", "jax"), lambda: _cell("haiku")),
