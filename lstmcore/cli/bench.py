@@ -52,8 +52,8 @@ SHOWING: Final = ("--json", "--html", "--pictures", "--report", "--compare", "--
     multiple=True,
     default=("inference", "training"),
     show_default=True,
-    type=click.Choice(("inference", "training", "streaming")),
-    help="What to time; can be repeated.",
+    type=click.Choice(("inference", "training", "streaming", "lengths")),
+    help="What to time; can be repeated. lengths: inference and training on sequences of different lengths.",
 )
 @click.option("--variants", is_flag=True, help="Also time each switch next to the plain layer.")
 @click.option("--startup", is_flag=True, help="Also time a new process up to its first result.")
@@ -90,7 +90,7 @@ def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # l
     grid: str,
     threads: str,
     precisions: tuple[str, ...],
-    modes: tuple[Mode, ...],
+    modes: tuple[str, ...],
     variants: bool,
     startup: bool,
     peers: str,
@@ -115,10 +115,12 @@ def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # l
       lstmcore bench numba --grid quick
       lstmcore bench numba numpy --threads 1 --mode training --json run.json
       lstmcore bench numba --mode streaming --point 1,1,64,128
+      lstmcore bench numba --mode lengths --point 100,16,64,128
       lstmcore bench numba --grid quick --compare run.json
       lstmcore bench --read run.json --html report.html --pictures pictures
     """  # noqa: D301  (click keeps the lines below its mark)
     from lstmcore_conformance.bench import comparing, machine
+    from lstmcore_conformance.bench.jobs import MODES_OF_WORD
     from lstmcore_conformance.bench.results import Benchmark
     from lstmcore_conformance.bench.run import PLANS, Request, run
 
@@ -136,12 +138,13 @@ def bench(  # noqa: PLR0913  (click hands every option over as a parameter)  # l
         if old is not None:
             comparing.check(old, machine.describe(), plan.rounds)
         meant = {found.name: found for found in (registry.get_backend(name) for name in backends or (None,))}
+        timed = tuple(mode for word in dict.fromkeys(modes) for mode in MODES_OF_WORD[word])
         request = Request(
             backends=tuple(meant),
             residents=tuple(name for name, found in meant.items() if found.capabilities().device != "cpu"),
-            peers=_peers(peers),
+            peers=_peers(peers, timed),
             grid=grid,
-            modes=tuple(dict.fromkeys(modes)),
+            modes=timed,
             threads=_threads(threads),
             precisions=tuple(dict.fromkeys(precisions)),
             variants=variants,
@@ -239,12 +242,13 @@ def _given(besides: tuple[str, ...]) -> list[str]:
     return [option for option, source in sources if source is ParameterSource.COMMANDLINE]
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    """Return the peers that are meant."""
+def _peers(text: str, modes: tuple[Mode, ...]) -> tuple[str, ...]:
+    """Return the peers that are meant; auto are those that take part in one of the modes."""
     from lstmcore_conformance.bench.runtimes import PEERS, missing
 
     if text == "auto":
-        return tuple(name for name, (_, _, packages) in PEERS.items() if packages and missing(name) is None)
+        known = {name for name, peer in PEERS.items() if peer.packages and set(modes) & set(peer.modes)}
+        return tuple(name for name in PEERS if name in known and missing(name) is None)
     names = tuple(dict.fromkeys(filter(None, text.split(",")))) if text != "none" else ()
     for name in names:
         if name not in PEERS:
@@ -268,9 +272,9 @@ def _threads(text: str) -> tuple[int, ...]:
 
 def _point(text: str) -> Point:
     """Return the sizes that are meant."""
-    from lstmcore_conformance.bench.jobs import Point
+    from lstmcore_conformance.bench.jobs import parse_point
 
-    words = text.split(",")
-    if len(words) != 4 or not all(word.strip().isdecimal() and int(word) for word in words):
-        raise ValueError(f"--point: expected four whole numbers T,N,I,H of at least 1; got {text!r}")
-    return Point(*map(int, words))
+    try:
+        return parse_point(text)
+    except ValueError as error:
+        raise ValueError(f"--point: {error}") from None

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,13 +30,13 @@ from lstmcore_conformance.bench import machine as describing
 from lstmcore_conformance.bench.array_io import load_arrays, load_data, save_arrays, save_data
 from lstmcore_conformance.bench.comparing import changes, lost
 from lstmcore_conformance.bench.comparing import show as show_changes
-from lstmcore_conformance.bench.jobs import MODES, STREAMED, VARIANTS, Job, Mode, Point
+from lstmcore_conformance.bench.jobs import LENGTHS_MODES, MODES, MODES_OF_WORD, STREAMED, VARIANTS, Job, Mode, Point
 from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.machine import blas, commit, describe
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.roofline import meter
 from lstmcore_conformance.bench.run import Request, run
-from lstmcore_conformance.bench.runtimes import Prepared
+from lstmcore_conformance.bench.runtimes import PEERS, Prepared
 from lstmcore_conformance.bench.startup import Start, start
 from lstmcore_conformance.bench.summary import document, summaries, variants
 from lstmcore_conformance.bench.terminal import show
@@ -80,8 +81,8 @@ def _by(benchmark: Benchmark) -> dict[tuple[str, Mode, Point], Result]:
 
 def test_what_is_wrong_has_no_time(plant: Callable[..., tuple[str, ...]]) -> None:
     found = _by(_run(plant("right", "wrong", "wrong_gradient"), modes=MODES))
-    step = SMALL._replace(T=1)
-    for mode, point in (("inference", SMALL), ("training", SMALL), ("streaming", step)):
+    for mode in MODES:
+        point = SMALL._replace(T=1) if mode == "streaming" else SMALL
         right = found["right", mode, point]
         assert right.outcome in (Outcome.MEASURED, Outcome.NOISY)
         assert right.median_s is not None
@@ -94,9 +95,11 @@ def test_what_is_wrong_has_no_time(plant: Callable[..., tuple[str, ...]]) -> Non
         assert wrong.share is not None
         assert wrong.share > 1
         assert (wrong.median_s, wrong.rounds, wrong.calls, wrong.gflops) == (None, (), 0, None)
-    assert found["wrong_gradient", "inference", SMALL].median_s is not None
-    assert found["wrong_gradient", "training", SMALL].outcome is Outcome.WRONG
-    assert found["wrong_gradient", "training", SMALL].message.startswith("d_weight_h[0, 0]")
+    for lengths in ("", "lengths-"):
+        assert found["wrong_gradient", f"{lengths}inference", SMALL].median_s is not None  # type: ignore[index]  # a mode
+        wrong = found["wrong_gradient", f"{lengths}training", SMALL]  # type: ignore[index]  # a mode
+        assert wrong.outcome is Outcome.WRONG
+        assert wrong.message.startswith("d_weight_h[0, 0]")
 
 
 def test_what_is_wrong_after_it_was_timed_has_no_time(plant: Callable[..., tuple[str, ...]]) -> None:
@@ -140,7 +143,7 @@ def test_a_device_is_timed_with_its_arrays_there_too(plant: Callable[..., tuple[
     """Through `LSTM` from host to host, and through its kernel with arrays that stay on the device."""
     plant("away", "right")
     words = ["--point", "4,3,5,7", "--threads", "1", "--peers", "none", "--rounds", "3", "--calls", "32", "--variants"]
-    words += [word for mode in MODES for word in ("--mode", mode)]
+    words += [word for mode in MODES_OF_WORD for word in ("--mode", mode)]
     file = tmp_path / "run.json"
     done = CliRunner().invoke(main, ["bench", "away", "right", *words, "--json", str(file)])
     assert done.exit_code == 0, done.output
@@ -148,6 +151,7 @@ def test_a_device_is_timed_with_its_arrays_there_too(plant: Callable[..., tuple[
     found = Benchmark.load(file)
     grid = [one for one in found.results if not one.beside_variants]
     assert {one.candidate.label for one in grid} == {"away", "away (resident)", "right"}
+    assert {one.job.mode for one in grid} == set(MODES)
     for one in grid:
         assert one.median_s is not None, one
         assert one.candidate.resident == one.how.startswith("Kernel.forward")
@@ -328,6 +332,50 @@ def test_operations_of_a_call() -> None:
     assert Job("inference", Point(2, 3, 5, 7)).flops == 8 * 2 * 3 * 7 * 12
     assert Job("training", Point(2, 3, 5, 7)).flops == 3 * 8 * 2 * 3 * 7 * 12
     assert Job("inference", Point(2, 3, 5, 7)).bytes == 4 * (2 * 4 * 7 * 12 + 2 * 3 * 12)
+    lengths = Job("lengths-training", Point(9, 4, 5, 7))
+    assert lengths.flops == 3 * 8 * sum(lengths.lengths or ()) * 7 * 12
+    assert lengths.flops < Job("training", lengths.point).flops
+
+
+def test_lengths_are_uniform_from_a_quarter() -> None:
+    """Of all steps; one row has them all, as the longest of a batch has."""
+    assert Job("training", SMALL).lengths is None
+    for steps in (1, 2, 7, 40):
+        jobs = [Job("lengths-inference", Point(steps, 50, 5, hidden)) for hidden in range(1, 9)]
+        every = [job.lengths for job in jobs]
+        assert all(lengths is not None and len(lengths) == 50 and max(lengths) == steps for lengths in every)
+        assert {length for lengths in every for length in lengths or ()} == set(range(-(-steps // 4), steps + 1))
+        assert every == [replace(job, mode="lengths-training").lengths for job in jobs]
+    assert len(set(every)) == len(every)
+    assert Job("lengths-training", SMALL).case.features == {"lengths"}
+
+
+def test_a_peer_is_judged_by_what_it_has() -> None:
+    """Padding without lengths has no final c of a shorter row; nobody else is spared it."""
+    expected = expectation(Job("lengths-inference", SMALL))
+    peers = {name: set(Candidate("peer", name, 1).judged(expected)) for name in PEERS}
+    assert {name for name, judged in peers.items() if judged != set(expected)} == {"torch-padded"}
+    assert set(expected) - peers["torch-padded"] == {"c_n"}
+    assert set(Candidate("backend", "torch-padded", 1).judged(expected)) == set(expected)
+    budgets.forget()
+
+
+def test_lengths_have_peers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes part in its modes alone; --peers auto starts none that takes part in nothing."""
+    asked: list[Request] = []
+    monkeypatch.setattr("lstmcore_conformance.bench.runtimes.missing", lambda name: None)
+    monkeypatch.setattr(
+        "lstmcore_conformance.bench.run.run", lambda request, tell: asked.append(request) or sys.exit(0)
+    )
+    for modes in (["training"], ["lengths"], ["streaming", "lengths"]):
+        CliRunner().invoke(main, ["bench", "numpy", *(word for mode in modes for word in ("--mode", mode))])
+    assert [request.modes for request in asked] == [("training",), LENGTHS_MODES, ("streaming", *LENGTHS_MODES)]
+    plain, lengths = {"torch", "jax"}, {"torch-packed", "torch-padded"}
+    assert [set(one.peers) - {"onnxruntime"} for one in asked] == [plain, lengths, plain | lengths]
+    for mode in MODES:
+        taking = {name for name in PEERS if Candidate("peer", name, 1).takes(mode)}
+        assert taking - {"onnxruntime"} == (lengths if mode in LENGTHS_MODES else plain | {"tutorial"})
+        assert Candidate("backend", "torch", 1).takes(mode)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -342,7 +390,7 @@ def test_data_go_to_a_worker_and_back(variant: str, mode: Mode, tmp_path: Path) 
     assert set(came) == set(sent)
     for name, array in came.items():
         np.testing.assert_array_equal(array, sent[name])
-    assert (found.masks is not None) == (mode == "training" and variant in ("zoneout", "recurrent_dropout"))
+    assert (found.masks is not None) == (job.call == "training" and variant in ("zoneout", "recurrent_dropout"))
     for pair, want in ((found.state, given.state), (found.dstate, given.dstate)):
         np.testing.assert_array_equal(np.concatenate(pair, axis=1), np.concatenate(want, axis=1))
 
@@ -815,7 +863,8 @@ def test_too_few_rounds_are_an_error_before_anything_runs(tmp_path: Path) -> Non
         (["--point", "4,3,5"], "--point: expected four whole numbers T,N,I,H of at least 1; got '4,3,5'"),
         (
             ["--peers", "other"],
-            "--peers: expected some of torch, onnxruntime, jax, tutorial, or auto or none; got 'other'",
+            "--peers: expected some of torch, torch-packed, torch-padded, onnxruntime, jax, tutorial, or auto or none; "
+            "got 'other'",
         ),
         (["--read", "run.json"], "--read: expected no backends, since nothing is measured; got numpy"),
         (["--json", "/nowhere/run.json"], "--json: expected a file in a folder that exists"),

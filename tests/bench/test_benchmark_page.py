@@ -49,7 +49,7 @@ def made() -> Benchmark:
 
 
 def _made(job: Job, candidate: Candidate, rng: np.random.Generator) -> Result:
-    if candidate.name == "onnxruntime" and job.mode == "training":
+    if candidate.name == "onnxruntime" and job.call == "training":
         return Result(job, candidate, Outcome.UNSUPPORTED, "no gradients")
     if candidate.name == "<b>own</b>" and job.point.H == 1024:
         return Result(job, candidate, Outcome.WRONG, "y[0]: got <1>", share=7.0)

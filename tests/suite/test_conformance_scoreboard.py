@@ -223,7 +223,7 @@ def benchmark(*results: Result, **changes: Any) -> Benchmark:
 
 
 def every_setting() -> Benchmark:
-    """Six columns."""
+    """Two columns for each mode."""
     return benchmark(
         *(
             replace(timed("mine", "backend", POINTS[0], 1.0), job=Job(mode, POINTS[0]), candidate=candidate)
@@ -286,12 +286,13 @@ def test_two_runs_of_one_grid_are_told_apart_by_their_dates() -> None:
 def test_speed_comes_first_and_columns_of_a_run_together() -> None:
     """Speed comes before the sections, and the columns of one run stand together."""
     shown = made(report(), runs=(every_setting(),))
-    modes, threads = ("inference", "training", "streaming"), ("1 thread", "2 threads")
-    speeds = [f"speed: {mode}, float32, {number} (quick grid)" for mode in modes for number in threads]
+    speeds = [
+        f"speed: {mode}, float32, {number} (quick grid)" for mode in MODES for number in ("1 thread", "2 threads")
+    ]
     assert f"| runtime | conformance | {' | '.join(speeds)} | 1 |" in scoreboard(shown)
-    assert shown.groups == [("speed, quick grid, 2026-01-03", 6)]
+    assert shown.groups == [("speed, quick grid, 2026-01-03", 2 * len(MODES))]
     heads = [attributes for tag, attributes in Text(page(shown)).tags if tag == "th"]
-    assert [one["colspan"] for one in heads if "colspan" in one] == ["6", "1"]
+    assert [one["colspan"] for one in heads if "colspan" in one] == [str(2 * len(MODES)), "1"]
     readme = excerpt(shown)
     assert f"| runtime | conformance | {' | '.join(speeds[:4])} |" in readme
     assert "(quick grid: 2026-01-03, made \\| up, 2 cores)" in readme

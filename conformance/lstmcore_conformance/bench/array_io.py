@@ -42,6 +42,7 @@ def save_data(path: Path, data: Data) -> None:
         "dstate.h": data.dstate.h,
         "dstate.c": data.dstate.c,
     }
+    arrays |= {} if data.lengths is None else {"lengths": data.lengths}
     arrays |= {_PARAMETER + name: array for name, array in data.parameters.items()}
     if data.masks is not None:
         arrays |= {_MASKS + name: mask for name, mask in data.masks._asdict().items() if mask is not None}
@@ -60,7 +61,7 @@ def load_data(path: Path) -> Data:
         named(_PARAMETER),
         arrays["x"],
         State(arrays["state.h"], arrays["state.c"]),
-        None,
+        arrays.get("lengths"),
         Masks(**masks) if masks else None,
         arrays["dy"],
         State(arrays["dstate.h"], arrays["dstate.c"]),

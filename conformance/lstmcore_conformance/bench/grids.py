@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from lstmcore_conformance.bench.jobs import Job, Mode, Point
+from lstmcore_conformance.bench.jobs import LENGTHS_MODES, Job, Mode, Point
 from lstmcore_conformance.bench.timing import Plan
 
 STANDARD: Final = (
@@ -49,6 +49,14 @@ STREAMING: Final = (
     Point(1, 1, 256, 512),
     Point(1, 16, 64, 128),
 )
+#: Sequences of different lengths.
+LENGTHS: Final = (
+    Point(100, 16, 64, 128),
+    Point(100, 64, 64, 64),
+    Point(100, 64, 128, 256),
+    Point(1000, 16, 64, 128),
+    Point(1000, 64, 64, 128),
+)
 #: Where the variants are compared with the plain layer.
 VARIED: Final = (Point(100, 1, 64, 128), Point(50, 16, 128, 256), Point(50, 64, 256, 256))
 
@@ -68,6 +76,8 @@ def points(grid: str, mode: Mode) -> tuple[Point, ...]:
         raise ValueError(f"grid: expected one of {', '.join(NAMES)}; got {grid!r}")
     if mode == "streaming":
         return STREAMING[:3] if grid == "quick" else STREAMING
+    if mode in LENGTHS_MODES:
+        return LENGTHS[:2] if grid == "quick" else LENGTHS
     if grid == "full":
         return tuple(dict.fromkeys((*STANDARD, *(point for sweep in SWEEPS.values() for point in sweep), *MAP)))
     return QUICK if grid == "quick" else STANDARD

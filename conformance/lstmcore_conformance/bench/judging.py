@@ -26,7 +26,7 @@ def expectation(job: Job) -> Expectation:
     """Return what the job has to give, and how far off each array may be."""
     case = job.case
     wanted = dict(budgets.forward(case))
-    return wanted | dict(budgets.gradients(case)) if job.mode == "training" else wanted
+    return wanted | dict(budgets.gradients(case)) if job.call == "training" else wanted
 
 
 def judge(got: Mapping[str, Array], expected: Expectation) -> Measure:

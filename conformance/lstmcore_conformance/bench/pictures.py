@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Colours that are told apart with any eyes (Okabe and Ito): the peers have theirs, backends take the others in turn.
-_PEERS: Final = {"torch": "#d55e00", "onnxruntime": "#009e73", "jax": "#cc79a7", "tutorial": "#8a8a8a"}
+_PEERS: Final = {
+    "torch": "#d55e00",
+    "torch-packed": "#d55e00",
+    "torch-padded": "#882255",
+    "onnxruntime": "#009e73",
+    "jax": "#cc79a7",
+    "tutorial": "#8a8a8a",
+}
 _BACKENDS: Final = ("#0072b2", "#e69f00", "#56b4e9", "#000000", "#b39c00")
-_MARKS: Final = {"torch": "s", "onnxruntime": "D", "jax": "^", "tutorial": "v"}
+_MARKS: Final = {
+    "torch": "s",
+    "torch-packed": "s",
+    "torch-padded": "<",
+    "onnxruntime": "D",
+    "jax": "^",
+    "tutorial": "v",
+}
 _OWN_MARKS: Final = ("o", "p", "h", "X", "*")
 _INK: Final = "#33393f"
 _SOFT: Final = "#6b737c"

@@ -19,6 +19,7 @@ from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.results import Benchmark, Outcome, Result
 from lstmcore_conformance.bench.roofline import meter
 from lstmcore_conformance.bench.runtimes import Kind
+from lstmcore_conformance.bench.startup import JOB as STARTED
 from lstmcore_conformance.bench.startup import start
 from lstmcore_conformance.bench.timing import Plan, measure, timed_result
 from lstmcore_conformance.bench.worker_client import Candidate, EndedError, FailedError, Worker, environment
@@ -97,7 +98,9 @@ class Request:
         if self.variants:
             for precision in self.precisions:
                 for mode in self.modes:
-                    for point in () if mode == "streaming" else self.points or grids.varied(self.grid):
+                    if mode not in ("inference", "training"):
+                        continue
+                    for point in self.points or grids.varied(self.grid):
                         yield tuple(Job(mode, point, precision, variant) for variant in VARIANTS), False
 
 
@@ -119,7 +122,7 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:  # lon
                 taking = [
                     one
                     for one in team.candidates(threads)
-                    if with_peers or (one.kind == "backend" and not one.resident)
+                    if (with_peers and one.takes(jobs[0].mode)) or (one.kind == "backend" and not one.resident)
                 ]
                 pairs = [(candidate, job) for candidate in taking for job in jobs]
                 found_here = _group(pairs, expected, team, request, rng, Path(folder))
@@ -127,7 +130,7 @@ def run(request: Request, progress: Progress | None = None) -> Benchmark:  # lon
             budgets.forget()
         runtimes = tuple(team.facts[candidate] for candidate in request.candidates)
     starting = [one for one in request.candidates if request.startup and one.threads == request.threads[0]]
-    starting = [one for one in starting if not one.resident]
+    starting = [one for one in starting if not one.resident and one.takes(STARTED.mode)]
     starts = []
     for done, candidate in enumerate(starting):
         if progress is not None:
@@ -224,7 +227,8 @@ def _group(
     workers: dict[tuple[Candidate, Job], Worker | None] = {}
     for candidate, job in pairs:
         workers[candidate, job] = team.workers.get(candidate)
-        ready[candidate, job], residents[candidate, job] = _ready(candidate, job, expected[job], team, folder)
+        wanted = candidate.judged(expected[job])
+        ready[candidate, job], residents[candidate, job] = _ready(candidate, job, wanted, team, folder)
     right: dict[tuple[Candidate, Job], tuple[Worker, str]] = {}
     for pair in pairs:
         worker = workers[pair]
@@ -235,12 +239,12 @@ def _group(
         else:
             message = "its process ended while another variant was prepared"
             ready[pair] = replace(ready[pair], outcome=Outcome.ERROR, message=message)
-    calls = request.calls if any(job.mode == "streaming" for _, job in right) else None
+    calls = request.calls if any(job.call == "streaming" for _, job in right) else None
     timed = measure(right, request.plan, rng, threads=pairs[0][0].threads, calls=calls) if right else {}
     results = []
     for pair in pairs:
         if pair in timed:
-            made, peak = _finished(ready[pair], expected[pair[1]], team, folder)
+            made, peak = _finished(ready[pair], pair[0].judged(expected[pair[1]]), team, folder)
             if made.outcome is Outcome.MEASURED or timed[pair].message:
                 before = residents[pair]
                 beyond = None if peak is None or before is None else peak - before

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+from lstmcore_conformance.bench.jobs import Mode
 from lstmcore_conformance.bench.runtimes import PEERS, Kind
+from lstmcore_conformance.oracle.budgets import Expectation
 
 #: Seconds that a request may take: the largest point of the slowest runtime takes less.
 LIMIT: Final = 900.0
@@ -52,8 +54,17 @@ class Candidate:
     def label(self) -> str:
         """The name that readers know; a backend of a peer's name is our adapter of it."""
         if self.kind == "peer":
-            return PEERS[self.name][1] if self.name in PEERS else self.name
+            return PEERS[self.name].label if self.name in PEERS else self.name
         return f"{self.title} (adapter)" if self.name in PEERS else self.title
+
+    def takes(self, mode: Mode) -> bool:
+        """Return whether it takes part in a mode: a backend does in all."""
+        return self.kind == "backend" or self.name not in PEERS or mode in PEERS[self.name].modes
+
+    def judged(self, expected: Expectation) -> Expectation:
+        """Return what it is judged by: a peer has no values that its way to call lacks."""
+        lacks = PEERS[self.name].lacks if self.kind == "peer" and self.name in PEERS else frozenset()
+        return {name: one for name, one in expected.items() if name not in lacks}
 
     @property
     def described(self) -> str:

@@ -83,7 +83,7 @@ class Board:
 
 def label(name: str) -> str:
     """Return the name that readers know; for a peer, the benchmark times its own call and not our adapter."""
-    return PEERS[name][1] if name in PEERS else name
+    return PEERS[name].label if name in PEERS else name
 
 
 def heading(run: Digest, column: Digest) -> str:

@@ -8,19 +8,45 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
-from lstmcore_conformance.bench.jobs import Job
+from lstmcore_conformance.bench.jobs import LENGTHS_MODES, MODES, Job, Mode
 from lstmcore_conformance.cases.case import Array, Data
 
 Kind = Literal["backend", "peer"]
 
-#: Peer -> its module here, which has a class `Peer`; the name that readers know; the packages that it needs.
-PEERS: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
-    "torch": ("pytorch", "PyTorch", ("torch",)),
-    "onnxruntime": ("onnx_runtime", "ONNX Runtime", ("onnxruntime", "onnx")),
-    "jax": ("xla", "JAX", ("jax",)),
-    "tutorial": ("tutorial", "tutorial", ()),
+
+class Peer(NamedTuple):
+    """A peer.
+
+    Attributes
+    ----------
+    module
+        The module of this package that runs it.
+    label
+        The name that readers know.
+    packages
+        What it needs.
+    modes
+        Those in which it takes part.
+    lacks
+        Outputs that its way to call has not, and that are not judged.
+    """
+
+    module: str
+    label: str
+    packages: tuple[str, ...]
+    modes: tuple[Mode, ...] = ("inference", "training", "streaming")
+    lacks: frozenset[str] = frozenset()
+
+
+PEERS: Final[Mapping[str, Peer]] = {
+    "torch": Peer("pytorch", "PyTorch", ("torch",)),
+    "torch-packed": Peer("pytorch_lengths", "PyTorch packed", ("torch",), LENGTHS_MODES),
+    "torch-padded": Peer("pytorch_lengths", "PyTorch padded", ("torch",), LENGTHS_MODES, frozenset(("c_n",))),
+    "onnxruntime": Peer("onnx_runtime", "ONNX Runtime", ("onnxruntime", "onnx"), MODES),
+    "jax": Peer("xla", "JAX", ("jax",)),
+    "tutorial": Peer("tutorial", "tutorial", ()),
 }
 
 
@@ -78,11 +104,11 @@ class Runtime(ABC):
 
 def missing(name: str) -> str | None:
     """Return the first package that a peer needs and that is not installed, or None."""
-    return next((package for package in PEERS[name][2] if find_spec(package) is None), None)
+    return next((package for package in PEERS[name].packages if find_spec(package) is None), None)
 
 
 def make(kind: str, name: str, threads: int, *, resident: bool = False) -> Runtime:
     """Return the runtime, imported."""
-    module = PEERS[name][0] if kind == "peer" else "resident" if resident else "registered"
+    module = PEERS[name].module if kind == "peer" else "resident" if resident else "registered"
     found: Runtime = importlib.import_module(f"{__name__}.{module}").make(name, threads)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +30,7 @@ class ONNXRuntime(Runtime):
 
     def prepare(self, job: Job, data: Data) -> Prepared:
         """Return the call that is timed."""
-        if job.mode == "training":
+        if job.call == "training":
             raise Unsupported("ONNX Runtime computes no gradients")
         if job.precision != "float32":
             raise Unsupported(f"the CPU provider's LSTM has no {job.precision}")
@@ -44,26 +44,33 @@ class ONNXRuntime(Runtime):
         content = model(job, data).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         made = (_Streaming if job.mode == "streaming" else _Inference)(session, job, data)
-        return Prepared(made, made.outputs, made.how)
+        how = f"{made.how}, with lengths" if data.lengths is not None else made.how
+        return Prepared(made, made.outputs, how)
 
 
 make = ONNXRuntime
 
 
 def model(job: Job, data: Data) -> Any:
-    """One LSTM node with its weights, and the initial state as inputs."""
+    """One LSTM node with its weights; the initial state, and lengths if the job has them, as inputs."""
     steps, batch, width, hidden = job.point
 
-    constants = tensors((job.config, data.parameters))
+    lengths, constants = data.lengths is not None, tensors((job.config, data.parameters))
     node = helper.make_node(
-        "LSTM", ["X", "W", "R", "B" if job.config.bias else "", "", "h", "c"], list(_OUTPUTS), hidden_size=hidden
+        "LSTM",
+        ["X", "W", "R", "B" if job.config.bias else "", "lengths" if lengths else "", "h", "c"],
+        list(_OUTPUTS),
+        hidden_size=hidden,
     )
     shapes = {"X": (steps, batch, width), "h": (1, batch, hidden), "c": (1, batch, hidden)}
     results = {"Y": (steps, 1, batch, hidden), "Y_h": (1, batch, hidden), "Y_c": (1, batch, hidden)}
     graph = helper.make_graph(
         [node],
         "lstm",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()),
+            *[helper.make_tensor_value_info("lengths", TensorProto.INT32, (batch,))] * lengths,
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in results.items()],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
     )
@@ -79,6 +86,9 @@ class _Inference:
         self.x, self.state, self.last = data.x, _pair(data.state), _pair(data.state)
         self.y = np.empty((steps, 1, batch, hidden), data.x.dtype)
         self.binding = _bound(session, self.x, self.state, self.y, self.last)
+        if data.lengths is not None:
+            self.lengths = data.lengths.astype(np.int32)
+            _bind(self.binding.bind_input, {"lengths": self.lengths})
 
     def __call__(self) -> Any:
         self.session.run_with_iobinding(self.binding)
@@ -124,8 +134,12 @@ def _pair(state: Any) -> tuple[Array, Array]:
 def _bound(session: Any, x: Array, state: tuple[Array, Array], y: Array, last: tuple[Array, Array]) -> Any:
     """Return a binding of the node to that memory, which has to stay."""
     binding = session.io_binding()
-    inputs, outputs = zip(("X", "h", "c"), (x, *state), strict=True), zip(_OUTPUTS, (y, *last), strict=True)
-    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-        for name, array in arrays:
-            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    _bind(binding.bind_input, dict(zip(("X", "h", "c"), (x, *state), strict=True)))
+    _bind(binding.bind_output, dict(zip(_OUTPUTS, (y, *last), strict=True)))
     return binding
+
+
+def _bind(bind: Callable[..., None], arrays: Mapping[str, Array]) -> None:
+    """Bind arrays to the inputs or the outputs of those names."""
+    for name, array in arrays.items():
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ class PyTorch(Runtime):
     """PyTorch on the processor."""
 
     def __init__(self, name: str, threads: int) -> None:
+        self.name = name
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
 
@@ -32,7 +33,12 @@ class PyTorch(Runtime):
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"torch.nn.LSTM has no {job.variant}")
         kind = getattr(torch, job.precision)
-        return bind(job, data, Tensors(lambda array: _tensor(np.array(array, order="C")).to(kind), _array, _cell, kind))
+        tensors = Tensors(lambda array: _tensor(np.array(array, order="C")).to(kind), _array, _cell, kind)
+        return self.bind(job, data, tensors)
+
+    def bind(self, job: Job, data: Data, tensors: Tensors) -> Prepared:
+        """Return the call on tensors."""
+        return bind(job, data, tensors)
 
 
 make = PyTorch
@@ -58,11 +64,19 @@ class Tensors(NamedTuple):
 
 def bind(job: Job, data: Data, tensors: Tensors) -> Prepared:
     """Return the call of ``torch.nn.LSTM``."""
-    made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](job, data, tensors)
-    return Prepared(made, made.outputs, made.how, nullcontext if job.mode == "training" else torch.inference_mode)
+    return prepared(
+        {"inference": Inference, "training": Training, "streaming": _Streaming}[job.call](job, data, tensors)
+    )
 
 
-class _Inference:
+def prepared(made: Inference) -> Prepared:
+    """Return what is timed, in inference mode unless it makes gradients."""
+    return Prepared(made, made.outputs, made.how, nullcontext if isinstance(made, Training) else torch.inference_mode)
+
+
+class Inference:
+    """A forward pass."""
+
     how = "torch.nn.LSTM under torch.inference_mode"
 
     def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:
@@ -85,18 +99,30 @@ class _Inference:
         return tuple(self.tensors.put(part)[None] for part in state)
 
     def __call__(self) -> Any:
+        """Return what the call gives."""
         return self.lstm(self.x, self.state)
 
     def outputs(self) -> Mapping[str, Array]:
+        """Return what is judged."""
         return self.named(self())
+
+    def padded(self, tensor: Any) -> torch.Tensor:
+        """Return y, or the gradient of x, as (T, N, ...)."""
+        return cast("torch.Tensor", tensor)
 
     def named(self, done: Any) -> dict[str, Any]:
         """Return y and the final states by their names."""
         y, (h, c) = done
-        return {"y": self.tensors.take(y), "h_n": self.tensors.take(h[0]), "c_n": self.tensors.take_cell(c[0])}
+        return {
+            "y": self.tensors.take(self.padded(y)),
+            "h_n": self.tensors.take(h[0]),
+            "c_n": self.tensors.take_cell(c[0]),
+        }
 
 
-class _Training(_Inference):
+class Training(Inference):
+    """A forward pass and every gradient."""
+
     how = "torch.nn.LSTM and torch.autograd.grad for x, the state and every parameter"
 
     def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:
@@ -109,18 +135,20 @@ class _Training(_Inference):
         self.incoming = (tensors.put(data.dy), *self.pair(data.dstate))
 
     def __call__(self) -> Any:
+        """Return what the call gives."""
         y, last = self.lstm(self.x, self.state)
         return (y, last), torch.autograd.grad((y, *last), self.inputs, self.incoming)
 
     def outputs(self) -> Mapping[str, Array]:
+        """Return what is judged."""
         done, (dx, dh, dc, *rest) = self()
         take = self.tensors.take
-        inputs = {"dx": take(dx), "dh0": take(dh[0]), "dc0": self.tensors.take_cell(dc[0])}
+        inputs = {"dx": take(self.padded(dx)), "dh0": take(dh[0]), "dc0": self.tensors.take_cell(dc[0])}
         parameters = {f"d_{name}": take(gradient) for name, gradient in zip(self.names, rest, strict=True)}
         return self.named(done) | inputs | parameters
 
 
-class _Streaming(_Inference):
+class _Streaming(Inference):
     how = "torch.nn.LSTM under torch.inference_mode, a step a call, the state handed on"
 
     def __init__(self, job: Job, data: Data, tensors: Tensors) -> None:

@@ -34,10 +34,11 @@ class Registered(Runtime):
             lstm = LSTM.from_config(stack, parameters, dtype=job.precision, backend=self.backend, seed=0)
         except UnsupportedError as error:
             raise Unsupported(str(error)) from None
-        if job.mode == "training" and "backward" not in self.backend.capabilities().derivatives:
+        if job.call == "training" and "backward" not in self.backend.capabilities().derivatives:
             raise Unsupported(self.backend.capabilities().missing("backward"))
-        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](lstm, data, suffix)
-        return Prepared(made, made.outputs, f"{made.how}; {lstm.explain(job.point.T, job.point.N).receipts[0][1].path}")
+        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.call](lstm, data, suffix)
+        how = f"{made.how}, with lengths" if data.lengths is not None else made.how
+        return Prepared(made, made.outputs, f"{how}; {lstm.explain(job.point.T, job.point.N).receipts[0][1].path}")
 
 
 make = Registered
@@ -48,10 +49,10 @@ class _Inference:
 
     def __init__(self, lstm: LSTM, data: Data, suffix: str) -> None:
         self.lstm, self.suffix = lstm, suffix
-        self.x, self.state = np.ascontiguousarray(data.x), _stacked(data.state)
+        self.x, self.state, self.lengths = np.ascontiguousarray(data.x), _stacked(data.state), data.lengths
 
     def __call__(self) -> Any:
-        return self.lstm(self.x, self.state)
+        return self.lstm(self.x, self.state, self.lengths)
 
     def outputs(self) -> Mapping[str, Array]:
         y, last = self()
@@ -67,7 +68,7 @@ class _Training(_Inference):
         self.masks = StackMasks((data.masks or Masks(),))
 
     def __call__(self) -> Any:
-        y, last, tape = self.lstm.record(self.x, self.state, masks=self.masks)
+        y, last, tape = self.lstm.record(self.x, self.state, self.lengths, masks=self.masks)
         return y, last, self.lstm.backward(tape, self.dy, self.dstate)
 
     def outputs(self) -> Mapping[str, Array]:

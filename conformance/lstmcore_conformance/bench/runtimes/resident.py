@@ -44,7 +44,7 @@ def prepare(backend: Backend, job: Job, data: Data) -> Prepared:
         kernel = backend.compile(job.config, job.precision)
     except UnsupportedError as error:
         raise Unsupported(str(error)) from None
-    if job.mode == "training" and "backward" not in backend.capabilities().derivatives:
+    if job.call == "training" and "backward" not in backend.capabilities().derivatives:
         raise Unsupported(backend.capabilities().missing("backward"))
     there = data.map(lambda array: backend.to_device(np.ascontiguousarray(array)))
     return bind(kernel, job, there, fetch=backend.to_host, finish=wait)
@@ -65,9 +65,10 @@ def bind(
         Returns when the device has made the arrays that it is given.
     """
     kinds = {"inference": _Inference, "training": _Training, "streaming": _Streaming}
-    made = kinds[job.mode](kernel, data, fetch, finish)
+    made = kinds[job.call](kernel, data, fetch, finish)
     receipt = kernel.receipt(job.point.T, job.point.N)
-    return Prepared(made, made.outputs, f"{made.how}; {receipt.path}", path=receipt.path, fallback=receipt.fallback)
+    how = f"{made.how}, with lengths" if data.lengths is not None else made.how
+    return Prepared(made, made.outputs, f"{how}; {receipt.path}", path=receipt.path, fallback=receipt.fallback)
 
 
 class _Inference:
@@ -78,7 +79,7 @@ class _Inference:
         self.weights = kernel.pack(data.parameters)
 
     def __call__(self) -> Any:
-        done = self.kernel.forward(self.weights, self.data.x, self.data.state)
+        done = self.kernel.forward(self.weights, self.data.x, self.data.state, lengths=self.data.lengths)
         self.finish(done.y, *done.state)
         return done
 
@@ -96,7 +97,7 @@ class _Training(_Inference):
     def __call__(self) -> Any:
         data, kernel = self.data, self.kernel
         masks = data.masks if data.masks is not None and any(mask is not None for mask in data.masks) else None
-        done = kernel.forward(self.weights, data.x, data.state, masks=masks, record=True)
+        done = kernel.forward(self.weights, data.x, data.state, lengths=data.lengths, masks=masks, record=True)
         found = kernel.backward(self.weights, done.tape, data.dy, data.dstate)
         self.finish(found.x, *found.state, *found.parameters.values())
         return done, found

@@ -33,7 +33,7 @@ class JAX(Runtime):
             raise Unsupported("tf32: processors have no TF32")
         if job.variant not in ("plain", "no_bias"):
             raise Unsupported(f"{job.variant}: only the plain LSTM is compared")
-        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.mode](data)
+        made = {"inference": _Inference, "training": _Training, "streaming": _Streaming}[job.call](data)
         return Prepared(made, made.outputs, made.how)
 
 
