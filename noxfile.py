@@ -143,6 +143,13 @@ def numba(session: nox.Session) -> None:
 
 
 @nox.session
+def emulated(session: nox.Session) -> None:
+    """The Numba backend's microkernels and steps on AVX2 and aarch64; needs qemu-user and compilers for both."""
+    session.install("-e", ".[numba]", *TESTS)
+    session.run("pytest", "tests/emulated", *session.posargs, env=_quiet())
+
+
+@nox.session
 def cupy(session: nox.Session) -> None:
     """The CuPy backend without a GPU: its kernels are compiled for GPUs, and run on the processor; needs g++."""
     session.install("-e", ".[conformance]", *TESTS, *CUDA, *PARALLEL)

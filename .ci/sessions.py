@@ -48,6 +48,9 @@ TIMED: Final = (f"--durations={SLOWEST}",)
 #: Compiling takes most of the Numba backend's time; `FULL` has float16, whose code is nearly bfloat16's, and float64.
 NARROW: Final = tuple(word for name in ("float32", "bfloat16") for word in ("--precision", name))
 
+#: Debian has them in qemu-user, gcc, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
+EMULATION: Final = ("qemu-x86_64", "qemu-aarch64", "x86_64-linux-gnu-gcc", "aarch64-linux-gnu-gcc")
+
 #: What has to pass before a change lands. The longest come first, so that no long one is left over at the end.
 CI: Final = (
     Session("tests", arguments=TIMED, every_processor=True),
@@ -69,6 +72,7 @@ FULL: Final = (
     Session("cupy", arguments=TIMED, every_processor=True, needs=("g++",)),
     Session("mutants", every_processor=True),
     Session("numba", arguments=TIMED, every_processor=True),
+    Session("emulated", arguments=TIMED, needs=EMULATION),
     Session("peers", arguments=TIMED),
     Session("formats", arguments=TIMED),
     Session("examples"),

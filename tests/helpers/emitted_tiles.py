@@ -101,22 +101,31 @@ def tile_assembly(processor: str, dtype: str, shape: Any, table: Any = None, *, 
     """
     from llvmlite import ir
 
+    module = ir.Module("tile")
+    add_tile(module, "tile", processor, dtype, shape, table, transposed=transposed)
+    return _assembly(module, target_of(processor))
+
+
+def add_tile(  # noqa: PLR0913  (those of `tile_assembly`, and where the function goes)
+    module: Any, name: str, processor: str, dtype: str, shape: Any, table: Any = None, *, transposed: bool = False
+) -> None:
+    """Add one microkernel to a module as a function of `TileValues`; see `tile_assembly`."""
+    from llvmlite import ir
+
     from lstmcore_numba.codegen.emitter import INDEX, Emitter
     from lstmcore_numba.gemm.bf16 import PairEmitter
     from lstmcore_numba.gemm.tile_shapes import tile_table
     from lstmcore_numba.gemm.vector import TileValues, emit_tile
 
     target = target_of(processor)
-    module = ir.Module("tile")
     arguments = [*[INDEX] * (len(TileValues._fields) - 1), ir.IntType(1)]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "tile")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     builder = ir.IRBuilder(function.append_basic_block())
     size = 8 if dtype == "float64" else 4
     e = PairEmitter(builder) if dtype == "int32" else Emitter(builder, dtype, target.vector_bytes // size)
     values = TileValues(*function.args)._replace(**{"a_row" if transposed else "a_k": e.index(size)})
     emit_tile(e, tile_table(target) if table is None else table, shape, values)
     builder.ret_void()
-    return _assembly(module, target)
 
 
 def stored_assembly(processor: str, form: str, cols: int) -> str:
@@ -130,8 +139,20 @@ def stored_assembly(processor: str, form: str, cols: int) -> str:
     return _assembly(module, target)
 
 
+def object_code(module: Any, target: Any) -> bytes:
+    """Return the object file of a module, optimised as Numba does."""
+    machine, parsed = _optimised(module, target)
+    return bytes(machine.emit_object(parsed))
+
+
 def _assembly(module: Any, target: Any) -> str:
     """Return the assembly of a module, optimised as Numba does."""
+    machine, parsed = _optimised(module, target)
+    return str(machine.emit_assembly(parsed))
+
+
+def _optimised(module: Any, target: Any) -> tuple[Any, Any]:
+    """Return LLVM's machine of a target, and the module in LLVM's form."""
     import llvmlite.binding as llvm
 
     _initialise()
@@ -139,4 +160,4 @@ def _assembly(module: Any, target: Any) -> str:
     machine, parsed = target.machine(jit=False), llvm.parse_assembly(str(module))
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(parsed, passes)
-    return str(machine.emit_assembly(parsed))
+    return machine, parsed

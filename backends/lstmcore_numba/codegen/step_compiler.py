@@ -30,12 +30,17 @@ def emit_module(emit: Callable[[StepEmitter], None], variant: StepVariant) -> ir
     """Return the LLVM module of a step function, in its final order and before LLVM's optimiser."""
     module = ir.Module("lstmcore")
     module.triple = llvm.get_process_triple()
-    function = ir.Function(module, SIGNATURE, "step")
+    add_step(module, "step", emit, variant)
+    return module
+
+
+def add_step(module: ir.Module, name: str, emit: Callable[[StepEmitter], None], variant: StepVariant) -> None:
+    """Add a step function to a module under a name."""
+    function = ir.Function(module, SIGNATURE, name)
     step = StepEmitter(variant, function)
     emit(step)
     step.builder.ret_void()
     spread_chains(function)
-    return module
 
 
 def compile_module(module: ir.Module, name: str) -> CompiledStep:
