@@ -19,16 +19,23 @@ def _unavailable() -> str | None:
     spec = find_spec("cupy")
     if spec is None or spec.origin is None:  # without an origin it is only a folder of that name
         return f"CuPy is not installed; install it with: {installing('cupy')}"
+    if (reason := missing_gpu()) is not None:
+        return reason
+    import cupy
+
+    architecture = int(cupy.cuda.Device(0).compute_capability)
+    return None if architecture >= OLDEST else f"GPU 0 is of sm_{architecture}; sm_{OLDEST} or newer is needed"
+
+
+def missing_gpu() -> str | None:
+    """Return why CuPy, which is installed, can use no GPU, or None."""
     import cupy
 
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy finds no usable NVIDIA GPU: {error}"
-    if not count:
-        return "CuPy finds no NVIDIA GPU"
-    architecture = int(cupy.cuda.Device(0).compute_capability)
-    return None if architecture >= OLDEST else f"GPU 0 is of sm_{architecture}; sm_{OLDEST} or newer is needed"
+    return None if count else "CuPy finds no NVIDIA GPU"
 
 
 @hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy.typing as npt
 
 from lstmcore.datasets.series import Series, steps_of
 from lstmcore.datasets.time_formats import TIME_FORMATS, to_moment
-from lstmcore.files import write_atomically
 from lstmcore.training.forecast import ForecastTask, forecasts
 from lstmcore.training.model import SequenceModel
-from lstmcore.training.plots import check_picture, require_matplotlib
+from lstmcore.training.plots import check_picture, require_matplotlib, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,11 +129,7 @@ def plot_forecast(pictures: Sequence[ForecastPicture], path: str | Path, *, titl
         _draw(axes, picture)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    if title:
-        figure.suptitle(title, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150)
-    write_atomically(path, buffer.getvalue())
+    save_picture(figure, path, kind, title)
 
 
 def _moments(series: Series, ahead: int) -> tuple[Any, Any]:
@@ -160,16 +154,8 @@ def _draw(axes: Axes, picture: ForecastPicture) -> None:
     axes.axvline(now[-1], color=_MARK, linewidth=1.0, linestyle=":")
     line = [now[-1], *later]
     values = np.array([picture.filled[-1], *ahead])
-    axes.plot(
-        line,
-        values,
-        color=_FORECAST,
-        linewidth=2.0,
-        marker="o",
-        markersize=4,
-        markevery=slice(1, None),
-        label="forecast",
-    )
+    marks: Any = {"marker": "o", "markersize": 4, "markevery": slice(1, None)}
+    axes.plot(line, values, color=_FORECAST, linewidth=2.0, label="forecast", **marks)
     if picture.low is not None and picture.high is not None:
         low, high = (np.array([picture.filled[-1], *edge]) for edge in (picture.low, picture.high))
         label = f"{_BAND:.0%} of the test errors"

@@ -12,6 +12,7 @@ from lstmcore.training.history import Epoch, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TRAIN, _CHECK, _DRIFT, _MARK = "#4477aa", "#ee6677", "#228833", "#999999"
 
@@ -90,6 +91,11 @@ def plot_history(history: History, path: str | Path, *, title: str = "") -> None
         axes[-1].axhline(history.drift_threshold, color=_MARK, linestyle="--", label="threshold")
     for panel in axes:
         _finish(panel, history)
+    save_picture(figure, path, kind, title)
+
+
+def save_picture(figure: Figure, path: str | Path, kind: str, title: str) -> None:
+    """Give a figure its title, which may be empty, and write it in the format `kind`."""
     if title:
         figure.suptitle(title, parse_math=False)
     buffer = io.BytesIO()

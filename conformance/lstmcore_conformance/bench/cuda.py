@@ -36,19 +36,15 @@ def missing() -> str | None:
             found[name] = importlib.import_module(name)
         except ImportError as error:
             return f"{package} cannot be imported: {error}"
-    cupy, torch = found["cupy"], found["torch"]
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy finds no usable NVIDIA GPU: {error}"
-    if not count:
-        return "CuPy finds no NVIDIA GPU"
-    if not torch.cuda.is_available():
-        return f"PyTorch {torch.__version__} finds no usable NVIDIA GPU"
-    try:
-        info = importlib.import_module("lstmcore_cupy").lstmcore_backend_info()
+        backend, torch = importlib.import_module("lstmcore_cupy"), found["torch"]
+        info, no_gpu = backend.lstmcore_backend_info(), backend.missing_gpu()
     except (ImportError, AttributeError) as error:
         return f"the backend cupy cannot be imported: {error}"
+    if no_gpu is not None:
+        return str(no_gpu)
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} finds no usable NVIDIA GPU"
     reason = None if info.unavailable is None else info.unavailable()
     return None if reason is None else f"the backend cupy is not available: {reason}"
 

@@ -8,7 +8,6 @@ code is in the cache on disk:
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from lstmcore_conformance.bench.timed_device import Device, StandIn, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.isolated import child_environment, write_records
 from lstmcore_conformance.suite.report import ItemReport, Outcome, Report
 from lstmcore_conformance.suite.runner import items, not_run, report_on, run_item
 
@@ -162,8 +162,7 @@ def _part(  # long: one loop that reads what each process in turn came to
     file: Path, words: list[str], seconds: float, limit: Deadline, select: list[str]
 ) -> _Part:
     """Run a share in one process after another, each from where the one before ended too early."""
-    env = dict(os.environ) | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    env = child_environment() | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     part, first = _Part(), 0
     for _ in range(ATTEMPTS):
         left = limit.left - GRACE  # until it may begin no further case
@@ -240,9 +239,8 @@ def main(kind: str, path: str, index: str, count: str, *words: str) -> None:
     seconds, first, file, *select = words
     device = make(kind, path)
     with Path(file).open("w", encoding="utf-8") as out:
-        for record in work(device, int(index), int(count), float(seconds), select[0] if select else None, int(first)):
-            out.write(json.dumps(record) + "\n")
-            out.flush()
+        chosen = select[0] if select else None
+        write_records(out, work(device, int(index), int(count), float(seconds), chosen, int(first)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -161,7 +161,7 @@ def _records(job: Job, timeout: float) -> Iterator[dict[str, Any]]:
     """Yield what a child says, then how it ended. What the child started ends with it."""
     process = subprocess.Popen(  # noqa: S603  (this interpreter and this package)
         [sys.executable, "-m", __name__, json.dumps(asdict(job))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=child_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -229,15 +229,25 @@ def _format_exit(code: int) -> str:
         return f"signal {-code}"
 
 
+def write_records(out: IO[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line of JSON for each record as it comes: the parent reads them while the child runs."""
+    for record in records:
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child, which finds the modules that this process finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 def main(text: str) -> None:
     """Run the items of a job and write a line of JSON for each to standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # what the backend prints is not for the parent
         faulthandler.enable()
-        for record in said(Job.parse(text)):
-            out.write(json.dumps(record) + "\n")
-            out.flush()
+        write_records(out, said(Job.parse(text)))
 
 
 if __name__ == "__main__":
