@@ -23,7 +23,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class LayerGradients(NamedTuple):
-    """Gradients of the input (None if it is no real number) and of the parameters by name.
+    """Gradients of the input (None if it is no real number), of the parameters by name, and of queries (if any).
 
     Examples
     --------
@@ -35,6 +35,7 @@ class LayerGradients(NamedTuple):
 
     x: Array | None
     parameters: dict[str, Array]
+    queries: Array | None = None
 
 
 class Layer(ABC):
@@ -283,9 +284,10 @@ class Conv1d(Layer):
 
 
 class _AttentionTape(NamedTuple):
-    """The input, the tanh of the sums (T, S, N, H), and the weights (T, S, N)."""
+    """The input, the queries (None for the input), the tanh of the sums (Q, S, N, H), and the weights (Q, S, N)."""
 
     x: Array
+    queries: Array | None
     sums: Array
     weights: Array
 
@@ -293,7 +295,8 @@ class _AttentionTape(NamedTuple):
 class AttentionPooling(Layer):
     """Additive attention of each step over all steps: (T, N, C) to (T, N, C) (Bahdanau, Cho and Bengio 2014).
 
-    ``y[t] = sum over s of softmax_s(v . tanh(W x[t] + U x[s])) x[s]``. Parameters are ``W.weight`` and ``U.weight``
+    ``y[t] = sum over s of softmax_s(v . tanh(W q[t] + U x[s])) x[s]``, where the queries q are x unless others are
+    given: one query gives one vector a row. Parameters are ``W.weight`` and ``U.weight``
     (H, C) and ``v.weight`` (1, H), as three ``torch.nn.Linear`` without bias in a module.
 
     Parameters
@@ -320,11 +323,13 @@ class AttentionPooling(Layer):
         shapes = {"W.weight": matrix, "U.weight": matrix, "v.weight": (1, self.hidden_size)}
         super().__init__(shapes, input_size, dtype, seed)
 
-    def __call__(self, x: Array, lengths: Array | None = None) -> Array:
+    def __call__(self, x: Array, lengths: Array | None = None, queries: Array | None = None) -> Array:
         """Return y as `record` does, without the tape."""
-        return self.record(x, lengths)[0]
+        return self.record(x, lengths, queries)[0]
 
-    def record(self, x: Array, lengths: Array | None = None) -> tuple[Array, _AttentionTape]:
+    def record(
+        self, x: Array, lengths: Array | None = None, queries: Array | None = None
+    ) -> tuple[Array, _AttentionTape]:
         """Return y and the tape.
 
         Parameters
@@ -333,12 +338,16 @@ class AttentionPooling(Layer):
             (T, N, C).
         lengths
             (N,) whole numbers from 0 to T: steps past a row's end are not attended to, and y is 0 there.
+        queries
+            (Q, N, C), then y is (Q, N, C); 0 for a row of length 0. None takes x.
         """
         self._check("x", x, (None, None, self.input_size), "(T, N, C)")
         steps, rows, _ = x.shape
+        if queries is not None:
+            self._check("queries", queries, (None, rows, self.input_size), "(Q, N, C)")
         ends = validation.check_lengths(lengths, steps, rows)
-        queries, keys = (x @ self._parameters[f"{name}.weight"].T for name in "WU")
-        sums = queries[:, None] + keys[None]
+        asked = (x if queries is None else queries) @ self._parameters["W.weight"].T
+        sums = asked[:, None] + (x @ self._parameters["U.weight"].T)[None]
         np.tanh(sums, out=sums)
         scores = sums @ self._parameters["v.weight"][0]
         outside = None if ends is None else np.arange(steps)[:, None] >= ends
@@ -348,24 +357,25 @@ class AttentionPooling(Layer):
         weights = np.exp(scores)
         total = weights.sum(axis=1, keepdims=True)
         weights /= np.where(total == 0, 1, total)
-        if outside is not None:
+        if outside is not None and queries is None:
             weights *= ~outside[:, None]
-        return np.einsum("tsn,snc->tnc", weights, x), _AttentionTape(x, sums, weights)
+        return np.einsum("tsn,snc->tnc", weights, x), _AttentionTape(x, queries, sums, weights)
 
     def backward(self, tape: _AttentionTape, dy: Array) -> LayerGradients:
         """Return the gradients; see `Layer.backward`."""
-        x, sums, weights = tape
-        self._check("dy", dy, x.shape, "(T, N, C)")
+        x, queries, sums, weights = tape
+        self._check("dy", dy, (x if queries is None else queries).shape, "(T, N, C)")
         w, u, v = (self._parameters[f"{name}.weight"] for name in "WUv")
         dweights = np.einsum("tnc,snc->tsn", dy, x)
         dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
         dsums = dscores[..., None] * v[0] * (1 - sums * sums)
-        dqueries, dkeys = dsums.sum(axis=1), dsums.sum(axis=0)
-        dx = np.einsum("tsn,tnc->snc", weights, dy) + dqueries @ w + dkeys @ u
-        flat = x.reshape(-1, self.input_size)
+        dasked, dkeys = dsums.sum(axis=1), dsums.sum(axis=0)
+        dx = np.einsum("tsn,tnc->snc", weights, dy) + dkeys @ u
+        asked = (x if queries is None else queries).reshape(-1, self.input_size)
         made = {
-            "W.weight": dqueries.reshape(-1, self.hidden_size).T @ flat,
-            "U.weight": dkeys.reshape(-1, self.hidden_size).T @ flat,
+            "W.weight": dasked.reshape(-1, self.hidden_size).T @ asked,
+            "U.weight": dkeys.reshape(-1, self.hidden_size).T @ x.reshape(-1, self.input_size),
             "v.weight": np.einsum("tsn,tsnh->h", dscores, sums)[None],
         }
-        return LayerGradients(dx, made)
+        dqueries = dasked @ w
+        return LayerGradients(dx + dqueries, made) if queries is None else LayerGradients(dx, made, dqueries)

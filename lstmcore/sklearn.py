@@ -17,6 +17,7 @@ from lstmcore.backend import Backend
 from lstmcore.config import SHARED_SWITCHES
 from lstmcore.extras import installing
 from lstmcore.frames import is_frame, plain, shared_columns
+from lstmcore.layers import AttentionPooling
 from lstmcore.lstm import LSTM
 from lstmcore.suggestions import did_you_mean
 from lstmcore.training.batches import pad
@@ -124,7 +125,7 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.n_epochs_ += 1
 
     def transform(self, X: Any) -> Array:
-        """Return (n, D * P): what the readout reads of each sequence, the outputs of the LSTM at its end or their mean.
+        """Return (n, D * P): what the readout reads of each sequence, by `pooling`.
 
         Parameters
         ----------
@@ -158,8 +159,12 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         lstm = LSTM.from_config(own.stack, arrays, dtype=dtype, backend=own.backend)
         readout = Readout(**(model.readout.to_dict() | {"dtype": dtype}), seed=0)
         readout.load_parameters({name: value.astype(dtype) for name, value in model.readout.parameters.items()})
-        inputs, targets = model.input_scaling, model.target_scaling
-        return SequenceModel(lstm, readout, input_scaling=inputs, target_scaling=targets, loss=model.loss), sequences
+        pooling = None
+        if (attention := model.pooling) is not None:
+            pooling = AttentionPooling(attention.input_size, attention.hidden_size, dtype=dtype, seed=0)
+            pooling.load_parameters({name: value.astype(dtype) for name, value in attention.parameters.items()})
+        more = {"input_scaling": model.input_scaling, "target_scaling": model.target_scaling, "pooling": pooling}
+        return SequenceModel(lstm, readout, loss=model.loss, **more), sequences
 
     def _new_model(self, width: int) -> SequenceModel:
         switches = dict(self.lstm_options or {})
@@ -174,8 +179,11 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = self._seed()
         lstm = LSTM(width, self.hidden_size, seed=seed, **own, **switches)
         activation: Any = self._activation
-        readout = Readout.of(lstm, self._n_outputs, activation=activation, steps=self.pooling, seed=seed + 1)
-        return SequenceModel(lstm, readout)
+        attention = self.pooling == "attention"
+        steps: Any = "last" if attention else self.pooling
+        readout = Readout.of(lstm, self._n_outputs, activation=activation, steps=steps, seed=seed + 1)
+        pooling = AttentionPooling(lstm.output_width, dtype=self.dtype, seed=seed + 2) if attention else None
+        return SequenceModel(lstm, readout, pooling=pooling)
 
     def _new_optimizer(self) -> Optimizer:
         if self.optimizer not in OPTIMIZERS:
@@ -305,7 +313,8 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
     hidden_size, num_layers, bidirectional, dropout, recurrent_dropout
         As for `lstmcore.LSTM`.
     pooling
-        ``"last"``: the readout reads the end of a sequence. ``"mean"``: the mean over its steps.
+        ``"last"``: the readout reads the end of a sequence. ``"mean"``: the mean over its steps. ``"attention"``: what
+        its end attends to, see `lstmcore.layers.AttentionPooling`.
     lstm_options
         Other switches of `lstmcore.LSTM`, as a mapping.
     optimizer, learning_rate, weight_decay

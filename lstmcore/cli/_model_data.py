@@ -61,6 +61,8 @@ def _classify_task(model: SequenceModel) -> ClassifyTask:
 def _sizes(model: SequenceModel) -> dict[str, int]:
     if model.readout.steps != "last":
         raise ValueError(f"task: expected a readout at the last step; got {model.readout.steps!r}")
+    if model.embedding is not None:
+        raise ValueError("task: expected a model of real numbers; got one with an embedding: use SequenceModel.predict")
     return {"input_size": model.lstm.input_size, "output_size": model.readout.output_size}
 
 

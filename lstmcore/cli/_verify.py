@@ -80,8 +80,11 @@ def largest_difference(source: Source, target: Source) -> float:
 def largest_model_difference(model: SequenceModel, path: Path) -> float:
     """Return the largest difference of an output of a model and of its ONNX file, on rows of unequal length."""
     rng, lengths = np.random.default_rng(0), (_SIZES[0], 1, 7)
-    rows = [rng.standard_normal((length, model.lstm.input_size)).astype(model.readout.dtype) for length in lengths]
-    x = np.zeros((len(rows), _SIZES[0], model.lstm.input_size), rows[0].dtype)
+    if model.embedding is None:
+        rows = [rng.standard_normal((length, model.lstm.input_size)).astype(model.readout.dtype) for length in lengths]
+    else:
+        rows = [rng.integers(0, model.embedding.entries, length) for length in lengths]
+    x = np.zeros((len(rows), _SIZES[0], *rows[0].shape[1:]), rows[0].dtype)
     for place, row in enumerate(rows):
         x[place, : len(row)] = row
     laid_out = x if model.lstm.batch_first else np.ascontiguousarray(x.swapaxes(0, 1))

@@ -51,7 +51,8 @@ def operator_model(config: LSTMConfig, parameters: Mapping[str, Array], *, batch
 class ModelEnds(NamedTuple):
     """What a model has around its LSTM: standardisations (mean, scale) or None, and a dense readout.
 
-    `weight` is (K, width + x_size), `steps` is that of the readout, `part` is the forecast among the outputs or None.
+    `weight` is (K, width + x_size), `steps` is that of the readout, `part` is the forecast among the outputs or None,
+    `table` is that of an embedding or None.
     """
 
     weight: Array
@@ -62,6 +63,7 @@ class ModelEnds(NamedTuple):
     input_scaling: tuple[Array, Array] | None
     target_scaling: tuple[Array, Array] | None
     part: OutputPart | None = None
+    table: Array | None = None
 
 
 def write_layers_to_onnx(path: str | Path, content: LayerFile, *, lengths: bool = True, state: bool = True) -> None:
@@ -102,8 +104,9 @@ def write_model_to_onnx(path: str | Path, content: LayerFile, ends: ModelEnds) -
     x is raw, as `SequenceModel.predict` takes it; a step past the end of a row has any numbers in y. Errors are those
     of `write_layers_to_onnx`.
     """
-    graph = _start(path, content, lengths=True)
-    x = graph.time_major("x", content.batch_first)
+    graph = _start(path, content, lengths=True, codes=ends.table is not None)
+    x = "x" if ends.table is None else graph.add("Gather", [graph.constant(ends.table), "x"])
+    x = graph.time_major(x, content.batch_first)
     if ends.input_scaling is not None:
         mean, scale = ends.input_scaling
         x = graph.in_double(x, [("Sub", mean), ("Div", np.where(scale > 0, scale, 1.0))])
@@ -124,15 +127,18 @@ def write_model_to_onnx(path: str | Path, content: LayerFile, ends: ModelEnds) -
     write_atomically(path, graph.model().SerializeToString())
 
 
-def _start(path: str | Path, content: LayerFile, lengths: bool) -> GraphBuilder:
-    """Return a graph with the inputs x and lengths."""
+def _start(path: str | Path, content: LayerFile, lengths: bool, codes: bool = False) -> GraphBuilder:
+    """Return a graph with the inputs x, which are whole numbers if `codes`, and lengths."""
     try:
         import onnx  # noqa: F401  (that it is there)
     except ImportError:
         raise ImportError(f"{path}: needs ONNX to be written: {installing('onnx')}") from None
     graph = GraphBuilder(numpy_dtype(file_dtype(content.precision)))
     rows = ["N", "T"] if content.batch_first else ["T", "N"]
-    graph.add_input("x", [*rows, layer_widths(content.layers)[0]])
+    if codes:
+        graph.add_input("x", rows, np.int64)
+    else:
+        graph.add_input("x", [*rows, layer_widths(content.layers)[0]])
     if lengths:
         graph.add_input("lengths", ["N"])
     return graph

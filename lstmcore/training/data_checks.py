@@ -53,6 +53,41 @@ def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
     return sequences
 
 
+def as_codes(inputs: Any, entries: int) -> list[Array]:
+    """Return `inputs`, checked: a non-empty collection of arrays (T,) of whole numbers from 0 to `entries` - 1, int64.
+
+    (T, 1) is taken too, and a Series.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the sequence.
+    """
+    if is_frame(inputs) or not hasattr(inputs, "__len__") or getattr(inputs, "ndim", 2) < 2:
+        raise TypeError(
+            f"inputs: expected a sequence of arrays (T,) of whole numbers; got {type(inputs).__name__}: give a single "
+            "sequence in a list, as in [x]"
+        )
+    if not len(inputs):
+        raise ValueError("inputs: expected at least one sequence; got none")
+    return [_codes(f"inputs[{index}]", plain(f"inputs[{index}]", one), entries) for index, one in enumerate(inputs)]
+
+
+def _codes(name: str, sequence: Any, entries: int) -> Array:
+    if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "iu":
+        kind = getattr(sequence, "dtype", type(sequence).__name__)
+        raise TypeError(f"{name}: expected an array of whole numbers (T,), which the embedding reads; got {kind}")
+    validation.refuse_masked(name, sequence)
+    if sequence.ndim == 2 and sequence.shape[1] == 1:
+        sequence = sequence[:, 0]
+    if sequence.ndim != 1:
+        raise ValueError(f"{name}: expected shape (T,); got {sequence.shape}")
+    if sequence.size and not 0 <= sequence.min() <= sequence.max() < entries:
+        wrong = sequence.max() if sequence.max() >= entries else sequence.min()
+        raise ValueError(f"{name}: expected whole numbers from 0 to {entries - 1}, rows of the embedding; got {wrong}")
+    return sequence.astype(np.int64)
+
+
 def _check_sequence(name: str, sequence: Any, width: int) -> None:
     if not isinstance(sequence, np.ndarray) or sequence.dtype.kind not in "fiu":
         kind = getattr(sequence, "dtype", type(sequence).__name__)

@@ -4,43 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.backend import Backend
 from lstmcore.chain import Chain
+from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.training.batches import chunks_by_length, pad
-from lstmcore.training.data_checks import Targets, as_sequences, check_targets, entry_shapes
+from lstmcore.training.data_checks import Targets, as_codes, as_sequences, check_targets, entry_shapes
+from lstmcore.training.judging import Evaluation, Judging, judge
 from lstmcore.training.losses import Loss, make_loss, require_weighted
-from lstmcore.training.metrics import check_metrics, compute_metrics
-from lstmcore.training.model_file import SCALINGS, ModelParts, check_widths, json_types, read_model, write_model
-from lstmcore.training.network import Batch, Examples, Learned, Network, count_entries, count_right, square_cells
-from lstmcore.training.readout import DTYPES, Readout
+from lstmcore.training.metrics import check_metrics
+from lstmcore.training.model_checks import check_model
+from lstmcore.training.model_file import SCALINGS, ModelParts, json_types, read_model, write_model
+from lstmcore.training.network import Batch, Examples, Learned, Network
+from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer
 from lstmcore.training.weights import check_weights
 
 Array = npt.NDArray[Any]
-
-
-class Evaluation(NamedTuple):
-    """Means over a set: the loss, the accuracy (None for a regression), the state drift, and metrics by name.
-
-    Examples
-    --------
-    >>> from lstmcore.training import CrossEntropy
-    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 3, activation="softmax", seed=0))
-    >>> evaluation = model.evaluate([np.ones((3, 2), np.float32)], np.array([1]), CrossEntropy())
-    >>> evaluation.accuracy in (0.0, 1.0), evaluation.loss > 0
-    (True, True)
-    """
-
-    loss: float
-    accuracy: float | None
-    drift: float
-    metrics: dict[str, float] = {}  # noqa: RUF012  (no class attribute: the default of a field, which nobody changes)
 
 
 class SequenceModel:
@@ -59,6 +44,13 @@ class SequenceModel:
         NumPy number a number).
     loss
         The loss that `evaluate` takes if it is given none: a name, a `Loss` or None. The trainer sets it.
+    embedding
+        A table below the LSTM, whose `output_size` is the LSTM's `input_size`: sequences are arrays (T,) of whole
+        numbers then. None for sequences of real numbers.
+    pooling
+        Attention above the LSTM. With a readout of the last step, the last output is the query, and the readout reads
+        what it attends to, instead of itself; with one at every step, each step attends to all of them, which takes
+        memory of T**2. None for none.
 
     Raises
     ------
@@ -73,9 +65,15 @@ class SequenceModel:
     >>> history = Trainer(model, epochs=1, validation=0, quiet=True).fit(inputs, np.array([0, 1, 2, 1]))
     >>> [output.shape for output in model.predict(inputs[:2])]
     [(3,), (3,)]
+    >>> lstm = LSTM(4, 6, seed=0)
+    >>> model = SequenceModel(
+    ...     lstm, Readout.of(lstm, 2, seed=0), embedding=Embedding(30, 4, seed=0), pooling=AttentionPooling(6, seed=0)
+    ... )
+    >>> model.predict([np.array([3, 1, 29])])[0].shape
+    (2,)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a public constructor)
         self,
         lstm: LSTM | Chain,
         readout: Readout,
@@ -84,27 +82,12 @@ class SequenceModel:
         target_scaling: Standardizer | None = None,
         task: Mapping[str, Any] | None = None,
         loss: str | Loss | None = None,
+        embedding: Embedding | None = None,
+        pooling: AttentionPooling | None = None,
     ) -> None:
-        if not isinstance(lstm, LSTM | Chain):
-            raise TypeError(f"lstm: expected an LSTM or a Chain; got {type(lstm).__name__}")
-        if not isinstance(readout, Readout):
-            raise TypeError(f"readout: expected Readout; got {type(readout).__name__}")
-        check_widths((lstm.input_size, lstm.output_width), readout)
-        if lstm.precision.storage not in DTYPES:
-            raise ValueError(f"lstm dtype: expected {' or '.join(DTYPES)} for a model; got {lstm.precision.name}")
-        if readout.dtype != lstm.precision.storage:
-            raise ValueError(
-                f"readout dtype: expected {lstm.precision.storage} as the LSTM stores; got {readout.dtype}"
-            )
-        for name, scaling, columns in (
-            ("input_scaling", input_scaling, lstm.input_size),
-            ("target_scaling", target_scaling, readout.output_size),
-        ):
-            if scaling is not None and not isinstance(scaling, Standardizer):
-                raise TypeError(f"{name}: expected a Standardizer or None; got {type(scaling).__name__}")
-            if scaling is not None and scaling.mean.shape != (columns,):
-                raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
-        self.lstm, self.readout = lstm, readout
+        scalings = dict(zip(SCALINGS, (input_scaling, target_scaling), strict=True))
+        check_model(ModelParts(lstm, readout, scalings, {}, None, embedding, pooling))
+        self.lstm, self.readout, self.embedding, self.pooling = lstm, readout, embedding, pooling
         self.input_scaling, self.target_scaling = input_scaling, target_scaling
         self.task = task or {}
         self.loss = None if loss is None else make_loss(loss)
@@ -122,19 +105,21 @@ class SequenceModel:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """All parameters: the LSTM's under ``lstm.``, the readout's under ``readout.``."""
+        """All parameters, under ``lstm.``, ``readout.``, ``embedding.`` and ``pooling.``."""
         return self.parts.parameters
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Set all parameters, by the names of `parameters`."""
-        groups: dict[str, dict[str, Array]] = {"lstm": {}, "readout": {}}
+        layers = self.parts.layers
+        groups: dict[str, dict[str, Array]] = {name: {} for name in layers}
         for key, value in parameters.items():
             part, _, name = key.partition(".")
             if part not in groups:
-                raise ValueError(f"parameters: expected names that begin with lstm. or readout.; got {key!r}")
+                expected = " or ".join(f"{name}." for name in groups)
+                raise ValueError(f"parameters: expected names that begin with {expected}; got {key!r}")
             groups[part][name] = value
-        self.lstm.load_parameters(groups["lstm"])
-        self.readout.load_parameters(groups["readout"])
+        for part, layer in layers.items():
+            layer.load_parameters(groups[part])
 
     def compress(self, weights: str, *, backend: str | Backend | None = None) -> SequenceModel:
         """Return this model with the weight matrices of its LSTM stored in another format, for inference.
@@ -156,6 +141,8 @@ class SequenceModel:
             target_scaling=self.target_scaling,
             task=self.task,
             loss=self.loss,
+            embedding=self.embedding,
+            pooling=self.pooling,
         )
 
     @property
@@ -166,11 +153,15 @@ class SequenceModel:
     def check_inputs(self, inputs: Any) -> Sequence[Array]:
         """Return `inputs` as a non-empty collection of finite real arrays (T, I); DataFrames become arrays.
 
+        With an embedding they are arrays (T,) of whole numbers.
+
         Raises
         ------
         TypeError, ValueError
-            As `data_checks.as_sequences`.
+            As `data_checks.as_sequences` and `data_checks.as_codes`.
         """
+        if self.embedding is not None:
+            return as_codes(inputs, self.embedding.entries)
         return as_sequences(inputs, self.lstm.input_size)
 
     def check_targets(
@@ -193,6 +184,8 @@ class SequenceModel:
         ValueError
             A number that is too large for that dtype.
         """
+        if self.embedding is not None:
+            return list(inputs)
         dtype = self.readout.dtype
         with np.errstate(over="ignore"):
             if self.input_scaling is None:
@@ -215,8 +208,8 @@ class SequenceModel:
 
     @property
     def network(self) -> Network:
-        """The LSTM and the readout, for padded batches."""
-        return Network(self.lstm, self.readout)
+        """The layers, for padded batches."""
+        return Network(self.lstm, self.readout, self.embedding, self.pooling)
 
     def evaluate(
         self,
@@ -268,56 +261,11 @@ class SequenceModel:
         checked = self.check_targets(targets, inputs, chosen, weights)
         names = check_metrics(metrics, chosen.of_linear)
         examples = Examples(self.scaled(inputs), checked, weights)
-        return self._judge(examples, chosen, self.target_scaling, names, batch_size)
+        return judge(self.network, examples, chosen, Judging(self.target_scaling, True, names, batch_size))
 
     def measure(self, examples: Examples, loss: Loss, metrics: Sequence[str] = ()) -> Evaluation:
         """Return loss, accuracy and state drift on scaled examples, as `learn` takes them; dropout is off."""
-        return self._judge(examples, loss, None, metrics, 256)
-
-    def _judge(
-        self,
-        examples: Examples,
-        loss: Loss,
-        scaling: Standardizer | None,
-        metrics: Sequence[str],
-        batch_size: int,
-    ) -> Evaluation:
-        """Return the means over scaled inputs; `scaling` is undone on the outputs, which the targets are like."""
-        total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
-        answers, seen = True, list[tuple[Array, Array, Array]]()
-        for chosen in chunks_by_length(examples.inputs, batch_size):
-            batch = Batch.of(*examples.take(chosen), self.readout)
-            outputs, read, last = self.network.run(batch.x, batch.lengths)
-            if scaling is not None and not loss.of_linear:
-                outputs = scaling.undo(outputs)
-            weights = batch.counted(loss)
-            value, _ = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
-            count, _ = count_entries(weights, len(chosen))
-            hits = count_right(outputs, batch.targets, weights, loss)
-            answers = answers and hits is not None
-            total, right, entries = total + value * count, right + (hits or 0), entries + count
-            drift += float(np.sqrt(square_cells(last)).sum())  # the start is zero
-            if metrics:
-                seen.append(self._flat_answers(outputs, batch, weights, loss, undone=scaling is not None))
-        found = compute_metrics(metrics, *map(np.concatenate, zip(*seen, strict=True))) if metrics else {}
-        accuracy = right / (entries or 1) if answers else None
-        return Evaluation(total / (entries or 1), accuracy, drift / len(examples.inputs), found)
-
-    def _flat_answers(
-        self, outputs: Array, batch: Batch, weights: Array | None, loss: Loss, *, undone: bool
-    ) -> tuple[Array, Array, Array]:
-        """Return answers, targets and weights of all entries, flat; of a regression in the units of `predict`."""
-        count = outputs[..., 0].size
-        flat = np.ones(count) if weights is None else weights.reshape(count)
-        if loss.of_linear:
-            return outputs.argmax(axis=-1).reshape(count), batch.targets.reshape(count), flat
-        targets, scaling = batch.targets, self.target_scaling
-        if scaling is not None and not undone:
-            width = targets.shape[-1]
-            outputs = scaling.undo(outputs)
-            targets = Standardizer(scaling.mean[:width], scaling.scale[:width]).undo(targets)
-        answers = loss.point(outputs)
-        return answers.reshape(count, -1), targets.reshape(count, -1), flat
+        return judge(self.network, examples, loss, Judging(self.target_scaling, False, metrics, 256))
 
     def predict(self, inputs: Any, *, coverage: float | None = None, batch_size: int = 256) -> list[Array]:
         """Return the output for each sequence of raw `inputs`, float64.
@@ -358,9 +306,9 @@ class SequenceModel:
 
     @property
     def parts(self) -> ModelParts:
-        """The LSTM, the readout, the standardisations, the task and the loss."""
+        """The layers, the standardisations, the task and the loss."""
         scalings = {name: getattr(self, name) for name in SCALINGS}
-        return ModelParts(self.lstm, self.readout, scalings, self.task, self.loss)
+        return ModelParts(self.lstm, self.readout, scalings, self.task, self.loss, self.embedding, self.pooling)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file; see `lstmcore.training.save_model`."""
@@ -369,15 +317,16 @@ class SequenceModel:
     def to_onnx(self, path: str | Path) -> None:
         """Write the whole model as an ONNX model, for inference; needs the extra ``onnx``.
 
-        Its inputs are raw x, (T, N, I) or (N, T, I) with the LSTM's `batch_first`, and ``lengths`` (N,) in int32; its
+        Its inputs are raw x, (T, N, I) or (N, T, I) with the LSTM's `batch_first` (with an embedding (T, N) or (N, T),
+        in int64), and ``lengths`` (N,) in int32; its
         output is y (N, K), or (T, N, K) and (N, T, K) where it is read out at every step, as `predict`
         gives it without `coverage`. T and N are free.
 
         Raises
         ------
         ValueError
-            A loss with a forecast of its own; a switch that ONNX's operator does not have, by name; more than 2 GiB; a
-            path that cannot be written.
+            Attention pooling; a loss with a forecast of its own; a switch that ONNX's operator does not have, by name;
+            more than 2 GiB; a path that cannot be written.
         ImportError
             ONNX is not installed.
         """
@@ -390,4 +339,5 @@ class SequenceModel:
     def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
         parts = read_model(path, backend, dtype)
-        return SequenceModel(parts.lstm, parts.readout, task=parts.task, loss=parts.loss, **parts.scalings)
+        more = {"task": parts.task, "loss": parts.loss, "embedding": parts.embedding, "pooling": parts.pooling}
+        return SequenceModel(parts.lstm, parts.readout, **more, **parts.scalings)

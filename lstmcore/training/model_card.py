@@ -75,14 +75,22 @@ def _describe_layers(model: SequenceModel) -> dict[str, str]:
     stored = lstm.precision.weights
     weights = f", weights stored as {stored}" if stored != "same" else ""
     return {
-        "reads": f"sequences of {count_of(lstm.input_size, 'number')} a step",
+        "reads": _describe_reading(model),
         "gives": f"{count_of(readout.output_size, 'number')} {_STEPS[readout.steps]}"
+        + (", through attention over all steps" if model.pooling is not None else "")
         + (f", through {readout.activation}" if readout.activation != "none" else ""),
         "layers": repr(lstm),
         "parameters": f"{sum(tensors.values()):,} in {lstm.precision.storage}{weights}",
         "standardised": " and ".join(scaled) or "nothing",
         "loss": model.loss.name if model.loss is not None else "none in the file",
     }
+
+
+def _describe_reading(model: SequenceModel) -> str:
+    width = count_of(model.lstm.input_size, "number")
+    if model.embedding is None:
+        return f"sequences of {width} a step"
+    return f"sequences of whole numbers from 0 to {model.embedding.entries - 1}, each embedded in {width}"
 
 
 def model_card(model: SequenceModel, *, title: str, scores: Sequence[str] = ()) -> str:
@@ -108,6 +116,7 @@ def model_card(model: SequenceModel, *, title: str, scores: Sequence[str] = ()) 
     front += ["pipeline_tag: time-series-forecasting"] * forecast + ["---", "", f"# {title}", ""]
     listed = [f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in describe_model(model).items()]
     judged = ["", "## Scores", "", *(f"- {line}" for line in scores)] if scores else []
+    shape = "(steps, numbers)" if model.embedding is None else "(steps,) of whole numbers"
     use = f"lstmcore predict FOLDER {'my.csv' if forecast else 'my-sequences.csv'}"
     return "\n".join(
         [
@@ -129,7 +138,7 @@ def model_card(model: SequenceModel, *, title: str, scores: Sequence[str] = ()) 
             "from lstmcore.training import load_model",
             "",
             'model = load_model("FOLDER")',
-            "outputs = model.predict([sequence])  # one array (steps, numbers) for each sequence",
+            f"outputs = model.predict([sequence])  # one array {shape} for each sequence",
             "```",
             "",
             "`FOLDER` is the folder with these files. No file runs code when it is read.",

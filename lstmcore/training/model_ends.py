@@ -14,7 +14,7 @@ def ends_of(parts: ModelParts) -> ModelEnds:
     Raises
     ------
     ValueError
-        A loss with a forecast that is neither the outputs nor a part of them.
+        Attention pooling; a loss with a forecast that is neither the outputs nor a part of them.
     """
     inputs, targets = (
         None if scaling is None else (scaling.mean, scaling.scale)
@@ -23,7 +23,10 @@ def ends_of(parts: ModelParts) -> ModelEnds:
     layer = parts.readout
     weight, bias = layer.parameters["weight"], layer.parameters["bias"]
     part = _part_of(parts.loss)
-    return ModelEnds(weight, bias, layer.activation, layer.x_size, layer.steps, inputs, targets, part)
+    if parts.pooling is not None:
+        raise ValueError("pooling: expected a model without attention pooling for ONNX; got one with it")
+    table = None if parts.embedding is None else parts.embedding.parameters["weight"]
+    return ModelEnds(weight, bias, layer.activation, layer.x_size, layer.steps, inputs, targets, part, table)
 
 
 def _part_of(loss: Loss | None) -> OutputPart | None:

@@ -23,6 +23,7 @@ from lstmcore.layer_file import (
     precision_from_json,
     precision_to_json,
 )
+from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag
@@ -36,6 +37,8 @@ Array = npt.NDArray[Any]
 
 MODEL_FORMAT: Final = "lstmcore-model"
 _READOUT: Final = ("hidden_size", "output_size", "activation", "x_size", "steps", "dtype")
+#: The layers that a model may have below and above its LSTM, and the sizes that make each.
+_ENDS: Final = {"embedding": ("entries", "output_size"), "pooling": ("input_size", "hidden_size")}
 #: The standardisations of a `SequenceModel`.
 SCALINGS: Final = ("input_scaling", "target_scaling")
 
@@ -48,21 +51,34 @@ class ModelParts(NamedTuple):
     scalings: Mapping[str, Standardizer | None]
     task: dict[str, Any]
     loss: Loss | None = None
+    embedding: Embedding | None = None
+    pooling: AttentionPooling | None = None
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """All layers, by what precedes the names of their parameters and a point."""
+        others = {"embedding": self.embedding, "pooling": self.pooling}
+        named = {"lstm": self.lstm, "readout": self.readout, **others}
+        return {name: layer for name, layer in named.items() if layer is not None}
+
+    @property
+    def ends(self) -> dict[str, dict[str, int]]:
+        """The sizes of the embedding and the attention, of those that are there."""
+        there = self.layers
+        return {name: {size: getattr(there[name], size) for size in sizes}
+                for name, sizes in _ENDS.items() if name in there}  # fmt: skip
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """All parameters: the LSTM's under ``lstm.``, the readout's under ``readout.``."""
-        return {f"lstm.{name}": value for name, value in self.lstm.parameters.items()} | self._readout_parameters
+        """All parameters, by the names of their layers."""
+        return {f"{part}.{name}": value for part, layer in self.layers.items()
+                for name, value in layer.parameters.items()}  # fmt: skip
 
     @property
     def tensors(self) -> dict[str, Array]:
         """All parameters as the tensors of a file."""
         stored = {f"lstm.{name}": value for name, value in self.lstm.stored_parameters.items()}
-        return to_tensors(stored) | self._readout_parameters
-
-    @property
-    def _readout_parameters(self) -> dict[str, Array]:
-        return {f"readout.{name}": value for name, value in self.readout.parameters.items()}
+        return to_tensors(stored) | {n: value for n, value in self.parameters.items() if not n.startswith("lstm.")}
 
 
 def write_model(parts: ModelParts, path: str | Path) -> None:
@@ -120,6 +136,7 @@ def model_header(parts: ModelParts) -> dict[str, Any]:
     return {
         "lstm": _lstm_header(parts.lstm),
         "readout": parts.readout.to_dict(),
+        **parts.ends,
         "task": json_types("task", parts.task),
     }
 
@@ -184,6 +201,35 @@ def check_widths(sizes: tuple[int, int], readout: Readout) -> None:
         raise ValueError(f"readout x_size: expected 0 or input_size={input_size}; got {readout.x_size}")
 
 
+def check_ends(
+    sizes: tuple[int, int],
+    ends: Mapping[str, Mapping[str, int]],
+    readout: Readout,
+    scalings: Mapping[str, Standardizer | None],
+) -> None:
+    """Raise ValueError unless an embedding and an attention of these sizes fit.
+
+    Parameters
+    ----------
+    sizes
+        The LSTM's input size and output width.
+    ends
+        As `ModelParts.ends`.
+    readout, scalings
+        Those of the model.
+    """
+    if "embedding" in ends:
+        if (found := ends["embedding"]["output_size"]) != sizes[0]:
+            raise ValueError(f"embedding output_size: expected {sizes[0]}, the LSTM's input_size; got {found}")
+        if scalings["input_scaling"] is not None:
+            raise ValueError("input_scaling: expected None with an embedding, which reads whole numbers; got one")
+    if "pooling" in ends:
+        if (found := ends["pooling"]["input_size"]) != sizes[1]:
+            raise ValueError(f"pooling input_size: expected {sizes[1]}, the width of the LSTM's output; got {found}")
+        if readout.steps == "mean":
+            raise ValueError("readout steps: expected 'last' or 'every' with attention pooling; got 'mean'")
+
+
 def json_types(name: str, value: Any) -> Any:
     """Return `value` as a JSON file would give it back.
 
@@ -216,6 +262,7 @@ class _Checked(NamedTuple):
     scalings: dict[str, Standardizer | None]
     parameters: dict[str, Array | StoredMatrix]
     loss: Loss | None
+    ends: dict[str, dict[str, int]]
 
 
 def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Checked:
@@ -226,8 +273,9 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
     TypeError, ValueError
         The first thing that is wrong.
     """
-    loss = header.get("loss")
-    header = _object("", {key: value for key, value in header.items() if key != "loss"}, ("lstm", "readout", "task"))
+    loss, ends = header.get("loss"), _read_ends(header)
+    others = {key: value for key, value in header.items() if key not in ("loss", *_ENDS)}
+    header = _object("", others, ("lstm", "readout", "task"))
     layers, spec = _read_lstm(header["lstm"], sum(name.startswith("lstm.") for name in tensors))
     readout = _object("readout", header["readout"], _READOUT)
     task = _object("task", header["task"])
@@ -247,11 +295,36 @@ def _check_model(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> _Ch
             raise ValueError(f"{name}: expected mean and scale of shape ({columns},); got {scaling.mean.shape}")
     shapes, form = {f"lstm.{name}": shape for name, shape in layer_shapes(layers).items()}, precision.weights
     expected = tensor_shapes(shapes, form) | {"readout.weight": (outputs, width + x_size), "readout.bias": (outputs,)}
+    expected |= _end_shapes(ends)
     check_tensors(parameters, expected, dtype, tensor_dtypes(shapes, form))
-    check_widths(sizes, Readout(**readout, seed=0))
+    made_readout = Readout(**readout, seed=0)
+    check_widths(sizes, made_readout)
+    check_ends(sizes, ends, made_readout, scalings)
     batch_first = flag("batch_first", spec.get("batch_first", False))
     made = None if loss is None else loss_from_json(loss)
-    return _Checked(layers, batch_first, precision, readout, task, scalings, from_tensors(parameters, form), made)
+    values = from_tensors(parameters, form)
+    return _Checked(layers, batch_first, precision, readout, task, scalings, values, made, ends)
+
+
+def _read_ends(header: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the sizes of the layers of `_ENDS` that a header has; raise TypeError or ValueError for other things."""
+    found = {}
+    for name, sizes in _ENDS.items():
+        if name in header:
+            spec = _object(name, header[name], sizes)
+            found[name] = {size: integer(f"{name} {size}", spec[size], 1) for size in sizes}
+    return found
+
+
+def _end_shapes(ends: Mapping[str, Mapping[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of an embedding and an attention of these sizes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if "embedding" in ends:
+        shapes["embedding.weight"] = (ends["embedding"]["entries"], ends["embedding"]["output_size"])
+    if "pooling" in ends:
+        width, hidden = (ends["pooling"][size] for size in _ENDS["pooling"])
+        shapes |= {f"pooling.{name}.weight": (hidden, width) for name in "WU"} | {"pooling.v.weight": (1, hidden)}
+    return shapes
 
 
 def _read_lstm(value: Any, tensors: int) -> tuple[StackConfig | list[LayerSpec], dict[str, Any]]:
@@ -287,7 +360,7 @@ def _object(what: str, value: Any, keys: tuple[str, ...] = ()) -> dict[str, Any]
 
 def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
     """Return the parts in `dtype`, whatever the dtype in the file."""
-    groups: dict[str, dict[str, Any]] = {"lstm": {}, "readout": {}}
+    groups: dict[str, dict[str, Any]] = {"lstm": {}, "readout": {}, **{name: {} for name in checked.ends}}
     for key, value in in_dtype(checked.parameters, dtype).items():  # infinite numbers are refused
         part, _, name = key.partition(".")
         groups[part][name] = value
@@ -302,4 +375,8 @@ def _assemble(checked: _Checked, backend: str | None, dtype: str) -> ModelParts:
         lstm = Chain.from_spec(checked.layers, groups["lstm"], **arguments)
     readout = Readout(**(checked.readout | {"dtype": dtype}), seed=0)
     readout.load_parameters(groups["readout"])
-    return ModelParts(lstm, readout, checked.scalings, checked.task, checked.loss)
+    kinds: dict[str, Any] = {"embedding": Embedding, "pooling": AttentionPooling}
+    ends = {name: kinds[name](**sizes, dtype=dtype, seed=0) for name, sizes in checked.ends.items()}
+    for name, layer in ends.items():
+        layer.load_parameters(groups[name])
+    return ModelParts(lstm, readout, checked.scalings, checked.task, checked.loss, **ends)

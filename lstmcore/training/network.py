@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.backend import StackMasks, State
+from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.masks import BatchRows, stack_masks
 from lstmcore.training.batches import pad
@@ -33,7 +34,7 @@ class Examples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Padded sequences x (T, N, I) and lengths (N,) with their targets.
+    """Padded sequences x (T, N, I), or whole numbers (T, N) for an embedding, and lengths (N,) with their targets.
 
     Attributes
     ----------
@@ -113,60 +114,95 @@ class Learned(NamedTuple):
     state: Any
 
 
+class ReadTape(NamedTuple):
+    """The records of the readout and of the attention before it, None without, and T."""
+
+    readout: ReadoutTape
+    attention: Any
+    steps: int
+
+
+class _Upstream(NamedTuple):
+    """Gradients of the LSTM's outputs and final state, None for zero, of x by the readout, and of the attention."""
+
+    dy: Array | None
+    dlast: Any
+    dx: Array | None
+    attention: dict[str, Array]
+
+
 class Network(NamedTuple):
-    """The layers of a model; `lstm` is an `LSTM` or a `Chain`, whose tapes and states are of different types."""
+    """The layers of a model; `lstm` is an `LSTM` or a `Chain`, whose tapes and states are of different types.
+
+    The embedding is below the LSTM, the attention above it: with a readout at every step each step attends to all,
+    with one at the last step the last output does.
+    """
 
     lstm: Any
     readout: Readout
+    embedding: Embedding | None = None
+    pooling: AttentionPooling | None = None
 
     def laid_out(self, array: Array) -> Array:
         """Return (T, N, ...) in the layout of the LSTM, or back: a view."""
         return array.swapaxes(0, 1) if self.lstm.batch_first else array
 
+    def _embed(self, x: Array) -> tuple[Array, Any]:
+        """Return what the LSTM reads of padded x, and the record of the embedding."""
+        return (x, None) if self.embedding is None else self.embedding.record(x)
+
     def run(self, x: Array, lengths: Array) -> tuple[Array, ReadoutTape, Any]:
-        """Return the outputs for padded x (T, N, I), the record of the readout, and the final state."""
+        """Return the outputs for padded x, the record of the readout, and the final state."""
+        x, _ = self._embed(x)
         h, last = self.lstm(self.laid_out(x), lengths=lengths)
-        return *self._read(x, lengths, self.laid_out(h), last), last
+        outputs, read = self._read(x, lengths, self.laid_out(h), last)
+        return outputs, read.readout, last
 
     def learn(self, batch: Batch, loss: Loss, state: Any = None) -> Learned:
         """Return the loss of a batch and its gradient for every parameter, from `state` on; dropout is on."""
-        x, lengths = batch.x, batch.lengths
+        (x, rows), lengths = self._embed(batch.x), batch.lengths
         h, last, tape = self.lstm.record(self.laid_out(x), state, lengths, masks=self._masks_of_rows(batch))
         outputs, read = self._read(x, lengths, self.laid_out(h), last)
-        value, right, of_readout = self._judge(batch, loss, outputs, read)
-        dy, dlast = self._to_lstm(of_readout, lengths, last, len(x))
-        gradients = self.lstm.backward(tape, None if dy is None else self.laid_out(dy), dlast)
-        return self._learned(batch, loss, (value, right), of_readout, (gradients.parameters, last))
+        value, right, of_readout = self._judge(batch, loss, outputs, read.readout)
+        up = self._to_lstm(of_readout, read, lengths, last)
+        found = self.lstm.backward(tape, None if up.dy is None else self.laid_out(up.dy), up.dlast)
+        gradients = self._named(found.parameters, of_readout, up, rows, self.laid_out(found.x))
+        return self._learned(batch, loss, (value, right), gradients, last)
 
     def learn_by_parts(self, batch: Batch, loss: Loss) -> Learned:
         """Return what `learn` returns, with the tape of sqrt(T) steps at a time, for one more forward pass.
 
         The first pass keeps the state at the start of each part; backward, each part is recorded again.
         """
-        lstm, x, lengths = self.lstm, batch.x, batch.lengths
+        lstm, lengths = self.lstm, batch.lengths
+        x, rows = self._embed(batch.x)
+        embedded = batch._replace(x=x)
         size = max(1, math.isqrt(max(len(x) - 1, 0)) + 1)
         starts = range(0, max(len(x), 1), size)
         first, state, masks = lstm.step, None, None
         states, outputs_of_lstm = list[Any](), list[Array]()
         for start in starts:
             states.append(state)
-            h, state, tape = self._record_part(_inputs_of(batch, start, size), state, masks)
+            h, state, tape = self._record_part(_inputs_of(embedded, start, size), state, masks)
             masks = tape.masks if masks is None else masks
             outputs_of_lstm.append(self.laid_out(h))
             del tape  # its memory is what this saves
         outputs, read = self._read(x, lengths, np.concatenate(outputs_of_lstm), state)
-        value, right, of_readout = self._judge(batch, loss, outputs, read)
-        dy, dstate = self._to_lstm(of_readout, lengths, state, len(x))
+        value, right, of_readout = self._judge(batch, loss, outputs, read.readout)
+        up = self._to_lstm(of_readout, read, lengths, state)
+        dy, dstate = up.dy, up.dlast
         total: dict[str, Array] = {}
+        dx = np.empty_like(x)
         for number, start in reversed(list(enumerate(starts))):
             part = slice(start, start + size)
             lstm.step = first + number  # the masks follow from it
-            *_, tape = self._record_part(_inputs_of(batch, start, size), states[number], masks)
+            *_, tape = self._record_part(_inputs_of(embedded, start, size), states[number], masks)
             found = lstm.backward(tape, None if dy is None else self.laid_out(dy[part]), dstate)
-            dstate = found.state
+            dstate, dx[part] = found.state, self.laid_out(found.x)
             total = {name: value + total[name] if total else value for name, value in found.parameters.items()}
         lstm.step = first + len(starts)
-        return self._learned(batch, loss, (value, right), of_readout, (total, state))
+        gradients = self._named(total, of_readout, up, rows, dx)
+        return self._learned(batch, loss, (value, right), gradients, state)
 
     def _masks_of_rows(self, batch: Batch) -> Any:
         """Return the masks of each LSTM for rows of a larger batch; None for a whole one, which draws them itself."""
@@ -197,41 +233,73 @@ class Network(NamedTuple):
         right = count_right(outputs, batch.targets, weights, loss)
         return value, right, self.readout.backward(read, dy, of_linear=loss.of_linear)
 
+    def _named(
+        self, of_lstm: dict[str, Array], of_readout: ReadoutGradients, up: _Upstream, rows: Any, dx: Array
+    ) -> dict[str, Array]:
+        """Return all gradients by the names of the model's parameters; `rows` is the record of the embedding."""
+        parts = {"lstm": of_lstm, "readout": of_readout.parameters}
+        if self.embedding is not None:
+            parts["embedding"] = self.embedding.backward(rows, dx if up.dx is None else dx + up.dx).parameters
+        if self.pooling is not None:
+            parts["pooling"] = up.attention
+        return {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+
     def _learned(
         self,
         batch: Batch,
         loss: Loss,
         judged: tuple[float, float | None],
-        of_readout: ReadoutGradients,
-        of_lstm: tuple[dict[str, Array], Any],
+        gradients: dict[str, Array],
+        last: Any,
     ) -> Learned:
-        parameters, last = of_lstm
-        named = {f"lstm.{name}": value for name, value in parameters.items()}
-        named |= {f"readout.{name}": value for name, value in of_readout.parameters.items()}
-        return Learned(*judged, *count_entries(batch.counted(loss), len(batch.lengths)), named, last)
+        return Learned(*judged, *count_entries(batch.counted(loss), len(batch.lengths)), gradients, last)
 
-    def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadoutTape]:
-        steps, with_x = self.readout.steps, self.readout.x_size > 0
-        if steps == "every":
-            return self.readout.record(h, x if with_x else None)
+    def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadTape]:
+        features, attention = self._features(lengths, h, last)
+        beside = None
+        if self.readout.x_size:
+            steps = self.readout.steps
+            beside = x if steps == "every" else _at_ends(x, lengths) if steps == "last" else _mean(x, lengths)
+        outputs, tape = self.readout.record(features, beside)
+        return outputs, ReadTape(tape, attention, len(x))
+
+    def _features(self, lengths: Array, h: Array, last: Any) -> tuple[Array, Any]:
+        """Return what the readout reads of the LSTM's outputs, and the record of the attention."""
+        steps, pooling = self.readout.steps, self.pooling
         if steps == "mean":
-            return self.readout.record(_mean_over_steps(h, lengths), _mean_over_steps(x, lengths) if with_x else None)
-        features = self.lstm.last_output(last)
-        if not with_x:
-            return self.readout.record(features)
-        ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
-        rows = np.flatnonzero(lengths)
-        ends[rows] = x[lengths[rows] - 1, rows]
-        return self.readout.record(features, ends)
+            return _mean(h, lengths), None
+        features = h if steps == "every" else self.lstm.last_output(last)
+        if pooling is None:
+            return features, None
+        if steps == "every":
+            return pooling.record(h, lengths)
+        found, tape = pooling.record(h, lengths, features[None])
+        return found[0], tape
 
-    def _to_lstm(self, found: ReadoutGradients, lengths: Array, last: Any, steps: int) -> tuple[Array | None, Any]:
-        """Return the gradients of the LSTM's outputs and of its final state, of which one is None."""
-        if self.readout.steps == "every":
-            return found.h, None
-        if self.readout.steps == "last":
-            return None, self.lstm.last_output_gradient(last, found.h)
-        shares = (np.arange(steps)[:, None] < lengths) / np.maximum(lengths, 1)
-        return shares[..., None].astype(found.h.dtype) * found.h, None
+    def _to_lstm(self, found: ReadoutGradients, read: ReadTape, lengths: Array, last: Any) -> _Upstream:
+        """Return the gradients of what the readout and the attention read."""
+        kind, dx = self.readout.steps, self._to_x(found, read, lengths)
+        if kind == "mean":
+            return _Upstream(_spread(found.h, lengths, read.steps), None, dx, {})
+        dy, dlast, of_attention = (found.h, None, {}) if kind == "every" else (None, found.h, {})
+        if self.pooling is not None:
+            back = self.pooling.backward(read.attention, found.h if kind == "every" else found.h[None])
+            dy, of_attention = back.x, back.parameters
+            dlast = None if back.queries is None else back.queries[0]
+        if dlast is not None:
+            dlast = self.lstm.last_output_gradient(last, dlast)
+        return _Upstream(dy, dlast, dx, of_attention)
+
+    def _to_x(self, found: ReadoutGradients, read: ReadTape, lengths: Array) -> Array | None:
+        """Return the gradient of x by the readout; None if the readout does not read it, or nothing is below it."""
+        if found.x is None or self.embedding is None or self.readout.steps == "every":
+            return found.x
+        if self.readout.steps == "mean":
+            return _spread(found.x, lengths, read.steps)
+        dx = np.zeros((read.steps, *found.x.shape), found.x.dtype)
+        rows = np.flatnonzero(lengths)
+        dx[lengths[rows] - 1, rows] = found.x[rows]
+        return dx
 
 
 def _inputs_of(batch: Batch, start: int, size: int) -> Batch:
@@ -239,7 +307,21 @@ def _inputs_of(batch: Batch, start: int, size: int) -> Batch:
     return batch._replace(x=batch.x[start : start + size], lengths=np.clip(batch.lengths - start, 0, size))
 
 
-def _mean_over_steps(values: Array, lengths: Array) -> Array:
+def _spread(gradient: Array, lengths: Array, steps: int) -> Array:
+    """Return (T, N, W): the gradient of the values from that of their means (N, W)."""
+    shares = (np.arange(steps)[:, None] < lengths) / np.maximum(lengths, 1)
+    return np.asarray(shares[..., None].astype(gradient.dtype) * gradient)
+
+
+def _at_ends(x: Array, lengths: Array) -> Array:
+    """Return (N, I): x at the last valid step of each row, 0 for a row of none."""
+    ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
+    rows = np.flatnonzero(lengths)
+    ends[rows] = x[lengths[rows] - 1, rows]
+    return ends
+
+
+def _mean(values: Array, lengths: Array) -> Array:
     """Return (N, W): the mean of values (T, N, W) over the valid steps of each row, 0 for a row of none."""
     valid = np.arange(len(values))[:, None] < lengths
     total = np.where(valid[..., None], values, 0).sum(axis=0, dtype=np.float64)

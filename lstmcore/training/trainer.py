@@ -97,7 +97,7 @@ class Trainer:
     input_noise
         Standard deviation of Gaussian noise on the standardised inputs while learning (a regulariser).
     standardize
-        Fit ``model.input_scaling`` on the training part if the model has none.
+        Fit ``model.input_scaling`` on the training part if the model has none; without effect with an embedding.
     standardize_targets
         The same for ``model.target_scaling``, of a regression.
     seed
@@ -185,12 +185,13 @@ class Trainer:
         self.purge, self.seed = integer("purge", purge, 0), integer("seed", seed, 0)
         self.clip_norm = bound("clip_norm", clip_norm)
         self.drift_threshold = bound("drift_threshold", drift_threshold)
-        self.input_noise = check_noise(input_noise)
+        self.input_noise = check_noise(input_noise, model)
         self.validation = check_validation(validation, self.purge, chronological)
         if checkpoint is not None:
             check_writable("checkpoint", checkpoint)
         self.chronological, self.checkpoint, self.quiet = bool(chronological), checkpoint, bool(quiet)
-        self.standardize, self.standardize_targets = bool(standardize), bool(standardize_targets)
+        self.standardize = bool(standardize) and model.embedding is None
+        self.standardize_targets = bool(standardize_targets)
         self.class_weight, self.schedule = class_weight, schedule
         self.callbacks = check_helpers(schedule, callbacks)
         check_class_weight(class_weight, self.loss)

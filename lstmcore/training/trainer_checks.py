@@ -35,11 +35,13 @@ def bound(name: str, value: object) -> float | None:
     return number
 
 
-def check_noise(value: object) -> float:
-    """Check a number >= 0 and return it as a float."""
+def check_noise(value: object, model: SequenceModel) -> float:
+    """Check a number >= 0, 0 for a model that reads whole numbers, and return it as a float."""
     number = finite("input_noise", value)
     if number < 0:
         raise ValueError(f"input_noise: expected a finite number >= 0; got {value!r}")
+    if number and model.embedding is not None:
+        raise ValueError(f"input_noise: expected 0 with an embedding, which reads whole numbers; got {value!r}")
     return number
 
 
@@ -93,6 +95,8 @@ def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointi
         raise ValueError(f"{name}: expected an LSTM in one direction, which can read parts; got {model.lstm}")
     if truncate and model.readout.steps != "every":
         raise ValueError(f"truncate: expected a readout with steps='every'; got {model.readout.steps!r}")
+    if truncate and model.pooling is not None:
+        raise ValueError("truncate: expected a model without attention pooling, which reads all steps; got one with it")
 
 
 def check_ranks(size: int, batch_size: int, sequences: int) -> None:

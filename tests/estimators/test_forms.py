@@ -75,3 +75,13 @@ def test_an_unknown_option_of_the_lstm_is_told() -> None:
     with pytest.raises(ValueError, match=r"lstm_options: expected switches of .*; got 'peephol'; did you mean 'peepho"):
         estimator.fit(ragged(2), list("ababab"))
     assert LSTMClassifier(3, lstm_options={"peephole": True}, **QUICK).fit(ragged(2), list("ababab")).score
+
+
+def test_attention_pools_in_the_dtype_of_predicting() -> None:
+    X, y = ragged(2), list("ababab")
+    estimator = LSTMClassifier(3, pooling="attention", bidirectional=True, **QUICK).fit(X, y)
+    found = estimator.predict_proba(X)
+    one = estimator.model_.predict(X)
+    np.testing.assert_allclose(found, np.stack(one), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[2], estimator.predict_proba([X[2]])[0])
+    assert estimator.model_.pooling is not None and estimator.transform(X).shape == (6, 6)

@@ -11,7 +11,9 @@ import pytest
 
 from lstmcore.chain import Chain
 from lstmcore.chain_layers import Merge, Reversed
+from lstmcore.cli._verify import largest_model_difference
 from lstmcore.config import LSTMConfig, StackConfig
+from lstmcore.layers import Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.training import Readout, SequenceModel, Standardizer
 
@@ -154,6 +156,27 @@ def test_a_whole_model(tmp_path: Path, activation: Any, steps: Any, dtype: str) 
         for row, (expected, size) in enumerate(zip(model.predict(rows), sizes, strict=True)):
             got = y[row, :size] if steps == "every" else y[row]
             np.testing.assert_allclose(got, expected, atol=3e-6 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("steps", ["last", "every", "mean"])
+def test_an_embedding_is_written(tmp_path: Path, steps: Any, batch_first: bool) -> None:
+    layers = LSTM(3, 5, bidirectional=True, batch_first=batch_first, seed=0)
+    readout = Readout.of(layers, 2, steps=steps, with_x=True, seed=0)
+    model = SequenceModel(layers, readout, embedding=Embedding(11, 3, seed=1))
+    path, rng = tmp_path / "model.onnx", np.random.default_rng(0)
+    model.to_onnx(path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    sizes = (7, 2, 0, 5)
+    rows = [rng.integers(0, 11, size) for size in sizes]
+    x = np.zeros((len(sizes), max(sizes)), np.int64)
+    for place, row in enumerate(rows):
+        x[place, : len(row)] = row
+    y = run(path, {"x": x if batch_first else np.ascontiguousarray(x.T), "lengths": np.array(sizes, np.int32)})["y"]
+    y = y if steps != "every" or batch_first else y.swapaxes(0, 1)
+    for row, (expected, size) in enumerate(zip(model.predict(rows), sizes, strict=True)):
+        np.testing.assert_allclose(y[row, :size] if steps == "every" else y[row], expected, atol=3e-6)
+    assert largest_model_difference(model, path) < 3e-6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Means over a set: loss, accuracy, state drift and metrics of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.training.batches import chunks_by_length
+from lstmcore.training.losses import Loss
+from lstmcore.training.metrics import compute_metrics
+from lstmcore.training.network import Batch, Examples, Network, count_entries, count_right, square_cells
+from lstmcore.training.scaling import Standardizer
+
+Array = npt.NDArray[Any]
+
+
+class Evaluation(NamedTuple):
+    """Means over a set: the loss, the accuracy (None for a regression), the state drift, and metrics by name.
+
+    Examples
+    --------
+    >>> from lstmcore import LSTM
+    >>> from lstmcore.training import CrossEntropy, Readout, SequenceModel
+    >>> model = SequenceModel(LSTM(2, 4, seed=0), Readout(4, 3, activation="softmax", seed=0))
+    >>> evaluation = model.evaluate([np.ones((3, 2), np.float32)], np.array([1]), CrossEntropy())
+    >>> evaluation.accuracy in (0.0, 1.0), evaluation.loss > 0
+    (True, True)
+    """
+
+    loss: float
+    accuracy: float | None
+    drift: float
+    metrics: dict[str, float] = {}  # noqa: RUF012  (no class attribute: the default of a field, which nobody changes)
+
+
+class Judging(NamedTuple):
+    """How a set is judged.
+
+    Attributes
+    ----------
+    scaling
+        The standardisation of targets, or None.
+    raw
+        Whether the targets are raw, so that `scaling` is undone on the outputs.
+    metrics, batch_size
+        Names of metrics, and how many sequences to run at once.
+    """
+
+    scaling: Standardizer | None
+    raw: bool
+    metrics: Sequence[str]
+    batch_size: int
+
+
+def judge(network: Network, examples: Examples, loss: Loss, how: Judging) -> Evaluation:
+    """Return the means over scaled inputs; dropout is off."""
+    total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
+    answers, seen = True, list[tuple[Array, Array, Array]]()
+    for chosen in chunks_by_length(examples.inputs, how.batch_size):
+        batch = Batch.of(*examples.take(chosen), network.readout)
+        outputs, read, last = network.run(batch.x, batch.lengths)
+        if how.raw and how.scaling is not None and not loss.of_linear:
+            outputs = how.scaling.undo(outputs)
+        weights = batch.counted(loss)
+        value, _ = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
+        count, _ = count_entries(weights, len(chosen))
+        hits = count_right(outputs, batch.targets, weights, loss)
+        answers = answers and hits is not None
+        total, right, entries = total + value * count, right + (hits or 0), entries + count
+        drift += float(np.sqrt(square_cells(last)).sum())  # the start is zero
+        if how.metrics:
+            seen.append(_flat_answers(outputs, batch, loss, how))
+    found = compute_metrics(how.metrics, *map(np.concatenate, zip(*seen, strict=True))) if how.metrics else {}
+    accuracy = right / (entries or 1) if answers else None
+    return Evaluation(total / (entries or 1), accuracy, drift / len(examples.inputs), found)
+
+
+def _flat_answers(outputs: Array, batch: Batch, loss: Loss, how: Judging) -> tuple[Array, Array, Array]:
+    """Return answers, targets and weights of all entries, flat; of a regression in the units of `predict`."""
+    count, weights = outputs[..., 0].size, batch.counted(loss)
+    flat = np.ones(count) if weights is None else weights.reshape(count)
+    if loss.of_linear:
+        return outputs.argmax(axis=-1).reshape(count), batch.targets.reshape(count), flat
+    targets, scaling = batch.targets, how.scaling
+    if scaling is not None and not how.raw:
+        width = targets.shape[-1]
+        outputs = scaling.undo(outputs)
+        targets = Standardizer(scaling.mean[:width], scaling.scale[:width]).undo(targets)
+    answers = loss.point(outputs)
+    return answers.reshape(count, -1), targets.reshape(count, -1), flat
