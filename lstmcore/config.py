@@ -28,8 +28,8 @@ from lstmcore.domains import (
     TANH,
     Activation,
     Switch,
-    described,
     one_of,
+    switch,
 )
 from lstmcore.scalars import check_version, finite, integer, rate
 from lstmcore.suggestions import did_you_mean
@@ -115,90 +115,54 @@ class LSTMConfig:
 
     input_size: int
     hidden_size: int
-    bias: bool = field(
-        default=True, metadata=described(FLAG, "Give the gates a bias.", feature="no_bias", sample=(False,))
+    bias: bool = switch(True, FLAG, "Give the gates a bias.", feature="no_bias", sample=(False,))
+    proj_size: int = switch(0, SIZE, "Width of the projected output; 0 for none.", feature="proj_size", sample=(3,))
+    reverse: bool = switch(False, FLAG, "Last step first.", feature="reverse", sample=(True,))
+    peephole: bool = switch(False, FLAG, "Add peephole connections.", feature="peephole", sample=(True,))
+    coupling: Coupling = switch(
+        "none",
+        one_of(*get_args(Coupling)),
+        "Couple the input and the forget gate.",
+        feature="coupling:{}",
+        sample=("forget_from_input", "input_from_forget"),
     )
-    proj_size: int = field(
-        default=0,
-        metadata=described(SIZE, "Width of the projected output; 0 for none.", feature="proj_size", sample=(3,)),
+    gate_clip: float | None = switch(
+        None, BOUND, "Clip the pre-activations of the gates here.", feature="gate_clip", sample=(0.9,)
     )
-    reverse: bool = field(
-        default=False, metadata=described(FLAG, "Last step first.", feature="reverse", sample=(True,))
+    cell_clip: float | None = switch(None, BOUND, "Clip the cell state here.", feature="cell_clip", sample=(0.45,))
+    proj_clip: float | None = switch(
+        None, BOUND, "Clip the projected output here.", feature="proj_clip", sample=(0.25,), needs="proj_size"
     )
-    peephole: bool = field(
-        default=False, metadata=described(FLAG, "Add peephole connections.", feature="peephole", sample=(True,))
+    gate_activation: Activation = switch(
+        SIGMOID,
+        FUNCTION,
+        "Of the gates, such as 'hard_sigmoid(alpha=0.2)'.",
+        feature="activation:{.name}",
+        sample=SAMPLE_FUNCTIONS,
     )
-    coupling: Coupling = field(
-        default="none",
-        metadata=described(
-            one_of(*get_args(Coupling)),
-            "Couple the input and the forget gate.",
-            feature="coupling:{}",
-            sample=("forget_from_input", "input_from_forget"),
-        ),
+    cell_activation: Activation = switch(
+        TANH, FUNCTION, "Of the cell candidate.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
     )
-    gate_clip: float | None = field(
-        default=None,
-        metadata=described(BOUND, "Clip the pre-activations of the gates here.", feature="gate_clip", sample=(0.9,)),
+    hidden_activation: Activation = switch(
+        TANH, FUNCTION, "Of the cell state in the output.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
     )
-    cell_clip: float | None = field(
-        default=None, metadata=described(BOUND, "Clip the cell state here.", feature="cell_clip", sample=(0.45,))
+    recurrence: Recurrence = switch(
+        "hidden",
+        one_of(*get_args(Recurrence)),
+        "Let the gates read the last output or the last cell.",
+        feature="recurrence:{}",
+        sample=("cell",),
     )
-    proj_clip: float | None = field(
-        default=None,
-        metadata=described(
-            BOUND, "Clip the projected output here.", feature="proj_clip", sample=(0.25,), needs="proj_size"
-        ),
+    layer_norm: bool = switch(False, FLAG, "Use layer normalisation.", feature="layer_norm", sample=(True,))
+    layer_norm_eps: float = switch(
+        1e-5, NUMBER, "Added to the variance in layer normalisation.", feature=None, sample=(0.3,), needs="layer_norm"
     )
-    gate_activation: Activation = field(
-        default=SIGMOID,
-        metadata=described(
-            FUNCTION,
-            "Of the gates, such as 'hard_sigmoid(alpha=0.2)'.",
-            feature="activation:{.name}",
-            sample=SAMPLE_FUNCTIONS,
-        ),
+    zoneout_hidden: float = switch(
+        0.0, RATE, "Zoneout rate of the hidden state.", feature="zoneout_hidden", sample=(0.3,)
     )
-    cell_activation: Activation = field(
-        default=TANH,
-        metadata=described(FUNCTION, "Of the cell candidate.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS),
-    )
-    hidden_activation: Activation = field(
-        default=TANH,
-        metadata=described(
-            FUNCTION, "Of the cell state in the output.", feature="activation:{.name}", sample=SAMPLE_FUNCTIONS
-        ),
-    )
-    recurrence: Recurrence = field(
-        default="hidden",
-        metadata=described(
-            one_of(*get_args(Recurrence)),
-            "Let the gates read the last output or the last cell.",
-            feature="recurrence:{}",
-            sample=("cell",),
-        ),
-    )
-    layer_norm: bool = field(
-        default=False, metadata=described(FLAG, "Use layer normalisation.", feature="layer_norm", sample=(True,))
-    )
-    layer_norm_eps: float = field(
-        default=1e-5,
-        metadata=described(
-            NUMBER, "Added to the variance in layer normalisation.", feature=None, sample=(0.3,), needs="layer_norm"
-        ),
-    )
-    zoneout_hidden: float = field(
-        default=0.0,
-        metadata=described(RATE, "Zoneout rate of the hidden state.", feature="zoneout_hidden", sample=(0.3,)),
-    )
-    zoneout_cell: float = field(
-        default=0.0, metadata=described(RATE, "Zoneout rate of the cell state.", feature="zoneout_cell", sample=(0.4,))
-    )
-    recurrent_dropout: float = field(
-        default=0.0,
-        metadata=described(
-            DROPOUT, "Dropout rate of the state, one mask per sequence.", feature="recurrent_dropout", sample=(0.25,)
-        ),
+    zoneout_cell: float = switch(0.0, RATE, "Zoneout rate of the cell state.", feature="zoneout_cell", sample=(0.4,))
+    recurrent_dropout: float = switch(
+        0.0, DROPOUT, "Dropout rate of the state, one mask per sequence.", feature="recurrent_dropout", sample=(0.25,)
     )
     #: Parameter name -> shape, in canonical order. Derived.
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)

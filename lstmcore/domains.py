@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -202,14 +202,21 @@ class Switch(NamedTuple):
     needs: str | None
 
 
-def described(
-    domain: Domain, summary: str, *, feature: str | None, sample: tuple[Any, ...], needs: str | None = None
-) -> Mapping[str, Any]:
-    """Return the metadata of the field of a switch.
+def switch(
+    default: Any,
+    domain: Domain,
+    summary: str,
+    *,
+    feature: str | None,
+    sample: tuple[Any, ...],
+    needs: str | None = None,
+) -> Any:
+    """Return the dataclass field of a switch.
 
     Parameters
     ----------
-    domain, summary, feature, sample, needs
+    default, domain, summary, feature, sample, needs
         The attributes of `Switch`.
     """
-    return {"domain": domain, "summary": summary, "feature": feature, "sample": sample, "needs": needs}
+    about = {"domain": domain, "summary": summary, "feature": feature, "sample": sample, "needs": needs}
+    return field(default=default, metadata=about)

@@ -252,9 +252,7 @@ def _refusal(backend: Backend, stack: StackConfig, precision: Precision) -> str 
     )
     for refusal in refusals:
         if refusal is not None and not isinstance(refusal, str):
-            raise PluginError(
-                f"backend {backend.name!r}: refusal: expected a text or None; got {format_value(refusal)}"
-            )
+            raise _wrong(backend.name, "refusal", "a text or None", refusal)
     return next(filter(None, refusals), None)
 
 
@@ -338,19 +336,14 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
     """Return the description of a plug-in, checked."""
     info = _call(name, manager, "lstmcore_backend_info")
     if not isinstance(info, BackendInfo):
-        raise PluginError(f"backend {name!r}: lstmcore_backend_info: expected a BackendInfo; got {format_value(info)}")
+        raise _wrong(name, "lstmcore_backend_info", "a BackendInfo", info)
     if info.name != name:
-        raise PluginError(
-            f"backend {name!r}: lstmcore_backend_info: expected the name {name!r}; got {format_value(info.name)}"
-        )
+        raise _wrong(name, "lstmcore_backend_info", f"the name {name!r}", info.name)
     for key in ("version", "summary"):
         if not isinstance(value := getattr(info, key), str):
-            raise PluginError(f"backend {name!r}: BackendInfo.{key}: expected a text; got {format_value(value)}")
+            raise _wrong(name, f"BackendInfo.{key}", "a text", value)
     if info.priority is not None and (isinstance(info.priority, bool) or not isinstance(info.priority, int)):
-        raise PluginError(
-            f"backend {name!r}: BackendInfo.priority: expected a whole number or None; "
-            f"got {format_value(info.priority)}"
-        )
+        raise _wrong(name, "BackendInfo.priority", "a whole number or None", info.priority)
     return info
 
 
@@ -358,16 +351,14 @@ def _reason(info: BackendInfo) -> str | None:
     """Return why the backend cannot run here, or None."""
     reason: object = call_plugin(info.name, "unavailable failed", info.unavailable)
     if reason is not None and not isinstance(reason, str):
-        raise PluginError(f"backend {info.name!r}: unavailable: expected a text or None; got {format_value(reason)}")
+        raise _wrong(info.name, "unavailable", "a text or None", reason)
     return reason or None
 
 
 def _capabilities(backend: Backend) -> Capabilities:
     declared = call_plugin(backend.name, "capabilities failed", backend.capabilities)
     if not isinstance(declared, Capabilities):
-        raise PluginError(
-            f"backend {backend.name!r}: capabilities: expected Capabilities; got {format_value(declared)}"
-        )
+        raise _wrong(backend.name, "capabilities", "Capabilities", declared)
     return declared
 
 
@@ -377,14 +368,17 @@ def _make(point: EntryPoint) -> Backend:
         raise UnavailableError(f"backend {name!r} cannot run here: {reason}")
     backend = _call(name, manager, "lstmcore_backend")
     if not isinstance(backend, Backend):
-        raise PluginError(f"backend {name!r}: lstmcore_backend: expected a Backend; got {format_value(backend)}")
+        raise _wrong(name, "lstmcore_backend", "a Backend", backend)
     own_name = call_plugin(name, "Backend.name failed", lambda: backend.name)
     if own_name != name:
-        raise PluginError(
-            f"backend {name!r}: lstmcore_backend: expected the name {name!r}; got {format_value(own_name)}"
-        )
+        raise _wrong(name, "lstmcore_backend", f"the name {name!r}", own_name)
     _capabilities(backend)
     return backend
+
+
+def _wrong(name: str, what: str, expected: str, value: object) -> PluginError:
+    """Return the error about a value that a plug-in gave."""
+    return PluginError(f"backend {name!r}: {what}: expected {expected}; got {format_value(value)}")
 
 
 def _call(name: str, manager: pluggy.PluginManager, hook: str) -> object:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -75,21 +76,15 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[st
     OSError
         The file cannot be read.
     """
-    check_regular(path)
-    with Path(path).open("rb"):
-        pass  # safetensors reports a missing or unreadable file without its name
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            header = _parse_header(path, (stream.metadata() or {}).get(_KEY))
-            if (written := header.pop("format", None)) != kind:
-                raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{_hint(kind, written)}")
-            check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
-            for name in (names := list(stream.keys())):
-                if (dtype := stream.get_slice(name).get_dtype()) not in DTYPES:
-                    raise ValueError(f"{path}: tensor {name!r}: expected dtype {' or '.join(DTYPES)}; got {dtype}")
-            return {name: stream.get_tensor(name) for name in names}, header
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
+    with _opened(path) as stream:
+        header = _parse_header(path, (stream.metadata() or {}).get(_KEY))
+        if (written := header.pop("format", None)) != kind:
+            raise ValueError(f"{path}: expected a file of format {kind!r}; got {written!r}{_hint(kind, written)}")
+        check_version(f"{path}: format", header.pop("version", None), FORMAT_VERSION)
+        for name in (names := list(stream.keys())):
+            if (dtype := stream.get_slice(name).get_dtype()) not in DTYPES:
+                raise ValueError(f"{path}: tensor {name!r}: expected dtype {' or '.join(DTYPES)}; got {dtype}")
+        return {name: stream.get_tensor(name) for name in names}, header
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -122,13 +117,20 @@ def file_format(path: str | Path) -> Any:
 
 def _header_text(path: str | Path) -> str | None:
     """Return the header of a safetensors file as JSON; None if another program wrote it."""
+    with _opened(path) as stream:
+        text: str | None = (stream.metadata() or {}).get(_KEY)
+    return text
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file; each error names it."""
     check_regular(path)
     with Path(path).open("rb"):
-        pass  # as in `read_tensors`
+        pass  # safetensors reports a missing or unreadable file without its name
     try:
         with safe_open(path, framework="numpy") as stream:
-            text: str | None = (stream.metadata() or {}).get(_KEY)
-            return text
+            yield stream
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
 

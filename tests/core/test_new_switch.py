@@ -13,9 +13,7 @@ from typing import Final
 import lstmcore
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
 
-_FIELD: Final = (
-    '    toy: float = field(default=0.0, metadata=described(RATE, "A toy.", feature="toy", sample=(0.5,)))\n'
-)
+_FIELD: Final = '    toy: float = switch(0.0, RATE, "A toy.", feature="toy", sample=(0.5,))\n'
 
 _CODE: Final = """
 import json
