@@ -67,7 +67,7 @@ def test_a_new_switch_is_known_everywhere(tmp_path: Path) -> None:
     """Features, errors, files, options, CUDA macros and cases follow from the field and the argument of `LSTM`."""
     package = tmp_path / "lstmcore"
     shutil.copytree(Path(lstmcore.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    _edit(package / "config.py", "    peephole: bool = field(", _FIELD)
+    _edit(package / "config.py", "    peephole: bool = switch(", _FIELD)
     _edit(package / "lstm.py", "        peephole: bool = False,\n", "        toy: float = 0.0,\n")
     done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
