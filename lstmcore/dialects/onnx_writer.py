@@ -34,7 +34,8 @@ def operator_model(config: LSTMConfig, parameters: Mapping[str, Array], *, batch
 
     graph = GraphBuilder(numpy_dtype(str(parameters["weight_x"].dtype)))
     width = config.hidden_size
-    x, state = ["T", "N", config.input_size], [1, "N", width]
+    x: list[Any] = ["T", "N", config.input_size]
+    state: list[Any] = [1, "N", width]
     y: list[Any] = ["T", 1, "N", width]
     if batch_first:
         x, state, y = ["N", "T", config.input_size], ["N", 1, width], ["N", "T", 1, width]
