@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Final
+
+#: The folder of the launcher of this package, which sets it in the ranks that it starts.
+LAUNCHER_VARIABLE: Final = "LSTMCORE_LAUNCHER"
+#: The file in it with the message about the end; MPI may lose what a rank prints before it ends all.
+MESSAGE_FILE: Final = "message"
 
 #: Variables of Open MPI, MPICH and Slurm.
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -44,3 +51,14 @@ def launched_size() -> int | None:
 def _number(names: tuple[str, ...]) -> int | None:
     texts = (os.environ.get(name, "") for name in names)
     return next((int(text) for text in texts if text.isdecimal()), None)
+
+
+def tell_launcher(message: str) -> None:
+    """Leave the message about the end for the launcher, if it started this rank; the first message of all stays."""
+    folder = os.environ.get(LAUNCHER_VARIABLE)
+    if folder is None:
+        return
+    own = Path(folder, f"{os.getpid()}")
+    with contextlib.suppress(OSError):  # another rank was first, or the launcher is gone
+        own.write_text(message, encoding="utf-8")
+        os.link(own, Path(folder, MESSAGE_FILE))

@@ -13,7 +13,7 @@ import click
 
 from lstmcore.notices import Finding, Notice
 from lstmcore.plugin_calls import slow_calls_told
-from lstmcore.ranks import DistributedError, launched_rank
+from lstmcore.ranks import DistributedError, launched_rank, tell_launcher
 from lstmcore.registry import PluginError, UnavailableError
 
 #: Sub-command, in the module of its name -> its line in ``lstmcore --help``.
@@ -90,6 +90,8 @@ class Commands(click.Group):
         except click.UsageError as error:
             if isinstance(error, click.exceptions.NoArgsIsHelpError):
                 raise
+            if _told_by_rank_0(ctx, error):
+                ctx.exit(2)
             raise _as_one_line(error) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing is left to flush to
@@ -102,9 +104,16 @@ class Commands(click.Group):
                 text = f"{error.filename}: expected a file that is there; there is none of that name"
             elif isinstance(error, MemoryError):
                 text = f"out of memory{': ' * bool(text)}{text}: choose a smaller model, batch, window or precision"
-            if not launched_rank():  # rank 0, which every rank has told, or no rank at all
+            if not _told_by_rank_0(ctx, error):
+                tell_launcher(text)
                 click.echo(f"lstmcore: error: {text}", err=True)
             ctx.exit(2)
+
+
+def _told_by_rank_0(ctx: click.Context, error: Exception) -> bool:
+    """Return whether rank 0 of a distributed training shows this error too; without an engine no rank knows."""
+    alone = isinstance(error, PluginError | UnavailableError)
+    return ctx.invoked_subcommand == "train" and bool(launched_rank()) and not alone
 
 
 def _as_one_line(error: click.UsageError) -> click.ClickException:
@@ -124,8 +133,6 @@ def _shown(others: Callable[..., None]) -> Callable[..., None]:
         if issubclass(category, Finding) and click.get_current_context().params.get("quiet"):
             return
         if issubclass(category, Notice):
-            if launched_rank():
-                return
             click.echo(f"lstmcore: warning: {' '.join(str(message).split())}", err=True)
         else:
             others(message, category, *where, **more)

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import click
 
-from lstmcore.ranks import launched_rank
 from lstmcore.suggestions import did_you_mean
 
 #: What click's types say they expected -> what this package says.
@@ -27,8 +26,7 @@ class OneLine(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the error on standard error."""
-        if not launched_rank():  # of several ranks, the first alone prints
-            click.echo(f"lstmcore: error: {self.message}", err=True)
+        click.echo(f"lstmcore: error: {self.message}", err=True)
 
 
 def as_one_line(error: click.UsageError) -> OneLine:

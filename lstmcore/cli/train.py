@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,7 @@ from lstmcore.cli._runs import CLASSIFY, FORECAST, TEST_FRACTION, Run, held_out_
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
 from lstmcore.distributed import Engine
 from lstmcore.domains import Kind, Switch
+from lstmcore.notices import Notice
 from lstmcore.training.history import History
 from lstmcore.training.optimizers import OPTIMIZERS
 from lstmcore.training.plots import check_picture, plot_history
@@ -161,7 +163,9 @@ def train(
         return
     engine = joined_ranks()
     leads = engine is None or engine.rank == 0
-    quiet = quiet or not leads
+    if not leads:
+        quiet = True
+        warnings.simplefilter("ignore", Notice)  # until the command ends; rank 0 shows it
     files = (out or free_name(data), plot, resume)
     run, trainer = agreed(engine, lambda: _prepare(data, files, options, (quiet or as_json, engine)))
     out = files[0]

@@ -8,16 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lstmcore.config import integer
-from lstmcore.distributed.mpi import LAUNCHER_VARIABLE
 from lstmcore.extras import installing
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import DistributedError
+from lstmcore.ranks import LAUNCHER_VARIABLE, MESSAGE_FILE, DistributedError
 from lstmcore.threads import THREADS_VARIABLE
 
 #: Settings of Open MPI 4 and 5 for one machine; MPICH needs none. More ranks than processors, a user who is root as
@@ -70,22 +70,24 @@ def launch(command: Sequence[str], ranks: int) -> None:
     """
     ranks = integer("ranks", ranks, 1)
     words = [_mpiexec(), "-n", str(ranks), *command]
-    process = subprocess.Popen(  # noqa: S603  (the caller's command)
-        words, env=_environment(ranks), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
-    messages = _Messages()
-    reader = threading.Thread(target=messages.read, args=(process,), daemon=True)
-    reader.start()
-    try:
-        process.wait()
-    except BaseException:
-        _end(process)
-        raise
-    finally:
-        reader.join(_END_S)
-    if process.returncode:
-        raise DistributedError(messages.cause(process.returncode))
-    messages.show_rest()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with (
+        tempfile.TemporaryDirectory(prefix="lstmcore-") as folder,
+        subprocess.Popen(words, env={**_environment(ranks), LAUNCHER_VARIABLE: folder}, **pipes) as process,  # noqa: S603  (the caller's command)
+    ):
+        messages = _Messages(Path(folder, MESSAGE_FILE))
+        reader = threading.Thread(target=messages.read, args=(process,), daemon=True)
+        reader.start()
+        try:
+            process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        finally:
+            reader.join(_END_S)
+        if process.returncode:
+            raise DistributedError(messages.cause(process.returncode))
+        messages.show_rest()
 
 
 def _mpiexec() -> str:
@@ -99,7 +101,7 @@ def _mpiexec() -> str:
 
 def _environment(ranks: int) -> dict[str, str]:
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    return {**_SETTINGS, **dict.fromkeys(_THREADS, threads), **os.environ, LAUNCHER_VARIABLE: "1"}
+    return {**_SETTINGS, **dict.fromkeys(_THREADS, threads), **os.environ}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -113,14 +115,21 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 class _Messages:
-    """The standard error of all ranks and of mpiexec: what passes, and what tells of an end."""
+    """The standard error of all ranks and of mpiexec: what passes, and what tells of an end.
 
-    def __init__(self) -> None:
-        self.error, self.rest = "", list[str]()
+    Parameters
+    ----------
+    file
+        Where a rank leaves its message about the end.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.error, self.rest = file, "", list[str]()
 
     def read(self, process: subprocess.Popen[str]) -> None:
         """Read all, and let pass what is no message about an end."""
-        for line in process.stderr or ():
+        for text in process.stderr or ():
+            line = text.replace("\0", "")
             if line.startswith(_OWN):
                 self.error = self.error or line.removeprefix(_OWN).strip()
             elif self.error or self.rest or _NOISE.match(line):
@@ -130,6 +139,8 @@ class _Messages:
 
     def cause(self, code: int) -> str:
         """Return the one message about a run that ended with that code."""
+        if self.file.exists():
+            return self.file.read_text(encoding="utf-8")
         if self.error:
             return self.error
         text = "".join(self.rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,15 +17,13 @@ from lstmcore.distributed.engine import Array, Engine, EngineInfo
 from lstmcore.extras import installing
 from lstmcore.hookspecs import PROJECT
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import DistributedError, launched_size
+from lstmcore.ranks import LAUNCHER_VARIABLE, DistributedError, launched_size, tell_launcher
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 #: Seconds that a rank waits for the others.
 TIMEOUT_VARIABLE: Final = "LSTMCORE_MPI_TIMEOUT"
 TIMEOUT_S: Final = 600.0
-#: Set by `launch` in the ranks that it starts.
-LAUNCHER_VARIABLE: Final = "LSTMCORE_LAUNCHER"
 
 _SPINS: Final = 200  # calls of Test before the first sleep: a sum of small buffers ends within them
 _SLEEP_S: Final = 1e-4
@@ -55,7 +54,7 @@ def asked_timeout() -> float:
 
 
 class MPIEngine(Engine):
-    """The ranks of ``MPI.COMM_WORLD``. Every wait is polled against a timeout, and names who did not come.
+    """The ranks of ``MPI.COMM_WORLD``. Every wait has a timeout, which ends all ranks and names who did not come.
 
     Parameters
     ----------
@@ -84,6 +83,7 @@ class MPIEngine(Engine):
 
     def abort(self, message: str) -> None:
         """See `Engine`."""
+        tell_launcher(message)
         print(f"lstmcore: error: {message}", file=sys.stderr, flush=True)  # noqa: T201  (this ends the process)
         self._mpi.COMM_WORLD.Abort(2)
 
@@ -94,7 +94,9 @@ class MPIEngine(Engine):
             spins += 1
             waited = time.monotonic() - started
             if waited > self._timeout:
-                raise DistributedError(self._call_roll(what))
+                message = self._call_roll(what)
+                self.abort(message)
+                raise DistributedError(message)
             if waited > _LONG_S:
                 self._answer_calls()
             time.sleep(0 if spins < _SPINS else _SLEEP_S if waited < _LONG_S else _LONG_SLEEP_S)
@@ -154,6 +156,7 @@ def _end_with_launcher() -> None:
     """End this rank, and so all, when the launcher is gone: it holds the other end of standard input."""
     while os.read(0, 4096):
         pass
+    shutil.rmtree(os.environ[LAUNCHER_VARIABLE], ignore_errors=True)  # its folder, which it could not remove
     os._exit(2)
 
 

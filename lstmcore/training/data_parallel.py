@@ -181,7 +181,7 @@ class DataParallel(OneRank):
             raise
 
 
-def ranks_of(distributed: Engine | str | None) -> OneRank:
+def ranks_of(distributed: object) -> OneRank:
     """Return the ranks of a training: one, or those of an engine or of the engine of a name.
 
     Raises

@@ -219,11 +219,12 @@ class Network(NamedTuple):
 
     def _record_part(self, batch: Batch, state: Any, first: Any) -> tuple[Array, Any, Any]:
         """Record one part; its recurrent dropout is that of the masks of the `first` part, as in one call."""
-        drawn = self._masks(self.lstm, batch)
+        lstm: LSTM = self.lstm
+        drawn = self._masks(lstm, batch)
         if drawn is not None and first is not None:
             pairs = zip(drawn.layers, first.layers, strict=True)
             drawn = drawn._replace(layers=tuple(own._replace(recurrent=whole.recurrent) for own, whole in pairs))
-        return self.lstm.record(self.laid_out(batch.x), state, batch.lengths, masks=drawn)
+        return lstm.record(self.laid_out(batch.x), state, batch.lengths, masks=drawn)
 
     def _judge(
         self, batch: Batch, loss: Loss, outputs: Array, read: ReadoutTape

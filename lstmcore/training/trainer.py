@@ -323,7 +323,7 @@ class Trainer:
             given = check_examples(self.model, self.loss, *validation_data)
 
         def divide(count: int, classes: Array | None) -> tuple[Rows, Rows]:
-            options = {"chronological": self.chronological, "purge": self.purge}
+            options: dict[str, Any] = {"chronological": self.chronological, "purge": self.purge}
             return split(count, self.validation, seed=self.seed, classes=classes, **options)
 
         classes = self.loss.of_linear and self.model.readout.steps != "every"
