@@ -1,13 +1,14 @@
-"""Cells of Equinox, Flax, Haiku and TensorFlow 1: arrays of one layer in one direction, in our terms and back.
+"""Cells of other libraries: arrays of one layer, in one direction or in both, in our terms and back.
 
 Their names are those of the library, joined with slashes where they are nested: ``"hf/kernel"``. A library that adds a
 constant to the forget gate in a run has it in no array: reading adds it to our bias, and writing takes it off again.
+Bounds are arguments of a cell too, and in no array.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,15 +25,19 @@ from lstmcore.stored_weights import read_parameters
 Array: TypeAlias = npt.NDArray[Any]
 
 #: The switches that a cell's arrays hold, or that act in training alone.
-_CARRIED: Final = frozenset({"input_size", "hidden_size", "bias", "recurrent_dropout", "layer_norm_eps"})
+_CARRIED: Final = frozenset({"input_size", "hidden_size", "bias", "reverse", "recurrent_dropout", "layer_norm_eps"})
+_SAME_WORDS: Final = {gate: gate for gate in "ifgo"}
+_COREML_WORDS: Final = {"i": "inputGate", "f": "forgetGate", "g": "blockInput", "o": "outputGate"}
 
 
 class CellFormat(NamedTuple):
     """The arrays of a cell.
 
-    `gates` are ours in the library's order. `x`, `h` and `bias` are names, with ``{}`` for each gate where every gate
-    has arrays of its own; `h` is '' where x and h are rows of one matrix. `rows_are_gates` is False for matrices of
-    shape (width, 4 H). `forget_bias` is what a run adds.
+    `gates` are ours in the library's order. `x`, `h`, `bias` and `peephole` are names, with ``{}`` for each gate where
+    every gate has arrays of its own, which `words` names; `h` is '' where x and h are rows of one matrix.
+    `rows_are_gates` is False for matrices of shape (width, 4 H). `forget_bias` is what a run adds. `cell_clip` is the
+    bound of c that a run has, 0 for none, and None for a cell without such an argument. `coupled` says that the arrays
+    of the forget gate may be left out, `both` that a layer may have two directions.
     """
 
     gates: str
@@ -41,35 +46,87 @@ class CellFormat(NamedTuple):
     bias: str
     rows_are_gates: bool
     forget_bias: float = 0.0
+    words: Mapping[str, str] = _SAME_WORDS
+    peephole: str = ""
+    projection: str = ""
+    cell_clip: float | None = None
+    coupled: bool = False
+    both: bool = False
 
+
+_TF1: Final = CellFormat("igfo", "kernel", "", "bias", False, 1.0, peephole="w_{}_diag", projection="projection/kernel")
+_BLOCK: Final = CellFormat("igfo", "w", "", "b", False, 1.0, peephole="wc{}", cell_clip=3.0)
 
 FORMATS: Final[Mapping[str, CellFormat]] = {
     "equinox": CellFormat("ifgo", "weight_ih", "weight_hh", "bias", True),
     "flax": CellFormat("ifgo", "i{}/kernel", "h{}/kernel", "h{}/bias", False),
     "flax-nnx": CellFormat("ifgo", "dense_i/kernel", "dense_h/kernel", "dense_h/bias", False),
     "haiku": CellFormat("igfo", "w", "", "b", False, forget_bias=1.0),
-    "tf1": CellFormat("igfo", "kernel", "", "bias", False, forget_bias=1.0),
+    "tf1": _TF1._replace(cell_clip=0.0),
+    "tf-block": _BLOCK,
+    "tf-block-v2": _BLOCK._replace(gates="ifgo", forget_bias=0.0, cell_clip=0.0),
+    "coreml": CellFormat(
+        "ifgo",
+        "{}WeightMatrix",
+        "{}RecursionMatrix",
+        "{}BiasVector",
+        True,
+        words=_COREML_WORDS,
+        peephole="{}PeepholeVector",
+        cell_clip=50.0,
+        coupled=True,
+        both=True,
+    ),
+    "coreml-mil": CellFormat(
+        "ifog", "weight_ih", "weight_hh", "bias", True, peephole="peephole", cell_clip=0.0, both=True
+    ),
 }
 
 
-def read_cell(name: str, arrays: Mapping[str, Any], *, forget_bias: float | None = None) -> LayerFile:
-    """Return one layer in one direction in our terms.
+class _Told(NamedTuple):
+    """What a cell is told beside its arrays; None for no bound."""
+
+    forget_bias: float
+    cell_clip: float | None
+    proj_clip: float | None
+
+
+def read_cell(
+    name: str,
+    arrays: Mapping[str, Any],
+    backward: Mapping[str, Any] | None = None,
+    *,
+    forget_bias: float | None = None,
+    cell_clip: float | None = None,
+    proj_clip: float | None = None,
+) -> LayerFile:
+    """Return one layer in our terms.
 
     Parameters
     ----------
     name
         A name of `FORMATS`: ``"equinox"`` for ``equinox.nn.LSTMCell``; ``"flax"`` for ``flax.linen.LSTMCell`` and
         ``OptimizedLSTMCell``, and for ``nnx.LSTMCell``, whose gate ``if_`` is written ``if``; ``"flax-nnx"`` for
-        ``nnx.OptimizedLSTMCell``; ``"haiku"`` for ``haiku.LSTM``; ``"tf1"`` for BasicLSTMCell and LSTMCell.
+        ``nnx.OptimizedLSTMCell``; ``"haiku"`` for ``haiku.LSTM``; ``"tf1"`` for BasicLSTMCell and LSTMCell, with
+        peepholes and projection; ``"tf-block"`` and ``"tf-block-v2"`` for ``tf.raw_ops.BlockLSTM`` and
+        ``BlockLSTMV2``; ``"coreml"`` for the layers uniDirectionalLSTM and biDirectionalLSTM, with each matrix as
+        (H, width); ``"coreml-mil"`` for the operator lstm of Core ML's MIL.
     arrays
-        The library's name -> array. Other names are an error.
+        The library's name -> array. Other names are an error. Peepholes, projection and bias may be left out, and in
+        ``"coreml"`` the forget gate, where it is coupled to the input gate.
+    backward
+        The arrays of the second direction, under the same names, for the formats of Core ML.
     forget_bias
-        What the library adds to the forget gate in a run; None takes its default, which is 1 for haiku and tf1.
+        What the library adds to the forget gate in a run; None takes its default: 1 for haiku, tf1 and tf-block.
+    cell_clip, proj_clip
+        The bounds that the cell is told, 0 for none; None takes the library's default, which is none but for
+        tf-block (3) and coreml (50).
 
     Raises
     ------
     TypeError, ValueError
-        An unknown format, missing or unknown names, other shapes and dtypes, numbers that are not finite.
+        An unknown format, missing or unknown names, other shapes and dtypes, a bound that the cell does not have,
+        numbers that are not finite.
 
     Examples
     --------
@@ -78,35 +135,39 @@ def read_cell(name: str, arrays: Mapping[str, Any], *, forget_bias: float | None
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     form = _format(name)
-    added = form.forget_bias if forget_bias is None else finite("forget_bias", forget_bias)
-    for key, array in arrays.items():
-        check_floats(key, array)
-    matrices = {role: _blocks(form, getattr(form, role), arrays) for role in ("x", "h", "bias") if getattr(form, role)}
-    if unknown := sorted(set(arrays) - {*_names(form)}):
-        raise ValueError(f"arrays: expected {', '.join(_names(form))}; got {', '.join(unknown)}")
-    x, bias = matrices["x"], matrices.get("bias")
-    hidden = x[0].shape[0]
-    if not form.h:
-        x, matrices["h"] = [block[:, :-hidden] for block in x], [block[:, -hidden:] for block in x]
-    h = matrices["h"]
-    if any(block.shape != (hidden, hidden) for block in h) or not x[0].shape[1]:
-        raise ValueError(f"{form.h or form.x}: expected shapes of an LSTM with H={hidden}; got {h[0].shape}")
-    if len({block.shape for block in x}) > 1 or (bias and any(block.shape != (hidden,) for block in bias)):
-        raise ValueError(f"{form.bias}: expected the same H={hidden} in all arrays; got others")
-    parameters = {"weight_x": np.concatenate(x), "weight_h": np.concatenate(h)}
-    if bias or added:
-        parts = list(bias or [np.zeros(hidden, x[0].dtype)] * 4)
-        parts[1] = parts[1] + parts[1].dtype.type(added) if added else parts[1]
-        parameters["bias"] = np.concatenate(parts)
-    if len(dtypes := {str(array.dtype) for array in parameters.values()}) > 1:
+    told = _told(form, forget_bias, cell_clip, proj_clip)
+    if backward is not None and not form.both:
+        raise ValueError(f"backward: expected None, since a cell of {name} has one direction; got arrays")
+    each = [_read_direction(form, part, told) for part in (arrays, backward) if part is not None]
+    configs = tuple(replace(config, reverse=place == 1) for place, (config, _) in enumerate(each))
+    parameters = tuple(part for _, part in each)
+    if len(dtypes := {str(array.dtype) for part in parameters for array in part.values()}) > 1:
         raise TypeError(f"arrays: expected one dtype; got {', '.join(sorted(dtypes))}")
-    config = LSTMConfig(input_size=x[0].shape[1], hidden_size=hidden, bias="bias" in parameters)
-    layer = PlacedLayer("lstm", (config,), (parameters,))
+    layer = PlacedLayer("lstm", configs, parameters)
     return join_layers([layer], get_precision(dtypes.pop()), batch_first=False)
 
 
-def write_cell(name: str, content: LayerFile, *, forget_bias: float | None = None) -> dict[str, Array]:
-    """Return the arrays of a library's cell with the weights of one layer in one direction.
+def write_cell(
+    name: str,
+    content: LayerFile,
+    *,
+    backward: bool = False,
+    forget_bias: float | None = None,
+    cell_clip: float | None = None,
+    proj_clip: float | None = None,
+) -> dict[str, Array]:
+    """Return the arrays of a library's cell with the weights of one layer.
+
+    Parameters
+    ----------
+    name
+        A name of `FORMATS`.
+    content
+        One layer, in one direction, or in both for the formats of Core ML.
+    backward
+        Whether to return the arrays of the second direction.
+    forget_bias, cell_clip, proj_clip
+        What the cell will be told, as for `read_cell`. Bounds have to be those of the layer: no array holds them.
 
     Raises
     ------
@@ -120,30 +181,120 @@ def write_cell(name: str, content: LayerFile, *, forget_bias: float | None = Non
     ['bias', 'weight_hh', 'weight_ih']
     """
     form = _format(name)
+    told = _told(form, forget_bias, cell_clip, proj_clip)
     values = read_parameters(content.parameters, content.precision.storage)
     groups = list(split_layers(content._replace(parameters=values)))
-    if len(groups) != 1 or len(groups[0]) != 1 or len(groups[0][0].configs) != 1 or groups[0][0].kind != "lstm":
+    if len(groups) != 1 or len(groups[0]) != 1 or groups[0][0].kind != "lstm":
         raise ValueError(f"{name}: expected one layer in one direction; got {len(content.parameters)} arrays of more")
-    (config,), (own,) = groups[0][0].configs, groups[0][0].parameters
-    for item in fields(LSTMConfig):
-        value = getattr(config, item.name)
-        if item.init and item.name not in _CARRIED and value != item.default:
-            raise ValueError(f"{item.name}: expected {item.default}, as a cell of {name} has it; got {value}")
-    if not config.bias and (form.forget_bias or not form.h):
-        raise ValueError(f"bias: expected True, as a cell of {name} has it; got False")
-    x, h = (np.split(own[key], 4) for key in ("weight_x", "weight_h"))
-    if not form.h:
-        x = [np.concatenate(pair, axis=1) for pair in zip(x, h, strict=True)]
+    layer = groups[0][0]
+    if len(layer.configs) != 1 and not form.both:
+        raise ValueError(f"{name}: expected one layer in one direction; got one in both")
+    if backward and len(layer.configs) != 2:
+        raise ValueError("backward: expected False for a layer in one direction; got True")
+    config, own = layer.configs[backward], layer.parameters[backward]
+    _check_carried(name, form, config, told)
+    x, h = (
+        dict(zip(config.gates, np.split(own[key], len(config.gates)), strict=True)) for key in ("weight_x", "weight_h")
+    )
     blocks = {"x": x, "h": h}
+    if not form.h:
+        blocks = {"x": {gate: np.concatenate([x[gate], h[gate]], axis=1) for gate in x}}
     if config.bias:
-        parts = np.split(own["bias"], 4)
-        added = form.forget_bias if forget_bias is None else finite("forget_bias", forget_bias)
-        parts[1] = parts[1] - parts[1].dtype.type(added) if added else parts[1]
-        blocks["bias"] = parts
+        bias = dict(zip(config.gates, np.split(own["bias"], len(config.gates)), strict=True))
+        if told.forget_bias and "f" in bias:
+            bias["f"] = bias["f"] - bias["f"].dtype.type(told.forget_bias)
+        blocks["bias"] = bias
+    if config.peephole:
+        blocks["peephole"] = dict(zip(config.peephole_gates, own["peephole"], strict=True))
     made: dict[str, Array] = {}
     for role, each in blocks.items():
-        made |= _joined(form, getattr(form, role), each) if getattr(form, role) else {}
-    return made
+        made |= _joined(form, getattr(form, role), each)
+    return made | ({form.projection: np.ascontiguousarray(own["weight_proj"].T)} if config.proj_size else {})
+
+
+def _told(form: CellFormat, forget_bias: float | None, cell_clip: float | None, proj_clip: float | None) -> _Told:
+    """Return what a cell is told; raise ValueError for a bound that it does not have."""
+    given = {"cell_clip": cell_clip, "proj_clip": proj_clip}
+    defaults = {"cell_clip": form.cell_clip, "proj_clip": 0.0 if form.projection else None}
+    for key, value in given.items():
+        if value is not None and defaults[key] is None:
+            raise ValueError(f"{key}: expected None, since the cell has no such argument; got {value!r}")
+    bounds = {key: finite(key, defaults[key] or 0.0 if value is None else value) for key, value in given.items()}
+    added = form.forget_bias if forget_bias is None else finite("forget_bias", forget_bias)
+    return _Told(added, *(bound if bound > 0 else None for bound in bounds.values()))
+
+
+def _check_carried(name: str, form: CellFormat, config: LSTMConfig, told: _Told) -> None:
+    """Raise ValueError for a switch that the cell does not have, or a bound that it is not told."""
+    free = {"peephole"} if form.peephole else set()
+    free |= {"proj_size"} if form.projection else set()
+    if form.coupled and config.coupling == "forget_from_input":
+        free.add("coupling")
+    for item in fields(LSTMConfig):
+        value = getattr(config, item.name)
+        wanted = getattr(told, item.name) if item.name in ("cell_clip", "proj_clip") else item.default
+        wanted = None if item.name == "proj_clip" and not config.proj_size else wanted
+        if item.init and item.name not in _CARRIED | free and value != wanted:
+            raise ValueError(f"{item.name}: expected {wanted}, as a cell of {name} has it; got {value}")
+    if not config.bias and (told.forget_bias or not form.h):
+        raise ValueError(f"bias: expected True, as a cell of {name} has it; got False")
+
+
+def _read_direction(form: CellFormat, arrays: Mapping[str, Any], told: _Told) -> tuple[LSTMConfig, dict[str, Array]]:
+    """Return the configuration and the parameters of one direction."""
+    for key, array in arrays.items():
+        check_floats(key, array)
+    if (unknown := sorted(set(arrays) - {*_names(form)})) and form.x.format(form.words["i"]) in arrays:
+        raise ValueError(f"arrays: expected {', '.join(_names(form))}; got {', '.join(unknown)}")
+    coupled = form.coupled and not any(key.startswith(form.words["f"]) for key in arrays)
+    gates = form.gates.replace("f", "") if coupled else form.gates
+    x, bias, peepholes = (_blocks(form, role, arrays, gates) for role in ("x", "bias", "peephole"))
+    hidden = x["i"].shape[0]
+    projection = arrays.get(form.projection) if form.projection else None
+    if projection is not None and (projection.ndim != 2 or len(projection) != hidden):
+        raise ValueError(f"{form.projection}: expected shape ({hidden}, P); got {projection.shape}")
+    output = hidden if projection is None else projection.shape[1]
+    if form.h:
+        h = _blocks(form, "h", arrays, gates)
+    else:
+        x, h = (
+            {gate: part[gate][:, place] for gate in gates}
+            for part, place in ((x, slice(None, -output)), (x, slice(-output, None)))
+        )
+    _check_blocks(form, hidden, output, (x, h, bias, peepholes))
+    order = [gate for gate in "ifgo" if gate in gates]
+    parameters = {"weight_x": np.concatenate([x[g] for g in order]), "weight_h": np.concatenate([h[g] for g in order])}
+    if bias or (told.forget_bias and not coupled):
+        parts = bias or {gate: np.zeros(hidden, x["i"].dtype) for gate in gates}
+        if told.forget_bias and not coupled:
+            parts["f"] = parts["f"] + parts["f"].dtype.type(told.forget_bias)
+        parameters["bias"] = np.concatenate([parts[gate] for gate in order])
+    if projection is not None:
+        parameters["weight_proj"] = np.ascontiguousarray(projection.T)
+    if peepholes:
+        parameters["peephole"] = np.stack([peepholes[gate] for gate in order if gate != "g"])
+    config = LSTMConfig(
+        input_size=x["i"].shape[1],
+        hidden_size=hidden,
+        bias="bias" in parameters,
+        proj_size=0 if projection is None else output,
+        peephole=bool(peepholes),
+        coupling="forget_from_input" if coupled else "none",
+        cell_clip=told.cell_clip,
+        proj_clip=None if projection is None else told.proj_clip,
+    )
+    return config, {key: parameters[key] for key in config.parameter_shapes}
+
+
+def _check_blocks(form: CellFormat, hidden: int, output: int, parts: tuple[Mapping[str, Array], ...]) -> None:
+    """Raise ValueError unless the arrays of all gates are those of an LSTM."""
+    x, h, bias, peepholes = (list(part.values()) for part in parts)
+    if any(block.shape != (hidden, output) for block in h) or not x[0].shape[1]:
+        raise ValueError(f"{form.h or form.x}: expected shapes of an LSTM with H={hidden}; got {h[0].shape}")
+    if len({block.shape for block in x}) > 1 or any(block.shape != (hidden,) for block in bias):
+        raise ValueError(f"{form.bias}: expected the same H={hidden} in all arrays; got others")
+    if any(block.shape != (hidden,) for block in peepholes):
+        raise ValueError(f"{form.peephole}: expected H={hidden} numbers for each gate; got {peepholes[0].shape}")
 
 
 def _format(name: str) -> CellFormat:
@@ -152,37 +303,47 @@ def _format(name: str) -> CellFormat:
     return FORMATS[name]
 
 
+def _gates_of(form: CellFormat, role: str) -> str:
+    """Return the gates of a role, in the library's order; peepholes are always i, f, o."""
+    return "ifo" if role == "peephole" else form.gates
+
+
 def _names(form: CellFormat) -> Iterator[str]:
     """Yield the name of every array."""
-    for pattern in filter(None, (form.x, form.h, form.bias)):
-        yield from (pattern.format(gate) for gate in (form.gates if "{}" in pattern else "i"))
+    for role in ("x", "h", "bias", "peephole"):
+        pattern = getattr(form, role)
+        if pattern:
+            yield from (pattern.format(form.words[g]) for g in (_gates_of(form, role) if "{}" in pattern else "i"))
+    if form.projection:
+        yield form.projection
 
 
-def _blocks(form: CellFormat, pattern: str, arrays: Mapping[str, Array]) -> list[Array]:
-    """Return the arrays of the gates i, f, g, o, with the gate's units first; none if a bias is left out."""
-    names = [pattern.format(gate) for gate in form.gates] if "{}" in pattern else [pattern]
+def _blocks(form: CellFormat, role: str, arrays: Mapping[str, Array], gates: str) -> dict[str, Array]:
+    """Return the array of each gate, with the gate's units first; none if a bias or the peepholes are left out."""
+    pattern = getattr(form, role)
+    wanted = [gate for gate in _gates_of(form, role) if gate in gates]
+    names = [pattern.format(form.words[gate]) for gate in wanted] if "{}" in pattern else [pattern]
     if missing := [name for name in names if name not in arrays]:
-        if pattern == form.bias and len(missing) == len(names):
-            return []
+        if role in ("bias", "peephole") and len(missing) == len(names):
+            return {}
         raise ValueError(f"arrays: expected {missing[0]}; got {', '.join(sorted(arrays)) or 'none'}")
     found = [arrays[name] for name in names]
-    ndim = 1 if pattern == form.bias else 2
+    ndim = 2 if role in ("x", "h") else 1
     if any(array.ndim != ndim for array in found):
         raise ValueError(f"{names[0]}: expected {ndim} axes; got {found[0].shape}")
     turned = [array if form.rows_are_gates else array.T for array in found]
-    if len(turned) == 1:
-        if len(turned[0]) % 4 or not len(turned[0]):
-            raise ValueError(f"{names[0]}: expected 4 H units; got {found[0].shape}")
-        turned = np.split(turned[0], 4)
-    each = dict(zip(form.gates, turned, strict=True))
-    return [np.ascontiguousarray(each[gate]) for gate in "ifgo"]
+    if "{}" not in pattern:
+        if len(turned[0]) % len(wanted) or not len(turned[0]):
+            raise ValueError(f"{names[0]}: expected {len(wanted)} H units; got {found[0].shape}")
+        turned = np.split(turned[0], len(wanted))
+    return {gate: np.ascontiguousarray(block) for gate, block in zip(wanted, turned, strict=True)}
 
 
-def _joined(form: CellFormat, pattern: str, blocks: list[Array]) -> dict[str, Array]:
-    """Return the arrays of a pattern, from those of the gates i, f, g, o."""
-    each = dict(zip("ifgo", blocks, strict=True))
+def _joined(form: CellFormat, pattern: str, each: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays of a pattern, from those of the gates."""
+    order = [gate for gate in (form.gates if len(each) > 3 or "g" in each else "ifo") if gate in each]
     if "{}" in pattern:
-        found = {pattern.format(gate): each[gate] for gate in form.gates}
+        found = {pattern.format(form.words[gate]): each[gate] for gate in order}
     else:
-        found = {pattern: np.concatenate([each[gate] for gate in form.gates])}
+        found = {pattern: np.concatenate([each[gate] for gate in order])}
     return {name: np.ascontiguousarray(array if form.rows_are_gates else array.T) for name, array in found.items()}
