@@ -6,15 +6,17 @@ from lstmcore.training.batches import batches_by_length, pad, split
 from lstmcore.training.callbacks import Callback, MLflow, TensorBoard, epoch_numbers
 from lstmcore.training.files import load_model, save_model
 from lstmcore.training.history import Epoch, History
+from lstmcore.training.judging import Evaluation
 from lstmcore.training.learning import DivergedError
 from lstmcore.training.losses import CrossEntropy, GaussianLoss, Loss, MeanSquaredError, QuantileLoss
-from lstmcore.training.model import Evaluation, SequenceModel
+from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_card import save_folder
 from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.plots import plot_history
 from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer
 from lstmcore.training.schedules import Cosine, OnPlateau, Schedule, StepDecay, WarmUp
+from lstmcore.training.streams import SequenceSource
 from lstmcore.training.trainer import Trainer
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Readout",
     "Schedule",
     "SequenceModel",
+    "SequenceSource",
     "Standardizer",
     "StepDecay",
     "TensorBoard",

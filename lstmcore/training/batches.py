@@ -165,9 +165,9 @@ def _shares(sizes: list[int], wanted: int, random: np.random.Generator) -> list[
     return shares
 
 
-def chunks_by_length(sequences: Sequence[Array], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Yield the numbers of the sequences, at most `batch_size` of about the same length at a time."""
+def chunks_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield the numbers of sequences, at most `batch_size` of about the same of their `lengths` at a time."""
     size = integer("batch_size", batch_size, 1)
-    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+    order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]

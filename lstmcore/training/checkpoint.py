@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import integer
+from lstmcore.files import UnwritableError
+from lstmcore.notices import notify
 from lstmcore.tensor_file import check_tensors, read_tensors, write_tensors
 from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
@@ -63,6 +65,20 @@ def save_checkpoint(
         "lstm_step": model.lstm.step,
     }
     write_tensors(path, CHECKPOINT_FORMAT, tensors, header)
+
+
+def try_to_save(
+    path: str | Path, model: SequenceModel, optimizer: Optimizer, progress: Progress, settings: Mapping[str, Any]
+) -> None:
+    """Do what `save_checkpoint` does; a file that cannot be written is a warning, since the run itself goes on."""
+    try:
+        save_checkpoint(path, model, optimizer, progress, settings)
+    except (OSError, UnwritableError) as error:
+        notify(
+            f"checkpoint: {path} could not be written after epoch {len(progress.history.epochs)} "
+            f"({getattr(error, 'problem', error)}); the run goes on, and tries again after the next epoch",
+            3,
+        )
 
 
 def load_checkpoint(

@@ -19,10 +19,11 @@ from lstmcore.masks import BatchRows
 from lstmcore.plugin_calls import format_error
 from lstmcore.ranks import DistributedError
 from lstmcore.training.batches import chunks_by_length
+from lstmcore.training.judging import Evaluation
 from lstmcore.training.losses import Loss
-from lstmcore.training.model import Evaluation, SequenceModel
+from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import model_header
-from lstmcore.training.network import Batch, Examples, Learned, count_entries
+from lstmcore.training.network import Batch, Examples, ExampleSet, Learned, count_entries
 
 Array = npt.NDArray[Any]
 R = TypeVar("R")
@@ -55,7 +56,7 @@ class OneRank:
         """Return the sums of the values over all ranks, in float64."""
         return values
 
-    def measure(self, model: SequenceModel, examples: Examples, loss: Loss, metrics: Sequence[str]) -> Evaluation:
+    def measure(self, model: SequenceModel, examples: ExampleSet, loss: Loss, metrics: Sequence[str]) -> Evaluation:
         """Return what `SequenceModel.measure` returns."""
         return model.measure(examples, loss, metrics)
 
@@ -128,9 +129,9 @@ class DataParallel(OneRank):
         self.engine.allreduce_sum(buffer)
         return tuple(buffer.tolist())
 
-    def measure(self, model: SequenceModel, examples: Examples, loss: Loss, metrics: Sequence[str]) -> Evaluation:
+    def measure(self, model: SequenceModel, examples: ExampleSet, loss: Loss, metrics: Sequence[str]) -> Evaluation:
         """See `OneRank`: each rank measures a share of the examples; all of them if a metric needs all answers."""
-        if metrics:
+        if metrics or not isinstance(examples, Examples):
             return model.measure(examples, loss, metrics)
         rows = share_rows([len(sequence) for sequence in examples.inputs], self.size)[self.rank]
         sums = (0.0, 0.0, 0.0, 0.0)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lstmcore.training.batches import chunks_by_length
 from lstmcore.training.losses import Loss
 from lstmcore.training.metrics import compute_metrics
-from lstmcore.training.network import Batch, Examples, Network, count_entries, count_right, square_cells
+from lstmcore.training.network import Batch, ExampleSet, Network, count_entries, count_right, square_cells
 from lstmcore.training.scaling import Standardizer
 
 Array = npt.NDArray[Any]
@@ -55,11 +55,11 @@ class Judging(NamedTuple):
     batch_size: int
 
 
-def judge(network: Network, examples: Examples, loss: Loss, how: Judging) -> Evaluation:
+def judge(network: Network, examples: ExampleSet, loss: Loss, how: Judging) -> Evaluation:
     """Return the means over scaled inputs; dropout is off."""
     total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
     answers, seen = True, list[tuple[Array, Array, Array]]()
-    for chosen in chunks_by_length(examples.inputs, how.batch_size):
+    for chosen in chunks_by_length(examples.lengths, how.batch_size):
         batch = Batch.of(*examples.take(chosen), network.readout)
         outputs, read, last = network.run(batch.x, batch.lengths)
         if how.raw and how.scaling is not None and not loss.of_linear:
@@ -75,7 +75,7 @@ def judge(network: Network, examples: Examples, loss: Loss, how: Judging) -> Eva
             seen.append(_flat_answers(outputs, batch, loss, how))
     found = compute_metrics(how.metrics, *map(np.concatenate, zip(*seen, strict=True))) if how.metrics else {}
     accuracy = right / (entries or 1) if answers else None
-    return Evaluation(total / (entries or 1), accuracy, drift / len(examples.inputs), found)
+    return Evaluation(total / (entries or 1), accuracy, drift / examples.count, found)
 
 
 def _flat_answers(outputs: Array, batch: Batch, loss: Loss, how: Judging) -> tuple[Array, Array, Array]:
@@ -86,8 +86,6 @@ def _flat_answers(outputs: Array, batch: Batch, loss: Loss, how: Judging) -> tup
         return outputs.argmax(axis=-1).reshape(count), batch.targets.reshape(count), flat
     targets, scaling = batch.targets, how.scaling
     if scaling is not None and not how.raw:
-        width = targets.shape[-1]
-        outputs = scaling.undo(outputs)
-        targets = Standardizer(scaling.mean[:width], scaling.scale[:width]).undo(targets)
+        outputs, targets = scaling.undo(outputs), scaling.first(targets.shape[-1]).undo(targets)
     answers = loss.point(outputs)
     return answers.reshape(count, -1), targets.reshape(count, -1), flat

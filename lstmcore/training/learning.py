@@ -15,7 +15,7 @@ from lstmcore.training.data_parallel import OneRank
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss
 from lstmcore.training.model import SequenceModel
-from lstmcore.training.network import Batch, Examples, Learned
+from lstmcore.training.network import Batch, ExampleSet, Learned
 from lstmcore.training.optimizers import Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.schedules import Schedule
 
@@ -92,7 +92,7 @@ class Learner:
     ) -> None:
         self.model, self.loss, self.optimizer, self.recipe, self.schedule = model, loss, optimizer, recipe, schedule
 
-    def learn_epoch(self, number: int, examples: Examples, done: Sequence[Epoch] = ()) -> EpochMeans:
+    def learn_epoch(self, number: int, examples: ExampleSet, done: Sequence[Epoch] = ()) -> EpochMeans:
         """Learn from all examples once.
 
         Parameters
@@ -130,12 +130,11 @@ class Learner:
         entries = entries or 1
         return EpochMeans(total / entries, right / entries if known else None, norms / steps, rate)
 
-    def _pieces(self, number: int, examples: Examples) -> Iterator[tuple[float, Learned, bool]]:
+    def _pieces(self, number: int, examples: ExampleSet) -> Iterator[tuple[float, Learned, bool]]:
         """Yield the place in the run, the result of each batch or part of one, and whether it is the last."""
         recipe, readout = self.recipe, self.model.readout
         noise = np.random.default_rng(np.random.SeedSequence((recipe.seed, number, 1)))
-        lengths = [len(sequence) for sequence in examples.inputs]
-        batches = batches_by_length(lengths, recipe.batch_size, seed=recipe.seed, epoch=number)
+        batches = batches_by_length(examples.lengths, recipe.batch_size, seed=recipe.seed, epoch=number)
         for index, rows in enumerate(batches):
             position, final = number - 1 + index / len(batches), index == len(batches) - 1
             inputs, targets, weights = examples.take(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from lstmcore.training.losses import Loss, make_loss, require_weighted
 from lstmcore.training.metrics import check_metrics
 from lstmcore.training.model_checks import check_model
 from lstmcore.training.model_file import SCALINGS, ModelParts, json_types, read_model, write_model
-from lstmcore.training.network import Batch, Examples, Learned, Network
+from lstmcore.training.network import Batch, Examples, ExampleSet, Learned, Network
 from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer
+from lstmcore.training.streams import is_source, open_examples, open_inputs
 from lstmcore.training.weights import check_weights
 
 Array = npt.NDArray[Any]
@@ -213,8 +214,8 @@ class SequenceModel:
 
     def evaluate(
         self,
-        inputs: Sequence[Array],
-        targets: Targets,
+        inputs: Any,
+        targets: Targets | None = None,
         loss: str | Loss | None = None,
         *,
         sample_weight: Any = None,
@@ -229,9 +230,9 @@ class SequenceModel:
         Parameters
         ----------
         inputs
-            Raw sequences (T, I).
+            Raw sequences (T, I), or a `SequenceSource`, which is loaded a batch at a time.
         targets
-            One for each, as for `Trainer.fit`.
+            One for each, as for `Trainer.fit`; None for a source, which has them.
         loss
             The loss to evaluate: a name or a `Loss`. None takes the one that the model was trained with.
         sample_weight
@@ -253,17 +254,21 @@ class SequenceModel:
                 "loss: expected a loss, since this model has none: it was not trained, or with a loss of your own, "
                 "which no file holds; got None"
             )
+        how = Judging(self.target_scaling, True, check_metrics(metrics, chosen.of_linear), batch_size)
+        if targets is None:
+            if sample_weight is not None:
+                raise ValueError("sample_weight: expected None with a source of sequences; got weights")
+            return judge(self.network, open_examples(self, inputs, chosen), chosen, how)
         inputs = self.check_inputs(inputs)
         weights = None
         if sample_weight is not None:
             require_weighted(chosen)
             weights = check_weights(sample_weight, entry_shapes(inputs, self.readout))
         checked = self.check_targets(targets, inputs, chosen, weights)
-        names = check_metrics(metrics, chosen.of_linear)
         examples = Examples(self.scaled(inputs), checked, weights)
-        return judge(self.network, examples, chosen, Judging(self.target_scaling, True, names, batch_size))
+        return judge(self.network, examples, chosen, how)
 
-    def measure(self, examples: Examples, loss: Loss, metrics: Sequence[str] = ()) -> Evaluation:
+    def measure(self, examples: ExampleSet, loss: Loss, metrics: Sequence[str] = ()) -> Evaluation:
         """Return loss, accuracy and state drift on scaled examples, as `learn` takes them; dropout is off."""
         return judge(self.network, examples, loss, Judging(self.target_scaling, False, metrics, 256))
 
@@ -273,7 +278,7 @@ class SequenceModel:
         Parameters
         ----------
         inputs
-            Raw sequences (T, I), arrays or DataFrames.
+            Raw sequences (T, I), arrays or DataFrames; or a `SequenceSource`, whose items may be x alone.
         coverage
             None for (K,), or (T, K) if read out at every step. A share in (0, 1), for a model trained with a quantile
             or a gaussian loss, gives (3, K), or (T, 3, K): the lower end of the interval that holds the target with
@@ -286,14 +291,14 @@ class SequenceModel:
         TypeError, ValueError
             A sequence that is not a finite array (T, I); a model without intervals, or without these.
         """
-        scaled = self.scaled(self.check_inputs(inputs))
+        lengths_of_all, load = open_inputs(self, inputs) if is_source(inputs) else self._in_memory(inputs)
         if coverage is not None and self.loss is None:
             raise ValueError(
                 "coverage: expected a model trained with a quantile or a gaussian loss; got one of no loss"
             )
-        results: list[Array] = [np.empty(0)] * len(scaled)
-        for chosen in chunks_by_length(scaled, batch_size):
-            x, lengths = pad([scaled[index] for index in chosen])
+        results: list[Array] = [np.empty(0)] * len(lengths_of_all)
+        for chosen in chunks_by_length(lengths_of_all, batch_size):
+            x, lengths = pad(load(chosen))
             outputs = self.network.run(x, lengths)[0].astype(np.float64)
             if self.target_scaling is not None:
                 outputs = self.target_scaling.undo(outputs)
@@ -303,6 +308,11 @@ class SequenceModel:
                 every = self.readout.steps == "every"
                 results[index] = outputs[: lengths[row], row].copy() if every else outputs[row].copy()
         return results
+
+    def _in_memory(self, inputs: Any) -> tuple[list[int], Callable[[npt.NDArray[np.intp]], list[Array]]]:
+        """Return T of each sequence, and a function that returns those with some numbers, scaled."""
+        scaled = self.scaled(self.check_inputs(inputs))
+        return [len(sequence) for sequence in scaled], lambda rows: [scaled[row] for row in rows]
 
     @property
     def parts(self) -> ModelParts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,35 @@ class Examples(NamedTuple):
     targets: Sequence[Array] | Array
     weights: Sequence[Array] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+        return len(self.inputs)
+
+    @property
+    def lengths(self) -> list[int]:
+        """T of each example."""
+        return [len(sequence) for sequence in self.inputs]
+
     def take(self, rows: npt.NDArray[np.intp]) -> Examples:
         """Return the sequences with these numbers, in this order."""
         weights = None if self.weights is None else [self.weights[row] for row in rows]
         return Examples([self.inputs[row] for row in rows], [self.targets[row] for row in rows], weights)
+
+
+class ExampleSet(Protocol):
+    """Examples that are in memory, or that are loaded when they are taken."""
+
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """T of each example."""
+
+    def take(self, rows: npt.NDArray[np.intp], /) -> Examples:
+        """Return the examples with these numbers, in this order."""
 
 
 class Batch(NamedTuple):
@@ -192,13 +217,15 @@ class Network(NamedTuple):
         up = self._to_lstm(of_readout, read, lengths, state)
         dy, dstate = up.dy, up.dlast
         total: dict[str, Array] = {}
-        dx = np.empty_like(x)
+        dx = x[:0] if self.embedding is None else np.empty_like(x)  # only an embedding needs it
         for number, start in reversed(list(enumerate(starts))):
             part = slice(start, start + size)
             lstm.step = first + number  # the masks follow from it
             *_, tape = self._record_part(_inputs_of(embedded, start, size), states[number], masks)
             found = lstm.backward(tape, None if dy is None else self.laid_out(dy[part]), dstate)
-            dstate, dx[part] = found.state, self.laid_out(found.x)
+            dstate = found.state
+            if self.embedding is not None:
+                dx[part] = self.laid_out(found.x)
             total = {name: value + total[name] if total else value for name, value in found.parameters.items()}
         lstm.step = first + len(starts)
         gradients = self._named(total, of_readout, up, rows, dx)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,10 @@ class Standardizer:
         tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
         return cls(mean, np.where(scale > tiny, scale, 0.0))
 
+    def first(self, width: int) -> Standardizer:
+        """Return the standardisation of the first `width` entries."""
+        return Standardizer(self.mean[:width], self.scale[:width])
+
     def apply(self, values: Array, dtype: str) -> Array:
         """Return the standardised values (..., width) in `dtype`; others are a TypeError or a ValueError."""
         validation.check_real("values", values, axes=1, width=len(self.mean))
@@ -86,3 +90,50 @@ class Standardizer:
         """Return the values that `apply` standardised, in float64; others are a TypeError or a ValueError."""
         validation.check_real("values", values, axes=1, width=len(self.mean))
         return np.asarray(values * self.scale + self.mean, np.float64)
+
+
+def merge_standardizers(parts: Sequence[tuple[Standardizer, int]]) -> Standardizer:
+    """Return the standardisation of all rows from those of parts, each with the number of its rows.
+
+    Raises
+    ------
+    ValueError
+        No rows at all.
+    """
+    counts = np.array([count for _, count in parts], np.float64)[:, None]
+    if not counts.any():
+        raise ValueError(
+            "inputs to standardise: expected at least one step in all sequences together; got empty sequences only"
+        )
+    there = counts[:, 0] > 0
+    means, scales = (np.array([getattr(part, name) for part, _ in parts])[there] for name in ("mean", "scale"))
+    weights = counts[there] / counts.sum()
+    # Powers of two, which change no digit, bring the numbers near 1, so that no square overflows.
+    unit = np.ldexp(1.0, np.maximum(np.frexp(np.maximum(np.abs(means), scales).max(axis=0))[1] - 1, -1000))
+    means, scales = means / unit, scales / unit
+    mean = (weights * means).sum(axis=0)
+    spread = np.sqrt((weights * (scales**2 + (means - mean) ** 2)).sum(axis=0))
+    constant = (scales == 0).all(axis=0) & (means.min(axis=0) == means.max(axis=0))
+    mean = np.where(constant, means[0], mean) * unit
+    tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
+    return Standardizer(mean, np.where(constant | (spread * unit <= tiny), 0.0, spread * unit))
+
+
+def scale_targets(targets: Iterable[Array], dtype: str, scaling: Standardizer | None) -> list[Array]:
+    """Return targets in `dtype`, standardised if there is a standardisation.
+
+    Raises
+    ------
+    ValueError
+        A number that is too large for that dtype.
+    """
+    targets = list(targets)
+    with np.errstate(over="ignore"):
+        scaled = [t.astype(dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
+    for index, target in enumerate(scaled):
+        if not np.isfinite(target).all():
+            raise ValueError(
+                f"targets[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
+                f"up to {np.abs(targets[index]).max():.3g}: bring them nearer to 1, or use standardize_targets=True"
+            )
+    return scaled

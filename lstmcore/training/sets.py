@@ -13,11 +13,12 @@ from lstmcore.training.data_checks import entry_shapes
 from lstmcore.training.losses import Loss, require_weighted
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.network import Examples
-from lstmcore.training.scaling import Standardizer
+from lstmcore.training.scaling import Standardizer, scale_targets
 from lstmcore.training.weights import (
     ClassWeight,
     check_weights,
     class_table,
+    count_classes,
     mean_weight,
     require_entry,
     with_class_weights,
@@ -55,6 +56,14 @@ class Sets(NamedTuple):
         if self.given is not None:
             found["validation_sha256"] = _digest([*self.given.inputs, *self.given.targets])
         return found
+
+    def input_scaling(self) -> Standardizer:
+        """Return the standardisation of the inputs of the training set."""
+        return Standardizer.fit(self.fit.inputs)
+
+    def target_scaling(self, loss: Loss) -> Standardizer:
+        """Return the standardisation of the readout's outputs."""
+        return fit_target_scaling(self.fit, loss)
 
 
 def check_examples(model: SequenceModel, loss: Loss, inputs: Any, targets: Any, sample_weight: Any = None) -> Examples:
@@ -103,7 +112,8 @@ def weigh(sets: Sets, model: SequenceModel, loss: Loss, class_weight: ClassWeigh
     """
     parts = [sets.fit, sets.held_out]
     if class_weight is not None:
-        table = class_table(class_weight, sets.fit.targets, model.classes, model.readout.output_size)
+        outputs = model.readout.output_size
+        table = class_table(class_weight, count_classes(sets.fit.targets, outputs), model.classes, outputs)
         parts = [part._replace(weights=with_class_weights(part.weights, part.targets, table)) for part in parts]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if len(part.inputs):
@@ -137,22 +147,10 @@ def scale_examples(examples: Examples, model: SequenceModel, loss: Loss) -> Exam
 
 
 def _scale_targets(targets: Iterable[Array], model: SequenceModel, loss: Loss) -> Sequence[Array]:
-    targets = list(targets)
     if loss.of_linear:
-        return targets
-    dtype, scaling = model.readout.dtype, model.target_scaling
-    if scaling is not None:
-        width = loss.target_size(model.readout.output_size)
-        scaling = Standardizer(scaling.mean[:width], scaling.scale[:width])
-    with np.errstate(over="ignore"):
-        scaled = [t.astype(dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
-    for index, target in enumerate(scaled):
-        if not np.isfinite(target).all():
-            raise ValueError(
-                f"targets[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
-                f"up to {np.abs(targets[index]).max():.3g}: bring them nearer to 1, or use standardize_targets=True"
-            )
-    return scaled
+        return list(targets)
+    width, scaling = loss.target_size(model.readout.output_size), model.target_scaling
+    return scale_targets(targets, model.readout.dtype, None if scaling is None else scaling.first(width))
 
 
 def _digest(arrays: Iterable[Array]) -> str:

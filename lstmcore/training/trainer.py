@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import integer
 from lstmcore.distributed.engine import Engine
-from lstmcore.files import UnwritableError, check_writable
-from lstmcore.notices import notify
+from lstmcore.files import check_writable
 from lstmcore.ranks import DistributedError
 from lstmcore.scalars import flag
 from lstmcore.training import checkpoint as checkpoints
@@ -27,20 +26,19 @@ from lstmcore.training.losses import Loss
 from lstmcore.training.metrics import check_metrics
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import json_types
-from lstmcore.training.network import Examples
+from lstmcore.training.network import Examples, ExampleSet
 from lstmcore.training.optimizers import Adam, Optimizer
 from lstmcore.training.progress import shown_progress
-from lstmcore.training.scaling import Standardizer
 from lstmcore.training.schedules import Schedule
 from lstmcore.training.sets import (
     Rows,
     Sets,
     check_examples,
-    fit_target_scaling,
     make_sets,
     scale_examples,
     weigh,
 )
+from lstmcore.training.streams import StreamedExamples, StreamedSets, StreamPlan, stream_sets
 from lstmcore.training.trainer_checks import (
     bound,
     check_class_weight,
@@ -50,12 +48,14 @@ from lstmcore.training.trainer_checks import (
     check_parts,
     check_ranks,
     check_validation,
+    check_validation_data,
 )
 from lstmcore.training.weights import ClassWeight
 
 __all__ = ["DivergedError", "Trainer"]
 
 Array = npt.NDArray[Any]
+AnySets: TypeAlias = Sets | StreamedSets
 
 
 #: Settings whose default is left out of checkpoints, so that those of older versions stay readable.
@@ -205,10 +205,10 @@ class Trainer:
     def fit(
         self,
         inputs: Any,
-        targets: Targets,
+        targets: Targets | None = None,
         *,
         sample_weight: Any = None,
-        validation_data: Sequence[Any] | None = None,
+        validation_data: Any = None,
         resume: str | Path | None = None,
     ) -> History:
         """Train, then put the best epoch's weights (lowest validation loss) into the model.
@@ -219,17 +219,19 @@ class Trainer:
         Parameters
         ----------
         inputs
-            One finite array (T, I), or DataFrame, a sequence; T may differ.
+            One finite array (T, I), or DataFrame, a sequence; T may differ. Or a `SequenceSource`, which is loaded a
+            batch at a time, and once before the first epoch, to check and to standardise it.
         targets
             One a sequence: a class, or values (K,) in the units of the model's `predict`. With a readout at
             every step one array (T,) or (T, K) a sequence. A class is its number, its name or a one-hot row; entries
-            of the class -100 do not count. Names are kept in the model's task, sorted, as ``classes``.
+            of the class -100 do not count. Names are kept in the model's task, sorted, as ``classes``. None for a
+            source, which has them; its classes are numbers, or names that the task has.
         sample_weight
             The weight of each sequence in the loss and the accuracy, at least 0. With a readout at every step it may be
             an array (T,) for each: of numbers, or of bool, a mask.
         validation_data
             ``(inputs, targets)`` or ``(inputs, targets, sample_weight)`` to watch the run, in place of the fraction
-            `validation`.
+            `validation`; another source if `inputs` is one.
         resume
             A checkpoint of the same model, settings and data to go on from; `epochs` may differ, and `patience`: a run
             that it stopped goes on with a larger one. A run that a callback stopped stays stopped, unless the
@@ -244,7 +246,8 @@ class Trainer:
         """
         model, optimizer = self.model, Adam() if self.optimizer is None else self.optimizer
         task = model.task
-        if self.loss.of_linear and not model.classes and (names := find_classes(targets, model.readout.output_size)):
+        named = targets is not None and self.loss.of_linear and not model.classes
+        if named and (names := find_classes(targets, model.readout.output_size)):
             model.task = task | {"classes": names}
         try:
             progress, sets, settings = self.ranks.agree(
@@ -260,32 +263,32 @@ class Trainer:
 
     def _prepare(
         self, data: tuple[Any, Any, Any], validation_data: Any, optimizer: Optimizer, resume: str | Path | None
-    ) -> tuple[checkpoints.Progress, Sets, dict[str, Any]]:
+    ) -> tuple[checkpoints.Progress, AnySets, dict[str, Any]]:
         """Return the start of the run, the sets, and what a resumed run must have in common with it."""
         sets = self._sets(data, validation_data)
-        if self.patience is not None and not len(sets.held_out.inputs):
+        if self.patience is not None and not sets.held_out.count:
             raise ValueError("patience: needs a validation set; got validation=0 without validation_data")
         if resume is None and optimizer.steps:
             raise ValueError(
                 f"optimizer: expected a new one for a new run; got one after {optimizer.steps} steps: make "
                 "another, or go on with resume="
             )
-        check_ranks(self.ranks.size, self.batch_size, len(sets.fit.inputs))
+        check_ranks(self.ranks.size, self.batch_size, sets.fit)
         settings = self._settings(sets, optimizer)
         if resume is None:
             progress = checkpoints.Progress(History(drift_threshold=self.drift_threshold))
-            self._start(sets.fit)
+            self._start(sets)
         else:
             progress = checkpoints.load_checkpoint(resume, self.model, optimizer, settings, self.epochs)
             progress.history.resume(self.patience)
         return progress, sets, settings
 
     def _run(
-        self, progress: checkpoints.Progress, optimizer: Optimizer, sets: Sets, settings: dict[str, Any]
+        self, progress: checkpoints.Progress, optimizer: Optimizer, sets: AnySets, settings: dict[str, Any]
     ) -> History:
         """Run the epochs that are left."""
         model, history = self.model, progress.history
-        fit, held_out = (scale_examples(part, model, self.loss) for part in (sets.fit, sets.held_out))
+        fit, held_out = (self._scaled(part) for part in (sets.fit, sets.held_out))
         model.loss = self.loss
         recipe = Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
         learner = Learner(model, self.loss, optimizer, recipe, self.schedule)
@@ -302,7 +305,7 @@ class Trainer:
                         history.stopped = callback.on_epoch_end(model, history) or history.stopped
                     history.stopped = ranks.decide(history.stopped, model)
                     if self.checkpoint is not None and leads:
-                        self._save_checkpoint(self.checkpoint, optimizer, progress, settings)
+                        checkpoints.try_to_save(self.checkpoint, model, optimizer, progress, settings)
                     show(history.epochs[-1])
         finally:
             if progress.best is not None:
@@ -311,49 +314,40 @@ class Trainer:
             callback.on_fit_end(model, history)
         return history
 
-    def _sets(self, data: tuple[Any, Any, Any], validation_data: Sequence[Any] | None) -> Sets:
+    def _scaled(self, part: Examples | StreamedExamples) -> ExampleSet:
+        """Return examples as the model learns them; those of a source are scaled when they are loaded."""
+        return part if isinstance(part, StreamedExamples) else scale_examples(part, self.model, self.loss)
+
+    def _sets(self, data: tuple[Any, Any, Any], validation_data: Any) -> AnySets:
         """Return the checked and weighted training and validation sets."""
-        given = None
-        if validation_data is not None:
-            if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
-                raise TypeError(
-                    "validation_data: expected (inputs, targets) or (inputs, targets, sample_weight); got "
-                    f"{type(validation_data).__name__}"
-                )
-            given = check_examples(self.model, self.loss, *validation_data)
+        model, loss = self.model, self.loss
 
         def divide(count: int, classes: Array | None) -> tuple[Rows, Rows]:
             options: dict[str, Any] = {"chronological": self.chronological, "purge": self.purge}
             return split(count, self.validation, seed=self.seed, classes=classes, **options)
 
-        classes = self.loss.of_linear and self.model.readout.steps != "every"
-        sets = make_sets(check_examples(self.model, self.loss, *data), given, divide, classes)
-        return weigh(sets, self.model, self.loss, self.class_weight)
+        check_validation_data(validation_data, data)
+        if data[1] is None:
+            scalings = (self.standardize and model.input_scaling is None,
+                        self.standardize_targets and model.target_scaling is None)  # fmt: skip
+            plan = StreamPlan(divide, self.class_weight, *scalings)
+            return stream_sets(model, loss, data[0], validation_data, plan)
+        given = None if validation_data is None else check_examples(model, loss, *validation_data)
+        classes = loss.of_linear and model.readout.steps != "every"
+        sets = make_sets(check_examples(model, loss, *data), given, divide, classes)
+        return weigh(sets, model, loss, self.class_weight)
 
-    def _start(self, fit: Examples) -> None:
+    def _start(self, sets: AnySets) -> None:
         """Fit the standardisations that the model lacks to the training part, and set its LSTM to step 0."""
         model = self.model
         if self.standardize and model.input_scaling is None:
-            model.input_scaling = Standardizer.fit(fit.inputs)
+            model.input_scaling = sets.input_scaling()
         if self.standardize_targets and model.target_scaling is None:
-            model.target_scaling = fit_target_scaling(fit, self.loss)
+            model.target_scaling = sets.target_scaling(self.loss)
         model.lstm.step = 0
 
-    def _save_checkpoint(
-        self, path: str | Path, optimizer: Optimizer, progress: checkpoints.Progress, settings: dict[str, Any]
-    ) -> None:
-        """Write the checkpoint; a file that cannot be written is a warning, since the run itself goes on."""
-        try:
-            checkpoints.save_checkpoint(path, self.model, optimizer, progress, settings)
-        except (OSError, UnwritableError) as error:
-            notify(
-                f"checkpoint: {path} could not be written after epoch {len(progress.history.epochs)} "
-                f"({getattr(error, 'problem', error)}); the run goes on, and tries again after the next epoch",
-                3,
-            )
-
-    def _epoch(self, progress: checkpoints.Progress, learner: Learner, fit: Examples, held_out: Examples) -> None:
-        history, before, held = progress.history, self.model.parameters, len(held_out.inputs) > 0
+    def _epoch(self, progress: checkpoints.Progress, learner: Learner, fit: ExampleSet, held_out: ExampleSet) -> None:
+        history, before, held = progress.history, self.model.parameters, held_out.count > 0
         number = len(history.epochs) + 1
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError
@@ -374,7 +368,7 @@ class Trainer:
                 history.best, progress.best = number, self.model.parameters
         history.stopped = history.reason(self.patience)
 
-    def _settings(self, sets: Sets, optimizer: Optimizer) -> dict[str, Any]:
+    def _settings(self, sets: AnySets, optimizer: Optimizer) -> dict[str, Any]:
         """Return all that must be the same for a resumed run to be the same run."""
         names = ["batch_size", "clip_norm", "validation", "chronological", "purge", "drift_threshold"]
         names += ["input_noise", "standardize", "standardize_targets", "seed"]

@@ -9,7 +9,9 @@ from lstmcore.scalars import finite
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.losses import Loss, make_loss, require_weighted
 from lstmcore.training.model import SequenceModel
+from lstmcore.training.network import Examples, ExampleSet
 from lstmcore.training.schedules import Schedule
+from lstmcore.training.streams import is_source
 
 
 def check_loss(loss: str | Loss, model: SequenceModel, standardize_targets: bool) -> Loss:
@@ -53,6 +55,24 @@ def check_validation(validation: object, purge: int, chronological: bool) -> flo
     if purge and not chronological:
         raise ValueError(f"purge: needs chronological=True; got purge={purge} with chronological=False")
     return fraction
+
+
+def check_validation_data(validation_data: object, data: tuple[object, object, object]) -> None:
+    """Raise unless this is None or like `data`, the inputs, targets and weights of a run: of a source, a source."""
+    _, targets, sample_weight = data
+    if targets is None:
+        if sample_weight is not None:
+            raise ValueError("sample_weight: expected None with a source of sequences; got weights")
+        if validation_data is not None and not is_source(validation_data):
+            kind = type(validation_data).__name__
+            raise TypeError(f"validation_data: expected a source, as the training data are, or None; got {kind}")
+    elif validation_data is not None and (
+        not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3)
+    ):
+        raise TypeError(
+            "validation_data: expected (inputs, targets) or (inputs, targets, sample_weight); got "
+            f"{type(validation_data).__name__}"
+        )
 
 
 def check_helpers(schedule: object, callbacks: object) -> tuple[Callback, ...]:
@@ -99,10 +119,15 @@ def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointi
         raise ValueError("truncate: expected a model without attention pooling, which reads all steps; got one with it")
 
 
-def check_ranks(size: int, batch_size: int, sequences: int) -> None:
-    """Raise ValueError if there are more ranks than rows of a batch."""
-    if size > (rows := min(batch_size, sequences)):
+def check_ranks(size: int, batch_size: int, fit: ExampleSet) -> None:
+    """Raise ValueError if there are more ranks than rows of a batch, or several for sequences that are not in memory."""
+    if size > 1 and not isinstance(fit, Examples):
         raise ValueError(
-            f"distributed: expected at most {rows} ranks, one a row of a batch ({batch_size=}, {sequences} training "
+            f"distributed: expected inputs and targets in memory; got a source that loads them, with {size} ranks: "
+            "train in one process, or give the arrays"
+        )
+    if size > (rows := min(batch_size, fit.count)):
+        raise ValueError(
+            f"distributed: expected at most {rows} ranks, one a row of a batch ({batch_size=}, {fit.count} training "
             f"sequences); got {size}: start fewer"
         )

@@ -55,7 +55,13 @@ def check_weights(weights: Any, shapes: Sequence[tuple[int, ...]]) -> list[Array
     return checked
 
 
-def class_table(weight: ClassWeight, targets: Targets, names: Sequence[Any], outputs: int) -> Array:
+def count_classes(targets: Targets, outputs: int) -> Array:
+    """Return (K,): how many entries of the targets are of each of the K = `outputs` classes."""
+    every = np.concatenate([np.atleast_1d(target) for target in targets])
+    return np.bincount(every[every != IGNORED], minlength=outputs)
+
+
+def class_table(weight: ClassWeight, counts: Array, names: Sequence[Any], outputs: int) -> Array:
     """Return (K,): the weight of each class.
 
     Parameters
@@ -63,8 +69,8 @@ def class_table(weight: ClassWeight, targets: Targets, names: Sequence[Any], out
     weight
         ``"balanced"``: entries / (classes that are there * entries of the class); a mapping from a class number, or a
         name, to its weight, 1 for those that it lacks; or K numbers.
-    targets
-        Class numbers of the training part.
+    counts
+        (K,) how many entries of the training part each class has.
     names
         The names of the classes; empty for none.
     outputs
@@ -78,8 +84,6 @@ def class_table(weight: ClassWeight, targets: Targets, names: Sequence[Any], out
     if isinstance(weight, str):
         if weight != "balanced":
             raise ValueError(f"class_weight: expected 'balanced', a mapping or {outputs} numbers; got {weight!r}")
-        every = np.concatenate([np.atleast_1d(target) for target in targets])
-        counts = np.bincount(every[every != IGNORED], minlength=outputs)
         return np.asarray(counts.sum() / (max(np.count_nonzero(counts), 1) * np.maximum(counts, 1)))
     table = np.ones(outputs)
     if not isinstance(weight, Mapping):
