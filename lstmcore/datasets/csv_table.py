@@ -169,10 +169,11 @@ class Table:
             return others
         numbers = [self.column(name) for name in self.wanted.numbers]
         if (dates := next((k for k in numbers if _are_dates(cells[k], decimal)), None)) is not None:
-            listed = ", ".join(self.header[k] for k in others)
+            listed = ", ".join(self.header[k] for k in others) or "others"
+            first = next(filter(None, cells[dates]))[:40]
             raise ValueError(
                 f"{self.name}, column {self.header[dates]!r}: expected numbers; got times such as "
-                f"{cells[dates][0][:40]!r}: name this column with --time, and choose from {listed or 'others'}"
+                f"{first!r}: name this column with --time, and choose from {listed}"
             )
         return numbers
 
