@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -363,10 +362,13 @@ def test_a_peer_is_judged_by_what_it_has() -> None:
 def test_lengths_have_peers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes part in its modes alone; --peers auto starts none that takes part in nothing."""
     asked: list[Request] = []
+
+    def ask(request: Request, tell: Any) -> Benchmark:
+        asked.append(request)
+        raise SystemExit
+
     monkeypatch.setattr("lstmcore_conformance.bench.runtimes.missing", lambda name: None)
-    monkeypatch.setattr(
-        "lstmcore_conformance.bench.run.run", lambda request, tell: asked.append(request) or sys.exit(0)
-    )
+    monkeypatch.setattr("lstmcore_conformance.bench.run.run", ask)
     for modes in (["training"], ["lengths"], ["streaming", "lengths"]):
         CliRunner().invoke(main, ["bench", "numpy", *(word for mode in modes for word in ("--mode", mode))])
     assert [request.modes for request in asked] == [("training",), LENGTHS_MODES, ("streaming", *LENGTHS_MODES)]

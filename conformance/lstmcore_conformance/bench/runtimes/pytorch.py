@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,7 +108,8 @@ class Inference:
 
     def padded(self, tensor: Any) -> torch.Tensor:
         """Return y, or the gradient of x, as (T, N, ...)."""
-        return cast("torch.Tensor", tensor)
+        found: torch.Tensor = tensor
+        return found
 
     def named(self, done: Any) -> dict[str, Any]:
         """Return y and the final states by their names."""
