@@ -19,6 +19,7 @@ import numpy as np
 from lstmcore_conformance.bench.jobs import Job, Point
 from lstmcore_conformance.bench.judging import expectation, judge
 from lstmcore_conformance.bench.worker_client import Candidate, environment
+from lstmcore_conformance.cases.case import Data
 from lstmcore_conformance.suite.backend_under_test import Failure
 
 #: What the scripts compute, and how often with full caches; the median counts.
@@ -61,12 +62,17 @@ def start(candidate: Candidate) -> Start:
         return replace(nothing, message="it has nothing to start")
     with tempfile.TemporaryDirectory(prefix="lstmcore-start-") as name:
         folder = Path(name)
-        _write(folder, candidate)
+        script = SCRIPTS[candidate.name] if candidate.kind == "peer" else BACKEND
+        data = write_arrays(folder, JOB)
+        if candidate.kind == "peer" and candidate.name == "onnxruntime":
+            model = import_module("lstmcore_conformance.bench.runtimes.onnx_runtime").model(JOB, data)
+            (folder / "model.onnx").write_bytes(model.SerializeToString())
         runs: list[Mapping[str, Any]] = []
         for _ in range(1 + WARM):
             try:
-                runs.append(_run(candidate, folder))
-                judge({"y": np.load(folder / "y.npy")}, expected)
+                runs.append(run_script(candidate, folder, script, _AFTER))
+                with np.load(folder / "made.npz") as made:
+                    judge(dict(made), expected)
             except Failure as error:
                 return replace(nothing, message=f"does not conform: {error}")
             except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
@@ -81,23 +87,36 @@ def start(candidate: Candidate) -> Start:
     )
 
 
-def _write(folder: Path, candidate: Candidate) -> None:
-    """Write what the scripts read: arrays, and for ONNX Runtime a model."""
-    data = JOB.case.data
-    if data.state is None:
-        raise ValueError("data: expected a state; got none")
+def write_arrays(folder: Path, job: Job) -> Data:
+    """Write data.npz, the arrays that the script of a job reads; return all data of the job."""
+    data = job.case.data
+    if data.state is None or data.dy is None or data.dstate is None:
+        raise ValueError("data: expected a state, dy and dstate; got a case without one of them")
     arrays: dict[str, Any] = {"x": data.x, "h": data.state.h[None], "c": data.state.c[None], **data.parameters}
+    if job.call == "training":
+        arrays |= {"dy": data.dy, "dh": data.dstate.h[None], "dc": data.dstate.c[None]}
     np.savez(folder / "data.npz", **arrays)
-    if candidate.kind == "peer" and candidate.name == "onnxruntime":
-        model = import_module("lstmcore_conformance.bench.runtimes.onnx_runtime").model(JOB, data)
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return data
 
 
-def _run(candidate: Candidate, folder: Path) -> Mapping[str, Any]:
-    script = SCRIPTS[candidate.name] if candidate.kind == "peer" else BACKEND
+def run_script(candidate: Candidate, folder: Path, script: str, after: str) -> Mapping[str, Any]:
+    """Run a script and what comes after it in a new process, which keeps compiled code below the folder.
+
+    Returns
+    -------
+    Mapping[str, Any]
+        What the script printed last, as JSON.
+
+    Raises
+    ------
+    RuntimeError
+        The script failed; the message is its error.
+    subprocess.TimeoutExpired
+        It took longer than `LIMIT`.
+    """
     env = dict(os.environ) | environment(candidate.threads) | {name: str(folder / name) for name in _CACHES}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    (folder / "start.py").write_text(_BEFORE + script + _AFTER, "utf-8")
+    (folder / "start.py").write_text(_BEFORE + script + after, "utf-8")
     done = subprocess.run(  # noqa: S603  (this interpreter and a script from here)
         [sys.executable, "start.py", candidate.name],
         cwd=folder,
@@ -116,7 +135,7 @@ def _run(candidate: Candidate, folder: Path) -> Mapping[str, Any]:
 
 _BEFORE: Final = """
 import time
-start = time.perf_counter()
+start, started = time.perf_counter(), time.process_time()
 import sys
 import numpy as np
 """
@@ -130,6 +149,7 @@ x, h, c = (given.pop(name) for name in "xhc")
 lstm = LSTM(x.shape[2], h.shape[2], backend=sys.argv[1], seed=0)
 lstm.load_parameters({f"{name}_l0": array for name, array in given.items()})
 y, _ = lstm(x, (h, c))
+made = {"y": y}
 """
 
 SCRIPTS: Final = {
@@ -144,7 +164,7 @@ with torch.inference_mode():
     for name, theirs in (("weight_x", "weight_ih_l0"), ("weight_h", "weight_hh_l0"), ("bias", "bias_ih_l0")):
         getattr(lstm, theirs).copy_(given[name])
     lstm.bias_hh_l0.zero_()
-    y = lstm(x, (h, c))[0].numpy()
+    made = {"y": lstm(x, (h, c))[0].numpy()}
 """,
     "onnxruntime": """
 import onnxruntime
@@ -152,7 +172,7 @@ imported = time.perf_counter()
 with np.load("data.npz") as data:
     given = {"X": data["x"], "h": data["h"], "c": data["c"]}
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-y = session.run(["Y"], given)[0][:, 0]
+made = {"y": session.run(["Y"], given)[0][:, 0]}
 """,
     "jax": """
 import jax
@@ -172,13 +192,13 @@ def lstm(given):
         return (h, c), h
     return jax.lax.scan(step, (given["h"][0], given["c"][0]), given["x"] @ given["weight_x"].T + given["bias"])[1]
 
-y = np.asarray(lstm(given))
+made = {"y": np.asarray(lstm(given))}
 """,
 }
 
 _AFTER: Final = """
 first = time.perf_counter()
-np.save("y.npy", y)
+np.savez("made.npz", **made)
 import json
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
