@@ -163,7 +163,11 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if (attention := model.pooling) is not None:
             pooling = AttentionPooling(attention.input_size, attention.hidden_size, dtype=dtype, seed=0)
             pooling.load_parameters({name: value.astype(dtype) for name, value in attention.parameters.items()})
-        more = {"input_scaling": model.input_scaling, "target_scaling": model.target_scaling, "pooling": pooling}
+        more: dict[str, Any] = {
+            "input_scaling": model.input_scaling,
+            "target_scaling": model.target_scaling,
+            "pooling": pooling,
+        }
         return SequenceModel(lstm, readout, loss=model.loss, **more), sequences
 
     def _new_model(self, width: int) -> SequenceModel:

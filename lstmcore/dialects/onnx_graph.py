@@ -68,7 +68,7 @@ class GraphBuilder:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def add_input(self, name: str, shape: Sequence[Any], dtype: npt.DTypeLike = None) -> None:
+    def add_input(self, name: str, shape: Sequence[Any], dtype: npt.DTypeLike | None = None) -> None:
         """Add an input of `dtype`; None takes int32 for one axis, else the dtype of the graph."""
         self.inputs.append(self._value(name, shape, dtype or (np.int32 if len(shape) == 1 else self.dtype)))
 

@@ -231,7 +231,7 @@ def _add_up(factors: Sequence[float], pieces: Sequence[Learned]) -> dict[str, Ar
 def _entries_of(examples: Examples, model: SequenceModel, loss: Loss) -> float:
     """Return the weight of all entries."""
     total = 0.0
-    for rows in chunks_by_length(examples.inputs, _COUNTED):
+    for rows in chunks_by_length(examples.lengths, _COUNTED):
         batch = Batch.of(*examples.take(rows), model.readout)
         total += count_entries(batch.counted(loss), len(rows))[0]
     return total

@@ -120,7 +120,7 @@ def check_parts(model: SequenceModel, truncate: int | None, gradient_checkpointi
 
 
 def check_ranks(size: int, batch_size: int, fit: ExampleSet) -> None:
-    """Raise ValueError if there are more ranks than rows of a batch, or several for sequences that are not in memory."""
+    """Raise ValueError if there are more ranks than rows of a batch, or several and a source of sequences."""
     if size > 1 and not isinstance(fit, Examples):
         raise ValueError(
             f"distributed: expected inputs and targets in memory; got a source that loads them, with {size} ranks: "

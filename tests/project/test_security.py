@@ -58,6 +58,7 @@ ALLOWED: Final[Mapping[tuple[str, str], str]] = {
     ("lstmcore/cli/_formats.py", "zipfile"): "the names in an archive, to tell a .keras file; nothing is unpacked",
     ("lstmcore/dialects/keras_files.py", "zipfile"): "three files of a .keras archive, into memory, of a bounded size",
     ("lstmcore/dialects/openvino.py", "xml"): "the description of a model, without a document type or entities",
+    ("lstmcore/distributed/launcher.py", "subprocess"): "mpiexec and this interpreter, as a list of words, no shell",
     ("lstmcore/cli/__init__.py", ".import_module"): "a command, by a name of the list in that file",
 }
 

@@ -69,9 +69,8 @@ for _form in FORMATS:
 
 def _stored_cases(scope: Scope) -> Iterator[Case]:
     forms = [form for form in FORMATS if f"weights:{form}" in scope.declared.features]
-    for case in (case for form in forms for case in _cases(form)(scope)):
-        if case.name == f"{case.weights},plain":
-            yield case
+    plain = (case for form in forms for case in _cases(form)(scope) if case.name == f"{form},plain")
+    yield from sorted(plain, key=lambda case: scope.precisions.index(case.precision))
 
 
 @check(
