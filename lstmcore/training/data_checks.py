@@ -85,7 +85,7 @@ def _codes(name: str, sequence: Any, entries: int) -> Array:
     if sequence.size and not 0 <= sequence.min() <= sequence.max() < entries:
         wrong = sequence.max() if sequence.max() >= entries else sequence.min()
         raise ValueError(f"{name}: expected whole numbers from 0 to {entries - 1}, rows of the embedding; got {wrong}")
-    return sequence.astype(np.int64)
+    return np.asarray(sequence, np.int64)
 
 
 def _check_sequence(name: str, sequence: Any, width: int) -> None:

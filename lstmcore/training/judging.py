@@ -75,7 +75,7 @@ def judge(network: Network, examples: ExampleSet, loss: Loss, how: Judging) -> E
             seen.append(_flat_answers(outputs, batch, loss, how))
     found = compute_metrics(how.metrics, *map(np.concatenate, zip(*seen, strict=True))) if how.metrics else {}
     accuracy = right / (entries or 1) if answers else None
-    return Evaluation(total / (entries or 1), accuracy, drift / examples.count, found)
+    return Evaluation(total / (entries or 1), accuracy, drift / examples.size, found)
 
 
 def _flat_answers(outputs: Array, batch: Batch, loss: Loss, how: Judging) -> tuple[Array, Array, Array]:

@@ -349,5 +349,10 @@ class SequenceModel:
     def load(cls, path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> SequenceModel:
         """Read a model from a file; see `lstmcore.training.load_model`."""
         parts = read_model(path, backend, dtype)
-        more = {"task": parts.task, "loss": parts.loss, "embedding": parts.embedding, "pooling": parts.pooling}
-        return SequenceModel(parts.lstm, parts.readout, **more, **parts.scalings)
+        more: dict[str, Any] = {
+            "task": parts.task,
+            "loss": parts.loss,
+            "embedding": parts.embedding,
+            "pooling": parts.pooling,
+        }
+        return SequenceModel(parts.lstm, parts.readout, **(more | dict(parts.scalings)))

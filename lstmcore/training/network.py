@@ -28,7 +28,7 @@ class Examples(NamedTuple):
     weights: Sequence[Array] | None = None
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many examples there are."""
         return len(self.inputs)
 
@@ -47,7 +47,7 @@ class ExampleSet(Protocol):
     """Examples that are in memory, or that are loaded when they are taken."""
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many examples there are."""
 
     @property

@@ -245,7 +245,7 @@ class StreamedExamples:
     table: Array | None = None
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many examples there are."""
         return len(self.rows)
 

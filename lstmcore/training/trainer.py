@@ -266,7 +266,7 @@ class Trainer:
     ) -> tuple[checkpoints.Progress, AnySets, dict[str, Any]]:
         """Return the start of the run, the sets, and what a resumed run must have in common with it."""
         sets = self._sets(data, validation_data)
-        if self.patience is not None and not sets.held_out.count:
+        if self.patience is not None and not sets.held_out.size:
             raise ValueError("patience: needs a validation set; got validation=0 without validation_data")
         if resume is None and optimizer.steps:
             raise ValueError(
@@ -347,7 +347,7 @@ class Trainer:
         model.lstm.step = 0
 
     def _epoch(self, progress: checkpoints.Progress, learner: Learner, fit: ExampleSet, held_out: ExampleSet) -> None:
-        history, before, held = progress.history, self.model.parameters, held_out.count > 0
+        history, before, held = progress.history, self.model.parameters, held_out.size > 0
         number = len(history.epochs) + 1
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # it ends in a DivergedError

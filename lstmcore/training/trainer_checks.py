@@ -126,8 +126,8 @@ def check_ranks(size: int, batch_size: int, fit: ExampleSet) -> None:
             f"distributed: expected inputs and targets in memory; got a source that loads them, with {size} ranks: "
             "train in one process, or give the arrays"
         )
-    if size > (rows := min(batch_size, fit.count)):
+    if size > (rows := min(batch_size, fit.size)):
         raise ValueError(
-            f"distributed: expected at most {rows} ranks, one a row of a batch ({batch_size=}, {fit.count} training "
+            f"distributed: expected at most {rows} ranks, one a row of a batch ({batch_size=}, {fit.size} training "
             f"sequences); got {size}: start fewer"
         )
