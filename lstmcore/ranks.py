@@ -11,6 +11,8 @@ from typing import Final
 LAUNCHER_VARIABLE: Final = "LSTMCORE_LAUNCHER"
 #: The file in it with the message about the end; MPI may lose what a rank prints before it ends all.
 MESSAGE_FILE: Final = "message"
+#: The file in it that the launcher holds a lock on while it lives.
+ALIVE_FILE: Final = "alive"
 
 #: Variables of Open MPI, MPICH and Slurm.
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")

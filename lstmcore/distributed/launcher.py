@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from lstmcore.config import integer
 from lstmcore.extras import installing
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import LAUNCHER_VARIABLE, MESSAGE_FILE, DistributedError
+from lstmcore.ranks import ALIVE_FILE, LAUNCHER_VARIABLE, MESSAGE_FILE, DistributedError
 from lstmcore.threads import THREADS_VARIABLE
 
 #: Settings of Open MPI 4 and 5 for one machine; MPICH needs none. More ranks than processors, a user who is root as
@@ -70,9 +71,10 @@ def launch(command: Sequence[str], ranks: int) -> None:
     """
     ranks = integer("ranks", ranks, 1)
     words = [_mpiexec(), "-n", str(ranks), *command]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with (
         tempfile.TemporaryDirectory(prefix="lstmcore-") as folder,
+        _locked(Path(folder, ALIVE_FILE)),
         subprocess.Popen(words, env={**_environment(ranks), LAUNCHER_VARIABLE: folder}, **pipes) as process,  # noqa: S603  (the caller's command)
     ):
         messages = _Messages(Path(folder, MESSAGE_FILE))
@@ -90,6 +92,16 @@ def launch(command: Sequence[str], ranks: int) -> None:
         messages.show_rest()
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a new file, which no child inherits: it ends with this process, however that ends."""
+    import fcntl  # Windows has none, and no mpiexec that this starts
+
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _mpiexec() -> str:
     """Return the mpiexec beside this Python, where a wheel of an MPI puts it, or else that of the path."""
     own = str(Path(sys.executable).parent)
@@ -105,7 +117,7 @@ def _environment(ranks: int) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End mpiexec, which ends the ranks; if it does not in time, rank 0 sees that its standard input is closed."""
+    """End mpiexec, which ends the ranks; if it does not in time, they end with the launcher."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(_END_S)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from lstmcore.distributed.engine import Array, Engine, EngineInfo
 from lstmcore.extras import installing
 from lstmcore.hookspecs import PROJECT
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import LAUNCHER_VARIABLE, DistributedError, launched_size, tell_launcher
+from lstmcore.ranks import ALIVE_FILE, LAUNCHER_VARIABLE, DistributedError, launched_size, tell_launcher
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -147,16 +148,18 @@ def _open() -> MPIEngine:
             f"expected {expected} ranks, as the launcher says; {library}, which mpi4py loads, sees {size}: take the "
             "mpiexec of that MPI"
         )
-    if LAUNCHER_VARIABLE in os.environ and MPI.COMM_WORLD.Get_rank() == 0:
-        threading.Thread(target=_end_with_launcher, daemon=True).start()
+    if LAUNCHER_VARIABLE in os.environ:
+        threading.Thread(target=_end_with_launcher, args=(os.environ[LAUNCHER_VARIABLE],), daemon=True).start()
     return MPIEngine(MPI, timeout)
 
 
-def _end_with_launcher() -> None:
-    """End this rank, and so all, when the launcher is gone: it holds the other end of standard input."""
-    while os.read(0, 4096):
-        pass
-    shutil.rmtree(os.environ[LAUNCHER_VARIABLE], ignore_errors=True)  # its folder, which it could not remove
+def _end_with_launcher(folder: str) -> None:
+    """End this rank when the launcher is gone, whose lock on a file ends with it; remove its folder then."""
+    import fcntl  # where there is a launcher there is an mpiexec, which Windows does not have
+
+    with open(Path(folder, ALIVE_FILE), "rb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_SH)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(2)
 
 
