@@ -106,31 +106,23 @@ def _pass_arguments(  # long: the flat argument list of the pass
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.backward` after `threads`, in order."""
     config, layout, dtype = layer.config, layer.layout, layer.dtype
-    weights, masks, workspace = tape.weights, tape.masks, tape.workspace
+    weights, masks, saved = tape.weights, tape.masks, tape.workspace
     batch = tape.x.shape[1]
     normed = config.layer_norm
     dnorm_c = np.zeros((layout.blocks, batch if normed else 1, 1, layout.lanes), dtype)
     doperand = np.empty((batch, layout.hidden if layer.recurrence_is_cell else layout.output), dtype)
+    of_layer = (config.hidden_size, tape.norms, config.reverse, layer.recurrence_is_cell, tape.lengths)
+    recorded = (masks.recurrent, masks.hidden, masks.cell, saved.gates, saved.raw, saved.projected, saved.c)
     return (
         plan.split == "units",
         layer.step_address(cell.backward, masks, record=True),
         layer.step_address(cell.backward_output, masks, record=True) if config.proj_size else 0,
         layer.step_address(cell.backward_cell, masks, record=True) if normed else 0,
-        config.hidden_size,
-        tape.norms,
-        config.reverse,
-        layer.recurrence_is_cell,
-        tape.lengths,
+        *of_layer,
         weights.back_recurrent,
         weights.peephole,
         weights.back_projection,
-        masks.recurrent,
-        masks.hidden,
-        masks.cell,
-        workspace.gates,
-        workspace.raw,
-        workspace.projected,
-        workspace.c,
+        *recorded,
         dy,
         gradients.dz,
         gradients.dz_h,

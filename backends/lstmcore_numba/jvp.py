@@ -123,7 +123,7 @@ def _pass_arguments(  # long: the flat argument list of the pass
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.jvp` between `threads` and `ty`, in order."""
     config, layout, dtype = layer.config, layer.layout, layer.dtype
-    weights, masks, workspace = tape.weights, tape.masks, tape.workspace
+    weights, masks, saved = tape.weights, tape.masks, tape.workspace
     steps, batch, _ = tape.x.shape
     normed, projects = config.layer_norm, config.proj_size > 0
     tpeephole = np.zeros((len(config.peephole_gates) or 1, layout.hidden), dtype)
@@ -132,28 +132,20 @@ def _pass_arguments(  # long: the flat argument list of the pass
     tprojected = np.zeros((steps if projects else 1, batch, layout.output), dtype)
     if "weight_proj" in parameters:
         projection = padded(padded(parameters["weight_proj"].T, 0, layout.hidden), 1, layout.output)
-        tprojected[...] = (workspace.q.reshape(-1, layout.hidden) @ projection).reshape(tprojected.shape)
+        tprojected[...] = (saved.q.reshape(-1, layout.hidden) @ projection).reshape(tprojected.shape)
     step = cell.jvp if "peephole" in parameters else cell.jvp_fixed_peepholes
+    of_layer = (config.hidden_size, tape.norms, config.reverse, layer.recurrence_is_cell, tape.lengths)
+    recorded = (masks.recurrent, masks.hidden, masks.cell, saved.gates, saved.raw, saved.projected, saved.c)
     return (
         layer.step_address(step, masks, record=True),
         layer.step_address(cell.jvp_output, masks, record=True) if projects else 0,
         layer.step_address(cell.jvp_cell, masks, record=True) if normed else 0,
-        config.hidden_size,
-        tape.norms,
-        config.reverse,
-        layer.recurrence_is_cell,
-        tape.lengths,
+        *of_layer,
         weights.recurrent,
         weights.peephole,
         tpeephole,
         weights.projection,
-        masks.recurrent,
-        masks.hidden,
-        masks.cell,
-        workspace.gates,
-        workspace.raw,
-        workspace.projected,
-        workspace.c,
+        *recorded,
         *product_tangents,
         np.zeros((layout.blocks, batch if normed else 1, 1, layout.lanes), dtype),
         layout.pad_units(parameters.get("norm_gain_c")),
