@@ -254,13 +254,7 @@ def _read_direction(form: CellFormat, arrays: Mapping[str, Any], told: _Told) ->
     if projection is not None and (projection.ndim != 2 or len(projection) != hidden):
         raise ValueError(f"{form.projection}: expected shape ({hidden}, P); got {projection.shape}")
     output = hidden if projection is None else projection.shape[1]
-    if form.h:
-        h = _blocks(form, "h", arrays, gates)
-    else:
-        x, h = (
-            {gate: part[gate][:, place] for gate in gates}
-            for part, place in ((x, slice(None, -output)), (x, slice(-output, None)))
-        )
+    x, h = (x, _blocks(form, "h", arrays, gates)) if form.h else _split_rows(x, output)
     _check_blocks(form, hidden, output, (x, h, bias, peepholes))
     order = [gate for gate in "ifgo" if gate in gates]
     parameters = {"weight_x": np.concatenate([x[g] for g in order]), "weight_h": np.concatenate([h[g] for g in order])}
@@ -284,6 +278,12 @@ def _read_direction(form: CellFormat, arrays: Mapping[str, Any], told: _Told) ->
         proj_clip=None if projection is None else told.proj_clip,
     )
     return config, {key: parameters[key] for key in config.parameter_shapes}
+
+
+def _split_rows(both: Mapping[str, Array], output: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the columns of x and those of h, for a matrix that has both."""
+    x = {gate: part[:, :-output] for gate, part in both.items()}
+    return x, {gate: part[:, -output:] for gate, part in both.items()}
 
 
 def _check_blocks(form: CellFormat, hidden: int, output: int, parts: tuple[Mapping[str, Array], ...]) -> None:
