@@ -20,7 +20,9 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from lstmcore_numba.codegen.code_store import PACKAGE, CodeStore
+from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.inner_code import InnerCompiler, choose_compiler, keep_inner_code_inside
+from lstmcore_numba.codegen.step_compiler import STEP_COSTS, CompileCosts
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
@@ -97,10 +99,17 @@ class CompileMessage:
         Where to write; None for standard error.
     clock
         Returns seconds.
+    costs
+        What compiling step functions has taken, from which the time of the loops follows.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stream, self.clock = stream, clock
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        costs: CompileCosts = STEP_COSTS,
+    ) -> None:
+        self.stream, self.clock, self.costs = stream, clock, costs
         self.told, self.depth, self.functions, self.seconds, self.began = False, 0, 0, 0.0, 0.0
 
     def notify(self, event: Any) -> None:
@@ -114,12 +123,24 @@ class CompileMessage:
             self.depth += 1
             if not self.told:
                 self.told = True
-                stream.write(f"lstmcore: compiling for this processor, {_DURATION}\n")
+                stream.write(f"lstmcore: compiling for this processor, {self._duration()}\n")
         else:
             self.depth, self.functions = self.depth - 1, self.functions + 1
         if stream.isatty():
             stream.write(self._progress(ended=self.depth == 0))
         stream.flush()
+
+    def _duration(self) -> str:
+        """Return how long it takes, and for whom."""
+        if not self.costs.instructions:
+            return "some seconds; later processes find the code"
+        second = self.costs.seconds / self.costs.instructions
+        inference, training, amx = (max(1.0, work * second) for work in (_INFERENCE_WORK, _TRAINING_WORK, _AMX_WORK))
+        with_amx = f" (up to {amx:.0f} s with AMX)" if compile_target().has("amx-tile") else ""
+        return (
+            f"about {inference:.0f} s of CPU time for inference and {training:.0f} s more for training{with_amx}; "
+            "later processes find the code"
+        )
 
     def _progress(self, *, ended: bool) -> str:
         """Return what replaces the second line: nothing, if the function that a call needs is compiled."""
@@ -132,7 +153,10 @@ class CompileMessage:
 
 #: What a terminal takes for: go to the begin of the line, and erase the line.
 _CLEAR_LINE: Final = "\r\x1b[K"
-_DURATION: Final = "about 5 s for inference and 5 s more for training; later processes find the code"
+#: Compiling the loops over time takes as long as step functions of so many instructions; see docs/performance.md.
+_INFERENCE_WORK: Final = 78_000
+_TRAINING_WORK: Final = 71_000
+_AMX_WORK: Final = 210_000  # training whose products are on AMX
 _MESSAGE: Final = CompileMessage()
 _NJIT: Final[Any] = njit
 _OVERLOAD: Final[Any] = overload

@@ -7,8 +7,10 @@ import errno
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,19 +111,50 @@ def happened(*, is_start: bool, module: str = "lstmcore_numba.time_loop.forward"
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_progress_is_shown_on_a_terminal_alone(is_terminal: bool) -> None:
     from lstmcore_numba.codegen.numba_compiler import CompileMessage
+    from lstmcore_numba.codegen.step_compiler import CompileCosts
 
     stream, now = Terminal(is_terminal), iter(range(100))
-    message = CompileMessage(stream, lambda: next(now))
+    message = CompileMessage(stream, lambda: next(now), CompileCosts())
     message.notify(happened(is_start=True, module="other"))
     assert stream.getvalue() == ""
     for is_start in (True, True, False, False, True, False):  # two calls, the first with a function inside
         message.notify(happened(is_start=is_start))
     line, shown = stream.getvalue().split("\n")
-    assert line.startswith("lstmcore: compiling for this processor, about ")
+    assert line == "lstmcore: compiling for this processor, some seconds; later processes find the code"
     clear = "\r\x1b[K"
     texts = [f"  {functions} functions in {seconds} s" for functions, seconds in ((0, 1), (0, 2), (1, 3))]
     texts += ["", "  2 functions in 5 s", ""]
     assert shown == (clear + clear.join(texts) if is_terminal else "")
+
+
+def test_the_message_estimates_from_step_functions() -> None:
+    """A processor that takes twice as long for their instructions takes twice as long for the loops."""
+    from lstmcore_numba.codegen.numba_compiler import CompileMessage
+    from lstmcore_numba.codegen.step_compiler import CompileCosts
+
+    told = []
+    for seconds in (0.1, 0.2):
+        stream = Terminal(False)
+        CompileMessage(stream, lambda: 0.0, CompileCosts(1000, seconds)).notify(happened(is_start=True))
+        found = re.fullmatch(
+            r".*, about (\d+) s of CPU time for inference and (\d+) s more for .*\n", stream.getvalue()
+        )
+        assert found is not None
+        told.append([int(number) for number in found.groups()])
+    assert told[1] == [2 * number for number in told[0]]
+    assert min(told[0]) > 1
+
+
+def test_step_functions_are_counted() -> None:
+    from lstmcore.config import LSTMConfig
+    from lstmcore_numba import cell
+    from lstmcore_numba.codegen.step_compiler import STEP_COSTS, compile_step
+    from lstmcore_numba.codegen.step_emitter import StepVariant, step_config
+
+    before, config = replace(STEP_COSTS), LSTMConfig(input_size=1, hidden_size=99, peephole=True, cell_clip=1.0)
+    compile_step(cell.forward, StepVariant(step_config(config, 2), "float32", "float32", 2))
+    assert STEP_COSTS.instructions > before.instructions + 100
+    assert STEP_COSTS.seconds > before.seconds
 
 
 def test_without_a_cache_folder_code_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
