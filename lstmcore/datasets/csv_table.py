@@ -170,10 +170,10 @@ class Table:
         numbers = [self.column(name) for name in self.wanted.numbers]
         if (dates := next((k for k in numbers if _are_dates(cells[k], decimal)), None)) is not None:
             listed = ", ".join(self.header[k] for k in others) or "others"
-            told = next(filter(None, cells[dates]))[:40]
+            cell = next(filter(None, cells[dates]))[:40]
             raise ValueError(
                 f"{self.name}, column {self.header[dates]!r}: expected numbers; got times such as "
-                f"{told!r}: name this column with --time, and choose from {listed}"
+                f"{cell!r}: name this column with --time, and choose from {listed}"
             )
         return numbers
 
