@@ -227,6 +227,18 @@ def test_coreml(coupled: bool, options: dict[str, float], peephole: bool) -> Non
     ours("coreml", arrays, wanted, **options)
 
 
+def test_the_bounds_that_libraries_have() -> None:
+    """What a cell is told by default is in the configuration; a small network does not reach a bound of 50."""
+    block = {"w": np.zeros((8, 20), np.float32), "b": np.zeros(20, np.float32)}
+    for name, arrays, bound in (
+        ("coreml", coreml_arrays(0), 50.0),
+        ("tf-block", block, 3.0),
+        ("tf-block-v2", block, None),
+    ):
+        assert read_cell(name, arrays).layers.layers[0][0].cell_clip == bound
+    assert read_cell("coreml-mil", to_mil(coreml_arrays(0))).layers.layers[0][0].cell_clip is None
+
+
 def to_mil(arrays: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays of the operator lstm: gates i, f, o, z one below another."""
     words = ("inputGate", "forgetGate", "outputGate", "blockInput")

@@ -124,7 +124,7 @@ class Model:
     def _tensor(  # noqa: PLR0913  (the fields of a tensor)
         self, name: str, shape: Any, dtype: str, data: bytes | None, scale: Any, variable: bool, datas: list[bytes]
     ) -> int:
-        builder, fields = self.builder, {"name": self.builder.CreateString(name), "shape": self._numbers(shape)}
+        builder, fields = self.builder, {"name": self.builder.CreateSharedString(name), "shape": self._numbers(shape)}
         if scale is not None:
             scales, zeros = self._numbers(scale, np.float32), self._numbers(np.zeros(len(scale)), np.int64)
             tflite.QuantizationParametersStart(builder)
@@ -245,7 +245,8 @@ def add_loop(  # long: the operators of a step in their order
     """Add a loop over x (T, N, I) as Keras's converter makes it, and return y (T, N, H) and the last h.
 
     `given` may have the operator `gates` of the gates and `cell` of the cell, `fused_bias` (bias in the product of h),
-    `hoisted` (the matrix of x is a variable of the loop), `start` of the counters, `last` (y has one step).
+    `two_biases` (and one more), `hoisted` (the matrix of x is a variable of the loop), `start` of the counters,
+    `last` (y has one step).
     """
     steps, batch, _, hidden = SIZES
     rng = np.random.default_rng(seed)
@@ -273,7 +274,7 @@ def add_loop(  # long: the operators of a step in their order
         options="FullyConnectedOptions",
     )
     z = body.add("ADD", [of_x, of_h], (batch, 4 * hidden), options="AddOptions")
-    if not inside:
+    if not inside or given.get("two_biases"):
         z = body.add("ADD", [z, body.constant(bias)], (batch, 4 * hidden), options="AddOptions")
     axis = body.constant(np.array(1, np.int32))
     i, f, g, o = body.add("SPLIT", [axis, z], state, state, state, state, options="SplitOptions", NumSplits=4)
