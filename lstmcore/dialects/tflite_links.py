@@ -119,7 +119,7 @@ def _time_major(layer: LiteLayer, array: Array) -> Array:
 
 def _random(layer: LiteLayer, seed: int) -> Array:
     """Return random outputs of a layer, in its layout."""
-    shape = (*_sizes(layer), layer.config.output_size)
+    shape = fixed_shape((*_sizes(layer), layer.config.output_size))
     y = np.random.default_rng(seed).standard_normal(shape)
     return _time_major(layer, y)
 

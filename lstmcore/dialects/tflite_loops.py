@@ -16,9 +16,9 @@ import numpy.typing as npt
 from lstmcore.activations import value
 from lstmcore.config import LSTMConfig
 from lstmcore.dialects.arrays import add_biases
-from lstmcore.dialects.tflite_file import Graph, Operator, Tensor
+from lstmcore.dialects.tflite_file import DAMAGE, Graph, Operator, Tensor
 from lstmcore.dialects.tflite_layers import LiteLayer, constant_of, matrix, vector
-from lstmcore.dialects.tflite_operators import evaluate
+from lstmcore.dialects.tflite_operators import check_size, evaluate
 from lstmcore.domains import Activation
 from lstmcore.stored_weights import StoredMatrix
 
@@ -48,13 +48,18 @@ class LoopParts(NamedTuple):
 
 
 def fixed_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape with a length for each axis that may have any."""
-    return tuple(FREE[axis % len(FREE)] if size < 0 else size for axis, size in enumerate(shape))
+    """Return a shape with a length for each axis that may have any; raise ValueError if it has too many numbers."""
+    fixed = tuple(FREE[axis % len(FREE)] if size < 0 else size for axis, size in enumerate(shape))
+    check_size(*fixed)
+    return fixed
 
 
 def body_of(graphs: Sequence[Graph], operator: Operator) -> Graph | None:
     """Return the body of a loop, or None if it is a damaged one."""
-    place = operator.options("WhileOptions").BodySubgraphIndex()
+    try:
+        place = operator.options("WhileOptions").BodySubgraphIndex()
+    except DAMAGE:
+        return None
     body = graphs[place] if 0 <= place < len(graphs) else None
     count = len(operator.inputs)
     fits = body is not None and len(body.inputs) == len(body.outputs) == len(operator.outputs) == count

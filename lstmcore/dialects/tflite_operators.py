@@ -19,8 +19,9 @@ from lstmcore.domains import Activation
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Numbers of all results together. A file of a few bytes may ask for any number of them.
-_MOST: Final = 2**25
+#: Numbers of all results together, and of one of them. A file of a few bytes may ask for any number.
+_MOST: Final = 2**24
+_MOST_OF_ONE: Final = 2**22
 #: What an operator raises whose inputs or options are not those that it needs.
 _FAILURES: Final = (*DAMAGE, KeyError, ZeroDivisionError)
 #: TFLite's number of a function that an operator applies to its result.
@@ -71,9 +72,10 @@ def _inputs(graph: Graph, operator: Operator, results: Mapping[int, Array]) -> l
     return inputs
 
 
-def _check_size(*shape: int) -> None:
-    if math.prod(shape) > _MOST:
-        raise ValueError(f"expected a result of less than {_MOST} numbers; got shape {shape}")
+def check_size(*shape: int) -> None:
+    """Raise ValueError for an array that no model needs; a few bytes of a damaged one may ask for any."""
+    if math.prod(shape) > _MOST_OF_ONE:
+        raise ValueError(f"expected a result of less than {_MOST_OF_ONE} numbers; got shape {shape}")
 
 
 def _binary(function: Any, kind: str | None = None) -> Callable[[Sequence[Any], Operator], list[Array]]:
@@ -81,7 +83,7 @@ def _binary(function: Any, kind: str | None = None) -> Callable[[Sequence[Any], 
 
     def apply(inputs: Sequence[Any], operator: Operator) -> list[Array]:
         one, two = inputs
-        _check_size(*np.broadcast_shapes(one.shape, two.shape))
+        check_size(*np.broadcast_shapes(one.shape, two.shape))
         fused = operator.options(kind).FusedActivationFunction() if kind and operator.table is not None else 0
         return [_FUSED[fused](function(one, two))]
 
@@ -98,7 +100,7 @@ def _fully_connected(inputs: Sequence[Any], operator: Operator) -> list[Array]:
     if options.WeightsFormat():
         raise ValueError("another layout of weights")
     rows = x if options.KeepNumDims() else x.reshape(-1, weights.shape[1])
-    _check_size(*rows.shape[:-1], len(weights))
+    check_size(*rows.shape[:-1], len(weights))
     z = rows @ weights.T
     if bias and bias[0] is not None:
         z = z + bias[0]
@@ -110,7 +112,7 @@ def _gather(inputs: Sequence[Any], operator: Operator) -> list[Array]:
     if options.BatchDims():
         raise ValueError("rows of their own")
     values, places = inputs
-    _check_size(places.size, values.size // max(values.shape[options.Axis()], 1))
+    check_size(places.size, values.size // max(values.shape[options.Axis()], 1))
     return [np.take(values, places, axis=options.Axis())]
 
 
@@ -125,7 +127,7 @@ def _split(inputs: Sequence[Any], operator: Operator) -> list[Array]:
 
 
 def _concatenate(inputs: Sequence[Any], operator: Operator) -> list[Array]:
-    _check_size(sum(array.size for array in inputs))
+    check_size(sum(array.size for array in inputs))
     options = operator.options("ConcatenationOptions")
     return [_FUSED[options.FusedActivationFunction()](np.concatenate(inputs, axis=options.Axis()))]
 
@@ -159,7 +161,7 @@ def _squeeze(inputs: Sequence[Any], operator: Operator) -> list[Array]:
 
 
 def _pack(inputs: Sequence[Any], operator: Operator) -> list[Array]:
-    _check_size(sum(array.size for array in inputs))
+    check_size(sum(array.size for array in inputs))
     return [np.stack(inputs, axis=operator.options("PackOptions").Axis())]
 
 

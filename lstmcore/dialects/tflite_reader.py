@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from lstmcore.dialects.layers import PlacedLayer, join_layers
-from lstmcore.dialects.tflite_file import Graph, Operator, open_tflite
+from lstmcore.dialects.tflite_file import DAMAGE, Graph, Operator, open_tflite
 from lstmcore.dialects.tflite_layers import FUSED, LiteLayer, read_fused
 from lstmcore.dialects.tflite_links import Arranged, alone, arrange
 from lstmcore.dialects.tflite_loops import LOOP, body_of, parts_of, read_loop
@@ -38,8 +40,9 @@ class LiteNode:
             if self.body is None:
                 return read_fused(self.graph, self.operator, self.label)
             return read_loop(self.graph, self.operator, self.label, self.body)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
+        except DAMAGE as error:  # options are read here for the first time
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
 
 
 def open_nodes(path: str | Path) -> list[LiteNode]:
@@ -84,8 +87,9 @@ def read_tflite(path: str | Path, node: str | None = None) -> LayerFile:
         The file cannot be read; the package tflite is not installed.
     """
     try:
-        arranged = arranged_layers(path, node)
-        placed, form = _in_one_form(arranged.placed)
+        with np.errstate(all="ignore"):  # numbers of a damaged file; those that are not finite are refused below
+            arranged = arranged_layers(path, node)
+            placed, form = _in_one_form(arranged.placed)
         return join_layers(placed, get_precision("float32").with_weights(form), batch_first=arranged.batch_first)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error

@@ -219,6 +219,11 @@ def no_number(graph: Built, x: int) -> int:
     return y
 
 
+def huge(graph: Built, x: int) -> int:
+    graph.tensors[x] = ("x", (2**20, 2**10, I), *graph.tensors[x][2:])
+    return add_loop(graph, x, I)[0]
+
+
 REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "layer_norm": (lambda graph, x: add_fused(graph, x, I, layer_norm=True), "lstm: layer_norm: expected none"),
     "relu6": (
@@ -237,6 +242,7 @@ REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "computed": (computed, "expected a constant of the model"),
     "nan": (no_number, "expected finite numbers; got NaN"),
     "body": (other_body, "expected a loop whose body is a step of an LSTM of Keras"),
+    "huge": (huge, "expected a result of less than"),
     "start": (lambda graph, x: add_loop(graph, x, I, start=1)[0], "expected a loop that counts from 0"),
     "none at all": (lambda graph, x: graph.add("TANH", [x], (T, N, I)), "expected an LSTM; got a model with none"),
 }
