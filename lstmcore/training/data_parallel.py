@@ -167,7 +167,10 @@ class DataParallel(OneRank):
         """See `OneRank`."""
         decided = json.loads(share_text(self.engine, json.dumps([text, _digest(model)])))
         if decided[1] != _digest(model):
-            raise DistributedError(f"rank {self.rank}: expected the parameters of rank 0 after this epoch; got others")
+            raise DistributedError(
+                f"rank {self.rank}: expected the parameters of rank 0; got others: callbacks run on rank 0 alone, and "
+                "may not change the model or the optimizer"
+            )
         return None if decided[0] is None else str(decided[0])
 
     @contextmanager

@@ -105,12 +105,13 @@ class Loader:
         self.model, self.source, self.name, self.count = model, source, name, len(source)
         if not self.count:
             raise ValueError(f"{name}: expected at least one sequence; got none")
-        given = getattr(source, "lengths", None)
-        if given is not None and len(given) != self.count:
-            raise ValueError(f"{name}.lengths: expected {self.count}, one a sequence; got {len(given)}")
         self._given: list[int] | None = None
-        if given is not None:
-            self._given = [integer(f"{name}.lengths[{index}]", int(one), 0) for index, one in enumerate(given)]
+        if (given := getattr(source, "lengths", None)) is not None:
+            if not isinstance(given, Sequence | np.ndarray):
+                raise TypeError(f"{name}.lengths: expected a list of whole numbers; got {type(given).__name__}")
+            if len(given) != self.count:
+                raise ValueError(f"{name}.lengths: expected {self.count}, one a sequence; got {len(given)}")
+            self._given = [integer(f"{name}.lengths[{index}]", one, 0) for index, one in enumerate(given)]
 
     def lengths(self) -> list[int]:
         """Return T of each sequence: as the source says, or by loading each."""
@@ -118,11 +119,20 @@ class Loader:
             self._given = [len(self.load_input(index)) for index in range(self.count)]
         return self._given
 
+    def expect(self, lengths: list[int]) -> None:
+        """Hold T of each sequence against what a first pass has found, from now on."""
+        self._given = lengths
+
     def load_input(self, index: int) -> Array:
-        """Return x of one sequence, checked."""
+        """Return x of one sequence, checked; an item may be x alone."""
         item = self.source[index]
-        x = item[0] if isinstance(item, tuple) else item
-        return self._checked(index, x)
+        return self._checked(index, self._pair(index, item)[0] if isinstance(item, tuple) else item)
+
+    def _pair(self, index: int, item: Any) -> tuple[Any, Any]:
+        if not isinstance(item, tuple) or len(item) != 2:
+            got = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
+            raise TypeError(f"{self.name}[{index}]: expected a tuple (x, y), a sequence and its target; got {got}")
+        return item
 
     def load(self, index: int, loss: Loss) -> tuple[Array, Array]:
         """Return x and y of one sequence, checked.
@@ -132,13 +142,9 @@ class Loader:
         TypeError, ValueError
             An item that is not (x, y), or that does not fit the model or the loss; the message names it.
         """
-        item = self.source[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(
-                f"{self.name}[{index}]: expected (x, y), a sequence and its target; got {type(item).__name__}"
-            )
-        x = self._checked(index, item[0])
-        (y,) = _named(self.name, index, lambda: self.model.check_targets([item[1]], [x], loss))
+        given, target = self._pair(index, self.source[index])
+        x = self._checked(index, given)
+        (y,) = _named(self.name, index, lambda: self.model.check_targets([target], [x], loss))
         return x, y
 
     def scaled(self, index: int, x: Array) -> Array:
@@ -149,7 +155,10 @@ class Loader:
     def _checked(self, index: int, x: Any) -> Array:
         found: Array = _named(self.name, index, lambda: self.model.check_inputs([x]))[0]
         if self._given is not None and len(found) != self._given[index]:
-            raise ValueError(f"{self.name}.lengths[{index}]: expected {len(found)}, T of it; got {self._given[index]}")
+            raise ValueError(
+                f"{self.name}[{index}]: expected {self._given[index]} steps, as its lengths or the first pass say; got "
+                f"{len(found)}: give the same numbers each time"
+            )
         return found
 
 
@@ -319,6 +328,7 @@ def stream_sets(model: _Model, loss: Loss, source: Any, given: Any, plan: Stream
     """
     loader = Loader(model, source, "data")
     seen = scan(loader, loss, inputs=plan.inputs, targets=plan.targets)
+    loader.expect(seen.lengths)
     digests = {"data_sha256": seen.digest}
     if given is None:
         rows = plan.divide(loader.count, seen.classes)
@@ -327,12 +337,15 @@ def stream_sets(model: _Model, loss: Loss, source: Any, given: Any, plan: Stream
     else:
         other = Loader(model, given, "validation_data")
         watched = scan(other, loss, inputs=False, targets=False)
+        other.expect(watched.lengths)
         digests["validation_sha256"] = watched.digest
         fit = StreamedExamples(loader, loss, np.arange(loader.count), seen.lengths)
         held_out = StreamedExamples(other, loss, np.arange(other.count), watched.lengths)
     if seen.counts is not None and watched.counts is not None:
         parts = {"training": seen.counts[fit.rows], "validation": watched.counts[held_out.rows]}
         table = _check_counts(parts, plan.class_weight, model)
+        if table is not None:
+            digests["weights_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
         fit, held_out = replace(fit, table=table), replace(held_out, table=table)
     return StreamedSets(fit, held_out, digests, seen)
 

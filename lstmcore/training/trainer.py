@@ -245,10 +245,10 @@ class Trainer:
             The loss is no longer finite. The model has the best epoch's weights, see `DivergedError.restored`.
         """
         model, optimizer = self.model, Adam() if self.optimizer is None else self.optimizer
-        task = model.task
+        task, scalings, step = model.task, (model.input_scaling, model.target_scaling), model.lstm.step
         named = targets is not None and self.loss.of_linear and not model.classes
         if named and (names := find_classes(targets, model.readout.output_size)):
-            model.task = task | {"classes": names}
+            model.task = model.task | {"classes": names}
         try:
             progress, sets, settings = self.ranks.agree(
                 lambda: self._prepare((inputs, targets, sample_weight), validation_data, optimizer, resume)
@@ -257,7 +257,7 @@ class Trainer:
                 model, {**settings, **progress.history.to_dict(), "epochs, patience": (self.epochs, self.patience)}
             )
         except (TypeError, ValueError, DistributedError):
-            model.task = task
+            model.task, (model.input_scaling, model.target_scaling), model.lstm.step = task, scalings, step
             raise
         return self._run(progress, optimizer, sets, settings)
 

@@ -232,7 +232,19 @@ def test_replicas_that_differ_are_told() -> None:
         trainer(make(), distributed=engine, callbacks=[Meddle()]).fit(*data())
 
     _, error = on_ranks(2, work)
-    assert str(error) == "rank 1: expected the parameters of rank 0 after this epoch; got others"
+    assert str(error).startswith("rank 1: expected the parameters of rank 0; got others: callbacks run on rank 0 alone")
+
+
+def test_a_refused_fit_leaves_the_models_as_they_were() -> None:
+    def work(engine: ThreadEngine) -> None:
+        inputs, targets = data()
+        model = make()
+        model.lstm.step = 7
+        with pytest.raises(DistributedError):
+            trainer(model, distributed=engine).fit([x + engine.rank for x in inputs], targets)
+        assert (model.input_scaling, model.target_scaling, model.lstm.step) == (None, None, 7)
+
+    assert on_ranks(2, work) == [None, None]
 
 
 def test_texts_and_failures_are_shared() -> None:

@@ -195,7 +195,10 @@ def test_another_source_may_watch() -> None:
         ({"y": 3}, ValueError, r"data\[4\], y: expected class numbers 0 to 2; got 3"),
         ({"y": "b"}, TypeError, r"data\[4\], y: expected class numbers"),
         ({"lengths": [3]}, ValueError, r"data.lengths: expected 24, one a sequence; got 1"),
-        ({"lengths": [99] * 24}, ValueError, r"data.lengths\[0\]: expected \d, T of it; got 99"),
+        ({"lengths": [99] * 24}, ValueError, r"data\[0\]: expected 99 steps, as its lengths"),
+        ({"lengths": [2.9] * 24}, TypeError, r"data.lengths\[0\]: expected"),
+        ({"lengths": ["3"] * 24}, TypeError, r"data.lengths\[0\]: expected"),
+        ({"lengths": 5}, TypeError, r"data.lengths: expected a list of whole numbers; got int"),
         ({"sample_weight": np.ones(24)}, ValueError, "sample_weight: expected None with a source of sequences"),
         ({"validation_data": data(3)}, TypeError, "validation_data: expected a source, as the training data are"),
     ],
@@ -217,10 +220,44 @@ def test_an_item_is_a_pair() -> None:
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)[0]
 
-    with pytest.raises(TypeError, match=r"data\[0\]: expected \(x, y\), a sequence and its target; got ndarray"):
+    with pytest.raises(
+        TypeError, match=r"data\[0\]: expected a tuple \(x, y\), a sequence and its target; got ndarray"
+    ):
         trainer(make()).fit(Alone(*data()))
+    assert len(make().predict(Alone(*data()))) == 24
+
+    class Three(Source):
+        def __getitem__(self, index: int) -> Any:
+            return (*super().__getitem__(index), 1.0)
+
+    for call in (trainer(make()).fit, make().predict):
+        with pytest.raises(TypeError, match=r"\[0\]: expected a tuple \(x, y\), .*; got a tuple of 3"):
+            call(Three(*data()))
     with pytest.raises(ValueError, match="sample_weight: expected None with a source"):
         make().evaluate(Source(*data()), loss="cross-entropy", sample_weight=np.ones(24))
+
+
+def test_a_source_that_changes_is_told() -> None:
+    """Each sequence has the steps that the first pass found."""
+
+    class Longer(Source):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            return (x if len(self.read) <= len(self) else np.concatenate([x, x])), y
+
+    with pytest.raises(ValueError, match=r"data\[\d+\]: expected \d+ steps, .* the first pass say; got \d+"):
+        trainer(make()).fit(Longer(*data()))
+
+
+def test_a_resumed_run_has_the_same_weights_of_classes(tmp_path: Path) -> None:
+    """With lists and with a source."""
+    inputs, targets = data()
+    for number, given in enumerate([(inputs, targets), (Source(inputs, targets),)]):
+        file = tmp_path / f"{number}.safetensors"
+        trainer(make(), checkpoint=file, epochs=1, class_weight=[1, 2, 3]).fit(*given)
+        for other in (None, [3, 2, 1]):
+            with pytest.raises(ValueError, match="checkpoint of another run: expected settings weights_sha256"):
+                trainer(make(), epochs=2, class_weight=other).fit(*given, resume=file)
 
 
 def test_a_part_without_a_class_that_counts_is_refused() -> None:
