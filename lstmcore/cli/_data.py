@@ -15,6 +15,7 @@ from lstmcore import datasets
 from lstmcore.datasets import Classification, LabelLayout, Labelled, Layout, Series
 from lstmcore.datasets.csv_table import TIME_NAMES
 from lstmcore.files import check_regular, check_writable
+from lstmcore.suggestions import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: For each series of a file, one `Series` for each column.
@@ -65,6 +66,7 @@ def check_there(data: str) -> None:
         if not Path(data).exists():
             raise ValueError(
                 f"data: expected one of {', '.join(datasets.names())} or a CSV file; got {data!r}, which is not there"
+                f"{did_you_mean(data, datasets.names())}"
             )
         check_regular(data)
 

@@ -73,7 +73,7 @@ def _describe(header: dict[str, Any]) -> dict[str, str]:
         settings = header.get("settings")
         known = settings if isinstance(settings, dict) else {}
         return {
-            "checkpoint": f"{len(history['epochs'])} epochs done, the best is {best}",
+            "checkpoint": f"epochs done: {len(history['epochs'])}, the best is {best}",
             "settings": ", ".join(f"{name}={value}" for name, value in known.items()),
         }
     return {name: json.dumps(value) for name, value in header.items() if name not in ("format", "version")}

@@ -207,7 +207,7 @@ def test_info_of_each_kind_of_file() -> None:
                  "the last 18 rows were held out", "inputs and targets", "mean-squared-error"):  # fmt: skip
         assert part in shown, part
     assert succeed("info", "m", "--json")["task"]["target"] == "load"
-    assert "2 epochs done" in succeed("info", "run")
+    assert "epochs done: 2, the best" in succeed("info", "run")
     SequenceModel.load("m").lstm.save("layer")
     assert "lstmcore-lstm" in succeed("info", "layer")
     assert error("info", path).startswith("my.csv: expected a whole safetensors file")

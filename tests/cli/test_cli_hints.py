@@ -56,6 +56,11 @@ def test_the_column_that_was_meant_is_named(words: tuple[str, ...], meant: str) 
     assert told.endswith(f"no such column in day, Sales, heat, shop; did you mean {meant!r}?")
 
 
+def test_the_data_set_that_was_meant_is_named() -> None:
+    assert error("train", "japanes-vowels").endswith("which is not there; did you mean 'japanese-vowels'?")
+    assert error("train", "sales.csv").endswith("got 'sales.csv', which is not there")
+
+
 def test_a_name_like_no_other_gets_no_hint() -> None:
     assert error("train", write(), "--target", "profit").endswith("got no such column in day, Sales, heat, shop")
 
