@@ -20,6 +20,7 @@ from lstmcore.dialects.tflite_file import DAMAGE, Graph, Operator, Tensor
 from lstmcore.dialects.tflite_layers import LiteLayer, constant_of, matrix, vector
 from lstmcore.dialects.tflite_operators import check_size, evaluate
 from lstmcore.domains import Activation
+from lstmcore.notices import notify
 from lstmcore.stored_weights import StoredMatrix
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -104,18 +105,32 @@ def read_loop(graph: Graph, operator: Operator, label: str, body: Graph) -> Lite
         weights = probes[0].weights(*(each[0] for each in products))
         for gate, cell in product(_GATES, _CELLS):
             if all(probe.agrees(weights, (gate, cell), (h, c)) for probe in probes):
-                width, hidden = weights["weight_x"].shape[1], weights["weight_h"].shape[1]
-                config = LSTMConfig(
-                    input_size=width,
-                    hidden_size=hidden,
-                    bias="bias" in weights,
-                    gate_activation=gate,
-                    cell_activation=cell,
-                    hidden_activation=cell,
-                )
+                config = _config(weights, gate, cell)
+                _tell_of_start(graph, [operator.inputs[number] for number in parts.states], label)
                 y = operator.outputs[parts.y] if parts.y >= 0 else -1
                 return LiteLayer(label, graph, config, weights, True, operator.inputs[parts.x], y, operator.outputs[h])
     raise ValueError("expected a loop whose body is a step of an LSTM of Keras, without a mask; got another body")
+
+
+def _config(weights: Any, gate: Activation, cell: Activation) -> LSTMConfig:
+    return LSTMConfig(
+        input_size=weights["weight_x"].shape[1],
+        hidden_size=weights["weight_h"].shape[1],
+        bias="bias" in weights,
+        gate_activation=gate,
+        cell_activation=cell,
+        hidden_activation=cell,
+    )
+
+
+def _tell_of_start(graph: Graph, places: Sequence[int], label: str) -> None:
+    """Notify if h or c starts from numbers of the file that are not 0."""
+    known = evaluate(graph, {}, places)
+    for place in places:
+        state = graph.tensors[place].values() if graph.tensors[place].data is not None else known.get(place)
+        if state is not None and state.any():
+            notify(f"{label}: starts from a state that is not 0, which no LSTM holds: hand it over as state")
+            return
 
 
 def _is_zero(graph: Graph, place: int) -> bool:

@@ -158,6 +158,16 @@ def test_a_reversed_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(chain(x)[0][:, ::-1], run_model(content, x), atol=1e-6)
 
 
+@pytest.mark.parametrize("state", [0.0, 0.7])
+def test_a_loop_that_starts_elsewhere(tmp_path: Path, state: float, recwarn: pytest.WarningsRecorder) -> None:
+    content = one_graph(lambda graph, x: add_loop(graph, x, I, state=state)[0])
+    chain = read(tmp_path, content)
+    told = [str(each.message) for each in recwarn]
+    assert told == (["while: starts from a state that is not 0, which no LSTM holds: hand it over as state"] * (state > 0))
+    start = np.full((1, N, H), state, np.float32)
+    np.testing.assert_allclose(chain(X, [(start, start)])[0], run_model(content), atol=1e-6)
+
+
 def test_the_last_outputs_merged(tmp_path: Path) -> None:
     """Keras with return_sequences=False gives only the last h of each direction."""
 

@@ -246,7 +246,8 @@ def add_loop(  # long: the operators of a step in their order
 
     `given` may have the operator `gates` of the gates and `cell` of the cell, `fused_bias` (bias in the product of h),
     `two_biases` (and one more), `hoisted` (the matrix of x is a variable of the loop), `start` of the counters,
-    `last` (y has one step).
+    `last` (y has one step), `state` (what h and c start from), `limit` (of the steps) or `limit_of` (the tensor whose
+    first axis is the limit).
     """
     steps, batch, _, hidden = SIZES
     rng = np.random.default_rng(seed)
@@ -258,7 +259,8 @@ def add_loop(  # long: the operators of a step in their order
     rows = 1 if given.get("last") else steps
     shapes: list[Any] = [*scalars, (rows, batch, hidden), (batch, hidden), (batch, hidden), (steps, batch, width)]
     hoisted = given.get("hoisted", False)
-    shapes += [(4 * hidden, width)] if hoisted else []
+    limited = "limit_of" in given
+    shapes += ([(4 * hidden, width)] if hoisted else []) + (scalars[:1] if limited else [])
     for each in (body, cond):
         each.inputs = [each.tensor(*s) if s and isinstance(s[0], tuple) else each.tensor(s) for s in shapes]
     count, time, ys, h, c, xs = body.inputs[:6]
@@ -295,18 +297,28 @@ def add_loop(  # long: the operators of a step in their order
     )
     listed = body.add("DYNAMIC_UPDATE_SLICE", [ys, row, begin], (rows, batch, hidden))
     body.outputs = [*counts, listed, h_next, c_next, xs, *body.inputs[6:]]
-    limit = cond.constant(np.array(steps, np.int32))
+    limit = cond.inputs[-1] if limited else cond.constant(np.array(given.get("limit", steps), np.int32))
     cond.outputs = [cond.add("LESS", [cond.inputs[1], limit], ((), "bool"), options="LessOptions")]
     start = graph.constant(np.array(given.get("start", 0), np.int32))
-    zeros = graph.constant(np.zeros(state, np.float32))
+    zeros = graph.constant(np.full(state, given.get("state", 0), np.float32))
     lists = graph.constant(np.zeros((rows, batch, hidden), np.float32))
     outer = [start, start, lists, zeros, zeros, x]
     outer += [graph.weights(kernel, kind)] if hoisted else []
+    outer += [first_size(graph, given["limit_of"])] if limited else []
     made = [graph.tensor(*s) if s and isinstance(s[0], tuple) else graph.tensor(s) for s in shapes]
     graph.tensors[made[0]] = (name, *graph.tensors[made[0]][1:])
     places = {"CondSubgraphIndex": number(cond), "BodySubgraphIndex": number(body)}
     graph.operators.append(("WHILE", outer, made, "WhileOptions", places))
     return made[2], made[3]
+
+
+def first_size(graph: Built, x: int) -> Any:
+    """Add the length of the first axis, as it is found in a run."""
+    ends = [graph.constant(np.array([end], np.int32)) for end in (0, 1, 1)]
+    sizes = graph.add("SHAPE", [x], ((3,), "int32"), options="ShapeOptions")
+    return graph.add(
+        "STRIDED_SLICE", [sizes, *ends], ((), "int32"), options="StridedSliceOptions", ShrinkAxisMask=1
+    )
 
 
 def body_scalars(graph: Built, values: Sequence[int]) -> list[int]:
