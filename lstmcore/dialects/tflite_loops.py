@@ -28,6 +28,8 @@ Array: TypeAlias = npt.NDArray[Any]
 LOOP: Final = "WHILE"
 #: Lengths that stand for an axis of any length, by axis; x of a loop is (T, N, I).
 FREE: Final = (3, 2, 4, 5)
+#: Two lengths that stand for an axis of any length where the steps are counted: a limit has to follow both.
+_LENGTHS: Final = (3, 4)
 #: Functions of the gates and of the cell, one of each of which a body has to agree with.
 _GATES: Final = (
     Activation("sigmoid"),
@@ -48,23 +50,25 @@ class LoopParts(NamedTuple):
     counters: tuple[int, ...]
 
 
-def fixed_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def fixed_shape(shape: Sequence[int], free: Sequence[int] = FREE) -> tuple[int, ...]:
     """Return a shape with a length for each axis that may have any; raise ValueError if it has too many numbers."""
-    fixed = tuple(FREE[axis % len(FREE)] if size < 0 else size for axis, size in enumerate(shape))
+    fixed = tuple(free[axis % len(free)] if size < 0 else size for axis, size in enumerate(shape))
     check_size(*fixed)
     return fixed
 
 
-def body_of(graphs: Sequence[Graph], operator: Operator) -> Graph | None:
-    """Return the body of a loop, or None if it is a damaged one."""
+def graphs_of(graphs: Sequence[Graph], operator: Operator) -> tuple[Graph, Graph] | None:
+    """Return the condition and the body of a loop, or None if it is a damaged one."""
     try:
-        place = operator.options("WhileOptions").BodySubgraphIndex()
+        options = operator.options("WhileOptions")
+        places = options.CondSubgraphIndex(), options.BodySubgraphIndex()
     except DAMAGE:
         return None
-    body = graphs[place] if 0 <= place < len(graphs) else None
-    count = len(operator.inputs)
-    fits = body is not None and len(body.inputs) == len(body.outputs) == len(operator.outputs) == count
-    return body if fits and min(operator.inputs, default=0) >= 0 else None
+    if not all(0 <= place < len(graphs) for place in places) or min(operator.inputs, default=0) < 0:
+        return None
+    condition, body = (graphs[place] for place in places)
+    counts = {len(body.inputs), len(body.outputs), len(operator.inputs), len(operator.outputs)}
+    return (condition, body) if len(counts) == 1 else None
 
 
 def parts_of(body: Graph) -> LoopParts | None:
@@ -83,13 +87,14 @@ def parts_of(body: Graph) -> LoopParts | None:
     return LoopParts(sequences[0], outputs[0] if outputs else -1, (states[0], states[1]), tuple(counters))
 
 
-def read_loop(graph: Graph, operator: Operator, label: str, body: Graph) -> LiteLayer:
+def read_loop(graph: Graph, operator: Operator, label: str, condition: Graph, body: Graph) -> LiteLayer:
     """Return the layer of a loop.
 
     Raises
     ------
     TypeError, ValueError
-        A body that does not compute what an LSTM does; weights of other types and shapes.
+        A body that does not compute what an LSTM does; another number of steps than x has; weights of other types and
+        shapes.
     """
     parts = parts_of(body)
     if parts is None:
@@ -97,6 +102,7 @@ def read_loop(graph: Graph, operator: Operator, label: str, body: Graph) -> Lite
     for number in parts.counters:
         if not _is_zero(graph, operator.inputs[number]):
             raise ValueError("expected a loop that counts from 0; got another one")
+    _check_limit(graph, operator, condition, parts)
     probes = [_Probe(graph, operator, body, parts, scale) for scale in (1.0, 1 / 64)]
     for h, c in (parts.states, parts.states[::-1]):
         products = [list(probes[0].products(array)) for array in (probes[0].x_now, probes[0].variables[h])]
@@ -110,6 +116,36 @@ def read_loop(graph: Graph, operator: Operator, label: str, body: Graph) -> Lite
                 y = operator.outputs[parts.y] if parts.y >= 0 else -1
                 return LiteLayer(label, graph, config, weights, True, operator.inputs[parts.x], y, operator.outputs[h])
     raise ValueError("expected a loop whose body is a step of an LSTM of Keras, without a mask; got another body")
+
+
+def _check_limit(graph: Graph, operator: Operator, condition: Graph, parts: LoopParts) -> None:
+    """Raise ValueError unless the loop runs once for each step of x, whatever the length of x may be."""
+    x = operator.inputs[parts.x]
+    for length in _LENGTHS:
+        known = {place: zeros for place in graph.inputs if (zeros := _zeros(graph, place, length)) is not None}
+        if x not in (known := evaluate(graph, known, [x])):
+            known[x] = np.zeros(fixed_shape(graph.tensors[x].shape, [length]))
+        steps = known[x].shape[0] if known[x].ndim else 0
+        check_size(steps + 1)
+        found = evaluate(graph, known, operator.inputs)
+        given = dict[int, Array]()
+        for number, (inner, outer) in enumerate(zip(condition.inputs, operator.inputs, strict=False)):
+            if number in parts.counters:
+                given[inner] = np.arange(steps + 1)
+            elif outer in found or graph.tensors[outer].data is not None:
+                given[inner] = found[outer] if outer in found else graph.tensors[outer].values()
+        goes_on = evaluate(condition, given, condition.outputs[:1]).get((*condition.outputs, -1)[0])
+        if goes_on is None or not np.array_equal(goes_on.ravel(), np.arange(steps + 1) < steps):
+            wanted = f"the {steps} steps" if graph.tensors[x].shape[:1] == (steps,) else "each step"
+            raise ValueError(f"expected a loop over {wanted} of x; got one with another limit")
+
+
+def _zeros(graph: Graph, place: int, length: int) -> Array | None:
+    """Return zeros for a tensor, whose free axes have that length; None for one that is too large."""
+    try:
+        return np.zeros(fixed_shape(graph.tensors[place].shape, [length]))
+    except ValueError:
+        return None
 
 
 def _config(weights: Any, gate: Activation, cell: Activation) -> LSTMConfig:

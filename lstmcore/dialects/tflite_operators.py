@@ -165,6 +165,11 @@ def _pack(inputs: Sequence[Any], operator: Operator) -> list[Array]:
     return [np.stack(inputs, axis=operator.options("PackOptions").Axis())]
 
 
+def _largest(inputs: Sequence[Any], operator: Operator) -> list[Array]:
+    kept = operator.options("ReducerOptions").KeepDims()
+    return [np.asarray(np.max(inputs[0], tuple(map(int, inputs[1].ravel())), keepdims=kept))]
+
+
 _OPERATORS: Final[Mapping[str, Callable[[Sequence[Any], Operator], list[Array]]]] = {
     "ADD": _binary(np.add, "AddOptions"),
     "SUB": _binary(np.subtract, "SubOptions"),
@@ -192,5 +197,6 @@ _OPERATORS: Final[Mapping[str, Callable[[Sequence[Any], Operator], list[Array]]]
     "PACK": _pack,
     "EXPAND_DIMS": lambda inputs, operator: [np.expand_dims(inputs[0], int(inputs[1].reshape(())))],
     "TRANSPOSE": lambda inputs, operator: [inputs[0].transpose(inputs[1])],
+    "REDUCE_MAX": _largest,
     "REVERSE_V2": lambda inputs, operator: [np.flip(inputs[0], tuple(map(int, inputs[1])))],
 }

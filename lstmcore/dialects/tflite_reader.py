@@ -14,7 +14,7 @@ from lstmcore.dialects.layers import PlacedLayer, join_layers
 from lstmcore.dialects.tflite_file import DAMAGE, Graph, Operator, open_tflite
 from lstmcore.dialects.tflite_layers import FUSED, LiteLayer, read_fused
 from lstmcore.dialects.tflite_links import Arranged, alone, arrange
-from lstmcore.dialects.tflite_loops import LOOP, body_of, parts_of, read_loop
+from lstmcore.dialects.tflite_loops import LOOP, graphs_of, parts_of, read_loop
 from lstmcore.layer_file import LayerFile
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, is_matrix
@@ -30,16 +30,16 @@ class LiteNode:
     label: str
     graph: Graph
     operator: Operator
-    body: Graph | None
+    loop: tuple[Graph, Graph] | None
 
     def read(self) -> LiteLayer:
         """Return the layer; raise TypeError or ValueError for one that ours cannot be, with its label."""
         try:
             if self.operator.code in _OTHERS:
                 raise ValueError(f"expected the operator {FUSED} or a loop; got {self.operator.code}")
-            if self.body is None:
+            if self.loop is None:
                 return read_fused(self.graph, self.operator, self.label)
-            return read_loop(self.graph, self.operator, self.label, self.body)
+            return read_loop(self.graph, self.operator, self.label, *self.loop)
         except DAMAGE as error:  # options are read here for the first time
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
@@ -49,22 +49,22 @@ def open_nodes(path: str | Path) -> list[LiteNode]:
     """Return the LSTMs of a file; errors are those of `tflite_file.open_tflite`."""
     graphs, counts = open_tflite(path), Counter[str]()
     nodes = []
-    for graph, operator, body in _found(graphs):
+    for graph, operator, loop in _found(graphs):
         name = next((graph.tensors[place].name for place in operator.outputs if graph.tensors[place].name), "lstm")
         counts[name] += 1
-        nodes.append(LiteNode(name if counts[name] == 1 else f"{name}#{counts[name]}", graph, operator, body))
+        nodes.append(LiteNode(name if counts[name] == 1 else f"{name}#{counts[name]}", graph, operator, loop))
     return nodes
 
 
-def _found(graphs: Sequence[Graph]) -> Iterator[tuple[Graph, Operator, Graph | None]]:
+def _found(graphs: Sequence[Graph]) -> Iterator[tuple[Graph, Operator, tuple[Graph, Graph] | None]]:
     for graph in graphs:
         for operator in graph.operators:
             if operator.code in (FUSED, *_OTHERS):
                 yield graph, operator, None
             elif operator.code == LOOP:
-                body = body_of(graphs, operator)
-                if body is not None and parts_of(body) is not None:
-                    yield graph, operator, body
+                loop = graphs_of(graphs, operator)
+                if loop is not None and parts_of(loop[1]) is not None:
+                    yield graph, operator, loop
 
 
 def read_tflite(path: str | Path, node: str | None = None) -> LayerFile:

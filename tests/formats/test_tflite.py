@@ -158,6 +158,20 @@ def test_a_reversed_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(chain(x)[0][:, ::-1], run_model(content, x), atol=1e-6)
 
 
+def second(graph: Built, x: int) -> int:
+    y = of_any_length(graph, x, limit_of=x)
+    graph.tensors[y] = (graph.tensors[y][0], (-1, N, H), *graph.tensors[y][2:])
+    return add_loop(graph, y, H, "second", 3, limit_of=x)[0]
+
+
+@pytest.mark.parametrize("build", [lambda graph, x: of_any_length(graph, x, limit_of=x), second])
+def test_a_loop_over_any_length(tmp_path: Path, build: Callable[[Built, int], int]) -> None:
+    """The limit is the length of x, as the graph finds it in a run, or that of what the first loop reads."""
+    wanted = add_loop if build is not second else STACKS["two loops"]
+    fixed = one_graph(lambda graph, x: wanted(graph, x, I)[0] if wanted is add_loop else wanted(graph, x))
+    np.testing.assert_array_equal(read(tmp_path, one_graph(build))(X)[0], read(tmp_path, fixed)(X)[0])
+
+
 @pytest.mark.parametrize("state", [0.0, 0.7])
 def test_a_loop_that_starts_elsewhere(tmp_path: Path, state: float, recwarn: pytest.WarningsRecorder) -> None:
     content = one_graph(lambda graph, x: add_loop(graph, x, I, state=state)[0])
@@ -234,6 +248,11 @@ def huge(graph: Built, x: int) -> int:
     return add_loop(graph, x, I)[0]
 
 
+def of_any_length(graph: Built, x: int, **given: Any) -> int:
+    graph.tensors[x] = ("x", (-1, N, I), *graph.tensors[x][2:])
+    return add_loop(graph, x, I, **given)[0]
+
+
 REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "layer_norm": (lambda graph, x: add_fused(graph, x, I, layer_norm=True), "lstm: layer_norm: expected none"),
     "relu6": (
@@ -254,6 +273,9 @@ REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "body": (other_body, "expected a loop whose body is a step of an LSTM of Keras"),
     "huge": (huge, "expected a result of less than"),
     "start": (lambda graph, x: add_loop(graph, x, I, start=1)[0], "expected a loop that counts from 0"),
+    "limit": (lambda graph, x: add_loop(graph, x, I, limit=3)[0], "expected a loop over the 7 steps of x; got one with"),
+    "free limit": (lambda graph, x: of_any_length(graph, x, limit=7), "expected a loop over each step of x; got one with"),
+    "limit of a free axis": (lambda graph, x: of_any_length(graph, x, limit=3), "expected a loop over each step of x"),
     "none at all": (lambda graph, x: graph.add("TANH", [x], (T, N, I)), "expected an LSTM; got a model with none"),
 }
 
@@ -265,6 +287,7 @@ def test_what_is_refused(tmp_path: Path, name: str) -> None:
         read(tmp_path, one_graph(build))
 
 
+@pytest.mark.filterwarnings("ignore:.*starts from a state")
 def test_damaged_files(tmp_path: Path) -> None:
     """Each cut and each changed word gives an LSTM or one line that names the file; nothing is left waiting."""
     content, rng = one_graph(STACKS["loops"]), np.random.default_rng(0)
