@@ -107,6 +107,12 @@ class Operator:
     outputs: tuple[int, ...]
     table: Any
 
+    def first(self) -> int:
+        """Return the place of the first input; raise ValueError if there is none."""
+        if not self.inputs or self.inputs[0] < 0:
+            raise ValueError(f"expected an input of the operator {self.code}; got none")
+        return self.inputs[0]
+
     def options(self, kind: str) -> Any:
         """Return the options, whose table TFLite names `kind`; raise ValueError if it has none."""
         import tflite

@@ -67,11 +67,11 @@ class LiteLayer:
 
 
 def constant_of(graph: Graph, place: int) -> Tensor:
-    """Return the tensor that holds a constant, before an operator that turns it into float32."""
+    """Return the tensor that holds a constant, before an operator that turns it into float32; raise ValueError."""
     if graph.tensors[place].data is None:
         for operator in graph.operators:
             if operator.code == "DEQUANTIZE" and place in operator.outputs:
-                return graph.tensors[operator.inputs[0]]
+                return graph.tensors[operator.first()]
     return graph.tensors[place]
 
 

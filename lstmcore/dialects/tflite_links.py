@@ -93,13 +93,13 @@ def source_of(layer: LiteLayer) -> Source:
     Raises
     ------
     ValueError
-        Numbers in another order than forward or backward in time.
+        Numbers in another order than forward or backward in time; an operator without an input.
     """
     producers = {place: operator for operator in layer.graph.operators for place in operator.outputs}
     place, chain = layer.x, list[str]()
     while place in producers and producers[place].code in _MOVES and len(chain) < len(producers):
         chain.append(producers[place].code)
-        place = producers[place].inputs[0]
+        place = producers[place].first()
     root = np.random.default_rng(0).standard_normal(fixed_shape(layer.graph.tensors[place].shape))
     x = evaluate(layer.graph, {place: root}, [layer.x]).get(layer.x)
     if x is not None and x.ndim == root.ndim == 3:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,20 +39,28 @@ class LiteNode:
             if self.loop is None:
                 return read_fused(self.graph, self.operator, self.label)
             return read_loop(self.graph, self.operator, self.label, *self.loop)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
         except DAMAGE as error:  # options are read here for the first time
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
+            raise ValueError(f"{self.label}: expected a whole operator; got a damaged file: {error}") from error
 
 
 def open_nodes(path: str | Path) -> list[LiteNode]:
     """Return the LSTMs of a file; errors are those of `tflite_file.open_tflite`."""
-    graphs, counts = open_tflite(path), Counter[str]()
-    nodes = []
-    for graph, operator, loop in _found(graphs):
-        name = next((graph.tensors[place].name for place in operator.outputs if graph.tensors[place].name), "lstm")
-        counts[name] += 1
-        nodes.append(LiteNode(name if counts[name] == 1 else f"{name}#{counts[name]}", graph, operator, loop))
+    found = list(_found(open_tflite(path)))
+    names = [_name(graph, operator) for graph, operator, _ in found]
+    taken, nodes = set(names), list[LiteNode]()
+    for place, (name, parts) in enumerate(zip(names, found, strict=True)):
+        label, number = name, names[:place].count(name) + 1
+        while number > 1 and (label := f"{name}#{number}") in taken:  # which another LSTM may have as its name
+            number += 1
+        taken.add(label)
+        nodes.append(LiteNode(label, *parts))
     return nodes
+
+
+def _name(graph: Graph, operator: Operator) -> str:
+    return next((graph.tensors[place].name for place in operator.outputs if graph.tensors[place].name), "lstm")
 
 
 def _found(graphs: Sequence[Graph]) -> Iterator[tuple[Graph, Operator, tuple[Graph, Graph] | None]]:

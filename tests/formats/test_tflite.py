@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lstmcore import LSTM, Chain
 from lstmcore.cli import main
-from lstmcore.dialects.tflite_reader import read_tflite
+from lstmcore.dialects.tflite_reader import open_nodes, read_tflite
 
 tflite = pytest.importorskip("tflite")
 
@@ -248,9 +248,24 @@ def huge(graph: Built, x: int) -> int:
     return add_loop(graph, x, I)[0]
 
 
+def huge_fused(graph: Built, x: int) -> int:
+    graph.tensors[x] = ("x", (2**31 - 1,) * 3, *graph.tensors[x][2:])
+    return add_fused(graph, x, I)
+
+
 def of_any_length(graph: Built, x: int, **given: Any) -> int:
     graph.tensors[x] = ("x", (-1, N, I), *graph.tensors[x][2:])
     return add_loop(graph, x, I, **given)[0]
+
+
+def without_inputs(graph: Built, code: str, inputs: list[int], y: int) -> int:
+    """Leave out what operators of a kind read."""
+    graph.operators = [(each[0], inputs if each[0] == code else each[1], *each[2:]) for each in graph.operators]
+    return y
+
+
+def turned(graph: Built, x: int) -> int:
+    return add_fused(graph, turn(graph, x, (N, T, I)), I, time_major=False)
 
 
 REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
@@ -276,6 +291,19 @@ REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "limit": (lambda graph, x: add_loop(graph, x, I, limit=3)[0], "expected a loop over the 7 steps of x; got one with"),
     "free limit": (lambda graph, x: of_any_length(graph, x, limit=7), "expected a loop over each step of x; got one with"),
     "limit of a free axis": (lambda graph, x: of_any_length(graph, x, limit=3), "expected a loop over each step of x"),
+    "no stored weights": (
+        lambda graph, x: without_inputs(graph, "DEQUANTIZE", [], add_fused(graph, x, I, kind="float16")),
+        "lstm: expected an input of the operator DEQUANTIZE; got none",
+    ),
+    "nothing to turn": (
+        lambda graph, x: without_inputs(graph, "TRANSPOSE", [], turned(graph, x)),
+        "expected an input of the operator TRANSPOSE; got none",
+    ),
+    "an input left out": (
+        lambda graph, x: without_inputs(graph, "TRANSPOSE", [-1, 1], turned(graph, x)),
+        "expected an input of the operator TRANSPOSE; got none",
+    ),
+    "huge x": (huge_fused, "expected a result of less than"),
     "none at all": (lambda graph, x: graph.add("TANH", [x], (T, N, I)), "expected an LSTM; got a model with none"),
 }
 
@@ -304,6 +332,31 @@ def test_damaged_files(tmp_path: Path) -> None:
             told.append(str(error))
     assert len(told) > 40
     assert [text for text in told if "model.tflite: " not in text or "\n" in text] == []
+
+
+def test_damaged_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read when the LSTM is, and may lie outside of the file."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(one_graph(lambda graph, x: add_fused(graph, x, I)))
+    (node,) = open_nodes(path)
+    node.operator.table.Pos = 2**30
+    monkeypatch.setattr("lstmcore.dialects.tflite_reader.open_nodes", lambda path: [node])
+    with pytest.raises(ValueError, match=r"model\.tflite: lstm: expected a whole operator; got a damaged file: "):
+        read_tflite(path)
+
+
+def test_names_of_several(tmp_path: Path) -> None:
+    """A number that is added to a name that two LSTMs share makes no name of a third."""
+
+    def build(graph: Built, x: int) -> int:
+        for width, name in ((I, "a"), (H, "a"), (H, "a#2"), (H, "a")):
+            x = add_fused(graph, x, width, name)
+        return x
+
+    path = tmp_path / "model.tflite"
+    path.write_bytes(one_graph(build))
+    assert [node.label for node in open_nodes(path)] == ["a", "a#3", "a#2", "a#4"]
+    assert read_tflite(path, "a#2").layers.input_size == H
 
 
 def test_parts_that_overlap(tmp_path: Path) -> None:
