@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -21,6 +21,7 @@ from lstmcore.dialects import onnx
 from lstmcore.dialects.layers import PlacedLayer, join_layers, split_layers
 from lstmcore.files import check_regular
 from lstmcore.layer_file import LayerFile
+from lstmcore.notices import notify
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, is_matrix, read_parameters
 
@@ -33,17 +34,22 @@ _GATES: Final = "figo"
 _ONNX_GATES: Final = "iofg"
 _FUNCTIONS: Final = ("sigmoid", "tanh", "relu")
 _DTYPES: Final = {"f32": "float32", "f16": "float16", "f64": "float64"}
+_INTEGERS: Final = {"i32": "int32", "i64": "int64"}
+#: Attributes that are read, and others with the values that change nothing.
+_ATTRIBUTES: Final = ("direction", "hidden_size", "activations", "clip", "activations_alpha", "activations_beta")
+_DEFAULTS: Final = {"input_forget": ("false", "0"), "weights_format": ("fico",)}
 #: Bytes of the description of a model; the numbers are in another file.
 _MOST_BYTES: Final = 2**26
 
 
 class IRNode(NamedTuple):
-    """An LSTM in a file: its name, its attributes and its arrays, or why they cannot be read."""
+    """An LSTM in a file: its name, its attributes and its arrays, what is to be told of it, or why it cannot be read."""
 
     name: str
     attributes: Mapping[str, str]
     arrays: Mapping[str, Array]
     problem: str = ""
+    told: tuple[str, ...] = ()
 
 
 def from_arrays(arrays: Mapping[str, Any], attributes: Mapping[str, str] | None = None) -> LayerFile:
@@ -54,7 +60,8 @@ def from_arrays(arrays: Mapping[str, Any], attributes: Mapping[str, str] | None 
     arrays
         ``W`` (D, 4 H, I), ``R`` (D, 4 H, H) and ``B`` (D, 4 H); those of LSTMCell lack the first axis.
     attributes
-        Those of the layer, as its XML has them: ``direction``, ``activations``, ``clip``. None takes the defaults.
+        Those of the layer, as its XML has them: ``direction``, ``activations``, ``clip``. None takes the defaults. One
+        that is not known, or that has a value that we have not, is refused.
 
     Raises
     ------
@@ -144,6 +151,10 @@ def _in_float16(parameters: Mapping[str, Array]) -> dict[str, Any]:
 
 def _to_onnx(attributes: Mapping[str, str]) -> dict[str, Any]:
     """Return attributes of ONNX's operator."""
+    for name, text in attributes.items():
+        if name not in _ATTRIBUTES and text.lower() not in _DEFAULTS.get(name, ()):
+            wanted = f"expected {_DEFAULTS[name][0]}" if name in _DEFAULTS else "expected no such attribute"
+            raise ValueError(f"{name:.40}: {wanted}; got {text!r:.40}")
     direction = attributes.get("direction", "forward").lower()
     functions = [word.strip() for word in attributes.get("activations", "sigmoid,tanh,tanh").lower().split(",")]
     if len(functions) != 3 or not {*functions} <= {*_FUNCTIONS}:
@@ -156,8 +167,13 @@ def _to_onnx(attributes: Mapping[str, str]) -> dict[str, Any]:
     if clip and not math.isinf(clip):
         given["clip"] = clip
     if "hidden_size" in attributes:
-        given["hidden_size"] = int(attributes["hidden_size"]) if attributes["hidden_size"].isdecimal() else -1
+        given["hidden_size"] = int(attributes["hidden_size"]) if _is_number(attributes["hidden_size"]) else -1
     return given
+
+
+def _is_number(word: str) -> bool:
+    """Return whether a text is a number as XML has it: digits of ASCII, and not too many."""
+    return word.isascii() and word.isdecimal() and len(word) < 16
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -187,7 +203,8 @@ def open_openvino(path: str | Path) -> list[IRNode]:
             data = layer.find("data")
             name, attributes = layer.get("name", key), dict(data.attrib) if data is not None else {}
             try:
-                nodes.append(IRNode(name, attributes, _arrays(path, layer, edges, kind)))
+                arrays = _arrays(path, layer, edges, kind)
+                nodes.append(IRNode(name, attributes, arrays, told=tuple(_told(path, layer, edges, kind))))
             except (TypeError, ValueError) as error:
                 nodes.append(IRNode(name, attributes, {}, str(error)))
     return nodes
@@ -215,9 +232,7 @@ def _arrays(path: Path, layer: ElementTree.Element, edges: Any, kind: str) -> di
         raise ValueError(f"expected {_KINDS[kind][-1] + 1} inputs of {kind}; got {len(ports)}")
     arrays = {}
     for name, number in zip("WRB", _KINDS[kind], strict=True):
-        source = edges.get((layer.get("id"), ports[number]))
-        if source is not None and source.get("type") == "Convert":  # float16 constants are turned into float32
-            source = edges.get((source.get("id"), next((p.get("id") for p in source.iterfind("input/port")), None)))
+        source = _source(layer, ports[number], edges)
         if source is None or source.get("type") != "Const":
             got = "none" if source is None else str(source.get("type"))
             raise ValueError(f"{name}: expected a constant of float32, float16 or float64; got {got:.40}")
@@ -225,16 +240,42 @@ def _arrays(path: Path, layer: ElementTree.Element, edges: Any, kind: str) -> di
     return arrays
 
 
-def _constant(path: Path, name: str, layer: ElementTree.Element) -> Array:
+def _source(layer: ElementTree.Element, port: str | None, edges: Any) -> ElementTree.Element | None:
+    """Return the layer that an input comes from."""
+    source: ElementTree.Element | None = edges.get((layer.get("id"), port))
+    if source is not None and source.get("type") == "Convert":  # float16 constants are turned into float32
+        source = edges.get((source.get("id"), next((p.get("id") for p in source.iterfind("input/port")), None)))
+    return source
+
+
+def _told(path: Path, layer: ElementTree.Element, edges: Any, kind: str) -> Iterator[str]:
+    """Yield what a layer has as constants that no LSTM holds: a state that is not 0, lengths other than that of x."""
+    ports = list(layer.iterfind("input/port"))
+    sources = [_source(layer, port.get("id"), edges) for port in ports[: _KINDS[kind][0]]]
+    constants = {
+        number: source for number, source in enumerate(sources) if source is not None and source.get("type") == "Const"
+    }
+    states = {1: "initial_hidden_state", 2: "initial_cell_state"}
+    numbers = path.with_suffix(".bin")
+    if any(_constant(numbers, name, constants[number]).any() for number, name in states.items() if number in constants):
+        yield "starts from a state that is not 0, which no LSTM holds: hand it over as state"
+    if 3 in constants:
+        lengths = _constant(numbers, "sequence_lengths", constants[3], _INTEGERS)
+        sizes = [size.text or "" for size in ports[0].iterfind("dim")]
+        if len(sizes) != 3 or not _is_number(sizes[1]) or (lengths != int(sizes[1])).any():
+            yield "has constant sequence_lengths other than that of x, which no LSTM holds: hand them over as lengths"
+
+
+def _constant(path: Path, name: str, layer: ElementTree.Element, dtypes: Mapping[str, str] = _DTYPES) -> Array:
     """Return the numbers of a constant."""
     data = layer.find("data")
     given = {} if data is None else data.attrib
-    dtype = _DTYPES.get(given.get("element_type", ""))
+    dtype = dtypes.get(given.get("element_type", ""))
     if dtype is None:
-        raise TypeError(f"{name}: expected f32, f16 or f64; got {given.get('element_type', 'no type'):.40}")
+        raise TypeError(f"{name}: expected {_words(dtypes)}; got {given.get('element_type', 'no type'):.40}")
     words = [word.strip() for word in given.get("shape", "").split(",")]
     numbers = [given.get("offset", ""), given.get("size", ""), *words]
-    if not all(word.isdecimal() and len(word) < 16 for word in numbers):
+    if not all(map(_is_number, numbers)):
         raise ValueError(f"{name}: expected numbers for offset, size and shape; got {', '.join(numbers):.80}")
     offset, size, *shape = map(int, numbers)
     check_regular(path)
@@ -246,6 +287,10 @@ def _constant(path: Path, name: str, layer: ElementTree.Element) -> Array:
     with path.open("rb") as stream:
         stream.seek(offset)
         return np.frombuffer(stream.read(size), np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
+
+
+def _words(names: Mapping[str, str]) -> str:
+    return " or ".join(", ".join(names).rsplit(", ", 1))
 
 
 def read_openvino(path: str | Path, node: str | None = None) -> LayerFile:
@@ -269,6 +314,8 @@ def read_openvino(path: str | Path, node: str | None = None) -> LayerFile:
         found = chosen_node(path, node)
         if found.problem:
             raise ValueError(f"{found.name}: {found.problem}")
+        for text in found.told:
+            notify(f"{found.name}: {text}")
         return from_arrays(found.arrays, found.attributes)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error

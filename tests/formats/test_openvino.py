@@ -37,15 +37,18 @@ def drawn(directions: int = 1) -> dict[str, Any]:
     return {name: (rng.standard_normal(shape) / 2).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write_model(path: Path, *, half: bool = False, **given: Any) -> Any:
+def write_model(
+    path: Path, *, half: bool = False, states: Any = (0, 0), steps: int = T, free: bool = False, **given: Any
+) -> Any:
     """Write a model of one LSTMSequence, and return y (N, T, D H) of OpenVINO."""
     from openvino import opset5
 
     given = {"direction": "forward", "activations": ["sigmoid", "tanh", "tanh"], "clip": 0.0} | given
     directions = 1 + (given["direction"] == "bidirectional")
-    x = opset5.parameter([N, T, I], np.float32, name="x")
-    start, lengths = np.zeros((N, directions, H), np.float32), np.full(N, T, np.int32)
-    arrays = [opset5.constant(array) for array in (start, start, lengths, *drawn(directions).values())]
+    x = opset5.parameter([N, -1 if free else T, I], np.float32, name="x")
+    h, c = (np.full((N, directions, H), state, np.float32) for state in states)
+    lengths = np.full(N, steps, np.int32)
+    arrays = [opset5.constant(array) for array in (h, c, lengths, *drawn(directions).values())]
     node = opset5.lstm_sequence(x, *arrays, hidden_size=H, **given, name="lstm")
     model = openvino.Model([node.output(0)], [x], "model")
     openvino.save_model(model, path, compress_to_fp16=half)
@@ -67,6 +70,23 @@ def test_a_file(tmp_path: Path, name: str, half: bool) -> None:
         assert arrays[key].tobytes() == (array.astype(np.float16).astype(np.float32) if half else array).tobytes()
     again = from_arrays(arrays, attributes)
     assert str(again.layers) == str(content.layers)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("states", [(0.5, 0), (0, 0.5)])
+def test_a_state_that_is_not_0(tmp_path: Path, half: bool, states: tuple[float, float]) -> None:
+    wanted = write_model(tmp_path / "model.xml", half=half, states=states)
+    with pytest.warns(UserWarning, match="lstm: starts from a state that is not 0, which no LSTM holds: hand it over"):
+        content = read_openvino(tmp_path / "model.xml")
+    start = tuple(np.full((1, N, H), state, np.float32) for state in states)
+    np.testing.assert_allclose(Chain.from_content(content, backend="numpy")(X, [start])[0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{"steps": 2}, {"free": True}])
+def test_lengths_of_the_file(tmp_path: Path, given: dict[str, Any]) -> None:
+    write_model(tmp_path / "model.xml", **given)
+    with pytest.warns(UserWarning, match="lstm: has constant sequence_lengths other than that of x"):
+        read_openvino(tmp_path / "model.xml")
 
 
 def test_a_cell(tmp_path: Path) -> None:
@@ -96,6 +116,10 @@ def test_arrays_that_are_refused() -> None:
         (good, {"clip": "wide"}, "clip: expected a number; got 'wide'"),
         (good, {"clip": "-1"}, "gate_clip: expected"),
         (good, {"hidden_size": "6"}, "hidden_size: expected 5"),
+        (good, {"hidden_size": "\u0665"}, "hidden_size: expected 5"),
+        (good, {"input_forget": "true"}, "input_forget: expected false; got 'true'"),
+        (good, {"weights_format": "ifco"}, "weights_format: expected fico; got 'ifco'"),
+        (good, {"layout": "1"}, "layout: expected no such attribute; got '1'"),
         (good | {"W": np.full((1, 20, 3), np.inf, f32)}, {}, "expected finite numbers"),
         (good | {"W": np.zeros((1, 20, 3), int)}, {}, "W: expected floating-point numbers"),
     ):
@@ -126,6 +150,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ("<html/>", "expected the XML of OpenVINO, <net>; got <html>"),
         ("<net/>", "expected an LSTMSequence or an LSTMCell; got a model with none"),
         (text.replace(sizes, 'size="12"'), r"lstm: W: expected float32 \(1, 20, 3\) within model.bin"),
+        (text.replace(sizes, 'size="\u0662\u0664\u0660"'), "lstm: W: expected numbers for offset, size and shape"),
         (text.replace(sizes, 'size="-1"'), "lstm: W: expected numbers for offset, size and shape"),
         (
             text.replace('element_type="f32" shape="1, 20, 3"', 'element_type="i8" shape="1, 20, 3"'),
