@@ -37,7 +37,8 @@ class CellFormat(NamedTuple):
     every gate has arrays of its own, which `words` names; `h` is '' where x and h are rows of one matrix.
     `rows_are_gates` is False for matrices of shape (width, 4 H). `forget_bias` is what a run adds. `cell_clip` is the
     bound of c that a run has, 0 for none, and None for a cell without such an argument. `coupled` says that the arrays
-    of the forget gate may be left out, `both` that a layer may have two directions.
+    of the forget gate may be left out, `both` that a layer may have two directions, `below_zero` that a negative bound
+    is none.
     """
 
     gates: str
@@ -52,10 +53,11 @@ class CellFormat(NamedTuple):
     cell_clip: float | None = None
     coupled: bool = False
     both: bool = False
+    below_zero: bool = False
 
 
 _TF1: Final = CellFormat("igfo", "kernel", "", "bias", False, 1.0, peephole="w_{}_diag", projection="projection/kernel")
-_BLOCK: Final = CellFormat("igfo", "w", "", "b", False, 1.0, peephole="wc{}", cell_clip=3.0)
+_BLOCK: Final = CellFormat("igfo", "w", "", "b", False, 1.0, peephole="wc{}", cell_clip=3.0, below_zero=True)
 
 FORMATS: Final[Mapping[str, CellFormat]] = {
     "equinox": CellFormat("ifgo", "weight_ih", "weight_hh", "bias", True),
@@ -120,7 +122,8 @@ def read_cell(
         What the library adds to the forget gate in a run; None takes its default: 1 for haiku, tf1 and tf-block.
     cell_clip, proj_clip
         The bounds that the cell is told, 0 for none; None takes the library's default, which is none but for
-        tf-block (3) and coreml (50).
+        tf-block (3) and coreml (50). A negative one is none for tf-block and tf-block-v2, as TensorFlow defines it,
+        and an error for others.
 
     Raises
     ------
@@ -213,13 +216,16 @@ def write_cell(
 
 
 def _told(form: CellFormat, forget_bias: float | None, cell_clip: float | None, proj_clip: float | None) -> _Told:
-    """Return what a cell is told; raise ValueError for a bound that it does not have."""
+    """Return what a cell is told; raise ValueError for a bound that it does not have, or a negative one."""
     given = {"cell_clip": cell_clip, "proj_clip": proj_clip}
     defaults = {"cell_clip": form.cell_clip, "proj_clip": 0.0 if form.projection else None}
     for key, value in given.items():
         if value is not None and defaults[key] is None:
             raise ValueError(f"{key}: expected None, since the cell has no such argument; got {value!r}")
     bounds = {key: finite(key, defaults[key] or 0.0 if value is None else value) for key, value in given.items()}
+    for key, bound in bounds.items():
+        if bound < 0 and not form.below_zero:
+            raise ValueError(f"{key}: expected a bound above 0, or 0 for none; got {bound}")
     added = form.forget_bias if forget_bias is None else finite("forget_bias", forget_bias)
     return _Told(added, *(bound if bound > 0 else None for bound in bounds.values()))
 

@@ -43,7 +43,7 @@ _MOST_BYTES: Final = 2**26
 
 
 class IRNode(NamedTuple):
-    """An LSTM in a file: its name, its attributes and its arrays, what is to be told of it, or why it cannot be read."""
+    """An LSTM in a file: its name, its attributes and its arrays, what is told of it, or why it cannot be read."""
 
     name: str
     attributes: Mapping[str, str]

@@ -273,7 +273,12 @@ def test_bounds_and_directions_that_a_cell_lacks() -> None:
         read_cell("tf1", tf1 | {f"w_{gate}_diag": np.zeros(4, np.float32) for gate in "ifo"})
     with pytest.raises(ValueError, match="arrays: expected w_i_diag; got"):
         read_cell("tf1", tf1 | {"w_f_diag": np.zeros(5, np.float32)})
+    for name, arrays, key in (("tf1", tf1, "cell_clip"), ("tf1", tf1, "proj_clip"), ("coreml", {}, "cell_clip")):
+        with pytest.raises(ValueError, match=rf"{key}: expected a bound above 0, or 0 for none; got -1\.0"):
+            read_cell(name, arrays, **{key: -1.0})
     content = LSTM(3, 5, backend="numpy", cell_clip=0.5).content
+    with pytest.raises(ValueError, match="cell_clip: expected a bound above 0, or 0 for none"):
+        write_cell("tf1", content, cell_clip=-0.5)
     with pytest.raises(ValueError, match="cell_clip: expected None, as a cell of tf1 has it"):
         write_cell("tf1", content)
     assert set(write_cell("tf1", content, cell_clip=0.5)) == {"kernel", "bias"}

@@ -177,7 +177,9 @@ def test_a_loop_that_starts_elsewhere(tmp_path: Path, state: float, recwarn: pyt
     content = one_graph(lambda graph, x: add_loop(graph, x, I, state=state)[0])
     chain = read(tmp_path, content)
     told = [str(each.message) for each in recwarn]
-    assert told == (["while: starts from a state that is not 0, which no LSTM holds: hand it over as state"] * (state > 0))
+    assert told == (
+        ["while: starts from a state that is not 0, which no LSTM holds: hand it over as state"] * (state > 0)
+    )
     start = np.full((1, N, H), state, np.float32)
     np.testing.assert_allclose(chain(X, [(start, start)])[0], run_model(content), atol=1e-6)
 
@@ -288,8 +290,14 @@ REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
     "body": (other_body, "expected a loop whose body is a step of an LSTM of Keras"),
     "huge": (huge, "expected a result of less than"),
     "start": (lambda graph, x: add_loop(graph, x, I, start=1)[0], "expected a loop that counts from 0"),
-    "limit": (lambda graph, x: add_loop(graph, x, I, limit=3)[0], "expected a loop over the 7 steps of x; got one with"),
-    "free limit": (lambda graph, x: of_any_length(graph, x, limit=7), "expected a loop over each step of x; got one with"),
+    "limit": (
+        lambda graph, x: add_loop(graph, x, I, limit=3)[0],
+        "expected a loop over the 7 steps of x; got one with",
+    ),
+    "free limit": (
+        lambda graph, x: of_any_length(graph, x, limit=7),
+        "expected a loop over each step of x; got one with",
+    ),
     "limit of a free axis": (lambda graph, x: of_any_length(graph, x, limit=3), "expected a loop over each step of x"),
     "no stored weights": (
         lambda graph, x: without_inputs(graph, "DEQUANTIZE", [], add_fused(graph, x, I, kind="float16")),

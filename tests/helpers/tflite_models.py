@@ -316,9 +316,7 @@ def first_size(graph: Built, x: int) -> Any:
     """Add the length of the first axis, as it is found in a run."""
     ends = [graph.constant(np.array([end], np.int32)) for end in (0, 1, 1)]
     sizes = graph.add("SHAPE", [x], ((3,), "int32"), options="ShapeOptions")
-    return graph.add(
-        "STRIDED_SLICE", [sizes, *ends], ((), "int32"), options="StridedSliceOptions", ShrinkAxisMask=1
-    )
+    return graph.add("STRIDED_SLICE", [sizes, *ends], ((), "int32"), options="StridedSliceOptions", ShrinkAxisMask=1)
 
 
 def body_scalars(graph: Built, values: Sequence[int]) -> list[int]:
