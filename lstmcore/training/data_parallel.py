@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from lstmcore.masks import BatchRows
 from lstmcore.plugin_calls import format_error
 from lstmcore.ranks import DistributedError
 from lstmcore.training.batches import chunks_by_length
+from lstmcore.training.digests import digest_of
 from lstmcore.training.judging import Evaluation
 from lstmcore.training.losses import Loss
 from lstmcore.training.model import SequenceModel
@@ -150,7 +150,7 @@ class DataParallel(OneRank):
     def check_same(self, model: SequenceModel, state: Mapping[str, Any]) -> None:
         """See `OneRank`."""
         header = {f"model {key}": value for key, value in model_header(model.parts).items()}
-        own = {**header, **state, "parameters": _digest(model), "step": model.lstm.step}
+        own = {**header, **state, "parameters": digest_of(model.parameters.values()), "step": model.lstm.step}
         wanted = json.loads(share_text(self.engine, json.dumps(own)))
 
         def check() -> None:
@@ -165,8 +165,9 @@ class DataParallel(OneRank):
 
     def decide(self, text: str | None, model: SequenceModel) -> str | None:
         """See `OneRank`."""
-        decided = json.loads(share_text(self.engine, json.dumps([text, _digest(model)])))
-        if decided[1] != _digest(model):
+        own = digest_of(model.parameters.values())
+        decided = json.loads(share_text(self.engine, json.dumps([text, own])))
+        if decided[1] != own:
             raise DistributedError(
                 f"rank {self.rank}: expected the parameters of rank 0; got others: callbacks run on rank 0 alone, and "
                 "may not change the model or the optimizer"
@@ -238,11 +239,3 @@ def _entries_of(examples: Examples, model: SequenceModel, loss: Loss) -> float:
         batch = Batch.of(*examples.take(rows), model.readout)
         total += count_entries(batch.counted(loss), len(rows))[0]
     return total
-
-
-def _digest(model: SequenceModel) -> str:
-    """Return the SHA-256 of all parameters."""
-    digest = hashlib.sha256()
-    for value in model.parameters.values():
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.training.data_checks import entry_shapes
+from lstmcore.training.digests import digest_of
 from lstmcore.training.losses import Loss, require_weighted
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.network import Examples
@@ -48,13 +48,13 @@ class Sets(NamedTuple):
 
     def digests(self) -> dict[str, str]:
         """Return digests of all numbers, by what they are; that of the weights and of the validation set if any."""
-        found = {"data_sha256": _digest([*self.whole.inputs, *self.whole.targets])}
+        found = {"data_sha256": digest_of([*self.whole.inputs, *self.whole.targets])}
         if self.fit.weights is not None:
-            found["weights_sha256"] = _digest([*self.fit.weights, *(self.held_out.weights or ())])
+            found["weights_sha256"] = digest_of([*self.fit.weights, *(self.held_out.weights or ())])
         elif self.held_out.weights is not None:
-            found["validation_weights_sha256"] = _digest(self.held_out.weights)
+            found["validation_weights_sha256"] = digest_of(self.held_out.weights)
         if self.given is not None:
-            found["validation_sha256"] = _digest([*self.given.inputs, *self.given.targets])
+            found["validation_sha256"] = digest_of([*self.given.inputs, *self.given.targets])
         return found
 
     def input_scaling(self) -> Standardizer:
@@ -151,11 +151,3 @@ def _scale_targets(targets: Iterable[Array], model: SequenceModel, loss: Loss) -
         return list(targets)
     width, scaling = loss.target_size(model.readout.output_size), model.target_scaling
     return scale_targets(targets, model.readout.dtype, None if scaling is None else scaling.first(width))
-
-
-def _digest(arrays: Iterable[Array]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

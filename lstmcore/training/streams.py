@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lstmcore.frames import is_frame
 from lstmcore.scalars import integer
+from lstmcore.training.digests import add_array, digest_of
 from lstmcore.training.losses import IGNORED, Loss
 from lstmcore.training.network import Examples
 from lstmcore.training.readout import Readout
@@ -207,8 +208,7 @@ def scan(loader: Loader, loss: Loss, *, inputs: bool, targets: bool) -> Scan:
         x, y = loader.load(index, loss)
         lengths.append(len(x))
         for array in (x, y):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            add_array(digest, array)
         if loss.of_linear:
             counts.append(np.bincount(y[y != IGNORED].reshape(-1), minlength=outputs))
             if not y.ndim:
@@ -345,7 +345,7 @@ def stream_sets(model: _Model, loss: Loss, source: Any, given: Any, plan: Stream
         parts = {"training": seen.counts[fit.rows], "validation": watched.counts[held_out.rows]}
         table = _check_counts(parts, plan.class_weight, model)
         if table is not None:
-            digests["weights_sha256"] = hashlib.sha256(table.tobytes()).hexdigest()
+            digests["weights_sha256"] = digest_of([table])
         fit, held_out = replace(fit, table=table), replace(held_out, table=table)
     return StreamedSets(fit, held_out, digests, seen)
 
