@@ -34,7 +34,7 @@ FRAMES = ("pandas>=2.2", "polars>=1.0", "pyarrow>=15")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.8",)
 #: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
-WORKERS = ("-n", "auto", "--maxprocesses", "8", "-p", "no:benchmark")
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal", "-p", "no:benchmark")
 #: Packages whose series the session forecasts takes, and AutoETS.
 SERIES = ("pmdarima>=2.0", "statsmodels>=0.14", "vega_datasets>=0.9", "statsforecast>=2.0")
 PYTHON_FILES = (".ci", "lstmcore", "backends", "conformance", "tests", "examples", "docs", "noxfile.py", "conftest.py")
@@ -56,8 +56,10 @@ def _quiet() -> dict[str, str | None]:
     """Return an environment in which no setting of the user changes what runs.
 
     One BLAS thread: the products are small, and threads that spin on a shared machine made training 15 times slower.
+    Bytecode is kept: where PYTHONDONTWRITEBYTECODE is set, each of some hundred processes compiles all it imports.
     """
-    own = {name: None for name in os.environ if name.startswith(("LSTMCORE_", "PYTHONPATH", "PYTEST_"))}
+    changes = ("LSTMCORE_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTEST_")
+    own = {name: None for name in os.environ if name.startswith(changes)}
     return {**own, "OPENBLAS_NUM_THREADS": "1"}
 
 

@@ -100,7 +100,7 @@ class Capabilities:
     precisions: frozenset[str]
     features: frozenset[str]
     derivatives: frozenset[str] = DERIVATIVES
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not self.device:

@@ -134,6 +134,7 @@ def test_masks_and_lengths_matter() -> None:
     assert np.abs(full["y"] - short["y"]).max() > 0.05
 
 
+@pytest.mark.slow  # all cases in two precisions: eight seconds
 def test_no_case_is_near_a_kink_or_ill_conditioned() -> None:
     poor = set()
     for item in items(BackendUnderTest(NaiveBackend()), precisions=["float32", "float16"]):

@@ -24,14 +24,15 @@ from lstmcore_conformance.suite.report import Outcome
 CHECKS = {check.id: check for check in all_checks()}
 #: What takes more than five seconds: very many steps, very many calls, and the checks of large sizes.
 SLOW = {
+    "hidden.after_many_steps",
     "hidden.drifts",
+    "hidden.gradient_of_many_steps",
     "hidden.leaks",
+    "hidden.running_bias",
     *(id for id, mutant in MUTANTS.items() if mutant.caught_by.startswith("large.")),
 }
 #: One mutant of each check is quick. The others are slow: they take two minutes in all.
 FIRST = {mutant.caught_by: id for id, mutant in reversed(MUTANTS.items())}
-#: Evaluating all cases of the value checks takes 20 seconds in each precision; two of four are quick.
-SLOW_PRECISIONS = dict.fromkeys(("tf32", "float16"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,9 @@ def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
         edited(("no such text", ""))
 
 
+@pytest.mark.slow  # all cases of the value checks: 15 seconds in each precision
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("precision", [pytest.param(name, marks=SLOW_PRECISIONS.get(name, ())) for name in PRECISIONS])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_another_way_uses_well_under_the_budget(name: str, precision: str) -> None:
     report = run(VARIANTS[name](), precisions=[precision], select=VALUES)
     assert [item.message for item in report.bad] == []

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from itertools import groupby
 from typing import Final
@@ -98,7 +99,7 @@ def items(
         if not check.runs_in(profile):
             continue
         chosen_items = (
-            item if item.case is None else replace(item, reason=tested.refusal(item.case))
+            item if item.case is None else Item(check, item.case, tested.refusal(item.case))
             for item in _items_of(scope, check)
             if chosen is None or chosen(f"{item.id} section:{check.section}")
         )
@@ -122,8 +123,14 @@ def _items_of(scope: Scope, check: Check) -> Iterator[Item]:
     if lacking := [name for name in check.needs if name not in known]:
         yield Item(check, None, "; ".join(scope.declared.missing(name) for name in lacking))
         return
-    for case in check.cases(scope):
+    for case in _cases(check, scope):
         yield Item(check, case)
+
+
+@lru_cache(maxsize=1024)
+def _cases(check: Check, scope: Scope) -> tuple[Case, ...]:
+    """Return the cases of a check: a process that runs the suite often makes them once."""
+    return tuple(check.cases(scope))
 
 
 def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
