@@ -29,12 +29,19 @@ class _NoEnvironments:
 
 
 class InnerLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
-    """The LLVM code of a function and of all that it calls, for its callers' libraries."""
+    """The LLVM code of a function, for the libraries of what the interpreter calls."""
 
     codegen = _NoEnvironments()
 
-    def _optimize_final_module(self) -> None:
+    def _optimize_functions(self, ll_module: Any) -> None:
         """Do nothing, since callers are optimised together with this code."""
+
+    def finalize(self) -> None:
+        """Leave out the code of what this function calls; see `EntryLibrary.finalize`."""
+        self._raise_if_finalized()
+        for library in self._linking_libraries:
+            self._reload_init.update(library._reload_init)
+        self._finalize_final_module()
 
     def _finalize_final_module(self) -> None:
         """Leave out the machine code."""
@@ -47,8 +54,19 @@ class InnerLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
         return 0
 
 
+def _called(library: Any) -> list[Any]:
+    """Return the libraries of what an inner function calls; others have the code of theirs."""
+    return library._linking_libraries if isinstance(library, InnerLibrary) else []
+
+
 class EntryLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
     """The code of a function that the interpreter calls, and of its callees, which no other library calls here."""
+
+    def finalize(self) -> None:
+        """Link the code of all that is called, by whichever function, once."""
+        for library in self._linking_libraries:  # it grows
+            self._linking_libraries += [one for one in _called(library) if one not in self._linking_libraries]
+        super().finalize()
 
     def _optimize_final_module(self) -> None:
         """Let LLVM inline, change and drop the callees as functions of this module alone."""

@@ -23,7 +23,7 @@ from numba import types
 from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter
 from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
-from lstmcore_numba.gemm.operands import unpack
+from lstmcore_numba.gemm.operands import call_microkernel, unpack
 from lstmcore_numba.gemm.vector import VECTOR_BYTES
 from lstmcore_numba.tuning import AMX_K_BLOCK
 
@@ -177,24 +177,25 @@ def amx_microkernel(context: Any, call: Any) -> Any:
     """Compute ``c = a b``, or ``c += a b`` unless `fresh`, as `AmxTiles` says."""
 
     def emit(target: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        call = unpack(builder, signature.args[0], args[0])
-        e = Emitter(builder, "float32", TILE_ROWS)
-        done = builder.append_basic_block("tiled")
-        if not AMX_COMPILED:
-            builder.branch(done)
-            builder.position_at_end(done)
-            return target.get_dummy_value()
-        cases = builder.switch(builder.add(builder.mul(call.high, e.index(8)), call.cols), done)
-        for height, width in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)):
-            block = builder.append_basic_block(f"amx{height}x{width}")
-            cases.add_case(e.index(8 * height + width), block)
-            builder.position_at_end(block)
-            _emit_tiles(e, height, width, call)
-            builder.branch(done)
-        builder.position_at_end(done)
+        if AMX_COMPILED:
+            call_microkernel(builder, "amx_microkernel", _emit_microkernel, unpack(builder, signature.args[0], args[0]))
         return target.get_dummy_value()
 
     return types.void(call), emit
+
+
+def _emit_microkernel(builder: ir.IRBuilder, *arguments: ir.Value) -> None:
+    """Emit the code of `amx_microkernel` for the members of `AmxTiles`."""
+    call, e = AmxTiles(*arguments), Emitter(builder, "float32", TILE_ROWS)
+    done = builder.append_basic_block("tiled")
+    cases = builder.switch(builder.add(builder.mul(call.high, e.index(8)), call.cols), done)
+    for height, width in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)):
+        block = builder.append_basic_block(f"amx{height}x{width}")
+        cases.add_case(e.index(8 * height + width), block)
+        builder.position_at_end(block)
+        _emit_tiles(e, height, width, call)
+        builder.branch(done)
+    builder.position_at_end(done)
 
 
 def _emit_tiles(e: Emitter, high: int, cols: int, call: AmxTiles) -> None:

@@ -6,6 +6,7 @@ needs a panel type, and a microkernel that loads them. The loops over time stay 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -153,3 +154,34 @@ def address_of(array: Any) -> Any:
 def unpack(builder: ir.IRBuilder, kind: Any, value: ir.Value) -> Any:
     """Return a group of this Numba type as the same `NamedTuple` of LLVM values."""
     return kind.instance_class(*_CODE.unpack_tuple(builder, value))
+
+
+def call_microkernel(
+    builder: ir.IRBuilder, name: str, emit: Callable[..., None], arguments: Sequence[ir.Value]
+) -> None:
+    """Call a microkernel, whose code a module has once for all products.
+
+    Inlined, LLVM would compile it for each product: twice as long for the first inference.
+
+    Parameters
+    ----------
+    builder
+        Where it is called.
+    name
+        Of the code, the same for the same code.
+    emit
+        Emits the code for a builder and LLVM values of the types of `arguments`.
+    arguments
+        LLVM values.
+    """
+    module, symbol = builder.module, f"lstmcore_{name}"
+    function = module.globals.get(symbol)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [value.type for value in arguments]), symbol)
+        function.linkage = "linkonce_odr"  # one remains where modules are joined
+        function.attributes.add("noinline")
+        function.attributes.add("nounwind")
+        inside = ir.IRBuilder(function.append_basic_block())
+        emit(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, arguments)

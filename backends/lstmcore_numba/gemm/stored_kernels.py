@@ -148,7 +148,8 @@ def stored_table(target: CompileTarget, form: str) -> TileTable:
         return TileTable(15, (one, two, two, two), table.k_block)
     if target.vector_registers > 16:
         return table
-    return table._replace(panels=(TileShape(6, 1), TileShape(4, 2), TileShape(2, 3), TileShape(2, 4)))
+    panels = (TileShape(6, 1), TileShape(4, 2), TileShape(2, 3), TileShape(2, 4))
+    return TileTable(15, panels, table.k_block)  # one more holds what is widened
 
 
 def _switch_rows(builder: ir.IRBuilder, rows: ir.Value, most: int, emit: Callable[[int], None]) -> None:

@@ -10,6 +10,7 @@ of one row uses the microkernel of one row. So results do not depend on the spli
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from llvmlite import ir
@@ -19,7 +20,7 @@ from lstmcore_numba.codegen.compile_target import compile_target
 from lstmcore_numba.codegen.emitter import INDEX, POINTER, Emitter, Vector
 from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled, plain_intrinsic
 from lstmcore_numba.gemm.bf16 import PAIR, PairEmitter
-from lstmcore_numba.gemm.operands import Rows, unpack
+from lstmcore_numba.gemm.operands import Rows, call_microkernel, unpack
 from lstmcore_numba.gemm.stored_panel import StoredPanel, run_stored_tile, stored_panel_tiles
 from lstmcore_numba.gemm.tile_shapes import TileShape, TileTable, tile_table
 
@@ -96,37 +97,31 @@ def _microkernel(context: Any, tile: Any, left: Any, panel: Any, sums: Any) -> A
             unpack(builder, kind, value) for kind, value in zip(signature.args, args, strict=True)
         )
         kind = signature.args[1]
-        e = emitter_of(builder, kind.types[0])
-        row, k = (left.row, e.index(e.size)) if kind.instance_class is Rows else (e.index(e.size), left.k)
-        values = TileValues(
-            tile.a,
-            row,
-            k,
-            left.run,
-            left.gap,
-            tile.b,
-            builder.mul(panel.cols, e.index(VECTOR_BYTES)),
-            tile.c,
-            sums.row,
-            sums.gap,
-            tile.runs,
-            tile.size,
-            tile.place,
-            tile.group,
-            tile.fresh,
-        )
-        done = builder.append_basic_block("tiled")
-        cases = builder.switch(builder.add(builder.mul(tile.cols, e.index(MAX_ROWS + 1)), tile.rows), done)
-        for shape in TILES.shapes():
-            block = builder.append_basic_block(f"tile{shape.rows}x{shape.cols}")
-            cases.add_case(e.index(shape.cols * (MAX_ROWS + 1) + shape.rows), block)
-            builder.position_at_end(block)
-            emit_tile(e, TILES, shape, values)
-            builder.branch(done)
-        builder.position_at_end(done)
+        dtype, transposed = str(kind.types[0]), kind.instance_class is not Rows
+        arguments = (tile.cols, tile.rows, tile.a, left.k if transposed else left.row, left.run, left.gap, tile.b)
+        arguments += (panel.cols, tile.c, sums.row, sums.gap, *tile[5:10])
+        name = f"{'columns' if transposed else 'rows'}_{dtype}"
+        call_microkernel(builder, name, partial(_emit_shapes, dtype, transposed), arguments)
         return target.get_dummy_value()
 
     return signature, emit
+
+
+def _emit_shapes(dtype: str, transposed: bool, builder: ir.IRBuilder, *arguments: ir.Value) -> None:
+    """Emit the microkernels of all shapes, and the choice of one."""
+    cols, rows, a, stride, run, gap, b, panel_cols, *others = arguments
+    e = emitter_of(builder, dtype)
+    strides = (e.index(e.size), stride) if transposed else (stride, e.index(e.size))
+    values = TileValues(a, *strides, run, gap, b, builder.mul(panel_cols, e.index(VECTOR_BYTES)), *others)
+    done = builder.append_basic_block("tiled")
+    cases = builder.switch(builder.add(builder.mul(cols, e.index(MAX_ROWS + 1)), rows), done)
+    for shape in TILES.shapes():
+        block = builder.append_basic_block(f"tile{shape.rows}x{shape.cols}")
+        cases.add_case(e.index(shape.cols * (MAX_ROWS + 1) + shape.rows), block)
+        builder.position_at_end(block)
+        emit_tile(e, TILES, shape, values)
+        builder.branch(done)
+    builder.position_at_end(done)
 
 
 def emit_tile(e: Emitter, table: TileTable, shape: TileShape, values: TileValues) -> None:

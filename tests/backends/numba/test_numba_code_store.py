@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 RunPython = Callable[..., tuple[str, str]]
@@ -89,6 +90,39 @@ def test_machine_code_is_made_of_what_is_called_alone(folder: Path) -> None:
     assert outer(5) == 13
     assert len(list(folder.rglob("*.nbc"))) == 2
     assert compiled(add)(3, 5) == 8
+
+
+def test_a_microkernel_is_compiled_once_for_all_its_calls(folder: Path) -> None:
+    """Code that two functions call is linked once, and a microkernel is not copied into the products that use it."""
+    from numba import types
+
+    from lstmcore_numba.codegen.numba_compiler import compiled, plain_intrinsic
+    from lstmcore_numba.gemm.operands import call_microkernel
+
+    @plain_intrinsic
+    def store_seven(context: Any, address: Any) -> Any:
+        def emit_code(builder: Any, place: Any) -> None:
+            builder.store(place.type(7), builder.inttoptr(place, place.type.as_pointer()))
+
+        def emit(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+            call_microkernel(builder, "store_seven", emit_code, args)
+            return target.get_dummy_value()
+
+        return types.void(types.int64), emit
+
+    leaf = compiled(lambda address: store_seven(address))
+    left, right = compiled(lambda address: leaf(address)), compiled(lambda address: (leaf(address), leaf(address)))
+
+    def both(numbers: Any) -> None:
+        left(numbers.ctypes.data)
+        right(numbers.ctypes.data + 8)
+
+    entry, numbers = compiled(both), np.zeros(3, np.int64)
+    entry(numbers)
+    assert numbers.tolist() == [7, 7, 0]
+    (assembly,) = entry.inspect_asm().values()
+    assert assembly.count("\nlstmcore_store_seven:") == 1
+    assert assembly.count("lstmcore_store_seven\n") + assembly.count("lstmcore_store_seven, ") >= 3
 
 
 class Terminal(io.StringIO):
