@@ -168,10 +168,13 @@ _EVENTS.register("numba:compile", _MESSAGE)
 plain_intrinsic: Final[Callable[[Any], Any]] = intrinsic
 
 
-def chosen_by_type(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return the decorator of what returns the code of `function` for the Numba types of its arguments.
+def chosen_by_type(function: Compiled) -> Compiled:
+    """Let compiled code call `function`, whose body chooses the code of a call.
 
-    `function` itself has no code. The code has the same parameters; annotations and lambdas may differ.
+    The body runs while Numba compiles. It gets the types of the arguments, and returns a function of the same
+    parameters. The docstring of `function` is about the call.
     """
-    decorator: Callable[[Any], Any] = _OVERLOAD(function, strict=False, jit_options={"pipeline_class": InnerCompiler})
-    return decorator
+    decorator: Callable[[Compiled], Compiled] = _OVERLOAD(
+        function, strict=False, jit_options={"pipeline_class": InnerCompiler}
+    )
+    return decorator(function)

@@ -14,12 +14,11 @@ from lstmcore_numba.gemm.amx import (
     TILE_K,
     TILE_ROWS,
     amx_panel_matmul,
-    configure_tiles,
     split_bytes,
     split_chunks,
 )
 from lstmcore_numba.gemm.bf16x3 import SplitSource, SplitTarget, split_row_pairs, split_row_range, split_transposed
-from lstmcore_numba.gemm.operands import Plane, Rows, SplitPanel, SplitRows, Sums, address_of
+from lstmcore_numba.gemm.operands import Plane, Rows, SplitPanel, SplitRows, Sums, address_of, is_split
 from lstmcore_numba.gemm.product import Panels, SplitPanels, all_rows, multiply_panel
 from lstmcore_numba.gemm.thread_share import has_non_finite
 from lstmcore_numba.gemm.vector import VECTOR_BYTES, add_numbers
@@ -58,41 +57,18 @@ class SplitBackward(NamedTuple):
     split: BackwardSplitOperands
 
 
-def _is_split(gemm: Any) -> bool:
-    """Return whether the type of operands is one on AMX."""
-    return "split" in gemm.fields
-
-
+@chosen_by_type
 def backward_gemm(split: Any, weight: Any) -> Any:
     """Return the operands of a pass: `SplitBackward` if these are given, else `VectorBackward`."""
-    raise NotImplementedError
-
-
-@chosen_by_type(backward_gemm)
-def _choose_backward_gemm(split: Any, weight: Any) -> Any:
     if isinstance(split, types.NoneType):
         return lambda split, weight: VectorBackward(address_of(weight))
     return lambda split, weight: SplitBackward(address_of(weight), split)
 
 
-def begin_backward(gemm: Any, rows: int) -> None:
-    """Prepare this thread for products of `rows` rows."""
-    raise NotImplementedError
-
-
-@chosen_by_type(begin_backward)
-def _choose_begin_backward(gemm: Any, rows: int) -> Any:
-    return (lambda gemm, rows: configure_tiles(min(TILE_ROWS, rows))) if _is_split(gemm) else lambda gemm, rows: None
-
-
-def publish_gradient(gemm: Any, dz: Any, slot: int, share: Any) -> None:
+@chosen_by_type
+def publish_gradient(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
     """Convert this thread's part of dz (`Rows` of all rows and blocks) to the operand of the step of `slot`."""
-    raise NotImplementedError
-
-
-@chosen_by_type(publish_gradient)
-def _choose_publish_gradient(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
-    return _publish_split_gradient if _is_split(gemm) else lambda gemm, dz, slot, share: None
+    return _publish_split_gradient if is_split(gemm) else lambda gemm, dz, slot, share: None
 
 
 def _publish_split_gradient(gemm: Any, dz: Any, slot: int, share: Any) -> None:
@@ -105,14 +81,10 @@ def _publish_split_gradient(gemm: Any, dz: Any, slot: int, share: Any) -> None:
     split.any_non_finite[slot, share.part] = split_row_range(source, target, share.first, share.last, flags)
 
 
+@chosen_by_type
 def gradient_rows(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
     """Return this thread's rows of dz, or of what was published in `slot`, as a left operand."""
-    raise NotImplementedError
-
-
-@chosen_by_type(gradient_rows)
-def _choose_gradient_rows(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
-    return _split_gradient_rows if _is_split(gemm) else _vector_gradient_rows
+    return _split_gradient_rows if is_split(gemm) else _vector_gradient_rows
 
 
 def _vector_gradient_rows(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
@@ -135,14 +107,10 @@ def _split_gradient_rows(gemm: Any, dz: Any, slot: int, share: Any) -> Any:
     return SplitRows(_rows_from(dz, first), address + first * row, row, part, 0, flags, non_finite, height)
 
 
+@chosen_by_type
 def recurrent_panels(gemm: Any, first: int, vectors: int, k_size: int) -> Any:
     """Return the recurrent weights of `vectors` vectors from `first` on."""
-    raise NotImplementedError
-
-
-@chosen_by_type(recurrent_panels)
-def _choose_recurrent_panels(gemm: Any, first: int, vectors: int, k_size: int) -> Any:
-    if _is_split(gemm):
+    if is_split(gemm):
         return lambda gemm, first, vectors, k_size: SplitPanels(
             Panels(gemm.recurrent + first * k_size * VECTOR_BYTES, vectors),
             address_of(gemm.split.recurrent) + split_chunks(k_size) * split_bytes(first),
@@ -169,13 +137,9 @@ class SplitInputGradient(NamedTuple):
     flags: Any
 
 
+@chosen_by_type
 def input_gradient_gemm(split_weight: Any, weight: Any, rows: int, k_size: int) -> Any:
     """Return the operands for up to `rows` rows at once; on AMX if the split weights are given."""
-    raise NotImplementedError
-
-
-@chosen_by_type(input_gradient_gemm)
-def _choose_input_gradient_gemm(split_weight: Any, weight: Any, rows: int, k_size: int) -> Any:
     if isinstance(split_weight, types.NoneType):
         return lambda split_weight, weight, rows, k_size: VectorInputGradient(weight)
     return _split_input_gradient_gemm
@@ -188,14 +152,10 @@ def _split_input_gradient_gemm(split_weight: Any, weight: Any, rows: int, k_size
     return SplitInputGradient(weight, split_weight, split, np.empty((1, rows), np.uint8))
 
 
+@chosen_by_type
 def gathered_rows(gemm: Any, exact: Any, rows: Any) -> Any:
     """Return `Rows` as a left operand; on AMX they are split, and groups lie without gaps."""
-    raise NotImplementedError
-
-
-@chosen_by_type(gathered_rows)
-def _choose_gathered_rows(gemm: Any, exact: Any, rows: Any) -> Any:
-    return _gather_split_rows if _is_split(gemm) else lambda gemm, exact, rows: exact
+    return _gather_split_rows if is_split(gemm) else lambda gemm, exact, rows: exact
 
 
 def _gather_split_rows(gemm: Any, exact: Any, rows: Any) -> Any:
@@ -209,14 +169,10 @@ def _gather_split_rows(gemm: Any, exact: Any, rows: Any) -> Any:
     return SplitRows(exact, address, row, part, 0, gemm.flags[:, : rows.total], non_finite != 0, TILE_ROWS)
 
 
+@chosen_by_type
 def input_panels(gemm: Any, vectors: int) -> Any:
     """Return the weights of all `vectors` vectors."""
-    raise NotImplementedError
-
-
-@chosen_by_type(input_panels)
-def _choose_input_panels(gemm: Any, vectors: int) -> Any:
-    if _is_split(gemm):
+    if is_split(gemm):
         return lambda gemm, vectors: SplitPanels(
             Panels(address_of(gemm.weight), vectors), address_of(gemm.split), vectors
         )
@@ -242,13 +198,9 @@ class SplitWeightGradient(NamedTuple):
     flags: Any
 
 
+@chosen_by_type
 def weight_gradient_gemm(use_split: Any, like: Any, columns: int, cols: int) -> Any:
     """Return the operands of a gradient (columns, cols vectors); in vectors if `use_split` is None."""
-    raise NotImplementedError
-
-
-@chosen_by_type(weight_gradient_gemm)
-def _choose_weight_gradient_gemm(use_split: Any, like: Any, columns: int, cols: int) -> Any:
     if isinstance(use_split, types.NoneType):
         return lambda use_split, like, columns, cols: VectorWeightGradient(WEIGHT_GRADIENT_ROWS)
     return _split_weight_gradient_gemm
@@ -262,14 +214,10 @@ def _split_weight_gradient_gemm(use_split: Any, like: Any, columns: int, cols: i
     return SplitWeightGradient(most, left, right, product, np.empty(2, np.uint8))
 
 
-def split_columns(gemm: Any, source: Any, depth: int, columns: int) -> None:
+@chosen_by_type
+def split_columns(gemm: Any, source: Any, depth: int, columns: int) -> Any:
     """Convert `depth` rows of a `Plane`, which are the values of K, to the left operand of all blocks."""
-    raise NotImplementedError
-
-
-@chosen_by_type(split_columns)
-def _choose_split_columns(gemm: Any, source: Any, depth: int, columns: int) -> Any:
-    return _split_columns if _is_split(gemm) else lambda gemm, source, depth, columns: None
+    return _split_columns if is_split(gemm) else lambda gemm, source, depth, columns: None
 
 
 def _split_columns(gemm: Any, source: Any, depth: int, columns: int) -> None:
@@ -282,14 +230,10 @@ def _split_columns(gemm: Any, source: Any, depth: int, columns: int) -> None:
     split_transposed(rows, target, depth, address_of(gemm.flags))
 
 
-def add_weight_gradient(gemm: Any, left: Any, panel: Any, target: int, columns: int) -> None:
+@chosen_by_type
+def add_weight_gradient(gemm: Any, left: Any, panel: Any, target: int, columns: int) -> Any:
     """Add the product of `Columns` and a panel of as many rows to (columns, vectors) at the address `target`."""
-    raise NotImplementedError
-
-
-@chosen_by_type(add_weight_gradient)
-def _choose_add_weight_gradient(gemm: Any, left: Any, panel: Any, target: int, columns: int) -> Any:
-    return _add_split_gradient if _is_split(gemm) else _add_vector_gradient
+    return _add_split_gradient if is_split(gemm) else _add_vector_gradient
 
 
 def _add_vector_gradient(gemm: Any, left: Any, panel: Any, target: int, columns: int) -> None:

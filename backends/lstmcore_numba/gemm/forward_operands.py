@@ -14,7 +14,7 @@ from lstmcore_numba.codegen.numba_compiler import chosen_by_type, compiled
 from lstmcore_numba.gemm.amx import TILE_ROWS, configure_tiles, release_tiles, split_bytes, split_chunks
 from lstmcore_numba.gemm.bf16 import narrow_rows
 from lstmcore_numba.gemm.bf16x3 import SplitSource, SplitTarget, split_row_range
-from lstmcore_numba.gemm.operands import Panel, Plane, RowRange, Rows, SplitPanel, SplitRows, Sums, address_of
+from lstmcore_numba.gemm.operands import Panel, Plane, RowRange, Rows, SplitPanel, SplitRows, Sums, address_of, is_split
 from lstmcore_numba.gemm.product import dense_rows, multiply_panel
 from lstmcore_numba.gemm.stored_operands import (
     StoredGemm,
@@ -103,13 +103,9 @@ class InputChunk(NamedTuple):
     steps: int
 
 
+@chosen_by_type
 def forward_gemm(split: Any, packed: Any, input_weight: Any, recurrent_weight: Any, like: Any) -> Any:
     """Return the operands of a pass: `VectorGemm`, or those of the given `SplitOperands`, pairs or `StoredOperands`."""
-    raise NotImplementedError
-
-
-@chosen_by_type(forward_gemm)
-def _choose_forward_gemm(split: Any, packed: Any, input_weight: Any, recurrent_weight: Any, like: Any) -> Any:
     if not isinstance(split, types.NoneType):
         return lambda split, packed, input_weight, recurrent_weight, like: SplitGemm(
             address_of(input_weight), address_of(recurrent_weight), like, split
@@ -123,35 +119,23 @@ def _choose_forward_gemm(split: Any, packed: Any, input_weight: Any, recurrent_w
     )
 
 
-def begin_gemm(gemm: Any, rows: int) -> None:
+@chosen_by_type
+def begin_gemm(gemm: Any, rows: int) -> Any:
     """Prepare this thread for products of `rows` rows."""
-    raise NotImplementedError
+    return (lambda gemm, rows: configure_tiles(min(TILE_ROWS, rows))) if is_split(gemm) else lambda gemm, rows: None
 
 
-@chosen_by_type(begin_gemm)
-def _choose_begin_gemm(gemm: Any, rows: int) -> Any:
-    return (lambda gemm, rows: configure_tiles(min(TILE_ROWS, rows))) if _is_split(gemm) else lambda gemm, rows: None
-
-
-def end_gemm(gemm: Any) -> None:
+@chosen_by_type
+def end_gemm(gemm: Any) -> Any:
     """End what `begin_gemm` began."""
-    raise NotImplementedError
-
-
-@chosen_by_type(end_gemm)
-def _choose_end_gemm(gemm: Any) -> Any:
-    return (lambda gemm: release_tiles()) if _is_split(gemm) else lambda gemm: None
-
-
-def _is_split(gemm: Any) -> bool:
-    """Return whether the type of operands is one on AMX."""
-    return "split" in gemm.fields
+    return (lambda gemm: release_tiles()) if is_split(gemm) else lambda gemm: None
 
 
 # What a step reads ----------------------------------------------------------------------------------------------------
 
 
-def publish_state(gemm: Any, state: Any, slot: int, share: Any) -> bool:
+@chosen_by_type
+def publish_state(gemm: Any, state: Any, slot: int, share: Any) -> Any:
     """Convert this thread's part of a state to the operand of a step; return whether a conversion was made.
 
     Parameters
@@ -165,12 +149,7 @@ def publish_state(gemm: Any, state: Any, slot: int, share: Any) -> bool:
     share
         `ThreadShare`.
     """
-    raise NotImplementedError
-
-
-@chosen_by_type(publish_state)
-def _choose_publish_state(gemm: Any, state: Any, slot: int, share: Any) -> Any:
-    if _is_split(gemm):
+    if is_split(gemm):
         return _publish_split_state
     return _publish_pairs if gemm.instance_class is PairGemm else lambda gemm, state, slot, share: False
 
@@ -194,14 +173,10 @@ def _publish_split_state(gemm: Any, state: Any, slot: int, share: Any) -> bool:
     return True
 
 
+@chosen_by_type
 def recurrent_rows(gemm: Any, state: Any, k_size: int, slot: int, share: Any) -> Any:
     """Return this thread's rows of `state` (`Plane`), or of what was published in `slot`, as a left operand."""
-    raise NotImplementedError
-
-
-@chosen_by_type(recurrent_rows)
-def _choose_recurrent_rows(gemm: Any, state: Any, k_size: int, slot: int, share: Any) -> Any:
-    if _is_split(gemm):
+    if is_split(gemm):
         return _split_state_rows
     if gemm.instance_class is StoredGemm:
         return lambda gemm, state, k_size, slot, share: stored_state_rows(gemm, state, k_size, share)
@@ -228,14 +203,10 @@ def _split_state_rows(gemm: Any, state: Any, k_size: int, slot: int, share: Any)
     return SplitRows(exact, address, row, part, 0, flags, non_finite, min(TILE_ROWS, share.last - first))
 
 
+@chosen_by_type
 def recurrent_panel(gemm: Any, block: int, following: int, cols: int, k_size: int) -> Any:
     """Return the recurrent weights of a block, of which block `following` is next."""
-    raise NotImplementedError
-
-
-@chosen_by_type(recurrent_panel)
-def _choose_recurrent_panel(gemm: Any, block: int, following: int, cols: int, k_size: int) -> Any:
-    if _is_split(gemm):
+    if is_split(gemm):
         return lambda gemm, block, following, cols, k_size: _split_panel(
             gemm.recurrent, gemm.split.recurrent, (block, following), cols, k_size
         )
@@ -262,14 +233,10 @@ def _split_panel(exact: int, parts: Any, blocks: Any, cols: int, k_size: int) ->
 # The input of a chunk of steps ----------------------------------------------------------------------------------------
 
 
-def publish_input(gemm: Any, x: Any, chunk: Any, share: Any) -> bool:
+@chosen_by_type
+def publish_input(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
     """Convert this thread's part of a chunk of x; return whether a conversion was made."""
-    raise NotImplementedError
-
-
-@chosen_by_type(publish_input)
-def _choose_publish_input(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
-    return _publish_split_input if _is_split(gemm) else lambda gemm, x, chunk, share: False
+    return _publish_split_input if is_split(gemm) else lambda gemm, x, chunk, share: False
 
 
 def _publish_split_input(gemm: Any, x: Any, chunk: Any, share: Any) -> bool:
@@ -288,18 +255,14 @@ def _publish_split_input(gemm: Any, x: Any, chunk: Any, share: Any) -> bool:
     return True
 
 
+@chosen_by_type
 def _input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
     """Return this thread's rows of all steps of a chunk, with a gap between steps."""
-    raise NotImplementedError
-
-
-@chosen_by_type(_input_rows)
-def _choose_input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
     if gemm.instance_class is StoredGemm:
         return lambda gemm, x, chunk, share: stored_input_rows(
             gemm, _exact_input_rows(x, chunk, share), chunk.steps, share
         )
-    return _split_input_rows if _is_split(gemm) else lambda gemm, x, chunk, share: _exact_input_rows(x, chunk, share)
+    return _split_input_rows if is_split(gemm) else lambda gemm, x, chunk, share: _exact_input_rows(x, chunk, share)
 
 
 @compiled
@@ -317,29 +280,21 @@ def _split_input_rows(gemm: Any, x: Any, chunk: Any, share: Any) -> Any:
     return SplitRows(exact, address_of(split.x) + first * row, row, part, gap, flags, non_finite, min(TILE_ROWS, rows))
 
 
+@chosen_by_type
 def _input_panel(gemm: Any, block: int, cols: int, k_size: int, rows: int, part: int) -> Any:
     """Return the weights of x of a block, for `rows` rows and a thread's index."""
-    raise NotImplementedError
-
-
-@chosen_by_type(_input_panel)
-def _choose_input_panel(gemm: Any, block: int, cols: int, k_size: int, rows: int, part: int) -> Any:
     if gemm.instance_class is StoredGemm:
         return lambda gemm, block, cols, k_size, rows, part: stored_input_panel(gemm, block, cols, k_size, rows, part)
-    if _is_split(gemm):
+    if is_split(gemm):
         return lambda gemm, block, cols, k_size, rows, part: _split_panel(
             gemm.input, gemm.split.input, (block, block + 1), cols, k_size
         )
     return lambda gemm, block, cols, k_size, rows, part: Panel(gemm.input + block * k_size * cols * VECTOR_BYTES, cols)
 
 
+@chosen_by_type
 def _same_row_twice(left: Any) -> Any:
     """Return the row of a left operand of one row as two equal rows."""
-    raise NotImplementedError
-
-
-@chosen_by_type(_same_row_twice)
-def _choose_same_row_twice(left: Any) -> Any:
     if left.instance_class is SplitRows:
         return lambda left: left  # AMX multiplies more rows
     if left.instance_class is StoredRows:

@@ -151,6 +151,11 @@ def address_of(array: Any) -> Any:
     return np.int64(array.ctypes.data)
 
 
+def is_split(gemm: Any) -> bool:
+    """Return whether the type of the operands of a pass is one on AMX."""
+    return "split" in gemm.fields
+
+
 def unpack(builder: ir.IRBuilder, kind: Any, value: ir.Value) -> Any:
     """Return a group of this Numba type as the same `NamedTuple` of LLVM values."""
     return kind.instance_class(*_CODE.unpack_tuple(builder, value))

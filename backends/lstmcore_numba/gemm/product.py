@@ -32,7 +32,8 @@ class SplitPanels(NamedTuple):
     vectors: int
 
 
-def multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> None:
+@chosen_by_type
+def multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> Any:
     """Multiply rows with one panel.
 
     Parameters
@@ -46,11 +47,6 @@ def multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> None:
     rows
         `RowRange`.
     """
-    raise NotImplementedError
-
-
-@chosen_by_type(multiply_panel)
-def _choose_multiply_panel(left: Any, panel: Any, sums: Any, rows: Any) -> Any:
     if left.instance_class is StoredRows:
         return lambda left, panel, sums, rows: multiply_stored(left, panel, sums, rows)
     return _multiply_split if left.instance_class is SplitRows else _multiply_vectors
@@ -96,13 +92,9 @@ def _multiply_mixed(left: Any, panel: Any, sums: Any, first: int, count: int, gr
         begin = row + 1
 
 
+@chosen_by_type
 def take_panel(panels: Any, k_size: int, first: int, cols: int, following: int) -> Any:
     """Return the panel of `cols` vectors from vector `first` on; the panel from `following` on comes after it."""
-    raise NotImplementedError
-
-
-@chosen_by_type(take_panel)
-def _choose_take_panel(panels: Any, k_size: int, first: int, cols: int, following: int) -> Any:
     return _take_split_panel if panels.instance_class is SplitPanels else _take_vector_panel
 
 

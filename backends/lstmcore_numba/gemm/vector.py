@@ -297,25 +297,17 @@ def _tile_cols(cols: int) -> int:
     return _ONE.cols if cols == 1 else _TWO.cols if cols == 2 else _THREE.cols if cols == 3 else _FOUR.cols
 
 
-def _run_tile(tile: Any, left: Any, panel: Any, sums: Any) -> None:
+@chosen_by_type
+def _run_tile(tile: Any, left: Any, panel: Any, sums: Any) -> Any:
     """Run the microkernel of a panel."""
-    raise NotImplementedError
-
-
-@chosen_by_type(_run_tile)
-def _choose_run_tile(tile: Any, left: Any, panel: Any, sums: Any) -> Any:
     if panel.instance_class is StoredPanel:
         return run_stored_tile
     return lambda tile, left, panel, sums: _microkernel(tile, left, panel, sums)
 
 
+@chosen_by_type
 def _panel_tiles(panel: Any, values: int, rows: int) -> Any:
     """Return rows and vectors of a microkernel at most, bytes of a vector, and in how many blocks K is taken."""
-    raise NotImplementedError
-
-
-@chosen_by_type(_panel_tiles)
-def _choose_panel_tiles(panel: Any, values: int, rows: int) -> Any:
     return stored_panel_tiles if panel.instance_class is StoredPanel else _vector_panel_tiles
 
 

@@ -10,12 +10,11 @@ from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.codegen.step_emitter import KernelArgs
 from lstmcore_numba.gemm.backward_operands import (
     backward_gemm,
-    begin_backward,
     gradient_rows,
     publish_gradient,
     recurrent_panels,
 )
-from lstmcore_numba.gemm.forward_operands import end_gemm
+from lstmcore_numba.gemm.forward_operands import begin_gemm, end_gemm
 from lstmcore_numba.gemm.operands import Plane, Rows, Sums, address_of
 from lstmcore_numba.gemm.product import Panels, all_rows, multiply
 from lstmcore_numba.gemm.thread_share import ThreadShare, row_range
@@ -28,12 +27,14 @@ from lstmcore_numba.time_loop.step_arrays import (
     FIELDS,
     LayerSteps,
     StepRows,
+    TapeArrays,
     add_blocks_to_cells,
     address_at,
     call_blocks,
     meet,
     project,
     set_norm_args,
+    set_tape_args,
 )
 
 
@@ -41,14 +42,7 @@ class BackwardArrays(NamedTuple):
     """The arrays of a pass: the table of step functions, and the arguments of `_backward` of the same names."""
 
     args: Any
-    projection: Any
-    mask_r: Any
-    mask_h: Any
-    mask_c: Any
-    gates: Any
-    raw: Any
-    projected: Any
-    c: Any
+    tape: Any
     dy: Any
     dz: Any
     dz_h: Any
@@ -114,30 +108,12 @@ def _backward(  # noqa: PLR0913  (the flat entry of a pass)  # long: the flat en
         part, parts, by_units, first, last, block_first, block_last, block_first, block_last - block_first
     )
     layer = LayerSteps(step, step_output, step_cell, hidden, reverse, of_cell, mask_r.shape[0] > 0)
+    tape = TapeArrays(projection, mask_r, mask_h, mask_c, gates, raw, projected, c)
     arrays = BackwardArrays(
-        args,
-        projection,
-        mask_r,
-        mask_h,
-        mask_c,
-        gates,
-        raw,
-        projected,
-        c,
-        dy,
-        dz,
-        dz_h,
-        dc_out,
-        dnorm_c,
-        dprojected,
-        doperand,
-        dh,
-        dc,
-        lengths,
-        address_of(counter),
+        args, tape, dy, dz, dz_h, dc_out, dnorm_c, dprojected, doperand, dh, dc, lengths, address_of(counter)
     )
     gemm = backward_gemm(split, recurrent_weight)
-    begin_backward(gemm, last - first)
+    begin_gemm(gemm, last - first)
     _run_steps(share, layer, arrays, gemm, cols * lanes, norms)
     end_gemm(gemm)
 
@@ -159,18 +135,17 @@ def _run_steps(  # long: the time loop
     ones = np.ones((1, 1, lanes), dh.dtype)
     for count in range(steps):
         t, norm = count if layer.reverse else steps - 1 - count, 0
-        args[KernelArgs.STEP], args[KernelArgs.GATES] = t, address_at(arrays.gates, t)
-        args[KernelArgs.RAW], args[KernelArgs.DZ] = address_at(arrays.raw, t), address_at(dz, t)
-        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(arrays.mask_c, t), address_at(arrays.mask_h, t)
-        args[KernelArgs.C_BEFORE] = address_at(arrays.c, t + 1 if layer.reverse else t)
-        args[KernelArgs.C] = address_at(arrays.c, t if layer.reverse else t + 1)
-        args[KernelArgs.PROJECTED] = address_at(arrays.projected, t)
+        set_tape_args(args, arrays.tape, t, layer.reverse)
+        args[KernelArgs.DZ] = address_at(dz, t)
         args[KernelArgs.DPROJECTED] = address_at(arrays.dprojected, t)
         rows = StepRows(arrays.lengths, t, first, last)
         _add_outputs(dy, dh, rows, column, columns)
         if layer.step_output != 0:
             call_blocks(layer.step_output, args, output_blocks, share)
-            panels, result = Panels(address_of(arrays.projection), blocks), Sums(args[KernelArgs.DQ], row_c, 0, True)
+            panels, result = (
+                Panels(address_of(arrays.tape.projection), blocks),
+                Sums(args[KernelArgs.DQ], row_c, 0, True),
+            )
             project(Plane(args[KernelArgs.DPROJECTED], row_h), panels, dh, dh.shape[1], result, share)
         if norms is not None:
             norm = set_norm_args(args, norms, t)
@@ -195,7 +170,7 @@ def _run_steps(  # long: the time loop
         sums = Sums(target + first * pitch + vector * VECTOR_BYTES, pitch, 0, layer.masked)
         multiply(left, panels, blocks * wide, sums, all_rows(last - first), count % 2 == 1)
         if layer.masked:
-            _add_masked(arrays.doperand, arrays.mask_r, dc if layer.of_cell else dh, rows)
+            _add_masked(arrays.doperand, arrays.tape.mask_r, dc if layer.of_cell else dh, rows)
 
 
 @compiled

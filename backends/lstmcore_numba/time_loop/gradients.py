@@ -10,14 +10,13 @@ from lstmcore_numba.codegen.numba_compiler import compiled
 from lstmcore_numba.gemm.amx import TILE_ROWS
 from lstmcore_numba.gemm.backward_operands import (
     add_weight_gradient,
-    begin_backward,
     gathered_rows,
     input_gradient_gemm,
     input_panels,
     split_columns,
     weight_gradient_gemm,
 )
-from lstmcore_numba.gemm.forward_operands import end_gemm
+from lstmcore_numba.gemm.forward_operands import begin_gemm, end_gemm
 from lstmcore_numba.gemm.operands import Columns, Panel, Plane, RowRange, Rows, Sums, address_of
 from lstmcore_numba.gemm.product import multiply
 from lstmcore_numba.gemm.vector import VECTOR_BYTES, add_numbers, copy_numbers
@@ -39,7 +38,7 @@ def _input_gradient(part: int, parts: int, dz: Any, weight: Any, split_weight: A
     at_once = max(1, INPUT_GRADIENT_ROWS // max(batch, 1))
     pieces = (end - begin + at_once - 1) // at_once
     gemm = input_gradient_gemm(split_weight, weight, at_once * group, blocks * wide)
-    begin_backward(gemm, TILE_ROWS)
+    begin_gemm(gemm, TILE_ROWS)
     panels = input_panels(gemm, row_x // VECTOR_BYTES)
     for piece in range(pieces):
         t = begin + (end - begin) * piece // pieces
@@ -77,7 +76,7 @@ def _weight_gradient(  # noqa: PLR0913  (the flat entry of a pass)
     copy_numbers(zero, of_sums, of_sums, own, False)
     copy_numbers(zero, of_blocked, of_blocked, own * width, False)
     gemm = weight_gradient_gemm(split, dz, width, cols)
-    begin_backward(gemm, TILE_ROWS)
+    begin_gemm(gemm, TILE_ROWS)
     room = np.empty((gemm.most + 1) * wide, dz.dtype)
     start = (-address_of(room) % VECTOR_BYTES) // size
     packed, some = room[start : start + gemm.most * wide].reshape(gemm.most, wide), np.empty((cols, lanes), dz.dtype)

@@ -19,12 +19,14 @@ from lstmcore_numba.time_loop.step_arrays import (
     FIELDS,
     LayerSteps,
     StepRows,
+    TapeArrays,
     address_at,
     apply_recurrent_mask,
     call_blocks,
     cells_to_blocks,
     project,
     set_norm_args,
+    set_tape_args,
     store_outputs,
 )
 
@@ -35,14 +37,7 @@ class JvpArrays(NamedTuple):
     args: Any
     lengths: Any
     recurrent_weight: Any
-    projection: Any
-    mask_r: Any
-    mask_h: Any
-    mask_c: Any
-    gates: Any
-    raw: Any
-    projected: Any
-    c: Any
+    tape: Any
     tz: Any
     tz_h: Any
     tnorm_c: Any
@@ -97,27 +92,8 @@ def _jvp(  # noqa: PLR0913  (the flat entry of a pass)  # long: the flat entry o
     first, last = row_range(part, parts, False, ty.shape[1])
     share = ThreadShare(part, parts, False, first, last, 0, tz.shape[1], 0, toperand.shape[1])
     layer = LayerSteps(step, step_output, step_cell, hidden, reverse, of_cell, mask_r.shape[0] > 0)
-    arrays = JvpArrays(
-        args,
-        lengths,
-        recurrent_weight,
-        projection,
-        mask_r,
-        mask_h,
-        mask_c,
-        gates,
-        raw,
-        projected,
-        c,
-        tz,
-        tz_h,
-        tnorm_c,
-        tprojected,
-        toperand,
-        th,
-        tc,
-        ty,
-    )
+    tape = TapeArrays(projection, mask_r, mask_h, mask_c, gates, raw, projected, c)
+    arrays = JvpArrays(args, lengths, recurrent_weight, tape, tz, tz_h, tnorm_c, tprojected, toperand, th, tc, ty)
     _run_steps(share, layer, arrays, norms)
 
 
@@ -125,32 +101,24 @@ def _jvp(  # noqa: PLR0913  (the flat entry of a pass)  # long: the flat entry o
 def _run_steps(  # long: the time loop
     share: Any, layer: Any, arrays: Any, norms: Any
 ) -> None:
-    args, c, tz, tz_h, th, tc, ty = arrays.args, arrays.c, arrays.tz, arrays.tz_h, arrays.th, arrays.tc, arrays.ty
+    args, tz, tz_h, th, tc, ty = arrays.args, arrays.tz, arrays.tz_h, arrays.th, arrays.tc, arrays.ty
     (steps, batch, width), (first, last) = ty.shape, (share.first, share.last)
     blocks, cols, lanes, size, k_size = tz.shape[1], tz.shape[3], tz.shape[4], th.itemsize, arrays.toperand.shape[1]
-    row_z, row_c, row_h, output_blocks = (
-        cols * lanes * size,
-        tc.shape[2] * size,
-        th.shape[2] * size,
-        th.shape[2] // lanes,
-    )
+    row_z, row_c, row_h = cols * lanes * size, tc.shape[2] * size, th.shape[2] * size
+    output_blocks = th.shape[2] // lanes
     ones = np.ones((1, cols, lanes), th.dtype)
     now = 0
     for count in range(steps):
         t = steps - 1 - count if layer.reverse else count
-        args[KernelArgs.STEP], args[KernelArgs.GATES] = t, address_at(arrays.gates, t)
-        args[KernelArgs.RAW], args[KernelArgs.TZ] = address_at(arrays.raw, t), address_at(tz, t)
-        args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(arrays.mask_c, t), address_at(arrays.mask_h, t)
-        args[KernelArgs.C_BEFORE] = address_at(c, t + 1 if layer.reverse else t)
-        args[KernelArgs.C] = address_at(c, t if layer.reverse else t + 1)
-        args[KernelArgs.PROJECTED] = address_at(arrays.projected, t)
+        set_tape_args(args, arrays.tape, t, layer.reverse)
+        args[KernelArgs.TZ] = address_at(tz, t)
         args[KernelArgs.TPROJECTED] = address_at(arrays.tprojected, t)
         args[KernelArgs.TC_BEFORE], args[KernelArgs.TC] = address_at(tc, now), address_at(tc, 1 - now)
         args[KernelArgs.TH_BEFORE], args[KernelArgs.TH] = address_at(th, now), address_at(th, 1 - now)
         state, pitch = (args[KernelArgs.TC_BEFORE], row_c) if layer.of_cell else (args[KernelArgs.TH_BEFORE], row_h)
         if layer.masked:
             masked = arrays.toperand
-            apply_recurrent_mask(masked, arrays.mask_r, tc[now] if layer.of_cell else th[now], first, last)
+            apply_recurrent_mask(masked, arrays.tape.mask_r, tc[now] if layer.of_cell else th[now], first, last)
             state, pitch = address_of(masked), k_size * size
         left = dense_rows(th, Plane(state + first * pitch, pitch), k_size)
         for block in range(blocks):
@@ -169,7 +137,7 @@ def _run_steps(  # long: the time loop
             norm_backward(cells, deviation, ones[:, :1], tnorm_c, tnorm_c, layer.hidden, first, last)
             call_blocks(layer.step_cell, args, blocks, share)
         if layer.step_output != 0:  # tprojected has W_proj's own tangent applied to q
-            panels = Panels(address_of(arrays.projection), output_blocks)
+            panels = Panels(address_of(arrays.tape.projection), output_blocks)
             result = Sums(args[KernelArgs.TPROJECTED], row_h, 0, False)
             project(Plane(args[KernelArgs.TQ], row_c), panels, th, tc.shape[2], result, share)
             call_blocks(layer.step_output, args, output_blocks, share)

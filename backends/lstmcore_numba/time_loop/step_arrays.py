@@ -85,6 +85,19 @@ class LayerSteps(NamedTuple):
     masked: bool
 
 
+class TapeArrays(NamedTuple):
+    """The arrays of a recorded call that `backward` and `jvp` read, named as their arguments."""
+
+    projection: Any
+    mask_r: Any
+    mask_h: Any
+    mask_c: Any
+    gates: Any
+    raw: Any
+    projected: Any
+    c: Any
+
+
 class StepRows(NamedTuple):
     """Rows `first` to `last` at step `t`; `lengths` (N,) has the end of each row."""
 
@@ -108,6 +121,16 @@ def set_norm_args(args: Any, norms: Any, t: int) -> int:
 
 
 @compiled
+def set_tape_args(args: Any, tape: Any, t: int, reverse: bool) -> None:
+    """Write the addresses of step `t` of `TapeArrays` into the table."""
+    args[KernelArgs.STEP], args[KernelArgs.GATES] = t, address_at(tape.gates, t)
+    args[KernelArgs.RAW], args[KernelArgs.PROJECTED] = address_at(tape.raw, t), address_at(tape.projected, t)
+    args[KernelArgs.MASK_C], args[KernelArgs.MASK_H] = address_at(tape.mask_c, t), address_at(tape.mask_h, t)
+    args[KernelArgs.C_BEFORE] = address_at(tape.c, t + 1 if reverse else t)
+    args[KernelArgs.C] = address_at(tape.c, t if reverse else t + 1)
+
+
+@compiled
 def apply_recurrent_mask(target: Any, mask: Any, state: Any, first: int, last: int) -> None:
     """Compute ``target = mask * state`` for rows `first` to `last`; `state` may have padding."""
     for row in range(first, last):
@@ -115,16 +138,12 @@ def apply_recurrent_mask(target: Any, mask: Any, state: Any, first: int, last: i
             target[row, k] = mask[row, k] * state[row, k]
 
 
-def copy_row(like: Any, source: int, target: int, count: int, wanted: bool) -> None:
+@chosen_by_type
+def copy_row(like: Any, source: int, target: int, count: int, wanted: bool) -> Any:
     """Copy `count` numbers between two addresses, or write zeros unless `wanted`.
 
     The source has the dtype of the arithmetic, the target that of the array `like`; uint16 stands for bfloat16.
     """
-    raise NotImplementedError
-
-
-@chosen_by_type(copy_row)
-def _choose_copy_row(like: Any, source: int, target: int, count: int, wanted: bool) -> Any:
     if like.dtype == types.uint16:
         return lambda like, source, target, count, wanted: narrow_to_bf16(source, target, count, wanted)
     return lambda like, source, target, count, wanted: copy_numbers(like.dtype.type(0), source, target, count, wanted)
