@@ -38,7 +38,7 @@ class CellFormat(NamedTuple):
     `rows_are_gates` is False for matrices of shape (width, 4 H). `forget_bias` is what a run adds. `cell_clip` is the
     bound of c that a run has, 0 for none, and None for a cell without such an argument. `coupled` says that the arrays
     of the forget gate may be left out, `both` that a layer may have two directions, `below_zero` that a negative bound
-    is none.
+    is none, `zero_is_none` that 0 is no bound; else 0 is the bound of `cell_clip`, and an error if that is none.
     """
 
     gates: str
@@ -54,6 +54,7 @@ class CellFormat(NamedTuple):
     coupled: bool = False
     both: bool = False
     below_zero: bool = False
+    zero_is_none: bool = True
 
 
 _TF1: Final = CellFormat("igfo", "kernel", "", "bias", False, 1.0, peephole="w_{}_diag", projection="projection/kernel")
@@ -78,9 +79,18 @@ FORMATS: Final[Mapping[str, CellFormat]] = {
         cell_clip=50.0,
         coupled=True,
         both=True,
+        zero_is_none=False,  # cellClipThreshold has no presence: a file holds the same bytes for 0 and for none given
     ),
     "coreml-mil": CellFormat(
-        "ifog", "weight_ih", "weight_hh", "bias", True, peephole="peephole", cell_clip=0.0, both=True
+        "ifog",
+        "weight_ih",
+        "weight_hh",
+        "bias",
+        True,
+        peephole="peephole",
+        cell_clip=0.0,
+        both=True,
+        zero_is_none=False,
     ),
 }
 
@@ -122,8 +132,8 @@ def read_cell(
         What the library adds to the forget gate in a run; None takes its default: 1 for haiku, tf1 and tf-block.
     cell_clip, proj_clip
         The bounds that the cell is told, 0 for none; None takes the library's default, which is none but for
-        tf-block (3) and coreml (50). A negative one is none for tf-block and tf-block-v2, as TensorFlow defines it,
-        and an error for others.
+        tf-block (3) and coreml (50). In coreml 0 is the default too, and in coreml-mil an error. A negative one is none
+        for tf-block and tf-block-v2, as TensorFlow defines it, and an error for others.
 
     Raises
     ------
@@ -222,12 +232,25 @@ def _told(form: CellFormat, forget_bias: float | None, cell_clip: float | None, 
     for key, value in given.items():
         if value is not None and defaults[key] is None:
             raise ValueError(f"{key}: expected None, since the cell has no such argument; got {value!r}")
-    bounds = {key: finite(key, defaults[key] or 0.0 if value is None else value) for key, value in given.items()}
-    for key, bound in bounds.items():
-        if bound < 0 and not form.below_zero:
-            raise ValueError(f"{key}: expected a bound above 0, or 0 for none; got {bound}")
+    bounds = {
+        key: defaults[key] or 0.0 if value is None else _bound(form, key, finite(key, value))
+        for key, value in given.items()
+    }
     added = form.forget_bias if forget_bias is None else finite("forget_bias", forget_bias)
     return _Told(added, *(bound if bound > 0 else None for bound in bounds.values()))
+
+
+def _bound(form: CellFormat, key: str, value: float) -> float:
+    """Return the bound that a cell has if it is told `value`, not above 0 for none; raise ValueError for no bound."""
+    if form.zero_is_none:
+        allowed = "0 for none"
+    else:
+        allowed = f"0 for {form.cell_clip}" if form.cell_clip else "None for none"
+        if not value and form.cell_clip:
+            return form.cell_clip
+    if (value < 0 and not form.below_zero) or (not value and not form.zero_is_none):
+        raise ValueError(f"{key}: expected a bound above 0, or {allowed}; got {value}")
+    return value
 
 
 def _check_carried(name: str, form: CellFormat, config: LSTMConfig, told: _Told) -> None:

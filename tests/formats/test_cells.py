@@ -239,6 +239,18 @@ def test_the_bounds_that_libraries_have() -> None:
     assert read_cell("coreml-mil", to_mil(coreml_arrays(0))).layers.layers[0][0].cell_clip is None
 
 
+def test_a_bound_of_0_is_what_the_library_makes_of_it() -> None:
+    """Core ML's file does not tell 0 from a bound that is not given, which is 50; MIL's operator would hold c at 0."""
+    arrays = coreml_arrays(0)
+    content = read_cell("coreml", arrays, cell_clip=0)
+    assert content.layers.layers[0][0].cell_clip == 50.0
+    assert sorted(write_cell("coreml", content, cell_clip=0.0)) == sorted(arrays)
+    with pytest.raises(ValueError, match=r"cell_clip: expected 50\.0, as a cell of coreml has it; got None"):
+        write_cell("coreml", LSTM(3, 5, backend="numpy").content, cell_clip=0)
+    with pytest.raises(ValueError, match=r"cell_clip: expected a bound above 0, or None for none; got 0\.0"):
+        read_cell("coreml-mil", to_mil(arrays), cell_clip=0)
+
+
 def to_mil(arrays: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays of the operator lstm: gates i, f, o, z one below another."""
     words = ("inputGate", "forgetGate", "outputGate", "blockInput")
@@ -273,9 +285,14 @@ def test_bounds_and_directions_that_a_cell_lacks() -> None:
         read_cell("tf1", tf1 | {f"w_{gate}_diag": np.zeros(4, np.float32) for gate in "ifo"})
     with pytest.raises(ValueError, match="arrays: expected w_i_diag; got"):
         read_cell("tf1", tf1 | {"w_f_diag": np.zeros(5, np.float32)})
-    for name, arrays, key in (("tf1", tf1, "cell_clip"), ("tf1", tf1, "proj_clip"), ("coreml", {}, "cell_clip")):
-        with pytest.raises(ValueError, match=rf"{key}: expected a bound above 0, or 0 for none; got -1\.0"):
-            read_cell(name, arrays, **{key: -1.0})
+    for name, key, allowed in (
+        ("tf1", "cell_clip", "0 for none"),
+        ("tf1", "proj_clip", "0 for none"),
+        ("coreml", "cell_clip", r"0 for 50\.0"),
+        ("coreml-mil", "cell_clip", "None for none"),
+    ):
+        with pytest.raises(ValueError, match=rf"{key}: expected a bound above 0, or {allowed}; got -1\.0"):
+            read_cell(name, tf1, **{key: -1.0})
     content = LSTM(3, 5, backend="numpy", cell_clip=0.5).content
     with pytest.raises(ValueError, match="cell_clip: expected a bound above 0, or 0 for none"):
         write_cell("tf1", content, cell_clip=-0.5)
