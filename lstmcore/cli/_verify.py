@@ -19,7 +19,6 @@ from lstmcore.dialects.keras_files import path_is_weights
 from lstmcore.dialects.layers import PlacedLayer, split_layers
 from lstmcore.dialects.onnx_reader import INPUTS, NodeLayer, read_nodes, weights_of
 from lstmcore.dialects.openvino import chosen_node
-from lstmcore.dialects.tflite_layers import LiteLayer
 from lstmcore.dialects.tflite_reader import arranged_layers
 from lstmcore.layer_file import LayerFile, layer_widths
 from lstmcore.training.model import SequenceModel
@@ -254,14 +253,14 @@ def _run_tflite(source: Source) -> tuple[Array, Array, slice]:
         interpreter.set_tensor(given["index"], numbers.astype(given["dtype"]))
     interpreter.invoke()
 
-    def tensor(layer: LiteLayer, place: int) -> Array:
-        array = interpreter.get_tensor(place)
-        return np.asarray(array if layer.time_major else array.swapaxes(0, 1))
-
-    x, last, modes = tensor(arranged.first, arranged.first.x), arranged.last, [each.mode for each in arranged.placed]
-    each = [tensor(layer, layer.y) if layer.y >= 0 else np.zeros(0) for layer, _ in last]
+    x, last, modes = interpreter.get_tensor(arranged.first.x), arranged.last, [each.mode for each in arranged.placed]
+    x = np.asarray(x if arranged.first.time_major else x.swapaxes(0, 1))
+    each = [
+        layer.steps(np.asarray(interpreter.get_tensor(layer.y)), back) if layer.y >= 0 else np.zeros(0)
+        for layer, back in last
+    ]
     if all(len(y) == len(x) for y in each):
-        y = np.concatenate([y[::-1] if back else y for y, (_, back) in zip(each, last, strict=True)], axis=2)
+        y = np.concatenate(each, axis=2)
         return x, y if modes[-1] is None else Merge(cast(Mode, modes[-1]))(y), slice(None)
     if len(last) != 1:
         raise ValueError(

@@ -135,9 +135,10 @@ def _show(report: dict[str, Any]) -> None:
     what = "a whole model" if report["whole"] else report["lstm"]
     out.print(f"{click.format_filename(report['out'])}: {report['to']}, {what}", soft_wrap=True)
     if report["largest_difference"] is not None:
-        out.print(f"largest difference of an output {report['largest_difference']:.2g}, by {report['verified']}")
+        difference = f"{report['largest_difference']:.2g}"
+        out.print(f"largest difference of an output {difference}, by {report['verified']}", soft_wrap=True)
     elif report["verified"] is not None:
-        out.print(f"verified: {report['verified']}")
+        out.print(f"verified: {report['verified']}", soft_wrap=True)
 
 
 def _list(path: Path, options: dict[str, Any]) -> None:

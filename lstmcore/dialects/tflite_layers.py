@@ -1,13 +1,13 @@
-"""TFLite's operator UNIDIRECTIONAL_SEQUENCE_LSTM in our terms, and its weights, which may be of 8 or 16 bits.
+"""TFLite's operators of LSTMs, in one direction and in both, in our terms; weights may be of 8 or 16 bits.
 
-The operator has an array of its own for each gate. Its layer normalisation is another one than ours: it normalises the
+An operator has an array of its own for each gate. Its layer normalisation is another one than ours: it normalises the
 sum of both products, gate by gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -23,7 +23,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array | StoredMatrix]
 
 FUSED: Final = "UNIDIRECTIONAL_SEQUENCE_LSTM"
-#: Our parameter -> gate -> the place of its array among the inputs of the operator.
+BOTH: Final = "BIDIRECTIONAL_SEQUENCE_LSTM"
+#: Our parameter -> gate -> the place of its array among the inputs of the operator in one direction.
 _INPUTS: Final[Mapping[str, Mapping[str, int]]] = {
     "weight_x": {"i": 1, "f": 2, "g": 3, "o": 4},
     "weight_h": {"i": 5, "f": 6, "g": 7, "o": 8},
@@ -33,6 +34,11 @@ _INPUTS: Final[Mapping[str, Mapping[str, int]]] = {
 _PROJECTION: Final = 16
 _PROJECTION_BIAS: Final = 17
 _LAYER_NORM: Final = range(20, 24)
+#: The operator in both directions has these inputs of the first one in their places, and those of the second so many
+#: behind; from the last number on it may have a second x.
+_OF_DIRECTION: Final = range(1, 18)
+_SECOND: Final = 17
+_SECOND_X: Final = 39
 #: TFLite's number of the function of the candidate and of the cell on its way out. Without one (0) its kernel leaves
 #: memory as it was.
 _FUNCTIONS: Final = {1: Activation("relu"), 4: Activation("tanh")}
@@ -54,6 +60,10 @@ class LiteLayer:
         Whether x and y are (T, N, width), else (N, T, width).
     x, y, h
         Places of tensors: the input, the outputs of all steps and the last one, -1 if the LSTM does not give it.
+    columns
+        The first of y that is this LSTM's, and the one behind the last; None for all that follow.
+    backward
+        Whether it reads x from the end by itself, with y in the order of x; else what it reads says so.
     """
 
     label: str
@@ -64,6 +74,13 @@ class LiteLayer:
     x: int
     y: int
     h: int
+    columns: tuple[int, int | None] = (0, None)
+    backward: bool = False
+
+    def steps(self, y: Array, reverse: bool) -> Array:
+        """Return the outputs (T, N, H) in the order of x, from the tensor y; `reverse`: it runs from the end."""
+        own = (y if self.time_major else y.swapaxes(0, 1))[..., slice(*self.columns)]
+        return own[::-1] if reverse and not self.backward else own
 
 
 def constant_of(graph: Graph, place: int) -> Tensor:
@@ -124,17 +141,39 @@ def _check_dtype(tensor: Tensor) -> None:
         raise ValueError(f"expected int8 weights with scales and without a zero point in {tensor.name!r}; got others")
 
 
-def read_fused(graph: Graph, operator: Operator, label: str) -> LiteLayer:
-    """Return the layer of an operator.
+def read_fused(graph: Graph, operator: Operator, label: str) -> list[LiteLayer]:
+    """Return the layer of an operator, or the two of one in both directions.
 
     Raises
     ------
     TypeError, ValueError
         What the operator has and ours has not, by name; weights that are computed in a run; other types and shapes.
     """
-    options = operator.options("UnidirectionalSequenceLSTMOptions")
     given = {number: place for number, place in enumerate(operator.inputs) if place >= 0}
-    _check_carried(graph, operator, given, options)
+    if 0 not in given or not operator.outputs:
+        raise ValueError("expected an operator with x and y; got one without")
+    if operator.code == FUSED:
+        options = operator.options("UnidirectionalSequenceLSTMOptions")
+        if options.DiagonalRecurrentTensors():
+            raise ValueError("diagonal_recurrent_tensors: expected False, since lstmcore has whole matrices; got True")
+        return [_read_direction(graph, given, options, label, operator.outputs[0])]
+    options = operator.options("BidirectionalSequenceLSTMOptions")
+    if any(number >= _SECOND_X for number in given):
+        raise ValueError("auxiliary input: expected none, since both directions of an LSTM read one x; got one")
+    each = []
+    for shift in (0, _SECOND):
+        own = {number: given[number + shift] for number in _OF_DIRECTION if number + shift in given}
+        each.append(_read_direction(graph, {0: given[0], **own}, options, label, operator.outputs[0]))
+    forward, backward = (layer.config.output_size for layer in each)
+    if not options.MergeOutputs():
+        return [each[0], replace(each[1], y=(*operator.outputs, -1)[1], backward=True)]
+    behind = forward + backward
+    return [replace(each[0], columns=(0, forward)), replace(each[1], columns=(forward, behind), backward=True)]
+
+
+def _read_direction(graph: Graph, given: Mapping[int, int], options: Any, label: str, y: int) -> LiteLayer:
+    """Return the layer with these inputs, by their numbers in the operator in one direction."""
+    _check_carried(graph, given, options)
     gates = "ifgo" if 1 in given else "fgo"
     peephole = any(number in given for number in _INPUTS["peephole"].values())
     weights: dict[str, Array | StoredMatrix] = {}
@@ -160,21 +199,15 @@ def read_fused(graph: Graph, operator: Operator, label: str) -> LiteLayer:
         cell_activation=function,
         hidden_activation=function,
     )
-    return LiteLayer(
-        label, graph, config, _checked(config, weights), options.TimeMajor(), given[0], operator.outputs[0], -1
-    )
+    return LiteLayer(label, graph, config, _checked(config, weights), options.TimeMajor(), given[0], y, -1)
 
 
-def _check_carried(graph: Graph, operator: Operator, given: Mapping[int, int], options: Any) -> None:
+def _check_carried(graph: Graph, given: Mapping[int, int], options: Any) -> None:
     """Raise unless the operator has only what ours has."""
-    if 0 not in given or not operator.outputs:
-        raise ValueError("expected an operator with x and y; got one without")
     if any(number in given for number in _LAYER_NORM):
         raise ValueError(
             "layer_norm: expected none, since TFLite normalises each gate's sum, and lstmcore each product"
         )
-    if options.DiagonalRecurrentTensors():
-        raise ValueError("diagonal_recurrent_tensors: expected False, since lstmcore has whole matrices; got True")
     if (kind := graph.tensors[given[0]].dtype) != "float32":
         raise TypeError(f"x: expected float32; got {kind}: an operator whose activations are integers is not read")
     if (number := options.FusedActivationFunction()) not in _FUNCTIONS:

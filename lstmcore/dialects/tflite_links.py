@@ -49,11 +49,11 @@ def arrange(layers: Sequence[LiteLayer], names: str) -> Arranged:
         They are not one after another in one row; the message has their `names`.
     """
     refused = f"node: expected one of {names}, since they are not one after another in one row; got None"
-    outputs = {layer.y: _random(layer, place) for place, layer in enumerate(layers) if layer.y >= 0}
+    outputs = _random_outputs(layers)
     reads = {place: _read(layer, outputs) for place, layer in enumerate(layers)}
     begins = [place for place, x in reads.items() if x is None]
     sources = [source_of(layers[place]) for place in begins]
-    stage = [(place, source.reverse) for place, source in zip(begins, sources, strict=True)]
+    stage = [(place, source.reverse ^ layers[place].backward) for place, source in zip(begins, sources, strict=True)]
     placed, batch_first, done = list[PlacedLayer](), sources[0].batch_first if sources else False, 0
     if len({source.place for source in sources}) != 1:
         raise ValueError(refused)
@@ -68,7 +68,7 @@ def arrange(layers: Sequence[LiteLayer], names: str) -> Arranged:
         found = {place: match for place, x in reads.items() if x is not None and (match := _match(x, merged))}
         if not found:
             break
-        stage = [(place, reverse) for place, (_, reverse) in found.items()]
+        stage = [(place, reverse ^ layers[place].backward) for place, (_, reverse) in found.items()]
         if len(modes := {mode for mode, _ in found.values()}) != 1:
             raise ValueError(refused)
         placed += _merge(modes.pop())
@@ -117,11 +117,15 @@ def _time_major(layer: LiteLayer, array: Array) -> Array:
     return array if layer.time_major else array.swapaxes(0, 1)
 
 
-def _random(layer: LiteLayer, seed: int) -> Array:
-    """Return random outputs of a layer, in its layout."""
-    shape = fixed_shape((*_sizes(layer), layer.config.output_size))
-    y = np.random.default_rng(seed).standard_normal(shape)
-    return _time_major(layer, y)
+def _random_outputs(layers: Sequence[LiteLayer]) -> dict[int, Array]:
+    """Return random numbers for each tensor that an LSTM gives; one may have the columns of two directions."""
+    outputs = dict[int, Array]()
+    for seed, layer in enumerate(layers):
+        if layer.y >= 0:
+            width = layer.columns[1] or layer.config.output_size
+            y = np.random.default_rng(seed).standard_normal(fixed_shape((*_sizes(layer), width)))
+            outputs[layer.y] = _time_major(layer, y)
+    return outputs
 
 
 def _sizes(layer: LiteLayer) -> tuple[int, int]:
@@ -142,8 +146,7 @@ def _in_order(last: Sequence[tuple[LiteLayer, bool]], outputs: Mapping[int, Arra
     """Return the outputs (T, N, H) of a stage in the order of x; none if a layer gives only the last one."""
     if any(layer.y not in outputs for layer, _ in last):
         return []
-    each = [(_time_major(layer, outputs[layer.y]), reverse) for layer, reverse in last]
-    return [y[::-1] if reverse else y for y, reverse in each]
+    return [layer.steps(outputs[layer.y], reverse) for layer, reverse in last]
 
 
 def _merged(each: Sequence[Array]) -> Iterator[tuple[str, Array]]:

@@ -1,4 +1,4 @@
-"""Reading the LSTMs of a TFLite model: the fused operator, and the loops that Keras's converters make."""
+"""Reading the LSTMs of a TFLite model: the fused operators, and the loops that Keras's converters make."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from lstmcore.dialects.layers import PlacedLayer, join_layers
 from lstmcore.dialects.tflite_file import DAMAGE, Graph, Operator, open_tflite
-from lstmcore.dialects.tflite_layers import FUSED, LiteLayer, read_fused
+from lstmcore.dialects.tflite_layers import BOTH, FUSED, LiteLayer, read_fused
 from lstmcore.dialects.tflite_links import Arranged, alone, arrange
 from lstmcore.dialects.tflite_loops import LOOP, graphs_of, parts_of, read_loop
 from lstmcore.layer_file import LayerFile
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, is_matrix
 
-#: LSTMs that TFLite has and that are not read.
-_OTHERS: Final = ("LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM")
+#: The LSTM that TFLite has and that is not read.
+_OTHER: Final = "LSTM"
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class LiteNode:
     operator: Operator
     loop: tuple[Graph, Graph] | None
 
-    def read(self) -> LiteLayer:
-        """Return the layer; raise TypeError or ValueError for one that ours cannot be, with its label."""
+    def read(self) -> list[LiteLayer]:
+        """Return the layer, or both directions; raise TypeError or ValueError if ours cannot be it, with its label."""
         try:
-            if self.operator.code in _OTHERS:
-                raise ValueError(f"expected the operator {FUSED} or a loop; got {self.operator.code}")
+            if self.operator.code == _OTHER:
+                raise ValueError(f"expected the operator {FUSED}, {BOTH} or a loop; got {self.operator.code}")
             if self.loop is None:
                 return read_fused(self.graph, self.operator, self.label)
-            return read_loop(self.graph, self.operator, self.label, *self.loop)
+            return [read_loop(self.graph, self.operator, self.label, *self.loop)]
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.label}: {str(error).removeprefix(f'{self.label}: ')}") from error
         except DAMAGE as error:  # options are read here for the first time
@@ -66,7 +66,7 @@ def _name(graph: Graph, operator: Operator) -> str:
 def _found(graphs: Sequence[Graph]) -> Iterator[tuple[Graph, Operator, tuple[Graph, Graph] | None]]:
     for graph in graphs:
         for operator in graph.operators:
-            if operator.code in (FUSED, *_OTHERS):
+            if operator.code in (FUSED, BOTH, _OTHER):
                 yield graph, operator, None
             elif operator.code == LOOP:
                 loop = graphs_of(graphs, operator)
@@ -111,11 +111,12 @@ def arranged_layers(path: str | Path, node: str | None) -> Arranged:
     if node is None and len(nodes) > 1:
         if any(each.graph is not nodes[0].graph for each in nodes):
             raise ValueError(f"node: expected one of {names}, since they are in several graphs; got None")
-        return arrange([each.read() for each in nodes], names)
+        return arrange([layer for each in nodes for layer in each.read()], names)
     chosen = [each for each in nodes if node in (None, each.label)]
     if len(chosen) != 1:
         raise ValueError(f"node: expected one of {names}; got {node!r}")
-    return alone(chosen[0].read())
+    layers = chosen[0].read()
+    return alone(layers[0]) if len(layers) == 1 else arrange(layers, names)
 
 
 def _in_one_form(placed: Sequence[PlacedLayer]) -> tuple[list[PlacedLayer], str]:

@@ -68,15 +68,18 @@ def _keras() -> tuple[Any, Any]:
     return keras.ops.convert_to_numpy(model(x)), LSTM.from_keras(model, backend="numpy")(x)[0]
 
 
-def _tflite(loop: bool = False) -> tuple[Any, Any]:
+def _tflite(kind: str = "fused") -> tuple[Any, Any]:
     from ai_edge_litert.interpreter import Interpreter
 
-    import tflite_models
+    import tflite_models as models
 
-    x, add = X[: tflite_models.SIZES[0], : tflite_models.SIZES[1], : tflite_models.SIZES[2]], tflite_models.add_fused
-    content = tflite_models.one_graph(
-        lambda graph, x: tflite_models.add_loop(graph, x, 3)[0] if loop else add(graph, x, 3, peephole=True, proj=4)
-    )
+    x = X[: models.SIZES[0], : models.SIZES[1], : models.SIZES[2]]
+    build: dict[str, Callable[[Any, int], int]] = {
+        "fused": lambda graph, x: models.add_fused(graph, x, 3, peephole=True, proj=4),
+        "both": lambda graph, x: models.add_both(graph, x, 3, peephole=True, proj=4)[0],
+        "loop": lambda graph, x: models.add_loop(graph, x, 3)[0],
+    }
+    content = models.one_graph(build[kind])
     interpreter = Interpreter(model_content=content)
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
@@ -157,13 +160,16 @@ def _haiku(arrays: dict[str, Any]) -> Any:
     return jax.jit(step)
 
 
+_LITE: Final = ("ai-edge-litert", "tflite")
+
 ROWS: Final = (
     Row("PyTorch `nn.LSTM`", "state_dict, module, file", "state_dict, file", ("torch",), _torch),
     Row("ONNX `LSTM`", "any model", "LSTM, chain, whole model", ("onnxruntime", "onnx"), _onnx),
     Row("ONNX Runtime `DynamicQuantizeLSTM`", "any model", "no", ("onnxruntime",), lambda: _onnx(quantize=True)),
     Row("Keras `LSTM`, `Bidirectional`", "layer, model, file", "arrays, file", ("keras", "torch"), _keras),
-    Row("TFLite `UNIDIRECTIONAL_SEQUENCE_LSTM`", "any model", "no", ("ai-edge-litert", "tflite"), _tflite),
-    Row("TFLite `WHILE` of Keras", "any model", "no", ("ai-edge-litert", "tflite"), lambda: _tflite(loop=True)),
+    Row("TFLite `UNIDIRECTIONAL_SEQUENCE_LSTM`", "any model", "no", _LITE, _tflite),
+    Row("TFLite `BIDIRECTIONAL_SEQUENCE_LSTM`", "any model", "no", _LITE, lambda: _tflite("both")),
+    Row("TFLite `WHILE` of Keras", "any model", "no", _LITE, lambda: _tflite("loop")),
     Row("OpenVINO `LSTMSequence`, `LSTMCell`", "file, arrays", "arrays", ("openvino",), _openvino),
     Row("Equinox `LSTMCell`", "arrays", "arrays", ("equinox", "jax"), lambda: _cell("equinox")),
     Row("Flax `LSTMCell`", "arrays", "arrays", ("flax", "jax"), lambda: _cell("flax")),

@@ -17,7 +17,17 @@ from lstmcore.dialects.tflite_reader import read_tflite
 
 tflite = pytest.importorskip("tflite")
 
-from tflite_models import SIZES, Built, add_fused, add_loop, numbers, one_graph, reverse, turn  # noqa: E402  (after the check)
+from tflite_models import (  # noqa: E402  (after the check)
+    SIZES,
+    Built,
+    add_both,
+    add_fused,
+    add_loop,
+    numbers,
+    one_graph,
+    reverse,
+    turn,
+)
 
 T, N, I, H = SIZES
 X = numbers(9, T, N, I)
@@ -44,6 +54,36 @@ LOOPS: dict[str, dict[str, Any]] = {
     "float16": {"kind": "float16"},
     "float16 as a variable": {"kind": "float16", "hoisted": True},
     "int8": {"kind": "int8"},
+    "slices": {"sliced": True},
+}
+
+
+def merged(graph: Built, x: int, code: str, **given: Any) -> int:
+    """Add the operator in both directions, whose outputs an operator merges."""
+    return graph.add(
+        code, add_both(graph, x, I, MergeOutputs=False, **given), (T, N, H), options=f"{code.title()}Options"
+    )
+
+
+def half_first(graph: Built, x: int) -> int:
+    """Add the operator between changes of layout, with x from the end: its second direction then goes forward."""
+    (y,) = add_both(graph, turn(graph, reverse(graph, x, (T, N, I), 0), (N, T, I)), I, time_major=False, proj=4)
+    return reverse(graph, turn(graph, y, (T, N, 8)), (T, N, 8), 0)
+
+
+#: The operator in both directions: what the test adds to it, and what it is in our terms.
+BOTH: dict[str, Callable[[Built, int], int]] = {
+    **{
+        name: (lambda graph, x, given=given: add_both(graph, x, I, **given)[0])
+        for name, given in FUSED.items()
+        if "int8" not in name
+    },
+    "sum": lambda graph, x: merged(graph, x, "ADD"),
+    "mul": lambda graph, x: merged(graph, x, "MUL", peephole=True),
+    "two": lambda graph, x: add_both(graph, add_both(graph, x, I)[0], 2 * H, "second", 5)[0],
+    "and one": lambda graph, x: add_fused(graph, add_both(graph, x, I)[0], 2 * H, "second", 5),
+    "behind one": lambda graph, x: add_both(graph, add_fused(graph, x, I), H, "second", 5)[0],
+    "behind a sum": lambda graph, x: add_both(graph, merged(graph, x, "ADD"), H, "second", 5)[0],
 }
 
 
@@ -74,6 +114,38 @@ def test_the_fused_operator(tmp_path: Path, name: str) -> None:
     """LiteRT rounds activations to int8 where the weights are of int8; `test_stored_weights` has their numbers."""
     atol = 0.01 if "int8" in name else 1e-6
     compare(tmp_path, one_graph(lambda graph, x: add_fused(graph, x, I, **FUSED[name])), atol)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_directions(tmp_path: Path, name: str) -> None:
+    compare(tmp_path, one_graph(BOTH[name]))
+
+
+def test_both_directions_of_stored_weights(tmp_path: Path) -> None:
+    """LiteRT rounds activations to int8; the int8 matrices are those of the file."""
+    kept: list[Built] = []
+
+    def build(graph: Built, x: int) -> int:
+        kept.append(graph)
+        return add_both(graph, x, I, kind="int8")[0]
+
+    chain = compare(tmp_path, one_graph(build), atol=0.02)
+    stored = [each for each in kept[0].tensors if each[2] == "int8" and each[1][1] == I]
+    for suffix, four in (("", stored[:4]), ("_reverse", stored[4:])):
+        value = read_tflite(tmp_path / "model.tflite").parameters[f"weight_x_l0{suffix}"]
+        assert value.values.tobytes() == b"".join(each[3] for each in four)  # type: ignore[union-attr]
+    assert chain.output_width == 2 * H
+
+
+def test_both_directions_of_a_reversed_x(tmp_path: Path) -> None:
+    """The direction that reads x from its end is the second of ours, whichever it is in the file."""
+    content = one_graph(half_first)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    lstm = LSTM.from_tflite(path, backend="numpy")
+    y = lstm(X)[0]
+    np.testing.assert_allclose(np.roll(y, 4, axis=2), run_model(content), atol=1e-6)
+    assert y.shape == (T, N, 8)
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -245,6 +317,12 @@ def no_number(graph: Built, x: int) -> int:
     return y
 
 
+def no_number_in_both(graph: Built, x: int) -> int:
+    (y,) = add_both(graph, x, I)
+    graph.operators[-1][1][17 + 13] = graph.constant(np.full(H, np.nan, np.float32))
+    return y
+
+
 def huge(graph: Built, x: int) -> int:
     graph.tensors[x] = ("x", (2**20, 2**10, I), *graph.tensors[x][2:])
     return add_loop(graph, x, I)[0]
@@ -311,6 +389,12 @@ REFUSED: dict[str, tuple[Callable[[Built, int], int], str]] = {
         lambda graph, x: without_inputs(graph, "TRANSPOSE", [-1, 1], turned(graph, x)),
         "expected an input of the operator TRANSPOSE; got none",
     ),
+    "second x": (lambda graph, x: add_both(graph, x, I, second_x=x)[0], "lstm: auxiliary input: expected none"),
+    "nan in both": (no_number_in_both, "expected finite numbers; got NaN"),
+    "activation of both": (
+        lambda graph, x: add_both(graph, x, I, FusedActivationFunction=0)[0],
+        "activation: expected relu or tanh; got",
+    ),
     "huge x": (huge_fused, "expected a result of less than"),
     "none at all": (lambda graph, x: graph.add("TANH", [x], (T, N, I)), "expected an LSTM; got a model with none"),
 }
@@ -346,6 +430,19 @@ def run(*words: object, code: int = 0) -> str:
     done = CliRunner().invoke(main, ["convert", *map(str, words)])
     assert done.exit_code == code, done.output
     return done.output if code else done.stdout
+
+
+@pytest.mark.parametrize("name", ["plain", "clips", "sum", "two", "behind one"])
+def test_the_command_with_both_directions(tmp_path: Path, name: str) -> None:
+    """One name is both directions of an LSTM."""
+    pytest.importorskip("ai_edge_litert")
+    path, out = tmp_path / "model.tflite", tmp_path / "out.safetensors"
+    path.write_bytes(one_graph(BOTH[name]))
+    assert json.loads(run(path, out, "--verify", "--json"))["largest_difference"] < 1e-6
+    rows = json.loads(run("--list", path, "--json"))["lstms"]
+    assert len(rows) == 1 + (name in ("two", "behind one")) and "both directions" in rows[-1]["lstm"], rows
+    report = json.loads(run(path, out, "--node", rows[-1]["name"], "--verify", "--json"))
+    assert report["largest_difference"] < 1e-6 and report["lstm"] == rows[-1]["lstm"]
 
 
 @pytest.mark.parametrize("name", ["two", "average", "sum and one"])

@@ -1,11 +1,19 @@
-"""Files of TFLite that are damaged, or have LSTMs of the same name."""
+"""Files of TFLite that are damaged, that have LSTMs of the same name, and that converters of others made.
+
+The files of `converted` have random weights. onnx2tf 2.6.9 made one of an ONNX model of PyTorch (two layers, both
+directions, N = 1). litert-converter 0.5.0 made the other of a `jax.lax.scan`; it does not move the body of a loop into
+a graph of its own, as TFLite needs it, so that was done by hand in between.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lstmcore.cli import main
 from lstmcore.dialects.tflite_reader import open_nodes, read_tflite
 
 pytest.importorskip("tflite")
@@ -13,6 +21,21 @@ pytest.importorskip("tflite")
 from tflite_models import SIZES, Built, Model, add_fused, one_graph
 
 T, N, I, H = SIZES
+CONVERTED = Path(__file__).parent / "converted"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("loop_of_jax", "LSTM 3 to 5"), ("both_directions_of_onnx", "LSTM 3 to 5, 2 layers, both directions")],
+)
+def test_files_of_converters(tmp_path: Path, name: str, layers: str) -> None:
+    """The whole model in LiteRT and its LSTMs here give the same outputs."""
+    pytest.importorskip("ai_edge_litert")
+    path, out = CONVERTED / f"{name}.tflite", tmp_path / "out.safetensors"
+    done = CliRunner().invoke(main, ["convert", str(path), str(out), "--verify", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["largest_difference"] < 1e-6 and report["lstm"] == f"{layers}; float32"
 
 
 def test_damaged_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,13 +179,52 @@ def add_fused(graph: Built, x: int, width: int, name: str = "lstm", seed: int = 
     `given` may have the flags peephole, coupled and layer_norm, the sizes hidden and proj, kind of the weights,
     proj_bias, time_major, and options of the operator.
     """
-    steps, batch, _, hidden = SIZES
+    time_major, layer_norm = given.pop("time_major", True), given.get("layer_norm", False)
+    inputs, output, states = _inputs(graph, width, seed, given)
+    inputs = [x, *inputs[:17], *states, *inputs[17:]] if layer_norm else [x, *inputs[:17], *states]
+    y = graph.tensor(_laid_out(output, time_major), name=name)
+    options = {"FusedActivationFunction": 4, "TimeMajor": time_major} | given
+    graph.operators.append(("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], "UnidirectionalSequenceLSTMOptions", options))
+    return y
+
+
+def add_both(graph: Built, x: int, width: int, name: str = "lstm", seed: int = 0, **given: Any) -> list[int]:
+    """Add the operator in both directions and return y, or those of each direction without the option MergeOutputs.
+
+    `given` is that of `add_fused`, without layer_norm, and may have `second_x`, the place of another x.
+    """
+    time_major, second_x = given.pop("time_major", True), given.pop("second_x", -1)
+    shared = dict(given)
+    first, output, states = _inputs(graph, width, seed, given)
+    second, _, more = _inputs(graph, width, seed + 1, shared)
+    inputs = [x, *first[:17], *second[:17], *states, *more, second_x, *[-1] * 8]
+    options = {"FusedActivationFunction": 4, "TimeMajor": time_major, "MergeOutputs": True} | given
+    widths = [2 * output] if options["MergeOutputs"] else [output, output]
+    outputs = [
+        graph.tensor(_laid_out(size, time_major), name=name if not place else "") for place, size in enumerate(widths)
+    ]
+    graph.operators.append(
+        ("BIDIRECTIONAL_SEQUENCE_LSTM", inputs, outputs, "BidirectionalSequenceLSTMOptions", options)
+    )
+    return outputs
+
+
+def _laid_out(width: int, time_major: bool) -> tuple[int, ...]:
+    steps, batch, *_ = SIZES
+    return (steps, batch, width) if time_major else (batch, steps, width)
+
+
+def _inputs(graph: Built, width: int, seed: int, given: dict[str, Any]) -> tuple[list[int], int, list[int]]:
+    """Add random weights of a direction; return them from place 1 on without the states, the width of y, and these.
+
+    What is no option of an operator is taken out of `given`.
+    """
+    _, batch, _, hidden = SIZES
     hidden, proj = given.pop("hidden", hidden), given.pop("proj", 0)
-    kind, time_major = given.pop("kind", "float32"), given.pop("time_major", True)
+    kind = given.pop("kind", "float32")
     flags = {key: given.pop(key, False) for key in ("peephole", "coupled", "layer_norm")}
     proj_bias, output = given.pop("proj_bias", None), proj or hidden
-    rng = np.random.default_rng(seed)
-    inputs = [x, *[-1] * 23]
+    rng, inputs = np.random.default_rng(seed), [-1] * 21
 
     def draw(*shape: int) -> Any:
         return rng.standard_normal(shape) / 2
@@ -193,26 +232,20 @@ def add_fused(graph: Built, x: int, width: int, name: str = "lstm", seed: int = 
     for place in range(4):
         if flags["coupled"] and place == 0:
             continue
-        inputs[1 + place] = graph.weights(draw(hidden, width), kind)
-        inputs[5 + place] = graph.weights(draw(hidden, output), kind)
-        inputs[12 + place] = graph.constant(draw(hidden).astype(np.float32))
+        inputs[place] = graph.weights(draw(hidden, width), kind)
+        inputs[4 + place] = graph.weights(draw(hidden, output), kind)
+        inputs[11 + place] = graph.constant(draw(hidden).astype(np.float32))
         if flags["layer_norm"]:
-            inputs[20 + place] = graph.constant(draw(hidden).astype(np.float32))
+            inputs[17 + place] = graph.constant(draw(hidden).astype(np.float32))
     if flags["peephole"]:
         for place in range(3)[flags["coupled"] :]:
-            inputs[9 + place] = graph.weights(draw(hidden), kind)
+            inputs[8 + place] = graph.weights(draw(hidden), kind)
     if proj:
-        inputs[16] = graph.weights(draw(proj, hidden), kind)
+        inputs[15] = graph.weights(draw(proj, hidden), kind)
     if proj_bias is not None:
-        inputs[17] = graph.constant(np.full(output, proj_bias, np.float32))
-    inputs[18] = graph.tensor((batch, output), variable=True)
-    inputs[19] = graph.tensor((batch, hidden), variable=True)
-    shape = (steps, batch, output) if time_major else (batch, steps, output)
-    inputs = inputs if flags["layer_norm"] else inputs[:20]
-    y = graph.tensor(shape, name=name)
-    options = {"FusedActivationFunction": 4, "TimeMajor": time_major} | given
-    graph.operators.append(("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], "UnidirectionalSequenceLSTMOptions", options))
-    return y
+        inputs[16] = graph.constant(np.full(output, proj_bias, np.float32))
+    states = [graph.tensor((batch, size), variable=True) for size in (output, hidden)]
+    return inputs, output, states
 
 
 def one_graph(build: Callable[[Built, int], int], *, batch_first: bool = False) -> bytes:
@@ -247,7 +280,7 @@ def add_loop(  # long: the operators of a step in their order
     `given` may have the operator `gates` of the gates and `cell` of the cell, `fused_bias` (bias in the product of h),
     `two_biases` (and one more), `hoisted` (the matrix of x is a variable of the loop), `start` of the counters,
     `last` (y has one step), `state` (what h and c start from), `limit` (of the steps) or `limit_of` (the tensor whose
-    first axis is the limit).
+    first axis is the limit), `sliced` (a step of x and the gates are slices, as LiteRT's converter makes them of JAX).
     """
     steps, batch, _, hidden = SIZES
     rng = np.random.default_rng(seed)
@@ -265,7 +298,10 @@ def add_loop(  # long: the operators of a step in their order
         each.inputs = [each.tensor(*s) if s and isinstance(s[0], tuple) else each.tensor(s) for s in shapes]
     count, time, ys, h, c, xs = body.inputs[:6]
     state = (batch, hidden)
-    now = body.add("GATHER", [xs, time], (batch, width), options="GatherOptions", Axis=0)
+    if sliced := given.get("sliced", False):
+        now = slice_of(body, xs, [time, *body_scalars(body, (0, 0))], (1, batch, width))
+    else:
+        now = body.add("GATHER", [xs, time], (batch, width), options="GatherOptions", Axis=0)
     matrix = body.inputs[6] if hoisted else body.weights(kernel, kind)
     of_x = body.add("FULLY_CONNECTED", [now, matrix], (batch, 4 * hidden), options="FullyConnectedOptions")
     inside = [body.constant(bias)] if given.get("fused_bias") else []
@@ -278,8 +314,11 @@ def add_loop(  # long: the operators of a step in their order
     z = body.add("ADD", [of_x, of_h], (batch, 4 * hidden), options="AddOptions")
     if not inside or given.get("two_biases"):
         z = body.add("ADD", [z, body.constant(bias)], (batch, 4 * hidden), options="AddOptions")
-    axis = body.constant(np.array(1, np.int32))
-    i, f, g, o = body.add("SPLIT", [axis, z], state, state, state, state, options="SplitOptions", NumSplits=4)
+    if sliced:
+        i, f, g, o = (slice_of(body, z, body_scalars(body, (0, gate * hidden)), state) for gate in range(4))
+    else:
+        axis = body.constant(np.array(1, np.int32))
+        i, f, g, o = body.add("SPLIT", [axis, z], state, state, state, state, options="SplitOptions", NumSplits=4)
     gate, cell = given.get("gates", "LOGISTIC"), given.get("cell", "TANH")
     i, f, o = (body.add(gate, [each], state) for each in (i, f, o))
     g = body.add(cell, [g], state)
@@ -310,6 +349,13 @@ def add_loop(  # long: the operators of a step in their order
     places = {"CondSubgraphIndex": number(cond), "BodySubgraphIndex": number(body)}
     graph.operators.append(("WHILE", outer, made, "WhileOptions", places))
     return made[2], made[3]
+
+
+def slice_of(graph: Built, array: int, begin: Sequence[int], size: Sequence[int]) -> Any:
+    """Add a slice that begins at these scalars."""
+    count = len(begin)
+    start = graph.add("PACK", begin, ((count,), "int32"), options="PackOptions", ValuesCount=count)
+    return graph.add("SLICE", [array, start, graph.constant(np.array(size, np.int32))], tuple(size))
 
 
 def first_size(graph: Built, x: int) -> Any:
