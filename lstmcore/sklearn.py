@@ -203,6 +203,7 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _read_both(self, X: Any, y: Any, *, reset: bool) -> tuple[Sequence[Array], Array]:
         """Return checked sequences and targets of the same number."""
         several = self._multi_output
+        _refuse_panel(X, y)
         if not self._reads_sequences(X, reset=reset):
             X, y = validate_data(self, X, y, reset=reset, multi_output=several, y_numeric=several, dtype=_FLOATS)
             return list(X[..., None]), y
@@ -269,6 +270,23 @@ def _refuse_single(X: Any, width: int) -> None:
         raise ValueError(
             f"X: expected a list of sequences (T, {width}), or an array (n, T, {width}); got one array of shape "
             f"{X.shape}: give a single sequence in a list, as in [x]"
+        )
+
+
+def _refuse_panel(X: Any, y: Any) -> None:
+    """Raise ValueError for a DataFrame of pandas that has a row for each step, or an array in each cell."""
+    if not is_frame(X) or not hasattr(X, "iloc") or getattr(X, "ndim", 0) != 2 or not X.size:
+        return
+    if _sized(cell := X.iloc[0, 0]) and np.ndim(cell):
+        raise ValueError(
+            f"X: expected a number in each cell; got {type(cell).__name__}: give a list of sequences (T, I), as in "
+            "[np.column_stack(list(row)) for row in X.to_numpy()]"
+        )
+    names = X.index.get_level_values(0)
+    if X.index.nlevels > 1 and _sized(y) and len(y) == names.nunique() < len(X):
+        raise ValueError(
+            f"X: expected a row for each sequence; got {len(X)} rows of {len(y)} sequences: give a list of DataFrames, "
+            "as in [part for _, part in X.groupby(level=0, sort=False)]"
         )
 
 

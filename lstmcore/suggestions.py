@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+#: Letters of the shortest beginning by which a name is known.
+_BEGINNING: Final = 3
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ``; did you mean 'choice'?`` with the nearest of `choices`, whatever its case; empty if none is near.
+
+    A choice is near too if it alone begins as the whole name does, or the name as the whole choice.
 
     Parameters
     ----------
@@ -18,9 +24,18 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     --------
     >>> did_you_mean("Slaes", ["date", "sales"])
     "; did you mean 'sales'?"
+    >>> did_you_mean("unemployment", ["year", "unemp", "infl"])
+    "; did you mean 'unemp'?"
     >>> did_you_mean("load", ["date", "sales"])
     ''
     """
-    by_case = {choice.casefold(): choice for choice in choices}
-    near = difflib.get_close_matches(name.casefold(), by_case, 1)
+    by_case, folded = {choice.casefold(): choice for choice in choices}, name.casefold()
+    near = difflib.get_close_matches(folded, by_case, 1)
+    if not near:
+        begun = [one for one in by_case if min(len(one), len(folded)) >= _BEGINNING and _begins(one, folded)]
+        near = begun if len(begun) == 1 else []
     return f"; did you mean {by_case[near[0]]!r}?" if near else ""
+
+
+def _begins(one: str, two: str) -> bool:
+    return one.startswith(two) or two.startswith(one)

@@ -77,6 +77,8 @@ def predict(  # noqa: PLR0913  (one for each option that is not passed on)
         click.echo(text, nl=False)
     else:
         write_atomically(out, text.encode())
+        if not as_json:
+            click.echo(f"wrote {click.format_filename(out)}, {len(rows)} rows")
 
 
 def _answers(model: SequenceModel, task: ClassifyTask, data: Labelled, probabilities: bool) -> list[dict[str, Any]]:

@@ -79,4 +79,6 @@ def _hint(text: str, decimal: str) -> str:
         return ": take the signs that group thousands out of the numbers"
     if _UNIT.fullmatch(text):
         return ": take the unit out of the numbers"
+    if text[:1].isalpha() and len(text) > 1:
+        return ": a column of words can be the class, by --label; --features says which other columns are read"
     return ""

@@ -177,7 +177,8 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
     (4, ['a', 'b', 'a', 'b'], [2.0, 6.0, 3.0, 7.0])
     """
     if not is_frame(frame) or not hasattr(table := open_frame("frame", frame), "columns"):
-        raise TypeError(f"frame: expected a DataFrame; got {type(frame).__name__}")
+        hint = ": use frame.to_frame()" if hasattr(frame, "to_frame") else ""
+        raise TypeError(f"frame: expected a DataFrame; got {type(frame).__name__}{hint}")
     for name, listed in (("target", target), ("features", features)):
         if isinstance(listed, str):
             raise TypeError(f"{name}: expected a sequence of columns; got the text {listed!r}: use [{listed!r}]")
@@ -187,6 +188,8 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
     for column in (*columns, *(name for name in (series, time) if name is not None)):
         if column not in table.columns:
             near = did_you_mean(str(column), map(str, table.columns))
+            if column in getattr(getattr(frame, "index", None), "names", ()):  # of pandas
+                near = ", which is the index: use frame.reset_index()"
             raise ValueError(f"frame: expected columns {', '.join(map(str, table.columns))}; got {column!r}{near}")
     window, horizon = integer("window", window, 1), integer("horizon", horizon, 1)
     values = np.stack([_numbers(column, table[column].to_numpy()) for column in columns], axis=1)
@@ -212,7 +215,8 @@ def _check_table(own: Floats, columns: tuple[str, ...], where: str, sizes: tuple
         )
     if len(own) < sum(sizes):
         raise ValueError(
-            f"{where}expected at least {sum(sizes)} rows for window={sizes[0]} and horizon={sizes[1]}; got {len(own)}"
+            f"{where}expected at least {sum(sizes)} rows for window={sizes[0]} and horizon={sizes[1]}; got {len(own)}: "
+            "use a shorter window"
         )
 
 

@@ -76,7 +76,7 @@ class Windows:
             note = f", {missing} of them gaps" if missing else ""
             raise ValueError(
                 f"{series.name}: expected at least {needed} measured rows for window={window}, "
-                f"horizon={horizon} and targets from row {start}; got {stop}{note}"
+                f"horizon={horizon} and targets from row {start}; got {stop}{note}: use a shorter window"
             )
         return cls(series, window, horizon, origins)
 

@@ -120,7 +120,7 @@ def test_several_targets_with_features() -> None:
 def test_a_forecast_has_dates() -> None:
     path = write()
     succeed("train", path, "--target", "load", "--horizon", 3, "--out", "m", *SMALL)
-    assert succeed("predict", "m", path, "--out", "forecast.csv") == ""
+    assert succeed("predict", "m", path, "--out", "forecast.csv") == "wrote forecast.csv, 3 rows\n"
     rows = list(csv.DictReader(Path("forecast.csv").read_text().splitlines()))
     assert list(rows[0]) == ["after", "step", "time", "load"]
     assert [row["time"] for row in rows] == days(93)[90:] and {row["after"] for row in rows} == {days(90)[-1]}

@@ -49,11 +49,16 @@ def write(name: str = "shop.csv", count: int = 60, gaps: tuple[int, ...] = (), s
         (("--target", "Sales", "--series", "shops"), "shop"),
         (("--target", "Sales", "--time", "days"), "day"),
         (("--label", "shop", "--id", "dya"), "day"),
+        (("--target", "temperature,Salesmen", "--features", "heat"), None),
+        (("--target", "Sales_in_euros"), "Sales"),
+        (("--target", "Sales", "--features", "hea"), "heat"),
     ],
 )
-def test_the_column_that_was_meant_is_named(words: tuple[str, ...], meant: str) -> None:
+def test_the_column_that_was_meant_is_named(words: tuple[str, ...], meant: str | None) -> None:
+    """Also if it is a beginning of the name, or the other way around, and no other one is."""
     told = error("train", write(), *words)
-    assert told.endswith(f"no such column in day, Sales, heat, shop; did you mean {meant!r}?")
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    assert told.endswith(f"no such column in day, Sales, heat, shop{hint}")
 
 
 def test_the_data_set_that_was_meant_is_named() -> None:

@@ -166,7 +166,7 @@ def test_bad_data_arguments(tmp_path: Path, series: Path) -> None:
         ("t,column\n1,5\n", "got 1"),
         ("t,column\n1,5\n2,\n3,4\n", "line 3, column 'column': expected a number; got a gap"),
         ("t,column\n1,5\n2,x\n", "line 3, column 'column': expected a number; got 'x'"),
-        ("t,column\n1,5\n2,3\n3,9\n", "expected at least 53 measured rows for window=52, horizon=1"),
+        ("t,column\n1,5\n2,3\n3,9\n", "for window=52, horizon=1 and targets from row 0; got 2: use a shorter window"),
     ],
 )
 def test_bad_csv_files(tmp_path: Path, text: str, message: str) -> None:

@@ -20,7 +20,11 @@ def ragged(columns: int = 0) -> list[Any]:
 
 
 def fitted(X: Any) -> Any:
-    return LSTMRegressor(3, **QUICK).fit(X, np.arange(float(len(X))))
+    return fitted_to(X, len(X))
+
+
+def fitted_to(X: Any, count: int) -> Any:
+    return LSTMRegressor(3, **QUICK).fit(X, np.arange(float(count)))
 
 
 def test_one_sequence_and_several_of_one_length_are_predicted_after_ragged_ones() -> None:
@@ -85,3 +89,22 @@ def test_attention_pools_in_the_dtype_of_predicting() -> None:
     np.testing.assert_allclose(found, np.stack(one), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found[2], estimator.predict_proba([X[2]])[0])
     assert estimator.model_.pooling is not None and estimator.transform(X).shape == (6, 6)
+
+
+def test_other_forms_of_panels_say_what_to_give() -> None:
+    """A row for each step, or an array in each cell, as sktime has them: what the message says works."""
+    X = ragged(2)
+    steps = pandas.concat([pandas.DataFrame(row, columns=["a", "b"]) for row in X], keys=range(6))
+    with pytest.raises(ValueError, match=r"X: expected a row for each sequence; got 26 rows of 6 sequences: .*groupby"):
+        fitted_to(steps, 6)
+    nested = pandas.DataFrame([[pandas.Series(row[:, 0]), pandas.Series(row[:, 1])] for row in X])
+    with pytest.raises(ValueError, match=r"X: expected a number in each cell; got Series: .*column_stack"):
+        fitted_to(nested, 6)
+    wanted = fitted(X).predict(X)
+    for given in (
+        [part for _, part in steps.groupby(level=0, sort=False)],
+        [np.column_stack(list(row)) for row in nested.to_numpy()],
+    ):
+        np.testing.assert_array_equal(fitted(given).predict(given), wanted)
+    table = pandas.DataFrame(np.arange(12.0).reshape(6, 2), index=steps.index[:6])
+    assert fitted(table).n_features_in_ == 2

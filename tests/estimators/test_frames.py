@@ -92,7 +92,12 @@ def test_what_is_wrong_with_a_frame_is_told() -> None:
         ({"window": 39, "series": "shop"}, ValueError, "series 'south', expected at least 40 rows .*; got 30"),
         ({"time": "shop"}, ValueError, "column 'shop': expected a date, or a number, in each row; got"),
         ({"frame": {}}, TypeError, "frame: expected a DataFrame; got dict"),
-        ({"frame": frame["sold"]}, TypeError, "frame: expected a DataFrame; got Series"),
+        ({"frame": frame["sold"]}, TypeError, r"frame: expected a DataFrame; got Series: use frame\.to_frame\(\)"),
+        (
+            {"frame": frame.set_index("day"), "time": "day"},
+            ValueError,
+            r"got 'day', which is the index: use frame\.reset_index\(\)",
+        ),
     ):
         with pytest.raises(kind, match=message):
             windows(**({"frame": frame} | settings | changes))  # type: ignore[arg-type]
