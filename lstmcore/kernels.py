@@ -19,7 +19,7 @@ from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
 from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, require_trainable
 from lstmcore.precision import Precision, get_precision
-from lstmcore.stored_weights import StoredMatrix, read_parameters, store_parameters
+from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
 
 
 class LayerBackend(ABC):
@@ -124,10 +124,12 @@ class Kernel(ABC):
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Return parameters (``LSTMConfig.parameter_shapes``, storage dtype) in the kernel's own form.
 
-        Matrices are rounded into the format of `Precision.weights` first. Later changes of the arrays in `parameters`
-        do not reach the result.
+        Matrices are rounded into the format of `Precision.weights` first, on the host. Later changes of the arrays in
+        `parameters` do not reach the result.
         """
         validation.check_parameters("parameters", parameters, self.config.parameter_shapes, self.precision)
+        if self.precision.weights != SAME:
+            parameters = {name: self.backend.to_host(array) for name, array in parameters.items()}
         return self.pack_stored(store_parameters(parameters, self.precision.weights))
 
     @final

@@ -12,6 +12,7 @@ from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, St
 from lstmcore.declaration import Receipt
 from lstmcore.kernels import Kernel, LayerBackend, StackKernel
 from lstmcore.precision import Precision
+from lstmcore.stored_weights import StoredMatrix
 
 
 class StackTape(NamedTuple):
@@ -254,7 +255,8 @@ class HostStack(StackKernel):
         return self.inner.receipts(steps, batch)
 
     def _in(self, array: Array | None) -> Array | None:
-        return None if array is None else self.backend.to_device(array)
+        """Return `array` on the device; a stored matrix stays, since the kernel copies its parts."""
+        return array if array is None or isinstance(array, StoredMatrix) else self.backend.to_device(array)
 
     def _out(self, array: Array) -> Array:
         return self.backend.to_host(array)

@@ -12,12 +12,13 @@ from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, R
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.locks import ForkSafeLock
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
+from lstmcore.stored_weights import FORMATS, INT8A16, SAME, WEIGHT_FEATURES, StoredMatrix, has_scales
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import Inputs, forward
 from lstmcore_cupy.jvp import jvp
 from lstmcore_cupy.launch import Programs
-from lstmcore_cupy.packing import Weights
+from lstmcore_cupy.packing import Weights, to_device
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, run_passes
 from lstmcore_cupy.stack import CupyStack, DirectionKernel
 from lstmcore_cupy.tape import Saved
@@ -40,10 +41,12 @@ class CupyKernel(DirectionKernel):
     """One layer in one direction. Every call has its own buffers and runs on the caller's current stream.
 
     Arrays of the host are copied to the device, and the results are NumPy arrays then. Weights are on the device of
-    the parameters that they were packed from, and calls run there.
+    the parameters that they were packed from, and calls run there. Stored weights were rounded on the host, and are on
+    the backend's device.
     """
 
     backend: CupyBackend
+    takes_stored = True
 
     def __init__(self, backend: CupyBackend, config: LSTMConfig, precision: Precision) -> None:
         super().__init__(backend, config, precision)
@@ -71,9 +74,7 @@ class CupyKernel(DirectionKernel):
             missed += [chosen] if self.backend.persistent and isinstance(chosen, str) else []
             reasons += [reason] if wanted and self.backend.persistent is None else []
         if set(paths) == {stepwise}:
-            reasons.insert(
-                0, "W x is one product for all steps, a step a product of cuBLAS and a kernel made for this LSTM"
-            )
+            reasons.insert(0, self._stepwise_reason())
         elif set(paths) == {one_launch}:
             reasons.append("jvp step by step")
         return Receipt(
@@ -85,12 +86,25 @@ class CupyKernel(DirectionKernel):
             missed[0] if missed else None,
         )
 
+    def _stepwise_reason(self) -> str:
+        """Return what a step is, and with stored weights how they are read."""
+        form = self.precision.weights
+        steps = "W x is one product for all steps, a step a product{} and a kernel made for this LSTM"
+        if form == SAME:
+            return steps.format(" of cuBLAS")
+        rows, columns = self.config.parameter_shapes["weight_h"]
+        size = FORMATS[form] * rows * columns + (4 * rows if has_scales(form) else 0)
+        way = f"{form} weights widened when they are multiplied: a step reads {size:,} bytes of weight_h"
+        return f"{steps.format('')}; {way}"
+
     def _decide(self, device: Device, mode: Mode, batch: int) -> tuple[bool, str]:
         """Return whether to run the persistent kernels for a batch size, and why.
 
         A recorded call was timed with its backward pass, so the mode ``"training"`` decides for both.
         """
         persistent = self.backend.persistent
+        if self.precision.weights != SAME:
+            return False, "the persistent kernels have no stored weights"
         if persistent is not None:
             return persistent, f"the persistent kernels are {'' if persistent else 'not '}asked for"
         return decide(device.model, self.precision.name, mode, batch, self.config.hidden_size)
@@ -126,11 +140,15 @@ class CupyKernel(DirectionKernel):
                 self._programs[device.name] = Programs(device, self.config, self.precision)
             return self._programs[device.name]
 
-    def _pack(self, parameters: Mapping[str, Array]) -> Weights:
-        device = self.backend.device.home(next(iter(parameters.values())))
-        programs = self.programs(device)
+    def _pack(self, parameters: Mapping[str, Array | StoredMatrix]) -> Weights:
+        first = next(iter(parameters.values()))
+        device = self.backend.device.home(first.values if isinstance(first, StoredMatrix) else first)
+        programs, copies = self.programs(device), {}
         with device.active():
-            copies = {name: programs.widen(parameters[name]) for name in self.config.parameter_shapes}
+            for name in self.config.parameter_shapes:
+                array = parameters[name]
+                stored = isinstance(array, StoredMatrix)
+                copies[name] = to_device(device, array) if stored else programs.widen(array)
             return Weights(programs, copies, device.started())
 
     def _forward(  # noqa: PLR0913  (the contract of a kernel)
@@ -241,12 +259,14 @@ class CupyBackend(Backend):
         self.device, self.persistent = device, persistent
 
     def capabilities(self) -> Capabilities:
-        """Return all features and derivatives, in every precision that CuPy has here."""
-        precisions, reasons = set(PRECISIONS), {}
+        """Return all features but int8a16, and all derivatives, in every precision that CuPy has here."""
+        integers = f"weights:{INT8A16}"
+        precisions, reasons = set(PRECISIONS), {integers: "products are those of float32; int8 stores the same bytes"}
         if (reason := _no_bfloat16()) is not None:
             precisions.remove("bfloat16")
             reasons["bfloat16"] = reason
-        return Capabilities(self.device.name, frozenset(precisions), FEATURES, reasons=reasons)
+        features = FEATURES | WEIGHT_FEATURES - {integers}
+        return Capabilities(self.device.name, frozenset(precisions), features, reasons=reasons)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of CuPy and CUDA, and the GPU."""

@@ -10,10 +10,13 @@ import numpy as np
 
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import Precision, numpy_dtype
+from lstmcore.stored_weights import SAME, StoredMatrix
 from lstmcore_cupy import program_source, tuning
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 
 _WARP: Final = 32
+#: Kernel of product.cu -> outputs and rows of a warp there.
+_MULTIPLY: Final = {"multiply_row": (16, 1), "multiply_rows": (4, 4)}
 
 
 class Call:
@@ -90,6 +93,8 @@ class Programs:
         self.tensor_cores = precision.name not in ("float64", "float32")
         self.program = device.program(program_source.program(config, precision))
         self._rows = device.program(program_source.rows_program(precision))
+        stored = precision.weights != SAME
+        self._product = device.program(program_source.product_program(precision)) if stored else None
 
     def call(self, **values: Array | int | None) -> Call:
         """Return a call of the kernels of the configuration; `values` are further fields."""
@@ -183,7 +188,7 @@ class Programs:
     def matmul(
         self,
         a: Array,
-        b: Array,
+        b: Array | StoredMatrix,
         out: Array,
         *,
         transpose_b: bool = False,
@@ -197,7 +202,7 @@ class Programs:
         a, out
             (..., K) and (..., L).
         b
-            (K, L).
+            (K, L). With `transpose_b` it may be a `StoredMatrix` with arrays of the device.
         transpose_b
             Whether `b` is (L, K) and is transposed.
         accumulate
@@ -205,8 +210,23 @@ class Programs:
         stored
             Whether the values of both operands were in the storage dtype.
         """
+        if isinstance(b, StoredMatrix):
+            self._multiply_stored(_rows_of(a), b, _rows_of(out), accumulate=accumulate)
+            return
         compute, transpose = self.compute_stored if stored else self.compute, (False, transpose_b)
         self.device.matmul(_rows_of(a), b, _rows_of(out), compute=compute, transpose=transpose, accumulate=accumulate)
+
+    def _multiply_stored(self, a: Array, b: StoredMatrix, out: Array, *, accumulate: bool) -> None:
+        """Write ``a b'`` into `out`: b is read as it is stored, and widened in registers."""
+        if self._product is None:
+            raise RuntimeError("a stored matrix in programs of a precision whose weights are stored as they are")
+        rows, outputs = out.shape
+        call = Call(self.device, self._product, "Product")
+        call.put(rows=rows, outputs=outputs, depth=a.shape[1], accumulate=int(accumulate))
+        call.put(a=a, weight=b.values, scale=b.scale, out=out)
+        kernel = "multiply_row" if rows == 1 else "multiply_rows"
+        each_outputs, each_rows = _MULTIPLY[kernel]
+        call.launch(kernel, -(-rows // each_rows), -(-outputs // each_outputs) * _WARP)
 
     def outer(self, a: Array, b: Array, *, stored: bool = False) -> Array:
         """Return the sum (K, L) of ``a b'`` over all rows of a (..., K) and b (..., L).

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lstmcore_cupy.device import Array
+from lstmcore.stored_weights import StoredMatrix
+from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.launch import Programs
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Copies of the parameters by name, in the compute dtype, and the programs of the device that holds them.
+
+    A stored matrix stays as it is stored, with its arrays on the device.
 
     Attributes
     ----------
@@ -20,14 +23,15 @@ class Weights:
     """
 
     programs: Programs
-    parameters: dict[str, Array]
+    parameters: dict[str, Array | StoredMatrix]
     wait: Callable[[], None]
 
     def fields(self) -> dict[str, Array | None]:
         """Return the parameters that are fields of ``struct Call``, by the name of the field."""
         parameter = self.parameters.get
+        weight_h = parameter("weight_h")
         return {
-            "weight_h": parameter("weight_h"),
+            "weight_h": None if isinstance(weight_h, StoredMatrix) else weight_h,  # the persistent kernels' alone
             "bias": parameter("bias"),
             "peephole": parameter("peephole"),
             "gain_x": parameter("norm_gain_x"),
@@ -35,3 +39,9 @@ class Weights:
             "gain_c": parameter("norm_gain_c"),
             "shift_c": parameter("norm_bias_c"),
         }
+
+
+def to_device(device: Device, matrix: StoredMatrix) -> StoredMatrix:
+    """Return a stored matrix whose arrays are on `device`."""
+    scale = None if matrix.scale is None else device.array(matrix.scale)
+    return replace(matrix, values=device.array(matrix.values), scale=scale)

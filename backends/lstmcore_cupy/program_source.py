@@ -12,6 +12,7 @@ from lstmcore.domains import Kind
 from lstmcore.precision import Precision
 
 _STORAGE: Final = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 3}
+_WEIGHTS: Final = {"bfloat16": 1, "float16": 2, "int8": 3}
 _INCLUDE: Final = re.compile(r'#include "([\w.]+)"')
 
 #: Switches without a macro: the call's arguments tell bias, direction and dropout; `_macros` numbers the gates' rows.
@@ -53,10 +54,11 @@ def source(name: str) -> str:
 @cache
 def fields(struct: str) -> dict[str, int]:
     """Return field -> index of a struct of the sources; all fields have 8 bytes."""
-    body = re.search(rf"struct {struct} {{\n(.*?)^}};", source("rows.cu") + source("lstm.cu"), re.DOTALL | re.MULTILINE)
+    sources = "".join(map(source, ("rows.cu", "lstm.cu", "product.cu")))
+    body = re.search(rf"struct {struct} {{\n(.*?)^}};", sources, re.DOTALL | re.MULTILINE)
     if body is None:
         raise ValueError(f"struct: expected one of the sources; got {struct!r}")
-    names = re.findall(r"^ {4}(?:const )?(?:real|stored|long long|Number)\*? (\w+);", body[1], re.MULTILINE)
+    names = re.findall(r"^ {4}[A-Za-z ]+\*? (\w+);", body[1], re.MULTILINE)
     return {name: place for place, name in enumerate(names)}
 
 
@@ -122,6 +124,13 @@ def program(config: LSTMConfig, precision: Precision) -> str:
 def rows_program(precision: Precision) -> str:
     """Return the CUDA C++ of the kernels that do not depend on the configuration."""
     return _defined({"STORAGE": _STORAGE[precision.storage]}) + source("rows.cu")
+
+
+@cache
+def product_program(precision: Precision) -> str:
+    """Return the CUDA C++ of the products with weights in the format of `precision`."""
+    macros: dict[str, str | int] = {"STORAGE": _STORAGE[precision.storage], "WEIGHTS": _WEIGHTS[precision.weights]}
+    return _defined(macros) + source("product.cu")
 
 
 def _defined(macros: dict[str, str | int]) -> str:

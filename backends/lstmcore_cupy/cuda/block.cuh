@@ -33,6 +33,22 @@ __device__ inline real block_sum(real value) {
     return sum;
 }
 
+// Two lanes have parts of the same 2 HALF sums, and each takes half of the sums. This repeats until two lanes have one sum:
+// lanes 2 k and 2 k + 1 get sum k in part[0].
+template <int HALF>
+__device__ inline void fold(real* part, const int lane) {
+    const bool upper = lane & 2 * HALF;
+#pragma unroll
+    for (int e = 0; e < HALF; ++e) {
+        const real own = upper ? part[HALF + e] : part[e], other = upper ? part[e] : part[HALF + e];
+        part[e] = own + __shfl_xor_sync(0xffffffffu, other, 2 * HALF);
+    }
+    if constexpr (HALF > 1)
+        fold<HALF / 2>(part, lane);
+    else
+        part[0] += __shfl_xor_sync(0xffffffffu, part[0], 1);
+}
+
 // Call `one(o, k)` for each weight of `outputs` outputs and `columns` columns: those of a column are neighbours of threads
 // with `outputs_first`, else those of an output. All threads of the block call it.
 template <class One>

@@ -75,22 +75,6 @@ __device__ inline bool grid_barrier(const Call& a, const long long times) {
     return open;
 }
 
-// Two lanes have parts of the same 2 HALF sums, and each takes half of the sums. This repeats until two lanes have one sum:
-// lanes 2 k and 2 k + 1 get sum k in part[0].
-template <int HALF>
-__device__ inline void fold(real* part, const int lane) {
-    const bool upper = lane & 2 * HALF;
-#pragma unroll
-    for (int e = 0; e < HALF; ++e) {
-        const real own = upper ? part[HALF + e] : part[e], other = upper ? part[e] : part[HALF + e];
-        part[e] = own + __shfl_xor_sync(0xffffffffu, other, 2 * HALF);
-    }
-    if constexpr (HALF > 1)
-        fold<HALF / 2>(part, lane);
-    else
-        part[0] += __shfl_xor_sync(0xffffffffu, part[0], 1);
-}
-
 // Products by scalar multiply-adds, for float64 and float32. `TensorProduct` documents the functions. The weights are
 // (outputs, K).
 struct ScalarProduct {

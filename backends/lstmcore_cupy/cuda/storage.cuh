@@ -24,10 +24,20 @@ union Number {
     long long word;
 };
 
+__device__ inline float widened_bfloat16(const unsigned short bits) {
+    return __uint_as_float((unsigned)bits << 16);
+}
+
+__device__ inline float widened_float16(const unsigned short bits) {
+    const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 0) return __uint_as_float(__float_as_uint(fraction * 5.9604644775390625e-8f) | sign);  // 2^-24
+    return __uint_as_float(sign | (exponent == 31u ? 0x7f800000u : (exponent + 112u) << 23) | fraction << 13);
+}
+
 #if STORAGE == STORAGE_BFLOAT16
 
 __device__ inline real loaded(stored bits) {
-    return __uint_as_float((unsigned)bits << 16);
+    return widened_bfloat16(bits);
 }
 
 // To the nearest, ties to even.
@@ -40,9 +50,7 @@ __device__ inline stored rounded(real value) {
 #elif STORAGE == STORAGE_FLOAT16
 
 __device__ inline real loaded(stored bits) {
-    const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
-    if (exponent == 0) return __uint_as_float(__float_as_uint(fraction * 5.9604644775390625e-8f) | sign);  // 2^-24
-    return __uint_as_float(sign | (exponent == 31u ? 0x7f800000u : (exponent + 112u) << 23) | fraction << 13);
+    return widened_float16(bits);
 }
 
 // To the nearest, ties to even.

@@ -9,8 +9,12 @@ import pytest
 from lstmcore_conformance.suite.runner import Item
 from lstmcore_conformance.suite.selection import selector
 
-#: One pass forward, backward and along tangents, of a plain LSTM and of one with every switch, at sizes of a few units.
-SMOKE = "(forward.switches or backward.switches or jvp.switches) and (float32-plain or float32-everything)"
+#: One pass forward, backward and along tangents, of a plain LSTM and of one with every switch, at sizes of a few units;
+#: and one forward with weights in each format.
+SMOKE = (
+    "(forward.switches or backward.switches or jvp.switches) and (float32-plain or float32-everything)"
+    " or weights. and (float32-bfloat16,plain or float32-float16,plain or float32-int8,everything)"
+)
 
 
 def smoke_or_slow(items: Sequence[Item], smoke: str = SMOKE) -> list[object]:

@@ -20,7 +20,7 @@ from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_cupy.cuda_device import STATIC_BYTES
 from lstmcore_cupy.nvrtc import OPTIONS, cached_cubin, compile_cubin
-from lstmcore_cupy.program_source import fields, program, rows_program
+from lstmcore_cupy.program_source import fields, product_program, program, rows_program
 
 ARCHITECTURES = (80, 90)
 #: Registers of a thread at most. A multiprocessor has 65536, so it holds two blocks of 256 threads, or 2.5.
@@ -40,6 +40,9 @@ def _programs() -> dict[str, tuple[str, str]]:
         programs[rows_program(PRECISIONS[storage])] = (storage, "rows")
         for name, changes in SWITCHES.items():
             programs.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
+    for storage in ("float64", "float32"):
+        for form in ("bfloat16", "float16", "int8"):
+            programs[product_program(PRECISIONS[storage].with_weights(form))] = (storage, form)
     return programs
 
 
@@ -50,6 +53,8 @@ ALWAYS = ("rows", "plain", "everything")
 
 def _quick(storage: str, name: str) -> bool:
     """Return whether a program is not marked slow: one format of each switch, the formats in turn."""
+    if name not in SWITCHES:
+        return name in ALWAYS or storage == "float32"
     return name in ALWAYS or list(SWITCHES).index(name) % len(REGISTERS) == list(REGISTERS).index(storage)
 
 
@@ -68,7 +73,7 @@ def test_every_kernel_compiles_without_spills(text: str) -> None:
         for architecture, (code, log) in zip(ARCHITECTURES, both, strict=True):
             assert code.startswith(b"\x7fELF")
             kernels = _KERNEL.findall(log)
-            assert "forward_cell" in kernels or "sum_rows" in kernels
+            assert {"forward_cell", "sum_rows", "multiply_rows"} & set(kernels)
             registers = [int(number) for number in _REGISTERS.findall(log)]
             assert len(registers) == len(kernels) == len(_SPILLS.findall(log))
             for kernel, used in zip(kernels, registers, strict=True):

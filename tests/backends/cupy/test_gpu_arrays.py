@@ -138,7 +138,8 @@ ITEMS = [
         SUBJECT,
         [precision],
         "switches and (plain or everything or proj_size) or inputs or outputs or lengths.forward or lengths.backward "
-        "or stack or tape or pack or masks.backward or backward.sizes",
+        "or stack or tape or pack or masks.backward or backward.sizes "
+        "or weights. and (int8,everything or float16,plain)",
     )
 ]
 

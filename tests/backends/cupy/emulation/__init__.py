@@ -116,8 +116,8 @@ class EmulatedDevice(Device):
     def program(self, text: str) -> EmulatedProgram:
         with self._lock:
             if text not in self._programs:
-                # Outside cooperative launches only the sums of layer norm have barriers and shuffles.
-                fibres = "#define LAYER_NORM 1\n" in text
+                # Outside cooperative launches only sums of layer norm and products have barriers and shuffles.
+                fibres = any(f"#define {macro}" in text for macro in ("LAYER_NORM 1\n", "WEIGHTS "))
                 self._programs[text] = EmulatedProgram(self._build(text), self._order, self._seed, fibres=fibres)
             return self._programs[text]
 
