@@ -89,6 +89,8 @@ FULL: Final = (
     conformance("onnxruntime"),
     conformance("openvino"),
     conformance("openvino-onnx"),
+    conformance("torch-int8"),
+    conformance("onnxruntime-int8"),
     Session("oldest", arguments=TIMED, every_processor=True, needs=("uv",)),
     Session("oldest-backends", needs=("uv",)),
     Session("newest-python", arguments=TIMED, every_processor=True, needs=("|".join(NEWER),)),

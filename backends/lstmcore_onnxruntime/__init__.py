@@ -10,7 +10,7 @@ from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
-def _unavailable() -> str | None:
+def unavailable() -> str | None:
     """Return why the backend cannot run here, or None."""
     for module, name in (("onnxruntime", "ONNX Runtime"), ("onnx", "ONNX, which writes its models,")):
         if find_spec(module) is None:
@@ -22,7 +22,7 @@ def _unavailable() -> str | None:
 def lstmcore_backend_info() -> BackendInfo:
     """Return name, version and summary of the backend."""
     return BackendInfo(
-        "onnxruntime", __version__, "ONNX Runtime's LSTM operator, on the processor; inference only", _unavailable
+        "onnxruntime", __version__, "ONNX Runtime's LSTM operator, on the processor; inference only", unavailable
     )
 
 

@@ -24,7 +24,7 @@ from lstmcore.precision import Precision
 from lstmcore.threads import asked_threads
 from lstmcore.validation import check_finite_parameters
 
-_REASONS: Final = {
+REASONS: Final = {
     "activation:softplus": "ONNX Runtime's is log(1 + exp(z)), infinite from z = 88.8",
     "float64": "ONNX Runtime's LSTM does not support double, microsoft/onnxruntime#28339",
     "float16": "ONNX Runtime returns c in float16; the contract keeps it in float32",
@@ -35,7 +35,7 @@ _REASONS: Final = {
 }
 _HAS: Final = frozenset(
     ("no_bias", "reverse", "lengths", "peephole", "coupling:forget_from_input", "gate_clip", "activation:identity")
-) | {f"activation:{name}" for name in FUNCTIONS if f"activation:{name}" not in _REASONS}
+) | {f"activation:{name}" for name in FUNCTIONS if f"activation:{name}" not in REASONS}
 
 #: From this many entries of an array ONNX Runtime fails or ends the process: it counts them in 32 bits.
 _MAX_ENTRIES: Final = 2**31
@@ -53,7 +53,7 @@ class OnnxRuntimeKernel(Kernel):
 
     def _pack(self, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
         check_finite_parameters("parameters", parameters)  # ONNX Runtime would lose a NaN
-        return _session(self.config, parameters)
+        return start_session(operator_model(self.config, parameters).SerializeToString())
 
     def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,
@@ -102,7 +102,7 @@ class OnnxRuntimeBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Return the features above, in float32, and no derivative."""
-        reasons = dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | _REASONS
+        reasons = dict.fromkeys(FEATURES - _HAS, "ONNX's LSTM has none") | REASONS
         if other_clip := _clips_the_cell():
             reasons["gate_clip"] = "this ONNX Runtime clips the input of the hidden activation too"
         return Capabilities(
@@ -125,14 +125,13 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeKernel(self, config, precision)
 
 
-def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:
-    """Return a session on the processor for a model with these parameters."""
+def start_session(serialized: bytes) -> onnxruntime.InferenceSession:
+    """Return a session on the processor for a model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = asked_threads() or 0  # 0 is ONNX Runtime's default
     options.log_severity_level = 4  # an error raises an exception as well
     # Every session has its own threads. Without this they would spin on cores that the next session needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    serialized = operator_model(config, parameters).SerializeToString()
     return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
 
@@ -140,7 +139,8 @@ def _session(config: LSTMConfig, parameters: Mapping[str, Array]) -> onnxruntime
 def _clips_the_cell() -> bool:
     """Return whether `clip` bounds the input of the hidden activation, as ONNX says: microsoft/onnxruntime#27224."""
     config = LSTMConfig(input_size=1, hidden_size=1, gate_clip=1.0)
-    session = _session(config, {name: np.zeros(shape, np.float32) for name, shape in config.parameter_shapes.items()})
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in config.parameter_shapes.items()}
+    session = start_session(operator_model(config, zeros).SerializeToString())
     zero = np.zeros((1, 1, 1), np.float32)
     (h,) = session.run(["Y_h"], dict(zip(INPUTS, (zero, np.ones(1, np.int32), zero, zero + 8), strict=True)))
     return bool(h < np.tanh(2.0) / 2)  # tanh(4) / 2, or tanh(1) / 2

@@ -10,7 +10,7 @@ from lstmcore.extras import installing
 from lstmcore.hookspecs import BackendInfo, hookimpl
 
 
-def _unavailable() -> str | None:
+def unavailable() -> str | None:
     """Return why the backend cannot run here, or None."""
     if find_spec("torch") is None:
         return f"PyTorch is not installed; install it with: {installing('torch')}"
@@ -20,7 +20,7 @@ def _unavailable() -> str | None:
 @hookimpl
 def lstmcore_backend_info() -> BackendInfo:
     """Return name, version and summary of the backend."""
-    return BackendInfo("torch", __version__, "PyTorch's own LSTM, on the processor", unavailable=_unavailable)
+    return BackendInfo("torch", __version__, "PyTorch's own LSTM, on the processor", unavailable=unavailable)
 
 
 @hookimpl
