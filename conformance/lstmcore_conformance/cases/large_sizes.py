@@ -1,7 +1,8 @@
 """Sizes at which kernels change their path: vectors, tiles, caches, threads, and the ranges of small integers.
 
 A fault of a real kernel often begins at a size: a second tile of rows, a 9th vector of units, a length above 255. Each
-switch is tried at sizes of several vectors and tiles, and each axis alone at sizes above every usual threshold.
+switch is tried at sizes of several vectors and tiles, and each axis alone at sizes above every usual threshold. The
+longest are one more than a power of 2: the last tile of every width has one element.
 
 One precision has all of it: float32 if it is declared. Each of the others has a part, and all parts differ, so that a
 backend with many precisions does not pay for each of them.
@@ -15,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from lstmcore.backend import Capabilities
-from lstmcore.config import LSTMConfig
+from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.quality import NAIVE, has_kinks
@@ -66,29 +67,29 @@ WIDTHS: Final[Mapping[str, Extent]] = {
     "H=1100,P=41": Extent(2, 2, 3, 1100, {"proj_size": 41, "peephole": True}),
     "I=311": Extent(3, 5, 311, 9),
     "I=640": Extent(2, 8, 640, 16, {"layer_norm": True}),
-    "I=1030": Extent(2, 3, 1030, 6),
+    "I=1025": Extent(2, 3, 1025, 6),
 }
 ROWS: Final[Mapping[str, Extent]] = {
     "N=34": Extent(3, 34, 5, 8, {"peephole": True}),
     "N=48": Extent(3, 48, 8, 16, {"layer_norm": True}),
     "N=65": Extent(3, 65, 5, 7, {"proj_size": 3}),
     "N=96": Extent(3, 96, 16, 24),
-    "N=129": Extent(3, 129, 5, 33, {"coupling": "input_from_forget"}),
+    "N=129": Extent(2, 129, 5, 129, {"coupling": "input_from_forget"}),
     "N=128,multiples": Extent(8, 128, 64, 64),
     "N=300": Extent(3, 300, 4, 6, {"zoneout_hidden": 0.2, "zoneout_cell": 0.3}),
     "N=600": Extent(2, 600, 4, 17),
-    "N=1030": Extent(2, 1030, 3, 5, {"reverse": True}),
-    "N=70000": Extent(2, 70_000, 2, 1),
+    "N=1025": Extent(2, 1025, 3, 5, {"reverse": True}),
+    "N=65537": Extent(2, 65_537, 2, 1),
 }
 STEPS: Final[Mapping[str, Extent]] = {
-    "T=136": Extent(136, 16, 8, 8, {"peephole": True}),
-    "T=260": Extent(260, 3, 4, 6, {"reverse": True}),
+    "T=129": Extent(129, 16, 8, 8, {"peephole": True}),
+    "T=257": Extent(257, 3, 4, 6, {"reverse": True}),
 }
 LONGEST: Final[Mapping[str, Extent]] = {
-    "T=530": Extent(530, 2, 3, 5, {"reverse": True}),
-    "T=1030": Extent(1030, 3, 4, 6),
+    "T=513": Extent(513, 2, 3, 5, {"reverse": True}),
+    "T=1025": Extent(1025, 3, 4, 6),
     "N=300,T=600": Extent(600, 300, 2, 3, lengths=True),
-    "T=1030,lengths": Extent(1030, 5, 4, 6, lengths=True),
+    "T=1025,lengths": Extent(1025, 5, 4, 6, lengths=True),
 }
 LENGTHS: Final[Mapping[str, Extent]] = {
     "N=37,T=45": Extent(45, 37, 5, 12, {"peephole": True}, lengths=True),
@@ -103,6 +104,15 @@ MASKS: Final[Mapping[str, Extent]] = {
     "H=260": Extent(3, 5, 7, 260, _ZONEOUT, masks=True),
     "N=300": Extent(4, 300, 3, 9, {**_ZONEOUT, "proj_size": 4}, masks=True),
     "T=260": Extent(260, 3, 3, 9, {**_ZONEOUT, "reverse": True}, lengths=True, masks=True),
+}
+
+
+#: Stacks: what one layer hands to the next in tiles, vectors and chunks of steps.
+STACKED: Final[Mapping[str, tuple[Extent, Mapping[str, Any]]]] = {
+    "L=2,D=2,N=37": (Extent(5, 37, 11, 40, lengths=True), {"num_layers": 2, "bidirectional": True}),
+    "L=2,N=129": (Extent(2, 129, 5, 24, {"peephole": True}), {"num_layers": 2}),
+    "L=2,T=129": (Extent(129, 3, 4, 9, {"proj_size": 4}), {"num_layers": 2, "bidirectional": True}),
+    "L=3,H=129": (Extent(3, 5, 9, 129, masks=True), {"num_layers": 3, "dropout": 0.25}),
 }
 
 
@@ -148,15 +158,31 @@ def extent_cases(extents: Mapping[str, Extent], declared: Capabilities, precisio
     """Yield the cases of a table: all of them, or every fourth in most precisions."""
     turn = _turn(declared, precision)
     for position, (name, extent) in enumerate(extents.items()):
-        if turn is not None and (position - turn) % PARTS:
-            continue
-        case = Case(
-            name=f"large,{name}",
-            model=config_of({**extent.changes, "input_size": extent.input_size, "hidden_size": extent.hidden_size}),
-            precision=precision,
-            steps=extent.steps,
-            batch=extent.batch,
-            lengths=ends_of(extent.steps, extent.batch) if extent.lengths else None,
-            masks=extent.masks,
+        if turn is None or (position - turn) % PARTS == 0:
+            yield _with_draw(_extent_case(name, extent, precision))
+
+
+def stacked_cases(declared: Capabilities, precision: str) -> Iterator[Case]:
+    """Yield the cases of `STACKED`: all of them, or every fourth in most precisions."""
+    plain = {name: extent for name, (extent, _) in STACKED.items()}
+    for case in extent_cases(plain, declared, precision):
+        shape = STACKED[case.name.removeprefix("large,")][1]
+        lengths, masks = (name in declared.features for name in ("lengths", "masks"))
+        yield replace(
+            case,
+            model=StackConfig.make(case.config, **shape),
+            lengths=case.lengths if lengths else None,
+            masks=case.masks and masks,
         )
-        yield _with_draw(case)
+
+
+def _extent_case(name: str, extent: Extent, precision: str) -> Case:
+    return Case(
+        name=f"large,{name}",
+        model=config_of({**extent.changes, "input_size": extent.input_size, "hidden_size": extent.hidden_size}),
+        precision=precision,
+        steps=extent.steps,
+        batch=extent.batch,
+        lengths=ends_of(extent.steps, extent.batch) if extent.lengths else None,
+        masks=extent.masks,
+    )

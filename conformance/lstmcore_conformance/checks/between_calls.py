@@ -8,10 +8,13 @@ from dataclasses import replace
 from threading import Barrier
 from typing import Any, Final
 
-from lstmcore_conformance.cases.case import Array, Case
+import numpy as np
+
+from lstmcore.backend import State, Tangents
+from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.metamorphic import piece, rows_of
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
-from lstmcore_conformance.checks.contract import expectation, results
+from lstmcore_conformance.cases.switches import SWITCHES, WIDTHS, config_of
+from lstmcore_conformance.checks.contract import contract_cases, expectation, results
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare, same_bits
@@ -21,6 +24,9 @@ from lstmcore_conformance.suite.check import Scope, check
 MANY: Final = 1_003
 #: Threads of `calls.cold_threads`.
 THREADS: Final = 8
+
+#: Tapes that `tape.many` keeps: more than a pool of 128.
+TAPES: Final = 130
 
 #: Name of a switch's case -> the same switch with another number.
 _NUMBERS: Final[dict[str, dict[str, Any]]] = {
@@ -34,15 +40,26 @@ _NUMBERS: Final[dict[str, dict[str, Any]]] = {
     "cell_activation=scaled_tanh(alpha=1.3, beta=0.6)": {"cell_activation": "scaled_tanh(alpha=0.6, beta=1.4)"},
     "cell_activation=leaky_relu(alpha=0.3)": {"cell_activation": "leaky_relu(alpha=0.8)"},
 }
+#: The same with a number that is almost equal: the fourth digit differs.
+_CLOSE: Final[dict[str, dict[str, Any]]] = {
+    "zoneout_cell": {"zoneout_cell": 0.4004},
+    "cell_activation=scaled_tanh(alpha=1.3, beta=0.6)": {"cell_activation": "scaled_tanh(alpha=1.3004, beta=0.6)"},
+}
+
+#: A function in all its places, with other numbers in each.
+_PLACES: Final[dict[str, tuple[str, str, str]]] = {
+    "hard_sigmoid": ("(alpha=0.3, beta=0.45)", "(alpha=0.15, beta=0.4)", "(alpha=0.4, beta=0.35)"),
+    "scaled_tanh": ("(alpha=1.3, beta=0.6)", "(alpha=0.6, beta=1.4)", "(alpha=0.9, beta=0.8)"),
+}
 
 
 def number_cases(scope: Scope) -> Iterator[Case]:
     """Yield models that differ from one of the switches' cases in a number alone."""
     for precision in scope.precisions:
-        for name, other in _NUMBERS.items():
-            if name in SWITCHES:
+        for kind, others in (("number", _NUMBERS), ("close", _CLOSE)):
+            for name, other in others.items():
                 model = config_of({**SWITCHES[name], **other})
-                yield Case(name=f"number;{name}", model=model, precision=precision)
+                yield Case(name=f"{kind};{name}", model=model, precision=precision)
 
 
 @check(
@@ -54,6 +71,30 @@ def number_cases(scope: Scope) -> Iterator[Case]:
 def numbers(tested: BackendUnderTest, case: Case) -> Measure:
     first = replace(case, name="number,first", model=config_of(SWITCHES[case.name.split(";")[1]]))
     results(tested, first, tested.device(first.data))
+    return compare(results(tested, case, tested.device(case.data)), expectation(tested, case))
+
+
+def place_cases(scope: Scope) -> Iterator[Case]:
+    """Yield models in which one function is in all places, with other numbers in each."""
+    for precision in scope.precisions:
+        for function, (gate, cell, hidden) in _PLACES.items():
+            model = config_of(
+                {
+                    "gate_activation": function + gate,
+                    "cell_activation": function + cell,
+                    "hidden_activation": function + hidden,
+                }
+            )
+            yield Case(name=f"places,{function}", model=model, precision=precision)
+
+
+@check(
+    "models.places",
+    "a function that is in several places has the numbers of each place",
+    section=3,
+    cases=place_cases,
+)
+def places(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(results(tested, case, tested.device(case.data)), expectation(tested, case))
 
 
@@ -148,3 +189,102 @@ def cold_threads(tested: BackendUnderTest, case: Case) -> None:
         together = list(pool.map(call, inputs))
     for got, part in zip(together, inputs, strict=True):
         same_bits("from several threads", got, call(part, meet=False))
+
+
+@check(
+    "inputs.refilled",
+    "arrays whose contents change between two calls are read again, and so is a state that a call returned",
+    section=9,
+    cases=contract_cases,
+)
+def refilled(tested: BackendUnderTest, case: Case) -> None:
+    data, turned = tested.device(case.data), case.data.map(np.flip)
+    if turned.lengths is not None:
+        turned.lengths[...] = np.flip(turned.lengths)
+    results(tested, case, data)
+    if not all(refill(tested, old, new) for (_, old), (_, new) in zip(data.arrays(), turned.arrays(), strict=True)):
+        return
+    got, expected = results(tested, case, data), results(tested, case, tested.device(turned))
+    same_bits("with arrays that were filled again", got, expected)
+    last = tested.call(case, data).state
+    for array, value in zip(last, turned.state or (), strict=True):
+        refill(tested, array, value)
+    again = tested.outputs(tested.call(case, replace(data, state=last)))
+    same_bits("with a returned state that was filled again", again, {name: expected[name] for name in again})
+
+
+def refill(tested: BackendUnderTest, array: Any, values: Array) -> bool:
+    """Write `values` to `array`, and return whether it was possible: some backends' arrays cannot change."""
+    try:
+        array[...] = values if isinstance(array, np.ndarray) else tested.backend.to_device(np.array(values))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def shared_cases(scope: Scope) -> Iterator[Case]:
+    """Yield models whose x, y and h have one shape, and whose matrices have one."""
+    for precision in scope.precisions:
+        for name in ("plain", "reverse", "layer_norm"):
+            changes = {**SWITCHES[name], "input_size": WIDTHS["hidden_size"]}
+            yield Case(name=f"shared,{name}", model=config_of(changes), precision=precision)
+
+
+def _as_one(case: Case) -> Data:
+    """Return the data with one array for all arguments of one shape and dtype."""
+    x, state, parameters = case.data.x, case.data.state, dict(case.data.parameters)
+    if state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    parameters["weight_h"] = parameters["weight_x"]
+    state = State(x[0], x[0] if state.c.dtype == x.dtype else state.c)
+    tangents = Tangents(x, state, parameters)
+    return replace(case.data, parameters=parameters, state=state, dy=x, dstate=state, tangents=tangents)
+
+
+@check(
+    "inputs.shared",
+    "arguments may be one array: h and c, W_x and W_h, x and dy, an array and its tangent, dy and y",
+    section=9,
+    cases=shared_cases,
+)
+def shared(tested: BackendUnderTest, case: Case) -> None:
+    data = _as_one(case)
+    made: dict[int, Any] = {}
+
+    def once(array: Array) -> Any:
+        return made.setdefault(id(array), tested.backend.to_device(np.array(array)))
+
+    one, apart = data.map(once), tested.device(data)
+    same_bits("with arguments that are one array", results(tested, case, one), results(tested, case, apart))
+    if "backward" in tested.declared.derivatives:
+        weights = tested.pack(case, apart)
+        done = tested.call(case, apart, record=True, weights=weights)
+        y = tested.backend.to_device(np.array(tested.host(done.y)))
+        expected = tested.backward(case, replace(apart, dy=y), weights, done)
+        same_bits("with dy = y", tested.backward(case, replace(apart, dy=done.y), weights, done), expected)
+        same_bits("after dy = y", {"y": tested.host(done.y)}, {"y": tested.host(y)})
+
+
+@check(
+    "tape.many",
+    f"{TAPES} tapes that are kept at once are right, also for another thread",
+    section=9,
+    cases=single_cases,
+    needs=("backward",),
+)
+def many_tapes(tested: BackendUnderTest, case: Case) -> None:
+    weights, kept = tested.pack(case, tested.device(case.data)), []
+    for number in range(TAPES):
+        factor = (number + 1) / TAPES
+        data = tested.device(replace(case.data, x=np.asarray(factor * case.data.x, case.data.x.dtype)))
+        done = tested.call(case, data, record=True, weights=weights)
+        kept.append((data, done, tested.backward(case, data, weights, done)))
+
+    def again() -> list[dict[str, Array]]:
+        return [tested.backward(case, data, weights, done) for data, done, _ in kept]
+
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(again).result()
+    for name, found in (("in another thread", later), ("later", again())):
+        for number, (got, (_, _, expected)) in enumerate(zip(found, kept, strict=True), 1):
+            same_bits(f"tape {number} of {TAPES} {name}", got, expected)

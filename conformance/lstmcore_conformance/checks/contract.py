@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any, Final
 
@@ -16,10 +17,13 @@ from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.oracle.composition import forward_pass
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import Scope, check
 
 THREADS: Final = 16
+#: What shares memory -> the axis of stride 0, or None for all: a state for every row, a gradient of a sum.
+SPREADS: Final = {"units": -1, "rows": -2, "all elements": None}
 MODELS: Final = ("plain", "reverse", "proj_size", "peephole", "layer_norm", *TOGETHER)
 
 
@@ -145,12 +149,20 @@ def unaligned(tested: BackendUnderTest, case: Case) -> Measure:
     cases=contract_cases,
 )
 def broadcast(tested: BackendUnderTest, case: Case) -> None:
-    def spread(array: Array) -> Array:
-        return np.broadcast_to(array[..., :1], array.shape) if array.shape[-1:] != (0,) else array
+    for what, axis in SPREADS.items():
+        spread = partial(_spread, axis=axis)
+        shared = case.data.map(lambda array, spread=spread: tested.backend.to_device(spread(array)))  # type: ignore[misc]
+        full = tested.device(case.data.map(spread))
+        same_bits(f"with {what} that share memory", results(tested, case, shared), results(tested, case, full))
 
-    shared = case.data.map(lambda array: tested.backend.to_device(spread(array)))
-    full = case.data.map(lambda array: tested.backend.to_device(np.array(spread(array))))
-    same_bits("with shared elements", results(tested, case, shared), results(tested, case, full))
+
+def _spread(array: Array, axis: int | None) -> Array:
+    """Return an array like `array` that holds one element along `axis`; along every axis if that is None."""
+    if array.size == 0 or (axis is not None and array.ndim < -axis):
+        return array
+    axes = range(array.ndim) if axis is None else (array.ndim + axis,)
+    first = array[tuple(slice(1) if k in axes else slice(None) for k in range(array.ndim))]
+    return np.broadcast_to(first, array.shape)
 
 
 @check(
@@ -278,12 +290,19 @@ def copies(tested: BackendUnderTest, case: Case) -> Measure | None:
 
 @check(
     "pack.many",
-    "a kernel holds no weights: packs of different parameters live side by side",
+    "a kernel holds no weights: packs of different parameters live side by side, also if one number alone differs",
     section=9,
     cases=one_layer,
 )
 def many(tested: BackendUnderTest, case: Case) -> Measure:
-    data = tested.device(case.data)
+    data, expected = tested.device(case.data), budgets.forward(case)
     weights = tested.pack(case, data)
     tested.pack(case, tested.device(case.data.map(lambda array: -array)))
-    return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
+    for name, array in case.data.parameters.items():
+        changed = np.array(array)
+        changed[(-1,) * changed.ndim] += changed.dtype.type(0.5)
+        other = replace(case.data, parameters={**case.data.parameters, name: changed})
+        right = forward_pass(case.model, other, "float64").outputs
+        want = {key: replace(expected[key], value=value) for key, value in right.items()}
+        compare(tested.forward(case, other), want)
+    return compare(tested.outputs(tested.call(case, data, weights=weights)), expected)

@@ -51,7 +51,7 @@ def infinite(case: Case) -> Data:
     return data
 
 
-def _valued(budget: Expectation, values: Mapping[str, Array]) -> dict[str, Expected]:
+def valued(budget: Expectation, values: Mapping[str, Array]) -> dict[str, Expected]:
     """Return `values` as what is expected, with the budgets of the same arrays of finite data."""
     return {name: replace(want, value=values[name]) for name, want in budget.items()}
 
@@ -67,7 +67,7 @@ def ended(tested: BackendUnderTest, case: Case) -> Measure:
     data = infinite(case)
     done = forward_pass(case.model, data, "float64")
     right = backward_pass(case.model, data, done, "float64")
-    expected = _valued(budgets.gradients(case), right)
+    expected = valued(budgets.gradients(case), right)
     got = tested.gradients(case, data)
     del expected["d_weight_x"]  # the gradient of z in that step times infinity: a backend's own rounding of it counts
     return compare(got, expected)
@@ -84,7 +84,7 @@ def still(tested: BackendUnderTest, case: Case) -> Measure:
     data, kind = infinite(case), case.name.split(",")[1]
     data = replace(data, tangents=Tangents(**{kind: getattr(data.tangents, kind)}))
     right = jvp_pass(case.model, data, forward_pass(case.model, data, "float64"), "float64")
-    return compare(tested.tangents(case, data), _valued(budgets.tangents(case), right))
+    return compare(tested.tangents(case, data), valued(budgets.tangents(case), right))
 
 
 def bound_cases(scope: Scope) -> Iterator[Case]:

@@ -17,6 +17,7 @@ from lstmcore_conformance.cases.large_sizes import (
     WIDTHS,
     Extent,
     extent_cases,
+    stacked_cases,
     switch_cases,
 )
 from lstmcore_conformance.checks.contract import results
@@ -41,6 +42,11 @@ def _each_switch(scope: Scope) -> Iterator[Case]:
         yield from switch_cases(scope.declared, precision)
 
 
+def _stacked(scope: Scope) -> Iterator[Case]:
+    for precision in scope.precisions:
+        yield from stacked_cases(scope.declared, precision)
+
+
 def _all_calls(tested: BackendUnderTest, case: Case) -> Measure:
     expected, data = budgets.everything(case), tested.device(case.data)
     plain = tested.outputs(tested.call(case, data))
@@ -52,10 +58,11 @@ def _all_calls(tested: BackendUnderTest, case: Case) -> Measure:
 _Table = tuple[str, str, int, MakeCases, tuple[str, ...], Profile]
 _TABLE: tuple[_Table, ...] = (
     ("each_switch", "each switch at 37 rows and 40, 64 and 129 units", 3, _each_switch, (), "quick"),
-    ("widths", "up to 1,100 units and 1,030 inputs", 9, _of(WIDTHS), (), "quick"),
-    ("batches", "34 to 70,000 rows", 9, _of(ROWS), (), "quick"),
-    ("sequences", "136 and 260 steps", 9, _of(STEPS), (), "quick"),
-    ("longest", "up to 1,030 steps", 9, _of(LONGEST), (), "full"),
+    ("widths", "up to 1,100 units and 1,025 inputs", 9, _of(WIDTHS), (), "quick"),
+    ("batches", "34 to 65,537 rows", 9, _of(ROWS), (), "quick"),
+    ("sequences", "129 and 257 steps", 9, _of(STEPS), (), "quick"),
+    ("longest", "up to 1,025 steps", 9, _of(LONGEST), (), "full"),
+    ("stacks", "stacks of many rows, units and steps", 6, _stacked, (), "quick"),
     ("ends", "many rows and steps with lengths", 4, _of(LENGTHS), ("lengths",), "quick"),
     ("random_masks", "many rows, units and steps with masks", 5, _of(MASKS), ("masks",), "quick"),
 )

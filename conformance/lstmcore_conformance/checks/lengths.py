@@ -24,7 +24,7 @@ INTEGERS: Final = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64
 
 
 def length_cases(scope: Scope) -> Iterator[Case]:
-    """Yield lengths 0, T and between, not in order; in one set no row reaches T."""
+    """Yield lengths 0, T and between, not in order; in one set no row reaches T, in one all are equal."""
     for precision in scope.precisions:
         for name in MODELS:
             for steps, ends in ((5, (3, 0, 5, 1)), (5, (0, 2, 4))):
@@ -39,6 +39,8 @@ def length_cases(scope: Scope) -> Iterator[Case]:
         for name in ("plain", "reverse"):
             many = (40, 17, 0, 39, 33, 16, 1, 24, 8)
             model = config_of(SWITCHES[name])
+            yield Case(name=f"equal;{name}", model=model, precision=precision, steps=5, lengths=(3, 3, 3))
+            yield Case(name=f"T=1;{name}", model=model, precision=precision, steps=1, lengths=(1, 0, 1))
             yield Case(name=f"long;{name}", model=model, precision=precision, steps=40, batch=9, lengths=many)
 
 

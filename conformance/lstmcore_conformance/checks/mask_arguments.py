@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
 from lstmcore.backend import Masks, StackMasks
 from lstmcore.config import StackConfig
 from lstmcore.lstm import LSTM
-from lstmcore_conformance.cases.case import Array, Case
+from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import SWITCHES, TOGETHER, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.oracle.composition import forward_pass
 from lstmcore_conformance.oracle.philox import masks_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare, same_bits
 from lstmcore_conformance.suite.check import Scope, check
@@ -125,6 +127,64 @@ def kept(tested: BackendUnderTest, case: Case) -> Measure:
     held = np.broadcast_to(state.h, got["y"].shape)
     values = {"y": held, "h_n": state.h, "c_n": state.c}
     return compare(got, {name: replace(want, value=values[name]) for name, want in budgets.forward(case).items()})
+
+
+#: The row and the step that differ, and the other rows.
+ROW: Final = 1
+STEP: Final = 1
+OTHERS: Final = [0, 2, 3]
+
+
+def odd_cases(scope: Scope) -> Iterator[Case]:
+    """Yield a model with both zoneouts and their masks."""
+    for precision in scope.precisions:
+        model = config_of({"zoneout_hidden": 0.5, "zoneout_cell": 0.5})
+        yield Case(name="zoneout", model=model, precision=precision, batch=4, masks=True)
+
+
+def _with_masks(case: Case, step: Any, number: float) -> Data:
+    """Return the data with a number in all masks of one row, in some steps."""
+    data = case.data.map(np.array)
+    for mask in data.masks or ():
+        if mask is not None:
+            mask[step, ROW] = number
+    return data
+
+
+@check(
+    "masks.unselected",
+    "a NaN that zoneout does not select gives NaN or the selected number, in its row alone",
+    section=5,
+    cases=odd_cases,
+    needs=("masks",),
+)
+def unselected(tested: BackendUnderTest, case: Case) -> Measure:
+    """The masks keep the old state in a step whose x is NaN, so that the new state is NaN and is not selected."""
+    data = _with_masks(case, STEP, 1)
+    right = forward_pass(case.model, data, "float64").outputs
+    data.x[STEP, ROW] = np.nan
+    got = tested.forward(case, data)
+    right = {name: np.where(_lost(got[name], ROW), np.nan, value) for name, value in right.items()}
+    return compare(got, {name: replace(want, value=right[name]) for name, want in budgets.forward(case).items()})
+
+
+def _lost(array: Array, row: int) -> Array:
+    """Return where one row of an output is NaN."""
+    return np.isnan(array) & (np.arange(array.shape[-2]) == row)[:, None]
+
+
+@check(
+    "masks.odd",
+    "a mask with other values than 0, 1 and 1 / (1 - rate) changes no other row",
+    section=5,
+    cases=odd_cases,
+    needs=("masks",),
+)
+def odd(tested: BackendUnderTest, case: Case) -> Measure:
+    got = tested.forward(case, _with_masks(case, slice(None), 0.375))
+    kept = {name: array[..., OTHERS, :] for name, array in got.items()}
+    known = budgets.forward(case).items()
+    return compare(kept, {name: replace(want, value=want.value[..., OTHERS, :]) for name, want in known})
 
 
 @check(

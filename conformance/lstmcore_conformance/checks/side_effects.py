@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore_conformance.cases.case import Case
-from lstmcore_conformance.checks.contract import one_layer, results
+from lstmcore_conformance.checks.contract import contract_cases, results
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure
 from lstmcore_conformance.suite.check import check
 
@@ -69,7 +69,7 @@ SETTINGS: Final[dict[str, Callable[[], Any]]] = {
     "calls.surroundings",
     "a call leaves settings as they are: error handling, warnings, random numbers, printing, gc, denormals and more",
     section=9,
-    cases=one_layer,
+    cases=contract_cases,
 )
 def surroundings(tested: BackendUnderTest, case: Case) -> None:
     def changed() -> list[str]:

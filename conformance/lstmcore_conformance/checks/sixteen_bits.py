@@ -1,39 +1,45 @@
 """Checks of 16-bit storage: the cell, the gates and sums have at least float32, and h is rounded to the nearest.
 
-The budgets of other checks cannot see this: in 16 bits they are as wide as the roundings of h. Here weights are 0, so
-h is never read, and the rest has the precision of float32.
+The budgets of other checks cannot see this: in 16 bits they are as wide as the roundings of h. Here weights are 0 or
+steps are few, so that h is not read or is known, and the rest has the precision of float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from lstmcore.backend import State
+from lstmcore.config import StackConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.switches import config_of
 from lstmcore_conformance.oracle.budgets import Expected, Measure, dtype_of
-from lstmcore_conformance.oracle.composition import backward_pass, forward_pass
+from lstmcore_conformance.oracle.composition import backward_pass, forward_pass, jvp_pass
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import MakeCases, Scope, check
 
 #: Steps in which a cell that is rounded to 16 bits drifts away by many units of float32.
 STEPS: Final = 400
+#: The allowed error of c after one or two steps, in units of 2^-23: sums of some dozens of products have a few.
+UNITS: Final = 64
 #: The largest mean error of |y|, in units of the last place: rounding to the nearest has 0, cutting off 1/2.
 BIAS: Final = 0.2
 #: Pre-activations of i, f, g and o: a nearly closed input, a nearly open memory, a small candidate.
 GATES: Final = (-3.0, 6.0, 0.02, 0.25)
+#: Widths at which sums in 16 bits lose many digits.
+_WIDE: Final = {"input_size": 61, "hidden_size": 33}
 
 
-def _cases(name: str, steps: int, batch: int, **changes: str) -> MakeCases:
-    """Return the function that makes one case in each 16-bit precision."""
+def _cases(name: str, steps: int, batch: int, *, layers: int = 0, **changes: Any) -> MakeCases:
+    """Return the function that makes one case in each 16-bit precision; of a stack if there are layers."""
 
     def cases(scope: Scope) -> Iterator[Case]:
         for precision in scope.precisions:
-            model = config_of({"input_size": 2, "hidden_size": 9, **changes})
+            config = config_of({"input_size": 2, "hidden_size": 9, **changes})
+            model = StackConfig.make(config, num_layers=layers) if layers else config
             case = Case(name=name, model=model, precision=precision, steps=steps, batch=batch)
             if case.policy.storage in ("float16", "bfloat16"):
                 yield case
@@ -76,6 +82,30 @@ def cell(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.forward(case, data), _within(case, "c_n", right, STEPS))
 
 
+def _within_either(case: Case, got: Array, rounded: Array, exact: Array) -> dict[str, Expected]:
+    """Return what is expected of c: a number from one of two right answers to the other, with a budget of `UNITS`."""
+    nearest = np.clip(got, np.minimum(rounded, exact), np.maximum(rounded, exact))
+    return _within(case, "c_n", np.where(np.isnan(nearest), exact, nearest), UNITS)
+
+
+def _with_rounded_or_exact_h(tested: BackendUnderTest, case: Case) -> Measure:
+    """Compare c with those of a pass that rounds h and of one that does not: both are right."""
+    rounded, exact = (
+        np.asarray(forward_pass(case.model, case.data, precision).outputs["c_n"], np.float64)
+        for precision in (case.policy, "float64")
+    )
+    got = tested.forward(case)
+    return compare(got, _within_either(case, got["c_n"], rounded, exact))
+
+
+for _id, _claim, _section, _make in (
+    ("first_step", "products, gates and the cell of the first step have float32", 8, _cases("first16", 1, 5, **_WIDE)),
+    ("next_step", "the second step reads the h that y has, or one of more digits", 8, _cases("next16", 2, 5, **_WIDE)),
+    ("next_layer", "a layer reads the y of the one below, or one of more digits", 6, _cases("stack16", 1, 5, layers=2)),
+):
+    check(f"bits16.{_id}", _claim, section=_section, cases=_make)(_with_rounded_or_exact_h)
+
+
 @check(
     "bits16.sums",
     "gradients of parameters are sums in at least float32: 4,096 rows of one sign are rounded once",
@@ -99,11 +129,41 @@ def sums(tested: BackendUnderTest, case: Case) -> Measure:
 )
 def rounding(tested: BackendUnderTest, case: Case) -> Measure:
     data = _without_weights(case)
-    exact = np.abs(forward_pass(case.model, data, "float64").outputs["y"])
-    got = np.abs(tested.forward(case, data)["y"].astype(np.float64))
-    place = 2.0 ** np.floor(np.log2(exact)) * case.policy.epsilon
-    mean = float(((got - exact) / place).mean())
-    worst = Measure(abs(mean) / BIAS, "the mean error of |y| in units of the last place", (), mean, 0.0, BIAS)
+    return _mean_error(case, tested.forward(case, data), forward_pass(case.model, data, "float64").outputs, ("y",))
+
+
+@check(
+    "bits16.derivatives",
+    "gradients and tangents are rounded to the nearest number, and gradients beyond the largest are infinite",
+    section=8,
+    cases=_cases("derivatives16", 32, 16),
+    needs=("backward", "jvp"),
+)
+def derivatives(tested: BackendUnderTest, case: Case) -> Measure:
+    data = _without_weights(case)
+    done = forward_pass(case.model, data, "float64")
+    right = backward_pass(case.model, data, done, "float64")
+    got = tested.gradients(case, data)
+    sums = _mean_error(case, got, right, ("d_bias", "d_weight_h"))
+    moved = _mean_error(case, tested.tangents(case, data), jvp_pass(case.model, data, done, "float64"), ("ty",))
+    if data.dy is None:
+        raise TypeError(f"case {case.id}: expected dy")
+    scale = _largest(case)
+    beyond = np.abs(right["d_bias"]) * (scale / 2) > 4 * scale
+    large = tested.gradients(case, replace(data, dy=np.asarray(data.dy * (scale / 2), data.dy.dtype)))["d_bias"]
+    if not np.isinf(large[beyond]).all() or not beyond.any():
+        raise Failure(f"d_bias: expected infinity beyond the largest number; got {large[beyond].astype(float)}")
+    return max(sums, moved, key=lambda each: each.share)
+
+
+def _mean_error(case: Case, got: Mapping[str, Array], right: Mapping[str, Array], names: tuple[str, ...]) -> Measure:
+    """Return the mean error of the sizes of some arrays, in units of the last place, or raise `Failure`."""
+    exact, sizes = (np.concatenate([np.abs(np.float64(a[name])).ravel() for name in names]) for a in (right, got))
+    normal = exact > 2.0**-14
+    place = 2.0 ** np.floor(np.log2(exact[normal])) * case.policy.epsilon
+    mean = float(((sizes - exact)[normal] / place).mean())
+    what = f"the mean error of |{'|, |'.join(names)}| in units of the last place"
+    worst = Measure(abs(mean) / BIAS, what, (), mean, 0.0, BIAS)
     if not worst.share <= 1:
         raise Failure(str(worst), worst)
     return worst

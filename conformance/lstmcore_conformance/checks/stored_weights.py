@@ -12,21 +12,30 @@ from typing import Any, Final
 
 import numpy as np
 
+from lstmcore.config import StackConfig
 from lstmcore.precision import get_precision
-from lstmcore.stored_weights import FORMATS, INT8A16
+from lstmcore.stored_weights import FORMATS, INT8A16, store_parameters
 from lstmcore_conformance.cases.case import Case, Data
 from lstmcore_conformance.cases.quality import unstored_parameters
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.checks.capabilities import refusal_error
+from lstmcore_conformance.checks.infinite_values import valued
 from lstmcore_conformance.checks.values import SIZES
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.oracle.composition import forward_pass
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
 
 #: Sizes at which a kernel that widens weights on load has whole vectors, rests, and more rows than one tile.
 _SIZES = ("T=0", "N=1,everything", "H=1", "H=15", "H=64", "H=65,P=33", "H=129", "I=300", "N=33")
 
+#: The switches of a call with masks.
+_MASKED: Final = {"zoneout_hidden": 0.2, "zoneout_cell": 0.3, "recurrent_dropout": 0.25}
+#: The products of integers of int8a16 whose sum always has less than 32 bits.
+LONGEST_SUM: Final = 512
+#: The end of the name of the case whose products are all alike.
+_ALIKE: Final = "alike"
 #: How many times as large a row or a step is made.
 FACTOR: Final = 2.0**10
 
@@ -44,8 +53,23 @@ def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
                 model = config_of(changes)
                 sizes = Case(name=f"{form},{name}", model=model, precision=precision, weights=form)
                 yield replace(sizes, steps=steps, batch=batch)
+            yield from _calls_of(form, precision, scope.declared.features)
+            if form == INT8A16:
+                model = config_of({"input_size": LONGEST_SUM + 128})
+                yield Case(name=f"{form},{_ALIKE}", model=model, precision=precision, weights=form)
 
     return cases
+
+
+def _calls_of(form: str, precision: str, features: frozenset[str]) -> Iterator[Case]:
+    """Yield a call with lengths, one with masks, and a stack."""
+    plain = Case(name=f"{form},lengths", model=config_of({}), precision=precision, lengths=(3, 0, 2), weights=form)
+    stack = StackConfig.make(config_of({}), num_layers=2, bidirectional=True)
+    if "lengths" in features:
+        yield plain
+    if "masks" in features:
+        yield replace(plain, name=f"{form},masks", model=config_of(_MASKED), lengths=None, masks=True)
+    yield replace(plain, name=f"{form},L=2,D=2", model=stack, lengths=None)
 
 
 def _unstored(case: Case) -> Data:
@@ -54,7 +78,23 @@ def _unstored(case: Case) -> Data:
 
 
 def _forward(tested: BackendUnderTest, case: Case) -> Measure:
-    return compare(tested.forward(case, _unstored(case)), budgets.forward(case))
+    if case.name.endswith(_ALIKE):
+        return _alike(tested, case)
+    if case.stack is None:
+        return compare(tested.forward(case, _unstored(case)), budgets.forward(case))
+    data = tested.device(case.data)
+    stored = store_parameters(unstored_parameters(case), case.weights)
+    weights = tested.pack(case, replace(data, parameters=stored))
+    return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
+
+
+def _alike(tested: BackendUnderTest, case: Case) -> Measure:
+    """Compare a product whose terms are all the largest, and whose sum of integers needs more than 32 bits."""
+    data = case.data.map(np.array)
+    data.x[...] = 1
+    data.parameters["weight_x"][...] = 127 * 2.0**-17  # scales are then exact
+    right = forward_pass(case.model, data, "float64").outputs
+    return compare(tested.forward(case, data), valued(budgets.forward(case), right))
 
 
 for _form in FORMATS:
@@ -91,14 +131,21 @@ def _no_derivatives(tested: BackendUnderTest, case: Case) -> None:
         raise Failure("; ".join(texts))
 
 
+#: Models of `rows.large`; in the last one h and q of a large row are as large as its x.
+_LARGE: Final[Mapping[str, Mapping[str, Any]]] = {
+    **{name: SWITCHES[name] for name in ("plain", "proj_size", "everything")},
+    "unbounded": {"proj_size": 3, "cell_activation": "identity", "hidden_activation": "identity"},
+}
+
+
 def _large_cases(scope: Scope) -> Iterator[Case]:
     """Yield the smallest case first: it shows a scale for all rows or steps as well as the larger ones do."""
     integers = f"weights:{INT8A16}" in scope.declared.features
     for precision in scope.precisions:
         smallest = config_of({"input_size": 1, "hidden_size": 1})
         cases = [Case(name="large,H=1", model=smallest, precision=precision, steps=2, batch=2)]
-        for name in ("plain", "proj_size", "everything"):
-            model = config_of(SWITCHES[name])
+        for name, changes in _LARGE.items():
+            model = config_of(changes)
             cases.append(Case(name=f"large,{name}", model=model, precision=precision, steps=5, batch=4))
         for case in cases:
             yield case

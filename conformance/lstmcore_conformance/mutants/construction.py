@@ -136,18 +136,20 @@ def _tf32(array: Array) -> Array:
     return rounded.view(np.float32)
 
 
-def edits(id: str, what: str, pairs: tuple[tuple[str, str], ...], caught_by: str, hides: str = "") -> None:
+def edits(
+    id: str, what: str, pairs: tuple[tuple[str, str], ...], caught_by: str, hides: str = "", precision: str = "float32"
+) -> None:
     """Register a mutant in which several texts of the reference are replaced.
 
     Parameters
     ----------
-    id, what, caught_by, hides
-        `Mutant.id`, `fault`, `caught_by` and `hides`.
+    id, what, caught_by, hides, precision
+        `Mutant.id`, `fault`, `caught_by`, `hides` and `precision`.
     pairs
         Old and new texts, replaced in their order.
     """
 
-    @fault(id, what, caught_by, hides=hides)
+    @fault(id, what, caught_by, precision, hides)
     def make() -> Backend:
         return backend_of(type("EditedKernel", (NaiveKernel,), {"equations": edited(*pairs)}))
 

@@ -212,3 +212,33 @@ def _clip_of_unit() -> Backend:
     right = "np.where(np.arange(config.hidden_size) < 32, clip(step.c_unclipped, config.cell_clip), step.c_unclipped)"
     module = edited((text, f"step.c_unclipped if config.cell_clip is None else {right}"))
     return backend_of(type("K", (NaiveKernel,), {"equations": module}))
+
+
+# Tiles of two axes, and rests of one element --------------------------------------------------------------------------
+
+
+@fault("size.tile_65_65", "the tile of the 65th row and the 65th unit is not written", "large.batches")
+class _Tile(NaiveKernel):
+    def _forward(self, weights: Any, x: Array, *rest: Any, **options: Any) -> tuple[Array, State, Any]:
+        y, last, tape = super()._forward(weights, x, *rest, **options)
+        y[:, 64:, 64:] = 0
+        return y, last, tape
+
+
+def _register_rest(axis: int, width: int, noun: str, check: str) -> None:
+    """Register a mutant whose dx is 0 in the last step or row if that is alone in its tile, after at least one tile."""
+
+    @fault(f"size.rest_of_{noun}s_{width}", f"dx leaves out a last {noun} that is alone in its tile of {width}", check)
+    class _Rest(NaiveKernel):
+        def _backward(self, *arguments: Any) -> Gradients:
+            gradients = super()._backward(*arguments)
+            x = np.moveaxis(gradients.x, axis, 0)
+            if len(x) > width and len(x) % width == 1:
+                x[-1] = 0
+            return gradients
+
+
+for _width in (64, 128, 256):
+    _register_rest(0, _width, "step", "large.sequences")
+for _width in (128, 256, 1024, 65_536):
+    _register_rest(1, _width, "row", "large.batches")

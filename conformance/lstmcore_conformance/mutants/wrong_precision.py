@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lstmcore import reference
-from lstmcore.backend import Array, Backend, Masks, State
+from lstmcore.backend import Array, Backend, Forward, Gradients, Masks, State
 from lstmcore.precision import Precision
-from lstmcore_conformance.mutants.construction import backend_of, edit, fault
+from lstmcore_conformance.mutants.construction import backend_of, edit, edits, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 _F, _B = "forward.switches", "backward.switches"
@@ -109,3 +111,79 @@ def _half_arithmetic() -> Backend:
             return out
 
     return backend_of(Half)
+
+
+# 16 bits --------------------------------------------------------------------------------------------------------------
+
+edit(
+    "half.products",
+    "sums of more than 32 products W x are rounded to float16 before they are added up",
+    'from_x, from_h = step.x @ p["weight_x"].T, step.recurrent @ p["weight_h"].T\n',
+    'from_x, from_h = step.x @ p["weight_x"].T, step.recurrent @ p["weight_h"].T\n'
+    '    short = step.precision.storage == "float16" and config.input_size > 32\n'
+    "    from_x = from_x.astype(np.float16 if short else from_x.dtype)\n",
+    "bits16.first_step",
+    "float16",
+)
+edits(
+    "half.next_step",
+    "the next step reads h of more than 32 units cut off, and y has it rounded",
+    (
+        ("        h_new = _stored(h_new, policy)\n", "        whole, h_new = h_new, _stored(h_new, policy)\n"),
+        (
+            "        h, c = np.where(active, h_new, h), np.where(active, c_new, c)\n"
+            "        y[t] = np.where(active, h, 0)\n",
+            "        y[t] = np.where(active, h_new, 0)\n"
+            "        short = policy.storage == 'float16' and config.hidden_size > 32\n"
+            "        cut = _shortened(whole, 13, False) if short else h_new\n"
+            "        h, c = np.where(active, cut, h), np.where(active, c_new, c)\n",
+        ),
+    ),
+    "bits16.next_step",
+    precision="float16",
+)
+
+
+class _Derivatives(NaiveKernel):
+    """A kernel with another rounding of gradients, of tangents, or of both."""
+
+    gradients = tangents = False
+    _differs = False
+
+    def _backward(self, *arguments: Any) -> Gradients:
+        self._differs = self.gradients
+        return super()._backward(*arguments)
+
+    def _jvp(self, *arguments: Any) -> tuple[Forward, Forward]:
+        self._differs = self.tangents
+        return super()._jvp(*arguments)
+
+    def _stored(self, array: Array) -> Array:
+        if not self._differs or self.precision.storage != "float16":
+            return super()._stored(array)
+        return self._round(array)
+
+    def _round(self, array: Array) -> Array:
+        """Return `array` in float16, cut off."""
+        nearest = super()._stored(array)
+        return np.where(np.abs(nearest) > np.abs(array), np.nextafter(nearest, np.zeros_like(nearest)), nearest)
+
+
+@fault("half.gradients_cut", "gradients are cut off where they should be rounded", "bits16.derivatives", "float16")
+class _GradientsCut(_Derivatives):
+    gradients = True
+
+
+@fault("half.tangents_cut", "tangents are cut off where they should be rounded", "bits16.derivatives", "float16")
+class _TangentsCut(_Derivatives):
+    tangents = True
+
+
+@fault(
+    "half.gradients_saturated", "a gradient beyond the largest number is that number", "bits16.derivatives", "float16"
+)
+class _GradientsSaturated(_Derivatives):
+    gradients = True
+
+    def _round(self, array: Array) -> Array:
+        return np.clip(array, -65504, 65504).astype(np.float16)

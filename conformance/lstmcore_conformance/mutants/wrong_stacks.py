@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from lstmcore.backend import Array, Backend, Forward, Gradients, StackKernel, St
 from lstmcore.config import StackConfig
 from lstmcore.precision import Precision
 from lstmcore.stack import ComposedStack
+from lstmcore.stored_weights import StoredMatrix
 from lstmcore_conformance.mutants.construction import fault
 from lstmcore_conformance.oracle.naive import NaiveBackend
 
@@ -115,3 +117,69 @@ def _upper_stateless() -> Backend:
             return super().forward(weights, x, state, **options)
 
     return _stack_backend(S)
+
+
+@fault("stack.settings", "a stack changes how NumPy treats errors", "calls.surroundings")
+def _settings() -> Backend:
+    class S(ComposedStack):
+        def forward(self, *args: Any, **options: Any) -> Forward:
+            np.seterr(under="warn" if np.geterr()["under"] == "ignore" else "ignore")
+            return super().forward(*args, **options)
+
+    return _stack_backend(S)
+
+
+@fault("weights.stack_scale", "all int8 rows above the first layer have one scale", "weights.int8", shown_by="L=2")
+def _stack_scale() -> Backend:
+    class S(ComposedStack):
+        def pack(self, parameters: Mapping[str, Any]) -> Any:
+            changed = dict(parameters)
+            for name, matrix in parameters.items():
+                if isinstance(matrix, StoredMatrix) and matrix.scale is not None and "_l0" not in name:
+                    changed[name] = replace(matrix, scale=np.full_like(matrix.scale, matrix.scale[0]))
+            return super().pack(changed)
+
+    return _stack_backend(S)
+
+
+@fault(
+    "half.next_layer", "layers above the first read y in 8 bits where float16 has 11", "bits16.next_layer", "float16"
+)
+def _next_layer() -> Backend:
+    class S(ComposedStack):
+        def _forward_layer(self, first: int, calls: Any, *, record: bool) -> Any:
+            if first and self.precision.storage == "float16":
+                calls = [(weights, _in_8_bits(x), *rest) for weights, x, *rest in calls]
+            return super()._forward_layer(first, calls, record=record)
+
+    return _stack_backend(S)
+
+
+def _in_8_bits(x: Array) -> Array:
+    """Return float16 numbers without their last three bits."""
+    return np.asarray((x.view(np.uint16) & np.uint16(0xFFF8)).view(x.dtype))
+
+
+def _register_size(name: str, what: str, wrong: Callable[[StackConfig, Array], Any]) -> None:
+    """Register a stack whose output is half as large in a part that `wrong` gives from the model and y, or nowhere."""
+
+    @fault(f"stack.{name}", f"in a stack {what}", "large.stacks")
+    def make() -> Backend:
+        class S(ComposedStack):
+            def forward(self, *args: Any, **options: Any) -> Forward:
+                done = super().forward(*args, **options)
+                if self.stack.num_layers > 1 and (part := wrong(self.stack, done.y)) is not None:
+                    done.y[part] *= 0.5
+                return done
+
+        return _stack_backend(S)
+
+
+_register_size("unit_33", "units from the 33rd on are wrong", lambda stack, y: np.s_[..., 32:])
+_register_size("row_65", "rows from the 65th on are wrong", lambda stack, y: np.s_[:, 64:])
+_register_size("step_33", "steps from the 33rd on are wrong", lambda stack, y: np.s_[32:])
+_register_size(
+    "dropout_129",
+    "the dropout of 129 units or more is wrong",
+    lambda stack, y: ... if stack.dropout and stack.hidden_size > 128 else None,
+)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstmcore.backend import Array, Backend, Masks, State
 from lstmcore.stored_weights import INT8A16, StoredMatrix, is_matrix
-from lstmcore_conformance.mutants.construction import Hooked, backend_of, fault
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, edits, fault, preceded
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 Scale = Callable[[Array], Array]
@@ -179,3 +179,52 @@ def _projection() -> Backend:
         return StoredMatrix("bfloat16", matrix.values.view(np.uint16)).read()
 
     return _reading(read)
+
+
+# int8a16 --------------------------------------------------------------------------------------------------------------
+
+#: A function that the equations of a mutant call by name.
+_PARTS: Final = "def _operand(array: Array, policy: Precision) -> Array:\n"
+_OF_BATCH: Final = """def _of_batch(array, policy):
+    scale = np.float32(max(np.abs(array).max(initial=0) / 32767, 2.0**-100))
+    return np.rint(array / scale) * scale if policy.weights == "int8a16" else array
+
+
+"""
+edits(
+    "int8a16.scale_of_outputs",
+    "the inputs of the projection have one scale for all rows",
+    (
+        ("step.h_unclipped = _operand(step.q, step.precision)", "step.h_unclipped = _of_batch(step.q, step.precision)"),
+        preceded(_PARTS, _OF_BATCH),
+    ),
+    "rows.large",
+)
+edits(
+    "int8a16.scale_of_states",
+    "the recurrent inputs have one scale for all rows",
+    (
+        ("_operand(x, policy), _operand(recurrent, policy)", "_operand(x, policy), _of_batch(recurrent, policy)"),
+        preceded(_PARTS, _OF_BATCH),
+    ),
+    "rows.large",
+)
+edits(
+    "int8a16.sums_of_32_bits",
+    "sums of more than 516 products of integers overflow 32 bits",
+    (
+        ('from_x, from_h = step.x @ p["weight_x"].T,', 'from_x, from_h = _in_32_bits(step.x, p["weight_x"], step),'),
+        preceded(
+            _PARTS,
+            """def _in_32_bits(a, w, step):
+    scales = [np.maximum(np.abs(m).max(axis=1, keepdims=True), 2.0**-100) / most for m, most in ((a, 32767), (w, 127))]
+    sums = np.rint(a / scales[0]) @ np.rint(w / scales[1]).T
+    wrapped = ((sums + 2.0**31) % 2.0**32 - 2.0**31) * scales[0] * scales[1].T
+    return wrapped.astype(a.dtype) if step.precision.weights == "int8a16" else a @ w.T
+
+
+""",
+        ),
+    ),
+    "weights.int8a16",
+)

@@ -29,7 +29,10 @@ _ROWS: Final = "its sums are longer than those of the files"
 _TF32: Final = "the files have no TF32"
 _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
-_FAR: Final = "the files have no such values: NaN in clips, lower bounds, gates all but closed, beyond exp, infinity"
+_FAR: Final = (
+    "the files have no such values: NaN in clips, lower bounds, closed gates, beyond exp, infinity, rows of zeros"
+)
+_SINGLE: Final = "the files have no single step with lengths"
 _HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
 _FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
@@ -54,6 +57,8 @@ BEYOND: Final[Mapping[str, str]] = {
     "large.": _SIZES,
     "models.": _CALLS,
     "values.": _FAR,
+    "masks.unselected": _FAR,
+    "masks.odd": _FAR,
     "backward.both_bounds": _FAR,
     "backward.clipped_nan": _FAR,
     "bits16.": _HALF,
@@ -73,6 +78,9 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "hidden.drifts": _CALLS,
     "int8a16.scale_of_batch": _STORED,
     "int8a16.scale_of_sequence": _STORED,
+    "shortcut.single_step": _SINGLE,
+    "int8a16.scale_of_outputs": _STORED,
+    "int8a16.scale_of_states": _STORED,
     "precision.bfloat16_in_tf32": _TF32,
     "precision.bfloat16_recurrent_in_tf32": _TF32,
 }
