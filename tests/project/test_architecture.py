@@ -21,4 +21,5 @@ def test_every_name_is_in_the_file_that_is_named_for_it() -> None:
     for name, path in names:
         text = (ROOT / path).read_text("utf-8")
         for part in name.split("."):
-            assert re.search(rf"^\s*(?:def|class) {part}\b", text, re.MULTILINE), f"{name}: not in {path}"
+            defined = rf"^\s*(?:(?:def|class) {part}\b|(?:self\.)?{part}(?::| =))"
+            assert re.search(defined, text, re.MULTILINE), f"{name}: not in {path}"
