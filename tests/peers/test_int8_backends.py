@@ -67,7 +67,7 @@ def test_a_large_row_and_step_change_others_in_int8_alone(package: ModuleType) -
     for check in run(_backend(package), select=selection).checks:
         ran = [item for item in check.items if item.outcome is not Outcome.UNSUPPORTED]
         assert [item.outcome for item in ran] == [Outcome.FAILED] * len(ran)
-        assert ran[0].id == f"{check.id}[float32-large,H=1]"
+        assert ran[0].id == f"{check.id}[float32-large,T=2,N=2,I=1,H=1]"
         assert max(item.worst.share for item in ran if item.worst) > 1e4
 
 

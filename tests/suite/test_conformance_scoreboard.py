@@ -88,6 +88,10 @@ def test_a_row_tells_what_was_run() -> None:
         ({"conforms": False, "counts": {"passed": 7, "failed": 2, "error": 1}}, "does not conform: 3 of 10 failed"),
         ({"conforms": False, "counts": {}}, "does not conform: 0 of 0 failed"),
         ({"selection": "forward"}, "7 of a selection, not of the suite"),
+        (
+            {"conforms": False, "selection": "forward", "counts": {"passed": 7, "failed": 2}},
+            "does not conform: 2 of 9 selected failed",
+        ),
         ({"precisions": ["float32"]}, "7; float64 declared, not run"),
         ({"profile": "full"}, "all 7 of the full profile"),
         ({"counts": {"passed": 7, "expected failure": 2}}, "7 passed; 2 expected failures"),
@@ -103,6 +107,27 @@ def test_a_row_says_no_more_than_what_ran(changes: dict[str, Any], told: str) ->
 def test_the_worst_share_is_the_largest(share: float | str, told: str) -> None:
     page = scoreboard(made(report(checks=[check("b", 0.5), check("c", share)])))
     assert row(page, "mine")[6] == told
+
+
+def test_the_readme_has_no_runtime_that_ran_a_selection() -> None:
+    shown = made(report("whole"), report("part", selection="rows.large"))
+    assert "| part |" in scoreboard(shown)
+    assert "| whole |" in excerpt(shown) and "| part |" not in excerpt(shown)
+
+
+def test_the_smallest_case_that_failed_is_told() -> None:
+    """Of each check, in the order of the checks; a passing case counts for nothing, however small it is."""
+    large, small, least = (check("b", 0.5, "failed", "passed")["items"] for _ in range(3))
+    for items, size in ((large, 9), (small, 2), (least, 1)):
+        items[0] |= {"case": f"H={size}", "sizes": {"H": size, "P": 0}, "message": f"|y|: {size}\nmore"}
+    least[0]["outcome"] = "passed"
+    other = check("c", 0.5, "error")
+    checks = [check("a", 0.5), check("b", 0.5) | {"items": [*least, *large, *small]}, other]
+    shown = made(report(conforms=False, checks=checks), report("right"))
+    told = "### mine\n\n- b: H=2: \\|y\\|: 2\n- c: c\n"
+    assert scoreboard(shown).count(told) == 1
+    assert "What failed" not in scoreboard(made(report()))
+    assert "H=2: |y|: 2<" in page(shown)
 
 
 def test_all_switches_and_nothing_refused() -> None:

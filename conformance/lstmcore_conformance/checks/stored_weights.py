@@ -143,7 +143,7 @@ def _large_cases(scope: Scope) -> Iterator[Case]:
     integers = f"weights:{INT8A16}" in scope.declared.features
     for precision in scope.precisions:
         smallest = config_of({"input_size": 1, "hidden_size": 1})
-        cases = [Case(name="large,H=1", model=smallest, precision=precision, steps=2, batch=2)]
+        cases = [Case(name="large,T=2,N=2,I=1,H=1", model=smallest, precision=precision, steps=2, batch=2)]
         for name, changes in _LARGE.items():
             model = config_of(changes)
             cases.append(Case(name=f"large,{name}", model=model, precision=precision, steps=5, batch=4))

@@ -65,11 +65,16 @@ def scoreboard(board: Board) -> str:
 
 
 def report_details(board: Board) -> dict[str, Any]:
-    """Return what both forms of the scoreboard say below their table: reports, refusals, runtimes without a report."""
+    """Return what both forms of the scoreboard say below their table: reports, failures, refusals, and more."""
     return {
         "without": reasons(board),
         "columns": COLUMNS,
         "ran": list(map(ran, board.reports)),
+        "failed": [
+            (label(report["backend"]), list(failures.items()))
+            for report in board.reports
+            if (failures := report.get("failures"))  # a board of an earlier version has none
+        ],
         "refused": [
             (label, [(", ".join(names), reason) for reason, names in groups.items()])
             for label, groups in refusals(board)
@@ -78,7 +83,12 @@ def report_details(board: Board) -> dict[str, Any]:
 
 
 def excerpt(board: Board) -> str:
-    """Return the top of the page, for the README: conformance, and speed in at most four settings."""
+    """Return the top of the page, for the README: conformance, and speed in at most four settings.
+
+    A runtime that ran a selection of the suite is on the page alone.
+    """
+    known = [report for report in board.reports if report["selection"] is None]
+    board = Board(tuple(known), board.benchmarks)
     columns = board.columns[:4]
     shown = [column for _, column in columns]
     used = [run for run in board.benchmarks if any(column in shown for column in run["columns"])]

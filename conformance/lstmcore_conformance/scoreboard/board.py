@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,7 +166,18 @@ def of_report(values: Mapping[str, Any]) -> dict[str, Any]:
             share = check["worst"]["share"]
             if one["share"] is None or as_number(share) > as_number(one["share"]):
                 one |= {"share": share, "in": check["id"]}
-    return {name: values[name] for name in _KEPT} | {"sections": sections}
+    return {name: values[name] for name in _KEPT} | {"sections": sections, "failures": _smallest_failures(values)}
+
+
+def _smallest_failures(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return check -> its smallest case that failed, and the first line of what came."""
+    found = {}
+    for check in values["checks"]:
+        bad = [item for item in check["items"] if item["outcome"] in ("failed", "error")]
+        if bad:
+            least = min(bad, key=lambda item: prod(max(1, size) for size in item.get("sizes", {}).values()))
+            found[check["id"]] = ": ".join((least["case"], *least.get("message", "").splitlines()[:1]))
+    return found
 
 
 def of_benchmark(run: Benchmark) -> dict[str, Any]:
@@ -220,7 +232,7 @@ def verdict(report: Digest | None) -> str:
     passed = counts.get("passed", 0)
     bad = counts.get("failed", 0) + counts.get("error", 0)
     if bad or not report["conforms"]:
-        return f"does not conform: {bad} of {passed + bad} failed"
+        return f"does not conform: {bad} of {passed + bad}{' selected' if report['selection'] else ''} failed"
     unrun = set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"])
     if report["selection"] is not None:
         return f"{passed} of a selection, not of the suite"
