@@ -132,6 +132,19 @@ def test_every_public_name_is_on_the_page_of_the_interface() -> None:
     assert {name for name in NAMES if name.rpartition(".")[2] not in listed} == set()
 
 
+def test_each_name_of_the_interface_is_in_its_module() -> None:
+    """A name stands alone in its line, below the `currentmodule` that has it; Sphinx makes no page of it elsewhere."""
+    page = (ROOT / "docs" / "reference" / "api.rst").read_text("utf-8")
+    _, *parts = re.split(r"^\.\. currentmodule:: (\S+)$", page, flags=re.MULTILINE)
+    found = [
+        (module, name)
+        for module, part in zip(parts[::2], parts[1::2], strict=True)
+        for name in re.findall(r"^   (\w+)$", part, re.MULTILINE)
+    ]
+    assert len(found) > 60
+    assert [(module, name) for module, name in found if not hasattr(importlib.import_module(module), name)] == []
+
+
 @pytest.mark.parametrize("name", sorted(NAMES.keys() - ELSEWHERE))
 def test_a_public_name_has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples of a docstring run with NumPy as ``np``, in an empty folder."""
