@@ -30,7 +30,7 @@ class DynamicInt8Kernel(OnnxRuntimeKernel):
 
     def receipt(self, steps: int | None = None, batch: int | None = None) -> Receipt:
         """See `Kernel.receipt`."""
-        reason = "quantize_dynamic with its defaults: one scale for x of all rows and steps, and one for h of all rows"
+        reason = "quantize_dynamic, defaults: one scale for x of all rows and steps, and one for h of a thread's rows"
         return Receipt(self.backend.name, "cpu", self.precision.name, "operator DynamicQuantizeLSTM", reason)
 
     def _pack(self, parameters: Mapping[str, Array]) -> onnxruntime.InferenceSession:

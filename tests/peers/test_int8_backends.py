@@ -71,6 +71,19 @@ def test_a_large_row_and_step_change_others_in_int8_alone(package: ModuleType) -
         assert max(item.worst.share for item in ran if item.worst) > 1e4
 
 
+def test_h_has_one_scale_for_all_rows_of_a_thread(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSTMCORE_NUM_THREADS", "1")
+    config, rng = LSTMConfig(input_size=I, hidden_size=H), np.random.default_rng(0)
+    parameters = {name: rng.uniform(-0.4, 0.4, s).astype(np.float32) for name, s in config.parameter_shapes.items()}
+    x, h = np.zeros((1, 2, I), np.float32), rng.uniform(-1, 1, (2, H)).astype(np.float32)
+    large = h * np.array([[1], [1000]], np.float32)
+    for plugin, right in (("", True), (".int8_plugin", False)):
+        kernel = _backend(package, plugin).compile(config, "float32")
+        weights = kernel.pack(parameters)
+        first, other = (kernel.forward(weights, x, State(state, 0 * h)).y[:, 0] for state in (h, large))
+        assert np.array_equal(first, other) == right
+
+
 def test_what_it_declares_has_a_reason(package: ModuleType) -> None:
     backend = _backend(package)
     declared = backend.capabilities()
