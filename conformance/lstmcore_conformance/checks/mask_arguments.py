@@ -170,7 +170,8 @@ def unselected(tested: BackendUnderTest, case: Case) -> Measure:
 
 def _lost(array: Array, row: int) -> Array:
     """Return where one row of an output is NaN."""
-    return np.isnan(array) & (np.arange(array.shape[-2]) == row)[:, None]
+    lost: Array = np.isnan(array) & (np.arange(array.shape[-2]) == row)[:, None]
+    return lost
 
 
 @check(

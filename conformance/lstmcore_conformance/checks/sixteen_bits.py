@@ -33,14 +33,14 @@ GATES: Final = (-3.0, 6.0, 0.02, 0.25)
 _WIDE: Final = {"input_size": 61, "hidden_size": 33}
 
 
-def _cases(name: str, steps: int, batch: int, *, layers: int = 0, **changes: Any) -> MakeCases:
+def _cases(name: str, steps: int, batch: int, *, layers: int = 0, masks: bool = False, **changes: Any) -> MakeCases:
     """Return the function that makes one case in each 16-bit precision; of a stack if there are layers."""
 
     def cases(scope: Scope) -> Iterator[Case]:
         for precision in scope.precisions:
             config = config_of({"input_size": 2, "hidden_size": 9, **changes})
             model = StackConfig.make(config, num_layers=layers) if layers else config
-            case = Case(name=name, model=model, precision=precision, steps=steps, batch=batch)
+            case = Case(name=name, model=model, precision=precision, steps=steps, batch=batch, masks=masks)
             if case.policy.storage in ("float16", "bfloat16"):
                 yield case
 
@@ -104,6 +104,25 @@ for _id, _claim, _section, _make in (
     ("next_layer", "a layer reads the y of the one below, or one of more digits", 6, _cases("stack16", 1, 5, layers=2)),
 ):
     check(f"bits16.{_id}", _claim, section=_section, cases=_make)(_with_rounded_or_exact_h)
+
+
+@check(
+    "bits16.masks",
+    "a mask of the recurrent input has float32; its product with h may be rounded to 16 bits",
+    section=8,
+    cases=_cases("masks16", 1, 5, recurrent_dropout=0.25, masks=True, **_WIDE),
+    needs=("masks",),
+)
+def masks(tested: BackendUnderTest, case: Case) -> Measure:
+    """The mask is 4/3 or 0, and 4/3 in 16 bits is another number."""
+    data = case.data
+    if data.state is None:
+        raise TypeError(f"case {case.id}: expected a state")
+    product = (data.masks.recurrent * data.state.h.astype(np.float32)).astype(data.x.dtype)
+    known = replace(data, state=State(product, data.state.c), masks=None)
+    rounded, exact = (forward_pass(case.model, each, "float64").outputs["c_n"] for each in (known, data))
+    got = tested.forward(case)
+    return compare(got, _within_either(case, got["c_n"], rounded, exact))
 
 
 @check(

@@ -83,7 +83,7 @@ def _forward(tested: BackendUnderTest, case: Case) -> Measure:
     if case.stack is None:
         return compare(tested.forward(case, _unstored(case)), budgets.forward(case))
     data = tested.device(case.data)
-    stored = store_parameters(unstored_parameters(case), case.weights)
+    stored: Any = store_parameters(unstored_parameters(case), case.weights)
     weights = tested.pack(case, replace(data, parameters=stored))
     return compare(tested.outputs(tested.call(case, data, weights=weights)), budgets.forward(case))
 

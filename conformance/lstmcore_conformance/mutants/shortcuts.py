@@ -212,7 +212,9 @@ class _FirstPlace(NaiveKernel):
     def __init__(self, backend: Any, config: LSTMConfig, precision: Any) -> None:
         first: dict[str, Activation] = {}
         places = ("gate_activation", "cell_activation", "hidden_activation")
-        known = {name: first.setdefault(getattr(config, name).name, getattr(config, name)) for name in places}
+        known: dict[str, Any] = {}
+        for name in places:
+            known[name] = first.setdefault(getattr(config, name).name, getattr(config, name))
         super().__init__(backend, replace(config, **known), precision)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from lstmcore import reference
 from lstmcore.backend import Array, Backend, Forward, Gradients, Masks, State
 from lstmcore.precision import Precision
-from lstmcore_conformance.mutants.construction import backend_of, edit, edits, fault
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, edit, edits, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 _F, _B = "forward.switches", "backward.switches"
@@ -142,6 +142,14 @@ edits(
     "bits16.next_step",
     precision="float16",
 )
+
+
+@fault("half.masks", "masks are rounded to float16", "bits16.masks", "float16")
+class _RoundedMasks(Hooked):
+    def before(self, weights: Any, x: Array, state: State | None, lengths: Any, masks: Masks | None) -> tuple[Any, ...]:
+        if masks is not None and self.precision.storage == "float16":
+            masks = Masks(*(None if mask is None else np.float32(np.float16(mask)) for mask in masks))
+        return weights, x, state, lengths, masks
 
 
 class _Derivatives(NaiveKernel):
