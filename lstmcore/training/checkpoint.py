@@ -155,6 +155,14 @@ def _check_same(what: str, wanted: Mapping[str, Any], found: Any) -> None:
         raise ValueError(f"{what} in the header: expected a JSON object; got {type(found).__name__}")
     for key in sorted((set(wanted) | set(found)) - {_FREE}):
         if wanted.get(key) != found.get(key):
-            raise ValueError(
-                f"checkpoint of another run: expected {what} {key}={wanted.get(key)!r}; got {found.get(key)!r}"
-            )
+            place, want, got = _first_difference(key, wanted.get(key), found.get(key))
+            raise ValueError(f"checkpoint of another run: expected {what} {place}={want!r}; got {got!r}")
+
+
+def _first_difference(place: str, want: Any, got: Any) -> tuple[str, Any, Any]:
+    """Return where two unequal values differ first, such as ``lstm.config.hidden_size``, and both values there."""
+    if isinstance(want, dict) and isinstance(got, dict):
+        for key in sorted({*want, *got}):
+            if want.get(key) != got.get(key):
+                return _first_difference(f"{place}.{key}", want.get(key), got.get(key))
+    return place, want, got

@@ -54,7 +54,7 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
             "run.checkpoint: checkpoint of another run: expected settings batch_size=6; got 5",
         ),
         (trainer(make(), optimizer=SGD()), "settings optimizer='sgd'; got 'adam'"),
-        (trainer(make(peephole=True)), "expected model lstm="),
+        (trainer(make(peephole=True)), r"expected model lstm\.config\.peephole=True; got False$"),
     ):
         with pytest.raises(ValueError, match=message):
             other.fit(inputs, targets, resume=path)
