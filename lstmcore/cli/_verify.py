@@ -272,7 +272,13 @@ def _run_tflite(source: Source) -> tuple[Array, Array, slice]:
 
 def _run_keras(source: Source, x: Array) -> Array:
     """Return the outputs of the layers of Keras, each with the weights of the file."""
-    import keras
+    try:
+        import keras
+    except ImportError as error:  # of the library below Keras: TensorFlow, unless the user names another
+        raise ImportError(
+            f"--verify: expected Keras and the library that it runs on; got {str(error)!r}: install that, or set "
+            "KERAS_BACKEND to jax or torch, if it is installed"
+        ) from error
 
     if path_is_weights(source.path):
         layers = [_keras_layer(keras, each) for group in split_layers(source.content) for each in group if each.configs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from lstmcore import LSTM, Chain, Merge
-from lstmcore.cli import main
+from lstmcore.cli import _verify, main
 from lstmcore.training import Readout, SequenceModel
 
 
@@ -125,3 +126,11 @@ def test_a_switch_that_a_format_lacks_is_named(tmp_path: Path) -> None:
     shown = run(path, tmp_path / "out.safetensors", "--to", "torch", code=2)
     assert "peephole: expected False, as torch.nn.LSTM has it; got True" in shown
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_keras_without_the_library_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras can be installed and not start: the error says which variable names another library."""
+    monkeypatch.setitem(sys.modules, "keras", None)
+    source = _verify.Source(tmp_path / "model.keras", "keras", None, lstm().content)
+    with pytest.raises(ImportError, match=r"^--verify: expected Keras and the library .*KERAS_BACKEND to jax or torch"):
+        _verify.run_source(source, np.zeros((4, 2, 3), np.float32))
