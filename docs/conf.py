@@ -120,7 +120,14 @@ def link_repository(app: Sphinx, doctree: nodes.document) -> None:
             node.replace_self(nodes.literal("", target.lstrip("./")))
 
 
+def skip_scikit_learn(*event: Any) -> bool | None:
+    """Leave out what the estimators inherit from scikit-learn: its docstrings refer to pages of its own site."""
+    member = event[3]
+    return True if (getattr(member, "__module__", None) or "").startswith("sklearn.") else None
+
+
 def setup(app: Sphinx) -> None:
     """Register what this site adds to Sphinx."""
+    app.connect("autodoc-skip-member", skip_scikit_learn)
     app.connect("doctree-read", link_repository)
     app.add_lexer("mermaid", TextLexer)  # code hosts draw these diagrams; here they are shown as text

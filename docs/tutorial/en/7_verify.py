@@ -55,7 +55,7 @@ faulty = run(FaultyBackend(), precisions=["float32"], select=part, profile="smok
 print(faulty.verdict)
 print(faulty.bad[0].id, faulty.bad[0].message, sep="\n  ")
 assert faulty.bad
-assert all(item.message.startswith("d") for item in faulty.bad)  # dh0, d_weight_x: gradients alone
+assert all(item.message.startswith("d") for item in faulty.bad)
 
 # %%
 # Shares of the budget

@@ -54,7 +54,7 @@ faulty = run(FaultyBackend(), precisions=["float32"], select=part, profile="smok
 print(faulty.verdict)
 print(faulty.bad[0].id, faulty.bad[0].message, sep="\n  ")
 assert faulty.bad
-assert all(item.message.startswith("d") for item in faulty.bad)  # dh0、d_weight_x：只有梯度出错
+assert all(item.message.startswith("d") for item in faulty.bad)
 
 # %%
 # 误差占预算的比例
