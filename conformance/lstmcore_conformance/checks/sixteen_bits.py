@@ -30,7 +30,7 @@ BIAS: Final = 0.2
 #: Pre-activations of i, f, g and o: a nearly closed input, a nearly open memory, a small candidate.
 GATES: Final = (-3.0, 6.0, 0.02, 0.25)
 #: Widths at which sums in 16 bits lose many digits.
-_WIDE: Final = {"input_size": 61, "hidden_size": 33}
+_WIDE: Final[Mapping[str, Any]] = {"input_size": 61, "hidden_size": 33}
 
 
 def _cases(name: str, steps: int, batch: int, *, layers: int = 0, masks: bool = False, **changes: Any) -> MakeCases:
