@@ -28,7 +28,13 @@ CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
 #: ml_dtypes: bfloat16 on the host.
 TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
 #: Scripts of examples/, one for each kind of user; the others need PyTorch or are packages.
-EXAMPLES = ("classify_with_scikit_learn", "forecast_from_a_dataframe", "character_model", "regression_with_padding")
+EXAMPLES = (
+    "classify_with_scikit_learn",
+    "forecast_from_a_dataframe",
+    "character_model",
+    "regression_with_padding",
+    "search_with_optuna",
+)
 #: Those of the session conformance; a variant follows the name of its package.
 BACKENDS = (
     *("reference", "numpy", "numba", "torch", "jax", "onnxruntime", "openvino"),
@@ -199,7 +205,7 @@ def estimators(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """The scripts of examples/ for users; each ends in an error if it does not reach what it promises."""
-    session.install("-e", ".[sklearn]", *FRAMES)
+    session.install("-e", ".[sklearn,jobs]", *FRAMES, "optuna>=4")
     for name in EXAMPLES:
         session.run("python", f"examples/{name}.py", env=_quiet())
 
@@ -216,7 +222,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Kills, full disks, forks, threads, signals: -- --kills N (200 by default), --long, --memcheck."""
-    session.install("-e", ".[numba,plot,conformance,bench]", *TESTS, "joblib>=1.4")
+    session.install("-e", ".[numba,plot,conformance,bench,jobs,dask]", *TESTS)
     options = session.posargs or ("--kills", "200")
     session.run("pytest", "-p", "no:benchmark", "tests/faults", *options, env=_quiet())
 

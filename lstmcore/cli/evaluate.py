@@ -1,10 +1,11 @@
-"""``lstmcore evaluate``: errors of a model file on held-out data."""
+"""``lstmcore evaluate``: errors of a model file on held-out data, of a file or each file of a folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -15,7 +16,8 @@ from rich.table import Table
 from lstmcore.cli._command import Command
 from lstmcore.cli._console import console
 from lstmcore.cli._data import Panel, layout_options
-from lstmcore.cli._model_data import judged_sequences, panel_for, sequences_for, task_of
+from lstmcore.cli._folder import FolderRun, ModelFile, files_of, is_folder, jobs_options
+from lstmcore.cli._model_data import judged_sequences, panel_for, sequences_for
 from lstmcore.datasets import Classification
 from lstmcore.training.classification import ClassifyTask
 from lstmcore.training.forecast import ForecastTask, errors, scores, trained_windows
@@ -40,6 +42,7 @@ from lstmcore.training.readout import DTYPES
 )
 @click.option("--only", help="To forecast: the one series to judge  [default: all].")
 @layout_options
+@jobs_options
 @click.option("--backend", help="Backend to compute with  [default: the fastest].")
 @click.option(
     "--dtype",
@@ -47,9 +50,7 @@ from lstmcore.training.readout import DTYPES
     help="Floating-point type  [default: as trained, or float64 if the backend refuses it].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def evaluate(
-    model: str, data: str, test_rows: int | None, backend: str | None, dtype: str | None, as_json: bool, **options: Any
-) -> None:
+def evaluate(model: str, data: str, backend: str | None, dtype: str | None, as_json: bool, **options: Any) -> None:
     """Measure the errors of MODEL on the test part of DATA.
 
     For a classifier: accuracy, loss and state drift on the sequences that it was not trained on. For a forecast: RMSE
@@ -57,26 +58,56 @@ def evaluate(
     from the measured rows before it. A file is read as in training unless --fill, --series, --time, --sort,
     --separator, --decimal or --encoding say otherwise.
 
+    Where DATA is a folder, each of its files is judged, in the order of their names. A file that fails is tried once
+    more; the message names those that fail twice, when all others are done.
+
     \b
     Examples:
       lstmcore evaluate model.safetensors japanese-vowels
       lstmcore evaluate forecast.safetensors my.csv --json
+      lstmcore evaluate forecast.safetensors shops --jobs 4
     """  # noqa: D301  (click keeps the lines below its mark)
-    loaded = SequenceModel.load(model, backend=backend, dtype=dtype)
-    task = task_of(loaded, model)
-    if isinstance(task, ClassifyTask):
-        if test_rows is not None:
-            raise ValueError(f"--test-rows: only for forecasting; {model} is a model to classify")
-        report = classified(loaded, *judged_sequences(task, sequences_for(loaded, task, (model, data), options)))
-    else:
-        panel = panel_for(task, model, data, options)
-        report = forecast(loaded, panel, {"test_rows": test_rows, "fill": options["fill"]})
-    ran = {"backend": loaded.lstm.backend.name, "dtype": loaded.readout.dtype}
-    report = {"model": model, "data": data, **ran, **report}
+    file = ModelFile.of(model, backend, dtype)
+    if not is_folder(data, options):
+        report = evaluate_file(file, data, options=options)
+        if as_json:
+            click.echo(json.dumps(report))
+        else:
+            _show(report, console())
+        return
+    run: FolderRun[dict[str, Any]] = FolderRun("evaluate", files_of(data), options)
+    reports = dict(run.results(partial(evaluate_file, file, options=options)))
+    found = [reports[path] for path in sorted(reports)]
     if as_json:
-        click.echo(json.dumps(report))
+        click.echo(json.dumps(found))
     else:
-        _show(report, console())
+        for report in found:
+            console().print(report["data"], soft_wrap=True)
+            _show(report, console())
+    run.check()
+
+
+def evaluate_file(file: ModelFile, data: str, *, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report on one file, or on one data set that ships.
+
+    Parameters
+    ----------
+    file, data
+        The model, and the data as on the command line.
+    options
+        ``test_rows``, and those that say how the data are read.
+    """
+    loaded, task, _ = file.load()
+    if isinstance(task, ClassifyTask):
+        if options["test_rows"] is not None:
+            raise ValueError(f"--test-rows: only for forecasting; {file.path} is a model to classify")
+        judged = judged_sequences(task, sequences_for(loaded, task, (file.path, data), options))
+        report = classified(loaded, *judged)
+    else:
+        panel = panel_for(task, file.path, data, options)
+        report = forecast(loaded, panel, {name: options[name] for name in ("test_rows", "fill")})
+    ran = {"backend": loaded.lstm.backend.name, "dtype": loaded.readout.dtype}
+    return {"model": file.path, "data": data, **ran, **report}
 
 
 def classified(model: SequenceModel, data: Classification, trained: int = 0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ RUNNER = """
 import contextlib, importlib.abc, importlib.machinery, io, json, runpy, sys
 from unittest.mock import MagicMock
 
-EXTRAS = ("torch", "sklearn", "pandas", "lstmcore.sklearn", "lstmcore.torch")
+EXTRAS = ("torch", "sklearn", "pandas", "joblib", "optuna", "lstmcore.sklearn", "lstmcore.torch")
 
 class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):

@@ -59,6 +59,7 @@ ALLOWED: Final[Mapping[tuple[str, str], str]] = {
     ("lstmcore/dialects/keras_files.py", "zipfile"): "three files of a .keras archive, into memory, of a bounded size",
     ("lstmcore/dialects/openvino.py", "xml"): "the description of a model, without a document type or entities",
     ("lstmcore/distributed/launcher.py", "subprocess"): "mpiexec and this interpreter, as a list of words, no shell",
+    ("lstmcore/cli/_workers.py", "joblib"): "workers of this machine or of the user's cluster; it reads no file",
     ("lstmcore/cli/__init__.py", ".import_module"): "a command, by a name of the list in that file",
 }
 

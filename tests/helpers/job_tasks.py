@@ -1,0 +1,29 @@
+"""Tasks of workers: what they return, and how they fail; each leaves a line in the file LOG for every try."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+#: Variable with the file that has a line for each try.
+LOG = "JOB_TASKS_LOG"
+
+
+def work(text: str) -> str:
+    """Return the text backwards; one of ``dies``, ``fails``, ``dies-once`` and ``fails-once`` does that before."""
+    log = Path(os.environ[LOG])
+    before = log.read_text().split() if log.exists() else []
+    with log.open("a") as stream:
+        stream.write(f"{text}\n")
+    if not text.endswith("-once") or text not in before:
+        if text.startswith("dies"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text.startswith("fails"):
+            raise OSError(f"{text} cannot be read")
+    return text[::-1]
+
+
+def die_at_once(*arguments: object) -> None:
+    """Kill the process."""
+    os.kill(os.getpid(), signal.SIGKILL)
