@@ -58,10 +58,13 @@ FORECAST: Final[dict[str, Any]] = {
     "weight_decay": 0.01,
     "input_noise": 0.0,
     "patience": 10,
-    "window": 52,
     "horizon": 1,
     "fill": "error",
 }
+#: Rows that a model to forecast reads by default where no season is known; else it reads so many seasons, or one if
+#: they are longer. docs/benchmarks/forecasts.md has what was tried.
+WINDOW: Final = 52
+_SEASONS: Final = 2
 #: Rows held out of a series that ships with the package: the last two years.
 _TEST_ROWS: Final = {"co2": 104}
 #: Share of the rows or sequences of a file that is held out.
@@ -174,12 +177,13 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
     panel = open_panel(data, (*targets, *features), layout)
     rows = _test_rows(data, panel, settings)
     columns = [series.column for series in panel[0]]
-    window = settings["window"]
+    season = settings.get("season") or _usual_season(panel, task_rows=rows)
+    window = settings.get("window") or _usual_window(season, min(len(parts[0]) for parts in panel) - rows)
     task = ForecastTask(
         target=columns[0],
         window=window,
         horizon=settings["horizon"],
-        season=settings.get("season") or _usual_season(panel, task_rows=rows) or window,
+        season=season or window,
         test_rows=rows,
         fill=settings["fill"],
         other_targets=targets[1:],
@@ -206,6 +210,14 @@ def _usual_season(panel: Panel, *, task_rows: int) -> int | None:
     season = steps_of(series).season
     shortest = min(len(parts[0]) for parts in panel) - task_rows
     return season if season is not None and season <= shortest else None
+
+
+def _usual_window(season: int | None, learned: int) -> int:
+    """Return the rows that a model reads: two seasons, or one that is longer, and at most half of the training rows."""
+    wanted = WINDOW
+    if season is not None and season > 1:
+        wanted = _SEASONS * season if _SEASONS * season <= WINDOW else season
+    return max(1, min(wanted, learned // 2))
 
 
 def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:

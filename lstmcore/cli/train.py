@@ -16,7 +16,7 @@ from lstmcore.cli._command import Command, words_of
 from lstmcore.cli._console import console
 from lstmcore.cli._data import check_files, free_name, layout_options
 from lstmcore.cli._ranks import agreed, joined_ranks, launch_command
-from lstmcore.cli._runs import CLASSIFY, FORECAST, TEST_FRACTION, Run, held_out_report, make_run, make_trainer
+from lstmcore.cli._runs import CLASSIFY, FORECAST, TEST_FRACTION, WINDOW, Run, held_out_report, make_run, make_trainer
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
 from lstmcore.distributed import Engine
 from lstmcore.domains import Kind, Switch
@@ -79,7 +79,8 @@ def _switches(command: F) -> F:
 @click.option("--label", help="To classify: the column with the class of each sequence.")
 @click.option("--id", help="To classify: the column that says which sequence a row belongs to.")
 @click.option("--window", type=click.IntRange(1),
-              help=f"To forecast: rows that the model reads  [default: {FORECAST['window']}].")  # fmt: skip
+              help="To forecast: rows that the model reads  "
+              f"[default: two seasons, or {WINDOW}; half of the rows at most].")  # fmt: skip
 @click.option("--horizon", type=click.IntRange(1),
               help=f"To forecast: rows ahead to forecast  [default: {FORECAST['horizon']}].")  # fmt: skip
 @click.option("--season", type=click.IntRange(1),

@@ -166,13 +166,36 @@ def test_bad_data_arguments(tmp_path: Path, series: Path) -> None:
         ("t,column\n1,5\n", "got 1"),
         ("t,column\n1,5\n2,\n3,4\n", "line 3, column 'column': expected a number; got a gap"),
         ("t,column\n1,5\n2,x\n", "line 3, column 'column': expected a number; got 'x'"),
-        ("t,column\n1,5\n2,3\n3,9\n", "for window=52, horizon=1 and targets from row 0; got 2: use a shorter window"),
+        ("t,column\n1,5\n2,3\n3,9\n", "for window=8, horizon=1 and targets from row 0; got 2: use a shorter window"),
     ],
 )
 def test_bad_csv_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    refused(tmp_path, message, "train", path, "--target", "column", "--out", tmp_path / "out", *SMALL)
+    words = ("--target", "column", "--out", tmp_path / "out", "--window", 8)
+    refused(tmp_path, message, "train", path, *words, *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "window"),
+    [
+        (400, ("--season", 4), 8),
+        (400, ("--season", 26), 52),
+        (400, ("--season", 27), 27),
+        (400, ("--season", 1), 52),
+        (400, (), 52),
+        (50, (), 20),
+        (50, ("--season", 12), 20),
+        (50, ("--test-fraction", 0.5), 12),
+        (5, (), 2),
+    ],
+)
+def test_the_window_follows_season_and_rows(tmp_path: Path, rows: int, words: tuple[Any, ...], window: int) -> None:
+    """Two seasons, or one long one; 52 rows without one; at most half of the rows that are learned from."""
+    path, out = tmp_path / "series.csv", tmp_path / "m"
+    path.write_text("column\n" + "".join(f"{row % 4}\n" for row in range(rows)))
+    assert run("train", path, "--target", "column", "--out", out, *words, *SMALL).exit_code == 0
+    assert (SequenceModel.load(out).task or {})["window"] == window
 
 
 def test_bad_model_files(tmp_path: Path, vowels: Path, series: Path) -> None:
