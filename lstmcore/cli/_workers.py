@@ -73,12 +73,11 @@ def open_workers(jobs: int, engine: str) -> Iterator[Run]:
     package, extra = ENGINES[engine]
     if find_spec(package) is None:
         raise UnavailableError(f"--jobs: {package} is not installed: {installing(extra)}")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     if engine == "dask":
         with _dask_client(jobs) as client:
-            yield partial(_run_on_dask, client, threads)
+            yield partial(_run_on_dask, client, jobs)
     else:
-        yield partial(_run_on_joblib, jobs, threads)
+        yield partial(_run_on_joblib, jobs)
 
 
 @contextmanager
@@ -91,21 +90,20 @@ def _dask_client(jobs: int) -> Iterator[Any]:
         with Client() as client:
             yield client
         return
-    # A worker gets no task while it runs another, so that its death is that of one task alone.
-    alone = {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.worker-saturation": 1.0}
+    alone = {"distributed.scheduler.allowed-failures": 0}
     cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(alone), LocalCluster(**cluster) as local, Client(local) as client:
         yield client
 
 
-def _run_on_joblib(jobs: int, threads: int, task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
+def _run_on_joblib(jobs: int, task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
     """Run tasks by joblib, which ends all workers if one dies; the tasks that ran then have failed."""
     import joblib
 
     settings = {"backend": "loky", "batch_size": 1, "pre_dispatch": "n_jobs", "return_as": "generator_unordered"}
     waiting, starts = iter(items), _STARTS
     with tempfile.TemporaryDirectory(prefix="lstmcore-") as folder:
-        place = Place(folder, os.getpid(), threads)
+        place = Place(folder, os.getpid(), _threads(jobs))
         while True:
             taken: dict[int, Item] = {}
             calls = (joblib.delayed(_attempt_in)(place, task, item) for item in _noting(waiting, taken))
@@ -158,7 +156,7 @@ def _watch(parent: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _run_on_dask(client: Any, threads: int, task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
+def _run_on_dask(client: Any, jobs: int, task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
     """Run tasks by Dask itself: by joblib's backend of it (1.6), a call never ends if a worker has died."""
     from distributed import as_completed
 
@@ -167,16 +165,21 @@ def _run_on_dask(client: Any, threads: int, task: Callable[[str], R], items: Ite
 
     def submit(count: int) -> None:
         for item in islice(waiting, count):
-            future = client.submit(_attempt, task, item, threads, pure=False)
+            future = client.submit(_attempt, task, item, _threads(jobs), pure=False)
             running[future] = item
             done.add(future)
 
-    submit(2 * sum(client.ncores().values()) or 1)
+    submit(jobs)
     for future, end in done:
         number, _ = running.pop(future)
         submit(1)
         second = end if isinstance(end, Exception) else end[1]  # of an end; of an error with its type and traceback
-        yield end if isinstance(second, Outcome) else (number, Outcome(error=format_error(second)))
+        yield end if isinstance(second, Outcome) else (number, Outcome(error=format_error(second), shared=True))
+
+
+def _threads(jobs: int) -> int:
+    """Return how many processors of this machine each of `jobs` workers has."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _run_here(task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:

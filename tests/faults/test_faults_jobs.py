@@ -18,7 +18,7 @@ from cli_runs import run, succeed
 from lstmcore.cli import _workers
 from lstmcore.cli._workers import open_workers, run_tasks
 
-pytest.importorskip("joblib")
+get_reusable_executor = pytest.importorskip("joblib.externals.loky").get_reusable_executor
 ENGINES = ["joblib", pytest.param("dask", marks=pytest.mark.filterwarnings("ignore::ResourceWarning"))]
 TRAIN = ("--hidden-size", "5", "--epochs", "1", "--backend", "numpy", "--quiet")
 
@@ -27,6 +27,7 @@ TRAIN = ("--hidden-size", "5", "--epochs", "1", "--backend", "numpy", "--quiet")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(job_tasks.LOG, str(tmp_path / "log"))
+    get_reusable_executor().shutdown(wait=True)  # its workers have the environment of the test before
     return tmp_path
 
 
