@@ -75,17 +75,11 @@ def numbers(tested: BackendUnderTest, case: Case) -> Measure:
 
 
 def place_cases(scope: Scope) -> Iterator[Case]:
-    """Yield models in which one function is in all places, with other numbers in each."""
-    for precision in scope.precisions:
-        for function, (gate, cell, hidden) in _PLACES.items():
-            model = config_of(
-                {
-                    "gate_activation": function + gate,
-                    "cell_activation": function + cell,
-                    "hidden_activation": function + hidden,
-                }
-            )
-            yield Case(name=f"places,{function}", model=model, precision=precision)
+    """Yield models in which one function is in all places, with other numbers in each, in one precision."""
+    places = ("gate_activation", "cell_activation", "hidden_activation")
+    for function, numbers in _PLACES.items():
+        model = config_of({place: function + each for place, each in zip(places, numbers, strict=True)})
+        yield Case(name=f"places,{function}", model=model, precision=scope.main)
 
 
 @check(

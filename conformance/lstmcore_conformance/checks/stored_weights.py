@@ -53,7 +53,7 @@ def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
                 model = config_of(changes)
                 sizes = Case(name=f"{form},{name}", model=model, precision=precision, weights=form)
                 yield replace(sizes, steps=steps, batch=batch)
-            yield from _calls_of(form, precision, scope.declared.features)
+            yield from _calls_of(form, precision, scope)
             if form == INT8A16:
                 model = config_of({"input_size": LONGEST_SUM + 128})
                 yield Case(name=f"{form},{_ALIKE}", model=model, precision=precision, weights=form)
@@ -61,13 +61,14 @@ def _cases(form: str) -> Callable[[Scope], Iterator[Case]]:
     return cases
 
 
-def _calls_of(form: str, precision: str, features: frozenset[str]) -> Iterator[Case]:
-    """Yield a call with lengths, one with masks, and a stack."""
+def _calls_of(form: str, precision: str, scope: Scope) -> Iterator[Case]:
+    """Yield a call with lengths, one with masks in one precision, and a stack."""
+    features = scope.declared.features
     plain = Case(name=f"{form},lengths", model=config_of({}), precision=precision, lengths=(3, 0, 2), weights=form)
     stack = StackConfig.make(config_of({}), num_layers=2, bidirectional=True)
     if "lengths" in features:
         yield plain
-    if "masks" in features:
+    if "masks" in features and precision == scope.main:
         yield replace(plain, name=f"{form},masks", model=config_of(_MASKED), lengths=None, masks=True)
     yield replace(plain, name=f"{form},L=2,D=2", model=stack, lengths=None)
 
@@ -145,6 +146,8 @@ def _large_cases(scope: Scope) -> Iterator[Case]:
         smallest = config_of({"input_size": 1, "hidden_size": 1})
         cases = [Case(name="large,T=2,N=2,I=1,H=1", model=smallest, precision=precision, steps=2, batch=2)]
         for name, changes in _LARGE.items():
+            if name == "unbounded" and precision != scope.main:
+                continue
             model = config_of(changes)
             cases.append(Case(name=f"large,{name}", model=model, precision=precision, steps=5, batch=4))
         for case in cases:

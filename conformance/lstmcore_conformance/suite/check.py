@@ -41,6 +41,11 @@ class Scope:
     declared: Capabilities
     precisions: tuple[str, ...]
 
+    @property
+    def main(self) -> str:
+        """The precision of checks that need one alone: float32, or the first if it is not in the run."""
+        return "float32" if "float32" in self.precisions else self.precisions[0]
+
 
 #: The extent of a run: a few cases of each check (``smoke``), all fast checks (``quick``), or all checks (``full``).
 Profile = Literal["smoke", "quick", "full"]
