@@ -230,8 +230,8 @@ def _as_one(case: Case) -> Data:
     if state is None:
         raise TypeError(f"case {case.id}: expected a state")
     parameters["weight_h"] = parameters["weight_x"]
-    first = x[0]
-    state = State(first, first if state.c.dtype == first.dtype else state.c)
+    h = x[0]
+    state = State(h, h if state.c.dtype == h.dtype else state.c)
     tangents = Tangents(x, state, parameters)
     return replace(case.data, parameters=parameters, state=state, dy=x, dstate=state, tangents=tangents)
 
