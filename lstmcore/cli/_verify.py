@@ -285,7 +285,7 @@ def _run_keras(source: Source, x: Array) -> Array:
         model = keras.Sequential([keras.Input((None, x.shape[2])), *layers])
         model.load_weights(source.path)
     else:
-        model = keras.saving.load_model(source.path, compile=False)
+        model = keras.saving.load_model(source.path, compile=False, custom_objects={"LSTM": _older_lstm(keras)})
         layers = [
             layer for layer in model.layers if type(layer).__name__ in LAYERS and source.which in (None, layer.name)
         ]
@@ -301,6 +301,17 @@ def _run_keras(source: Source, x: Array) -> Array:
         y = np.asarray(keras.ops.convert_to_numpy(whole(y)))
         y = y[:, ::-1] if config.get("go_backwards") else y
     return np.ascontiguousarray(y.swapaxes(0, 1))
+
+
+def _older_lstm(keras: Any) -> Any:
+    """Return a class of Keras's LSTM that takes what Keras 2 writes and Keras 3 refuses."""
+
+    class LSTM(keras.layers.LSTM):  # type: ignore[misc]  # untyped
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            return super().from_config({key: value for key, value in config.items() if key != "time_major"})
+
+    return LSTM
 
 
 def _keras_layer(keras: Any, layer: PlacedLayer) -> Any:

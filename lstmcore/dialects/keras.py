@@ -161,6 +161,8 @@ def _direction(
         raise ValueError(f"expected the arrays kernel, recurrent_kernel and bias; got {len(arrays)}")
     kernel, recurrent, *bias = arrays
     hidden = recurrent.shape[0] if recurrent.ndim == 2 else 0
+    if config.get("time_major"):  # of Keras 2
+        raise ValueError("time_major: expected False, since x of a Keras layer has rows first here; got True")
     units = config.get("units", config.get("output_dim", hidden))
     if not hidden or recurrent.shape != (units, 4 * units):
         raise ValueError(f"recurrent_kernel: expected shape (H, 4 H) with H={units or 'units'}; got {recurrent.shape}")

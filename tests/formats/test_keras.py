@@ -228,3 +228,22 @@ def test_convert(tmp_path: Path) -> None:
     assert len(names) == 2 and names[1].startswith("lstm")
     assert convert(path, own, "--verify")["largest_difference"] < 2e-6
     assert convert(path, own, "--node", names[1], "--verify")["lstm"] == "LSTM 5 to 2; float32"
+
+
+def test_the_command_verifies_a_file_of_keras_2(tmp_path: Path) -> None:
+    """Its layers have an argument that Keras 3 refuses: files of a package showed it."""
+    path = tmp_path / "old.h5"
+    sequential(layer()).save(path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        layers = [each for each in config["config"]["layers"] if each["class_name"] == "LSTM"]
+        for each in layers:
+            each["config"]["time_major"] = False
+        file.attrs["model_config"] = json.dumps(config)
+        own = file.attrs["model_config"]
+    assert len(layers) == 1
+    assert convert(path, tmp_path / "own.safetensors", "--verify")["largest_difference"] < 2e-6
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = own.replace('"time_major": false', '"time_major": true')
+    with pytest.raises(ValueError, match=r"old\.h5: .*time_major: expected False"):
+        LSTM.from_keras(path)
