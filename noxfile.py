@@ -229,9 +229,9 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def mpi(session: nox.Session) -> None:
-    """Training on several ranks of MPI: the result of one process, 20 kills, going on with other ranks."""
-    session.install("-e", ".[mpi]", *TESTS)
-    session.run("pytest", "tests/mpi", *session.posargs, env=_quiet())
+    """Training on several ranks of MPI: the result of one process, 20 kills, other ranks, the benchmark of ranks."""
+    session.install("-e", ".[mpi,bench]", *TESTS)
+    session.run("pytest", "-p", "no:benchmark", "tests/mpi", *session.posargs, env=_quiet())
 
 
 @nox.session

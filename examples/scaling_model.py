@@ -144,15 +144,13 @@ def draw(rank: Rank, path: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((9, 4), layout="constrained")
-    ranks = 2 ** np.arange(13)
+    ranks = tuple(2**power for power in range(13))
     for axes, shared in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
         for colour, (layer, network) in enumerate((layer, network) for layer in LAYERS for network in NETWORKS):
-            lines = [model(rank, layer, network, int(count), ALL_ROWS / count if shared else ROWS) for count in ranks]
+            lines = [model(rank, layer, network, count, ALL_ROWS / count if shared else ROWS) for count in ranks]
             dots = [simulate(rank, layer, network, count, ALL_ROWS // count if shared else ROWS) for count in RANKS]
             for counts, seconds, style in ((ranks, lines, "-"), (RANKS, dots, "o")):
-                share = [
-                    used(rank, layer, took, int(count), shared) for count, took in zip(counts, seconds, strict=True)
-                ]
+                share = [used(rank, layer, took, count, shared) for count, took in zip(counts, seconds, strict=True)]
                 label = f"H = {layer.hidden}, {network.name}" if style == "-" else None
                 axes.semilogx(counts, share, style, base=2, color=f"C{colour}", label=label)
         axes.axhline(0.5, color="0.7", linewidth=1)

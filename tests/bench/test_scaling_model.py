@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,3 +78,10 @@ def test_the_page_has_the_measured_ratios() -> None:
         one, ranks = point["memory"]
         cells += [str(one >> 20), str(max(ranks) >> 20), f"{point['others']:.1f}"]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(scaling.draw.__globals__, "RANKS", (2, 4))
+    scaling.draw(scaling.Rank(0.01, 1e10), str(tmp_path / "scaling.png"))
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
