@@ -1,8 +1,8 @@
 """Sizes at which kernels change their path: vectors, tiles, caches, threads, and the ranges of small integers.
 
 A fault of a real kernel often begins at a size: a second tile of rows, a 9th vector of units, a length above 255. Each
-switch is tried at sizes of several vectors and tiles, and each axis alone at sizes above every usual threshold. The
-longest are one more than a power of 2: the last tile of every width has one element.
+switch is tried at sizes of several vectors and tiles, and each axis alone at sizes above every usual threshold. Most
+of the longest are one more than a power of 2: the last tile of every width has one element.
 
 One precision has all of it: float32 if it is declared. Each of the others has a part, and all parts differ, so that a
 backend with many precisions does not pay for each of them.
@@ -79,7 +79,7 @@ ROWS: Final[Mapping[str, Extent]] = {
     "N=300": Extent(3, 300, 4, 6, {"zoneout_hidden": 0.2, "zoneout_cell": 0.3}),
     "N=600": Extent(2, 600, 4, 17),
     "N=1025": Extent(2, 1025, 3, 5, {"reverse": True}),
-    "N=65537": Extent(2, 65_537, 2, 1),
+    "N=70000": Extent(2, 70_000, 2, 1),
 }
 STEPS: Final[Mapping[str, Extent]] = {
     "T=129": Extent(129, 16, 8, 8, {"peephole": True}),

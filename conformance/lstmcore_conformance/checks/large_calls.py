@@ -59,7 +59,7 @@ _Table = tuple[str, str, int, MakeCases, tuple[str, ...], Profile]
 _TABLE: tuple[_Table, ...] = (
     ("each_switch", "each switch at 37 rows and 40, 64 and 129 units", 3, _each_switch, (), "quick"),
     ("widths", "up to 1,100 units and 1,025 inputs", 9, _of(WIDTHS), (), "quick"),
-    ("batches", "34 to 65,537 rows", 9, _of(ROWS), (), "quick"),
+    ("batches", "34 to 70,000 rows", 9, _of(ROWS), (), "quick"),
     ("sequences", "129 and 257 steps", 9, _of(STEPS), (), "quick"),
     ("longest", "up to 1,025 steps", 9, _of(LONGEST), (), "full"),
     ("stacks", "stacks of many rows, units and steps", 6, _stacked, (), "quick"),
