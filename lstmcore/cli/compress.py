@@ -101,7 +101,7 @@ def _show(report: dict[str, Any], out: Console) -> None:
         return
     table = Table(title=click.format_filename(f"{report['model']} on {report['data']}"))
     for heading in ("score", "before", "after"):
-        table.add_column(heading, justify="left" if heading == "score" else "right")
+        table.add_column(heading, justify="left" if heading == "score" else "right", overflow="fold")
     for key, (before, after) in report["scores"].items():
         table.add_row(key, f"{before:.6g}", f"{after:.6g}")
     out.print(table)

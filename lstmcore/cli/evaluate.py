@@ -191,7 +191,7 @@ def _show(report: dict[str, Any], out: Console) -> None:
     if report["kind"] == "classify":
         table = Table(title=click.format_filename(f"{report['model']} on {report['data']}"))
         for column in ("class", "right", "of"):
-            table.add_column(column, justify="left" if column == "class" else "right")
+            table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
         for name, counts in report["classes"].items():
             table.add_row(name, str(counts["right"]), str(counts["of"]))
         out.print(table)
@@ -206,7 +206,7 @@ def _show(report: dict[str, Any], out: Console) -> None:
     several = "target" in report["scores"][0]
     table = Table(title=f"{report['windows']} forecasts, {report['from']} to {report['to']}")
     for heading in ("column",) * several + ("forecast",):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("RMSE", "MAE"):
         table.add_column(heading, justify="right")
     for score in report["scores"]:

@@ -89,6 +89,7 @@ def test_wrong_values_fail_and_save_nothing(items: Items, tmp_path: Path, kind: 
     assert not list(tmp_path.glob(".benchmarks/*/*.json")) or saved(tmp_path) == []
 
 
+@pytest.mark.slow  # three runs of pytest: four to twelve seconds
 def test_a_slower_kernel_fails_the_comparison(items: Items, tmp_path: Path) -> None:
     """By a clock that moves by 1 ms a call, then 6: nothing else on the machine counts."""
     short = ("-k", POINT, "--benchmark-timer=stepping.seconds", "--benchmark-max-time=0.01")

@@ -746,6 +746,7 @@ def test_what_cannot_be_compared_is_an_error(plant: Callable[..., tuple[str, ...
     assert len(list(Benchmark.load(new).timed())) == 1
 
 
+@pytest.mark.slow  # new processes: four to six seconds
 def test_a_start_counts_only_with_the_right_result(plant: Callable[..., tuple[str, ...]], tmp_path: Path) -> None:
     plant("right", "wrong")
     found = {name: start(Candidate("backend", name, 1)) for name in ("right", "wrong", "absent")}

@@ -147,6 +147,7 @@ def test_a_map_is_of_points_that_differ_in_rows_and_units_alone(made: Benchmark)
     assert len(shown["map-numpy-inference-float32-2"].axes[0].texts) == len(grids.STANDARD)
 
 
+@pytest.mark.slow  # all pictures twice: five to eight seconds
 def test_pictures_are_the_same_twice_and_have_something_on_them(made: Benchmark) -> None:
     made, kinds = _of(made, "inference", "streaming"), set()
     for (name, title, figure), (_, _, again) in zip(pictures(made), pictures(made), strict=True):
@@ -216,6 +217,7 @@ def test_the_command_writes_page_and_pictures(made: Benchmark, tmp_path: Path) -
     assert names == {"latency-streaming-float32-2.png", "latency-streaming-float32-2.svg"}
 
 
+@pytest.mark.slow  # a page with many pictures: four to seven seconds
 def test_the_command_writes_a_folder_to_publish(made: Benchmark, tmp_path: Path) -> None:
     points = (*grids.QUICK, grids.STANDARD[-1])
     some = [one for one in made.results if one.job.mode == "inference" and one.job.point in points]

@@ -85,6 +85,7 @@ def _backend(kernel_class: type[NaiveKernel]) -> Backend:
 # The whole of it ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # every stage in processes of its own: three to eight seconds
 def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "deep" / "gpu"
     words = ["--stand-in", "-k", "forward.no_state", "--workers", "2", "--commit", "abc", "--out", str(folder)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from lstmcore import LSTM
 from lstmcore.datasets import FrameWindows, frame_windows, windows
+from lstmcore.frames import open_frame
 from lstmcore.notices import Notice
 from lstmcore.training import Adam, Readout, SequenceModel, Trainer
 from small_models import REGRESSION, data, make, trainer
@@ -164,3 +166,19 @@ def test_the_column_that_was_meant_is_named_of_a_frame() -> None:
     frame = pandas.DataFrame({"load": [1.0, 2.0, 4.0], "heat": [5.0, 6.0, 7.0]})
     with pytest.raises(ValueError, match=r"got 'Laod'; did you mean 'load'\?"):
         windows(frame, target=["Laod"], window=1)
+
+
+@pytest.mark.parametrize("kind", [pandas.DataFrame, pandas.Series, polars.DataFrame])
+def test_a_frame_without_narwhals_names_the_extra(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    monkeypatch.setitem(sys.modules, "narwhals", None)
+    library = kind.__module__.partition(".")[0]
+    expected = rf"x: expected an array, or narwhals for a {kind.__name__} of {library}; .*: pip install "
+    with pytest.raises(ImportError, match=expected):
+        open_frame("x", kind({"a": [1.0]}))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_layer_takes_no_frame(library: Any) -> None:
+    """It has no names of columns, and does not know which column is a feature."""
+    with pytest.raises(TypeError, match="x: expected a NumPy array of float32; got "):
+        LSTM(2, 3, backend="numpy")(library({"a": [1.0], "b": [2.0]}))

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,8 @@ def test_each_name_of_the_interface_is_in_its_module() -> None:
         for name in re.findall(r"^   (\w+)$", part, re.MULTILINE)
     ]
     assert len(found) > 60
+    if find_spec("sklearn") is None:  # the session docs, which has it, makes the pages of these names
+        found = [(module, name) for module, name in found if module != "lstmcore.sklearn"]
     assert [(module, name) for module, name in found if not hasattr(importlib.import_module(module), name)] == []
 
 

@@ -127,6 +127,7 @@ def test_a_folder_in_place_of_a_file_is_refused_first(tmp_path: Path, option: st
     assert "passed" not in found.output
 
 
+@pytest.mark.slow  # two collections of the suite: three to ten seconds
 def test_the_full_profile_runs_more_and_the_report_names_it(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     found = conform("reference", "-k", "forward.long and plain", "--profile", "full", "--json", str(path))

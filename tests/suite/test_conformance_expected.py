@@ -187,6 +187,7 @@ def test_the_class_of_tests_is_strict(pytester: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines(["SKIPPED*expected failures that did not run: rows.nan, forward.long"])
 
 
+@pytest.mark.slow  # two workers of pytest-xdist: four to eight seconds
 def test_worker_processes_refuse_expected_failures(pytester: pytest.Pytester) -> None:
     """The class of tests says that worker processes do not know each other's results."""
     pytester.makepyfile(

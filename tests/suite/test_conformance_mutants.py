@@ -140,6 +140,7 @@ def test_another_way_uses_well_under_the_budget(name: str, precision: str) -> No
     assert max(shares) < 0.6
 
 
+@pytest.mark.slow  # sums of many rows: eight seconds in all
 @pytest.mark.parametrize("name", VARIANTS)
 def test_long_sums_in_another_order_use_well_under_the_budget(name: str) -> None:
     report = run(VARIANTS[name](), precisions=["float32"], select="backward.rows")

@@ -46,6 +46,7 @@ def without_numbers(index: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
+@pytest.mark.slow  # all vectors: five to ten seconds
 def test_written_anew_they_are_the_same(tmp_path: Path) -> None:
     write(tmp_path, draws())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, *PUBLIC])

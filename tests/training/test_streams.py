@@ -106,6 +106,7 @@ def test_standardised_runs_are_those_of_lists_up_to_rounding(loss: Any) -> None:
     assert models[0].evaluate(inputs, targets).loss == pytest.approx(models[1].evaluate(Source(inputs, targets)).loss)
 
 
+@pytest.mark.slow  # a run over 40 MB: four to six seconds
 def test_data_that_do_not_fit_into_memory() -> None:
     """64 sequences of 0.6 MB, of which a run holds a batch of two: one raw at a time, far less than all in all."""
     steps, width = 200, 400
