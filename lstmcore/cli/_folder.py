@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
@@ -18,7 +18,6 @@ from lstmcore.cli._model_data import task_of
 from lstmcore.cli._workers import ENGINES, open_workers, run_tasks
 from lstmcore.notices import notify
 from lstmcore.training.classification import ClassifyTask
-from lstmcore.training.digests import digest_of
 from lstmcore.training.forecast import ForecastTask
 from lstmcore.training.model import SequenceModel
 
@@ -71,6 +70,10 @@ class ModelFile:
         _load.cache_clear()
         return cls(path, backend, dtype, _load(path, backend, dtype).digest)
 
+    def for_workers(self, engine: str | None) -> ModelFile:
+        """Return the model for the workers of an engine; those of Dask have working folders of their own."""
+        return replace(self, path=os.path.abspath(self.path)) if engine == "dask" else self
+
     def load(self) -> Loaded:
         """Return the model with its task; a process reads it once.
 
@@ -90,22 +93,22 @@ class ModelFile:
 
 @lru_cache(maxsize=1)
 def _load(path: str, backend: str | None, dtype: str | None) -> Loaded:
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     model = SequenceModel.load(path, backend=backend, dtype=dtype)
-    task = task_of(model, path)
-    digest = hashlib.sha256(digest_of(model.parameters.values()).encode())
-    digest.update(json.dumps(model.task, sort_keys=True).encode())
-    return Loaded(model, task, digest.hexdigest())
+    return Loaded(model, task_of(model, path), digest)
 
 
 def is_folder(data: str, options: Mapping[str, Any]) -> bool:
-    """Return whether `data` is a folder; ``jobs`` and ``engine`` are taken out of the options of any other.
+    """Return whether `data` is a folder.
 
     Raises
     ------
     ValueError
-        An option of folders, and `data` is none.
+        An option of folders, and `data` is none. An engine for one file at a time.
     """
     if data not in datasets.names() and Path(data).is_dir():
+        if options["engine"] is not None and (options["jobs"] or 1) < 2:
+            raise ValueError(f"--engine: only with --jobs of 2 or more; got {options['engine']!r}")
         return True
     for name in ("jobs", "engine"):
         if options[name] is not None:
@@ -145,7 +148,8 @@ class FolderRun(Generic[R]):
             A package of the engine is missing.
         """
         with open_workers(self.jobs, self.engine) as workers, progress(self.name, seconds=1.0) as show:
-            ends = run_tasks(task, [str(file) for file in self.files], workers)
+            paths = [str(file) if self.engine == "joblib" else os.path.abspath(file) for file in self.files]
+            ends = run_tasks(task, paths, workers)
             for done, (number, outcome) in enumerate(ends, start=1):
                 file = self.files[number]
                 for notice in outcome.notices:
@@ -156,15 +160,19 @@ class FolderRun(Generic[R]):
                     self.failed[number] = outcome.error
                 show(done, len(self.files), file.name)
 
+    def fail(self, file: Path, error: Exception) -> None:
+        """Count a file whose result could not be written; the others go on."""
+        self.failed[self.files.index(file)] = str(error)
+
     def check(self) -> None:
-        """Raise ValueError if files failed twice; the message names them."""
+        """Raise ValueError if files failed; the message names them."""
         if not self.failed:
             return
         named = [(self.files[number].name, self.failed[number]) for number in sorted(self.failed)]
         texts = [text if name in text else f"{name}: {text}" for name, text in named]
         more = f"; and {len(texts) - _QUOTED} more" if len(texts) > _QUOTED else ""
         raise ValueError(
-            f"{self.files[0].parent}: {len(texts)} of {len(self.files)} files failed twice, the others are done: "
+            f"{self.files[0].parent}: {len(texts)} of {len(self.files)} files failed, the others are done: "
             f"{'; '.join(texts[:_QUOTED])}{more}"
         )
 

@@ -178,7 +178,9 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
     rows = _test_rows(data, panel, settings)
     columns = [series.column for series in panel[0]]
     season = settings.get("season") or _usual_season(panel, task_rows=rows)
-    window = settings.get("window") or _usual_window(season, min(len(parts[0]) for parts in panel) - rows)
+    window = settings.get("window") or _usual_window(
+        season, min(len(parts[0]) for parts in panel) - rows, settings["horizon"]
+    )
     task = ForecastTask(
         target=columns[0],
         window=window,
@@ -212,12 +214,15 @@ def _usual_season(panel: Panel, *, task_rows: int) -> int | None:
     return season if season is not None and season <= shortest else None
 
 
-def _usual_window(season: int | None, learned: int) -> int:
-    """Return the rows that a model reads: two seasons, or one that is longer, and at most half of the training rows."""
+def _usual_window(season: int | None, learned: int, horizon: int) -> int:
+    """Return the rows that a model reads: two seasons, or one that is longer, and at most half of the training rows.
+
+    Where the horizon is long, some windows must remain to learn from.
+    """
     wanted = WINDOW
     if season is not None and season > 1:
         wanted = _SEASONS * season if _SEASONS * season <= WINDOW else season
-    return max(1, min(wanted, learned // 2))
+    return max(1, min(wanted, learned // 2, 2 * (learned - horizon) // 3))
 
 
 def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
@@ -231,7 +236,7 @@ def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
         if fraction == 0:
             raise ValueError("--test-fraction: expected a number above 0 to forecast; got 0")
         return max(1, round(float(fraction) * shortest))
-    return rows or _TEST_ROWS.get(data) or max(1, round(TEST_FRACTION * shortest))
+    return rows or _TEST_ROWS.get(data) or max(settings["horizon"], round(TEST_FRACTION * shortest))
 
 
 def make_trainer(run: Run, *, quiet: bool, distributed: Engine | None = None) -> Trainer:

@@ -199,6 +199,9 @@ def _attempt(task: Callable[[str], R], item: Item, threads: int | None = None) -
         except Exception as failure:  # whatever it is, the other tasks go on
             error = str(failure) if isinstance(failure, ValueError) else format_error(failure)
     notices = tuple(one.message for one in caught if isinstance(one.message, Notice))
+    for one in caught:
+        if not isinstance(one.message, Notice):  # recorded with them, and told as without a folder
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return number, Outcome(value, error, notices=notices)
 
 

@@ -76,7 +76,7 @@ def evaluate(model: str, data: str, backend: str | None, dtype: str | None, as_j
             _show(report, console())
         return
     run: FolderRun[dict[str, Any]] = FolderRun("evaluate", files_of(data), options)
-    reports = dict(run.results(partial(evaluate_file, file, options=options)))
+    reports = dict(run.results(partial(evaluate_file, file.for_workers(options["engine"]), options=options)))
     found = [reports[path] for path in sorted(reports)]
     if as_json:
         click.echo(json.dumps(found))

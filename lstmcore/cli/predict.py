@@ -60,7 +60,7 @@ def predict(
     A forecast gives the rows that follow the last one, with their times, for each series. A file is read as in training
     unless --fill, --series, --time, --sort, --separator, --decimal or --encoding say otherwise.
 
-    Where DATA is a folder, each of its files has a file of the same name in the folder --out. Those below it are left
+    Where DATA is a folder, each of its files has a file of the same stem in the folder --out. Those below it are left
     out. A file that fails is tried once more; the message names those that fail twice, when all others are done.
 
     \b
@@ -75,9 +75,12 @@ def predict(
         file, files = ModelFile.of(model, backend, dtype), files_of(data)
         outputs = _outputs(files, out, ".json" if as_json else ".csv", {"the model": model})
         run: FolderRun[bytes] = FolderRun("predict", files, options)
-        for source, content in run.results(partial(predicted, file)):
-            outputs[source].parent.mkdir(exist_ok=True)
-            write_atomically(outputs[source], content)
+        for source, content in run.results(partial(predicted, file.for_workers(options["engine"]))):
+            try:
+                outputs[source].parent.mkdir(exist_ok=True)
+                write_atomically(outputs[source], content)
+            except OSError as error:
+                run.fail(source, error)
         run.check()
         return
     check_files({"--out": out}, {"the model": model, "the data": data})
@@ -87,7 +90,7 @@ def predict(
     else:
         write_atomically(out, content)
         if not as_json:
-            rows = sum(1 for _ in csv.reader(content.decode().splitlines(keepends=True))) - 1
+            rows = sum(1 for _ in csv.reader(io.StringIO(content.decode(), newline=""))) - 1
             click.echo(f"wrote {click.format_filename(out)}, {rows} rows")
 
 

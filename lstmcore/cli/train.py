@@ -80,7 +80,8 @@ def _switches(command: F) -> F:
 @click.option("--id", help="To classify: the column that says which sequence a row belongs to.")
 @click.option("--window", type=click.IntRange(1),
               help="To forecast: rows that the model reads  "
-              f"[default: two seasons, or {WINDOW}; half of the rows at most].")  # fmt: skip
+              f"[default: two seasons, one if two exceed {WINDOW}, or {WINDOW} without a season; "
+              "half of the rows at most].")  # fmt: skip
 @click.option("--horizon", type=click.IntRange(1),
               help=f"To forecast: rows ahead to forecast  [default: {FORECAST['horizon']}].")  # fmt: skip
 @click.option("--season", type=click.IntRange(1),

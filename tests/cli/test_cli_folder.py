@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_file_that_fails_is_named_and_the_others_are_done() -> None:
     result = run("predict", "m", "shops", "--out", "found")
     assert result.exit_code == 2
     (line,) = (text for text in result.stderr.splitlines() if text.startswith("lstmcore: error"))
-    begin = "lstmcore: error: shops: 1 of 3 files failed twice, the others are done: shops/b.csv, line 1: expected"
+    begin = "lstmcore: error: shops: 1 of 3 files failed, the others are done: shops/b.csv, line 1: expected"
     assert line.startswith(begin), line
     assert sorted(contents("found")) == ["a.csv", "c.csv"]
     judged = run("evaluate", "m", "shops", "--json")
@@ -81,9 +82,31 @@ def test_a_notice_names_its_file() -> None:
     assert [line for line in told.splitlines() if line.startswith("lstmcore: warning: shops/c.csv: ")], told
 
 
+def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are written."""
+
+    def write_all_but_one(path: Path, content: bytes) -> None:
+        if path.name == "b.csv":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_bytes(content)
+
+    monkeypatch.setattr("lstmcore.cli.predict.write_atomically", write_all_but_one)
+    result = run("predict", "m", "shops", "--out", "found")
+    assert result.exit_code == 2
+    assert "shops: 1 of 3 files failed, the others are done: " in result.stderr
+    assert {path.name for path in Path("found").iterdir() if path.is_file()} == {"a.csv", "c.csv"}
+
+
+def test_warnings_that_are_no_notices_are_told() -> None:
+    with open_workers(1, "joblib") as workers, pytest.warns(RuntimeWarning, match="overflow"):
+        (found,) = results(["warns"], workers).values()
+    assert found.value == "snraw"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("predict m shops --out x --engine dask", "--engine: only with --jobs of 2 or more; got 'dask'"),
         ("predict m shops", "--out: expected a folder for the predictions of each file of shops; got none"),
         ("predict m shops --out shops", "--out: expected another folder than that of the data; got 'shops'"),
         ("predict m shops --out m", "--out: expected a folder, or a new one in a folder that exists; got 'm'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 
 #: Variable with the file that has a line for each try.
@@ -11,7 +12,10 @@ LOG = "JOB_TASKS_LOG"
 
 
 def work(text: str) -> str:
-    """Return the text backwards; one of ``dies``, ``fails``, ``dies-once`` and ``fails-once`` does that before."""
+    """Return the text backwards.
+
+    One of ``dies``, ``fails``, ``warns``, ``dies-once`` and ``fails-once`` does that before.
+    """
     log = Path(os.environ[LOG])
     before = log.read_text().split() if log.exists() else []
     with log.open("a") as stream:
@@ -21,6 +25,8 @@ def work(text: str) -> str:
             os.kill(os.getpid(), signal.SIGKILL)
         if text.startswith("fails"):
             raise OSError(f"{text} cannot be read")
+        if text.startswith("warns"):
+            warnings.warn("overflow of a task", RuntimeWarning, stacklevel=1)
     return text[::-1]
 
 

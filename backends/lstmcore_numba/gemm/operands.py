@@ -166,7 +166,7 @@ def call_microkernel(
 ) -> None:
     """Call a microkernel, whose code a module has once for all products.
 
-    Inlined, LLVM would compile it for each product: twice as long for the first inference.
+    Inlined, LLVM would compile it for each product.
 
     Parameters
     ----------
