@@ -93,9 +93,12 @@ class ModelFile:
 
 @lru_cache(maxsize=1)
 def _load(path: str, backend: str | None, dtype: str | None) -> Loaded:
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    place, digest = Path(path), hashlib.sha256()
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        if file.is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
     model = SequenceModel.load(path, backend=backend, dtype=dtype)
-    return Loaded(model, task_of(model, path), digest)
+    return Loaded(model, task_of(model, path), digest.hexdigest())
 
 
 def is_folder(data: str, options: Mapping[str, Any]) -> bool:

@@ -236,7 +236,8 @@ def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
         if fraction == 0:
             raise ValueError("--test-fraction: expected a number above 0 to forecast; got 0")
         return max(1, round(float(fraction) * shortest))
-    return rows or _TEST_ROWS.get(data) or max(settings["horizon"], round(TEST_FRACTION * shortest))
+    enough = min(settings["horizon"], shortest // 3)  # for one forecast
+    return rows or _TEST_ROWS.get(data) or max(1, enough, round(TEST_FRACTION * shortest))
 
 
 def make_trainer(run: Run, *, quiet: bool, distributed: Engine | None = None) -> Trainer:
