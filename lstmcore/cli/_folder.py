@@ -40,7 +40,7 @@ def jobs_options(command: C) -> C:
 
 
 class Loaded(NamedTuple):
-    """A model with its task, and a digest of both."""
+    """A model with its task, and a digest of its files."""
 
     model: SequenceModel
     task: ClassifyTask | ForecastTask
@@ -54,9 +54,9 @@ class ModelFile:
     Attributes
     ----------
     path, backend, dtype
-        As on the command line.
+        As on the command line; the path is absolute for workers of Dask.
     digest
-        That of the model when the command began.
+        Of the files when the command began.
     """
 
     path: str

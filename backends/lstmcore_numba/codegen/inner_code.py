@@ -64,7 +64,7 @@ class EntryLibrary(_LIBRARY):  # type: ignore[misc]  # see _LIBRARY
 
     def finalize(self) -> None:
         """Link the code of all that is called, by whichever function, once."""
-        for library in self._linking_libraries:  # it grows
+        for library in self._linking_libraries:  # what is added in the loop has its turn too
             self._linking_libraries += [one for one in _called(library) if one not in self._linking_libraries]
         super().finalize()
 
