@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lstmcore import LSTM
 from lstmcore.stored_weights import FORMATS
+from lstmcore.threads import THREADS_VARIABLE, asked_threads
 from lstmcore_conformance.bench import compressed
 from lstmcore_conformance.bench.compressed import Built, disturbed, main, page
 
@@ -47,9 +48,11 @@ def test_a_shared_scale_is_told_with_the_smallest_size(axes: tuple[int, ...], to
 def test_the_page_has_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without peers, speed is over our own float32; errors follow the formats."""
     monkeypatch.setattr(compressed, "find_spec", lambda name: None)
-    words = ["--backend", "numpy", "--point", "4,2,5,8", "--rounds", "2", "--seconds", "0", "--out", str(tmp_path)]
+    monkeypatch.setenv(THREADS_VARIABLE, "7")
+    words = ["--backend", "numpy", "--threads", "3", "--point", "4,2,5,8", "--rounds", "2", "--seconds", "0", "--out", str(tmp_path)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
+    assert asked_threads() == 3  # the backend's too, not the peers' alone
     run = json.loads((tmp_path / "compressed.json").read_text())
     rows = {row["candidate"].removeprefix("numpy "): row for row in run["rows"]}
     assert set(rows) == {"float32", *FORMATS}

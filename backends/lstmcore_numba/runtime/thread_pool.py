@@ -219,7 +219,10 @@ def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tu
         return CALLER_ALONE
     limit = limit or thread_count()
     wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
-    if wanted < 1 or not LOAD_GUARD.allows(count_lost_processors(), tuning.load_pause):
+    if wanted < 1:
+        return CALLER_ALONE
+    now = time.monotonic()
+    if not LOAD_GUARD.allows(count_lost_processors(), tuning.load_pause, seconds=now, threads=wanted + 1):
         return CALLER_ALONE
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
     seconds = min(tuning.wake_fraction * work / tuning.work_per_second, tuning.wake_seconds)

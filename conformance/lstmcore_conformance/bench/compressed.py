@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -26,6 +27,7 @@ from lstmcore import LSTM, reference
 from lstmcore.backend import Tangents
 from lstmcore.files import write_atomically
 from lstmcore.stored_weights import FORMATS, SAME
+from lstmcore.threads import THREADS_VARIABLE
 from lstmcore_conformance.bench import machine
 from lstmcore_conformance.bench.jobs import Job, Point
 from lstmcore_conformance.cases.case import Array, Data
@@ -322,6 +324,7 @@ def _point(text: str) -> Point:
 @click.option("--out", "folder", required=True, metavar="FOLDER", help="Where the page, its picture and the JSON go.")
 def main(backend: str, threads: int, points: tuple[str, ...], rounds: int, seconds: float, folder: str) -> None:
     """Measure weights in fewer bytes beside dynamic int8 of ONNX Runtime and PyTorch."""
+    os.environ[THREADS_VARIABLE] = str(threads)  # the backend reads it at every call
     run = measure(backend, tuple(map(_point, points)) or POINTS, threads, rounds, seconds)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

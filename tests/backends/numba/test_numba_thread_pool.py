@@ -184,15 +184,27 @@ def test_passes_are_alone_while_processors_are_taken(load: str) -> None:
     from lstmcore_numba.runtime.load_guard import LoadGuard
 
     guard, lost, alone = LoadGuard(), 5, []
-    assert guard.allows(lost, 8)
+    assert guard.allows(lost, 8, seconds=3.0, threads=2)
     for takes in LOADS[load][0]:
         lost += takes
         passes = 0
-        while not guard.allows(lost, 8):
+        while not guard.allows(lost, 8, seconds=3.0, threads=2):
             passes += 1
             lost += 1  # what is lost while the caller is alone does not count
         alone.append(passes)
     assert alone == LOADS[load][1]
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_losses_of_a_quiet_machine_do_not_count(threads: int) -> None:
+    """A long pass loses a processor now and then without other work: how often in a second decides."""
+    from lstmcore_numba.runtime.load_guard import QUIET_LOSSES_PER_SECOND, LoadGuard
+
+    quiet = QUIET_LOSSES_PER_SECOND * threads // 2
+    for more, shared in ((0, True), (1, False)):
+        guard = LoadGuard()
+        assert guard.allows(7, 8, seconds=2.0, threads=threads)
+        assert guard.allows(7 + quiet + more, 8, seconds=2.5, threads=threads) == shared
 
 
 def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +214,7 @@ def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: p
 
     losses = itertools.count()
     monkeypatch.setattr(thread_pool, "LOAD_GUARD", load_guard.LoadGuard())
+    monkeypatch.setattr(load_guard, "QUIET_LOSSES_PER_SECOND", 0)
     monkeypatch.setattr(thread_pool, "count_lost_processors", lambda: next(losses))
 
     def workers(load_pause: int) -> list[int]:
