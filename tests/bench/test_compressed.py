@@ -49,7 +49,8 @@ def test_the_page_has_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Without peers, speed is over our own float32; errors follow the formats."""
     monkeypatch.setattr(compressed, "find_spec", lambda name: None)
     monkeypatch.setenv(THREADS_VARIABLE, "7")
-    words = ["--backend", "numpy", "--threads", "3", "--point", "4,2,5,8", "--rounds", "2", "--seconds", "0", "--out", str(tmp_path)]
+    words = ["--backend", "numpy", "--threads", "3", "--point", "4,2,5,8", "--rounds", "2", "--seconds", "0"]
+    words += ["--out", str(tmp_path)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert asked_threads() == 3  # the backend's too, not the peers' alone
