@@ -28,6 +28,7 @@ from lstmcore.training.network import Examples
 SIZES: Final = tuple(8 << 3 * power for power in range(8))
 _REPEATS: Final = 40
 _PAUSE_S: Final = 0.02  # after a turn, in which threads that spin for more work stop
+_LOOK_S: Final = 0.02  # between the looks of a rank without a turn: each look takes a processor from the other
 _MEMORY_STEPS: Final = 4
 _CLASSES: Final = 7
 #: The parameters of two ranks may differ from those of one by this share, as docs/howto/several-processes.md promises.
@@ -160,7 +161,7 @@ def _meet() -> None:
 
     request = MPI.COMM_WORLD.Ibarrier()
     while not request.Test():
-        time.sleep(2e-3)
+        time.sleep(_LOOK_S)
 
 
 def check_values(settings: Mapping[str, Any], engine: Engine) -> None:
