@@ -42,6 +42,8 @@ BACKENDS = (
 )
 #: Libraries of DataFrames.
 FRAMES = ("pandas>=2.2", "polars>=1.0", "pyarrow>=15")
+#: Trackers of experiments: what writes TensorBoard's files, and MLflow with its SQL store.
+TRACKERS = ("tensorboardX>=2.6", "mlflow-skinny>=3", "sqlalchemy>=2", "alembic>=1.13")
 #: Both cores of a small machine; workers beyond eight take longer to start than they save.
 PARALLEL = ("pytest-xdist>=3.8",)
 #: pytest-benchmark, of the extra bench, warns where xdist runs, and warnings are errors here (pytest-benchmark#286).
@@ -197,8 +199,8 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def estimators(session: nox.Session) -> None:
-    """What scikit-learn's tools make of our estimators, on numpy and numba, and DataFrames of pandas and polars."""
-    session.install("-e", ".[sklearn,numba]", *TESTS, *FRAMES, *PARALLEL)
+    """What scikit-learn's tools make of our estimators, on numpy and numba, DataFrames, and trackers of experiments."""
+    session.install("-e", ".[sklearn,numba]", *TESTS, *FRAMES, *TRACKERS, *PARALLEL)
     session.run("pytest", *WORKERS, "tests/estimators", *session.posargs, env=_quiet())
 
 

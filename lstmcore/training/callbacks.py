@@ -101,17 +101,34 @@ class TensorBoard(Callback):
 class MLflow(Callback):
     """The numbers of each epoch in the active run of MLflow, which must be installed.
 
+    Without an active run one is started, and ended after the last epoch. A run that fails leaves it open.
+
     Examples
     --------
     >>> isinstance(MLflow(), Callback)
     True
     """
 
-    def on_epoch_end(self, model: SequenceModel, history: History) -> None:
-        """Log the numbers of the epoch; MLflow starts a run if none is active."""
+    def __init__(self) -> None:
+        self._library: Any = None
+        self._own = False
+
+    def on_fit_start(self, model: SequenceModel, history: History) -> None:
+        """Start a run of MLflow if none is active."""
         try:
             import mlflow
         except ImportError as error:
             raise ImportError("MLflow: expected mlflow; it is not installed: pip install mlflow") from error
+        self._library, self._own = mlflow, mlflow.active_run() is None
+        if self._own:
+            mlflow.start_run()
+
+    def on_epoch_end(self, model: SequenceModel, history: History) -> None:
+        """Log the numbers of the epoch."""
         epoch = history.epochs[-1]
-        mlflow.log_metrics(epoch_numbers(epoch), step=epoch.number)
+        self._library.log_metrics(epoch_numbers(epoch), step=epoch.number)
+
+    def on_fit_end(self, model: SequenceModel, history: History) -> None:
+        """End the run of MLflow, if it was started here."""
+        if self._own:
+            self._library.end_run()

@@ -1,4 +1,4 @@
-"""The tests of this folder have the marker estimators; they need scikit-learn, pandas and polars."""
+"""The tests of this folder have the marker estimators; they need scikit-learn, DataFrames or trackers."""
 
 from __future__ import annotations
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import tracemalloc
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,13 +198,18 @@ def test_trackers_get_the_numbers_of_each_epoch(monkeypatch: pytest.MonkeyPatch)
             told.append("closed")
 
     board = types.SimpleNamespace(SummaryWriter=SummaryWriter)
-    flow = types.SimpleNamespace(log_metrics=lambda values, step: told.append((values, step)))
+    flow = types.SimpleNamespace(
+        active_run=lambda: None,
+        start_run=lambda: told.append("started"),
+        log_metrics=lambda values, step: told.append((values, step)),
+        end_run=lambda: told.append("ended"),
+    )
     monkeypatch.setitem(sys.modules, "tensorboardX", board)
     monkeypatch.setitem(sys.modules, "mlflow", flow)
     inputs, targets = data()
     settings: dict[str, Any] = {"epochs": 2, "metrics": ["f1"], "callbacks": [TensorBoard("runs"), MLflow()]}
     first, second = trainer(make(), **settings).fit(inputs, targets).epochs
-    assert told[0] == "runs" and told[-1] == "closed"
+    assert told[:2] == ["runs", "started"] and told[-2:] == ["closed", "ended"]
     assert ("validation_loss", second.validation_loss, 2) in told
     logged = [step for given in told if isinstance(given[0], dict) for step in given[1:]]
     assert logged == [1, 2] and ("metrics/f1", first.metrics["f1"], 1) in told
@@ -313,6 +321,60 @@ def test_gradient_checkpointing_records_few_steps_at_a_time(monkeypatch: pytest.
     inputs = [np.random.default_rng(0).standard_normal((100, 2))] * 2
     model.network.learn_by_parts(Batch.of(inputs, [np.zeros(100, int)] * 2, None, model.readout), CrossEntropy())
     assert recorded == [10] * 20
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Return how many bytes `work` has at the same time, beside those of its result and of before; NumPy's count."""
+    work()  # what is kept from call to call
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+def test_gradient_checkpointing_uses_fewer_bytes(steps: Any) -> None:
+    """Four times the steps: the tape grows as their root, and beside it only the outputs are kept whole."""
+    random = np.random.default_rng(4)
+    found: dict[int, tuple[int, int]] = {}
+    for length in (100, 400):
+        inputs = [random.standard_normal((length, 2)) for _ in range(6)]
+        targets: Any = [random.integers(0, 3, length if steps == "every" else ()) for _ in inputs]
+        model = make(steps=steps, hidden=24, num_layers=2, bidirectional=False)
+        batch, loss = Batch.of(inputs, targets, None, model.readout), CrossEntropy()
+        network = model.network
+        ways = (network.learn, network.learn_by_parts)
+        found[length] = tuple(peak_bytes(lambda way=way: way(batch, loss)) for way in ways)  # type: ignore[misc]
+    (whole, parts), (short_whole, short_parts) = found[400], found[100]
+    assert 3.5 < whole / short_whole < 4.5
+    assert parts < whole / 4
+    kept = 8 * 300 * 6 * 24 * (3 if steps == "every" else 2)  # outputs by parts, joined, and their gradient
+    assert parts - kept < 2.5 * short_parts
+
+
+@pytest.mark.parametrize("steps", ["last", "every"])
+def test_checkpointed_gradients_in_float32(steps: Any) -> None:
+    """The same bits again, and within six times the error of the whole sequence, as the budgets of the suite are."""
+    random = np.random.default_rng(6)
+    lengths = [37, 12, 30]
+    inputs = [random.standard_normal((length, 2)).astype(np.float32) for length in lengths]
+    targets: Any = [random.integers(0, 3, length if steps == "every" else ()) for length in lengths]
+    switches: dict[str, Any] = {"steps": steps, "hidden": 17, "num_layers": 2, "bidirectional": False}
+    model, exact = make(dtype="float32", **switches), make(**switches)
+    exact.load_parameters({name: value.astype(np.float64) for name, value in model.parameters.items()})
+    batch, loss = Batch.of(inputs, targets, None, model.readout), CrossEntropy()
+    first, again = (model.network.learn_by_parts(batch, loss).gradients for _ in range(2))
+    whole = model.network.learn(batch, loss).gradients
+    wanted = exact.network.learn(batch._replace(x=batch.x.astype(np.float64)), loss).gradients
+    for name, value in wanted.items():
+        assert first[name].dtype == np.float32
+        np.testing.assert_array_equal(first[name], again[name])
+        scale, eps = np.abs(value).max(), np.finfo(np.float32).eps
+        budget = 6 * (np.abs(whole[name] - value).max() + eps * scale)
+        assert np.abs(first[name] - value).max() <= budget, name
 
 
 def test_a_run_with_gradient_checkpointing_has_the_same_bits_again(tmp_path: Path) -> None:
