@@ -19,6 +19,7 @@ from lstmcore.extras import installing
 from lstmcore.frames import is_frame, plain, shared_columns
 from lstmcore.layers import AttentionPooling
 from lstmcore.lstm import LSTM
+from lstmcore.notices import notify
 from lstmcore.suggestions import did_you_mean
 from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
@@ -221,6 +222,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not reset:
             _refuse_single(X, self.model_.lstm.input_size)
         if getattr(X, "ndim", 0) == 3:
+            if reset:
+                _tell_order(X.shape)
             X = list(check_array(X, allow_nd=True, estimator=self))
         self._check_columns(X, reset=reset)
         X = [np.asarray(plain(f"X[{index}]", row)) for index, row in enumerate(X)]
@@ -248,6 +251,17 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self.feature_names_in_ = np.array(names, object)
         elif names and (fitted := getattr(self, "feature_names_in_", None)) is not None and names != list(fitted):
             raise ValueError(f"X: expected DataFrames with the columns of fit, {list(fitted)}; got {names}")
+
+
+def _tell_order(shape: tuple[int, ...]) -> None:
+    """Warn if an array looks as if it were (n, channels, time): over twice as many features as steps."""
+    _, steps, features = shape
+    if features > 2 * steps:
+        notify(
+            f"X: {shape} is read as (n, time, channels), {steps} steps of {features} features; if it is "
+            "(n, channels, time), as in sktime and aeon, give X.transpose(0, 2, 1)",
+            stacklevel=4,
+        )
 
 
 def _are_sequences(X: Any) -> bool:

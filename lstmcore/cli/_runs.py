@@ -21,12 +21,14 @@ from lstmcore.cli._data import (
     open_panel,
     refuse_for_own,
 )
+from lstmcore.cli._forecast_room import Asked, check_room
 from lstmcore.config import SHARED_SWITCHES
 from lstmcore.datasets import Classification, LabelLayout, Sequences
 from lstmcore.datasets.series import steps_of
 from lstmcore.datasets.time_formats import TIME_FORMATS
 from lstmcore.distributed import Engine
 from lstmcore.lstm import LSTM
+from lstmcore.notices import Finding, notify
 from lstmcore.training.classification import ClassifyTask, divide
 from lstmcore.training.forecast import ForecastTask, errors, scores, training_set
 from lstmcore.training.forecast_windows import ForecastWindows
@@ -175,12 +177,8 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
     if both := next((name for name in features if name in targets), None):
         raise ValueError(f"--features: expected columns besides those of --target; got {both!r}, whose past is read")
     panel = open_panel(data, (*targets, *features), layout)
-    rows = _test_rows(data, panel, settings)
+    rows, window, season = _plan_forecast(data, panel, options, settings)
     columns = [series.column for series in panel[0]]
-    season = settings.get("season") or _usual_season(panel, task_rows=rows)
-    window = settings.get("window") or _usual_window(
-        season, min(len(parts[0]) for parts in panel) - rows, settings["horizon"]
-    )
     task = ForecastTask(
         target=columns[0],
         window=window,
@@ -204,14 +202,45 @@ def _forecasting(data: str, options: Mapping[str, Any], settings: dict[str, Any]
     return Run(model, learned.inputs, learned.targets, task, settings, held_out, purge=learned.purge)
 
 
-def _usual_season(panel: Panel, *, task_rows: int) -> int | None:
-    """Return the rows in a season, by the times of the first series; None if none is usual or it has no dates."""
+def _plan_forecast(
+    data: str, panel: Panel, options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[int, int, int | None]:
+    """Return the test rows, the rows that the model reads, and those of a season, None if none is known.
+
+    Raises
+    ------
+    ValueError
+        Too few rows; the message says what would do.
+    """
+
+    def sizes(shortest: int, horizon: int) -> tuple[int, int, int | None]:
+        rows = _test_rows(data, shortest, {**settings, "horizon": horizon})
+        season = settings.get("season") or _usual_season(panel, shortest - rows)
+        return rows, settings.get("window") or _usual_window(season, shortest - rows, horizon), season
+
+    lengths = [len(parts[0]) for parts in panel]
+    fixed = any(options[name] is not None for name in ("window", "test_rows", "test_fraction"))
+    check_room(data, lengths, Asked(settings["horizon"], settings["validation"], fixed), sizes)
+    rows, window, season = sizes(min(lengths), settings["horizon"])
+    if season is None:
+        notify(
+            f"--season: none is known for {data}: its seasonal-naive forecast repeats the values one window "
+            f"({window} rows) before; give --season if there is one",
+            kind=Finding,
+        )
+    return rows, window, season
+
+
+def _usual_season(panel: Panel, learned: int) -> int | None:
+    """Return the rows in a season, by the times of the first series; None if none is usual or it has no dates.
+
+    None too if it is longer than the `learned` rows.
+    """
     series = panel[0][0]
     if not series.form or not TIME_FORMATS[series.form].are_dates:
         return None
     season = steps_of(series).season
-    shortest = min(len(parts[0]) for parts in panel) - task_rows
-    return season if season is not None and season <= shortest else None
+    return season if season is not None and season <= learned else None
 
 
 def _usual_window(season: int | None, learned: int, horizon: int) -> int:
@@ -225,11 +254,10 @@ def _usual_window(season: int | None, learned: int, horizon: int) -> int:
     return max(1, min(wanted, learned // 2, 2 * (learned - horizon) // 3))
 
 
-def _test_rows(data: str, panel: Panel, settings: Mapping[str, Any]) -> int:
+def _test_rows(data: str, shortest: int, settings: Mapping[str, Any]) -> int:
     """Return how many rows of each series are held out: the same number of each, by the shortest one."""
     if settings.get("test_rows") is not None and settings.get("test_fraction") is not None:
         raise ValueError("--test-rows, --test-fraction: expected one of the two; got both")
-    shortest = min(len(parts[0]) for parts in panel)
     rows: int | None = settings.get("test_rows")
     fraction: float | None = settings.get("test_fraction")
     if fraction is not None:

@@ -150,7 +150,7 @@ def split(
         between = f" with {purge} between them" if chronological and purge else ""
         raise ValueError(
             f"validation: expected a fraction of {count} sequences that leaves some on both sides{between}; "
-            f"got {fraction}"
+            f"got {fraction}: give more sequences, or 0 to validate on none"
         )
     return rest, np.sort(chosen)
 

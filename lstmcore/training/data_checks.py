@@ -96,7 +96,9 @@ def _check_sequence(name: str, sequence: Any, width: int) -> None:
         raise TypeError(f"{name}: expected an array of numbers (T, {width}); got {kind}{hint}")
     validation.refuse_masked(name, sequence)
     if sequence.ndim != 2 or sequence.shape[1] != width:
-        raise ValueError(f"{name}: expected shape (T, {width}); got {sequence.shape}")
+        turned = sequence.ndim == 2 and sequence.shape[0] == width
+        hint = ": if its rows are the features, as in sktime and aeon, give its transpose" if turned else ""
+        raise ValueError(f"{name}: expected shape (T, {width}); got {sequence.shape}{hint}")
     if not np.isfinite(sequence).all():
         step = int(np.flatnonzero(~np.isfinite(sequence).all(axis=1))[0])
         raise ValueError(f"{name}: expected finite numbers; got NaN or infinity at step {step}")

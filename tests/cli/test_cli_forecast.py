@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,51 @@ def test_a_season_follows_from_the_dates() -> None:
     assert season("quarters.csv", [f"{2000 + k // 4}Q{k % 4 + 1}" for k in range(60)]) == 4
     assert season("years.csv", [f"{1900 + k}" for k in range(60)]) == 9
     assert season("months.csv", months, "--season", 6) == 6
+
+
+def test_no_season_is_told() -> None:
+    """Where the baseline's season is a guess; ``--quiet`` leaves it out, as all that was found in the data."""
+    words = ("train", "my.csv", "--target", "y", "--epochs", 1, "--hidden-size", 3, "--backend", "numpy", "--out", "m")
+    Path("my.csv").write_text("y\n" + "".join(f"{row % 5}\n" for row in range(60)))
+    told = "lstmcore: warning: --season: none is known for my.csv: its seasonal-naive forecast repeats the values one "
+    result = run(*words)
+    assert f"{told}window (24 rows) before; give --season" in result.stderr
+    assert "seasonal naive (24 rows ago)" in result.stdout
+    assert "--season" not in run(*words, "--season", 5).stderr
+    assert run(*words, "--quiet").stderr == ""
+    write()
+    assert "--season" not in run(*words, "--target", "load").stderr
+
+
+@pytest.mark.parametrize("series", [1, 2])
+@pytest.mark.parametrize("horizon", [12, 15, 30])
+def test_too_few_rows_say_what_would_do(series: int, horizon: int) -> None:
+    """The horizon and the rows of the message do, and one more or one fewer do not."""
+
+    def trained(rows: int, ahead: int) -> str:
+        values = np.random.default_rng(3).normal(size=(series, rows)).cumsum(axis=1).round(3)
+        lines = [f"{number},{value}" for number, line in enumerate(values) for value in line]
+        Path("short.csv").write_text("\n".join(["shop,y", *lines]) + "\n")
+        words = ("--epochs", 1, "--hidden-size", 3, "--backend", "numpy", "--out", "m", "--quiet")
+        result = run("train", "short.csv", "--target", "y", "--horizon", ahead, "--series", "shop", *words)
+        return result.stderr if result.exit_code else ""
+
+    told = trained(50, horizon)
+    found = re.match(r"lstmcore: error: --horizon: expected at most (\d+) for .*, or give at least (\d+) rows", told)
+    assert found is not None, told
+    most, enough = int(found[1]), int(found[2])
+    assert 0 < most < horizon and 50 < enough < 50 * 4
+    assert trained(50, most) == "" and "--horizon: expected at most" in trained(50, most + 1)
+    assert trained(enough, horizon) == "" and "--horizon: expected at most" in trained(enough - 1, horizon)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_handful_of_rows_says_how_many_would_do(rows: int) -> None:
+    words = ("train", "few.csv", "--target", "y", "--epochs", 1, "--hidden-size", 3, "--backend", "numpy", "--out", "m")
+    Path("few.csv").write_text("y\n" + "".join(f"{row * row}\n" for row in range(rows)))
+    assert error(*words) == f"few.csv: expected at least 4 rows to learn from, to validate and to test; got {rows}"
+    Path("few.csv").write_text("y\n1\n3\n2\n5\n")
+    assert run(*words).exit_code == 0
 
 
 def test_without_a_target_the_columns_are_named() -> None:

@@ -314,7 +314,7 @@ def test_numbers_beyond_reason(tmp_path: Path, series: Path) -> None:
     train = ("train", series, "--target", "column", "--out", tmp_path / "out", "--quiet", "--epochs", 1)
     small = (*train, "--window", 8, "--hidden-size", 4)
     huge = 10**20
-    refused(tmp_path, f"window=8, horizon={huge} and", *small, "--horizon", huge)
+    refused(tmp_path, "--horizon: expected at most 36 for 120 rows of", *small, "--horizon", huge)
     refused(tmp_path, "--season: expected at most 96, the rows of history", *small, "--season", 97)
     refused(tmp_path, "--season: expected at most 96, the rows of history", *small, "--season", huge)
     refused(tmp_path, "input_size, hidden_size: expected sizes", *train, "--window", 8, "--hidden-size", huge)

@@ -9,6 +9,7 @@ import pandas
 import polars
 import pytest
 
+from lstmcore.notices import Notice
 from lstmcore.sklearn import LSTMClassifier, LSTMRegressor
 
 QUICK: dict[str, Any] = {"epochs": 1, "random_state": 0, "backend": "numpy"}
@@ -108,3 +109,18 @@ def test_other_forms_of_panels_say_what_to_give() -> None:
         np.testing.assert_array_equal(fitted(given).predict(given), wanted)
     table = pandas.DataFrame(np.arange(12.0).reshape(6, 2), index=steps.index[:6])
     assert fitted(table).n_features_in_ == 2
+
+
+def test_the_axes_of_sktime_are_told() -> None:
+    """(n, channels, time) is read as (n, time, channels), as only the user knows."""
+    X = np.random.default_rng(1).standard_normal((6, 2, 5))
+    with pytest.warns(
+        Notice, match=r"X: \(6, 2, 5\) is read as \(n, time, channels\), 2 steps of 5 features; if it is"
+    ):
+        fitted(X)
+    estimator = fitted(X.transpose(0, 2, 1))
+    fitted(X[:, :, :4])  # twice as many is no surprise, and each warning is an error here
+    with pytest.raises(
+        ValueError, match=r"got \(2, 5\): if its rows are the features, as in sktime and aeon, give its"
+    ):
+        estimator.predict(X)
