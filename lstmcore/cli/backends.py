@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import click
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from lstmcore import registry
@@ -16,6 +19,10 @@ from lstmcore.config import FEATURES
 from lstmcore.plugin_calls import descriptor_to_stderr
 from lstmcore.precision import PRECISIONS
 from lstmcore.registry import BackendRecord
+
+#: Of the table, and those whose cells may be wrapped between words.
+_HEADINGS: Final = ("name", "runs", "version", "device", "precisions", "switches", "derivatives")
+_WRAPPED: Final = ("precisions", "derivatives")
 
 
 @click.command("backends", cls=Command)
@@ -48,16 +55,40 @@ def backends(as_json: bool, warm: str | None, precision: str) -> None:
     if as_json:
         click.echo(json.dumps([_plain(record) for record in records], indent=2))
         return
-    table = Table(title="Backends")
-    for heading in ("name", "runs here", "version", "device", "precisions", "switches", "derivatives"):
-        table.add_column(heading, overflow="fold")
-    for record in records:
-        table.add_row(record.name, "yes" if record.available else "no", record.version, *_declared(record))
     out = console()
-    out.print(table)
+    _print_declared(records, out)
+    out.print()
     for record in records:
         note = record.summary if record.available else record.reason
         out.print(f"{record.name}: {note}", soft_wrap=True)
+
+
+def _print_declared(records: Sequence[BackendRecord], out: Console) -> None:
+    """Print a table, or a paragraph for each backend where the table would break words."""
+    rows = [
+        (record.name, "yes" if record.available else "no", record.version, *_declared(record)) for record in records
+    ]
+    lines = [_HEADINGS, *rows]
+    widths = [
+        max(
+            len(word) for line in lines for word in (line[place].split() if name in _WRAPPED else [line[place]]) or [""]
+        )
+        for place, name in enumerate(_HEADINGS)
+    ]
+    # rich narrows columns that wrap to one width, whatever their words are
+    shared = max(width for width, name in zip(widths, _HEADINGS, strict=True) if name in _WRAPPED)
+    needed = sum(shared if name in _WRAPPED else width for width, name in zip(widths, _HEADINGS, strict=True))
+    if needed + 2 * (len(widths) - 1) <= out.width:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        for name in _HEADINGS:
+            table.add_column(name, no_wrap=name not in _WRAPPED)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    for name, runs, *details in rows:
+        said = [f"{heading}: {cell}" for heading, cell in zip(_HEADINGS[2:], details, strict=True) if cell]
+        out.print(f"{name}: {'runs' if runs == 'yes' else 'does not run'} here; {'; '.join(said)}")
 
 
 def _warm(name: str, precision: str) -> None:

@@ -20,6 +20,7 @@ from lstmcore.config import FEATURES
 from plugins import Install, good
 
 WIDTH = 160
+HEADINGS = ("name", "runs", "version", "device", "precisions", "switches", "derivatives")
 LONG = "and told in one line, however narrow the terminal; " * (WIDTH // 40) + "end"
 
 
@@ -46,9 +47,29 @@ def record(name: str) -> dict[str, Any]:
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """Name -> the other cells of its row of the table; the table is drawn with bars between cells."""
-    cells = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in output.splitlines() if "│" in line]
+    """Name -> the other cells of its row of the table; a cell begins where its heading does."""
+    head, _, *lines = output.partition("\n\n")[0].splitlines()
+    starts = [head.index(name) for name in HEADINGS]
+    cells = [
+        [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)] for line in lines
+    ]
     return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_no_word_is_broken(install: Install, width: int) -> None:
+    """However narrow the terminal is: every word of every cell is there whole, in no line that is too long."""
+    install("far", reason="run pip install far")
+    found = CliRunner(env={"COLUMNS": str(width)}).invoke(main, ["backends"])
+    assert found.exit_code == 0, found.output
+    table, _, notes = found.stdout.partition("\n\n")
+    assert all(len(line) <= width for line in table.splitlines())
+    assert "far: run pip install far" in notes.splitlines()
+    words = set(re.split(r"[ ,;:\n]+", table))
+    declared = registry.get_backend("numpy").capabilities()
+    names = {one.name for one in registry.backends()}
+    assert words >= names | declared.precisions | declared.derivatives | {declared.device, *HEADINGS[2:]}
+    assert any(line.startswith("numpy ") for line in table.splitlines()) == (width >= 80)  # a table, else a paragraph
 
 
 def test_the_table_has_a_row_for_every_backend(install: Install) -> None:
