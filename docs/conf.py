@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.search import languages
 from sphinx.search.en import SearchEnglish
@@ -130,4 +129,3 @@ def setup(app: Sphinx) -> None:
     """Register what this site adds to Sphinx."""
     app.connect("autodoc-skip-member", skip_scikit_learn)
     app.connect("doctree-read", link_repository)
-    app.add_lexer("mermaid", TextLexer)  # code hosts draw these diagrams; here they are shown as text
