@@ -19,7 +19,7 @@ from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.switches import FACTORS, allowed
 from lstmcore_conformance.oracle.budgets import Measure
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure, NotChecked
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
@@ -80,8 +80,11 @@ def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property
     ------
     Failure
         The property fails. The message describes the case, which hypothesis made small if it is installed.
+    NotChecked
+        The property says so of every case that was drawn.
     """
     draws, worst, tried = tested.draws, Measure(0.0), 0
+    judged, reason = 0, NotChecked("")
     for sketch in sketches(tested.declared, kind, draws):
         case = sketch.case(precision)
         if tested.refusal(case) is not None:
@@ -89,6 +92,10 @@ def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property
         tried += 1
         try:
             measured = holds(tested, case)
+            judged += 1
+        except NotChecked as why:
+            reason = why
+            continue
         except Failure as failure:
             case, failure = _smallest(tested, precision, kind, sketch, holds) or (case, failure)
             raise Failure(f"{describe(case)}: {failure}", failure.worst) from failure
@@ -96,6 +103,8 @@ def search(tested: BackendUnderTest, precision: str, kind: Kind, holds: Property
             worst = measured
     if not tried:
         raise Failure("the backend refuses every model that was drawn")
+    if not judged:
+        raise reason
     return worst
 
 
@@ -105,7 +114,7 @@ def _smallest(
     """Return a case with fewer switches and smaller sizes on which the property fails too, or None."""
     if not tested.draws.shrink or find_spec("hypothesis") is None:
         return None
-    from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+    from hypothesis import HealthCheck, Phase, assume, given, reject, seed, settings
     from hypothesis.errors import Flaky
 
     failed: list[tuple[Case, Failure]] = []
@@ -125,6 +134,8 @@ def _smallest(
         assume(tested.refusal(case) is None)
         try:
             holds(tested, case)
+        except NotChecked:
+            reject()
         except Failure as failure:
             failed.append((case, failure))
             raise

@@ -15,7 +15,7 @@ from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.large_sizes import LENGTHS, ROWS, STEPS, WIDTHS, extent_cases
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, NotChecked
 from lstmcore_conformance.suite.check import Scope, check
 
 
@@ -60,6 +60,8 @@ def precisions(tested: BackendUnderTest, case: Case) -> None:
 
 @check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
 def features(tested: BackendUnderTest, case: Case) -> None:
+    if all(config.features <= tested.declared.features for config in _configs()):
+        raise NotChecked("every switch is declared")
     wrong = [
         refusal_error(name, partial(tested.backend.compile, config, case.precision))
         for config in _configs()
@@ -84,6 +86,8 @@ def calls(tested: BackendUnderTest, case: Case) -> None:
         "jvp": lambda: kernel.jvp(weights, data.x, None, data.tangents),
     }
     known = tested.declared.features | tested.declared.derivatives
+    if set(undeclared) <= known:
+        raise NotChecked("lengths, masks, backward and jvp are all declared")
     _judge([refusal_error(name, call) for name, call in undeclared.items() if name not in known])
 
 

@@ -33,6 +33,7 @@ def page(report: Report) -> str:
         expected=[(item.id, item.message) for item in report.expected],
         undeclared=[(", ".join(names), reason) for reason, names in reasons.items()],
         untried=list(report.untried.items()),
+        unchecked=[(item.id, item.message) for _, item in report.items(Outcome.NOT_CHECKED)],
         plots=[_plot(items, letter, label) for letter, label in (("T", "steps T"), ("H", "hidden units H"))],
         sections=[
             (section, [_row(check) for check in checks])
@@ -72,7 +73,8 @@ def _share_class(share: float) -> str:
 def _row(check: CheckReport) -> tuple[CheckReport, str, bool, float | None]:
     """Return the check, its outcome as a CSS class, whether it passed, and its largest share."""
     worst = None if check.worst is None or check.worst.worst is None else check.worst.worst.share
-    return check, check.outcome.value.split()[0], check.outcome is Outcome.PASSED, worst
+    style = "unchecked" if check.outcome is Outcome.NOT_CHECKED else check.outcome.value.split()[0]
+    return check, style, check.outcome is Outcome.PASSED, worst
 
 
 # The plot -------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ class Failure(Exception):  # noqa: N818  (it names an outcome)
         self.arrays = arrays or {}
 
 
+class NotChecked(Exception):  # noqa: N818  (it names an outcome)
+    """A check cannot be made on this backend; the message says why, in one line after "because"."""
+
+
 #: The defaults of `Draws`.
 SEED: Final = 0
 EXAMPLES: Final = 30
@@ -84,6 +88,8 @@ def above(max_work: int) -> str:
 
 class BackendUnderTest:
     """The runs of cases on a backend. Any exception of a declared call becomes a `Failure`.
+
+    Results are arrays of the device in `output_arrays` and `derivative_arrays`, else copies on the host.
 
     Parameters
     ----------
@@ -227,11 +233,15 @@ class BackendUnderTest:
         done
             The result of that call, with its tape.
         """
+        return self.on_host(self.derivative_arrays(case, data, weights, done))
+
+    def derivative_arrays(self, case: Case, data: Data, weights: Any, done: Forward) -> dict[str, Any]:
+        """Return what `backward` returns, on the device."""
         kernel = self.kernel(case)
         self._note("backward", case, data)
         with self.guard("backward"):
             result = kernel.backward(weights, done.tape, data.dy, data.dstate)
-        return self.derivatives(case, result)
+        return self._named_gradients(case, result)
 
     def tangents(self, case: Case, data: Data | None = None) -> dict[str, Array]:
         """Return y, h_n, c_n of the forward pass and their tangents ty, th_n, tc_n."""
@@ -265,13 +275,21 @@ class BackendUnderTest:
 
     def outputs(self, result: Any) -> dict[str, Array]:
         """Return the arrays of a `Forward` on the host."""
+        return self.on_host(self.output_arrays(result))
+
+    def output_arrays(self, result: Any) -> dict[str, Any]:
+        """Return the arrays of a `Forward` on the device."""
         if not isinstance(result, Forward):
             raise Failure(f"forward: expected a Forward(y, state, tape); got {type(result).__name__}")
         h, c = self.pair("the final state", result.state)
-        return {"y": self.host(result.y), "h_n": self.host(h), "c_n": self.host(c)}
+        return {"y": result.y, "h_n": h, "c_n": c}
 
-    def derivatives(self, case: Case, result: Any) -> dict[str, Array]:
-        """Return the arrays of `Gradients` on the host."""
+    def on_host(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        """Return arrays of the device on the host, each by `host`."""
+        return {name: self.host(array) for name, array in arrays.items()}
+
+    def _named_gradients(self, case: Case, result: Any) -> dict[str, Any]:
+        """Return the arrays of `Gradients` by name."""
         if not isinstance(result, Gradients) or not isinstance(result.parameters, Mapping):
             raise Failure(f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}")
         names = set(case.model.parameter_shapes)
@@ -281,8 +299,8 @@ class BackendUnderTest:
                 f"got {', '.join(sorted(map(str, result.parameters)))}"
             )
         h, c = self.pair("the gradient of the state", result.state)
-        named = {f"d_{name}": self.host(result.parameters[name]) for name in case.model.parameter_shapes}
-        return {"dx": self.host(result.x), "dh0": self.host(h), "dc0": self.host(c)} | named
+        named = {f"d_{name}": result.parameters[name] for name in case.model.parameter_shapes}
+        return {"dx": result.x, "dh0": h, "dc0": c} | named
 
     def pair(self, what: str, state: Any) -> tuple[Any, Any]:
         """Return the h and c of a state; `what` names it in errors."""

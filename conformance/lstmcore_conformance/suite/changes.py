@@ -106,7 +106,7 @@ def changes(before: dict[str, Any], report: Report) -> Changes:
 def _items(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the items of a report that ran, by id."""
     items = [item for check in values["checks"] for item in check["items"]]
-    return {item["id"]: item for item in items if item["outcome"] != "unsupported"}
+    return {item["id"]: item for item in items if item["outcome"] not in ("unsupported", "not checked")}
 
 
 def _bad(item: dict[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def judged(
 
 def untried(results: Iterable[ItemReport], expected: Mapping[str, str]) -> dict[str, str]:
     """Return the expected failures of which no case ran: not selected, not in the profile, or not declared."""
-    ran = {item.id for item in results if item.outcome is not Outcome.UNSUPPORTED}
+    ran = {item.id for item in results if item.outcome.ran}
     ran |= {check_of(id) for id in ran}
     return {id: reason for id, reason in expected.items() if id not in ran}
 

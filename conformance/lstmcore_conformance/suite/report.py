@@ -37,12 +37,18 @@ class Outcome(Enum):
     FAILED = "failed"
     EXPECTED = "expected failure"
     UNSUPPORTED = "unsupported"
+    NOT_CHECKED = "not checked"
     ERROR = "error"
 
     @property
     def bad(self) -> bool:
         """Whether the backend does not conform because of it."""
         return self in (Outcome.FAILED, Outcome.ERROR)
+
+    @property
+    def ran(self) -> bool:
+        """Whether it says something about the backend, good or bad."""
+        return self not in (Outcome.UNSUPPORTED, Outcome.NOT_CHECKED)
 
 
 class Result(Enum):
@@ -122,9 +128,9 @@ class CheckReport:
 
     @property
     def outcome(self) -> Outcome:
-        """Error or failed if one item is; unsupported if all are."""
+        """Error or failed if one item is; not checked or unsupported if none ran."""
         outcomes = {item.outcome for item in self.items}
-        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.EXPECTED, Outcome.PASSED):
+        for outcome in (Outcome.ERROR, Outcome.FAILED, Outcome.EXPECTED, Outcome.PASSED, Outcome.NOT_CHECKED):
             if outcome in outcomes:
                 return outcome
         return Outcome.UNSUPPORTED
@@ -132,7 +138,12 @@ class CheckReport:
     @property
     def ran(self) -> int:
         """The number of cases that ran."""
-        return sum(item.outcome is not Outcome.UNSUPPORTED for item in self.items)
+        return sum(item.outcome.ran for item in self.items)
+
+    @property
+    def unchecked(self) -> int:
+        """The number of cases that could not be checked."""
+        return sum(item.outcome is Outcome.NOT_CHECKED for item in self.items)
 
     @property
     def worst(self) -> ItemReport | None:
@@ -150,7 +161,8 @@ class CheckReport:
             "needs": list(self.needs),
             "outcome": self.outcome.value,
             "cases": self.ran,
-            "unsupported": len(self.items) - self.ran,
+            "unsupported": len(self.items) - self.ran - self.unchecked,
+            "not_checked": self.unchecked,
             "worst": None,
             "items": [item.to_dict() for item in self.items],
         }
@@ -249,10 +261,14 @@ class Report:
         """Whether something ran and all that ran passed; `result` says whether that was the whole suite."""
         return self.result in (Result.CONFORMS, Result.PARTIAL)
 
+    def items(self, outcome: Outcome) -> tuple[tuple[CheckReport, ItemReport], ...]:
+        """Return the items of an outcome, each with its check."""
+        return tuple((check, item) for check in self.checks for item in check.items if item.outcome is outcome)
+
     @property
     def expected(self) -> tuple[ItemReport, ...]:
         """The items that failed as expected."""
-        return tuple(item for check in self.checks for item in check.items if item.outcome is Outcome.EXPECTED)
+        return tuple(item for _, item in self.items(Outcome.EXPECTED))
 
     @property
     def bad(self) -> tuple[ItemReport, ...]:

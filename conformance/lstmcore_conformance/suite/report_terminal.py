@@ -21,6 +21,7 @@ _STYLES: Final = {
     Outcome.EXPECTED: "yellow",
     Outcome.ERROR: "bold red",
     Outcome.UNSUPPORTED: "yellow",
+    Outcome.NOT_CHECKED: "yellow",
 }
 
 _RESULTS: Final = {
@@ -53,6 +54,7 @@ def show(report: Report, console: Console) -> None:
         largest = ", ".join(f"{axis}={size:,}" for axis, size in sizes.items() if size)
         _print_plain(console, f"largest sizes shown, {kind}: {largest}")
     _show_unsupported(report, console)
+    _show_reasons(console, "", ((item.message, check.id) for check, item in report.items(Outcome.NOT_CHECKED)))
     for item in report.bad[:_SHOWN]:
         lines = (f"{item.outcome.value.upper()} {item.id}", item.message, item.where, item.reproduce)
         _print_plain(console, "\n" + "\n  ".join(str(line) for line in lines if line))
@@ -69,18 +71,18 @@ def _show_unsupported(report: Report, console: Console) -> None:
     for reason, names in group_pairs((reason, name) for name, reason in report.undeclared.items()).items():
         _print_plain(console, f"not declared, {reason}:")
         _print_list(console, names)
-    skipped = [
-        (item.message, check.id)
-        for check in report.checks
-        for item in check.items
-        if item.outcome is Outcome.UNSUPPORTED
-    ]
+    skipped = [(item.message, check.id) for check, item in report.items(Outcome.UNSUPPORTED)]
     known = [f"{name}: {reason}" for name, reason in report.undeclared.items()]
     others = [(message, id) for message, id in skipped if not consists_of(message, known)]
     if count := len(skipped) - len(others):
         _print_plain(console, f"left out: {count} cases and checks that need what is not declared")
-    for reason, ids in group_pairs(others).items():
-        _print_plain(console, f"unsupported, {reason}:")
+    _show_reasons(console, "unsupported, ", others)
+
+
+def _show_reasons(console: Console, kind: str, pairs: Iterable[tuple[str, str]]) -> None:
+    """Print each reason once, after the kind of outcome, with the ids of its checks."""
+    for reason, ids in group_pairs(pairs).items():
+        _print_plain(console, f"{kind}{reason}:")
         counts = (f"{id} ({count} cases)" if count > 1 else id for id, count in Counter(ids).items())
         _print_list(console, counts)
 

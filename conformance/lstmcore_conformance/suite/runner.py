@@ -19,7 +19,7 @@ from lstmcore.config import FEATURES, Activation, LSTMConfig
 from lstmcore.precision import PRECISIONS, get_precision
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.oracle.budgets import Measure
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure, NotChecked
 from lstmcore_conformance.suite.check import PROFILES, Check, Profile, Scope, all_checks
 from lstmcore_conformance.suite.error_map import ErrorMap, error_map
 from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
@@ -151,6 +151,8 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
         where = _where(failure)
         if tested.failures is not None:
             save_failure(tested.failures, tested, item.id, failure)
+    except NotChecked as reason:
+        outcome, message = Outcome.NOT_CHECKED, f"not checked, because {reason}"
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start
