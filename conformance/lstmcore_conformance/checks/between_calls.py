@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from threading import Barrier
 from typing import Any, Final
@@ -14,11 +15,12 @@ from lstmcore.backend import State, Tangents
 from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.metamorphic import piece, rows_of
 from lstmcore_conformance.cases.switches import SWITCHES, WIDTHS, config_of
-from lstmcore_conformance.checks.contract import contract_cases, expectation, results
+from lstmcore_conformance.checks.contract import contract_cases, expectation, one_layer, results
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, compare, same_bits
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare, same_bits
 from lstmcore_conformance.suite.check import Scope, check
+from lstmcore_conformance.suite.device_memory import write
 
 #: Calls of `calls.many`: more than a thousand, so that whatever every 1,000th call does is seen.
 MANY: Final = 1_003
@@ -129,6 +131,26 @@ def other_models(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(tested.backward(case, data, weights, done), budgets.gradients(case))
 
 
+@check(
+    "tape.other_weights",
+    "backward with other packed weights than those of the recorded call changes no later call",
+    section=9,
+    cases=one_layer,
+    needs=("backward",),
+)
+def other_weights(tested: BackendUnderTest, case: Case) -> None:
+    data, turned = tested.device(case.data), tested.device(case.data.map(np.negative))
+    weights, others = tested.pack(case, data), tested.pack(case, turned)
+    done = tested.call(case, data, record=True, weights=weights)
+    right = tested.backward(case, data, weights, done)
+    outputs = [tested.outputs(tested.call(case, data, weights=each)) for each in (weights, others)]
+    with suppress(Failure):  # whatever it returns or raises
+        tested.backward(case, data, others, done)
+    same_bits("backward after that with other weights", tested.backward(case, data, weights, done), right)
+    for each, before in zip((weights, others), outputs, strict=True):
+        same_bits("forward after it", tested.outputs(tested.call(case, data, weights=each)), before)
+
+
 def single_cases(scope: Scope) -> Iterator[Case]:
     """Yield one step of one row, the cheapest call."""
     for precision in scope.precisions:
@@ -196,8 +218,8 @@ def refilled(tested: BackendUnderTest, case: Case) -> None:
     if turned.lengths is not None:
         turned.lengths[...] = np.flip(turned.lengths)
     results(tested, case, data)
-    if not all(refill(tested, old, new) for (_, old), (_, new) in zip(data.arrays(), turned.arrays(), strict=True)):
-        return
+    for (_, old), (_, new) in zip(data.arrays(), turned.arrays(), strict=True):
+        refill(tested, old, new)
     got, expected = results(tested, case, data), results(tested, case, tested.device(turned))
     same_bits("with arrays that were filled again", got, expected)
     last = tested.call(case, data).state
@@ -207,13 +229,9 @@ def refilled(tested: BackendUnderTest, case: Case) -> None:
     same_bits("with a returned state that was filled again", again, {name: expected[name] for name in again})
 
 
-def refill(tested: BackendUnderTest, array: Any, values: Array) -> bool:
-    """Write `values` to `array`, and return whether it was possible: some backends' arrays cannot change."""
-    try:
-        array[...] = values if isinstance(array, np.ndarray) else tested.backend.to_device(np.array(values))
-    except (TypeError, ValueError):
-        return False
-    return True
+def refill(tested: BackendUnderTest, array: Any, values: Array) -> None:
+    """Write `values` to `array`, which may lie on the device. Raises `NotChecked` if it cannot change."""
+    write(array, values if isinstance(array, np.ndarray) else tested.backend.to_device(np.array(values)))
 
 
 def shared_cases(scope: Scope) -> Iterator[Case]:

@@ -69,6 +69,27 @@ def nan(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(rest, {name: replace(known[name], value=known[name].value[..., OTHERS, :]) for name in rest})
 
 
+@check(
+    "backward.nan",
+    "at NaN, where a derivative may be anything, calls return arrays of the right shapes and keep the other rows",
+    section=7,
+    cases=nan_cases,
+    needs=("backward",),
+)
+def derivatives_at_nan(tested: BackendUnderTest, case: Case) -> Measure:
+    data, expected = with_nan(case), dict(budgets.gradients(case))
+    got = tested.gradients(case, data)
+    if "jvp" in tested.declared.derivatives:
+        expected |= {name: want for name, want in budgets.tangents(case).items() if name.startswith("t")}
+        got |= tested.tangents(case, data)
+    for name, want in expected.items():
+        if (got[name].shape, str(got[name].dtype)) != (want.value.shape, want.dtype):
+            raise Failure(f"{name}: expected {want.dtype}{want.value.shape}; got {got[name].dtype}{got[name].shape}")
+    apart = [name for name in expected if not name.startswith("d_")]  # gradients of parameters sum over rows
+    rest = {name: replace(expected[name], value=expected[name].value[..., OTHERS, :]) for name in apart}
+    return compare({name: got[name][..., OTHERS, :] for name in apart}, rest)
+
+
 def infinity_cases(scope: Scope) -> Iterator[Case]:
     """Yield every function with an infinite argument of either sign; in the output those that have a formula."""
     for precision in scope.precisions:

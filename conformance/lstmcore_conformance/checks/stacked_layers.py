@@ -10,10 +10,14 @@ import numpy as np
 
 from lstmcore.backend import State
 from lstmcore.config import StackConfig
+from lstmcore.lstm import LSTM
+from lstmcore.precision import numpy_dtype
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
+from lstmcore_conformance.oracle.composition import forward_pass
+from lstmcore_conformance.oracle.philox import initial_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
 
@@ -123,3 +127,50 @@ def all_receipts(tested: BackendUnderTest, case: Case) -> None:
         receipts = kernel.receipts(case.steps, case.batch)
     if len(receipts) != len(case.configs):
         raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(receipts)}")
+
+
+#: Name -> the switches of an LSTM that is made from a seed, and whether it is orthogonal, with a forget bias of 1.
+_SEEDED: Final[Mapping[str, tuple[Mapping[str, Any], bool]]] = {
+    "uniform": ({}, False),
+    "orthogonal": ({}, True),
+    "layer_norm": (SWITCHES["layer_norm"], False),
+    "proj_size,peephole": ({**SWITCHES["proj_size"], **SWITCHES["peephole"]}, True),
+}
+#: The last places of float64, by which a parameter may be off besides its rounding to the storage dtype.
+_LAST_PLACES: Final = 2.0**-46
+
+
+def seeded_cases(scope: Scope) -> Iterator[Case]:
+    """Yield stacks that are made from a seed, uniform and orthogonal."""
+    for precision in scope.precisions:
+        for name, (switches, _) in _SEEDED.items():
+            both = "reverse" in scope.declared.features
+            model = StackConfig.make(config_of(switches), num_layers=2, bidirectional=both)
+            yield Case(name=f"seeded;{name}", model=model, precision=precision, state=False)
+
+
+@check(
+    "stack.initial",
+    "an LSTM that is made from a seed has the parameters of section 6, and the backend is right with them",
+    section=6,
+    cases=seeded_cases,
+)
+def initial(tested: BackendUnderTest, case: Case) -> Measure:
+    seed, stack, orthogonal = 0xBB67AE8584CAA73B, case.stack, _SEEDED[case.name.split(";")[1]][1]
+    if stack is None:
+        raise TypeError(f"case {case.id}: expected a stack")
+    init, forget_bias = ("orthogonal", 1.0) if orthogonal else ("uniform", None)
+    with tested.guard("LSTM"):
+        lstm = LSTM.from_config(
+            stack, dtype=case.precision, backend=tested.backend, seed=seed, init=init, forget_bias=forget_bias
+        )
+        y, (h, c) = lstm(case.data.x)
+    right = initial_of(stack, seed, orthogonal=orthogonal, forget_bias=forget_bias)
+    for name, value in right.items():
+        stored = value.astype(numpy_dtype(case.policy.storage)).astype(np.float64)
+        off = np.abs(lstm.parameters[name].astype(np.float64) - value)
+        if (off > np.abs(stored - value) + _LAST_PLACES).any():
+            raise Failure(f"{name}: expected the parameters of section 6; got others, off by up to {off.max():.3g}")
+    outputs = forward_pass(stack, replace(case.data, parameters=dict(lstm.parameters)), "float64").outputs
+    known = budgets.forward(case)
+    return compare({"y": y, "h_n": h, "c_n": c}, {name: replace(known[name], value=outputs[name]) for name in known})

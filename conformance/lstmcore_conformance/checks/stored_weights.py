@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from lstmcore.backend import State
 from lstmcore.config import StackConfig
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import FORMATS, INT8A16, store_parameters
-from lstmcore_conformance.cases.case import Case, Data
+from lstmcore_conformance.cases.case import Array, Case, Data
 from lstmcore_conformance.cases.quality import unstored_parameters
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.checks.capabilities import refusal_error
@@ -24,7 +25,8 @@ from lstmcore_conformance.checks.values import SIZES
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.oracle.composition import forward_pass
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
+from lstmcore_conformance.oracle.stored_numbers import read_back
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, NotChecked, compare
 from lstmcore_conformance.suite.check import Scope, check
 
 #: Sizes at which a kernel that widens weights on load has whole vectors, rests, and more rows than one tile.
@@ -108,6 +110,67 @@ for _form in FORMATS:
     )(_forward)
 
 
+#: The functions of a model whose gates are 1 and whose results are elements of its matrices.
+_READING: Final = {
+    "bias": False,
+    "gate_activation": "affine(alpha=0.0, beta=1.0)",
+    **dict.fromkeys(("cell_activation", "hidden_activation"), "identity"),
+}
+
+
+def _exact_cases(scope: Scope) -> Iterator[Case]:
+    """Yield a model for each format that has exact numbers: activations of int8a16 are rounded too."""
+    model = config_of({**_READING, "input_size": 19, "hidden_size": 23, "proj_size": 11})
+    for form in (form for form in FORMATS if form != INT8A16 and f"weights:{form}" in scope.declared.features):
+        for precision in scope.precisions:
+            if precision in ("float32", "float64"):  # tf32 rounds the operands of products
+                yield Case(name=f"exact,{form}", model=model, precision=precision, steps=1, weights=form)
+
+
+def _special(matrix: Array) -> Array:
+    """Return a matrix in which each gate has rows of other sizes, of ties, of the smallest numbers and of zeros."""
+    made, rows = np.array(matrix), np.arange(len(matrix)) % 11
+    made *= np.ldexp(np.ones((), made.dtype), rows - 5)[:, None].astype(made.dtype)
+    halves = np.arange(matrix.shape[1]) - 3.5
+    made[rows == 1] = halves / 32  # ties of int8: its scale is 1 / 32
+    made[rows == 1, 0] = 127 / 32
+    made[rows == 2] = 1 + halves / 64  # ties of bfloat16
+    made[rows == 3] = 1 + halves / 1024  # ties of float16
+    made[rows == 4] = halves * 2.0**-24  # ties of the smallest numbers of float16
+    made[rows == 5] = 0
+    return made
+
+
+@check(
+    "weights.exact",
+    "weights are stored and read back bit by bit as section 8 says, ties and the smallest numbers among them",
+    section=8,
+    cases=_exact_cases,
+)
+def _exact(tested: BackendUnderTest, case: Case) -> None:
+    """One row of the batch has a single 1 in x, h or c, so that its results are a column of a matrix."""
+    plain, config = case.data, case.config
+    parameters = {name: _special(array) for name, array in unstored_parameters(case).items()}
+    widths = {"weight_x": config.input_size, "weight_h": config.output_size, "weight_proj": config.hidden_size}
+    for name, width in widths.items():
+        x = np.zeros((1, width, config.input_size), plain.x.dtype)
+        h, c = (np.zeros((width, size), plain.x.dtype) for size in (config.output_size, config.hidden_size))
+        np.fill_diagonal({"weight_x": x[0], "weight_h": h, "weight_proj": c}[name], 1)
+        got = tested.forward(case, replace(plain, parameters=parameters, x=x, state=State(h, c)))
+        right = read_back(parameters[name], case.weights)
+        if name != "weight_proj":
+            first = config.gates.index("g") * config.hidden_size
+            right = right[first : first + config.hidden_size]
+        _same_numbers(name, (got["h_n"] if name == "weight_proj" else got["c_n"]).T, right)
+
+
+def _same_numbers(name: str, got: Array, right: Array) -> None:
+    """Raise `Failure` unless all numbers are equal."""
+    if (different := got.astype(np.float64) != right).any():
+        index = tuple(int(i) for i in np.argwhere(different)[0])
+        raise Failure(f"{name}{list(index)}: expected to read back {right[index]!r}; got {got[index]!r}")
+
+
 def _stored_cases(scope: Scope) -> Iterator[Case]:
     forms = [form for form in FORMATS if f"weights:{form}" in scope.declared.features]
     plain = (case for form in forms for case in _cases(form)(scope) if case.name == f"{form},plain")
@@ -128,6 +191,8 @@ def _no_derivatives(tested: BackendUnderTest, case: Case) -> None:
         "jvp": lambda: kernel.jvp(weights, data.x, data.state, data.tangents),
     }
     known = tested.declared.derivatives
+    if not known:
+        raise NotChecked("no derivatives are declared")
     if texts := [text for name, call in calls.items() if name in known and (text := refusal_error("weights", call))]:
         raise Failure("; ".join(texts))
 

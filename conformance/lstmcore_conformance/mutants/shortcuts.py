@@ -255,6 +255,63 @@ class _AliasesOut(_Numbered):
         return out is not None and bool(np.isnan(out).all())
 
 
+@fault("tape.met_others", "a tape keeps the last weights that it was used with", "tape.other_weights")
+class _MetOthers(_Numbered):
+    def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+        known = self.__dict__.setdefault("known", {}).setdefault(saved[1], weights)
+        gradients = super()._backward(weights, saved, dy, dstate)
+        if known is not weights:
+            self.known[saved[1]] = None
+        return gradients if known is weights else gradients._replace(x=0 * gradients.x)
+
+    def _lost(self, number: int, thread: int, out: Array | None) -> bool:
+        return False
+
+
+# Initial parameters and NaN -------------------------------------------------------------------------------------------
+
+
+@fault("initial.gains_of_one", "layer norm whose gains are all one is left out", "stack.initial")
+class _GainsOfOne(NaiveKernel):
+    def _forward(self, weights: Any, *arguments: Any, **options: Any) -> tuple[Array, State, Any]:
+        own, gains = self.config, [array for name, array in weights.items() if name.startswith("norm_gain")]
+        if not gains or any((array != 1).any() for array in gains):
+            return super()._forward(weights, *arguments, **options)
+        try:
+            self.config = replace(own, layer_norm=False)
+            known = {name: weights[name] for name in self.config.parameter_shapes}
+            return super()._forward(known, *arguments, **options)
+        finally:
+            self.config = own
+
+
+@fault("initial.bias_of_one", "a bias that is one number in the forget gate is that number everywhere", "stack.initial")
+class _BiasOfOne(Hooked):
+    def before(self, weights: Any, *arguments: Any) -> tuple[Any, ...]:
+        hidden = self.config.hidden_size
+        if "f" in self.config.gates and "bias" in weights and hidden > 1:
+            forget = weights["bias"].reshape(-1, hidden)[self.config.gates.index("f")]
+            if np.ptp(forget) == 0:
+                weights = {**weights, "bias": np.full_like(weights["bias"], forget[0])}
+        return weights, *arguments
+
+
+@fault("nan.no_gradients", "where one row has a NaN the gradients of all rows are 0", "backward.nan")
+class _NoGradients(NaiveKernel):
+    def _backward(self, *arguments: Any) -> Gradients:
+        gradients = super()._backward(*arguments)
+        return gradients._replace(x=0 * gradients.x) if np.isnan(gradients.state.h).any() else gradients
+
+
+@fault("nan.index", "the derivative of a function is looked up, and NaN has no place in the table", "backward.nan")
+class _Index(NaiveKernel):
+    def _backward(self, *arguments: Any) -> Gradients:
+        gradients = super()._backward(*arguments)
+        if np.isnan(gradients.state.h).any():
+            raise IndexError("index -9223372036854775808 is out of bounds")
+        return gradients
+
+
 # Stored weights -------------------------------------------------------------------------------------------------------
 
 

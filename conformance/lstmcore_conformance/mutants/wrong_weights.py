@@ -140,6 +140,29 @@ _int8("scale_in_half", "scales are rounded to float16", lambda scale: scale.asty
 _int8("scale_of_127_by_128", "scales are largest / 128", lambda scale: scale * np.float32(127 / 128))
 
 
+def _by_reciprocal(matrix: StoredMatrix) -> Array:
+    """Return an int8 matrix whose integers are divided by the reciprocal of the scale, which is rounded."""
+    if matrix.scale is None:
+        return matrix.read()
+    return np.asarray(matrix.values / (np.float32(1) / matrix.scale)[:, None].astype(np.float32), np.float32)
+
+
+@fault("weights.reciprocal", "int8 weights are divided by the reciprocal of their scale", "weights.exact")
+def _reciprocal() -> Backend:
+    return _reading(lambda name, matrix: _by_reciprocal(matrix))
+
+
+@fault("weights.smallest_float16", "the two smallest numbers of float16 are read as zero", "weights.exact")
+def _smallest() -> Backend:
+    def read(name: str, matrix: StoredMatrix) -> Array:
+        numbers = matrix.read()
+        if matrix.format == "float16":
+            numbers[np.abs(numbers) <= 2.0**-23] = 0
+        return numbers
+
+    return _reading(read)
+
+
 @fault("weights.int8_unsigned", "int8 weights are read as unsigned", "weights.int8", shown_by=_ALONE)
 def _unsigned() -> Backend:
     def read(name: str, matrix: StoredMatrix) -> Array:

@@ -1,4 +1,4 @@
-"""The masks of section 5 of SPEC.md, implemented a second time from its text, in Python integers."""
+"""The masks and the initial parameters of SPEC.md, implemented a second time from its text, in Python integers."""
 
 from __future__ import annotations
 
@@ -38,9 +38,13 @@ def drawn(seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float
     rate
         The probability with which an element is drawn.
     """
-    count, key = int(np.prod(shape)), (seed % _WORD, seed // _WORD)
+    return (_words(seed, stream, step, int(np.prod(shape))) < floor(rate * _WORD)).reshape(shape)
+
+
+def _words(seed: int, stream: int, step: int, count: int) -> Array:
+    key = (seed % _WORD, seed // _WORD)
     words = [word for first in range(-(-count // 4)) for word in block((first, 0, step, stream), key)]
-    return (np.array(words[:count], np.uint64) < floor(rate * _WORD)).reshape(shape)
+    return np.array(words[:count], np.uint64)
 
 
 def masks_of(stack: StackConfig, case: Case, seed: int, step: int) -> StackMasks:
@@ -74,3 +78,63 @@ def masks_of(stack: StackConfig, case: Case, seed: int, step: int) -> StackMasks
         tuple(layer(k, config) for k, config in enumerate(stack.configs)),
         tuple(mask for mask in masks if mask is not None),
     )
+
+
+# Initial parameters ---------------------------------------------------------------------------------------------------
+
+#: The parameters in the order of section 1, which numbers them.
+_ORDER: Final = (
+    *("weight_x", "weight_h", "bias", "weight_proj", "peephole"),
+    *("norm_gain_x", "norm_gain_h", "norm_gain_c", "norm_bias_c"),
+)
+#: The stream of the first parameter.
+_FIRST: Final = 1 << 31
+
+
+def initial_of(stack: StackConfig, seed: int, *, orthogonal: bool, forget_bias: float | None) -> dict[str, Array]:
+    """Return the initial parameters of section 6 in float64.
+
+    Parameters
+    ----------
+    stack
+        The model.
+    seed
+        The seed of the LSTM.
+    orthogonal
+        Whether ``weight_h`` is orthogonal; else all is uniform.
+    forget_bias
+        The bias of every forget gate; None for what is drawn.
+    """
+    made: dict[str, Array] = {}
+    for config, suffix in zip(stack.configs, stack.suffixes, strict=True):
+        shapes, hidden = config.parameter_shapes, config.hidden_size
+        for name in (name for name in _ORDER if name in shapes):
+            shape, stream = shapes[name], _FIRST + len(made)
+            if name.startswith("norm_"):
+                values = np.full(shape, float(name.startswith("norm_gain")))
+            elif name == "weight_h" and orthogonal:
+                values = _orthogonal(seed, stream, (len(config.gates), hidden, config.recurrent_size)).reshape(shape)
+            else:
+                values = (2 * _fractions(seed, stream, int(np.prod(shape))) - 1).reshape(shape) / np.sqrt(hidden)
+            if name == "bias" and forget_bias is not None:
+                row = config.gates.index("f") * hidden
+                values[row : row + hidden] = forget_bias
+            made[name + suffix] = values
+    return made
+
+
+def _fractions(seed: int, stream: int, count: int) -> Array:
+    return (_words(seed, stream, 0, count).astype(np.float64) + 0.5) / _WORD
+
+
+def _orthogonal(seed: int, stream: int, shape: tuple[int, int, int]) -> Array:
+    """Return normal numbers whose columns in each gate were orthonormalised, first to last."""
+    count = int(np.prod(shape))
+    radius, angle = np.split(_fractions(seed, stream, 2 * count), 2)
+    gates = (np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)).reshape(shape)
+    for gate in gates:
+        for column in range(shape[2]):
+            for _ in range(2):  # the second time takes away what rounding left
+                gate[:, column] -= gate[:, :column] @ (gate[:, :column].T @ gate[:, column])
+            gate[:, column] /= np.sqrt(gate[:, column] @ gate[:, column])
+    return gates

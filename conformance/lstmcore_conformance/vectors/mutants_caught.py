@@ -30,7 +30,8 @@ _TF32: Final = "the files have no TF32"
 _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
 _FAR: Final = (
-    "the files have no such values: NaN in clips, lower bounds, closed gates, beyond exp, infinity, rows of zeros"
+    "the files have no such values: NaN in clips, lower bounds, closed gates, beyond exp, infinity, rows of zeros, "
+    "gains of one"
 )
 _SINGLE: Final = "the files have no single step with lengths"
 _HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
@@ -60,6 +61,8 @@ BEYOND: Final[Mapping[str, str]] = {
     "masks.unselected": _FAR,
     "masks.odd": _FAR,
     "backward.both_bounds": _FAR,
+    "backward.nan": _FAR,
+    "stack.initial": _FAR,
     "backward.clipped_nan": _FAR,
     "bits16.": _HALF,
     "state.forms": _FORM,
