@@ -25,8 +25,11 @@ JAX = "jax==0.10.2"  # .ci/sessions.py sets flags that XLA has in this version; 
 COUNTED = ("numpy==2.4.6", "numba==0.68.1")  # instructions.json counts the code of these versions
 #: CuPy, and of the CUDA toolkit only what compiling needs.
 CUDA = ("cupy-cuda12x>=14", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "ml_dtypes>=0.5")
-#: ml_dtypes: bfloat16 on the host.
-TESTS = ("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5")
+#: ml_dtypes: bfloat16 on the host. array-api-strict: arrays that can do what the array API standard says, and no more.
+TESTS = (
+    *("pytest>=8.0", "hypothesis>=6.100", "gmpy2>=2.2", "jsonschema>=4.20", "ml_dtypes>=0.5"),
+    "array-api-strict>=2.6",
+)
 #: Scripts of examples/, one for each kind of user; the others need PyTorch or are packages.
 EXAMPLES = (
     "classify_with_scikit_learn",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.arrays import dtype_kind, dtype_name
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.containers import Masks, StackMasks, State, Tangents
 from lstmcore.precision import Precision
@@ -47,7 +48,7 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
         return
     if actual is None or kind is None:
         raise TypeError(f"{name}: expected an array of {dtype}; got {type(array).__name__}")
-    if kind != dtype and str(kind) != dtype:  # the comparison is a thirtieth of the time of str
+    if kind != dtype and dtype_name(kind) != dtype:  # the comparison is a thirtieth of the time of str
         raise TypeError(f"{name}: expected dtype {dtype}; got {kind}: convert it with {name}.astype({dtype!r})")
     if len(actual) != len(shape) or any(want not in (None, size) for want, size in zip(shape, actual, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
@@ -83,8 +84,7 @@ def check_real(name: str, array: Any, *, axes: int = 0, width: int | None = None
     if not isinstance(shape, tuple) or dtype is None:
         raise TypeError(f"{name}: expected an array of numbers; got {type(array).__name__}")
     refuse_masked(name, array)
-    kind = "f" if dtype.kind == "V" and dtype.names is None and "float" in str(dtype) else dtype.kind
-    if kind not in kinds:
+    if dtype_kind(dtype) not in kinds:
         wanted = "floating-point numbers" if kinds == "f" else "real numbers" if "f" in kinds else "integers"
         raise TypeError(f"{name}: expected an array of {wanted}; got dtype {dtype}")
     if len(shape) < axes or (axes and (shape[-1] < 1 or width not in (None, shape[-1]))):

@@ -1,0 +1,193 @@
+"""Arrays of any library by the array API standard: NumPy's on the host, those of a backend on its device.
+
+This is the one module that knows namespaces. Code for both asks `namespace_of` once a call, and uses what the standard
+has; what the standard lacks is one small function here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+
+#: NumPy 2.1 has all that is used of the standard; array-api-compat fills the gaps of older versions.
+_IS_STANDARD: Final = hasattr(np, "astype")
+
+
+def _host_namespace() -> Any:
+    if _IS_STANDARD:
+        return np
+    import array_api_compat.numpy  # here, since it takes as long as all of `import lstmcore`
+
+    return array_api_compat.numpy
+
+
+def namespace_of(*arrays: Array | None, **named: Array | None) -> Any:
+    """Return the namespace of arrays of one library on one device; None is passed over.
+
+    Parameters
+    ----------
+    arrays, named
+        The arrays; a keyword is the name of an argument in the message of an error.
+
+    Returns
+    -------
+    module
+        One with the functions of the array API standard: NumPy itself for its arrays, and if there are none.
+
+    Raises
+    ------
+    TypeError
+        Something that is no array, or arrays of two libraries.
+    ValueError
+        Arrays on two devices. The messages name both arguments.
+
+    Examples
+    --------
+    >>> xp = namespace_of(x=np.ones((2, 3)), mask=None)
+    >>> xp.concat((np.ones(2), np.ones(1))).shape
+    (3,)
+    """
+    for array in (*arrays, *named.values()):
+        if type(array) is not np.ndarray:
+            return _namespace_of_others({f"array {index}": array for index, array in enumerate(arrays)} | named)
+    return _host_namespace()
+
+
+def _namespace_of_others(named: dict[str, Array | None]) -> Any:
+    """Return what `namespace_of` does for arrays that are not all plain arrays of NumPy."""
+    given = {name: array for name, array in named.items() if array is not None}
+    if not given:
+        return _host_namespace()
+    places = {name: _place(name, array) for name, array in given.items()}
+    (first, (library, where)), *others = places.items()
+    for name, (other, there) in others:
+        got = f"expected an array of {library.__name__} on {where}, as {first}; got one of {other.__name__} on {there}"
+        if other is not library:
+            raise TypeError(f"{name}: {got}: convert one of them")
+        if there != where:
+            raise ValueError(f"{name}: {got}: move one of them")
+    return library
+
+
+def _place(name: str, array: Array) -> tuple[Any, Any]:
+    """Return the namespace and the device of an array."""
+    if is_on_host(array):
+        return _host_namespace(), "cpu"
+    from array_api_compat import array_namespace
+
+    try:
+        return array_namespace(array), device_of(array)
+    except TypeError:
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(
+            f"{name}: expected an array of a library with the array API standard, such as NumPy or CuPy; got {kind}"
+        ) from None
+
+
+def is_on_host(array: Array) -> bool:
+    """Return whether `array` is an array or a number of NumPy.
+
+    Examples
+    --------
+    >>> is_on_host(np.ones(2))
+    True
+    """
+    return isinstance(array, np.ndarray | np.generic)
+
+
+def to_host(array: Array) -> npt.NDArray[Any]:
+    """Return an array as one of NumPy: itself if it is one, else a copy, for which the device is waited for.
+
+    A library whose arrays are in the memory of the host may share it with the result.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> to_host(x) is x
+    True
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    if is_on_host(array):
+        return np.asarray(array)
+    copy = getattr(array, "get", None)  # the way of CuPy's arrays, which serves NumPy before 2.1 too
+    if callable(copy):
+        return np.asarray(copy())
+    return np.from_dlpack(array, device="cpu") if _IS_STANDARD else np.from_dlpack(array)
+
+
+def device_of(array: Array) -> Any:
+    """Return the device of an array, for the argument `device` of functions that create arrays.
+
+    Examples
+    --------
+    >>> device_of(np.ones(2))
+    'cpu'
+    """
+    if is_on_host(array):
+        return "cpu"
+    from array_api_compat import device
+
+    return device(array)
+
+
+def move_like(values: npt.NDArray[Any], like: Array) -> Array:
+    """Return an array of NumPy in the library and on the device of `like`; on the host it is the array itself.
+
+    Examples
+    --------
+    >>> values = np.ones(2)
+    >>> move_like(values, np.zeros(3)) is values
+    True
+    """
+    if is_on_host(like):
+        return values
+    xp = namespace_of(like)  # which has no name for the dtypes that NumPy lacks too, such as bfloat16
+    return xp.asarray(values, dtype=getattr(xp, values.dtype.name, None), device=device_of(like))
+
+
+def frozen_copy(array: Array) -> Array:
+    """Return a copy of an array, read-only if its library has such arrays.
+
+    Examples
+    --------
+    >>> frozen_copy(np.ones(2)).flags.writeable
+    False
+    """
+    if not is_on_host(array):
+        return namespace_of(array).asarray(array, copy=True)
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype of any library, as NumPy spells it.
+
+    Examples
+    --------
+    >>> dtype_name(np.dtype("float32"))
+    'float32'
+    """
+    return str(dtype).rpartition(".")[2]
+
+
+def dtype_kind(dtype: Any) -> str:
+    """Return the kind of a dtype of any library as NumPy names it: f, i, u, b, c and so on.
+
+    The 16-bit and 8-bit floating-point formats that NumPy lacks count as f.
+
+    Examples
+    --------
+    >>> dtype_kind(np.dtype("float32")), dtype_kind(np.dtype("uint8"))
+    ('f', 'u')
+    """
+    kind = getattr(dtype, "kind", None)
+    if kind is None or (kind == "V" and dtype.names is None):
+        name = dtype_name(dtype)
+        return "f" if "float" in name else kind or name[:1]
+    return str(kind)
