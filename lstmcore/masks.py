@@ -2,26 +2,33 @@
 
 The generator is Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011, doi:10.1145/2063384.2063405. SPEC.md says how masks are made from it, for other languages too.
+
+The words are drawn where the array `like` is: on the host, or by the device of a backend, see `lstmcore.arrays`.
 """
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.arrays import device_of, move_like, namespace_of
 from lstmcore.backend import Masks, StackMasks
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import Precision
 
-Words = npt.NDArray[np.uint32]
+Array = Any
+#: uint32.
+Words = Any
 
-_MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL: Final = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
+_MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
+_WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
-_LOW: Final = np.uint64(0xFFFFFFFF)
+_LOW: Final = 0xFFFFFFFF
+_HOST: Final = np.empty(0)
 
 
 class Kind(IntEnum):
@@ -60,23 +67,17 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     ndarray
         (..., 4) random words, one block for each counter.
     """
-    c0, c1, c2, c3 = (counter[..., lane].astype(np.uint64) for lane in range(4))
-    k0, k1 = np.uint32(key[0]), np.uint32(key[1])
-    shift = np.uint64(32)
-    with np.errstate(over="ignore"):  # the key schedule wraps around by design
-        for _ in range(_ROUNDS):
-            product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-            c0, c1, c2, c3 = (
-                (product1 >> shift) ^ c1 ^ np.uint64(k0),
-                product1 & _LOW,
-                (product0 >> shift) ^ c3 ^ np.uint64(k1),
-                product0 & _LOW,
-            )
-            k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
-    return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
+    xp = namespace_of(counter)
+    c0, c1, c2, c3 = (xp.astype(counter[..., lane : lane + 1], xp.uint64) for lane in range(4))
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (product1 >> 32) ^ c1 ^ k0, product1 & _LOW, (product0 >> 32) ^ c3 ^ k1, product0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return xp.astype(xp.concat((c0, c1, c2, c3), axis=-1), xp.uint32)
 
 
-def random_words(seed: int, stream: int, step: int, count: int) -> Words:
+def random_words(seed: int, stream: int, step: int, count: int, like: Array = _HOST) -> Words:
     """Return `count` random 32-bit words.
 
     Word ``4 b + l`` is lane ``l`` of the block with counter ``(b, 0, step, stream)``.
@@ -90,28 +91,33 @@ def random_words(seed: int, stream: int, step: int, count: int) -> Words:
         0 to 2**32 - 1.
     count
         How many words.
+    like
+        The words are an array of the same library on the same device.
 
     Raises
     ------
     ValueError
         `seed` outside 0 to 2**64 - 1, `stream` or `step` outside 0 to 2**32 - 1.
     """
-    return _blocks(seed, stream, step, np.arange(-(-count // 4))).reshape(-1)[:count]
+    xp = namespace_of(like)
+    numbers = xp.arange(-(-count // 4), device=device_of(like))
+    return xp.reshape(_blocks(seed, stream, step, numbers), (-1,))[:count]
 
 
-def _blocks(seed: int, stream: int, step: int, numbers: npt.NDArray[np.intp]) -> Words:
+def _blocks(seed: int, stream: int, step: int, numbers: Array) -> Words:
     """Return the blocks (..., 4) with these numbers."""
     for name, value, bits in (("seed", seed, 64), ("stream", stream, 32), ("step", step, 32)):
         if not 0 <= value < 2**bits:
             raise ValueError(f"{name}: expected 0 to 2**{bits} - 1; got {value}")
-    counter = np.zeros((*numbers.shape, 4), np.uint32)
-    counter[..., 0] = numbers.astype(np.uint32)
+    xp = namespace_of(numbers)
+    counter = xp.zeros((*numbers.shape, 4), dtype=xp.uint32, device=device_of(numbers))
+    counter[..., 0] = xp.astype(numbers, xp.uint32)
     counter[..., 2] = step
     counter[..., 3] = stream
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
 
 
-def _words_of_rows(seed: int, stream: int, step: int, shape: tuple[int, ...], rows: BatchRows) -> Words:
+def _words_of_rows(seed: int, stream: int, step: int, shape: tuple[int, ...], rows: BatchRows, like: Array) -> Words:
     """Return the words that rows of a batch have in the array (..., N, width) of the whole batch.
 
     Parameters
@@ -122,18 +128,29 @@ def _words_of_rows(seed: int, stream: int, step: int, shape: tuple[int, ...], ro
         That of the result, (..., n, width).
     rows
         The n rows, and N.
+    like
+        As in `random_words`.
     """
     *lead, count, width = shape
-    outer = np.arange(int(np.prod(lead, dtype=np.int64)))[:, None]
-    first = (outer * rows.whole + rows.numbers) * width
+    xp, device = namespace_of(like), device_of(like)
+    outer = xp.arange(math.prod(lead), device=device)[:, None]
+    first = ((outer * rows.whole + move_like(rows.numbers, like)) * width)[..., None]
     reach = (width + 2) // 4 + 1  # blocks of a run of words that starts in any lane
-    words = _blocks(seed, stream, step, first[..., None] // 4 + np.arange(reach)).reshape(*first.shape, 4 * reach)
-    return np.take_along_axis(words, first[..., None] % 4 + np.arange(width), axis=-1).reshape(*lead, count, width)
+    blocks = _blocks(seed, stream, step, first // 4 + xp.arange(reach, device=device))
+    words = xp.reshape(blocks, (*first.shape[:-1], 4 * reach))
+    own = xp.take_along_axis(words, first % 4 + xp.arange(width, device=device), axis=-1)
+    return xp.reshape(own, (*lead, count, width))
 
 
-def bernoulli(
-    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, rows: BatchRows | None = None
-) -> npt.NDArray[np.bool_]:
+def bernoulli(  # noqa: PLR0913  (the numbers that fix the bits, and the place)
+    seed: int,
+    stream: int,
+    step: int,
+    shape: tuple[int, ...],
+    rate: float,
+    rows: BatchRows | None = None,
+    like: Array = _HOST,
+) -> Array:
     """Return True with probability `rate`, in C order: word ``e`` is below ``floor(rate * 2**32)``.
 
     Parameters
@@ -146,17 +163,26 @@ def bernoulli(
         In [0, 1).
     rows
         The rows of axis -2 in a larger batch: they get the numbers that they have in it. None: the whole batch.
+    like
+        As in `random_words`.
     """
     if rows is None:
-        words = random_words(seed, stream, step, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+        words = namespace_of(like).reshape(random_words(seed, stream, step, math.prod(shape), like), shape)
     else:
-        words = _words_of_rows(seed, stream, step, shape, rows)
-    return np.asarray(words < np.uint64(rate * 2.0**32))
+        words = _words_of_rows(seed, stream, step, shape, rows, like)
+    return words < int(rate * 2.0**32)
 
 
 def dropout_mask(  # noqa: PLR0913  (as `bernoulli`, and the dtype)
-    seed: int, stream: int, step: int, shape: tuple[int, ...], rate: float, dtype: str, rows: BatchRows | None = None
-) -> npt.NDArray[np.floating]:
+    seed: int,
+    stream: int,
+    step: int,
+    shape: tuple[int, ...],
+    rate: float,
+    dtype: str,
+    rows: BatchRows | None = None,
+    like: Array = _HOST,
+) -> Array:
     """Return 0 with probability `rate`, else ``1 / (1 - rate)``, in `dtype`.
 
     Parameters
@@ -165,11 +191,11 @@ def dropout_mask(  # noqa: PLR0913  (as `bernoulli`, and the dtype)
         Key and counter of the generator, as in `random_words`.
     shape, dtype
         Those of the result.
-    rate, rows
+    rate, rows, like
         As in `bernoulli`.
     """
-    dropped = bernoulli(seed, stream, step, shape, rate, rows)
-    return np.where(dropped, 0.0, 1.0 / (1.0 - rate)).astype(dtype)
+    dropped, xp = bernoulli(seed, stream, step, shape, rate, rows, like), namespace_of(like)
+    return xp.astype(~dropped, getattr(xp, dtype)) * (1.0 / (1.0 - rate))
 
 
 def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix the bits)
@@ -182,6 +208,7 @@ def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix th
     index: int,
     step: int,
     rows: BatchRows | None = None,
+    like: Array = _HOST,
 ) -> Masks:
     """Return the masks of one layer in one direction, entry `index` of `StackConfig.configs`; None for a rate of 0.
 
@@ -195,21 +222,22 @@ def layer_masks(  # noqa: PLR0913  (the sizes, and the three numbers that fix th
         Of the `LSTM`, and the number of the recorded call.
     index
         Position in `StackConfig.configs`.
-    rows
+    rows, like
         As in `bernoulli`.
     """
-    dtype = precision.compute
+    dtype, xp = precision.compute, namespace_of(like)
 
-    def zoneout(kind: Kind, rate: float, width: int) -> npt.NDArray[np.floating] | None:
+    def zoneout(kind: Kind, rate: float, width: int) -> Array | None:
         if rate == 0.0:
             return None
-        return bernoulli(seed, stream(index, kind), step, (steps, batch, width), rate, rows).astype(dtype)
+        shape = (steps, batch, width)
+        return xp.astype(bernoulli(seed, stream(index, kind), step, shape, rate, rows, like), getattr(xp, dtype))
 
     recurrent = None
     if config.recurrent_dropout:
         shape = (batch, config.recurrent_size)
         rate = config.recurrent_dropout
-        recurrent = dropout_mask(seed, stream(index, Kind.RECURRENT), step, shape, rate, dtype, rows)
+        recurrent = dropout_mask(seed, stream(index, Kind.RECURRENT), step, shape, rate, dtype, rows, like)
     return Masks(
         recurrent,
         zoneout(Kind.ZONEOUT_HIDDEN, config.zoneout_hidden, config.output_size),
@@ -226,6 +254,7 @@ def stack_masks(  # noqa: PLR0913  (the sizes, and the numbers that fix the bits
     seed: int,
     step: int,
     rows: BatchRows | None = None,
+    like: Array = _HOST,
 ) -> StackMasks | None:
     """Return all masks of a stack for recorded call number `step`, or None if every rate is 0.
 
@@ -239,6 +268,8 @@ def stack_masks(  # noqa: PLR0913  (the sizes, and the numbers that fix the bits
         Of the `LSTM`, and the number of the recorded call.
     rows
         As in `bernoulli`: the rows of one process get the masks that they have in the whole batch.
+    like
+        As in `random_words`: x, whose masks these are.
     """
     configs = stack.configs
     dropout = stack.dropout if stack.num_layers > 1 else 0.0
@@ -247,11 +278,11 @@ def stack_masks(  # noqa: PLR0913  (the sizes, and the numbers that fix the bits
     shape = (steps, batch, stack.num_directions * stack.output_size)
     return StackMasks(
         tuple(
-            layer_masks(config, precision, steps, batch, seed=seed, index=index, step=step, rows=rows)
+            layer_masks(config, precision, steps, batch, seed=seed, index=index, step=step, rows=rows, like=like)
             for index, config in enumerate(configs)
         ),
         tuple(
-            dropout_mask(seed, stream(layer, Kind.DROPOUT), step, shape, dropout, precision.compute, rows)
+            dropout_mask(seed, stream(layer, Kind.DROPOUT), step, shape, dropout, precision.compute, rows, like)
             for layer in range(stack.num_layers - 1 if dropout else 0)
         ),
     )

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from lstmcore.config import LSTMConfig, StackConfig
-from lstmcore.masks import Kind, bernoulli, dropout_mask, layer_masks, philox4x32, random_words, stack_masks, stream
+from lstmcore.masks import (
+    BatchRows,
+    Kind,
+    bernoulli,
+    dropout_mask,
+    layer_masks,
+    philox4x32,
+    random_words,
+    stack_masks,
+    stream,
+)
 from lstmcore.precision import PRECISIONS
+from strict_arrays import LIKE, assert_same, leaves
 
 F32, F64 = PRECISIONS["float32"], PRECISIONS["float64"]
 
@@ -176,3 +187,28 @@ def test_precisions_draw_the_same_masks() -> None:
     for left, right in zip(one.layers, other.layers, strict=True):
         for a, b in zip(left, right, strict=True):
             np.testing.assert_array_equal(a == 0, b == 0)
+
+
+def test_masks_of_a_device_have_the_bits_of_the_host() -> None:
+    """Drawn by the arithmetic of the standard, for a whole batch and for rows of one, which start in any lane."""
+    stack = StackConfig.make(LSTMConfig(**SWITCHES), num_layers=2, bidirectional=True, dropout=0.4)
+    for precision in (F32, F64):
+        for rows in (None, BatchRows(np.array([0, 2, 3, 6]), 7)):
+            batch = 7 if rows is None else 4
+            on_host, on_device = (
+                stack_masks(stack, precision, 5, batch, seed=2**40 + 3, step=2**31, rows=rows, like=like)
+                for like in (np.ones(1), LIKE)
+            )
+            assert on_host is not None and on_device is not None
+            assert len(list(leaves(on_device))) == 4 * 3 + 1
+            assert_same(on_device, on_host)
+
+
+def test_words_of_a_device_have_the_bits_of_the_host() -> None:
+    for count in (0, 1, 13):
+        assert_same(
+            random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, count, LIKE),
+            random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, count),
+        )
+    for shape in ((3, 5), (0, 5), ()):
+        assert_same(bernoulli(9, 8, 7, shape, 1 - 2.0**-33, like=LIKE), bernoulli(9, 8, 7, shape, 1 - 2.0**-33))
