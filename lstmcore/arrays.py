@@ -150,6 +150,70 @@ def move_like(values: npt.NDArray[Any], like: Array) -> Array:
     return xp.asarray(values, dtype=getattr(xp, values.dtype.name, None), device=device_of(like))
 
 
+def as_number(value: Array) -> Any:
+    """Return an array () as a float on the host; of a device as it is, since nothing shall wait for it.
+
+    Examples
+    --------
+    >>> as_number(np.float32(0.5))
+    0.5
+    """
+    return float(value) if is_on_host(value) else value
+
+
+def or_one(number: Any) -> Any:
+    """Return 1 in place of 0, and other numbers as they are: of what `as_number` returns, as a divisor.
+
+    Examples
+    --------
+    >>> or_one(0.0), or_one(2.0)
+    (1.0, 2.0)
+    """
+    return number or 1.0 if isinstance(number, float) else namespace_of(number).where(number == 0, 1.0, number)
+
+
+def cast_number(number: Any, like: Array) -> Any:
+    """Return a number for arithmetic in the dtype of `like`: a float has none; an array () of a device is cast.
+
+    Examples
+    --------
+    >>> cast_number(0.5, np.ones(2, np.float32))
+    0.5
+    """
+    return number if isinstance(number, float) else namespace_of(number).astype(number, like.dtype)
+
+
+def as_real(array: Array, like: Array) -> Array:
+    """Return whole numbers in the dtype that NumPy's arithmetic with `like` has; floating-point numbers as they are.
+
+    Examples
+    --------
+    >>> as_real(np.array([1, 2], np.int16), np.ones(2, np.float32)).dtype.name
+    'float32'
+    """
+    if dtype_kind(array.dtype) == "f":
+        return array
+    xp, dtype = namespace_of(array), np.result_type(dtype_name(array.dtype), dtype_name(like.dtype))
+    return xp.astype(array, getattr(xp, dtype.name))
+
+
+def add_to_columns(array: Array, columns: Array, value: float) -> Array:
+    """Return an array (n, K) with `value` added in one column (n,) of each row; NumPy's own array, changed.
+
+    Examples
+    --------
+    >>> add_to_columns(np.zeros((2, 3)), np.array([2, 0]), 1.0).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    rows, count = array.shape
+    if is_on_host(array):
+        array[np.arange(rows), columns] += value
+        return array
+    xp = namespace_of(array, columns)
+    chosen = columns[:, None] == xp.arange(count, dtype=columns.dtype, device=device_of(array))
+    return xp.where(chosen, array + value, array)
+
+
 def frozen_copy(array: Array) -> Array:
     """Return a copy of an array, read-only if its library has such arrays.
 

@@ -91,7 +91,7 @@ def _check_forget_bias(config: LSTMConfig, value: object) -> None:
 
 def _uniform(seed: int, stream: int, count: int) -> Array:
     """Return `count` numbers, uniform in the open interval (0, 1), from one random word each."""
-    return (random_words(seed, stream, 0, count) + 0.5) / 2.0**32
+    return np.asarray((random_words(seed, stream, 0, count) + 0.5) / 2.0**32)
 
 
 def _orthogonal(seed: int, stream: int, gates: int, rows: int, columns: int) -> Array:

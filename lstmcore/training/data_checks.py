@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from lstmcore import validation
 from lstmcore.frames import is_frame, plain
-from lstmcore.training.losses import IGNORED, Loss
+from lstmcore.training.entries import IGNORED
+from lstmcore.training.losses import Loss
 from lstmcore.training.readout import Readout
 
 Array = npt.NDArray[Any]

@@ -9,16 +9,14 @@ from statistics import NormalDist
 from typing import Any, ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from lstmcore.arrays import add_to_columns, as_number, as_real, cast_number, device_of, namespace_of, or_one
 from lstmcore.scalars import finite
+from lstmcore.training.entries import check_fit, flatten_entries, select_counted
 from lstmcore.training.scaling import Standardizer
 from lstmcore.validation import check_real
 
-Array = npt.NDArray[Any]
-
-#: The class number of an entry that does not count, as in PyTorch.
-IGNORED: Final = -100
+Array = Any
 
 
 class Loss(ABC):
@@ -27,6 +25,9 @@ class Loss(ABC):
     `mask` (the shape of the entries, bool) is True if an entry counts; None counts all. What a masked entry holds,
     even NaN, does not matter, and its gradient is 0. No valid entry at all gives a loss and gradients of 0.
     A loss with `weighted` also takes weights >= 0 as mask; it is then the weighted mean.
+
+    Arrays are of one library on one device, see `lstmcore.arrays`. NumPy's give a float; those of a device give an
+    array () there, which nothing waits for.
 
     Examples
     --------
@@ -73,7 +74,7 @@ class Loss(ABC):
         raise ValueError(f"coverage: expected a model trained with a quantile or a gaussian loss; got {self.name}")
 
     @abstractmethod
-    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
         """Return the loss and its gradient with respect to `outputs`."""
 
 
@@ -94,7 +95,7 @@ class CrossEntropy(Loss):
     of_linear = True
     weighted = True
 
-    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
         """See `Loss`.
 
         Raises
@@ -102,32 +103,30 @@ class CrossEntropy(Loss):
         TypeError
             `outputs` are no floating-point numbers, or a target is no integer.
         ValueError
-            Shapes that do not fit, or a target outside 0 to K - 1.
+            Shapes that do not fit, or a target outside 0 to K - 1; on a device, where a look at the targets would wait
+            for it, such a target gives a loss of NaN.
         """
         check_real("outputs", outputs, axes=1, kinds="f")
         check_real("targets", targets, kinds="iu")
         classes, shape = outputs.shape[-1], outputs.shape[:-1]
         if targets.shape not in (shape, (math.prod(shape),)):
             raise ValueError(f"targets: expected shape {shape}, one for each entry; got {targets.shape}")
-        z, labels, weights = _entries(outputs.reshape(-1, classes), targets.reshape(-1), shape, mask)
-        rows = np.flatnonzero((weights > 0) & (labels != IGNORED))
-        wrong = np.flatnonzero((labels[rows] < 0) | (labels[rows] >= classes))
-        if wrong.size:
-            raise ValueError(f"targets: expected class numbers 0 to {classes - 1}; got {labels[rows][wrong[0]]}")
-        gradient = np.zeros_like(z)
-        if rows.size:
-            chosen, labels, weights = z[rows], labels[rows], weights[rows]
-            shifted = chosen - chosen.max(axis=1, keepdims=True)
-            e = np.exp(shifted)
-            total = e.sum(axis=1)
-            each, whole = np.arange(rows.size), float(weights.sum())
-            value = float(np.sum(weights * (np.log(total) - shifted[each, labels]))) / whole
-            p = e / total[:, None]
-            p[each, labels] -= 1
-            gradient[rows] = p * weights[:, None].astype(p.dtype) / whole
-        else:
-            value = 0.0
-        return value, gradient.reshape(outputs.shape)
+        xp, z, labels, weights = flatten_entries(outputs, targets, mask, 1)
+        labels = xp.astype(labels[:, 0], xp.int64, copy=False)
+        rows, z, labels, weights = select_counted(xp, z, labels, weights)
+        shifted = z - xp.max(z, axis=1, keepdims=True)
+        e = xp.exp(shifted)
+        total = xp.sum(e, axis=1)
+        whole = or_one(as_number(xp.sum(weights)))
+        own = shifted[xp.arange(z.shape[0], device=device_of(z)), labels]
+        value = as_number(xp.sum(weights * (xp.log(total) - own))) / whole
+        p = add_to_columns(e / total[:, None], labels, -1)
+        gradient = p * xp.astype(weights[:, None], p.dtype) / cast_number(whole, p)
+        if rows is not None:
+            every = xp.zeros((math.prod(shape), classes), dtype=gradient.dtype)
+            every[rows] = gradient
+            gradient = every
+        return value, xp.reshape(gradient, outputs.shape)
 
 
 class MeanSquaredError(Loss):
@@ -143,7 +142,7 @@ class MeanSquaredError(Loss):
     name = "mean-squared-error"
     weighted = True
 
-    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
         """See `Loss`.
 
         Raises
@@ -157,14 +156,13 @@ class MeanSquaredError(Loss):
         check_real("targets", targets, axes=1)
         if targets.shape != outputs.shape:
             raise ValueError(f"targets: expected shape {outputs.shape} as the outputs; got {targets.shape}")
-        width = outputs.shape[-1]
-        z, wanted, weights = _entries(outputs.reshape(-1, width), targets.reshape(-1, width), outputs.shape[:-1], mask)
-        each = weights[:, None]
-        count = float(weights.sum()) * width or 1.0
-        error = np.where(each > 0, z - np.where(each > 0, wanted, 0), 0)
-        value = float(np.sum(each * np.square(error))) / count
-        gradient = error * each.astype(error.dtype) * (2.0 / count)
-        return value, gradient.astype(outputs.dtype).reshape(outputs.shape)
+        xp, z, wanted, weights = flatten_entries(outputs, targets, mask, outputs.shape[-1])
+        wanted, each = as_real(wanted, z), weights[:, None]
+        count = or_one(as_number(xp.sum(weights)) * outputs.shape[-1])
+        error = xp.where(each > 0, z - xp.where(each > 0, wanted, 0.0), 0.0)
+        value = as_number(xp.sum(each * xp.square(error))) / count
+        gradient = error * xp.astype(each, error.dtype) * cast_number(2.0 / count, error)
+        return value, xp.reshape(xp.astype(gradient, outputs.dtype, copy=False), outputs.shape)
 
 
 class QuantileLoss(Loss):
@@ -194,24 +192,19 @@ class QuantileLoss(Loss):
         if not 0 < self.quantiles[0] <= self.quantiles[-1] < 1:
             raise ValueError(f"quantiles: expected numbers between 0 and 1; got {quantiles!r}")
 
-    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
         """See `Loss`. Raises ValueError if the shapes do not fit."""
-        z, wanted, weights = self._reshaped(outputs, targets, mask)
-        each = np.array(self.quantiles, z.dtype)[:, None]
-        valid, share = weights > 0, 1 / (float(weights.sum()) * z[0].size or 1.0)
-        error = np.where(valid, np.where(valid, wanted, 0) - z, 0)
-        value = float(np.sum(weights * np.maximum(each * error, (each - 1) * error))) * share
-        gradient = np.where(error > 0, -each, 1 - each) * weights.astype(z.dtype) * share
-        return value, gradient.astype(z.dtype).reshape(outputs.shape)
-
-    def _reshaped(self, outputs: Array, targets: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Return outputs (n, Q, K), targets (n, 1, K) and weights (n, 1, 1)."""
         width = self.target_size(outputs.shape[-1])
-        if targets.shape != (*outputs.shape[:-1], width):
-            raise ValueError(f"targets: expected shape {(*outputs.shape[:-1], width)}; got {targets.shape}")
-        flat = outputs.reshape(-1, outputs.shape[-1])
-        _, wanted, weights = _entries(flat, targets.reshape(-1, width), outputs.shape[:-1], mask)
-        return flat.reshape(len(flat), -1, width), wanted[:, None], weights[:, None, None]
+        check_fit(outputs, targets, width)
+        xp, z, wanted, weights = flatten_entries(outputs, targets, mask, width)
+        z, wanted = xp.reshape(z, (z.shape[0], len(self.quantiles), width)), as_real(wanted, z)[:, None, :]
+        weights = weights[:, None, None]
+        each = xp.asarray(self.quantiles, dtype=z.dtype, device=device_of(z))[:, None]
+        valid, share = weights > 0, 1 / or_one(as_number(xp.sum(weights)) * math.prod(z.shape[1:]))
+        error = xp.where(valid, xp.where(valid, wanted, 0.0) - z, 0.0)
+        value = as_number(xp.sum(weights * xp.maximum(each * error, (each - 1) * error))) * share
+        gradient = xp.where(error > 0, -each, 1 - each) * xp.astype(weights, z.dtype) * cast_number(share, z)
+        return value, xp.reshape(xp.astype(gradient, outputs.dtype, copy=False), outputs.shape)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -234,7 +227,7 @@ class QuantileLoss(Loss):
 
     def point(self, outputs: Array) -> Array:
         """Return the quantile next to the median; see `Loss`."""
-        return np.asarray(self._sorted(outputs)[..., self.middle, :])
+        return self._sorted(outputs)[..., self.middle, :]
 
     def interval(self, outputs: Array, coverage: float) -> Array:
         """See `Loss`; the two ends must be among the quantiles."""
@@ -243,13 +236,14 @@ class QuantileLoss(Loss):
         if not all(place.size for place in places):
             ends = [round(0.5 + sign * share / 2, 6) for sign in (-1, 1)]
             raise ValueError(f"coverage: expected the quantiles {ends[0]} and {ends[1]}; got {self.quantiles}")
-        ordered = self._sorted(outputs)
-        return np.stack([ordered[..., places[0][0], :], self.point(outputs), ordered[..., places[1][0], :]], axis=-2)
+        ordered, (low, high) = self._sorted(outputs), (int(place[0]) for place in places)
+        ends = [ordered[..., place, :] for place in (low, self.middle, high)]
+        return namespace_of(outputs).stack(ends, axis=-2)
 
     def _sorted(self, outputs: Array) -> Array:
         """Return (..., Q, K), ascending: quantiles that are learned apart may cross."""
-        width = self.target_size(outputs.shape[-1])
-        return np.sort(outputs.reshape(*outputs.shape[:-1], -1, width), axis=-2)
+        xp, width = namespace_of(outputs), self.target_size(outputs.shape[-1])
+        return xp.sort(xp.reshape(outputs, (*outputs.shape[:-1], -1, width)), axis=-2)
 
 
 class GaussianLoss(Loss):
@@ -267,21 +261,19 @@ class GaussianLoss(Loss):
     name = "gaussian"
     weighted = True
 
-    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
+    def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
         """See `Loss`. Raises ValueError if the shapes do not fit."""
         width = self.target_size(outputs.shape[-1])
-        if targets.shape != (*outputs.shape[:-1], width):
-            raise ValueError(f"targets: expected shape {(*outputs.shape[:-1], width)}; got {targets.shape}")
-        flat = outputs.reshape(-1, 2 * width)
-        _, wanted, weights = _entries(flat, targets.reshape(-1, width), outputs.shape[:-1], mask)
-        each = weights[:, None]
-        valid, share = each > 0, 1 / (float(weights.sum()) * width or 1.0)
-        mean, spread = (np.where(valid, part, 0) for part in np.split(flat, 2, axis=1))
-        error = np.where(valid, wanted, 0) - mean
-        scaled = error * np.exp(-spread)
-        value = float(np.sum(each * (spread + error * scaled + math.log(2 * math.pi)))) * 0.5 * share
-        gradient = np.concatenate((-scaled, 0.5 * (1 - error * scaled)), axis=1) * each * share
-        return value, gradient.astype(outputs.dtype).reshape(outputs.shape)
+        check_fit(outputs, targets, width)
+        xp, z, wanted, weights = flatten_entries(outputs, targets, mask, width)
+        wanted, each = as_real(wanted, z), weights[:, None]
+        valid, share = each > 0, 1 / or_one(as_number(xp.sum(weights)) * width)
+        mean, spread = xp.where(valid, z[:, :width], 0.0), xp.where(valid, z[:, width:], 0.0)
+        error = xp.where(valid, wanted, 0.0) - mean
+        scaled = error * xp.exp(-spread)
+        value = as_number(xp.sum(each * (spread + error * scaled + math.log(2 * math.pi)))) * 0.5 * share
+        gradient = xp.concat((-scaled, 0.5 * (1 - error * scaled)), axis=1) * each * share
+        return value, xp.reshape(xp.astype(gradient, outputs.dtype, copy=False), outputs.shape)
 
     def target_size(self, outputs: int) -> int:
         """See `Loss`."""
@@ -299,9 +291,9 @@ class GaussianLoss(Loss):
     def interval(self, outputs: Array, coverage: float) -> Array:
         """See `Loss`."""
         reach = NormalDist().inv_cdf(0.5 + check_coverage(coverage) / 2)
-        mean, spread = np.split(outputs, 2, axis=-1)
-        width = reach * np.exp(0.5 * spread)
-        return np.stack([mean - width, mean, mean + width], axis=-2)
+        xp, mean = namespace_of(outputs), self.point(outputs)
+        width = reach * xp.exp(0.5 * outputs[..., mean.shape[-1] :])
+        return xp.stack([mean - width, mean, mean + width], axis=-2)
 
 
 def check_coverage(value: object) -> float:
@@ -318,21 +310,6 @@ def _parts(name: str, outputs: int, count: int) -> int:
             f"{outputs}"
         )
     return outputs // count
-
-
-def _entries(
-    outputs: Array, targets: Array, shape: tuple[int, ...], mask: Array | None
-) -> tuple[Array, Array, npt.NDArray[np.float64]]:
-    """Return the outputs, the targets and the weights of all entries; a masked entry has the weight 0."""
-    if len(targets) != len(outputs):
-        raise ValueError(f"targets: expected one for each of the {len(outputs)} entries {shape}; got {len(targets)}")
-    if mask is None:
-        return outputs, targets, np.ones(len(outputs))
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"mask: expected an array of bool or of weights; got {type(mask).__name__}")
-    if mask.shape != shape or mask.dtype.kind not in "bf":
-        raise ValueError(f"mask: expected bool, or weights, of shape {shape}; got {mask.dtype} of {mask.shape}")
-    return outputs, targets, mask.reshape(-1).astype(np.float64)
 
 
 LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError, QuantileLoss, GaussianLoss)}

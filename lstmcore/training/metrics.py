@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from lstmcore.arrays import as_real, dtype_kind, namespace_of, to_host
+
+Array = Any
 #: Answers, targets and weights, flat -> the value of a metric.
 Function: TypeAlias = Callable[[Array, Array, Array], float]
 
@@ -20,37 +22,53 @@ class Metric(NamedTuple):
     compute: Function
 
 
+def _average(values: Array, weights: Array) -> Array:
+    """Return the weighted mean over the first axis, float64."""
+    xp = namespace_of(values, weights)
+    wide = xp.astype(values, xp.float64, copy=False)
+    shares = xp.reshape(weights, (-1,) + (1,) * (values.ndim - 1))
+    return xp.sum(wide * shares, axis=0) / xp.sum(weights)
+
+
+def _kinds(*numbers: Array) -> list[int]:
+    """Return the class numbers that there are, ascending."""
+    xp = namespace_of(*numbers)
+    return sorted({int(kind) for array in numbers for kind in to_host(xp.unique_values(array))})
+
+
 def _accuracy(answers: Array, targets: Array, weights: Array) -> float:
-    return float(np.average(answers == targets, weights=weights))
+    return float(_average(answers == targets, weights))
 
 
 def _balanced_accuracy(answers: Array, targets: Array, weights: Array) -> float:
-    recalls = [
-        np.average(answers[targets == kind] == kind, weights=weights[targets == kind]) for kind in np.unique(targets)
-    ]
-    return float(np.mean(recalls))
+    there = ((kind, targets == kind) for kind in _kinds(targets))
+    return float(np.mean([float(_average(answers[own] == kind, weights[own])) for kind, own in there]))
 
 
 def _f1(answers: Array, targets: Array, weights: Array) -> float:
-    scores = []
-    for kind in np.union1d(answers, targets):
-        hits = weights[(answers == kind) & (targets == kind)].sum()
-        scores.append(2 * hits / (weights[answers == kind].sum() + weights[targets == kind].sum()))
+    xp, scores = namespace_of(answers, targets, weights), []
+    for kind in _kinds(answers, targets):
+        said, true = answers == kind, targets == kind
+        hits, own, wanted = (float(xp.sum(weights[found])) for found in (said & true, said, true))
+        scores.append(2 * hits / (own + wanted))
     return float(np.mean(scores))
 
 
 def _mae(answers: Array, targets: Array, weights: Array) -> float:
-    return float(np.average(np.abs(answers - targets).mean(axis=1), weights=weights))
+    xp = namespace_of(answers, targets, weights)
+    return float(_average(xp.mean(xp.abs(answers - targets), axis=1), weights))
 
 
 def _rmse(answers: Array, targets: Array, weights: Array) -> float:
-    return float(np.sqrt(np.average(np.square(answers - targets).mean(axis=1), weights=weights)))
+    xp = namespace_of(answers, targets, weights)
+    return math.sqrt(float(_average(xp.mean(xp.square(answers - targets), axis=1), weights)))
 
 
 def _r2(answers: Array, targets: Array, weights: Array) -> float:
     """Return the mean over the K values of 1 - residual / total; a constant target counts 1 if it is met, else 0."""
-    residual = np.average(np.square(answers - targets), axis=0, weights=weights)
-    total = np.average(np.square(targets - np.average(targets, axis=0, weights=weights)), axis=0, weights=weights)
+    xp = namespace_of(answers, targets, weights)
+    residual = to_host(_average(xp.square(answers - targets), weights))
+    total = to_host(_average(xp.square(targets - _average(targets, weights)), weights))
     constant = total == 0
     return float(np.mean(np.where(constant, residual == 0, 1 - residual / np.where(constant, 1, total))))
 
@@ -83,9 +101,15 @@ def check_metrics(names: Sequence[str], of_classes: bool) -> tuple[str, ...]:
 
 
 def compute_metrics(names: Sequence[str], answers: Array, targets: Array, weights: Array) -> dict[str, float]:
-    """Return name -> value over the entries with a weight above 0; nothing if there are none."""
+    """Return name -> value over the entries with a weight above 0; nothing if there are none.
+
+    Arrays are of one library on one device, see `lstmcore.arrays`.
+    """
+    xp = namespace_of(answers=answers, targets=targets, weights=weights)
     chosen = weights > 0
-    if not chosen.any():
+    if not xp.any(chosen):
         return {}
-    arrays = (answers[chosen], targets[chosen], weights[chosen].astype(np.float64))
+    if dtype_kind(answers.dtype) == "f":
+        targets = as_real(targets, answers)
+    arrays = (answers[chosen], targets[chosen], xp.astype(weights[chosen], xp.float64))
     return {name: METRICS[name].compute(*arrays) for name in names}

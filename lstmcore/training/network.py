@@ -14,7 +14,8 @@ from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.masks import BatchRows, stack_masks
 from lstmcore.training.batches import pad
-from lstmcore.training.losses import IGNORED, Loss
+from lstmcore.training.entries import IGNORED
+from lstmcore.training.losses import Loss
 from lstmcore.training.readout import Readout, ReadoutGradients, ReadoutTape
 
 Array = npt.NDArray[Any]

@@ -1,4 +1,7 @@
-"""Optimizers as PyTorch defines them, and gradient clipping. They map arrays by name to new arrays by name."""
+"""Optimizers as PyTorch defines them, and gradient clipping. They map arrays by name to new arrays by name.
+
+Arrays are those of one library on one device, see `lstmcore.arrays`, and so are the results.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar, Final
 
-import numpy as np
-import numpy.typing as npt
-
+from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
 from lstmcore.config import finite, integer
 from lstmcore.scalars import flag
+from lstmcore.training.flat_arrays import FlatGroup, blocks_of, flat_copy
 from lstmcore.validation import check_real
 
-Array = npt.NDArray[Any]
+Array = Any
 Arrays = dict[str, Array]
 
 
@@ -42,39 +44,79 @@ class Optimizer(ABC):
             if key in ("momentum", "beta1", "beta2") and value >= 1:
                 raise ValueError(f"{self.name} {key}: expected a number in [0, 1); got {value!r}")
         self.steps = 0
-        self._state: dict[str, Arrays] = {moment: {} for moment in self.moments}
+        self._layout: tuple[Any, ...] = ()
+        self._groups: list[FlatGroup] = []
 
     def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> Arrays:
         """Return the parameters after one step, as fresh arrays of the same dtypes.
 
+        All parameters of a dtype are updated together, as parts of one flat array.
+
         Raises
         ------
         TypeError
-            A parameter or a gradient that is no array of floating-point numbers.
+            A parameter or a gradient that is no array of floating-point numbers, or arrays of two libraries.
         ValueError
-            `gradients` lacks a parameter or has another shape for it, or the moments are those of other parameters.
+            `gradients` lacks a parameter or has another shape for it, arrays on two devices, or moments of other
+            parameters.
         """
-        for what, arrays in (("parameters", parameters), ("gradients", gradients)):
-            _check_floats(what, arrays)
-        if self.steps:
-            self._check_moments(
-                self._state, parameters, ": an optimizer goes with one model and one run, make a new one"
-            )
+        named = _check_floats("parameters", parameters) | _check_floats("gradients", gradients)
+        xp = namespace_of(**named)
         for name, value in parameters.items():
             shape = gradients[name].shape if name in gradients else "none"
             if shape != value.shape:
                 raise ValueError(f"gradients[{name!r}]: expected shape {value.shape}; got {shape}")
+        self._arrange(xp, parameters, gradients)
         self.steps += 1
-        return {
-            name: np.asarray(self._update(name, value, gradients[name]), value.dtype)
-            for name, value in parameters.items()
-        }
+        moved: Arrays = {}
+        for group in self._groups:
+            value, gradient = group.flatten(xp, parameters), group.flatten(xp, gradients)
+            for part in blocks_of(value):
+                own = {moment: flat[part] for moment, flat in group.moments.items()}
+                self._update(xp, value[part], gradient[part], own)
+            moved |= group.split(xp, value)
+        return moved if len(self._groups) == 1 else {name: moved[name] for name in parameters}
+
+    def _arrange(self, xp: Any, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
+        """Arrange the moments for these parameters and gradients, which are those of the step before as a rule."""
+        kinds = [(value.dtype, gradients[name].dtype) for name, value in parameters.items()]
+        places = (xp, *(device_of(value) for value in parameters.values()))
+        layout = (*places, *parameters, *kinds, *(value.shape for value in parameters.values()))
+        if layout == self._layout:
+            return
+        moments = self._split_moments()
+        if self.steps:
+            self._check_moments(moments, parameters, ": an optimizer goes with one model and one run, make a new one")
+            state = _check_floats("optimizer state", self._named_moments(moments))
+            namespace_of(**_check_floats("parameters", parameters), **state)
+        names: dict[tuple[str, str], list[str]] = {}
+        for name, (own, other) in zip(parameters, kinds, strict=True):
+            names.setdefault((dtype_name(own), dtype_name(other)), []).append(name)
+        groups = [
+            FlatGroup(tuple(group), tuple(parameters[name].shape for name in group), {}) for group in names.values()
+        ]
+        for group in groups:
+            for moment in self._used():
+                flat = group.flatten(xp, moments[moment] if self.steps else gradients)
+                group.moments[moment] = flat if self.steps else xp.zeros_like(flat)
+        self._groups, self._layout = groups, layout
+
+    def _split_moments(self) -> dict[str, Arrays]:
+        """Return the moments by name and by parameter: views."""
+        moments: dict[str, Arrays] = {moment: {} for moment in self.moments}
+        for group in self._groups:
+            for moment, flat in group.moments.items():
+                moments[moment] |= group.split(namespace_of(flat), flat)
+        return moments
 
     def state(self) -> Arrays:
         """Return the moments, ``"moment.parameter"`` -> array; with `steps` they are all that a resumed run needs."""
-        return {
-            f"{moment}.{name}": value.copy() for moment, arrays in self._state.items() for name, value in arrays.items()
-        }
+        moments = self._named_moments(self._split_moments())
+        return {name: namespace_of(value).asarray(value, copy=True) for name, value in moments.items()}
+
+    @staticmethod
+    def _named_moments(moments: Mapping[str, Arrays]) -> Arrays:
+        return {f"{moment}.{name}": value for moment, arrays in moments.items() for name, value in arrays.items()}
 
     def load_state(self, steps: int, arrays: Mapping[str, Array], parameters: Mapping[str, Array]) -> None:
         """Set the moments that `state` returned.
@@ -94,7 +136,7 @@ class Optimizer(ABC):
             Moments that are not those of `parameters` after `steps` steps; nothing is changed then.
         """
         steps = integer("optimizer steps", steps, 0)
-        _check_floats("optimizer state", arrays)
+        namespace_of(**_check_floats("optimizer state", arrays), **_check_floats("parameters", parameters))
         state: dict[str, Arrays] = {moment: {} for moment in self.moments}
         for key, value in arrays.items():
             moment, _, name = key.partition(".")
@@ -102,12 +144,16 @@ class Optimizer(ABC):
                 raise ValueError(
                     f"optimizer state: expected {', '.join(self.moments) or 'none'} for {self.name}; got {key!r}"
                 )
-            state[moment][name] = np.array(value)
+            state[moment][name] = value
         if steps:
             self._check_moments(state, parameters)
         elif arrays:
             raise ValueError(f"optimizer state: expected no moments after 0 steps; got {len(arrays)}")
-        self.steps, self._state = steps, state
+        self.steps, self._layout = steps, ()
+        self._groups = [
+            FlatGroup((name,), (value.shape,), {m: flat_copy(state[m][name]) for m in self._used()} if steps else {})
+            for name, value in parameters.items()
+        ]
 
     def _used(self) -> tuple[str, ...]:
         """Return those of `moments` that these settings need."""
@@ -120,7 +166,7 @@ class Optimizer(ABC):
             moments = state[moment]
             for name in (*parameters, *moments):
                 want, got = (
-                    f"{arrays[name].dtype} of {arrays[name].shape}" if name in arrays else "none"
+                    f"{dtype_name(arrays[name].dtype)} of {arrays[name].shape}" if name in arrays else "none"
                     for arrays in (parameters, moments)
                 )
                 if want != got:
@@ -130,8 +176,18 @@ class Optimizer(ABC):
                     )
 
     @abstractmethod
-    def _update(self, name: str, value: Array, gradient: Array) -> Array:
-        """Return the new value of one parameter; `steps` counts this step already."""
+    def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
+        """Move parameters and their moments in place; `steps` counts this step already.
+
+        Parameters
+        ----------
+        xp
+            The namespace of the arrays.
+        value, gradient
+            Flat arrays, both free to be changed.
+        moments
+            Flat arrays by the names that the settings need, 0 at the first step.
+        """
 
 
 class SGD(Optimizer):
@@ -170,15 +226,16 @@ class SGD(Optimizer):
     def _used(self) -> tuple[str, ...]:
         return self.moments if self.settings["momentum"] else ()
 
-    def _update(self, name: str, value: Array, gradient: Array) -> Array:
+    def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
         lr, momentum, decay = (self.settings[key] for key in ("lr", "momentum", "weight_decay"))
         if decay:
-            gradient = gradient + decay * value
+            gradient += decay * value
         if momentum:
-            moments = self._state["momentum"]
-            moments[name] = momentum * moments[name] + gradient if name in moments else gradient.copy()
-            gradient = gradient + momentum * moments[name] if self.settings["nesterov"] else moments[name]
-        return value - lr * gradient
+            m = moments["momentum"]
+            m *= momentum
+            m[...] = m + gradient if self.steps > 1 else gradient
+            gradient = gradient + momentum * m if self.settings["nesterov"] else m
+        value -= lr * gradient
 
 
 class Adam(Optimizer):
@@ -217,19 +274,21 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, name: str, value: Array, gradient: Array) -> Array:
+    def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
         lr, beta1, beta2, eps, decay = (self.settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+        m, v = moments["first"], moments["second"]
         if self._decoupled:
-            value = value * (1 - lr * decay)
+            value *= 1 - lr * decay
         elif decay:
-            gradient = gradient + decay * value
-        first, second = self._state["first"], self._state["second"]
-        if name not in first:
-            first[name], second[name] = np.zeros_like(gradient), np.zeros_like(gradient)
-        m = first[name] = beta1 * first[name] + (1 - beta1) * gradient
-        v = second[name] = beta2 * second[name] + (1 - beta2) * gradient * gradient
-        scale = math.sqrt(1 - beta2**self.steps)
-        return value - (lr / (1 - beta1**self.steps)) * m / (np.sqrt(v) / scale + eps)
+            gradient += decay * value
+        m *= beta1
+        m += (1 - beta1) * gradient
+        v *= beta2
+        v += (1 - beta2) * gradient * gradient
+        root = xp.sqrt(v)
+        root /= math.sqrt(1 - beta2**self.steps)
+        root += eps
+        value -= (lr / (1 - beta1**self.steps)) * m / root
 
 
 class AdamW(Adam):
@@ -267,31 +326,34 @@ class AdamW(Adam):
 OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for rule in (SGD, Adam, AdamW)}
 
 
-def _check_floats(what: str, arrays: object) -> None:
-    """Raise TypeError unless `arrays` is a mapping of names to arrays of floating-point numbers."""
+def _check_floats(what: str, arrays: object) -> Arrays:
+    """Return the arrays by the names they have in messages; TypeError unless all have floating-point numbers."""
     if not isinstance(arrays, Mapping):
         raise TypeError(f"{what}: expected a mapping of names to arrays; got {type(arrays).__name__}")
+    named = {}
     for name, value in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"{what}: expected names; got {name!r}")
-        check_real(f"{what}[{name!r}]", value, kinds="f")
+        named[place := f"{what}[{name!r}]"] = value
+        check_real(place, value, kinds="f")
+    return named
 
 
-def global_norm(gradients: Mapping[str, Array]) -> float:
-    """Return the L2 norm of all gradients together, summed in float64.
+def global_norm(gradients: Mapping[str, Array]) -> Any:
+    """Return the L2 norm of all gradients together, summed in float64: a float, or an array () of a device.
 
     Raises
     ------
-    TypeError
-        A gradient that is no array of floating-point numbers.
+    TypeError, ValueError
+        A gradient that is no array of floating-point numbers, or arrays of two libraries or on two devices.
 
     Examples
     --------
     >>> global_norm({"a": np.array([3.0]), "b": np.array([4.0])})
     5.0
     """
-    _check_floats("gradients", gradients)
-    return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
+    xp = namespace_of(**_check_floats("gradients", gradients))
+    return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(g, xp.float64))) for g in gradients.values()))))
 
 
 def _check_bound(bound: object) -> None:
@@ -304,7 +366,8 @@ def _check_bound(bound: object) -> None:
 def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
     """Scale all gradients by ``bound / norm`` if their global norm is above `bound`.
 
-    Returns the gradients and the norm that they had.
+    Returns the gradients and the norm that they had, as `global_norm` does. On a device nothing waits for it: all
+    gradients are multiplied, by 1 if they are not to be scaled.
 
     Raises
     ------
@@ -320,7 +383,12 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     (5.0, [2.0])
     """
     _check_bound(bound)
-    norm = global_norm(gradients)
-    if norm <= bound or not math.isfinite(norm):
-        return dict(gradients), norm
-    return {name: (value * (bound / norm)).astype(value.dtype) for name, value in gradients.items()}, norm
+    norm, xp = global_norm(gradients), namespace_of(*gradients.values())
+    if isinstance(norm, float):
+        if norm <= bound or not math.isfinite(norm):
+            return dict(gradients), norm
+        factor: Any = bound / norm
+    else:
+        factor = xp.where((norm > bound) & xp.isfinite(norm), bound / norm, 1.0)
+    scaled = {name: value * cast_number(factor, value) for name, value in gradients.items()}
+    return {name: xp.astype(value, gradients[name].dtype, copy=False) for name, value in scaled.items()}, norm

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from lstmcore import validation
+from lstmcore.arrays import frozen_copy, is_on_host, namespace_of
 from lstmcore.chain import Chain
 from lstmcore.config import integer
 from lstmcore.lstm import LSTM
 from lstmcore.precision import get_precision
 
-Array = npt.NDArray[Any]
+Array = Any
 ReadoutActivation = Literal["none", "tanh", "sigmoid", "relu", "softmax"]
 Steps = Literal["last", "every", "mean"]
 
@@ -59,6 +60,9 @@ class Readout:
         ``"float32"`` or ``"float64"``; that of the LSTM.
     seed
         Seed of the initial weights, uniform in ``+-1/sqrt(width)`` as in ``torch.nn.Linear``.
+
+    The parameters are where those are that were loaded last, at first on the host. h, x and dy are arrays of the same
+    library on the same device, and so are the results; see `lstmcore.arrays`.
 
     Raises
     ------
@@ -156,15 +160,14 @@ class Readout:
         Raises
         ------
         TypeError, ValueError
-            A missing or unknown name, a wrong shape or dtype, a value that is not finite.
+            A missing or unknown name, a wrong shape or dtype, arrays of two libraries or on two devices, a value on the
+            host that is not finite. Nothing waits for values on a device.
         """
         validation.check_parameters("readout parameters", parameters, self.parameter_shapes, get_precision(self.dtype))
-        copies = {name: np.array(parameters[name]) for name in self.parameter_shapes}
-        for name, value in copies.items():
-            if not np.isfinite(value).all():
-                raise ValueError(f"readout parameters[{name!r}]: expected finite numbers; got NaN or infinity")
-            value.flags.writeable = False
-        self._parameters = copies
+        namespace_of(**{f"readout parameters[{name!r}]": parameters[name] for name in self.parameter_shapes})
+        on_host = {name: value for name, value in parameters.items() if is_on_host(value)}
+        validation.check_finite_parameters("readout parameters", on_host)
+        self._parameters = {name: frozen_copy(parameters[name]) for name in self.parameter_shapes}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that make this layer, for JSON."""
@@ -177,52 +180,57 @@ class Readout:
 
     def record(self, h: Array, x: Array | None = None) -> tuple[Array, ReadoutTape]:
         """Compute y (..., K) from h (..., hidden_size) and x (..., x_size), and keep what `backward` needs."""
-        lead = h.shape[:-1] if isinstance(h, np.ndarray) else ()
-        validation.check_numpy("h", h, (*lead, self.hidden_size), self.dtype)
+        lead = getattr(h, "shape", ())[:-1]
+        validation.check_array("h", h, (*lead, self.hidden_size), self.dtype)
         if (x is None) != (self.x_size == 0):
             raise ValueError(f"x: expected {'an array' if self.x_size else 'None'} with x_size={self.x_size}")
         if x is not None:
-            validation.check_numpy("x", x, (*lead, self.x_size), self.dtype)
-        features = h if x is None else np.concatenate((h, x), axis=-1)
-        linear = features @ self._parameters["weight"].T + self._parameters["bias"]
-        output = _activate(self.activation, linear)
+            validation.check_array("x", x, (*lead, self.x_size), self.dtype)
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        xp = namespace_of(h=h, x=x, **{"readout parameters": weight})
+        features = h if x is None else xp.concat((h, x), axis=-1)
+        linear = features @ weight.T + bias
+        output = _activate(xp, self.activation, linear)
         return output, ReadoutTape(features, linear, output)
 
     def backward(self, tape: ReadoutTape, dy: Array, *, of_linear: bool = False) -> ReadoutGradients:
         """Gradients of ``sum(dy * y)``; with `of_linear` of ``sum(dy * (W [h, x] + b))``, for a fused loss."""
-        validation.check_numpy("dy", dy, tape.output.shape, self.dtype)
-        dz = dy if of_linear else _derivative(self.activation, tape, dy)
-        flat = dz.reshape(-1, self.output_size)
-        dfeatures = dz @ self._parameters["weight"]
+        validation.check_array("dy", dy, tape.output.shape, self.dtype)
+        weight = self._parameters["weight"]
+        xp = namespace_of(dy=dy, tape=tape.output, **{"readout parameters": weight})
+        dz = dy if of_linear else _derivative(xp, self.activation, tape, dy)
+        entries = math.prod(dy.shape[:-1])
+        flat = xp.reshape(dz, (entries, self.output_size))
+        dfeatures = dz @ weight
         return ReadoutGradients(
             dfeatures[..., : self.hidden_size],
             dfeatures[..., self.hidden_size :] if self.x_size else None,
-            {"weight": flat.T @ tape.features.reshape(-1, self.hidden_size + self.x_size), "bias": flat.sum(axis=0)},
+            {
+                "weight": flat.T @ xp.reshape(tape.features, (entries, self.hidden_size + self.x_size)),
+                "bias": xp.sum(flat, axis=0),
+            },
         )
 
 
-def softmax(z: Array) -> Array:
-    """Softmax over the last axis, shifted by the maximum so that nothing overflows."""
-    e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
-
-
-def _activate(name: str, z: Array) -> Array:
+def _activate(xp: Any, name: str, z: Array) -> Array:
     if name == "tanh":
-        return np.tanh(z)
+        return xp.tanh(z)
     if name == "sigmoid":
-        return 0.5 * (1.0 + np.tanh(0.5 * z))
+        return 0.5 * (1.0 + xp.tanh(0.5 * z))
     if name == "relu":
-        return np.maximum(z, 0)
-    return softmax(z) if name == "softmax" else z
+        return xp.maximum(z, 0.0)
+    if name == "softmax":  # shifted by the maximum, so that nothing overflows
+        e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
+        return e / xp.sum(e, axis=-1, keepdims=True)
+    return z
 
 
-def _derivative(name: str, tape: ReadoutTape, dy: Array) -> Array:
+def _derivative(xp: Any, name: str, tape: ReadoutTape, dy: Array) -> Array:
     y = tape.output
     if name == "tanh":
-        return np.asarray(dy * (1 - y * y))
+        return dy * (1 - y * y)
     if name == "sigmoid":
-        return np.asarray(dy * y * (1 - y))
+        return dy * y * (1 - y)
     if name == "relu":
-        return np.where(tape.linear > 0, dy, 0).astype(dy.dtype)
-    return np.asarray(y * (dy - (dy * y).sum(axis=-1, keepdims=True))) if name == "softmax" else dy
+        return xp.where(tape.linear > 0, dy, 0.0)
+    return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True)) if name == "softmax" else dy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
+from lstmcore.arrays import as_real, move_like, namespace_of, to_host
 
-Array = npt.NDArray[Any]
+Array = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Standardizer:
     """``(values - mean) / scale`` for each entry of the last axis; `mean` and `scale` are (width,) float64.
 
-    A scale of 0 says that the entry is constant: `apply` takes the mean off, and `undo` gives the mean.
+    A scale of 0 says that the entry is constant: `apply` takes the mean off, and `undo` gives the mean. `mean` and
+    `scale` are on the host; values may be on a device, and stay there.
 
     Raises
     ------
@@ -62,18 +65,24 @@ class Standardizer:
         for index, array in enumerate(given):
             validation.check_real(f"arrays[{index}]", array, axes=1, width=width)
             width = array.shape[-1]
-        rows = [np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in given]
-        if not sum(map(len, rows)):
+        if not sum(math.prod(array.shape[:-1]) for array in given):
             raise ValueError(
                 "inputs to standardise: expected at least one step in all sequences together; got empty sequences only"
             )
-        values = np.concatenate(rows)
+        xp = namespace_of(**{f"arrays[{index}]": array for index, array in enumerate(given)})
+        values = xp.concat([xp.reshape(xp.astype(array, xp.float64, copy=False), (-1, width)) for array in given])
         # Powers of two, which change no digit, bring the values near 1, so that no sum or square overflows.
-        unit = np.ldexp(1.0, np.maximum(np.frexp(np.abs(values).max(axis=0))[1] - 1, -1000))
-        values /= unit
-        constant = values.min(axis=0) == values.max(axis=0)
-        mean = np.where(constant, values[0], values.mean(axis=0)) * unit  # a mean of equal numbers is rounded
-        scale = values.std(axis=0) * unit
+        unit = _power_of_two(to_host(xp.max(xp.abs(values), axis=0)))
+        values /= move_like(unit, values)
+        first, least, most, mean, scale = (
+            to_host(found)
+            for found in (
+                *(values[0, ...], xp.min(values, axis=0), xp.max(values, axis=0)),
+                *(xp.mean(values, axis=0), xp.std(values, axis=0)),
+            )
+        )
+        mean = np.where(least == most, first, mean) * unit  # a mean of equal numbers is rounded
+        scale = scale * unit
         tiny = 1e-12 * np.maximum(np.abs(mean), 1e-300)
         return cls(mean, np.where(scale > tiny, scale, 0.0))
 
@@ -84,12 +93,21 @@ class Standardizer:
     def apply(self, values: Array, dtype: str) -> Array:
         """Return the standardised values (..., width) in `dtype`; others are a TypeError or a ValueError."""
         validation.check_real("values", values, axes=1, width=len(self.mean))
-        return ((values - self.mean) / np.where(self.scale > 0, self.scale, 1.0)).astype(dtype)
+        mean = move_like(self.mean, values)
+        divisor = move_like(np.where(self.scale > 0, self.scale, 1.0), values)
+        return _cast((as_real(values, mean) - mean) / divisor, dtype)
 
-    def undo(self, values: Array) -> npt.NDArray[np.float64]:
+    def undo(self, values: Array) -> Array:
         """Return the values that `apply` standardised, in float64; others are a TypeError or a ValueError."""
         validation.check_real("values", values, axes=1, width=len(self.mean))
-        return np.asarray(values * self.scale + self.mean, np.float64)
+        xp, scale = namespace_of(values=values), move_like(self.scale, values)
+        wide = as_real(values, scale) * scale + move_like(self.mean, values)
+        return xp.astype(wide, xp.float64, copy=False)
+
+
+def _power_of_two(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the powers of two next to some sizes."""
+    return np.asarray(np.ldexp(1.0, np.maximum(np.frexp(sizes)[1] - 1, -1000)))
 
 
 def merge_standardizers(parts: Sequence[tuple[Standardizer, int]]) -> Standardizer:
@@ -109,7 +127,7 @@ def merge_standardizers(parts: Sequence[tuple[Standardizer, int]]) -> Standardiz
     means, scales = (np.array([getattr(part, name) for part, _ in parts])[there] for name in ("mean", "scale"))
     weights = counts[there] / counts.sum()
     # Powers of two, which change no digit, bring the numbers near 1, so that no square overflows.
-    unit = np.ldexp(1.0, np.maximum(np.frexp(np.maximum(np.abs(means), scales).max(axis=0))[1] - 1, -1000))
+    unit = _power_of_two(np.maximum(np.abs(means), scales).max(axis=0))
     means, scales = means / unit, scales / unit
     mean = (weights * means).sum(axis=0)
     spread = np.sqrt((weights * (scales**2 + (means - mean) ** 2)).sum(axis=0))
@@ -129,11 +147,18 @@ def scale_targets(targets: Iterable[Array], dtype: str, scaling: Standardizer | 
     """
     targets = list(targets)
     with np.errstate(over="ignore"):
-        scaled = [t.astype(dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
+        scaled = [_cast(t, dtype) if scaling is None else scaling.apply(t, dtype) for t in targets]
     for index, target in enumerate(scaled):
-        if not np.isfinite(target).all():
+        xp = namespace_of(target)
+        if not xp.all(xp.isfinite(target)):
             raise ValueError(
                 f"targets[{index}]: expected numbers that fit into {dtype}, standardised where the model does; got "
-                f"up to {np.abs(targets[index]).max():.3g}: bring them nearer to 1, or use standardize_targets=True"
+                f"up to {float(xp.max(xp.abs(targets[index]))):.3g}: bring them nearer to 1, or use "
+                "standardize_targets=True"
             )
     return scaled
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    xp = namespace_of(array)
+    return xp.astype(array, getattr(xp, dtype))

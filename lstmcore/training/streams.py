@@ -13,7 +13,8 @@ import numpy.typing as npt
 from lstmcore.frames import is_frame
 from lstmcore.scalars import integer
 from lstmcore.training.digests import add_array, digest_of
-from lstmcore.training.losses import IGNORED, Loss
+from lstmcore.training.entries import IGNORED
+from lstmcore.training.losses import Loss
 from lstmcore.training.network import Examples
 from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer, merge_standardizers, scale_targets

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from lstmcore import validation
 from lstmcore.frames import plain
 from lstmcore.scalars import finite
-from lstmcore.training.losses import IGNORED, Loss
+from lstmcore.training.entries import IGNORED
+from lstmcore.training.losses import Loss
 
 Array = npt.NDArray[Any]
 #: One number for each class, by its number or name or in order; or ``"balanced"``.

@@ -105,7 +105,7 @@ def test_readout_refuses_what_is_no_array() -> None:
         ("x", lambda: readout(h, [[0.0]])),  # type: ignore[arg-type] # that is the test
         ("dy", lambda: readout.backward(tape, [[0.0] * 3] * 4)),  # type: ignore[arg-type] # that is the test
     ):
-        with pytest.raises(TypeError, match=f"^{name}: expected a NumPy array of float64; got builtins.list"):
+        with pytest.raises(TypeError, match=f"^{name}: expected an array of float64; got list"):
             call()
     with pytest.raises(TypeError, match="h: expected a plain array; got a masked one"):
         readout(np.ma.masked_array(h, mask=h == 0), x)
@@ -121,7 +121,7 @@ def test_readout_of_no_rows() -> None:
 def test_readout_checks_parameters_and_inputs() -> None:
     readout = Readout(2, 1, dtype="float64")
     good = readout.parameters
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=r"readout parameters\['bias'\]: expected finite numbers; got nan at \[0\]"):
         readout.load_parameters(good | {"bias": np.array([np.nan])})
     with pytest.raises(ValueError, match=r"expected shape \(1, 2\)"):
         readout.load_parameters(good | {"weight": np.zeros((2, 1))})

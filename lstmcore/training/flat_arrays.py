@@ -1,0 +1,48 @@
+"""Parameters as parts of flat arrays, so that an optimizer's rule is applied to all of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from lstmcore.arrays import is_on_host, namespace_of
+
+Array = Any
+Arrays = dict[str, Array]
+#: Numbers that a rule is applied to at a time on the host, so that what is between its operations stays in the cache.
+_BLOCK: Final = 1 << 14
+
+
+class FlatGroup(NamedTuple):
+    """Parameters of one dtype whose gradients have one dtype, and their moments, each one flat array for all."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    moments: Arrays
+
+    def flatten(self, xp: Any, arrays: Mapping[str, Array]) -> Array:
+        """Return a new flat array of those of all names."""
+        return xp.concat([xp.reshape(arrays[name], (-1,)) for name in self.names])
+
+    def split(self, xp: Any, flat: Array) -> Arrays:
+        """Return the parts of a flat array, by name: views."""
+        parts, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            stop = start + math.prod(shape)
+            parts[name] = xp.reshape(flat[start:stop], shape)
+            start = stop
+        return parts
+
+
+def blocks_of(flat: Array) -> Iterator[slice]:
+    """Yield parts that a rule is applied to in one go: all of an array on a device, which has a cost for each call."""
+    size = _BLOCK if is_on_host(flat) else max(flat.shape[0], 1)
+    for start in range(0, flat.shape[0], size):
+        yield slice(start, min(start + size, flat.shape[0]))
+
+
+def flat_copy(array: Array) -> Array:
+    """Return a flat copy."""
+    xp = namespace_of(array)
+    return xp.reshape(xp.asarray(array, copy=True), (-1,))
