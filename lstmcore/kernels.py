@@ -44,6 +44,14 @@ class LayerBackend(ABC):
         """Return `array` as a NumPy array, without a copy if it is one already."""
         return array
 
+    def locate(self, array: Array) -> tuple[str, Array] | None:
+        """Return the device that holds `array`, and it as an array of this backend, without a copy.
+
+        None if kernels do not compute with it where it is, as with arrays of the host. A backend whose kernels take
+        arrays of a device overrides this, and `lstmcore.LSTM` takes them too.
+        """
+        return None
+
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""
         return self.capabilities().refusal(config, precision)

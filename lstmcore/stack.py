@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
+from lstmcore.arrays import namespace_of
 from lstmcore.config import StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Weights
 from lstmcore.declaration import Receipt
@@ -26,9 +27,16 @@ class ComposedStack(StackKernel):
     """A stack made of one `Kernel` for each layer and direction: the default of every backend.
 
     Both directions of a layer write into the halves of one array, so nothing is concatenated. Arrays that are not
-    NumPy's need ``__array_namespace__`` (the array API standard) and assignment to slices; a backend whose arrays have
-    neither overrides `Backend._compile_stack`.
+    NumPy's need a namespace of the array API standard that array-api-compat finds, and assignment to slices; a backend
+    whose arrays have neither overrides `Backend._compile_stack`.
+
+    Attributes
+    ----------
+    copies_states
+        Whether final states of a recorded call are copied, since a tape may share their memory.
     """
+
+    copies_states: ClassVar[bool] = True
 
     def __init__(self, backend: LayerBackend, stack: StackConfig, precision: Precision) -> None:
         super().__init__(backend, stack, precision)
@@ -64,7 +72,8 @@ class ComposedStack(StackKernel):
             y, last, kept = self.kernels[0]._forward(
                 weights[0], x, _entry(state, 0), lengths, mask, record=record, out=out
             )
-            return Forward(y, _stacked([last], copy=record), StackTape((kept,), ()) if record else None)
+            last = _stacked([last], copy=record and self.copies_states)
+            return Forward(y, last, StackTape((kept,), ()) if record else None)
         finals: list[State] = []
         saved: list[Any] = []
         layer_masks = (None,) * len(self.kernels) if masks is None else masks.layers
@@ -90,7 +99,7 @@ class ComposedStack(StackKernel):
         if self._directions == 1:
             return out, (out,)
         if out is None:
-            out = _namespace(x).empty((*x.shape[:2], 2 * self._width), dtype=x.dtype)
+            out = namespace_of(x).empty((*x.shape[:2], 2 * self._width), dtype=x.dtype)
         return out, (out[:, :, : self._width], out[:, :, self._width :])
 
     def backward(self, weights: Weights, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
@@ -182,14 +191,17 @@ class ComposedStack(StackKernel):
         return tuple(kernel.receipt(steps, batch) for kernel in self.kernels)
 
     def _joined(self, forward: Array, reverse: Array) -> Array:
-        both = _namespace(forward).empty((*forward.shape[:2], 2 * self._width), dtype=forward.dtype)
+        both = namespace_of(forward).empty((*forward.shape[:2], 2 * self._width), dtype=forward.dtype)
         both[:, :, : self._width] = forward
         both[:, :, self._width :] = reverse
         return both
 
 
 class HostStack(StackKernel):
-    """A stack that takes and returns NumPy arrays, around the stack of a backend that computes on a device."""
+    """A stack that takes and returns NumPy arrays, around the stack of a backend that computes on a device.
+
+    `lstmcore.LSTM` gives arrays of the device to the inner stack itself.
+    """
 
     def __init__(self, inner: StackKernel) -> None:
         super().__init__(inner.backend, inner.stack, inner.precision)
@@ -274,11 +286,6 @@ class HostStack(StackKernel):
         return StackMasks(layers, tuple(self._in(mask) for mask in masks.dropout))
 
 
-def _namespace(array: Array) -> Any:
-    """Return the namespace of functions for arrays of that library."""
-    return np if isinstance(array, np.ndarray) else array.__array_namespace__()
-
-
 def _entry(state: State | None, index: int) -> State | None:
     """Return the state of one layer in one direction, as views."""
     return None if state is None else State(state[0][index], state[1][index])
@@ -289,7 +296,7 @@ def _stacked(states: list[State], *, copy: bool) -> State:
     if len(states) == 1 and not copy:
         h, c = states[0]
         return State(h[None], c[None])
-    stack = _namespace(states[0].h).stack
+    stack = namespace_of(states[0].h).stack
     return State(stack([state.h for state in states]), stack([state.c for state in states]))
 
 

@@ -150,20 +150,31 @@ class CudaDevice(Device):
             return int(self._cupy.asarray(array).device.id)
         return None
 
+    def locate(self, array: Array) -> tuple[str, Array] | None:
+        """See `Device.locate`."""
+        number = self._number(array)
+        if number is None:
+            return None
+        with self._cupy.cuda.Device(number):
+            return f"cuda:{number}", self._adopt(array)
+
+    def _adopt(self, array: Array) -> Array:
+        """Return an array of a GPU as CuPy's."""
+        if isinstance(array, self._cupy.ndarray):
+            return array
+        if hasattr(array, "__dlpack_device__"):  # first, since it tells the producer which stream reads
+            return self._cupy.from_dlpack(array)
+        return self._cupy.asarray(array)
+
     def array(self, array: Array) -> Array:
         """See `Device.array`."""
         cupy = self._cupy
-        if isinstance(array, cupy.ndarray):
-            result = array
-        elif isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray):
             bits = np.ascontiguousarray(array)
             return cupy.asarray(bits.view(_as_bits(bits.dtype))).view(bits.dtype)
-        elif hasattr(array, "__dlpack_device__"):  # first, since it tells the producer which stream reads
-            if self._number(array) is None:
-                return self.array(np.from_dlpack(array))
-            result = cupy.from_dlpack(array)
-        else:
-            result = cupy.asarray(array)
+        if hasattr(array, "__dlpack_device__") and self._number(array) is None:
+            return self.array(np.from_dlpack(array))
+        result = self._adopt(array)
         if result.device.id != self.number:
             raise ValueError(
                 f"array: expected one on {self.name}, where this call runs; got one on cuda:{result.device.id}"
@@ -189,6 +200,10 @@ class CudaDevice(Device):
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """See `Device.zeros`."""
         return self._cupy.zeros(shape, _as_bits(dtype)).view(dtype)
+
+    def clear(self, array: Array) -> None:
+        """See `Device.clear`."""
+        array.data.memset_async(0, array.nbytes)
 
     def assign(self, target: Array, source: Array) -> None:
         """See `Device.assign`."""

@@ -94,6 +94,10 @@ class Device(ABC):
         """Return the device that holds `array`; this one for arrays of the host."""
 
     @abstractmethod
+    def locate(self, array: Array) -> tuple[str, Array] | None:
+        """Return the name of the device that holds `array`, and it as that device's; None for arrays of the host."""
+
+    @abstractmethod
     def array(self, array: Array) -> Array:
         """Return `array` on this device, in row-major order and aligned. It is copied only if it has to be."""
 
@@ -108,6 +112,10 @@ class Device(ABC):
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of zeros."""
+
+    @abstractmethod
+    def clear(self, array: Array) -> None:
+        """Set all entries of an array of this device, in row-major order, to zero."""
 
     @abstractmethod
     def assign(self, target: Array, source: Array) -> None:

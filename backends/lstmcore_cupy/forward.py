@@ -55,7 +55,10 @@ def forward(
         buffers |= {"r": programs.empty(2, batch, recurrent), "r_stride": batch * recurrent, "r_turns": 1}
     h = programs.zeros(batch, config.output_size) if state is None else programs.widen(state.h)
     c = buffers["c"]
-    device.assign(c[0], programs.zeros(batch, config.hidden_size) if state is None else device.array(state.c))
+    if state is None:
+        device.clear(c[0])
+    else:
+        device.assign(c[0], device.array(state.c))
     y = out if device.writable(out) else device.empty((steps, batch, config.output_size), programs.storage)
     wide = programs.widen(narrow, ends) if record else None
     saved = None if wide is None else Saved(weights, ends, masks, wide, buffers, isinstance(x, np.ndarray))
@@ -75,7 +78,7 @@ def forward(
             else:
                 for s in range(begin, begin + count):
                     run.step(s, steps - 1 - s if config.reverse else s, first)
-    return y, State(programs.narrow(h), c[-1].copy()), saved
+    return y, State(programs.narrow(h), c[-1].copy() if record else c[-1]), saved
 
 
 class _Steps:

@@ -238,7 +238,10 @@ class CupyKernel(DirectionKernel):
             home = device if array is None else device.home(array)
             if home is not device:
                 where = f"{device.name}, where the weights are"
-                raise ValueError(f"{name}: expected an array on {where}; got one on {home.name}")
+                raise ValueError(
+                    f"{name}: expected an array on {where}; got one on {home.name}: copy {name} to {device.name}, or "
+                    f"load the weights from arrays on {home.name}"
+                )
 
 
 class CupyBackend(Backend):
@@ -285,6 +288,10 @@ class CupyBackend(Backend):
             result = device.host(array)
         device.check()
         return result
+
+    def locate(self, array: Array) -> tuple[str, Array] | None:
+        """See `Backend.locate`."""
+        return self.device.locate(array)
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)

@@ -133,7 +133,9 @@ class Programs:
         return array if self.real == self.storage else self.widen(array)
 
     def narrow(self, array: Array) -> Array:
-        """Return a copy of `array` in the storage dtype."""
+        """Return `array` in the storage dtype; itself if it has that dtype, so it must not be anybody else's."""
+        if self.real == self.storage:
+            return array
         result = self.device.empty(array.shape, self.storage)
         self._launch_rows("narrow", array.shape, wide_source=array, narrow_target=result)
         return result

@@ -58,6 +58,7 @@ class CupyStack(ComposedStack):
     """
 
     kernels: tuple[DirectionKernel, ...]
+    copies_states = False  # the kernels' are nobody else's
 
     def forward(  # noqa: PLR0913  (the contract of a stack)
         self,
@@ -71,8 +72,10 @@ class CupyStack(ComposedStack):
         out: Array | None = None,
     ) -> Forward:
         """See `StackKernel.forward`."""
-        with weights[0].programs.device.active():
-            return super().forward(weights, x, state, lengths=lengths, masks=masks, record=record, out=out)
+        device = weights[0].programs.device
+        with device.active():
+            ends = None if lengths is None else device.array(lengths)  # one copy for all layers
+            return super().forward(weights, x, state, lengths=ends, masks=masks, record=record, out=out)
 
     def backward(self, weights: Any, tape: StackTape, dy: Array | None, dstate: State | None) -> Gradients:
         """See `StackKernel.backward`."""

@@ -84,7 +84,7 @@ def test_what_layers_share_is_made_on_the_weights_device(monkeypatch: pytest.Mon
             yield
             current.pop()
 
-    for name in ("_namespace", "_times"):
+    for name in ("namespace_of", "_times"):
         own = getattr(stacks, name)
         monkeypatch.setattr(stacks, name, lambda *given, own=own: (seen.append([*current]), own(*given))[1])
     case = Case(

@@ -33,10 +33,13 @@ class EmulatedProgram(Program):
     `launches` has the names of the kernels that ran, in order.
     """
 
-    def __init__(self, library: Path, order: Order, seed: int | None, *, fibres: bool) -> None:
+    def __init__(
+        self, library: Path, order: Order, seed: int | None, *, fibres: bool, launched: Callable[[str], None]
+    ) -> None:
         self._library, self._order, self._fibres = ctypes.CDLL(str(library)), order, fibres
         self._seed = -1 if seed is None else seed
         self.launches: list[str] = []
+        self._launched = launched
 
     def launch(
         self,
@@ -64,6 +67,7 @@ class EmulatedProgram(Program):
         run = getattr(self._library, kernel)
         options = (backwards, fibres, ctypes.c_long(shared_bytes), int(cooperative), ctypes.c_long(self._seed))
         self.launches.append(kernel)
+        self._launched(kernel)
         run(*pointers, threads, ctypes.c_void_p(order.ctypes.data), *options)
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
@@ -83,6 +87,8 @@ class EmulatedDevice(Device):
         Whether to compile with AddressSanitizer and UndefinedBehaviorSanitizer, which must be loaded already.
     edit
         Applied to every source before it is compiled.
+    launched
+        Is told the name of each kernel that runs.
     """
 
     name = model = "emulated"
@@ -96,13 +102,14 @@ class EmulatedDevice(Device):
         *,
         sanitize: bool = False,
         edit: Callable[[str], str] | None = None,
+        launched: Callable[[str], None] = lambda kernel: None,
     ) -> None:
         if seed is not None and seed < 0:
             raise ValueError(f"seed: expected 0 or more; got {seed}")
         self._order: Order = order
         self._seed = seed
         self._flags = (*_FLAGS, *(_SANITIZED if sanitize else ()))
-        self._edit = edit
+        self._edit, self._launched = edit, launched
         self.failed = np.zeros(1, np.int64)
         self._programs: dict[str, EmulatedProgram] = {}
         self._lock = threading.Lock()
@@ -118,7 +125,10 @@ class EmulatedDevice(Device):
             if text not in self._programs:
                 # Outside cooperative launches only sums of layer norm and products have barriers and shuffles.
                 fibres = any(f"#define {macro}" in text for macro in ("LAYER_NORM 1\n", "WEIGHTS "))
-                self._programs[text] = EmulatedProgram(self._build(text), self._order, self._seed, fibres=fibres)
+                library = self._build(text)
+                self._programs[text] = EmulatedProgram(
+                    library, self._order, self._seed, fibres=fibres, launched=self._launched
+                )
             return self._programs[text]
 
     def prepare(self, texts: Iterable[str]) -> None:
@@ -146,6 +156,9 @@ class EmulatedDevice(Device):
     def home(self, array: Array) -> Device:
         return self
 
+    def locate(self, array: Array) -> tuple[str, Array] | None:
+        return None  # its arrays are NumPy's
+
     def array(self, array: Array) -> Array:
         return np.require(array, requirements=("C", "A"))
 
@@ -160,6 +173,9 @@ class EmulatedDevice(Device):
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.zeros(shape, dtype)
+
+    def clear(self, array: Array) -> None:
+        array[...] = 0
 
     def assign(self, target: Array, source: Array) -> None:
         target[...] = source
