@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import validation
+from lstmcore import placement, validation
 from lstmcore.config import StackConfig
-from lstmcore.containers import State
+from lstmcore.containers import StackMasks, State
+from lstmcore.kernels import LayerBackend
 from lstmcore.precision import Precision
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -31,11 +32,15 @@ class CallLayout:
         The initial state as (L * D, N, ...), or None.
     lengths
         (N,), or None for T everywhere.
+    place
+        Where the arrays of the call are; None for the host.
     """
 
-    __slots__ = ("batch", "batch_first", "batched", "lengths", "precision", "stack", "state", "steps", "x")
+    __slots__ = ("batch", "batch_first", "batched", "lengths", "place", "precision", "stack", "state", "steps", "x")
 
-    def __init__(self, x: Array, stack: StackConfig, precision: Precision, batch_first: bool) -> None:
+    def __init__(
+        self, x: Array, stack: StackConfig, precision: Precision, batch_first: bool, backend: LayerBackend
+    ) -> None:
         """Check `x`: (T, N, I), (N, T, I) with `batch_first`, or (T, I); storage dtype.
 
         Parameters
@@ -46,6 +51,8 @@ class CallLayout:
             Those of the `LSTM`.
         batch_first
             Whether x with a batch axis is (N, T, I).
+        backend
+            The backend of the call; it says which arrays of a device it takes.
 
         Raises
         ------
@@ -54,14 +61,18 @@ class CallLayout:
         """
         width, storage = stack.layers[0][0].input_size, precision.storage
         self.batch_first = batch_first
-        if isinstance(x, np.ndarray) and x.ndim == 2:
+        self.place: placement.Placement | None = None
+        if type(x) is not np.ndarray:
+            self.place, x = placement.place("x", x, backend)
+        if (self.place is not None or isinstance(x, np.ndarray)) and x.ndim == 2:
             validation.check_array("x", x, (None, width), storage, letters="(T, I)")
             self.batched, self.x = False, x[:, None]
         else:
             # The first line passes most calls, and saves a microsecond of the check.
             if not (type(x) is np.ndarray and x.ndim == 3 and x.shape[2] == width and x.dtype == storage):
                 letters = "(N, T, I)" if batch_first else "(T, N, I)"
-                validation.check_numpy("x", x, (None, None, width), storage, letters=letters)
+                check = validation.check_numpy if self.place is None else validation.check_array
+                check("x", x, (None, None, width), storage, letters=letters)
             self.batched, self.x = True, x.swapaxes(0, 1) if batch_first else x
         self.steps, self.batch = self.x.shape[:2]
         self.stack, self.precision = stack, precision
@@ -80,24 +91,46 @@ class CallLayout:
             return y[:, 0], State(last[0][:, 0], last[1][:, 0])
         return (y.swapaxes(0, 1) if self.batch_first else y), last
 
+    def check_masks(self, masks: StackMasks | None) -> StackMasks | None:
+        """Check random masks and return them where the call computes; None stays None."""
+        if masks is None:
+            return None
+        validation.check_stack_masks(masks, self.steps, self.batch, self.stack, self.precision)
+        taken: StackMasks = placement.take(self.place, "masks", masks)
+        return taken
+
+    def check_tangents(self, parameters: Any) -> Any:
+        """Check directions of parameters and return them where the call computes; None stays None."""
+        if parameters is None:
+            return None
+        parameters = placement.take(self.place, "tparameters", parameters)
+        shapes = self.stack.parameter_shapes
+        validation.check_parameters("tparameters", parameters, shapes, self.precision, partial=True)
+        return parameters
+
     def check_state(self, name: str, state: StateLike | None) -> State | None:
         """Check a pair (h, c) in the caller's layout and return it as (L * D, N, ...), views; None stays None."""
         rows = (self.batch,) if self.batched else ()
-        pair = validation.check_stack_state(name, state, self.stack, rows, self.precision)
+        pair = placement.check_state(self.place, name, state, self.stack, rows, self.precision)
         if pair is None:
             return None
         return State(*pair) if self.batched else State(pair[0][:, None], pair[1][:, None])
 
     def check_y(self, name: str, array: Array) -> Array:
         """Check an array that is like y and return it as (T, N, D * P), a view."""
-        validation.check_numpy(name, array, self._y_shape(), self.precision.storage, letters=self.letters("D * P"))
-        return self.to_time_major(array)
+        return self._check_like(name, array, self._y_shape(), "D * P")
+
+    def check_x(self, name: str, array: Array) -> Array:
+        """Check an array that is like x and return it as (T, N, I), a view."""
+        return self._check_like(name, array, self._shape(self.x.shape[2]), "I")
+
+    def _check_like(self, name: str, array: Array, shape: tuple[int, ...], width: str) -> Array:
+        storage, letters = self.precision.storage, self.letters(width)
+        return self.to_time_major(placement.check(self.place, name, array, shape, storage, letters))
 
     def check_out(self, out: Array) -> Array:
         """Check the array that y is written to and return it as (T, N, D * P), a view."""
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
-        inputs = (self.x, self.state)
+        out, inputs = placement.take_out(self.place, out), (self.x, self.state)
         validation.check_out(out, self._y_shape(), self.precision, inputs, letters=self.letters("D * P"))
         return self.to_time_major(out)
 
@@ -107,7 +140,10 @@ class CallLayout:
         return f"({rows}, {width})"
 
     def _y_shape(self) -> tuple[int, ...]:
-        width = self.stack.num_directions * self.stack.output_size
+        return self._shape(self.stack.num_directions * self.stack.output_size)
+
+    def _shape(self, width: int) -> tuple[int, ...]:
+        """Return the caller's shape of an array of every step."""
         if not self.batched:
             return self.steps, width
         return (*((self.batch, self.steps) if self.batch_first else (self.steps, self.batch)), width)

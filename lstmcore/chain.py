@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 
-import numpy as np
 import numpy.typing as npt
 
-from lstmcore import validation
+from lstmcore import placement, validation
+from lstmcore.arrays import namespace_of
 from lstmcore.backend import Backend, StackMasks, State
 from lstmcore.chain_layers import ChainCall, ChainState, Layer, Merge, Mode, Reversed, lstm_of, with_lstm
 from lstmcore.config import StackConfig
@@ -148,9 +148,11 @@ class Chain(Interchange):
     def load_parameters(self, parameters: Mapping[str, Array | StoredMatrix]) -> None:
         """Set all parameters, as `LSTM.load_parameters`; if one is refused, nothing is changed."""
         stored, storage = validation.check_stored(parameters, self.precision), self.precision.storage
+        place, parameters = placement.place_parameters("parameters", parameters, self.backend, self.precision)
         plain = read_parameters(parameters, storage) if stored else cast(Mapping[str, Array], parameters)
         validation.check_parameters("parameters", plain, self.parameter_shapes, self.precision)
-        validation.check_finite_parameters("parameters", plain)
+        if place is None:
+            validation.check_finite_parameters("parameters", plain)
         store_parameters(
             {**plain, **stored}, self.precision.weights
         )  # refuses here what an LSTM would refuse after another changed
@@ -170,8 +172,7 @@ class Chain(Interchange):
         `state` has an entry for each LSTM, a pair (h, c) or None for zeros; the state that comes back has pairs.
         """
         call = ChainCall(self.lstms, self.batch_first, self.output_width, x, state, lengths)
-        if out is not None:
-            call.check_out(out, (x, state))
+        target = None if out is None else call.check_out(out, (x, state))
         y, finals = call.x, list[State]()
         for layer in self.layers:
             if isinstance(layer, Merge):
@@ -180,9 +181,9 @@ class Chain(Interchange):
             y, last = lstm_of(layer)(call.turned(layer, y), call.state[len(finals)], call.lengths)
             y = call.turned(layer, y)
             finals.append(last)
-        if out is None:
+        if out is None or target is None:
             return call.to_caller(y), tuple(finals)
-        out[...] = call.to_caller(y)
+        target[...] = call.to_caller(y)
         return out, tuple(finals)
 
     def record(
@@ -213,7 +214,8 @@ class Chain(Interchange):
             kept.append(tape)
             used.append(tape.masks)
         y = call.to_caller(y)
-        y.flags.writeable = False
+        if call.place is None:
+            y.flags.writeable = False
         return y, tuple(finals), ChainTape(tuple(used), call.lengths, self, call, tuple(kept))
 
     def backward(self, tape: ChainTape, dy: Array | None = None, dstate: ChainState | None = None) -> ChainGradients:
@@ -262,11 +264,11 @@ class Chain(Interchange):
         call = ChainCall(self.lstms, self.batch_first, self.output_width, x, state, lengths)
         given, along = call.check_masks(masks), call.check_state("tstate", tstate)
         if tparameters is not None:
+            tparameters = placement.take(call.place, "tparameters", tparameters)
             shapes = self.parameter_shapes
             validation.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
-        if tx is not None:
-            validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=call.letters("I"))
-        y, ty, finals = call.x, np.zeros_like(call.x) if tx is None else call.to_time_major(tx), list[State]()
+        zeros_like = namespace_of(call.x).zeros_like
+        y, ty, finals = call.x, zeros_like(call.x) if tx is None else call.check_x("tx", tx), list[State]()
         for index, layer in enumerate(self.layers):
             if isinstance(layer, Merge):
                 y, ty = layer(y), layer.along(y, ty)
@@ -333,8 +335,10 @@ class Chain(Interchange):
 
     @property
     def content(self) -> LayerFile:
-        """Layers, precision, layout and parameters: what a file holds."""
-        return LayerFile(self.spec, self.precision, self.batch_first, self.stored_parameters)
+        """Layers, precision, layout and parameters: what a file holds. Arrays of a device are copied to the host."""
+        parts = ((index, lstm.content.parameters) for index, lstm in self._placed())
+        parameters = {f"{index}.{name}": value for index, part in parts for name, value in part.items()}
+        return LayerFile(self.spec, self.precision, self.batch_first, parameters)
 
     @classmethod
     def from_content(

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore import validation
+from lstmcore import placement, validation
+from lstmcore.arrays import move_like, namespace_of
 from lstmcore.backend import StackMasks, State
 from lstmcore.layer_file import MODES
 from lstmcore.lstm import LSTM
@@ -61,16 +62,16 @@ class Merge:
         """Return (..., P) from (..., 2 * P), or y for ``"concat"``."""
         if self.mode == "concat":
             return y
-        forward, reverse = np.split(y, 2, axis=-1)
+        forward, reverse = _halves(y)
         if self.mode == "mul":
-            return cast(Array, forward * reverse)
+            return forward * reverse
         return cast(Array, (forward + reverse) * y.dtype.type(1.0 if self.mode == "sum" else 0.5))
 
     def along(self, y: Array, ty: Array) -> Array:
         """Return the derivative of the merge of y along ty."""
         if self.mode != "mul":
             return self(ty)
-        (forward, reverse), (tforward, treverse) = np.split(y, 2, axis=-1), np.split(ty, 2, axis=-1)
+        (forward, reverse), (tforward, treverse) = _halves(y), _halves(ty)
         return cast(Array, tforward * reverse + forward * treverse)
 
     def backward(self, y: Array, dy: Array) -> Array:
@@ -78,10 +79,16 @@ class Merge:
         if self.mode == "concat":
             return dy
         if self.mode == "mul":
-            forward, reverse = np.split(y, 2, axis=-1)
-            return np.concatenate((dy * reverse, dy * forward), axis=-1)
+            forward, reverse = _halves(y)
+            return cast(Array, namespace_of(y=y, dy=dy).concat((dy * reverse, dy * forward), axis=-1))
         half = dy * dy.dtype.type(1.0 if self.mode == "sum" else 0.5)
-        return np.concatenate((half, half), axis=-1)
+        return cast(Array, namespace_of(dy).concat((half, half), axis=-1))
+
+
+def _halves(y: Array) -> tuple[Array, Array]:
+    """Return the outputs of both directions, as views."""
+    width = y.shape[-1] // 2
+    return y[..., :width], y[..., width:]
 
 
 Layer: TypeAlias = LSTM | Reversed | Merge
@@ -124,6 +131,8 @@ class ChainCall:
         One pair or None for each LSTM.
     lengths
         (N,), or None for T everywhere.
+    place
+        Where the arrays of the call are; None for the host.
     """
 
     def __init__(
@@ -146,16 +155,25 @@ class ChainCall:
         self.lstms, self.batch_first, self.width = lstms, batch_first, width
         self.precision, input_size = lstms[0].precision, lstms[0].input_size
         self.lengths: Array | None = None
-        self.batched = not (isinstance(x, np.ndarray) and x.ndim == 2)
+        self.place, own = self._place(x)
+        self.batched = getattr(own, "ndim", 0) != 2
         sizes = (None, input_size) if not self.batched else (None, None, input_size)
-        validation.check_numpy("x", x, sizes, self.precision.storage, letters=self.letters("I"))
-        self.x = self.to_time_major(x)
+        check = validation.check_numpy if self.place is None else validation.check_array
+        check("x", own, sizes, self.precision.storage, letters=self.letters("I"))
+        self.x = self.to_time_major(own)
         self.rows = self.x.shape[1:-1]
         if lengths is not None and not self.batched:
             raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
         if lengths is not None:
             self.lengths = validation.check_lengths(lengths, len(self.x), self.rows[0])
         self.state = self.check_state("state", state)
+
+    def _place(self, x: Any) -> tuple[placement.Placement | None, Any]:
+        """Return where x is, and x as an array of the backend; the backend of each LSTM has to take it there."""
+        found, own = placement.place("x", x, self.lstms[0].backend)
+        for lstm in self.lstms[1:] if found is not None else ():
+            placement.place("x", x, lstm.backend)
+        return found, own
 
     def letters(self, width: str) -> str:
         """Return the letters of the caller's shape for messages."""
@@ -172,7 +190,7 @@ class ChainCall:
         """Check a state and return a pair or None for each LSTM."""
         each = one_for_each(name, state, len(self.lstms))
         return [
-            validation.check_stack_state(f"{name}[{k}]", one, lstm.stack, self.rows, self.precision)
+            placement.check_state(self.place, f"{name}[{k}]", one, lstm.stack, self.rows, self.precision)
             for k, (one, lstm) in enumerate(zip(each, self.lstms, strict=True))
         ]
 
@@ -182,18 +200,25 @@ class ChainCall:
         rows = self.rows[0] if self.batched else 1
         for one, lstm in zip(each, self.lstms, strict=True):
             validation.check_stack_masks(one, len(self.x), rows, lstm.stack, self.precision)
-        return each
+        return [placement.take(self.place, f"masks[{k}]", one) for k, one in enumerate(each)]
 
     def check_y(self, name: str, array: Array) -> Array:
         """Check an array that is like y and return it with the time first."""
-        validation.check_numpy(name, array, self._y_shape(), self.precision.storage, letters=self.letters("width"))
-        return self.to_time_major(array)
+        return self._check_like(name, array, self._y_shape(), "width")
 
-    def check_out(self, out: Array, inputs: tuple[Any, ...]) -> None:
-        """Check the array that y is written to."""
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out: expected a NumPy array; got {type(out).__name__}")
+    def check_x(self, name: str, array: Array) -> Array:
+        """Check an array that is like x and return it with the time first."""
+        return self._check_like(name, array, self.to_caller(self.x).shape, "I")
+
+    def _check_like(self, name: str, array: Array, shape: tuple[int, ...], width: str) -> Array:
+        storage, letters = self.precision.storage, self.letters(width)
+        return self.to_time_major(placement.check(self.place, name, array, shape, storage, letters))
+
+    def check_out(self, out: Array, inputs: tuple[Any, ...]) -> Array:
+        """Check the array that y is written to and return it as one of the backend's."""
+        out = placement.take_out(self.place, out)
         validation.check_out(out, self._y_shape(), self.precision, inputs, letters=self.letters("width"))
+        return out
 
     def _y_shape(self) -> tuple[int, ...]:
         shape = (len(self.x), *self.rows)
@@ -206,5 +231,5 @@ class ChainCall:
         if self.lengths is None:
             return array[::-1]
         steps = np.arange(len(array))[:, None]
-        places = np.where(steps < self.lengths, self.lengths - 1 - steps, steps)
-        return np.take_along_axis(array, places[..., None], axis=0)
+        places = np.where(steps < self.lengths, self.lengths - 1 - steps, steps)[..., None]
+        return cast(Array, namespace_of(array).take_along_axis(array, move_like(places, array), axis=0))

@@ -1,4 +1,4 @@
-"""`LSTM`: layers and directions on NumPy arrays, computed by a backend."""
+"""`LSTM`: layers and directions, computed by a backend on arrays of NumPy or of the backend's device."""
 # long file: one class with the whole public interface; almost half of its lines are docstrings
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import registry, validation
+from lstmcore.arrays import frozen_copy, namespace_of, to_host
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -34,6 +35,7 @@ from lstmcore.layer_file import LSTM_FORMAT, LayerFile
 from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import stack_masks
 from lstmcore.notices import notify
+from lstmcore.placement import place_parameters
 from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
@@ -140,6 +142,11 @@ class LSTM(Interchange):
     the same computation as one call for all steps; parameters are packed when they are loaded, never in a call.
 
     Calls may run in several threads at once; `load_parameters` takes effect for the calls that start after it.
+
+    Arrays: a call takes arrays of NumPy and returns arrays of NumPy. A backend of a device takes arrays of that device
+    too, as the backend ``"cupy"`` takes CuPy's and those that DLPack hands over. All results are the backend's arrays
+    then, nothing is copied to the host, and the host does not wait. All arrays of a call are in one place; lengths are
+    always on the host.
 
     `copy.deepcopy` and `pickle` (so `multiprocessing` too) give an LSTM with the same parameters, seed and step, whose
     backend is found again by its name.
@@ -272,7 +279,9 @@ class LSTM(Interchange):
         self._step_lock = ForkSafeLock()
         self._declared = self.backend.capabilities()
         kernel = self.backend.compile_stack(self.stack, self.precision)
+        #: The kernel for arrays of NumPy, and that for arrays of the backend's device.
         self._kernel: StackKernel = kernel if self._declared.device == "cpu" else HostStack(kernel)
+        self._device_kernel = kernel
         self._strict_shapes: set[tuple[int, int]] = set()
         if self.strict:
             self._check_strict(None, None)
@@ -281,7 +290,7 @@ class LSTM(Interchange):
     # again, and a backend that the registry knows by its name. A `Tape` belongs to the LSTM that recorded it.
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_step_lock", "_declared", "_kernel", "_strict_shapes", "_weights")
+        made = ("_step_lock", "_declared", "_kernel", "_device_kernel", "_strict_shapes", "_weights")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         return state | {"backend": registry.name_or_backend(self.backend)}
 
@@ -296,8 +305,8 @@ class LSTM(Interchange):
 
     @property
     def content(self) -> LayerFile:
-        """Layers, precision, layout and parameters: what a file holds."""
-        return LayerFile(self.stack, self.precision, self.batch_first, self.stored_parameters)
+        """Layers, precision, layout and parameters: what a file holds. Arrays of a device are copied to the host."""
+        return LayerFile(self.stack, self.precision, self.batch_first, self._parameters_on_host())
 
     @classmethod
     def from_content(
@@ -387,7 +396,7 @@ class LSTM(Interchange):
         ValueError
             A switch that ``torch.nn.LSTM`` does not have; the message names it.
         """
-        return to_state_dict(self.stack, self.parameters, prefix)
+        return to_state_dict(self.stack, read_parameters(self._parameters_on_host(), self.precision.storage), prefix)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -408,6 +417,9 @@ class LSTM(Interchange):
         The arrays are read-only, since the backend has packed them into another form: change a copy and
         `load_parameters` it. An array that was taken from here keeps its values when others are loaded. A matrix that
         is stored in another format is read into a new array each time.
+
+        They are arrays of a device if arrays of a device were loaded. No device has read-only arrays: do not write to
+        these either.
         """
         return read_parameters(self._parameters, self.precision.storage)
 
@@ -424,16 +436,18 @@ class LSTM(Interchange):
         parameters
             Every name of `StackConfig.parameter_shapes` with an array of the storage dtype; they are copied, and
             rounded where `weights` is another format than ``"same"``. A matrix may be a `StoredMatrix` of that format.
+            Arrays of the backend's device stay there, if `weights` is ``"same"``.
 
         Raises
         ------
         ValueError
             A missing or unknown name, a wrong shape, a number that is not finite or too large for the format; nothing
-            is changed then.
+            is changed then. Whether numbers of a device are finite is not checked, since that waits for the device.
         TypeError
-            Not a mapping, a value that is not an array of the storage dtype.
+            Not a mapping, a value that is not an array of the storage dtype; arrays of the host and of a device.
         """
         shapes, stored = self.stack.parameter_shapes, validation.check_stored(parameters, self.precision)
+        place, parameters = place_parameters("parameters", parameters, self.backend, self.precision)
         try:
             parameters = read_parameters(parameters, self.precision.storage) if stored else parameters
             validation.check_parameters("parameters", parameters, shapes, self.precision)
@@ -441,11 +455,20 @@ class LSTM(Interchange):
             if hint := reader_of(parameters):
                 raise ValueError(f"{error}: {hint}") from None
             raise
-        loaded = {name: np.array(parameters[name], order="C") for name in shapes}
-        validation.check_finite_parameters("parameters", loaded)
-        for array in loaded.values():
-            array.flags.writeable = False
+        if place is None:
+            loaded = {name: np.array(parameters[name], order="C") for name in shapes}
+            validation.check_finite_parameters("parameters", loaded)
+            for array in loaded.values():
+                array.flags.writeable = False
+        else:
+            loaded = {name: frozen_copy(parameters[name]) for name in shapes}
         self._load(store_parameters({**loaded, **stored}, self.precision.weights))
+
+    def _parameters_on_host(self) -> dict[str, Array | StoredMatrix]:
+        return {
+            name: value if isinstance(value, StoredMatrix) else to_host(value)
+            for name, value in self._parameters.items()
+        }
 
     def _load(self, parameters: dict[str, Array | StoredMatrix]) -> None:
         weights = self._kernel.pack(parameters)
@@ -477,7 +500,7 @@ class LSTM(Interchange):
             )
         return self.from_config(
             self.stack,
-            self.parameters,
+            self._parameters_on_host(),
             batch_first=self.batch_first,
             dtype=self.precision,
             backend=self.backend if backend is None else backend,
@@ -521,7 +544,7 @@ class LSTM(Interchange):
             Lengths that the backend does not declare; with `strict`, a call that would not take the fastest path.
         """
         call = self._enter(x, state, lengths)
-        y, last, _ = self._kernel.forward(
+        y, last, _ = (self._kernel if call.place is None else self._device_kernel).forward(
             self._weights,
             call.x,
             call.state,
@@ -560,22 +583,23 @@ class LSTM(Interchange):
         self._require("backward")
         require_trainable(self.precision)
         call = self._enter(x, state, lengths)
-        steps, batch = call.steps, call.batch
         if masks is not None:
-            validation.check_stack_masks(masks, steps, batch, self.stack, self.precision)
+            masks = call.check_masks(masks)
             self._require("masks")
         with self._step_lock.lock:
             step = self._step
             self._step = step + 1
         if masks is None:
-            masks = stack_masks(self.stack, self.precision, steps, batch, seed=self.seed, step=step)
+            masks = stack_masks(self.stack, self.precision, call.steps, call.batch, seed=self.seed, step=step)
             if masks is not None:
                 self._require("masks")
+                masks = masks if call.place is None else call.place.send(masks)
         weights = self._weights
-        y, last, saved = self._kernel.forward(
+        y, last, saved = (self._kernel if call.place is None else self._device_kernel).forward(
             weights, call.x, call.state, lengths=call.lengths, masks=masks, record=True
         )
-        y.flags.writeable = False
+        if call.place is None:
+            y.flags.writeable = False
         return *call.from_time_major(y, last), Tape(masks, call.lengths, self, weights, saved, call)
 
     def backward(self, tape: Tape, dy: Array | None = None, dstate: StateLike | None = None) -> Gradients:
@@ -603,7 +627,8 @@ class LSTM(Interchange):
         if dy is not None:
             dy = call.check_y("dy", dy)
         incoming = call.check_state("dstate", dstate)
-        dx, dstate0, parameters = self._kernel.backward(tape._weights, tape._saved, dy, incoming)
+        kernel = self._kernel if call.place is None else self._device_kernel
+        dx, dstate0, parameters = kernel.backward(tape._weights, tape._saved, dy, incoming)
         return Gradients(*call.from_time_major(dx, dstate0), parameters)
 
     def jvp(  # noqa: PLR0913  (the arguments of the equations)
@@ -651,16 +676,13 @@ class LSTM(Interchange):
         require_trainable(self.precision)
         call = self._enter(x, state, lengths)
         if tx is not None:
-            validation.check_numpy("tx", tx, x.shape, self.precision.storage, letters=call.letters("I"))
-            tx = call.to_time_major(tx)
-        if tparameters is not None:
-            shapes = self.stack.parameter_shapes
-            validation.check_parameters("tparameters", tparameters, shapes, self.precision, partial=True)
+            tx = call.check_x("tx", tx)
+        tparameters = call.check_tangents(tparameters)
         if masks is not None:
-            validation.check_stack_masks(masks, call.steps, call.batch, self.stack, self.precision)
+            masks = call.check_masks(masks)
             self._require("masks")
         tangents = Tangents(tx, call.check_state("tstate", tstate), tparameters)
-        (y, last, _), (ty, tlast, _) = self._kernel.jvp(
+        (y, last, _), (ty, tlast, _) = (self._kernel if call.place is None else self._device_kernel).jvp(
             self._weights, call.x, call.state, tangents, lengths=call.lengths, masks=masks
         )
         return call.from_time_major(y, last), call.from_time_major(ty, tlast)
@@ -673,14 +695,16 @@ class LSTM(Interchange):
         Forward that is h after a row's last valid step; for the reversed direction h at step 0, where it ends.
         """
         directions = self.stack.num_directions
-        return np.asarray(state[0][-directions:].swapaxes(0, 1).reshape(state[0].shape[1], -1))
+        last: Array = state[0][-directions:].swapaxes(0, 1).reshape(state[0].shape[1], directions * state[0].shape[2])
+        return last
 
     def last_output_gradient(self, state: State, gradient: Array) -> State:
         """Return the gradient of the final state from that of `last_output`, for `backward`."""
         directions, width = self.stack.num_directions, self.stack.output_size
-        dh = np.zeros_like(state[0])
+        zeros_like = namespace_of(**{"state.h": state[0], "state.c": state[1], "gradient": gradient}).zeros_like
+        dh = zeros_like(state[0])
         dh[-directions:] = gradient.reshape(-1, directions, width).swapaxes(0, 1)
-        return State(dh, np.zeros_like(state[1]))
+        return State(dh, zeros_like(state[1]))
 
     # Randomness and receipts ------------------------------------------------------------------------------------------
 
@@ -728,7 +752,7 @@ class LSTM(Interchange):
 
     def _enter(self, x: Array, state: StateLike | None, lengths: Any) -> CallLayout:
         """Check the arguments of a call, once for all backends."""
-        call = CallLayout(x, self.stack, self.precision, self.batch_first)
+        call = CallLayout(x, self.stack, self.precision, self.batch_first, self.backend)
         if lengths is not None and not call.batched:
             raise ValueError("lengths: expected None for x of shape (T, I), which has no batch axis; got lengths")
         if state is not None:

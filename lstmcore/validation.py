@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from lstmcore.precision import Precision
 from lstmcore.stored_weights import StoredMatrix
 
 Lengths = npt.NDArray[np.int64]
+
+#: DLPack's device types of memory that the processor reads: its own, and what is pinned for a GPU.
+_HOST_MEMORY: Final = (1, 3, 11)
 
 
 def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
@@ -150,6 +153,11 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> Lengths | None:
     """Check `lengths` against (N,) and 0 to T; return them as int64, or None if every row has all T steps."""
     if lengths is None:
         return None
+    if not isinstance(lengths, np.ndarray | list | tuple) and is_on_device(lengths):
+        raise TypeError(
+            "lengths: expected whole numbers on the host, which are checked without waiting for a device; got "
+            f"{type(lengths).__module__}.{type(lengths).__qualname__} of a device: copy lengths to the host"
+        )
     array = as_array("lengths", lengths)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(lengths, np.ndarray):
         array = array.astype(np.int64)  # NumPy gives an empty list float64
@@ -251,18 +259,38 @@ def check_out(
     if out is None:
         return
     check_array("out", out, shape, precision.storage, letters=letters)
-    if not isinstance(out, np.ndarray):
-        return
-    if not out.flags.writeable:
-        raise ValueError("out: expected a writable array; got a read-only one")
+    if isinstance(out, np.ndarray):
+        if not out.flags.writeable:
+            raise ValueError("out: expected a writable array; got a read-only one")
+        inputs = (array for array in _flat(inputs) if isinstance(array, np.ndarray))
+    else:
+        out, inputs = _addresses(out), map(_addresses, _flat(inputs))
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(
             f"out: expected memory of its own for every entry; got strides {out.strides} for shape {out.shape}, "
             "which overlap: use np.empty"
         )
-    for array in _flat(inputs):
-        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+    for array in inputs:
+        if np.may_share_memory(out, array) and np.shares_memory(out, array):
             raise ValueError("out: expected memory of its own; it overlaps an input, which must not be written to")
+
+
+class _Addresses:
+    """The addresses of an array of a device, as NumPy's protocol for arrays has them."""
+
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = {**interface, "version": 3}
+
+
+def _addresses(array: Any) -> npt.NDArray[Any]:
+    """Return an array of NumPy with the addresses of `array`, to compare. Its entries must not be read.
+
+    One without addresses, such as None or an array of another library, is empty.
+    """
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        return np.empty(0)
+    return np.asarray(_Addresses({key: interface[key] for key in ("data", "shape", "strides", "typestr")}))
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
@@ -360,7 +388,7 @@ def check_tangents(tangents: Tangents, shape: tuple[int, ...], config: LSTMConfi
 
 
 def check_stack_state(
-    name: str, state: Any, stack: StackConfig, rows: tuple[int, ...], precision: Precision
+    name: str, state: Any, stack: StackConfig, rows: tuple[int, ...], precision: Precision, *, host: bool = True
 ) -> tuple[Any, Any] | None:
     """Raise unless `state` is None or a pair (h, c) of (L * D, N, P) and (L * D, N, H); return the pair.
 
@@ -376,6 +404,8 @@ def check_stack_state(
         ``(N,)``, or empty for one sequence without a batch axis.
     precision
         The policy of the numbers.
+    host
+        Whether only arrays of NumPy are taken.
 
     Raises
     ------
@@ -385,10 +415,10 @@ def check_stack_state(
     if state is None:
         return None
     h, c = check_pair(name, state)
-    directions = stack.layers[0]
+    directions, check = stack.layers[0], check_numpy if host else check_array
     config, entries, axis = directions[0], len(stack.layers) * len(directions), ", N" if rows else ""
-    check_numpy(f"{name}.h", h, (entries, *rows, config.output_size), precision.storage, letters=f"(L * D{axis}, P)")
-    check_numpy(f"{name}.c", c, (entries, *rows, config.hidden_size), precision.compute, letters=f"(L * D{axis}, H)")
+    check(f"{name}.h", h, (entries, *rows, config.output_size), precision.storage, letters=f"(L * D{axis}, P)")
+    check(f"{name}.c", c, (entries, *rows, config.hidden_size), precision.compute, letters=f"(L * D{axis}, H)")
     return h, c
 
 
@@ -455,5 +485,19 @@ def check_numpy(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     """
     if not isinstance(array, np.ndarray):
         kind = type(array)
-        raise TypeError(f"{name}: expected a NumPy array of {dtype}; got {kind.__module__}.{kind.__qualname__}")
+        hint = way_to_host(name, "x") if is_on_device(array) else ""
+        raise TypeError(f"{name}: expected a NumPy array of {dtype}; got {kind.__module__}.{kind.__qualname__}{hint}")
     check_array(name, array, shape, dtype, letters=letters)
+
+
+def is_on_device(array: Any) -> bool:
+    """Return whether `array` says that its numbers are not in the host's memory."""
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[0]) not in _HOST_MEMORY
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def way_to_host(name: str, other: str) -> str:
+    """Return the end of a message about an array of a device, where the argument `other` is NumPy's."""
+    copy = f" of a device: copy {name} to the host"
+    return copy if name == other else f"{copy}, or {other}, which is on the host, to the device"
