@@ -41,7 +41,7 @@ class CompiledLayer:
         self.dtype, self.storage = np.dtype(precision.compute), numpy_dtype(precision.storage)
         self.same_dtype = self.dtype == self.storage
         self.layout = Layout(config, self.dtype)
-        self.stored_form = stored_form(precision)
+        self.stored_form = stored_form(precision, max(config.input_size, config.recurrent_size))
         self.rounds_activations = precision.weights == INT8A16
         # Rounding activations to int16 gives other results than a product on AMX.
         self.schedule = Schedule(self.layout, replace(tuning, amx=False) if self.rounds_activations else tuning)

@@ -60,7 +60,10 @@ class NumbaKernel(LayerKernel):
         form, layer = self.precision.weights, self.layer
         count, stored = layer.layout.gate_row * self.config.recurrent_size, layer.reads_stored(batch or 1)
         number = FORMATS[form] if stored else layer.dtype.itemsize
-        size = number * count + (4 * layer.layout.gate_row if stored and has_scales(form) else 0)
+        beside = (
+            0 if not stored or not has_scales(form) else 8 if layer.stored_form == "quads" else 4
+        )  # scales, offsets
+        size = number * count + beside * layer.layout.gate_row
         how = "loaded" if stored else "packed"
         way = "times int16 activations" if layer.rounds_activations else f"widened when they are {how}"
         return f"{form} weights {way}: a step reads {size:,} bytes of weight_h"

@@ -11,7 +11,8 @@ import numpy as np
 from lstmcore.precision import Precision
 from lstmcore.stored_weights import INT8A16, SAME, StoredMatrix, read_parameters
 from lstmcore_numba.codegen.compile_target import compile_target
-from lstmcore_numba.gemm.stored_kernels import EXACT_PAIRS, WEIGHT_BYTES, compile_kernel, stored_table, widens
+from lstmcore_numba.gemm.stored_emitters import INTEGER_FORMS, WEIGHT_BYTES, multiplies_bytes
+from lstmcore_numba.gemm.stored_kernels import compile_kernel, stored_table, widens
 from lstmcore_numba.gemm.stored_operands import StoredKernels, StoredOperands
 from lstmcore_numba.gemm.tile_shapes import tile_table
 from lstmcore_numba.gemm.vector import VECTOR_BYTES
@@ -21,10 +22,14 @@ from lstmcore_numba.packing import Array, Layout, Weights, empty_aligned, pack, 
 _STORED: Final = ("weight_x", "weight_h")
 
 
-def stored_form(precision: Precision) -> str | None:
-    """Return the form of weights that compiled code reads (`stored_kernels.WEIGHT_BYTES`); None if it reads float32."""
+def stored_form(precision: Precision, k_size: int) -> str | None:
+    """Return the form of weights that compiled code reads (`stored_emitters.WEIGHT_BYTES`); None if it reads float32.
+
+    The largest K of a layer decides whether sums of bytes are exact.
+    """
     if precision.weights == INT8A16:
-        return "pairs"
+        values, exact_groups = INTEGER_FORMS["quads"]
+        return "quads" if multiplies_bytes(compile_target()) and k_size <= values * exact_groups else "pairs"
     if precision.weights == SAME or precision.storage != "float32" or not widens(precision.weights, compile_target()):
         return None
     return precision.weights
@@ -32,13 +37,13 @@ def stored_form(precision: Precision) -> str | None:
 
 def _compiled_kernels(form: str, cols: int) -> tuple[StoredKernels, tuple[Any, ...]]:
     """Return the functions of panels of `cols` vectors, and what keeps their code alive."""
-    target, pairs = compile_target(), form == "pairs"
+    target, integers = compile_target(), INTEGER_FORMS.get(form)
     wanted = {
         "multiply": form,
-        "multiply_wide": None if pairs else "scaled" if form == "int8" else "float32",
-        "widen": None if pairs else form,
-        "quantise": form if pairs else None,
-        "exact": form if pairs else None,
+        "multiply_wide": None if integers else "scaled" if form == "int8" else "float32",
+        "widen": None if integers else form,
+        "quantise": form if integers else None,
+        "exact": form if integers else None,
     }
     made = {
         name: compile_kernel(name.removesuffix("_wide"), kind, cols)
@@ -51,7 +56,8 @@ def _compiled_kernels(form: str, cols: int) -> tuple[StoredKernels, tuple[Any, .
         vector_bytes=VECTOR_BYTES // 4 * WEIGHT_BYTES[form],
         rows=stored_table(target, form).panels[cols - 1].rows,
         wide_rows=tile_table(target).panels[cols - 1].rows,
-        exact_block=EXACT_PAIRS if pairs else 0,
+        values=integers.values if integers else 1,
+        exact_block=integers.exact_groups if integers else 0,
     )
     return kernels, tuple(made.values())
 
@@ -59,12 +65,26 @@ def _compiled_kernels(form: str, cols: int) -> tuple[StoredKernels, tuple[Any, .
 def _pack_values(layout: Layout, values: Array, form: str) -> Array:
     """Return the values (G H, K) of a stored matrix as the bytes of the panels of all blocks."""
     blocks = layout.pack_gates(values)  # (B, K, G, lanes)
-    if form == "pairs":
+    if form in INTEGER_FORMS:
         count, k_size, gates, lanes = blocks.shape
-        whole = np.zeros((count, k_size + k_size % 2, gates, lanes), np.int8)
+        group = INTEGER_FORMS[form].values
+        whole = np.zeros((count, -(-k_size // group) * group, gates, lanes), np.int8)
         whole[:, :k_size] = blocks
-        blocks = whole.reshape(count, -1, 2, gates, lanes).transpose(0, 1, 3, 4, 2)
+        blocks = whole.reshape(count, -1, group, gates, lanes).transpose(0, 1, 3, 4, 2)
     return packed_copy(blocks).view(np.uint8).reshape(-1)
+
+
+def _pack_scales(layout: Layout, matrix: StoredMatrix, form: str) -> Array:
+    """Return the scales of a matrix as (B, G, lanes).
+
+    For quads, as many int32 follow in each block: what subtracts the offset of activations from the sums of their high
+    bytes.
+    """
+    scales = layout.pad_gates(matrix.scale)
+    if form != "quads":
+        return scales
+    offsets = layout.pad_gates(np.sum(matrix.values, axis=1, dtype=np.int32) * np.int32(-(2**7)))
+    return packed_copy(np.concatenate([scales, offsets.view(np.float32)], axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +96,7 @@ class StoredWeights:
     layout, parameters
         The layout and what was packed.
     form
-        A name of `WEIGHT_BYTES`.
+        A name of `stored_emitters.WEIGHT_BYTES`.
     small
         All other parameters, with empty matrices.
     operands
@@ -108,7 +128,7 @@ def pack_stored(layout: Layout, parameters: Mapping[str, Array | StoredMatrix], 
             raise TypeError(f"parameters[{name!r}]: expected a StoredMatrix; got {type(matrix).__name__}")
         values = matrix.values.view(np.uint16) if matrix.format == "float16" else matrix.values
         packed.append(_pack_values(layout, values, form))
-        scales.append(layout.pad_gates(matrix.scale))
+        scales.append(_pack_scales(layout, matrix, form))
     none = np.zeros((0, 64), np.uint8)
     operands = StoredOperands(kernels, packed[0], packed[1], scales[0], scales[1], none, none)
     small = {name: array for name, array in parameters.items() if name not in _STORED}
@@ -120,8 +140,9 @@ def pack_stored(layout: Layout, parameters: Mapping[str, Array | StoredMatrix], 
 def stored_memory(layout: Layout, form: str, threads: int, batch: int, chunk: int) -> tuple[Array, Array]:
     """Return the memory `StoredOperands.scratch` and `state` of a call of `batch` rows and chunks of `chunk` steps."""
     inputs, recurrent = layout.config.input_size, layout.config.recurrent_size
-    if form == "pairs":
-        sizes = [_rounded_bytes(max(2, chunk * batch), inputs), _rounded_bytes(max(2, batch), recurrent)]
+    if form in INTEGER_FORMS:
+        group = INTEGER_FORMS[form].values
+        sizes = [_rounded_bytes(max(2, chunk * batch), inputs, group), _rounded_bytes(max(2, batch), recurrent, group)]
     else:
         sizes = [inputs * layout.gates * VECTOR_BYTES, 64]
     scratch, state = (empty_aligned((threads, -(-size // 64) * 64), np.dtype(np.uint8)) for size in sizes)
@@ -129,9 +150,9 @@ def stored_memory(layout: Layout, form: str, threads: int, batch: int, chunk: in
     return scratch, state
 
 
-def _rounded_bytes(rows: int, k_size: int) -> int:
-    """Return the bytes of rows in int16 with their flag and scales."""
-    return 64 + 4 * rows + 64 + rows * 4 * ((k_size + 1) // 2)
+def _rounded_bytes(rows: int, k_size: int, group: int) -> int:
+    """Return the bytes of rows in int16, in whole groups of K, with their flag and scales."""
+    return 64 + 4 * rows + 64 + rows * 2 * (k_size + group - 1)
 
 
 def with_memory(operands: StoredOperands, memory: tuple[Array, Array]) -> StoredOperands:

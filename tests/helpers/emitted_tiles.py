@@ -24,7 +24,9 @@ STORED_PROCESSORS: Final = PROCESSORS | {"alderlake": ("x86_64-unknown-linux-gnu
 _COMMENT: Final = re.compile(r"^\s*[.#;/](?!\w*:)")
 _LABEL: Final = re.compile(r"^([.\w]+):")
 _JUMP: Final = re.compile(r"^\s*(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s+([.\w]+)")
-_MULTIPLY_ADD: Final = re.compile(r"^\s*(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp|v?pmaddwd|vpdpwssd|smlal|smull)")
+_MULTIPLY_ADD: Final = re.compile(
+    r"^\s*(?:\{vex\}\s+)?(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp|v?pmaddwd|vpdpbusd|smlal|smull)"
+)
 _SPILL: Final = re.compile(
     r"^\s*(?:v?mov(?:[au]p[sd]|dq[au]\d*)\s+%[xyz]mm\d+,\s*-?\w*\(%r[sb]p|st(?:r|ur|p)\s+q\d+,.*\[(?:sp|x29))",
     re.IGNORECASE,

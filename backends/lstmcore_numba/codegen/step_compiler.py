@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from lstmcore.locks import ForkSafeLock
-from lstmcore_numba.codegen.compile_target import compile_target
+from lstmcore_numba.codegen.compile_target import CompileTarget, compile_target
 from lstmcore_numba.codegen.instruction_order import spread_chains
 from lstmcore_numba.codegen.step_emitter import SIGNATURE, StepEmitter, StepVariant
 
@@ -64,13 +64,13 @@ def add_step(module: ir.Module, name: str, emit: Callable[[StepEmitter], None], 
     spread_chains(function)
 
 
-def compile_module(module: ir.Module, name: str) -> CompiledStep:
-    """Optimise a module for this processor; return its function `name`."""
+def compile_module(module: ir.Module, name: str, target: CompileTarget | None = None) -> CompiledStep:
+    """Optimise a module for this processor, or another one whose code it runs; return its function `name`."""
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target, options = compile_target(), llvm.create_pipeline_tuning_options(speed_level=3)
+    target, options = target or compile_target(), llvm.create_pipeline_tuning_options(speed_level=3)
     builder = llvm.create_pass_builder(target.machine(), options)
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, target.machine())

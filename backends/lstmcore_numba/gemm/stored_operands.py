@@ -36,8 +36,9 @@ class StoredKernels(NamedTuple):
         Bytes of a vector of stored weights.
     rows, wide_rows
         Rows of a microkernel at most.
-    exact_block
-        Pairs of K whose sums of integers are exact; 0 if activations are numbers of float32.
+    values, exact_block
+        Values of K in a group of integers, and groups whose sums are exact; 1 and 0 if activations are numbers of
+        float32.
     """
 
     multiply: int
@@ -48,6 +49,7 @@ class StoredKernels(NamedTuple):
     vector_bytes: int
     rows: int
     wide_rows: int
+    values: int
     exact_block: int
 
 
@@ -90,7 +92,7 @@ class StoredRows(NamedTuple):
     Attributes
     ----------
     number, address, row, k, runs, run, size, gap
-        As for `Rows`. A number is a pair of int16 if activations are integers; then `size` counts pairs.
+        As for `Rows`. A number is a group of int16 if activations are integers; then `size` counts groups.
     row_scale
         Address of the scale of each row; 0 for a row that is not finite.
     exact
@@ -155,23 +157,29 @@ def read_flag(context: Any, address: Any) -> Any:
 
 
 @compiled
+def groups_of(kernels: Any, k_size: int) -> int:
+    """Return the number of groups of K of `StoredKernels`."""
+    return (k_size + kernels.values - 1) // kernels.values
+
+
+@compiled
 def _rounded_rows(kernels: Any, exact: Any, rows: Any, memory: int) -> Any:
     """Return rows rounded to int16 in `memory`, which holds a flag, the scales of rows, and the integers."""
-    pairs = (exact.size + 1) // 2
+    groups, number = groups_of(kernels, exact.size), 2 * kernels.values
     scales = memory + 64
     integers = scales + (4 * rows.total + 63) // 64 * 64
     for group in range(0, rows.total, rows.group):
         source = exact.address + group * exact.row + group // rows.group * exact.gap
         count = min(rows.group, rows.total - group)
-        to = integers + group * 4 * pairs
+        to = integers + group * number * groups
         call_kernel(
             kernels.quantise,
             KernelArguments(
-                source, exact.row, 0, 0, to, 4 * pairs, 0, exact.size, count, 0, 1, 0, memory, scales + 4 * group
+                source, exact.row, 0, 0, to, number * groups, 0, exact.size, count, 0, 1, 0, memory, scales + 4 * group
             ),
         )
     kernel = kernels.exact if read_flag(memory) != 0 else 0
-    return StoredRows(exact.number, integers, 4 * pairs, 4, 1, 0, pairs, 0, scales, exact, kernel)
+    return StoredRows(exact.number, integers, number * groups, number, 1, 0, groups, 0, scales, exact, kernel)
 
 
 @compiled
@@ -218,9 +226,7 @@ def same_stored_row_twice(left: Any) -> Any:
 @compiled
 def _panel(stored: Any, weights: Any, scale: Any, block: int, cols: int, k_size: int) -> Any:
     kernels = stored.kernels
-    pairs = kernels.quantise != 0
-    size = (k_size + 1) // 2 if pairs else k_size
-    address = address_of(weights) + block * size * cols * kernels.vector_bytes
+    address = address_of(weights) + block * groups_of(kernels, k_size) * cols * kernels.vector_bytes
     scales = address_of(scale) + block * scale.strides[0]
     return StoredPanel(address, cols, kernels.multiply, kernels.vector_bytes, kernels.rows, scales, kernels.exact_block)
 

@@ -25,15 +25,16 @@ class KernelArguments(NamedTuple):
     a, a_row, a_gap
         The first row of the left operand, and its strides; see `operands.Rows`.
     b
-        Weights (K, columns), or (K / 2, columns, 2).
+        Weights (K, columns), or (groups of K, columns, values of a group).
     c, c_row, c_gap
         The result.
     size
-        K. It counts pairs if activations are integers.
+        K. It counts groups if activations are integers.
     rows, place, group, fresh
         See `vector.Tile`.
     scale, row_scale
-        The scales of the columns of int8 weights, and of rows of integers.
+        The scales of the columns of int8 weights, and of rows of integers. For quads, an int32 for each column of the
+        panel follows the scales; see `stored_emitters.QuadEmitter`.
     """
 
     a: Any
@@ -66,7 +67,7 @@ class StoredPanel(NamedTuple):
     scale
         Address of the scales of columns.
     exact_block
-        Pairs of K whose sums of integers are exact; 0 if activations are numbers of float32.
+        Groups of K whose sums of integers are exact; 0 if activations are numbers of float32.
     """
 
     address: int

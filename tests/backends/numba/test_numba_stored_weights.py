@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from emitted_tiles import target_of
 from lstmcore import LSTM
 from lstmcore.config import LSTMConfig
 from lstmcore.stored_weights import FORMATS, INT8A16, store
@@ -90,28 +93,75 @@ def _kernel(what: str, form: str, cols: int) -> Any:
     return kind(step.address), step
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("k_size", [9, 512])
-def test_integer_sums_are_exact(rows: int, k_size: int) -> None:
-    """The largest numbers with one sign: their sum is just below the largest int32."""
-    from lstmcore_numba.packing import Layout
-    from lstmcore_numba.stored_packing import _pack_values
+@pytest.mark.parametrize("form", ["pairs", "quads"])
+@pytest.mark.parametrize("processor", ["nehalem", "haswell", "alderlake", "skylake-avx512", "znver4"])
+def test_integer_sums_are_exact(processor: str, form: str) -> None:
+    """Sums up to the largest, of either sign and of several shapes of microkernels, are rounded to float32 once."""
+    product = IntegerProduct.on(processor, form)
+    largest = 512 if form == "pairs" else 1030
+    for rows, k_size in itertools.product(range(1, product.table.panels[3].rows + 1), (1, 9, 66, largest)):
+        rng = np.random.default_rng([rows, k_size])
+        weights = rng.integers(-127, 128, (k_size, product.columns)).astype(np.int8)
+        activations = rng.integers(-32767, 32768, (rows, k_size)).astype(np.int16)
+        weights[:, :2], weights[:, 2], activations[0] = 127, -127, 32767 if rows % 2 else -32767
+        exact = activations.astype(np.int64) @ weights.astype(np.int64)
+        expected = exact.astype(np.float32) * np.float32(2.0**-12)
+        assert np.array_equal(product(activations, weights), expected), (rows, k_size)
 
-    layout = Layout(LSTMConfig(input_size=3, hidden_size=5), np.dtype(np.float32))
-    rng = np.random.default_rng(2)
-    weights = rng.integers(-127, 128, (20, k_size)).astype(np.int8)
-    activations = rng.integers(-32767, 32768, (rows, k_size + k_size % 2)).astype(np.int16)
-    weights[0], activations[0] = 127, 32767
-    activations[:, k_size:] = 0
-    scale, row_scale = layout.pad_gates(np.float32([2.0**-9] * 20)), np.float32([2.0**-3] * rows)
-    packed, result = _pack_values(layout, weights, "pairs"), np.zeros((rows, 4, layout.lanes), np.float32)
-    multiply, _keep = _kernel("multiply", "pairs", 4)
-    a, b, c = activations.ctypes.data, packed.ctypes.data, result.ctypes.data
-    row, pairs = activations.strides[0], (k_size + 1) // 2
-    multiply(a, row, 0, b, c, result.strides[0], 0, pairs, rows, 0, rows, 1, scale.ctypes.data, row_scale.ctypes.data)
-    exact = activations[:, :k_size].astype(np.int64) @ weights.T.astype(np.int64)
-    expected = exact.astype(np.float32) * np.float32(2.0**-12)
-    assert np.array_equal(result[:, :, :5].reshape(rows, 20), expected)
+
+@dataclass
+class IntegerProduct:
+    """The product of a panel of 4 vectors for a processor, with all scales of columns 2^-9 and of rows 2^-3."""
+
+    form: str
+    columns: int
+    table: Any
+    step: Any
+
+    @classmethod
+    def on(cls, processor: str, form: str) -> IntegerProduct:
+        """Return the product for a processor, or skip the test if this one has not its instructions."""
+        import llvmlite.binding as llvm
+        from llvmlite import ir
+
+        from lstmcore_numba.codegen.step_compiler import compile_module
+        from lstmcore_numba.gemm.stored_emitters import multiplies_bytes
+        from lstmcore_numba.gemm.stored_kernels import emit_kernel, stored_table
+
+        target, host = target_of(processor), llvm.get_host_cpu_features()
+        if not llvm.get_process_triple().startswith("x86_64") or not all(
+            host.get(name.lstrip("+")) for name in filter(None, target.features.split(","))
+        ):
+            pytest.skip(f"this processor does not run code for {processor}")
+        if form == "quads" and not multiplies_bytes(target):
+            pytest.skip(f"{processor} has no products of bytes")
+        module = ir.Module("product")
+        module.triple = llvm.get_process_triple()
+        emit_kernel(module, "multiply", form, 4, target)
+        return cls(form, target.vector_bytes, stored_table(target, form), compile_module(module, "multiply", target))
+
+    def __call__(self, activations: Any, weights: Any) -> Any:
+        """Return the product of int16 (rows, K) and int8 (K, columns)."""
+        group = 2 if self.form == "pairs" else 4
+        (rows, k_size), groups = activations.shape, -(-weights.shape[0] // group)
+        whole = np.zeros((groups * group, self.columns), np.int8)
+        whole[:k_size] = weights
+        b = np.ascontiguousarray(whole.reshape(groups, group, self.columns).transpose(0, 2, 1))
+        a = np.zeros((rows, groups * group), np.int16)
+        a[:, :k_size] = activations
+        scale = np.full(2 * self.columns, 2.0**-9, np.float32)
+        if self.form == "quads":
+            octets = (a.astype(np.int32) + 2**15).astype(np.uint16).reshape(rows, groups, 4)
+            a = np.stack([octets & 255, octets >> 8], 2).astype(np.uint8)
+            scale[self.columns :].view(np.int32)[:] = -128 * weights.sum(0, dtype=np.int32)
+        c, row_scale = np.full((rows, self.columns + 3), 7, np.float32), np.full(rows, 2.0**-3, np.float32)
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 14)
+        kind(self.step.address)(
+            *(a.ctypes.data, a.strides[0], 0, b.ctypes.data, c.ctypes.data, c.strides[0], 0, groups),
+            *(rows, 0, rows, 1, scale.ctypes.data, row_scale.ctypes.data),
+        )
+        assert (c[:, self.columns :] == 7).all()
+        return c[:, : self.columns]
 
 
 def test_rows_that_are_not_finite_are_multiplied_in_float32() -> None:
@@ -123,6 +173,15 @@ def test_rows_that_are_not_finite_are_multiplied_in_float32() -> None:
     assert got[:, [1, 3]].tobytes() == clean[:, [1, 3]].tobytes()
     assert np.array_equal(np.isnan(got), np.isnan(expected))
     assert np.nanmax(np.abs(got - expected)) < 1e-4
+
+
+def test_a_k_beyond_exact_sums_of_bytes_is_multiplied_in_pairs() -> None:
+    """All weights and inputs are the largest of their rows: 66,400 products of 127 and 255 are more than 2^31."""
+    small, whole, x = _pair(INT8A16, (1, 2, 66_400, 3))
+    small.load_parameters({name: np.full_like(array, 1e-4) for name, array in small.parameters.items()})
+    whole.load_parameters(small.parameters)
+    x[:, 0], x[:, 1] = 0.1, -0.1
+    assert np.abs(small(x)[0] - whole(x)[0]).max() < 1e-4
 
 
 def test_rows_of_zeros_and_of_tiny_numbers() -> None:
@@ -146,21 +205,50 @@ def test_large_batches_of_sixteen_bits_are_multiplied_as_float32() -> None:
     ],
 )
 def test_a_receipt_tells_the_bytes_of_a_step(form: str, batch: int, told: str) -> None:
+    """Those of int8 are weights and scales; products of bytes also read an int32 for each column."""
+    from lstmcore_numba.codegen.compile_target import compile_target
+    from lstmcore_numba.gemm.stored_emitters import multiplies_bytes
+
+    if form == INT8A16 and multiplies_bytes(compile_target()):
+        told = told.replace("67,584", "69,632")
     lstm = LSTM(16, 128, weights=form, seed=0, backend="numba")
     assert told in lstm.explain(steps=5, batch=batch).receipts[0][1].path
 
 
+@pytest.mark.parametrize("form", ["pairs", "quads"])
+def test_a_row_of_float32_is_multiplied_in_every_order_of_weights(form: str) -> None:
+    """The sum of small whole numbers is exact, and is added to what is there."""
+    from lstmcore_numba.packing import Layout
+    from lstmcore_numba.stored_packing import _pack_values
+
+    layout, rng = Layout(LSTMConfig(input_size=3, hidden_size=5), np.dtype(np.float32)), np.random.default_rng(3)
+    weights, row = rng.integers(-127, 128, (20, 11)).astype(np.int8), rng.integers(-99, 100, 11).astype(np.float32)
+    packed, scale = _pack_values(layout, weights, form), layout.pad_gates(np.arange(1, 21, dtype=np.float32))
+    result = np.ones((4, layout.lanes), np.float32)
+    exact, _keep = _kernel("exact", form, 4)
+    addresses = (row.ctypes.data, 0, 0, packed.ctypes.data, result.ctypes.data, 0, 0, 11, 1, 0, 1, 0)
+    exact(*addresses, scale.ctypes.data, 0)
+    assert np.array_equal(result[:, :5].reshape(-1), 1 + (weights @ row) * np.arange(1, 21))
+
+
+@pytest.mark.parametrize("form", ["pairs", "quads"])
 @pytest.mark.parametrize("k_size", [1, 15, 16, 17, 40])
-def test_rounded_activations_are_the_nearest(k_size: int) -> None:
-    quantise, _keep = _kernel("quantise", "pairs", 4)
+def test_rounded_activations_are_the_nearest(k_size: int, form: str) -> None:
+    quantise, _keep = _kernel("quantise", form, 4)
     x = np.random.default_rng(k_size).normal(size=(3, k_size)).astype(np.float32)
     x[1], x[2, k_size // 2] = 0, -np.inf
-    integers, scales = np.full((3, k_size + k_size % 2), 99, np.int16), np.full(3, 9, np.float32)
+    group = 2 if form == "pairs" else 4
+    width = -(-k_size // group) * group
+    integers, scales = np.full((3, width), 99, np.int16), np.full(3, 9, np.float32)
     flag = np.zeros(1, np.int32)
     x_row, row = x.strides[0], integers.strides[0]
     places = (integers.ctypes.data, row, 0, k_size, 3, 0, 3, 0, flag.ctypes.data, scales.ctypes.data)
     quantise(x.ctypes.data, x_row, 0, 0, *places)
+    if form == "quads":
+        low, high = np.moveaxis(integers.view(np.uint8).reshape(3, -1, 2, 4).astype(np.int64), 2, 0)
+        integers = (256 * high + low - 2**15).reshape(3, width)
     assert scales[0] == np.abs(x[0]).max() / np.float32(32767)
+    assert np.abs(integers[0]).max() == 32767
     assert (np.abs(integers[0, :k_size] * np.float64(scales[0]) - x[0]) <= 0.501 * scales[0]).all()
     assert (integers[1:] == 0).all()
     assert (integers[:, k_size:] == 0).all()

@@ -76,18 +76,23 @@ def test_no_transposed_microkernel_spills_a_vector(processor: str) -> None:
 @pytest.mark.parametrize("processor", STORED_PROCESSORS)
 def test_no_product_with_stored_weights_spills_a_vector(processor: str) -> None:
     """All numbers of rows are cases of one function, so that only its innermost loops are one product each."""
+    from lstmcore_numba.gemm.stored_emitters import multiplies_bytes
     from lstmcore_numba.gemm.stored_kernels import widens
 
-    for form in ("bfloat16", "float16", "int8", "pairs"):
+    forms = ["bfloat16", "float16", "int8", "pairs", *(["quads"] if multiplies_bytes(target_of(processor)) else [])]
+    for form in forms:
         for cols in (3, 4) if widens(form, target_of(processor)) else ():
             innermost = [loop for loop in loops(stored_assembly(processor, form, cols)) if loop.innermost]
             assert len(innermost) > 1
             assert [store for loop in innermost for store in loop.spills] == [], (form, cols)
 
 
-@pytest.mark.parametrize(("processor", "instruction"), [("haswell", "vpmaddwd"), ("alderlake", "vpdpwssd")])
-def test_integers_are_multiplied_in_pairs(processor: str, instruction: str) -> None:
-    assert instruction in stored_assembly(processor, "pairs", 4)
+@pytest.mark.parametrize(
+    ("processor", "form", "instruction"),
+    [("haswell", "pairs", "vpmaddwd"), ("alderlake", "quads", "vpdpbusd"), ("znver4", "quads", "vpdpbusd")],
+)
+def test_integers_are_multiplied_in_groups(processor: str, form: str, instruction: str) -> None:
+    assert instruction in stored_assembly(processor, form, 4)
 
 
 @pytest.mark.parametrize(("processor", "rows", "cols"), [("znver3", 3, 4), ("haswell", 4, 4), ("neoverse-n1", 7, 4)])
