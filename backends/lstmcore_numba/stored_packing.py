@@ -71,7 +71,17 @@ def _pack_values(layout: Layout, values: Array, form: str) -> Array:
         whole = np.zeros((count, -(-k_size // group) * group, gates, lanes), np.int8)
         whole[:, :k_size] = blocks
         blocks = whole.reshape(count, -1, group, gates, lanes).transpose(0, 1, 3, 4, 2)
+    elif form == "bfloat16":
+        blocks = _in_words(blocks)
     return packed_copy(blocks).view(np.uint8).reshape(-1)
+
+
+def _in_words(blocks: Array) -> Array:
+    """Return weights (B, K, G, lanes) of 16 bits whose vectors alternate two by two: the halves of words of 32 bits."""
+    count, k_size, gates, lanes = blocks.shape
+    even = gates // 2 * 2
+    words = blocks[:, :, :even].reshape(count, k_size, even // 2, 2, lanes).swapaxes(3, 4)
+    return np.concatenate([words.reshape(count, k_size, even, lanes), blocks[:, :, even:]], axis=2)
 
 
 def _pack_scales(layout: Layout, matrix: StoredMatrix, form: str) -> Array:

@@ -53,17 +53,25 @@ class StoredEmitter(Emitter):
     cols
         Vectors in a row of the panel of weights.
     target, arguments
-        The processor, and the arguments of the function.
+        The processor, and the arguments of the function, whose addresses are those of vector `first`.
+    first
+        The first vector that a microkernel takes, an even number.
     """
 
     #: Bytes of a number of the left operand: of a value of float32, or of a group of integers.
     number_bytes = 4
 
     def __init__(
-        self, builder: ir.IRBuilder, form: str, cols: int, target: CompileTarget, arguments: KernelArguments
+        self,
+        builder: ir.IRBuilder,
+        form: str,
+        cols: int,
+        target: CompileTarget,
+        arguments: KernelArguments,
+        first: int = 0,
     ) -> None:
         super().__init__(builder, "float32", target.vector_bytes // 4)
-        self.form, self.cols, self.target, self.arguments = form, cols, target, arguments
+        self.form, self.cols, self.target, self.arguments, self.first = form, cols, target, arguments, first
         self.weight_bytes = self.lanes * WEIGHT_BYTES[form]
 
     def load_integers(self, address: ir.Value, kind: ir.Type, count: int) -> ir.Value:
@@ -82,9 +90,21 @@ class StoredEmitter(Emitter):
         if self.form == "float16":
             return Vector(self, b.fpext(self.weights_at(address, column, ir.HalfType(), self.lanes), self.type))
         if self.form == "bfloat16":
-            words = b.zext(self.weights_at(address, column, _INT16, self.lanes), self.integers)
-            return Vector(self, b.bitcast(b.shl(words, self.same_integers(16)), self.type))
+            return self._widened_bfloat16(address, column)
         return Vector(self, b.sitofp(self.weights_at(address, column, _INT8, self.lanes), self.type))
+
+    def _widened_bfloat16(self, address: ir.Value, column: int) -> Vector:
+        """Load a vector of bfloat16, whose numbers alternate with those of its neighbour unless it is the odd last one.
+
+        Two neighbours are the lower and the upper halves of words: one load for both, and one instruction for each.
+        """
+        b, upper = self.builder, column % 2
+        if self.first + column - upper + 1 < self.cols:
+            words = self.weights_at(address, column - upper, _INT32, self.lanes)
+        else:
+            words = b.zext(self.weights_at(address, column, _INT16, self.lanes), self.integers)
+        bits = b.and_(words, self.same_integers(-(2**16))) if upper else b.shl(words, self.same_integers(16))
+        return Vector(self, b.bitcast(bits, self.type))
 
     def same_integers(self, number: int) -> ir.Constant:
         """Return a constant with an int32 in every lane."""

@@ -76,7 +76,7 @@ def emit_multiply(
         whole = rows == 1 or (form == "quads" and not table.broadcasts_first(TileShape(rows, cols)))
         taken = cols if whole else width
         for first in range(0, cols, taken):
-            e = kind(builder, form, cols, target, arguments)
+            e = kind(builder, form, cols, target, arguments, first)
             numbers = e.index(4 * e.lanes * first)
             b = e.address(k.b, e.index(first * e.weight_bytes))
             c, scale = e.address(k.c, numbers), e.address(k.scale, numbers)

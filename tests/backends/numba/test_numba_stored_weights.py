@@ -47,6 +47,13 @@ def test_sixteen_bits_are_the_same_numbers(form: str, size: tuple[int, int, int,
         assert np.array_equal(got, expected) if size[1] <= 2 else np.allclose(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["bfloat16", "float16"])
+def test_three_gates_are_the_same_numbers(form: str) -> None:
+    """The last of three vectors of weights has no neighbour."""
+    small, whole, x = _pair(form, (9, 2, 7, 37), coupling="forget_from_input")
+    assert np.array_equal(small(x)[0], whole(x)[0])
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_calls_of_one_step_have_the_same_bits(form: str) -> None:
     small, _, x = _pair(form, (11, 1, 30, 37), num_layers=2)
