@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,11 @@ class _CudaProgram(Program):
         self._function(kernel, shared_bytes)(
             blocks, (threads,), (argument,), shared_mem=shared_bytes, enable_cooperative_groups=cooperative
         )
+
+    def bind(self, kernel: str, blocks: tuple[int, ...], threads: int, words: Words) -> Callable[[], None]:
+        """See `Program.bind`."""
+        argument = words.view(_struct_type(words.nbytes))  # shares the memory of `words`
+        return partial(self._function(kernel, 0), blocks, (threads,), (argument,))
 
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:
         """See `Program.resident_blocks`."""
@@ -234,34 +239,28 @@ class CudaDevice(Device):
         accumulate: bool = False,
     ) -> None:
         """See `Device.matmul`."""
-        transpose_a, transpose_b = transpose
         # cuBLAS counts by columns: it sees our matrices transposed, so it computes out' = b' a'.
-        from cupy_backends.cuda.libs import cublas
-
         rows, columns = out.shape
-        depth = a.shape[0] if transpose_a else a.shape[1]
-        number_type, arithmetic = _cublas_types(out.dtype.itemsize, compute)
-        one, zero, *_ = _factors(out.dtype)
-        cublas.gemmEx(
+        b_columns, (a_rows, a_columns) = b.shape[1], a.shape
+        gemm = _gemm(out.dtype, compute, transpose, accumulate)
+        gemm.function(
             self._cupy.cuda.device.get_cublas_handle(),
-            cublas.CUBLAS_OP_T if transpose_b else cublas.CUBLAS_OP_N,
-            cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N,
+            *gemm.operations,
             columns,
             rows,
-            depth,
-            one,
+            a_rows if transpose[0] else a_columns,
+            gemm.one,
             b.data.ptr,
-            number_type,
-            b.shape[1],
+            gemm.number_type,
+            b_columns,
             a.data.ptr,
-            number_type,
-            a.shape[1],
-            one if accumulate else zero,
+            gemm.number_type,
+            a_columns,
+            gemm.scale,
             out.data.ptr,
-            number_type,
+            gemm.number_type,
             columns,
-            arithmetic,
-            cublas.CUBLAS_GEMM_DEFAULT,
+            *gemm.arithmetic,
         )
 
     def versions(self) -> dict[str, str]:
@@ -292,20 +291,49 @@ def _struct_type(size: int) -> np.dtype[Any]:
     return np.dtype((np.void, size))
 
 
+class _Gemm(NamedTuple):
+    """What products of one kind ask cuBLAS for.
+
+    Attributes
+    ----------
+    function
+        ``gemmEx``.
+    operations
+        Of its first operand, our second one, and of the other.
+    number_type
+        That of all matrices.
+    one, scale
+        The addresses of 1, and of the factor of what `out` contains.
+    arithmetic
+        The type of the arithmetic, and cuBLAS's choice of a kernel.
+    owner
+        The numbers at these addresses.
+    """
+
+    function: Callable[..., None]
+    operations: tuple[int, int]
+    number_type: int
+    one: int
+    scale: int
+    arithmetic: tuple[int, int]
+    owner: npt.NDArray[Any]
+
+
 @cache
-def _cublas_types(size: int, compute: Compute) -> tuple[int, int]:
-    """Return cuBLAS's constants for the number type of `size` bytes and for the arithmetic."""
+def _gemm(dtype: np.dtype[Any], compute: Compute, transpose: tuple[bool, bool], accumulate: bool) -> _Gemm:
+    """Return what products of one kind ask for: a step has no time to find it out."""
     from cupy_backends.cuda.api import runtime
     from cupy_backends.cuda.libs import cublas
 
-    if size == 8:
-        return runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
-    tf32 = compute == "tf32"
-    return runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
-
-
-@cache
-def _factors(dtype: np.dtype[Any]) -> tuple[int, int, npt.NDArray[Any]]:
-    """Return the addresses of 1 and of 0 in a dtype, and the array that owns them."""
+    if dtype.itemsize == 8:
+        number_type, arithmetic = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
+    else:
+        tf32 = compute == "tf32"
+        arithmetic = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
+        number_type = runtime.CUDA_R_32F
+    first, second = (cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N for transposed in transpose)
     owner = np.array([1, 0], dtype)
-    return owner.ctypes.data, owner.ctypes.data + dtype.itemsize, owner
+    one = owner.ctypes.data
+    scale = one if accumulate else one + dtype.itemsize
+    kind = (arithmetic, cublas.CUBLAS_GEMM_DEFAULT)
+    return _Gemm(cublas.gemmEx, (second, first), number_type, one, scale, kind, owner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,13 @@ class Program(ABC):
         cooperative
             Whether all blocks have to be resident at once.
         """
+
+    def bind(self, kernel: str, blocks: tuple[int, ...], threads: int, words: Words) -> Callable[[], None]:
+        """Return a function that starts a kernel of a step with what `words` contains by then; see `launch`.
+
+        A loop over time calls it, so that all that stays the same is found out once.
+        """
+        return partial(self.launch, kernel, blocks, threads, words)
 
     @abstractmethod
     def resident_blocks(self, kernel: str, threads: int, shared_bytes: int = 0) -> int:

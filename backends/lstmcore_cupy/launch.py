@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ class Call:
         self._places = program_source.fields(struct)
         self._words: Words = np.zeros(len(self._places), np.int64)
         self._arrays: dict[str, Array] = {}
+        self._steps: dict[tuple[str, int, int], Callable[[], None]] = {}
 
     def put(self, **values: Array | int | None) -> None:
         """Set fields: a number, an array by its address, None for no array."""
@@ -57,13 +58,16 @@ class Call:
         whole_rows
             Whether one block has all columns of a row, because it sums over them.
         """
-        threads = min(tuning.MAX_THREADS, -(-width // _WARP) * _WARP)
-        self._program.launch(kernel, (rows, 1 if whole_rows else -(-width // threads)), threads, self._words)
+        self._program.launch(kernel, *_grid(rows, width, whole_rows=whole_rows), self._words)
 
     def step(self, s: int, kernel: str, rows: int, width: int, *, whole_rows: bool = False) -> None:
         """Start a kernel for step `s`; see `launch`."""
         self._words[self._places["s"]] = s
-        self.launch(kernel, rows, width, whole_rows=whole_rows)
+        start = self._steps.get((kernel, rows, width))
+        if start is None:
+            start = self._program.bind(kernel, *_grid(rows, width, whole_rows=whole_rows), self._words)
+            self._steps[kernel, rows, width] = start
+        start()
 
     @property
     def words(self) -> Words:
@@ -304,6 +308,12 @@ def cooperate(
         call.put(arrived=device.zeros(blocks[1:2], np.dtype(np.int64)), failed=device.failed.ctypes.data)
     words = np.concatenate([calls[0].words, calls[-1].words])
     programs.program.launch(kernel, blocks, threads, words, shared_bytes=shared_bytes, cooperative=True)
+
+
+def _grid(rows: int, width: int, *, whole_rows: bool) -> tuple[tuple[int, int], int]:
+    """Return the blocks and the threads of each; see `Call.launch`."""
+    threads = min(tuning.MAX_THREADS, -(-width // _WARP) * _WARP)
+    return (rows, 1 if whole_rows else -(-width // threads)), threads
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

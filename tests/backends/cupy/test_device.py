@@ -6,6 +6,7 @@ import ctypes
 import sys
 import threading
 from contextlib import nullcontext
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lstmcore_cupy import cuda_device
+from lstmcore.config import LSTMConfig
+from lstmcore_cupy import cuda_device, launch, persistent, program_source
 from lstmcore_cupy.cuda_device import CudaDevice
 
 _TYPES: dict[int, type[Any]] = {0: ctypes.c_float, 1: ctypes.c_double}
@@ -46,10 +48,10 @@ class _Cublas:
         alpha, a, a_kind, a_distance, b, b_kind, b_distance, beta, c, c_kind, c_distance, compute, _ = rest
         left = _columns(a, a_kind, *((k, m) if op_a else (m, k)), a_distance)
         right = _columns(b, b_kind, *((n, k) if op_b else (k, n)), b_distance)
-        product = (left.T if op_a else left) @ (right.T if op_b else right)
+        made = (left.T if op_a else left) @ (right.T if op_b else right)
         out = _columns(c, c_kind, m, n, c_distance)
         scale, old_scale = (ctypes.cast(factor, ctypes.POINTER(_TYPES[c_kind]))[0] for factor in (alpha, beta))
-        out[...] = scale * product + (old_scale * out if old_scale else 0)
+        out[...] = scale * made + (old_scale * out if old_scale else 0)
         self.asked.append(compute)
 
 
@@ -59,8 +61,7 @@ def cublas(monkeypatch: pytest.MonkeyPatch) -> _Cublas:
 
     fake = _Cublas()
     monkeypatch.setitem(vars(cupy_backends.cuda.libs), "cublas", fake)
-    for cached in (cuda_device._cublas_types, cuda_device._factors):
-        cached.cache_clear()
+    cuda_device._gemm.cache_clear()
     return fake
 
 
@@ -156,6 +157,75 @@ def test_static_bytes_count_towards_the_default_limit(driver: _Driver) -> None:
     assert not driver.asked
     program._function("one", (48 << 10) - cuda_device.STATIC_BYTES + 4)
     assert driver.asked == [(5, 8, program._shared_bytes)]
+
+
+def _planned_bytes() -> set[int]:
+    """Return the dynamic shared memory of every plan of an H100, at sizes of all kinds."""
+    device = SimpleNamespace(multiprocessors=132, shared_bytes=(227 << 10) - cuda_device.STATIC_BYTES)
+    float32, short = np.dtype(np.float32), np.dtype(np.uint16)
+    sizes: set[int] = set()
+    for tensor_cores, storage in ((False, float32), (True, float32), (True, short)):
+        formats = {"tensor_cores": tensor_cores, "real": float32, "storage": storage}
+        for hidden, batch, directions in product((344, *range(5, 1400, 17)), (1, 64, 256), (1, 2)):
+            programs: Any = SimpleNamespace(
+                config=LSTMConfig(input_size=2, hidden_size=hidden), device=device, **formats
+            )
+            for kernel in ("forward_persistent", "backward_persistent"):
+                plans = persistent._plans(programs, kernel, batch, directions)  # type: ignore[arg-type]
+                sizes |= {plan.shared_bytes for plan in plans if plan.shared_bytes <= device.shared_bytes}
+    return sizes
+
+
+def test_every_plan_asks_for_the_shared_memory_it_needs(driver: _Driver) -> None:
+    """A kernel that does not ask has 48 KiB, its static bytes included; a launch with more would fail."""
+    sizes, most = _planned_bytes(), 48 << 10
+    assert len(sizes) > 500
+    assert {size for size in sizes if most - cuda_device.STATIC_BYTES < size <= most}  # they have to ask too
+    for size in sizes:
+        driver.asked.clear()
+        program = _program()
+        program._function("one", size)
+        given = program._shared_bytes if driver.asked else most - cuda_device.STATIC_BYTES
+        assert size <= given, size
+        assert not driver.asked or size > most - cuda_device.STATIC_BYTES
+
+
+class _Function:
+    """A kernel of CuPy; `seen` has the struct of each launch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...], bytes]] = []
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Any) -> None:
+        (argument,) = arguments
+        self.seen.append((grid, block, argument.tobytes()))
+
+
+def test_a_step_only_starts_what_was_bound_before() -> None:
+    """What a launch in Python costs is a number in the struct and a call; all else is found once."""
+    program = _program()
+    program._functions = {"forward_cell": (function := _Function())}
+    call = launch.Call(SimpleNamespace(), program, "Call")  # type: ignore[arg-type]  # no array, no address
+    called: list[str] = []
+
+    def listen(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    for s in range(3):
+        called.clear()
+        call.put(units=10 + s)
+        sys.setprofile(listen)
+        try:
+            call.step(s, "forward_cell", 64, 300)
+        finally:
+            sys.setprofile(None)
+        place = program_source.fields("Call")
+        grid, block, struct = function.seen[-1]
+        words = np.frombuffer(struct, np.int64)
+        assert (grid, block) == ((64, 2), (256,))
+        assert (words[place["s"]], words[place["units"]]) == (s, 10 + s)
+    assert called == ["step", "__call__"]
 
 
 class _Runtime:

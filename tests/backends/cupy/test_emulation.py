@@ -57,3 +57,33 @@ def test_a_seed_gives_the_same_race_each_time() -> None:
 def test_a_negative_seed_is_an_error() -> None:
     with pytest.raises(ValueError, match="seed: expected 0 or more; got -1"):
         EmulatedDevice(seed=-1)
+
+
+_WEIGHTS = """
+struct Weights {
+    long long* order;
+    long long outputs;
+    long long columns;
+    long long outputs_first;
+};
+
+KERNEL(weights_read, Weights) {
+    long long turn = 0;
+    for_weights((int)a.outputs, (int)a.columns, a.outputs_first, [&](const int o, const int k) {
+        a.order[turn++ * blockDim.x + threadIdx.x] = a.outputs_first ? k * a.outputs + o : o * a.columns + k;
+    });
+}
+"""
+
+
+@pytest.mark.parametrize("outputs_first", [False, True])
+def test_neighbours_read_neighbouring_weights(outputs_first: bool) -> None:
+    """A warp reads R in few transactions, forward by its rows and backward by its columns, once and whole."""
+    outputs, columns = 6, 44
+    turns = -(-outputs * columns // THREADS)
+    order = np.full(turns * THREADS, -1, np.int64)
+    fields = np.array([order.ctypes.data, outputs, columns, outputs_first], np.int64)
+    text = "#define STORAGE 1\n" + program_source.source("block.cuh") + _WEIGHTS
+    EmulatedDevice().program(text).launch("weights_read", (1,), THREADS, fields)
+    np.testing.assert_array_equal(order[: outputs * columns], np.arange(outputs * columns))
+    assert (order[outputs * columns :] == -1).all()
