@@ -1,7 +1,7 @@
 """A GPU in one go: conformance in full, microbenchmarks, and the benchmark beside PyTorch's LSTM (cuDNN).
 
-``python -m lstmcore_conformance.gpu --out FOLDER`` needs CuPy, NumPy, pluggy and PyTorch alone; docs/benchmarking.md
-says what it does. The engine is `lstmcore_conformance.bench`.
+``python -m lstmcore_conformance.gpu --out FOLDER`` needs CuPy, NumPy, array-api-compat, pluggy and PyTorch alone;
+docs/benchmarking.md says what it does. The engine is `lstmcore_conformance.bench`.
 """
 
 from __future__ import annotations

@@ -125,6 +125,11 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {one.name for one in variants(benchmark)} == {"layer_norm", "zoneout", "peephole", "input_from_forget"}
     assert len(variants(benchmark)) == 4 * 4
     assert device["micro"]["a call of nothing"] > 0
+    kinds = [(one["precision"], one["path"], one["arrays"]) for one in device["training"]]
+    assert kinds == [("float32", path, arrays) for path in ("", "equations") for arrays in ("host", "device")]
+    for one in device["training"]:
+        assert one["step_s"] > 0
+        assert one["losses"][-1] < one["losses"][0]
     assert device["not_reached"] == device["errors"] == []
     shown = CliRunner().invoke(cli, ["bench", "--read", str(folder / "results.json")])
     assert shown.exit_code == 0, shown.output

@@ -1,4 +1,4 @@
-"""A whole run on a device: conformance, microbenchmarks, variants, and the grid, while there is time."""
+"""A whole run on a device: conformance, microbenchmarks, training, variants, and the grid, while there is time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from lstmcore.files import write_atomically
 from lstmcore_conformance.bench.device_points import Compared, compare, compare_variants
+from lstmcore_conformance.bench.end_to_end import Trained, trained
 from lstmcore_conformance.bench.goals import summary, table_of
 from lstmcore_conformance.bench.grids import DEVICE_VARIANTS
 from lstmcore_conformance.bench.jobs import Job
@@ -25,7 +26,7 @@ from lstmcore_conformance.bench.timed_device import Device, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.suite.report import Report
 
-STAGES: Final = ("conformance", "micro", "variants", "benchmark")
+STAGES: Final = ("conformance", "micro", "training", "variants", "benchmark")
 #: The share of the time that conformance may take, and that of each further path; the rest is for what follows.
 CONFORMANCE: Final = 0.3
 CONFORMANCE_OF_A_PATH: Final = 0.15
@@ -53,6 +54,7 @@ class DeviceRun:
     report: Report | None = None
     reports: dict[str, Report] = field(default_factory=dict)
     micro: dict[str, float | str] = field(default_factory=dict)
+    training: list[Trained] = field(default_factory=list)
     variants: list[Result] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)
     not_reached: list[Job] = field(default_factory=list)
@@ -90,6 +92,7 @@ class DeviceRun:
             "conformance": _judged(self.report),
             "paths": {path: _judged(report) for path, report in self.reports.items()},
             "micro": self.micro,
+            "training": [asdict(one) for one in self.training],
             "points": [one.to_dict() for one in self.compared],
             "not_reached": [str(job) for job in self.not_reached],
             "errors": self.errors,
@@ -140,6 +143,7 @@ class DeviceRun:
         work: dict[str, Callable[[], None]] = {
             "conformance": lambda: self._conformance(seconds, workers, select),
             "micro": lambda: self.micro.update(self.device.micro()),
+            "training": lambda: self._training(deadline),
             "variants": lambda: self._variants(deadline),
             "benchmark": lambda: self._benchmark(deadline),
         }
@@ -171,6 +175,15 @@ class DeviceRun:
             for text in (f"{path}: {found.verdict}" if path else found.verdict, *errors):
                 self.say(text)
             self.write()
+
+    def _training(self, deadline: Deadline) -> None:
+        """Train from end to end, with arrays of the host and of the device."""
+        for one in trained(self.device):
+            self.training.append(one)
+            self.say(f"  {one}: {1e6 * one.step_s:.0f} us a step, loss {one.losses[0]:.3f} to {one.losses[-1]:.3f}")
+            if deadline.left < 0:
+                break
+        self.device.forget()
 
     def _variants(self, deadline: Deadline) -> None:
         """Time each switch beside the plain layer, on every path."""

@@ -142,6 +142,7 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}: {judged['verdict']}"
     for name, cost in device["micro"].items():
         yield f"  {name}: {cost if isinstance(cost, str) else f'{cost:.2f} us'}"
+    yield from _training_lines(device["training"])
     yield f"time of {device['peer']} over ours, inputs on the device ({device['name']}):"
     yield "  default: the path that an installed package takes today; the goals are judged by it, or by the other path"
     yield "  where this run's table takes it. fastest: picked from the same rounds, so biased upwards."
@@ -157,6 +158,15 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"  no time was left for {len(device['not_reached'])} points, first {device['not_reached'][0]}"
     for text in device["errors"]:
         yield f"  error: {text}"
+
+
+def _training_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each run from end to end."""
+    if found:
+        yield "training on Japanese Vowels, both directions, with a linear readout:"
+    for one in found:
+        kind = f"{one['precision']}, {one['path'] or 'default'}, arrays of the {one['arrays']}"
+        yield f"  {kind}: {1e6 * one['step_s']:.0f} us a step, loss {one['losses'][0]:.3f} to {one['losses'][-1]:.3f}"
 
 
 def _ratio_lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lstmcore_conformance.bench.jobs import LENGTHS_MODES, Job, Mode, Point
 from lstmcore_conformance.bench.timing import Plan
@@ -94,6 +94,15 @@ def varied(grid: str) -> tuple[Point, ...]:
 FEWEST: Final = 5
 
 
+class TrainingSize(NamedTuple):
+    """The sizes of a training run: how many sequences, rows of a batch, hidden units and epochs, at least two."""
+
+    sequences: int
+    rows: int
+    hidden: int
+    epochs: int
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceGrid:
     """The sizes of a run on a device: one layer whose input is as wide as its state.
@@ -102,6 +111,8 @@ class DeviceGrid:
     ----------
     varied
         Sizes of the variants.
+    training
+        Sizes of the training from end to end.
     """
 
     name: str
@@ -111,6 +122,7 @@ class DeviceGrid:
     hidden: tuple[int, ...]
     varied: Point
     plan: Plan
+    training: TrainingSize
 
     def sizes(self) -> list[Point]:
         """Return those first that the first goal is about, then the cheap ones: time may run out before the end."""
@@ -141,6 +153,7 @@ GPU: Final = DeviceGrid(
     hidden=(64, 128, 256, 512, 1024, 2048),
     varied=Point(512, 64, 512, 512),
     plan=Plan(rounds=11, seconds=0.0, repeats=0, fewest=FEWEST, limit=0.8),
+    training=TrainingSize(270, 30, 100, 6),
 )
 STAND_IN: Final = DeviceGrid(
     name="stand-in",
@@ -150,6 +163,7 @@ STAND_IN: Final = DeviceGrid(
     hidden=(5, 8),
     varied=Point(4, 3, 5, 5),
     plan=Plan(rounds=FEWEST, seconds=0.0, repeats=0),
+    training=TrainingSize(12, 4, 5, 3),
 )
 #: Switches that are timed beside the plain layer on a device.
 DEVICE_VARIANTS: Final = ("layer_norm", "zoneout", "peephole", "input_from_forget")
