@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -56,6 +58,41 @@ def check_regular(path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise ValueError(f"{path}: expected a file; got {kind}")
+
+
+@contextlib.contextmanager
+def tell_damage(path: str | Path, expected: str) -> Iterator[None]:
+    """Turn what a library raises at a damaged file into a ValueError that names it.
+
+    Readers of zip, deflate, LZMA, NumPy and HDF5 have exceptions of their own, and raise RuntimeError, KeyError and
+    OSError without a number of the system too.
+
+    Parameters
+    ----------
+    path
+        The file.
+    expected
+        What it should be, for the message.
+
+    Raises
+    ------
+    ValueError
+        What the block raised, but for errors of the system, of memory and of a missing package.
+    """
+    try:
+        yield
+    except (MemoryError, ImportError):
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the beginning of the file
+            raise
+        raise ValueError(f"{path}: expected {expected}; got another kind, or a damaged one: {error}") from error
+    except (TypeError, ValueError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: expected {expected}; {error}") from error
+    except Exception as error:  # whatever it is, it says that the file is not what it should be
+        raise ValueError(f"{path}: expected {expected}; got a damaged one: {error}") from error
 
 
 def check_writable(name: str, path: str | Path) -> Path:

@@ -80,7 +80,9 @@ class Layer(ABC):
         TypeError, ValueError
             A missing or unknown name, a wrong shape or dtype, a number that is not finite.
         """
-        found = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+        validation.check_mapping("parameters", parameters)
+        text = {str(name): value for name, value in parameters.items()}  # what is no text is no name of ours either
+        found = {name.removeprefix(prefix): value for name, value in text.items() if name.startswith(prefix)}
         validation.check_parameters("parameters", found, self.parameter_shapes, get_precision(self.dtype))
         copies = {name: np.array(found[name], order="C") for name in self.parameter_shapes}
         validation.check_finite_parameters("parameters", copies)

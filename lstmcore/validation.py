@@ -312,6 +312,12 @@ def _flat(items: Iterable[Any]) -> Iterable[Any]:
             yield item
 
 
+def check_mapping(name: str, parameters: Any) -> None:
+    """Raise TypeError unless the argument `name` is a mapping, whatever it holds."""
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"{name}: expected a mapping of name to array; got {type(parameters).__name__}")
+
+
 def check_parameters(
     name: str, parameters: Any, shapes: Mapping[str, tuple[int, ...]], precision: Precision, *, partial: bool = False
 ) -> None:
@@ -335,8 +341,7 @@ def check_parameters(
     TypeError, ValueError
         As `check_array`; an unknown or a missing name.
     """
-    if not isinstance(parameters, Mapping):
-        raise TypeError(f"{name}: expected a mapping of name to array; got {type(parameters).__name__}")
+    check_mapping(name, parameters)
     if unknown := sorted(set(map(str, parameters)) - set(shapes)):
         raise ValueError(f"{name}: unknown {', '.join(unknown)}; expected {', '.join(shapes)}")
     missing = [key for key in shapes if key not in parameters]

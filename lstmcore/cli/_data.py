@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
-import numpy as np
 
 from lstmcore import datasets
 from lstmcore.datasets import Classification, LabelLayout, Labelled, Layout, Series
 from lstmcore.datasets.csv_table import TIME_NAMES
+from lstmcore.datasets.labelled import open_archive
 from lstmcore.files import check_regular, check_writable
 from lstmcore.suggestions import did_you_mean
 
@@ -136,9 +136,9 @@ def open_labelled(data: str, layout: LabelLayout, part: str = "") -> Labelled:
 def archive_parts(data: str) -> tuple[str, ...]:
     """Return the parts, of train and test, in which a NumPy archive is divided; none if it has an array X."""
     try:
-        with np.load(data, allow_pickle=False) as archive:
+        with open_archive(data) as archive:
             names = set(archive.files)
-    except (ValueError, EOFError, AttributeError):
+    except ValueError:
         return ()  # reading it tells what is wrong
     return () if "X" in names else tuple(part for part in ("train", "test") if f"X_{part}" in names)
 

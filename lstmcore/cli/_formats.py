@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from lstmcore.config import StackConfig
 from lstmcore.dialects import keras, keras_files, onnx_reader, onnx_writer, openvino, tflite_reader, torch
 from lstmcore.dialects.layers import checked_file
-from lstmcore.files import check_regular
+from lstmcore.files import check_regular, tell_damage
 from lstmcore.layer_file import CHAIN_FORMAT, LSTM_FORMAT, LayerFile, LayerSpec, read_layers, write_layers
 from lstmcore.notices import notify
 from lstmcore.tensor_file import file_format
@@ -164,11 +164,8 @@ def format_of_source(path: Path) -> Format:
 
 
 def _members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: expected a whole zip file; got a damaged one: {error}") from None
+    with tell_damage(path, "a whole zip file"), zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def format_of_target(path: Path) -> Format:

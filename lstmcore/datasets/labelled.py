@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +15,16 @@ import numpy.typing as npt
 from lstmcore.datasets.csv_table import Table, Wanted
 from lstmcore.datasets.csvfile import Layout
 from lstmcore.datasets.series import Fill, Series
-from lstmcore.files import check_regular
+from lstmcore.files import check_regular, tell_damage
 from lstmcore.notices import notify
 
 Array = npt.NDArray[Any]
+
+#: An array of an archive unpacks to at most so many times its size there, or to so many bytes: padding gets small.
+_UNPACKED: Final = 200
+_SMALL: Final = 1 << 28
+#: Version of a header in an archive -> its reader.
+_HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class LabelLayout(NamedTuple):
@@ -226,22 +234,15 @@ def read_archive(path: str | Path, *, part: str = "", name: str | None = None) -
     >>> data.labels[:2], data.inputs[1].shape
     (('slow', 'fast'), (5, 2))
     """
-    check_regular(path)
-    name = str(path) if name is None else name
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, AttributeError, KeyError) as error:
-        hint = (
-            ": save it without objects: pad X, give lengths, and make y numbers or texts"
-            if "llow_pickle" in str(error)
-            else ""
-        )
-        raise ValueError(f"{name}: expected a NumPy archive of numbers and texts; got another file{hint}") from error
-    end = f"_{part}" if part else ""
+    name, end = str(path) if name is None else name, f"_{part}" if part else ""
+    with open_archive(path, name) as archive:
+        names = list(archive.files)
+        arrays = {
+            key: _unpacked(archive, key) for key in (f"{word}{end}" for word in ("X", "y", "lengths")) if key in names
+        }
     x = arrays.get(f"X{end}")
     if x is None:
-        raise ValueError(f"{name}: expected an array 'X{end}'; got {', '.join(arrays) or 'none'}")
+        raise ValueError(f"{name}: expected an array 'X{end}'; got {', '.join(names) or 'none'}")
     x = x[..., None] if x.ndim == 2 else x
     if x.ndim != 3 or x.dtype.kind not in "fiu" or 0 in x.shape:
         raise ValueError(f"{name}: X{end}: expected numbers (N, T, I); got {x.dtype} {x.shape}")
@@ -255,6 +256,37 @@ def read_archive(path: str | Path, *, part: str = "", name: str | None = None) -
             raise ValueError(f"{name}: X{end}[{number}]: expected finite numbers; got NaN or infinity")
     labels = _archive_labels(name, arrays, end, count)
     return Labelled(name, inputs, tuple(map(str, range(count))), labels)
+
+
+@contextmanager
+def open_archive(path: str | Path, name: str | None = None) -> Iterator[Any]:
+    """Open a NumPy archive; what it raises in the block becomes a ValueError that begins with `name`, or the path."""
+    check_regular(path)
+    told = tell_damage(str(path) if name is None else name, "a NumPy archive of numbers and texts")
+    with told, Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        yield archive
+
+
+def _unpacked(archive: Any, key: str) -> Array:
+    """Return an array of an archive, unless it is not what its header says, or may be made to fill memory."""
+    info = archive.zip.getinfo(f"{key}.npy")
+    if info.file_size > max(_UNPACKED * info.compress_size, _SMALL):
+        raise ValueError(
+            f"{key}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
+        )
+    with archive.zip.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(f"{key}: expected numbers or texts; got columns with names")
+        shape, _, dtype = _HEADERS[version](stream)
+        if dtype.hasobject:
+            raise ValueError(
+                f"{key}: expected numbers or texts; got objects: save it without: pad X, give lengths, and make y "
+                "numbers or texts"
+            )
+        if (size := math.prod(shape) * dtype.itemsize) != info.file_size - stream.tell():
+            raise ValueError(f"{key}: expected {size:,} bytes, those of {dtype} {shape}; got {info.file_size:,} in all")
+    return np.asarray(archive[key])
 
 
 def _archive_labels(name: str, arrays: Mapping[str, Array], end: str, count: int) -> tuple[str, ...] | None:

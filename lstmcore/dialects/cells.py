@@ -21,6 +21,7 @@ from lstmcore.layer_file import LayerFile
 from lstmcore.precision import get_precision
 from lstmcore.scalars import finite
 from lstmcore.stored_weights import read_parameters
+from lstmcore.validation import check_mapping
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -271,7 +272,10 @@ def _check_carried(name: str, form: CellFormat, config: LSTMConfig, told: _Told)
 
 def _read_direction(form: CellFormat, arrays: Mapping[str, Any], told: _Told) -> tuple[LSTMConfig, dict[str, Array]]:
     """Return the configuration and the parameters of one direction."""
+    check_mapping("arrays", arrays)
     for key, array in arrays.items():
+        if not isinstance(key, str):
+            raise TypeError(f"arrays: expected names; got {key!r:.40}")
         check_floats(key, array)
     if (unknown := sorted(set(arrays) - {*_names(form)})) and form.x.format(form.words["i"]) in arrays:
         raise ValueError(f"arrays: expected {', '.join(_names(form))}; got {', '.join(unknown)}")

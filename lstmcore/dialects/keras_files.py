@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lstmcore.dialects.keras import LAYERS, KerasLayer, KerasModel, live_model, read_keras, to_keras
 from lstmcore.dialects.layers import split_layers
 from lstmcore.extras import installing
-from lstmcore.files import check_regular, write_atomically
+from lstmcore.files import check_regular, tell_damage, write_atomically
 from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
 
@@ -53,24 +53,36 @@ def open_keras(path: Path) -> KerasModel:
     """
     check_regular(path)
     h5py = _h5py(path)
-    try:
+    with tell_damage(path, "a file of Keras"):
         if zipfile.is_zipfile(path):
             return _read_archive(path, h5py)
         with h5py.File(path, "r") as file:
+            _check_contents(file, h5py)
             return _read_legacy(file) if "layer_names" in _weights(file).attrs else _read_weights(file)
-    except (
-        KeyError,
-        IndexError,
-        AttributeError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(f"{path}: expected a file of Keras; got one without {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path}: expected a file of Keras; got another kind, or a damaged one: {error}") from error
+
+
+def _check_contents(file: Any, h5py: Any) -> None:
+    """Raise ValueError if a file of HDF5 leads to other files, or has arrays that unpack to far more than its bytes."""
+    groups, known = [("", file)], set[int]()
+    while groups:
+        place, group = groups.pop()
+        for key in group:
+            name = f"{place}/{key}"
+            if isinstance(group.get(key, getlink=True), h5py.ExternalLink):
+                raise ValueError(f"{name}: expected data in the file itself; got a link to another file")
+            found = group.get(key)
+            if isinstance(found, h5py.Group):
+                address = h5py.h5o.get_info(found.id).addr  # a group may hold itself
+                if address not in known:
+                    known.add(address)
+                    groups.append((name, found))
+            elif isinstance(found, h5py.Dataset):
+                if found.external or found.is_virtual:
+                    raise ValueError(f"{name}: expected numbers in the file itself; got those of another file")
+                if found.nbytes > _UNPACKED * (found.id.get_storage_size() + 1024):
+                    raise ValueError(
+                        f"{name}: expected at most {_UNPACKED} times its size in the file; got {found.nbytes:,} bytes"
+                    )
 
 
 def _h5py(path: str | Path) -> Any:
@@ -84,20 +96,21 @@ def _h5py(path: str | Path) -> Any:
 def _read_archive(path: Path, h5py: Any) -> KerasModel:
     """Read a .keras file."""
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(_member(path, archive, "config.json"))
-        version = json.loads(_member(path, archive, "metadata.json"))["keras_version"]
-        stream = io.BytesIO(_member(path, archive, "model.weights.h5"))
+        config = json.loads(_member(archive, "config.json"))
+        version = json.loads(_member(archive, "metadata.json"))["keras_version"]
+        stream = io.BytesIO(_member(archive, "model.weights.h5"))
     with h5py.File(stream, "r") as file:
+        _check_contents(file, h5py)
         layers = list(_layers(file, "", config["config"]["layers"]))
     return KerasModel(layers, int(version.split(".")[0]), config["class_name"] == "Sequential")
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return a file of the archive, unless it unpacks to far more than any network: it may be made to fill memory."""
     info = archive.getinfo(name)
     if info.file_size > _UNPACKED * (info.compress_size + 1024):
         raise ValueError(
-            f"{path}: {name}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
+            f"{name}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
         )
     return archive.read(name)
 

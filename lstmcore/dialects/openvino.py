@@ -11,6 +11,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -24,6 +25,7 @@ from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
 from lstmcore.precision import get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, is_matrix, read_parameters
+from lstmcore.validation import check_mapping
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -74,9 +76,10 @@ def from_arrays(arrays: Mapping[str, Any], attributes: Mapping[str, str] | None 
     >>> content.layers.hidden_size, content.batch_first
     (5, True)
     """
+    check_mapping("arrays", arrays)
     if set(arrays) != {"W", "R", "B"}:
-        raise ValueError(f"arrays: expected W, R, B; got {', '.join(sorted(arrays)) or 'none'}")
-    given = _to_onnx(attributes or {})
+        raise ValueError(f"arrays: expected W, R, B; got {', '.join(sorted(map(str, arrays))) or 'none'}")
+    given = _to_onnx({} if attributes is None else attributes)
     full = {name: np.asarray(array) for name, array in arrays.items()}
     if full["W"].ndim == 2:
         full = {name: array[None] for name, array in full.items()}
@@ -84,7 +87,7 @@ def from_arrays(arrays: Mapping[str, Any], attributes: Mapping[str, str] | None 
     full = {name: array.astype(np.float32) if half else array for name, array in full.items()}
     for name, array in full.items():
         if array.ndim < 2 or array.shape[1] % 4 or not array.size:
-            raise ValueError(f"{name}: expected 4 H rows in each direction; got shape {arrays[name].shape}")
+            raise ValueError(f"{name}: expected 4 H rows in each direction; got shape {np.shape(arrays[name])}")
     W, R, B = (_reordered(full[name], _GATES, _ONNX_GATES) for name in "WRB")
     found = onnx.directions(given, W, R, np.concatenate([B, np.zeros_like(B)], axis=1))
     configs, parameters = zip(*found, strict=True)
@@ -151,6 +154,8 @@ def _in_float16(parameters: Mapping[str, Array]) -> dict[str, Any]:
 
 def _to_onnx(attributes: Mapping[str, str]) -> dict[str, Any]:
     """Return attributes of ONNX's operator."""
+    if not isinstance(attributes, Mapping) or not all(isinstance(text, str) for text in chain(*attributes.items())):
+        raise TypeError(f"attributes: expected a mapping of names to texts; got {attributes!r:.80}")
     for name, text in attributes.items():
         if name not in _ATTRIBUTES and text.lower() not in _DEFAULTS.get(name, ()):
             wanted = f"expected {_DEFAULTS[name][0]}" if name in _DEFAULTS else "expected no such attribute"

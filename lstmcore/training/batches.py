@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.config import finite, integer
-from lstmcore.validation import check_real
+from lstmcore.validation import as_array, check_real
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
@@ -35,7 +35,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     Raises
     ------
     TypeError, ValueError
-        `batch_size` is no whole number, or below 1; `seed` or `epoch` below 0.
+        `batch_size` is no whole number, or below 1; `seed` or `epoch` below 0; `lengths` are no whole numbers.
 
     Examples
     --------
@@ -45,9 +45,11 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, *, seed: int, epo
     """
     batch_size = integer("batch_size", batch_size, 1)
     seed, epoch = integer("seed", seed, 0), integer("epoch", epoch, 0)
-    sizes = np.asarray(lengths, np.int64)
+    sizes = as_array("lengths", lengths)
     if sizes.ndim != 1:
         raise ValueError(f"lengths: expected one number a sequence; got shape {sizes.shape}")
+    if sizes.size and sizes.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected whole numbers; got {sizes.dtype}")
     random = np.random.default_rng(np.random.SeedSequence((seed, epoch)))
     order = random.permutation(len(sizes))
     batches: list[Indices] = []

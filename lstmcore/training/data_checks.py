@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,8 +118,8 @@ def find_classes(targets: Any, outputs: int) -> list[str] | None:
     ValueError
         Another number of names than `outputs`.
     """
-    targets = plain("targets", targets)
-    if not hasattr(targets, "__len__") or not len(targets):
+    targets = _collection(targets)
+    if not len(targets):
         return None
     first = validation.as_array("targets[0]", plain("targets[0]", targets[0]))
     if not _are_texts(first):
@@ -163,9 +163,7 @@ def check_targets(
     ValueError
         Another count or shape, a class outside 0 to K - 1, an unknown name, NaN or infinity.
     """
-    targets = plain("targets", targets)
-    if not hasattr(targets, "__len__"):
-        raise TypeError(f"targets: expected an array, or a sequence of them; got {type(targets).__name__}")
+    targets = _collection(targets)
     if len(targets) != len(inputs):
         raise ValueError(f"targets: expected {len(inputs)}, one a sequence; got {len(targets)}")
     places = {name: number for number, name in enumerate(classes)}
@@ -182,6 +180,16 @@ def check_targets(
         else:
             checked.append(_values(name, array, (*shape, outputs), weight))
     return checked
+
+
+def _collection(targets: Any) -> Any:
+    """Return targets that can be counted and are in an order; a Series or a DataFrame becomes an array."""
+    targets = plain("targets", targets)
+    # The keys of a mapping, the letters of a text and a set would pass for targets.
+    one = isinstance(targets, Mapping | Set | str | bytes) or getattr(targets, "ndim", 1) == 0
+    if one or not hasattr(targets, "__len__"):
+        raise TypeError(f"targets: expected an array, or a sequence of them; got {type(targets).__name__}")
+    return targets
 
 
 def _are_texts(array: Array) -> bool:

@@ -193,9 +193,8 @@ class QuantileLoss(Loss):
             raise ValueError(f"quantiles: expected numbers between 0 and 1; got {quantiles!r}")
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
-        """See `Loss`. Raises ValueError if the shapes do not fit."""
-        width = self.target_size(outputs.shape[-1])
-        check_fit(outputs, targets, width)
+        """See `Loss`. Raises TypeError and ValueError as `MeanSquaredError`."""
+        width = _target_width(self, outputs, targets)
         xp, z, wanted, weights = flatten_entries(outputs, targets, mask, width)
         z, wanted = xp.reshape(z, (z.shape[0], len(self.quantiles), width)), as_real(wanted, z)[:, None, :]
         weights = weights[:, None, None]
@@ -242,6 +241,7 @@ class QuantileLoss(Loss):
 
     def _sorted(self, outputs: Array) -> Array:
         """Return (..., Q, K), ascending: quantiles that are learned apart may cross."""
+        check_real("outputs", outputs, axes=1, kinds="f")
         xp, width = namespace_of(outputs), self.target_size(outputs.shape[-1])
         return xp.sort(xp.reshape(outputs, (*outputs.shape[:-1], -1, width)), axis=-2)
 
@@ -262,9 +262,8 @@ class GaussianLoss(Loss):
     weighted = True
 
     def __call__(self, outputs: Array, targets: Array, mask: Array | None = None) -> tuple[Any, Array]:
-        """See `Loss`. Raises ValueError if the shapes do not fit."""
-        width = self.target_size(outputs.shape[-1])
-        check_fit(outputs, targets, width)
+        """See `Loss`. Raises TypeError and ValueError as `MeanSquaredError`."""
+        width = _target_width(self, outputs, targets)
         xp, z, wanted, weights = flatten_entries(outputs, targets, mask, width)
         wanted, each = as_real(wanted, z), weights[:, None]
         valid, share = each > 0, 1 / or_one(as_number(xp.sum(weights)) * width)
@@ -286,12 +285,14 @@ class GaussianLoss(Loss):
 
     def point(self, outputs: Array) -> Array:
         """See `Loss`."""
+        check_real("outputs", outputs, axes=1, kinds="f")
         return outputs[..., : self.target_size(outputs.shape[-1])]
 
     def interval(self, outputs: Array, coverage: float) -> Array:
         """See `Loss`."""
         reach = NormalDist().inv_cdf(0.5 + check_coverage(coverage) / 2)
-        xp, mean = namespace_of(outputs), self.point(outputs)
+        mean = self.point(outputs)
+        xp = namespace_of(outputs)
         width = reach * xp.exp(0.5 * outputs[..., mean.shape[-1] :])
         return xp.stack([mean - width, mean, mean + width], axis=-2)
 
@@ -310,6 +311,15 @@ def _parts(name: str, outputs: int, count: int) -> int:
             f"{outputs}"
         )
     return outputs // count
+
+
+def _target_width(loss: Loss, outputs: Array, targets: Array) -> int:
+    """Return how many values a target has, after a check of both arrays of a loss with intervals."""
+    check_real("outputs", outputs, axes=1, kinds="f")
+    check_real("targets", targets, axes=1)
+    width = loss.target_size(outputs.shape[-1])
+    check_fit(outputs, targets, width)
+    return width
 
 
 LOSSES: Final = {loss.name: loss for loss in (CrossEntropy, MeanSquaredError, QuantileLoss, GaussianLoss)}

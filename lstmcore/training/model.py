@@ -25,6 +25,7 @@ from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer
 from lstmcore.training.streams import is_source, open_examples, open_inputs
 from lstmcore.training.weights import check_weights
+from lstmcore.validation import check_mapping
 
 Array = npt.NDArray[Any]
 
@@ -111,10 +112,11 @@ class SequenceModel:
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Set all parameters, by the names of `parameters`."""
+        check_mapping("parameters", parameters)
         layers = self.parts.layers
         groups: dict[str, dict[str, Array]] = {name: {} for name in layers}
         for key, value in parameters.items():
-            part, _, name = key.partition(".")
+            part, _, name = str(key).partition(".")
             if part not in groups:
                 expected = " or ".join(f"{name}." for name in groups)
                 raise ValueError(f"parameters: expected names that begin with {expected}; got {key!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +187,41 @@ def test_an_archive(folder: Path) -> None:
         ({"X": np.ones((4, 3)), "y": np.ones(4)}, "y: expected 4 labels, whole numbers or texts; got float64"),
         ({"X": np.full((4, 3), np.nan), "y": np.ones(4, int)}, r"X\[0\]: expected finite numbers; got NaN"),
         ({"X": np.ones((4, 3)), "lengths": np.array([3, 4, 3, 3])}, "lengths: expected 4 whole numbers from 1 to 3"),
-        ({"X": np.array([np.ones(3), np.ones(2)], object)}, "got another file: save it without objects: pad X"),
+        (
+            {"X": np.array([np.ones(3), np.ones(2)], object)},
+            "X: expected numbers or texts; got objects: save it without: pad X",
+        ),
     ],
 )
 def test_archives_that_are_refused(arrays: dict[str, Any], message: str) -> None:
     np.savez("bad.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         read_archive("bad.npz")
+
+
+def damaged_archives() -> dict[str, bytes]:
+    """Return archives that the readers of zip, of its ways to pack, and of NumPy each refuse by errors of their own."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, X=np.ones((4, 3, 2)), y=np.arange(4))
+    whole, at = stream.getvalue(), stream.getvalue().index(b"X.npy") + 40
+    made = {"half": whole[: len(whole) // 2], "bits": whole[:at] + b"\xff" * 8 + whole[at + 8 :], "empty": b""}
+    made["before the beginning"] = whole[60:]
+    made["encrypted"] = re.sub(rb"(PK\x01\x02.{4})\x00", lambda found: found[1] + b"\x01", whole, flags=re.DOTALL)
+    for name, content in (("no array", b"text"), ("no header", b"\x93NUMPY\x01\x00\xff\xff{")):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("X.npy", content)
+        made[name] = stream.getvalue()
+    return made | {"no zip": b"PK\x03\x04 and no more", "one array": b"\x93NUMPY\x01\x00"}
+
+
+@pytest.mark.parametrize("name", damaged_archives())
+def test_a_damaged_archive_is_one_line(name: str) -> None:
+    """Readers of zip raise BadZipFile, RuntimeError and OSError, which were tracebacks of the commands."""
+    Path("bad.npz").write_bytes(damaged_archives()[name])
+    with pytest.raises(ValueError, match=r"^bad\.npz: expected a NumPy archive of numbers and texts; "):
+        read_archive("bad.npz")
+    assert error("train", "bad.npz", *SMALL).startswith("bad.npz: expected a NumPy archive of numbers and texts; ")
 
 
 def test_one_column_for_two_uses_is_refused() -> None:

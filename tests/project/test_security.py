@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import struct
 import tomllib
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 
 from lstmcore import LSTM
+from lstmcore.datasets import read_archive
 from lstmcore.files import write_atomically
 from lstmcore.training import SequenceModel
+from small_models import data, make, trainer
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("lstmcore", "backends")
@@ -183,6 +187,62 @@ def test_a_hostile_header_is_a_value_error_that_names_the_file(tmp_path: Path, c
     for load in (LSTM.load, SequenceModel.load):
         with pytest.raises(ValueError, match=r"hostile: "):
             load(path)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """Return a file of one array as NumPy writes it, with any header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+def test_an_archive_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+    """By what the zip says, and by what the array in it says, before anything is unpacked; padding may be packed."""
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, X=np.zeros((2, 1 << 18, 1)))
+    assert len(read_archive(path)) == 2
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("X.npy", "w") as stream:
+        for _ in range(300):
+            stream.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(
+        ValueError, match=r"bomb\.npz: .*X: expected at most 200 times its size .* got 314,572,800 bytes"
+    ):
+        read_archive(path)
+    for shape in ("(1099511627776, 4, 4)", "(-1, 8, 1)", "(4, 4, 4)"):
+        header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("X.npy", npy(header, bytes(64)))
+        with pytest.raises(ValueError, match=r"bomb\.npz: .*X: expected .* bytes, those of float64 .*; got "):
+            read_archive(path)
+
+
+def test_paths_in_an_archive_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with zipfile.ZipFile("walks.npz", "w") as archive:
+        for name in ("../X.npy", "/tmp/lstmcore-planted/X.npy", "X.npy"):
+            stream = io.BytesIO()
+            np.save(stream, np.ones((3, 2, 1)))
+            archive.writestr(name, stream.getvalue())
+    assert len(read_archive("walks.npz")) == 3
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "walks.npz"]
+    assert not Path("/tmp/lstmcore-planted").exists()
+
+
+def test_links_in_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    """A run goes on in the file that a link leads to; a link that leads nowhere, or in a circle, is told."""
+    inputs, targets = data()
+    kept = tmp_path / "elsewhere"
+    trainer(make(), epochs=1, checkpoint=kept).fit(inputs, targets)
+    link = tmp_path / "run"
+    link.symlink_to(kept)
+    trainer(make(), epochs=2, checkpoint=link).fit(inputs, targets, resume=link)
+    assert link.is_symlink() and not kept.is_symlink()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ValueError, match=r"^checkpoint: expected a file that can be written; got "):
+        trainer(make(), checkpoint=link)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "run"]
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:

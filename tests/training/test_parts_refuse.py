@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmcore import LSTM, Chain
+from lstmcore.layers import Embedding, Linear
 from lstmcore.training import (
     SGD,
     Adam,
     CrossEntropy,
+    GaussianLoss,
     Loss,
     MeanSquaredError,
+    QuantileLoss,
+    Readout,
+    SequenceModel,
     Standardizer,
+    Trainer,
     batches_by_length,
     clip_by_global_norm,
     global_norm,
@@ -35,19 +42,26 @@ NO_FLOATS: tuple[tuple[Any, type[Exception], str], ...] = (
 )
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()])
-@pytest.mark.parametrize(
-    ("outputs", "error", "told"),
-    [
-        *NO_FLOATS,
-        (np.array(1.0), ValueError, r"expected shape \(..., K with K >= 1\); got \(\)"),
-        (np.ones((4, 0)), ValueError, r"expected shape \(..., K with K >= 1\); got \(4, 0\)"),
-    ],
+NO_ENTRIES: tuple[tuple[Any, type[Exception], str], ...] = (
+    (np.array(1.0), ValueError, r"expected shape \(..., K with K >= 1\); got \(\)"),
+    (np.ones((4, 0)), ValueError, r"expected shape \(..., K with K >= 1\); got \(4, 0\)"),
 )
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError(), QuantileLoss(), GaussianLoss()])
+@pytest.mark.parametrize(("outputs", "error", "told"), [*NO_FLOATS, *NO_ENTRIES])
 def test_losses_refuse_outputs(loss: Loss, outputs: Any, error: type[Exception], told: str) -> None:
     targets = CLASSES if loss.of_linear else TWO
     with pytest.raises(error, match=f"^outputs: {told}"):
         loss(outputs, targets)
+
+
+@pytest.mark.parametrize("loss", [QuantileLoss(), GaussianLoss()])
+@pytest.mark.parametrize(("outputs", "error", "told"), [*NO_FLOATS, *NO_ENTRIES])
+def test_intervals_refuse_outputs(loss: Loss, outputs: Any, error: type[Exception], told: str) -> None:
+    for call in (loss.point, lambda outputs: loss.interval(outputs, 0.9)):
+        with pytest.raises(error, match=f"^outputs: {told}"):
+            call(outputs)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +75,9 @@ def test_losses_refuse_outputs(loss: Loss, outputs: Any, error: type[Exception],
         (MeanSquaredError(), np.array(1.0), ValueError, r"targets: expected shape \(..., K .*; got \(\)"),
         (MeanSquaredError(), TWO + 1j, TypeError, "targets: expected an array of real numbers; got dtype complex128"),
         (MeanSquaredError(), TWO.tolist(), TypeError, "targets: expected an array of numbers; got list"),
+        (QuantileLoss(), np.array(1.0), ValueError, r"targets: expected shape \(..., K .*; got \(\)"),
+        (QuantileLoss(), TWO[:, :1] + 1j, TypeError, "targets: expected an array of real numbers; got dtype complex"),
+        (QuantileLoss((0.1, 0.5, 0.9)), TWO, ValueError, r"targets: expected shape \(4, 1\); got \(4, 3\)"),
     ],
 )
 def test_losses_refuse_targets(loss: Loss, targets: Any, error: type[Exception], told: str) -> None:
@@ -165,6 +182,54 @@ def test_standardizer_refuses_values() -> None:
             call(np.ones((4, 1)))
         with pytest.raises(TypeError, match=r"^values: expected an array of real numbers; got dtype complex128"):
             call(TWO + 1j)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        ([3, 10**30], "expected whole numbers; got object"),
+        ([float("inf"), 1.0], "expected whole numbers; got float64"),
+        (["3", "1"], "expected whole numbers; got <U1"),
+    ],
+)
+def test_batches_refuse_lengths(lengths: Any, told: str) -> None:
+    """What no int64 holds left as OverflowError, and a fraction was cut off."""
+    with pytest.raises(TypeError, match=f"^lengths: {told}"):
+        batches_by_length(lengths, 1, seed=0, epoch=1)
+    assert batches_by_length([], 1, seed=0, epoch=1) == []
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "LSTM": lambda: LSTM(3, 2, seed=0, backend="numpy"),
+    "Chain": lambda: Chain([LSTM(3, 2, seed=0, backend="numpy")]),
+    "Linear": lambda: Linear(3, 2, seed=0),
+    "Embedding": lambda: Embedding(3, 2, seed=0),
+    "Readout": lambda: Readout(3, 2, seed=0),
+    "SequenceModel": lambda: SequenceModel(LSTM(3, 2, seed=0, backend="numpy"), Readout(2, 1, seed=0)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("parameters", [3, None, "weight", [("weight", TWO)], TWO])
+def test_parameters_are_a_mapping(part: str, parameters: Any) -> None:
+    with pytest.raises(TypeError, match=r"parameters: expected a mapping of name to array; got \w+"):
+        PARTS[part]().load_parameters(parameters)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parameters_have_texts_as_names(part: str) -> None:
+    with pytest.raises(ValueError, match=r"parameters: .*\b1\b"):
+        PARTS[part]().load_parameters({1: TWO})
+
+
+@pytest.mark.parametrize("targets", [{0: 1, 1: 0}, {"a", "b"}, "ab", b"ab", np.array(1)])
+def test_targets_are_in_an_order(targets: Any) -> None:
+    """The keys of a mapping, the letters of a text and a set were taken for targets, or left as KeyError."""
+    model = SequenceModel(LSTM(3, 2, seed=0, backend="numpy"), Readout(2, 2, seed=0))
+    with pytest.raises(TypeError, match=rf"^targets: expected an array, or .*; got {type(targets).__name__}$"):
+        Trainer(model, validation=0, epochs=1, quiet=True).fit([TWO, TWO], targets)
+    with pytest.raises(TypeError, match=r"^targets: expected an array, or"):
+        model.evaluate([TWO, TWO], targets, "cross-entropy")
 
 
 def test_batches_and_padding_refuse() -> None:
