@@ -218,9 +218,12 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Hostile inputs for every public entry: -- --minutes M (2 by default), --seed, --only NAME, --atheris NAME."""
-    session.install("-e", ".[numba,plot,conformance,bench,onnxruntime,tflite]", *TESTS)
+    _install_torch(session)
+    extras = "numba,plot,conformance,bench,onnxruntime,openvino,tflite,keras,sklearn,frames"
+    session.install("-e", f".[{extras}]", JAX, "pandas>=2.2", *TESTS)
     if any(word.startswith("--atheris") for word in session.posargs):
         session.install("atheris")
+    session.run("pytest", "-q", "-p", "no:benchmark", "tests/fuzz", env=_quiet())  # what failed once, with all packages
     session.run("python", str(HERE / "tests" / "fuzz" / "fuzz_run.py"), *session.posargs, env=_quiet())
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
 from lstmcore import LSTM
 from lstmcore.dialects.keras_files import write_weights
 
+h5py = pytest.importorskip("h5py")
 PLACE = "layers/lstm/cell/vars/0"
 
 

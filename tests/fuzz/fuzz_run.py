@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import faulthandler
 import hashlib
-import importlib.util
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -27,14 +27,17 @@ from typing import Any, Final
 HERE: Final = Path(__file__).parent
 FOUND: Final = HERE / "found"
 CORPUS: Final = HERE / "corpus"
-#: Seconds without an answer after which an input counts as one that never ends, and inputs of a worker that have ten
-#: times as many, since they compile.
+#: Seconds without an answer after which an input counts as one that never ends.
 PATIENCE_S: Final = 120.0
-FIRST: Final = 100
 #: Bytes of address space of a worker: an array beyond it is a MemoryError, and no worker ends the machine.
 MEMORY: Final = 8 << 30
-#: Inputs of one worker; then a new one starts, so that no memory is gathered.
-TURN: Final = 4000
+#: Inputs and seconds of one worker; then a new one starts, so that no memory is gathered and every target has its turn.
+TURN: Final = 40_000
+TURN_S: Final = 120.0
+#: Seconds for importing and compiling, before a worker's first input.
+PREPARE_S: Final = 1800.0
+#: A target takes turns in proportion to ``1 / cost``, up to this cost.
+SHARES: Final = 64
 
 
 def run_input(name: str, data: bytes) -> None:
@@ -53,14 +56,7 @@ def prepare(folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
-def available(names: list[str]) -> list[str]:
-    """Return the targets whose packages are installed."""
-    from fuzz_targets import TARGETS
-
-    return [name for name in names if not TARGETS[name].needs or importlib.util.find_spec(TARGETS[name].needs)]
-
-
-def work(seed: int, names: list[str]) -> None:
+def work(seed: int, names: list[str], seconds: float) -> None:
     """Run inputs from `seed` on until the turn is over or standard output closes."""
     from fuzz_source import random_bytes
     from fuzz_targets import TARGETS
@@ -69,7 +65,12 @@ def work(seed: int, names: list[str]) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     faulthandler.enable()
-    plan = [name for name in names for _ in range(max(8 // TARGETS[name].cost, 1))]
+    for name in names:
+        TARGETS[name].prepare()
+    plan = [name for name in names for _ in range(max(SHARES // TARGETS[name].cost, 1))]
+    random.Random(seed).shuffle(plan)
+    out.write("READY\n")
+    end = time.monotonic() + seconds
     for number in range(seed, seed + TURN):
         name = plan[number % len(plan)]
         out.write(f"{name} {number}\n")
@@ -78,6 +79,8 @@ def work(seed: int, names: list[str]) -> None:
         except BaseException:
             lines = traceback.format_exc().strip().splitlines()
             out.write(f"FAILED {name} {number} {lines[-1][:300]!r}\n")
+        if time.monotonic() > end:
+            break
     out.write("DONE\n")
 
 
@@ -118,15 +121,22 @@ def keep(name: str, data: bytes) -> Path:
     return path
 
 
+def _children_s() -> float:
+    """Return the seconds of CPU time that ended processes of this one took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class Watched:
     """A worker and the input that it runs."""
 
-    def __init__(self, seed: int, names: list[str], folder: str) -> None:
-        command = [sys.executable, str(Path(__file__)), "--worker", str(seed), "--folder", folder, "--only", *names]
+    def __init__(self, seed: int, names: list[str], folder: str, seconds: float) -> None:
+        command = [sys.executable, str(Path(__file__)), "--worker", str(seed), "--seconds", str(seconds)]
+        command += ["--folder", folder, "--only", *names]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self.current, self.since, self.rest, self.done, self.told = "", time.monotonic(), "", False, 0
+        self.current, self.since, self.rest, self.ready, self.done = "", time.monotonic(), "", False, False
 
     def lines(self) -> list[str]:
         """Return the lines that came since the last call."""
@@ -137,25 +147,39 @@ class Watched:
             return []
         *whole, self.rest = (self.rest + piece).split("\n")
         if whole:
-            self.since, self.told = time.monotonic(), self.told + len(whole)
+            self.since = time.monotonic()
         return whole
 
 
 class Campaign:
-    """A run of the fuzzer, with its counts."""
+    """A run of the fuzzer, with its counts.
 
-    def __init__(self, names: list[str], seed: int) -> None:
-        self.names, self.next = names, seed
-        self.counts: Counter[str] = Counter()
+    Parameters
+    ----------
+    lots
+        Names of targets that run in one process, each with its share of the time.
+    keeping
+        Those whose code is compiled once, before the clock starts.
+    seed
+        Of the first input.
+    """
+
+    def __init__(self, lots: list[list[str]], keeping: set[str], seed: int) -> None:
+        self.lots, self.keeping, self.next, self.turn = lots, keeping, seed, 0
+        self.counts, self.cpu_s, self.stopped = Counter[str](), 0.0, False
         self.failures: dict[tuple[str, str], tuple[str, int]] = {}
 
     def run(self, seconds: float, processes: int) -> None:
-        """Keep `processes` workers at work for `seconds`."""
-        end = time.monotonic() + seconds
+        """Keep `processes` workers at work for `seconds`, from when the code of all targets is compiled."""
+        # The first lot has most targets, and half of the turns.
+        self.turn_s = min(TURN_S, max(seconds * processes / (4 * len(self.lots)), 5.0))
         with tempfile.TemporaryDirectory() as folder:
+            for names in self.lots:
+                self._prepare(folder, [name for name in names if name in self.keeping])
+            before, end = _children_s(), time.monotonic() + seconds
             workers = [self._start(folder, index) for index in range(processes)]
             try:
-                while time.monotonic() < end:
+                while time.monotonic() < end and not self.stopped:
                     time.sleep(0.05)
                     for index, worker in enumerate(workers):
                         if self._look(worker):
@@ -164,26 +188,39 @@ class Campaign:
                 for worker in workers:
                     worker.process.kill()
                     worker.process.communicate()
+                self.cpu_s = _children_s() - before
+
+    def _prepare(self, folder: str, names: list[str]) -> None:
+        """Compile what targets keep on the disk, where every worker finds it."""
+        if not names:
+            return
+        own = Path(folder) / "prepared"
+        own.mkdir(exist_ok=True)
+        worker = Watched(self.next, names, str(own), 0.0)
+        while not self._look(worker):
+            time.sleep(0.05)
 
     def _start(self, folder: str, index: int) -> Watched:
         own = Path(folder) / str(index)
         own.mkdir(exist_ok=True)
-        worker = Watched(self.next, self.names, str(own))
-        self.next += TURN
+        others, first = self.lots[1:], self.lots[0]
+        names = others[self.turn // 2 % len(others)] if others and self.turn % 2 else first
+        worker = Watched(self.next, names, str(own), self.turn_s)
+        self.next, self.turn = self.next + TURN, self.turn + 1
         return worker
 
     def _look(self, worker: Watched) -> bool:
         """Take what a worker told; return whether it has ended."""
         for line in worker.lines():
-            if line == "DONE":
-                worker.done = True
+            if line in ("READY", "DONE"):
+                worker.ready, worker.done = True, line == "DONE"
             elif line.startswith("FAILED "):
                 _, name, number, what = line.split(" ", 3)
                 self._fail(name, int(number), what)
             else:
                 worker.current = line
                 self.counts[line.split(" ")[0]] += 1
-        patience = PATIENCE_S * (10 if worker.told < FIRST else 1)
+        patience = PATIENCE_S if worker.ready else PREPARE_S
         hung = time.monotonic() - worker.since > patience
         if hung:
             worker.process.kill()
@@ -250,6 +287,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=None, help="names of targets")
     parser.add_argument("--atheris", metavar="NAME", help="a target, by atheris")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=TURN_S, help=argparse.SUPPRESS)
     parser.add_argument("--minimise", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -265,7 +303,7 @@ def main() -> int:
     if options.folder:
         prepare(options.folder)
     if options.worker is not None:
-        work(options.worker, options.only)
+        work(options.worker, options.only, options.seconds)
         return 0
     if options.minimise:
         from fuzz_source import random_bytes
@@ -279,23 +317,31 @@ def main() -> int:
 def _watch(options: Any) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LSTMCORE_FUZZ_FOLDER"] = folder
-        from fuzz_targets import TARGETS
+        from fuzz_targets import TARGETS, missing
 
         names = options.only or list(TARGETS)
         if unknown := sorted(set(names) - set(TARGETS)):
             raise SystemExit(f"fuzz: expected some of {', '.join(TARGETS)}; got {', '.join(unknown)}")
-        chosen = available(names)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    campaign = Campaign(chosen, options.seed)
+        chosen = [name for name in names if missing(name) is None]
+    together = [name for name in chosen if not TARGETS[name].apart]
+    apart = [[name] for name in chosen if TARGETS[name].apart]
+    keeping = {name for name in chosen if TARGETS[name].keeps}
+    campaign = Campaign([together, *apart] if together else apart, keeping, options.seed)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the counts up to then are printed
+        signal.signal(number, lambda *_: setattr(campaign, "stopped", True))
+    started = time.monotonic()
     campaign.run(options.minutes * 60, options.processes)
+    minutes = (time.monotonic() - started) / 60
+    cpu_s = campaign.cpu_s
     shorten_and_keep(campaign)
     failed = campaign.counts.pop("failed", 0)
     for name, count in sorted(campaign.counts.items()):
         print(f"fuzz: {name}: {count} inputs")
     for name in names:
         if name not in chosen:
-            print(f"NOT CHECKED {name}: needs {TARGETS[name].needs}")
+            print(f"NOT CHECKED {name}: needs {missing(name)}")
     ways = len(campaign.failures)
+    print(f"fuzz: {minutes:.1f} minutes with compiling, {cpu_s:.0f} s of CPU time in {options.processes} processes")
     print(f"fuzz: {campaign.counts.total()} inputs from seed {options.seed}, {failed} failed in {ways} ways")
     return 1 if failed else 0
 

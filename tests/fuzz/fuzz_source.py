@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -131,3 +132,29 @@ def random_bytes(seed: int, limit: int = 256) -> bytes:
 def scratch(name: str) -> str:
     """Return a path for the files of an input, in the folder of this process."""
     return os.path.join(os.environ["LSTMCORE_FUZZ_FOLDER"], name)
+
+
+#: Errors of a wrong argument or file. OverflowError, KeyError, AttributeError and so on are faults.
+REFUSALS: Final = (ValueError, TypeError, FileNotFoundError, MemoryError)
+
+
+def refused(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns, None if it refuses its arguments."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call()
+    except REFUSALS:
+        return None
+
+
+def refused_by_name(call: Callable[[], Any], name: str, errors: tuple[type[Exception], ...] = (ValueError,)) -> Any:
+    """Return what `call` returns, None if it refuses a file by an error that has the file's name in its text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call()
+    except errors as error:
+        if name not in str(error):
+            raise AssertionError(f"the file is not named: {error!r}") from error
+        return None
