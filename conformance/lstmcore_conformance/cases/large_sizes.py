@@ -42,7 +42,7 @@ CLASSES: Final[Mapping[str, SizeClass]] = {
 
 
 class Extent(NamedTuple):
-    """A case in which one axis is long: T, N, I and H, the further switches, and whether it has lengths and masks."""
+    """A case in which one axis is long: T, N, I, H, further switches, and whether it has lengths, masks and a state."""
 
     steps: int
     batch: int
@@ -51,6 +51,7 @@ class Extent(NamedTuple):
     changes: Mapping[str, Any] = {}
     lengths: bool = False
     masks: bool = False
+    state: bool = True
 
 
 #: A precision that does not have all cases of a table has one in so many.
@@ -72,7 +73,7 @@ WIDTHS: Final[Mapping[str, Extent]] = {
 ROWS: Final[Mapping[str, Extent]] = {
     "N=34": Extent(3, 34, 5, 8, {"peephole": True}),
     "N=48": Extent(3, 48, 8, 16, {"layer_norm": True}),
-    "N=65": Extent(3, 65, 5, 7, {"proj_size": 3}),
+    "N=65": Extent(3, 65, 5, 7, {"proj_size": 3}, state=False),
     "N=96": Extent(3, 96, 16, 24),
     "N=129": Extent(2, 129, 5, 129, {"coupling": "input_from_forget"}),
     "N=128,multiples": Extent(8, 128, 64, 64),
@@ -98,12 +99,14 @@ LENGTHS: Final[Mapping[str, Extent]] = {
     "N=300,T=260": Extent(260, 300, 2, 3, lengths=True),
     "N=1030": Extent(3, 1030, 3, 5, {"proj_size": 3}, lengths=True),
     "N=70000": Extent(2, 70_000, 2, 1, lengths=True),
+    "T=48,N=96,multiples": Extent(48, 96, 48, 96, {"proj_size": 48}, lengths=True),
 }
 MASKS: Final[Mapping[str, Extent]] = {
     "N=37,H=40": Extent(9, 37, 11, 40, {**_ZONEOUT, "proj_size": 21}, lengths=True, masks=True),
     "H=260": Extent(3, 5, 7, 260, _ZONEOUT, masks=True),
     "N=300": Extent(4, 300, 3, 9, {**_ZONEOUT, "proj_size": 4}, masks=True),
     "T=260": Extent(260, 3, 3, 9, {**_ZONEOUT, "reverse": True}, lengths=True, masks=True),
+    "T=24,N=96,multiples": Extent(24, 96, 48, 96, {**_ZONEOUT, "proj_size": 64}, lengths=True, masks=True),
 }
 
 
@@ -185,4 +188,5 @@ def _extent_case(name: str, extent: Extent, precision: str) -> Case:
         batch=extent.batch,
         lengths=ends_of(extent.steps, extent.batch) if extent.lengths else None,
         masks=extent.masks,
+        state=extent.state,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any, Final
 
@@ -205,6 +206,50 @@ def cold_threads(tested: BackendUnderTest, case: Case) -> None:
         together = list(pool.map(call, inputs))
     for got, part in zip(together, inputs, strict=True):
         same_bits("from several threads", got, call(part, meet=False))
+
+
+def _at_once(calls: Sequence[Callable[[], dict[str, Array]]]) -> None:
+    """Raise `Failure` unless calls from a thread each, all at once, give the bits of one after another."""
+    alone, start = [call() for call in calls], Barrier(len(calls))
+
+    def meet(call: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+        start.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        together = list(pool.map(meet, calls))
+    for got, expected in zip(together, alone, strict=True):
+        same_bits("from several threads", got, expected)
+
+
+@check(
+    "calls.models",
+    f"calls of two models of the same sizes from {THREADS} threads at once give the bits of one after another",
+    section=9,
+    cases=wide_cases,
+)
+def two_models(tested: BackendUnderTest, case: Case) -> None:
+    """The second model differs in a bias, so that all arrays of a call have the same shapes."""
+    other = replace(case, name=f"{case.name},other", model=replace(case.config, bias=False))
+    cases = [case if tested.refusal(other) or k % 2 else other for k in range(THREADS)]
+    _at_once([partial(results, tested, each, tested.device(each.data)) for each in cases])
+
+
+@check(
+    "tape.threads",
+    f"backward of one tape from {THREADS} threads at once, each with its own dy, gives the bits of one after another",
+    section=9,
+    cases=wide_cases,
+    needs=("backward",),
+)
+def one_tape(tested: BackendUnderTest, case: Case) -> None:
+    def scaled(factor: float) -> Data:
+        return tested.device(case.data.map(lambda array: np.asarray(factor * array, array.dtype)))
+
+    data = tested.device(case.data)
+    weights = tested.pack(case, data)
+    done = tested.call(case, data, record=True, weights=weights)
+    _at_once([partial(tested.backward, case, scaled(k + 1), weights, done) for k in range(THREADS)])
 
 
 @check(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import ModuleType
@@ -163,6 +165,22 @@ def change_last_bits(y: Array, seed: int) -> None:
     """Change the last bit of half of the numbers of `y`, which `seed` chooses."""
     chosen = np.random.default_rng(seed).random(y.shape) < 0.5
     y[chosen] = np.nextafter(y, np.ones_like(y))[chosen]
+
+
+def meeting() -> Callable[[], None]:
+    """Return a function at which two threads meet in their first calls, as in a long product.
+
+    The main thread passes, and so do later calls. A thread that stays alone goes on after a minute.
+    """
+    pair, called = threading.Barrier(2), threading.local()
+
+    def meet() -> None:
+        if threading.current_thread() is not threading.main_thread() and not hasattr(called, "once"):
+            called.once = True
+            with suppress(threading.BrokenBarrierError):
+                pair.wait(timeout=60)
+
+    return meet
 
 
 class Hooked(NaiveKernel):

@@ -9,14 +9,14 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from lstmcore.backend import Array, Backend, Gradients, State
 from lstmcore.config import Activation, LSTMConfig
 from lstmcore.stored_weights import SAME, is_matrix
-from lstmcore_conformance.mutants.construction import Hooked, backend_of, edit, edits, fault, preceded
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, edit, edits, fault, meeting, preceded
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -253,6 +253,44 @@ class _Thread(_Numbered):
 class _AliasesOut(_Numbered):
     def _lost(self, number: int, thread: int, out: Array | None) -> bool:
         return out is not None and bool(np.isnan(out).all())
+
+
+@fault("kept.shared_by_models", "all models work in one memory, and each has its own lock", "calls.models")
+def _shared_by_models() -> Backend:
+    meet = meeting()
+
+    class K(Hooked):
+        shared: ClassVar[dict[Any, Any]] = {}
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.lock = threading.Lock()
+
+        def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
+            with self.lock:
+                self.shared[x.shape] = x
+                meet()
+                return weights, self.shared[x.shape], *rest
+
+    return backend_of(K)
+
+
+@fault("tape.one_thread", "backward works in memory that the tape holds", "tape.threads")
+def _one_thread() -> Backend:
+    meet = meeting()
+
+    class K(NaiveKernel):
+        def _forward(self, *arguments: Any, **options: Any) -> tuple[Array, State, Any]:
+            y, last, tape = super()._forward(*arguments, **options)
+            return y, last, (tape, {})
+
+        def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+            tape, room = saved
+            room["dy"] = dy
+            meet()
+            return super()._backward(weights, tape, room["dy"], dstate)
+
+    return backend_of(K)
 
 
 @fault("tape.met_others", "a tape keeps the last weights that it was used with", "tape.other_weights")

@@ -225,6 +225,23 @@ class _Tile(NaiveKernel):
         return y, last, tape
 
 
+def _register_whole(only: str, check: str) -> None:
+    """Register a mutant that leaves out the last unit where rows, units and outputs fill tiles of 16."""
+
+    @fault(f"size.whole_tiles_{only}", f"with {only} whole tiles of 16 leave out a unit", check, shown_by="multiples")
+    class _Whole(NaiveKernel):
+        def _forward(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Any, **options: Any) -> Any:
+            y, last, tape = super()._forward(weights, x, state, lengths, masks, **options)
+            used = {"lengths": lengths is not None, "masks": bool(masks)}[only]
+            if used and not any(size % 16 for size in (x.shape[1], self.config.hidden_size, y.shape[2])):
+                y[..., -1] = 0
+            return y, last, tape
+
+
+_register_whole("lengths", "large.ends")
+_register_whole("masks", "large.random_masks")
+
+
 def _register_rest(axis: int, width: int, noun: str, check: str) -> None:
     """Register a mutant whose dx is 0 in the last step or row if that is alone in its tile, after at least one tile."""
 

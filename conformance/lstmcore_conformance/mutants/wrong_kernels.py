@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lstmcore.backend import Array, Backend, Forward, Gradients, Masks, State
-from lstmcore_conformance.mutants.construction import Hooked, backend_of, change_last_bits, fault
+from lstmcore_conformance.mutants.construction import Hooked, backend_of, change_last_bits, fault, meeting
 from lstmcore_conformance.oracle.naive import NaiveKernel
 
 
@@ -239,20 +238,14 @@ class _TapeShared(NaiveKernel):
 
 @fault("contract.threads_share", "a scratch array is shared between threads", "calls.threads")
 def _threads_share() -> Backend:
-    import threading
-
-    pair, called = threading.Barrier(2), threading.local()
+    meet = meeting()
 
     class K(Hooked):
         scratch: Any = None
 
         def before(self, weights: Any, x: Array, *rest: Any) -> tuple[Any, ...]:
             self.scratch = x
-            # The first calls of two threads meet here, as in a long product. A thread that stays alone goes on.
-            if threading.current_thread() is not threading.main_thread() and not hasattr(called, "once"):
-                called.once = True
-                with suppress(threading.BrokenBarrierError):
-                    pair.wait(timeout=60)
+            meet()
             return weights, self.scratch if self.scratch.shape == x.shape else x, *rest
 
     return backend_of(K)
