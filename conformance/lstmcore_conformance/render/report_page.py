@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Final
 
 from lstmcore_conformance.render.templating import render
+from lstmcore_conformance.suite.common_traits import common_traits
 from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
 
 #: Failures that are shown at once; the rest is folded.
@@ -28,6 +29,7 @@ def page(report: Report) -> str:
         heading=title,
         report=report,
         shown=SHOWN,
+        traits=common_traits(report),
         share_class=_share_class,
         known=_facts(report),
         expected=[(item.id, item.message) for item in report.expected],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from lstmcore_conformance.cases.call_data import Array
+from lstmcore_conformance.cases.case_spec import CaseSpec
 from lstmcore_conformance.oracle.budgets import Expected, errors
+from lstmcore_conformance.suite.backend_under_test import Failure
 
 #: Cells of a map along each of its two axes at most.
 CELLS: Final = 48
@@ -44,6 +47,9 @@ class ErrorMap:
         For each axis the first and the last index with such an entry, and the number of indices with one.
     cells
         The largest share of the budget, by the first and the last axis, in at most `CELLS` groups of each.
+    start
+        The first step that is wrong, and where, as text; empty if no array of the call has steps. Later steps read the
+        state that was wrong, so that the error is soon everywhere.
     """
 
     array: str
@@ -52,6 +58,7 @@ class ErrorMap:
     above: int
     spans: tuple[tuple[int, int, int], ...]
     cells: tuple[tuple[float, ...], ...]
+    start: str = ""
 
     @property
     def size(self) -> int:
@@ -59,10 +66,9 @@ class ErrorMap:
         return int(np.prod(self.shape))
 
     def __str__(self) -> str:
-        places = (
-            _format_span(axis, size, *span) for axis, size, span in zip(self.axes, self.shape, self.spans, strict=True)
-        )
-        return f"{self.array}: {self.above} of {self.size} values are above the budget: {', '.join(places)}"
+        places = _format_spans(self.axes, self.shape, self.spans)
+        start = f"; {self.start}" if self.start else ""
+        return f"{self.array}: {self.above} of {self.size} values are above the budget: {places}{start}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form for JSON; a share that is not finite is a text."""
@@ -73,6 +79,7 @@ class ErrorMap:
             "above": self.above,
             "spans": [list(span) for span in self.spans],
             "cells": [[value if np.isfinite(value) else str(value) for value in row] for row in self.cells],
+            "start": self.start,
         }
 
     @classmethod
@@ -85,7 +92,13 @@ class ErrorMap:
             values["above"],
             tuple((first, last, count) for first, last, count in values["spans"]),
             tuple(tuple(map(float, row)) for row in values["cells"]),
+            values.get("start", ""),
         )
+
+
+def _format_spans(axes: Sequence[str], shape: Sequence[int], spans: Iterable[tuple[int, int, int]]) -> str:
+    """Return the span of each axis in words."""
+    return ", ".join(_format_span(axis, size, *span) for axis, size, span in zip(axes, shape, spans, strict=True))
 
 
 def _format_span(axis: str, size: int, first: int, last: int, count: int) -> str:
@@ -115,11 +128,50 @@ def error_map(name: str, got: Array, expected: Expected) -> ErrorMap | None:
     above = ~(share <= 1)
     if not above.any():
         return None
+    return ErrorMap(name, axes_of(name, share.ndim), share.shape, int(above.sum()), _spans(above), _cells(share))
+
+
+def _spans(above: Array) -> tuple[tuple[int, int, int], ...]:
+    """Return for each axis the first and the last index with an entry, and the number of indices with one."""
     spans = []
     for axis in range(above.ndim):
         hit = np.flatnonzero(above.any(axis=tuple(other for other in range(above.ndim) if other != axis)))
         spans.append((int(hit[0]), int(hit[-1]), len(hit)))
-    return ErrorMap(name, axes_of(name, share.ndim), share.shape, int(above.sum()), tuple(spans), _cells(share))
+    return tuple(spans)
+
+
+def first_step(name: str, got: Array, expected: Expected, *, last_first: bool) -> str:
+    """Return where the first step that is wrong is so, as text; empty if no step is, or the array has none.
+
+    Parameters
+    ----------
+    name, got, expected
+        The array, as for `error_map`.
+    last_first
+        Whether the last step runs first.
+    """
+    axes = axes_of(name, got.ndim)
+    if got.shape != np.shape(expected.value) or not axes or axes[0] != "step":
+        return ""
+    above = ~(shares(got, expected) <= 1)
+    steps = np.flatnonzero(above.any(axis=(1, 2)))
+    if not steps.size:
+        return ""
+    step = int(steps[-1] if last_first else steps[0])
+    return f"{name} is wrong first at step {step}: {_format_spans(axes[1:], got.shape[1:], _spans(above[step]))}"
+
+
+def locate(failure: Failure, case: CaseSpec) -> ErrorMap | None:
+    """Return where the errors of the worst array sit and begin, if numbers were compared."""
+    if failure.worst is None or failure.worst.array not in failure.arrays:
+        return None
+    found = error_map(failure.worst.array, *failure.arrays[failure.worst.array])
+    both = case.stack is not None and case.stack.num_directions == 2
+    steps = next((name for name in ("y", "ty", "dx") if name in failure.arrays), None)
+    if found is None or steps is None or both:  # in both directions no step is the first
+        return found
+    start = first_step(steps, *failure.arrays[steps], last_first=case.configs[0].reverse != (steps == "dx"))
+    return replace(found, start=start)
 
 
 def shares(got: Array, expected: Expected) -> Array:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lstmcore_conformance.suite.common_traits import common_traits
 from lstmcore_conformance.suite.refusal_texts import consists_of, group_pairs
 from lstmcore_conformance.suite.report import Outcome, Report, Result
 
@@ -55,6 +56,8 @@ def show(report: Report, console: Console) -> None:
         _print_plain(console, f"largest sizes shown, {kind}: {largest}")
     _show_unsupported(report, console)
     _show_reasons(console, "", ((item.message, check.id) for check, item in report.items(Outcome.NOT_CHECKED)))
+    if traits := common_traits(report):
+        _print_plain(console, "\n" + "\n".join(traits))
     for item in report.bad[:_SHOWN]:
         lines = (f"{item.outcome.value.upper()} {item.id}", item.message, item.where, item.reproduce)
         _print_plain(console, "\n" + "\n  ".join(str(line) for line in lines if line))

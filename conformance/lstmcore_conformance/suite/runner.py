@@ -21,7 +21,7 @@ from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, Failure, NotChecked
 from lstmcore_conformance.suite.check import PROFILES, Check, Profile, Scope, all_checks
-from lstmcore_conformance.suite.error_map import ErrorMap, error_map
+from lstmcore_conformance.suite.error_map import ErrorMap, locate
 from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
 from lstmcore_conformance.suite.failure_files import save_failure
 from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
@@ -148,7 +148,7 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
             worst = item.check.run(tested, item.case)
     except Failure as failure:
         outcome, message, worst = Outcome.FAILED, str(failure), failure.worst
-        where = _where(failure)
+        where = locate(failure, item.case)
         if tested.failures is not None:
             save_failure(tested.failures, tested, item.id, failure)
     except NotChecked as reason:
@@ -171,13 +171,6 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
         _switches(item.case),
         where,
     )
-
-
-def _where(failure: Failure) -> ErrorMap | None:
-    """Return where the errors of the worst array sit, if numbers were compared."""
-    if failure.worst is None or failure.worst.array not in failure.arrays:
-        return None
-    return error_map(failure.worst.array, *failure.arrays[failure.worst.array])
 
 
 def not_run(item: Item, message: str) -> ItemReport:
