@@ -167,16 +167,26 @@ class FolderRun(Generic[R]):
         """Count a file whose result could not be written; the others go on."""
         self.failed[self.files.index(file)] = str(error)
 
-    def check(self) -> None:
-        """Raise ValueError if files failed; the message names them."""
+    def check(self, outputs: Mapping[Path, Path] | None = None) -> None:
+        """Raise ValueError if files failed; the message names them.
+
+        Parameters
+        ----------
+        outputs
+            The file to write for each file, if there is one; the message names those that an earlier run left.
+        """
         if not self.failed:
             return
+        paths = [(outputs or {}).get(self.files[number]) for number in sorted(self.failed)]
+        left = [str(path) for path in paths if path is not None and path.exists()]
+        old = f"; still there from an earlier run: {', '.join(left[:_QUOTED])}" if left else ""
+        old += f" and {len(left) - _QUOTED} more" if len(left) > _QUOTED else ""
         named = [(self.files[number].name, self.failed[number]) for number in sorted(self.failed)]
         texts = [text if name in text else f"{name}: {text}" for name, text in named]
         more = f"; and {len(texts) - _QUOTED} more" if len(texts) > _QUOTED else ""
         raise ValueError(
             f"{self.files[0].parent}: {len(texts)} of {len(self.files)} files failed, the others are done: "
-            f"{'; '.join(texts[:_QUOTED])}{more}"
+            f"{'; '.join(texts[:_QUOTED])}{more}{old}"
         )
 
 

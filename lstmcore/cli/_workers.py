@@ -8,8 +8,9 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -38,6 +39,7 @@ class Outcome(Generic[R]):
 
 
 _WATCH_S: Final = 1.0  # between two looks at the parent
+_WORKERS_S: Final = 60.0  # for the workers of Dask on this machine to start
 _STARTS: Final = 3  # of workers that die before a task runs
 #: Number and argument of a task.
 Item: TypeAlias = tuple[int, str]
@@ -93,6 +95,8 @@ def _dask_client(jobs: int) -> Iterator[Any]:
     alone = {"distributed.scheduler.allowed-failures": 0}
     cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(alone), LocalCluster(**cluster) as local, Client(local) as client:
+        with suppress(TimeoutError):  # those that are there do the work
+            client.wait_for_workers(jobs, timeout=_WORKERS_S)
         yield client
 
 
@@ -160,12 +164,12 @@ def _run_on_dask(client: Any, jobs: int, task: Callable[[str], R], items: Iterab
     """Run tasks by Dask itself: by joblib's backend of it (1.6), a call never ends if a worker has died."""
     from distributed import as_completed
 
-    waiting, running = iter(items), dict[Any, Item]()
+    waiting, running, slots = iter(items), dict[Any, Item](), _slots(client)
     done = as_completed(with_results=True, raise_errors=False)
 
     def submit(count: int) -> None:
         for item in islice(waiting, count):
-            future = client.submit(_attempt, task, item, _threads(jobs), pure=False)
+            future = client.submit(_attempt_on_dask, task, item, (jobs, slots), pure=False)
             running[future] = item
             done.add(future)
 
@@ -175,6 +179,32 @@ def _run_on_dask(client: Any, jobs: int, task: Callable[[str], R], items: Iterab
         submit(1)
         second = end if isinstance(end, Exception) else end[1]  # of an end; of an error with its type and traceback
         yield end if isinstance(second, Outcome) else (number, Outcome(error=format_error(second), shared=True))
+
+
+def _slots(client: Any) -> dict[str, int]:
+    """Return, for each worker of a scheduler, how many tasks its machine runs at a time."""
+    from distributed.comm.addressing import get_address_host
+
+    threads: dict[str, int] = client.nthreads()
+    machines = Counter[str]()
+    for address, count in threads.items():
+        machines[get_address_host(address)] += count
+    return {address: machines[get_address_host(address)] for address in threads}
+
+
+def _attempt_on_dask(
+    task: Callable[[str], R], item: Item, shared: tuple[int, dict[str, int]]
+) -> tuple[int, Outcome[R]]:
+    """Run a task on a worker of Dask; its share is of the processors of that machine, which the client cannot count.
+
+    `shared` has the number of tasks at a time, and those of each worker's machine.
+    """
+    import dask.system
+    from distributed import get_worker
+
+    worker, (jobs, slots) = get_worker(), shared
+    beside = slots.get(worker.address, worker.state.nthreads)  # of a worker that came later its own alone are known
+    return _attempt(task, item, max(1, dask.system.CPU_COUNT // min(jobs, beside)))
 
 
 def _threads(jobs: int) -> int:

@@ -77,7 +77,8 @@ def evaluate(model: str, data: str, backend: str | None, dtype: str | None, as_j
         return
     run: FolderRun[dict[str, Any]] = FolderRun("evaluate", files_of(data), options)
     reports = dict(run.results(partial(evaluate_file, file.for_workers(options["engine"]), options=options)))
-    found = [reports[path] for path in sorted(reports)]
+    # in the names of the command line: workers of Dask have absolute ones
+    found = [reports[path] | {"model": model, "data": str(path)} for path in sorted(reports)]
     if as_json:
         click.echo(json.dumps(found))
     else:

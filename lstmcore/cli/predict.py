@@ -61,7 +61,8 @@ def predict(
     unless --fill, --series, --time, --sort, --separator, --decimal or --encoding say otherwise.
 
     Where DATA is a folder, each of its files has a file of the same stem in the folder --out. Those below it are left
-    out. A file that fails is tried once more; the message names those that fail twice, when all others are done.
+    out. A file that fails is tried once more; the message names those that fail twice, when all others are done, and
+    what is still there for them from an earlier run.
 
     \b
     Examples:
@@ -81,7 +82,7 @@ def predict(
                 write_atomically(outputs[source], content)
             except OSError as error:
                 run.fail(source, error)
-        run.check()
+        run.check(outputs)
         return
     check_files({"--out": out}, {"the model": model, "the data": data})
     content = predicted(ModelFile.of(model, backend, dtype), data)

@@ -76,6 +76,20 @@ def test_a_file_that_fails_is_named_and_the_others_are_done() -> None:
     assert [report["data"] for report in json.loads(judged.stdout)] == ["shops/a.csv", "shops/c.csv"]
 
 
+def test_an_output_of_an_earlier_run_is_named() -> None:
+    """It is kept, as make keeps a target whose rule fails before it writes; new ones are beside it, so it is said."""
+    assert run("predict", "m", "shops", "--out", "found").exit_code == 0
+    before = contents("found")
+    write(Path("shops", "a.csv"), 9)
+    Path("shops", "b.csv").write_text("heat\n1\n")
+    Path("shops", "d.csv").write_text("heat\n1\n")
+    told = run("predict", "m", "shops", "--out", "found").stderr.splitlines()[-1]
+    assert "shops: 2 of 4 files failed" in told
+    assert told.endswith("; still there from an earlier run: found/b.csv"), told
+    after = contents("found")
+    assert sorted(after) == sorted(before) and after["b.csv"] == before["b.csv"] and after["a.csv"] != before["a.csv"]
+
+
 def test_a_notice_names_its_file() -> None:
     Path("shops", "c.csv").write_text("time,load\n" + "".join(f"2024-01-{d:02},{d}\n" for d in range(1, 29) if d != 9))
     told = run("predict", "m", "shops", "--out", "found").stderr

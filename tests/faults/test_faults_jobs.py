@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,29 @@ def test_a_task_that_kills_its_worker_is_named(engine: str) -> None:
     tries = Counter(Path("log").read_text().split())
     assert tries["fails"] == 2
     assert tries["dies"] in (2, 3) and tries["dies-once"] in (2, 3)  # 3: the first time another task ran beside it
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_workers_of_dask_share_their_own_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processors are those of the worker's machine, shared by the tasks that run there at a time."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.delenv("LSTMCORE_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)  # of the client, which counts for nothing
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=3, dashboard_address=":0") as cluster:
+        with distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            client.run(job_tasks.have_processors, 24)
+        for jobs, threads in ((4, 24 // 4), (40, 24 // 6)):
+            address = {"scheduler-address": cluster.scheduler_address}
+            with distributed_config(address), open_workers(jobs, "dask") as workers:
+                ends = dict(run_tasks(job_tasks.tell_threads, ["one"], workers))
+            assert ends[0].value == str(threads), ends
+
+
+def distributed_config(values: dict[str, object]) -> Any:
+    import dask
+
+    return dask.config.set(values)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

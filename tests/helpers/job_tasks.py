@@ -30,6 +30,18 @@ def work(text: str) -> str:
     return text[::-1]
 
 
+def tell_threads(text: str) -> str:
+    """Return the number of threads that this worker was given, and forget it."""
+    return os.environ.pop("LSTMCORE_NUM_THREADS")
+
+
+def have_processors(count: int) -> None:
+    """Make Dask believe that this process runs on a machine with so many processors."""
+    import dask.system
+
+    dask.system.CPU_COUNT = count
+
+
 def die_at_once(*arguments: object) -> None:
     """Kill the process."""
     os.kill(os.getpid(), signal.SIGKILL)
