@@ -50,7 +50,7 @@ def call_plugin(name: str, failure: str, call: Callable[[], Any], *, kind: str =
         `call` raised anything but KeyboardInterrupt; `SystemExit` and MemoryError too.
     """
     try:
-        with LOCK.lock, _own_output_to_stderr(), _told_if_slow(name):
+        with LOCK.lock, _own_output_to_stderr(), _told_if_slow(name, kind):
             return call()
     except KeyboardInterrupt:
         raise
@@ -129,17 +129,18 @@ def slow_calls_told() -> Iterator[None]:
 
 
 @contextmanager
-def _told_if_slow(name: str) -> Iterator[None]:
+def _told_if_slow(name: str, kind: str) -> Iterator[None]:
     """Write a line to standard error if the block takes longer than `SLOW_S`, in a command."""
     if not _telling:
         yield
         return
 
+    way_out = f" ({PLUGINS_VARIABLE} names the plug-ins that may be loaded)" if kind == "backend" else ""
+
     def tell() -> None:
         if sys.stderr is not None:
             sys.stderr.write(
-                f"lstmcore: the plug-in of backend {name!r} has not answered for {SLOW_S:g} s; still waiting "
-                f"({PLUGINS_VARIABLE} names the plug-ins that may be loaded)\n"
+                f"lstmcore: the plug-in of {kind} {name!r} has not answered for {SLOW_S:g} s; still waiting{way_out}\n"
             )
 
     timer = threading.Timer(SLOW_S, tell)

@@ -54,12 +54,12 @@ def _repeatable(option: click.Option) -> bool:
     return option.multiple or option.count or (option.is_flag and not option.secondary_opts)
 
 
-def words_of(ctx: click.Context, *, without: str) -> list[str]:
-    """Return the words after the name of the command, without the option `without` and its value."""
+def words_of(ctx: click.Context, *without: str) -> list[str]:
+    """Return the words after the name of the command, without the options `without` and their values."""
     words: list[str] = []
     skip = False
     for word in ctx.meta[_WORDS]:
-        if not skip and word != without and not word.startswith(f"{without}="):
+        if not skip and word.partition("=")[0] not in without:
             words.append(word)
-        skip = word == without
+        skip = not skip and word in without
     return words

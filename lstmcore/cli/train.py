@@ -19,6 +19,7 @@ from lstmcore.cli._ranks import agreed, joined_ranks, launch_command
 from lstmcore.cli._runs import CLASSIFY, FORECAST, TEST_FRACTION, WINDOW, Run, held_out_report, make_run, make_trainer
 from lstmcore.config import SHARED_SWITCHES, SWITCHES
 from lstmcore.distributed import Engine
+from lstmcore.distributed.launcher import STARTERS
 from lstmcore.domains import Kind, Switch
 from lstmcore.notices import Notice
 from lstmcore.training.history import History
@@ -131,7 +132,8 @@ def _switches(command: F) -> F:
 @click.option("--plot", help="Picture of the learning curve to write (png, svg or pdf).")
 @click.option("--checkpoint", help="Checkpoint to write after every epoch.")
 @click.option("--resume", help="Checkpoint to continue from.")
-@click.option("--ranks", type=click.IntRange(1), help="Processes of this machine that train together, by MPI.")
+@click.option("--ranks", type=click.IntRange(1), help="Processes of this machine that train together.")
+@click.option("--engine", type=click.Choice(STARTERS), help="Of --ranks: MPI, or gloo of PyTorch  [default: mpi].")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(
@@ -156,10 +158,12 @@ def train(
       lstmcore train co2 --fill linear --out co2.safetensors
       lstmcore train japanese-vowels --ranks 2
     """  # noqa: D301  (click keeps the lines below its mark)
-    ranks: int = options.pop("ranks") or 1
+    ranks, started_by = options.pop("ranks") or 1, options.pop("engine")
+    if started_by is not None and ranks == 1:
+        raise ValueError(f"--engine: only with --ranks of 2 or more; got {started_by!r}")
     if ranks > 1:
         try:
-            launch_command("train", ranks)
+            launch_command("train", ranks, started_by or STARTERS[0])
         except KeyboardInterrupt:
             raise click.exceptions.Exit(_tell_stop(options["checkpoint"])) from None
         return
@@ -230,7 +234,7 @@ def _tell_stop(checkpoint: str | None) -> int:
     if checkpoint is None:
         told = "nothing was written: with --checkpoint FILE a stopped run can go on"
     else:
-        words = words_of(click.get_current_context(), without="--resume")
+        words = words_of(click.get_current_context(), "--resume")
         told = f"go on with: lstmcore train {shlex.join(words)} --resume {shlex.quote(checkpoint)}"
     click.echo(f"lstmcore: stopped; {told}", err=True)
     return 130  # as a shell has it after Ctrl-C

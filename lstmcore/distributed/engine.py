@@ -91,7 +91,7 @@ class EngineInfo:
     --------
     >>> from lstmcore.distributed import engines
     >>> [info.name for info in engines()]
-    ['mpi']
+    ['gloo', 'mpi']
     """
 
     name: str

@@ -25,7 +25,7 @@ def engines() -> list[EngineInfo]:
     Examples
     --------
     >>> [info.name for info in engines()]
-    ['mpi']
+    ['gloo', 'mpi']
     """
     found = {"mpi": _described("mpi", lambda: mpi)}
     for point in entry_points(group=GROUP):
@@ -56,7 +56,7 @@ def get_engine(name: str) -> Engine:
     --------
     >>> get_engine("carrier pigeon")
     Traceback (most recent call last):
-    ValueError: engine: expected one of mpi; got 'carrier pigeon'
+    ValueError: engine: expected one of gloo, mpi; got 'carrier pigeon'
     """
     found = {info.name: info for info in engines()}
     if name not in found:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +13,16 @@ from lstmcore.distributed.engine import Array, Engine, EngineInfo
 from lstmcore.extras import installing
 from lstmcore.hookspecs import PROJECT
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import ALIVE_FILE, LAUNCHER_VARIABLE, DistributedError, launched_size, tell_launcher
+from lstmcore.ranks import (
+    DistributedError,
+    asked_timeout,
+    end_with_launcher,
+    format_wait,
+    launched_size,
+    tell_end,
+)
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-#: Seconds that a rank waits for the others.
-TIMEOUT_VARIABLE: Final = "LSTMCORE_MPI_TIMEOUT"
-TIMEOUT_S: Final = 600.0
 
 _SPINS: Final = 200  # calls of Test before the first sleep: a sum of small buffers ends within them
 _SLEEP_S: Final = 1e-4
@@ -32,26 +30,6 @@ _LONG_S: Final = 1.0  # from here on a waiting rank answers roll calls, and slee
 _LONG_SLEEP_S: Final = 2e-3
 _ROLL_CALL_S: Final = 3.0
 _CALL, _ANSWER = 1, 2
-
-
-def asked_timeout() -> float:
-    """Return the seconds in ``LSTMCORE_MPI_TIMEOUT``, 600 if it is not set.
-
-    Raises
-    ------
-    ValueError
-        No number above 0.
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE)
-    if text is None:
-        return TIMEOUT_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{TIMEOUT_VARIABLE}: expected seconds, a number > 0; got {text!r}")
-    return seconds
 
 
 class MPIEngine(Engine):
@@ -84,8 +62,7 @@ class MPIEngine(Engine):
 
     def abort(self, message: str) -> None:
         """See `Engine`."""
-        tell_launcher(message)
-        print(f"lstmcore: error: {message}", file=sys.stderr, flush=True)  # noqa: T201  (this ends the process)
+        tell_end(message)
         self._mpi.COMM_WORLD.Abort(2)
 
     def _wait(self, request: Any, what: str) -> None:
@@ -123,9 +100,7 @@ class MPIEngine(Engine):
             time.sleep(_LONG_SLEEP_S)
         for request in requests:
             request.Cancel()
-        names = ", ".join(map(str, sorted(silent)))
-        who = f"rank {names} does not answer" if silent else "all ranks answer, but MPI does not end it"
-        return f"{who}: rank {self.rank} waited {self._timeout:g} s for {what} ({TIMEOUT_VARIABLE})"
+        return format_wait(silent, "MPI", f"rank {self.rank} waited {self._timeout:g} s for {what}")
 
 
 def _unavailable() -> str | None:
@@ -148,19 +123,8 @@ def _open() -> MPIEngine:
             f"expected {expected} ranks, as the launcher says; {library}, which mpi4py loads, sees {size}: take the "
             "mpiexec of that MPI"
         )
-    if LAUNCHER_VARIABLE in os.environ:
-        threading.Thread(target=_end_with_launcher, args=(os.environ[LAUNCHER_VARIABLE],), daemon=True).start()
+    end_with_launcher()
     return MPIEngine(MPI, timeout)
-
-
-def _end_with_launcher(folder: str) -> None:
-    """End this rank when the launcher is gone, whose lock on a file ends with it; remove its folder then."""
-    import fcntl  # where there is a launcher there is an mpiexec, which Windows does not have
-
-    with open(Path(folder, ALIVE_FILE), "rb") as alive:
-        fcntl.flock(alive, fcntl.LOCK_SH)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(2)
 
 
 @hookimpl

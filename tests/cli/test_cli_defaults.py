@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lstmcore.cli import main
 from lstmcore.cli._folder import FolderRun
 from lstmcore.cli._runs import Run, make_run, make_trainer
 from lstmcore.datasets.csv_table import TIME_NAMES
+from lstmcore.distributed.launcher import STARTERS
+from lstmcore.notices import Finding
 from lstmcore.stored_weights import FORMATS
 from lstmcore.training import Trainer, forecast_plot
 from lstmcore_conformance.bench.run import PLANS
@@ -63,8 +66,10 @@ def run_of(data: object, *words: object) -> tuple[Run, Trainer]:
     command = COMMANDS["train"]
     assert command is not None
     options = dict(command.make_context("train", [str(data), "--backend", "numpy", *map(str, words)]).params)
-    own = {name: options.pop(name) for name in ("data", "out", "as_json", "quiet", "plot", "resume", "ranks")}
-    run = make_run(own["data"], options)
+    own = {name: options.pop(name) for name in ("data", "out", "as_json", "quiet", "plot", "resume", "ranks", "engine")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Finding)  # that no season is known
+        run = make_run(own["data"], options)
     return run, make_trainer(run, quiet=True)
 
 
@@ -141,7 +146,7 @@ def test_defaults_of_a_forecast(tmp_path: Path) -> None:
 def test_defaults_of_what_is_held_out(tmp_path: Path, both: list[tuple[Run, Trainer]]) -> None:
     fraction = float(stated("train", "test_fraction"))
     run, _ = run_of(path := write(tmp_path, 305), "--target", "y")
-    assert run.task.test_rows == round(fraction * 305) != run_of(path, "--target", "y", "--horizon", 90)[0].task
+    assert run.task.test_rows == round(fraction * 305)
     assert stated("train", "test_rows") == f"{both[1][0].task.test_rows} for co2"
     labelled = tmp_path / "labelled.csv"
     labelled.write_text("id,t,x,kind\n" + "".join(f"{k},{t},{k + t},{k % 2}\n" for k in range(40) for t in range(3)))
@@ -175,6 +180,10 @@ def test_defaults_of_the_suite_and_the_benchmark() -> None:
     assert stated("conform", "seed") == str(quick.seed) == str(smoke.seed)
 
 
+def test_ranks_are_of_mpi_by_default() -> None:
+    assert stated("train", "engine") == STARTERS[0]
+
+
 def test_names_of_columns_with_times() -> None:
     names = ", ".join(sorted(TIME_NAMES))
     assert stated("train", "time") == f"the first named {names} if its cells are times, else the first with dates"
@@ -188,7 +197,7 @@ def test_numbers_outside_of_defaults() -> None:
 TESTED = {
     *(("train", name) for name in (*OF_RUNS, "horizon", "window", "test_fraction", "test_rows", "fill", "momentum")),
     *((command, name) for command in ("predict", "evaluate") for name in ("jobs", "engine")),
-    *(("bench", "rounds"), ("conform", "max_examples"), ("conform", "seed")),
+    *(("train", "engine"), ("bench", "rounds"), ("conform", "max_examples"), ("conform", "seed")),
 }
 
 

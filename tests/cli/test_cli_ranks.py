@@ -22,6 +22,15 @@ signal 9 (Killed).
 --------------------------------------------------------------------------
 """
 
+#: What torchrun of PyTorch 2.13 writes when a rank is killed, shortened.
+KILLED_OF_TORCHRUN = """\
+W1129 10:14:05.481000 413 site-packages/torch/distributed/elastic/multiprocessing/api.py:1012] Sending process 420
+E1129 10:14:05.502000 413 torch/distributed/elastic/multiprocessing/api.py:986] failed (exitcode: -9) local_rank: 1 \
+(pid: 421) of binary: /usr/bin/python3
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
@@ -50,6 +59,29 @@ def test_ranks_need_mpi4py(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error(*TRAIN, "--ranks", 2).startswith("--ranks: mpi4py is not installed: pip install ")
 
 
+def test_the_other_engine_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mpi4py" else object())
+    for module in (importlib.import_module(name) for name in ("lstmcore_torch.gloo", "lstmcore.distributed.mpi")):
+        if hasattr(module, "find_spec"):
+            monkeypatch.setattr(module, "find_spec", importlib.util.find_spec)
+    told = error(*TRAIN, "--ranks", 2)
+    assert told.startswith("--ranks: mpi4py is not installed: pip install ")
+    assert told.endswith(", or give --engine gloo")
+
+
+def test_an_engine_is_for_several_ranks() -> None:
+    assert error(*TRAIN, "--engine", "gloo") == "--engine: only with --ranks of 2 or more; got 'gloo'"
+    assert error(*TRAIN, "--ranks", 2, "--engine", "nccl").startswith("--engine: expected one of mpi, gloo; got 'nccl'")
+
+
+def test_a_launch_by_torchrun_needs_pytorch(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r"^PyTorch is not installed: pip install "):
+        launch(["true"], 2, "gloo")
+    with pytest.raises(ValueError, match=r"^engine: expected one of mpi, gloo; got 'nccl'$"):
+        launch(["true"], 2, "nccl")
+
+
 def test_a_launch_needs_mpiexec(bare: Path) -> None:
     with pytest.raises(UnavailableError, match=r"^expected an MPI with mpiexec; found none: pip install "):
         launch(["true"], 2)
@@ -65,6 +97,9 @@ def test_ranks_of_ranks_are_refused(bare: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (KILLED, r"^rank 1 was killed by signal 9 \(Killed\)$"),
         (f"lstmcore: error: rank 0: no data\n{KILLED}", r"^rank 0: no data$"),
+        (f"lstmcore: error: another rank has ended: rank 0 waited\n{KILLED_OF_TORCHRUN}", r"^rank 1 was killed by sig"),
+        ("lstmcore: error: another rank has ended: rank 0 waited\n", r"^another rank has ended: rank 0 waited$"),
+        (KILLED_OF_TORCHRUN, r"^rank 1 was killed by signal 9 \(Killed\)$"),
         ("prterun: no such host\n", r"^mpiexec ended with code 3: prterun: no such host$"),
         ("", r"^mpiexec ended with code 3: it does not say why$"),
     ],

@@ -1,7 +1,7 @@
-"""The program that ranks of MPI run in the tests: ``python rank_program.py FOLDER SETTINGS``, settings in JSON.
+"""The program that ranks run in the tests: ``python rank_program.py FOLDER SETTINGS``, settings in JSON.
 
-Each case of ``cases`` is trained; its parameters go to FOLDER as CASE-RANK.npz. ``fault`` is [kind, rank, step]: what
-this rank does in this step of the first case.
+``name`` is the engine, MPI by default. Each case of ``cases`` is trained; its parameters go to FOLDER as CASE-RANK.npz.
+``fault`` is [kind, rank, step]: what this rank does in this step of the first case.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class FaultyAdam(Adam):
         return super().step(parameters, gradients)
 
 
-def main(folder: Path, cases: list[str], fault: list[Any] | None = None, **settings: Any) -> None:
-    engine = get_engine("mpi")
-    for name in cases:
+def main(folder: Path, cases: list[str], fault: list[Any] | None = None, name: str = "mpi", **settings: Any) -> None:
+    engine = get_engine(name)
+    for case in cases:
         if fault is not None and fault[1] == engine.rank:
             settings["optimizer"] = FaultyAdam(fault[0], fault[2])
-        parameters, history = fit_case(name, engine, **settings)
-        np.savez(folder / f"{name}-{engine.rank}.npz", **parameters)
+        parameters, history = fit_case(case, engine, **settings)
+        np.savez(folder / f"{case}-{engine.rank}.npz", **parameters)
         if engine.rank == 0:
-            print(json.dumps({name: history.stopped}))
+            print(json.dumps({case: history.stopped}))
 
 
 if __name__ == "__main__":
