@@ -29,7 +29,7 @@ from lstmcore_numba.gemm.vector import TileValues, emit_tile
 _LOCK: Final = ForkSafeLock()
 #: Bytes of a register -> pairs of registers, and the microkernels of quads.
 _QUADS: Final = {
-    64: (17, (TileShape(6, 1), TileShape(6, 2), TileShape(6, 2), TileShape(6, 2))),
+    64: (17, (TileShape(3, 1), TileShape(3, 2), TileShape(3, 3), TileShape(3, 4))),
     32: (9, (TileShape(3, 1), TileShape(3, 2), TileShape(3, 2), TileShape(3, 2))),
 }
 
@@ -73,8 +73,7 @@ def emit_multiply(
     most, width = table.panels[cols - 1]
 
     def emit_rows(rows: int) -> None:
-        whole = rows == 1 or (form == "quads" and not table.broadcasts_first(TileShape(rows, cols)))
-        taken = cols if whole else width
+        taken = cols if rows == 1 else width
         for first in range(0, cols, taken):
             e = kind(builder, form, cols, target, arguments, first)
             numbers = e.index(4 * e.lanes * first)
