@@ -161,6 +161,17 @@ def as_number(value: Array) -> Any:
     return float(value) if is_on_host(value) else value
 
 
+def read_number(value: Any) -> float:
+    """Return what `as_number` returned as a float; a device is waited for.
+
+    Examples
+    --------
+    >>> read_number(0.5)
+    0.5
+    """
+    return value if isinstance(value, float) else float(to_host(value))
+
+
 def or_one(number: Any) -> Any:
     """Return 1 in place of 0, and other numbers as they are: of what `as_number` returns, as a divisor.
 

@@ -18,6 +18,7 @@ from lstmcore.training.history import History
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import SCALINGS, model_header, scaling_tensors, take_scalings
 from lstmcore.training.optimizers import Optimizer
+from lstmcore.training.placing import on_host
 
 Array = npt.NDArray[Any]
 CHECKPOINT_FORMAT: Final = "lstmcore-checkpoint"
@@ -28,7 +29,7 @@ _FREE: Final = "patience"
 
 @dataclass(slots=True)
 class Progress:
-    """The state of a run: its history, and the parameters of its best epoch so far (None: none yet)."""
+    """The state of a run: its history, and the parameters of its best epoch so far, on the host (None: none yet)."""
 
     history: History
     best: dict[str, Array] | None = None
@@ -53,9 +54,9 @@ def save_checkpoint(
     ValueError
         A path that cannot be written.
     """
-    tensors = {f"model.{name}": value for name, value in model.parameters.items()}
+    tensors = {f"model.{name}": value for name, value in on_host(model.parameters).items()}
     tensors |= {f"best.{name}": value for name, value in (progress.best or {}).items()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in on_host(optimizer.state()).items()}
     tensors |= {f"scaling.{name}": value for name, value in scaling_tensors(model.parts.scalings).items()}
     header = {
         "model": model_header(model.parts),

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.arrays import namespace_of
 from lstmcore.distributed.agreement import agree, share_text
 from lstmcore.distributed.engine import Engine
 from lstmcore.distributed.finding import get_engine
@@ -225,8 +226,10 @@ def share_rows(lengths: Any, size: int) -> list[npt.NDArray[np.intp]]:
 def _add_up(factors: Sequence[float], pieces: Sequence[Learned]) -> dict[str, Array]:
     """Return the sum of factor times gradient, in the dtype of the gradients."""
     return {
-        name: np.asarray(
-            sum(factor * piece.gradients[name] for factor, piece in zip(factors, pieces, strict=True)), value.dtype
+        name: namespace_of(value).astype(
+            sum(factor * piece.gradients[name] for factor, piece in zip(factors, pieces, strict=True)),
+            value.dtype,
+            copy=False,
         )
         for name, value in pieces[0].gradients.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lstmcore.arrays import is_on_host, namespace_of
@@ -33,6 +33,14 @@ class FlatGroup(NamedTuple):
             parts[name] = xp.reshape(flat[start:stop], shape)
             start = stop
         return parts
+
+
+def group_arrays(arrays: Mapping[str, Array], kinds: Sequence[Any]) -> list[FlatGroup]:
+    """Return a group without moments for each of the different `kinds`, one for each array."""
+    names: dict[Any, list[str]] = {}
+    for name, kind in zip(arrays, kinds, strict=True):
+        names.setdefault(kind, []).append(name)
+    return [FlatGroup(tuple(own), tuple(arrays[name].shape for name in own), {}) for own in names.values()]
 
 
 def blocks_of(flat: Array) -> Iterator[slice]:

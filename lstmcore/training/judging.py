@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
+from lstmcore.arrays import as_number, device_of, namespace_of, read_number
 from lstmcore.training.batches import chunks_by_length
 from lstmcore.training.losses import Loss
 from lstmcore.training.metrics import compute_metrics
-from lstmcore.training.network import Batch, ExampleSet, Network, count_entries, count_right, square_cells
+from lstmcore.training.network import Batch, ExampleSet, Network, count_right, square_cells
 from lstmcore.training.scaling import Standardizer
 
-Array = npt.NDArray[Any]
+Array = Any
 
 
 class Evaluation(NamedTuple):
@@ -57,35 +56,42 @@ class Judging(NamedTuple):
 
 def judge(network: Network, examples: ExampleSet, loss: Loss, how: Judging) -> Evaluation:
     """Return the means over scaled inputs; dropout is off."""
-    total, right, entries, drift = 0.0, 0.0, 0.0, 0.0
+    total, right, entries, drift = 0.0, 0.0, 0.0, 0.0  # of a device arrays (), which are read at the end
     answers, seen = True, list[tuple[Array, Array, Array]]()
     for chosen in chunks_by_length(examples.lengths, how.batch_size):
-        batch = Batch.of(*examples.take(chosen), network.readout)
+        batch, (count, _) = network.placed(Batch.of(*examples.take(chosen), network.readout), loss)
         outputs, read, last = network.run(batch.x, batch.lengths)
         if how.raw and how.scaling is not None and not loss.of_linear:
             outputs = how.scaling.undo(outputs)
-        weights = batch.counted(loss)
-        value, _ = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
-        count, _ = count_entries(weights, len(chosen))
-        hits = count_right(outputs, batch.targets, weights, loss)
+        value, _ = loss(read.linear if loss.of_linear else outputs, batch.targets, batch.weights)
+        hits = count_right(outputs, batch.targets, batch.weights, loss)
         answers = answers and hits is not None
-        total, right, entries = total + value * count, right + (hits or 0), entries + count
-        drift += float(np.sqrt(square_cells(last)).sum())  # the start is zero
+        total, right, entries = total + value * count, right + (0.0 if hits is None else hits), entries + count
+        cells = square_cells(last)  # the start is zero
+        drift = drift + as_number(namespace_of(cells).sum(namespace_of(cells).sqrt(cells)))
         if how.metrics:
             seen.append(_flat_answers(outputs, batch, loss, how))
-    found = compute_metrics(how.metrics, *map(np.concatenate, zip(*seen, strict=True))) if how.metrics else {}
+    found = compute_metrics(how.metrics, *map(_joined, zip(*seen, strict=True))) if how.metrics else {}
+    total, right, drift = (read_number(number) for number in (total, right, drift))
     accuracy = right / (entries or 1) if answers else None
     return Evaluation(total / (entries or 1), accuracy, drift / examples.size, found)
 
 
+def _joined(arrays: Sequence[Array]) -> Array:
+    return namespace_of(*arrays).concat(arrays)
+
+
 def _flat_answers(outputs: Array, batch: Batch, loss: Loss, how: Judging) -> tuple[Array, Array, Array]:
     """Return answers, targets and weights of all entries, flat; of a regression in the units of `predict`."""
-    count, weights = outputs[..., 0].size, batch.counted(loss)
-    flat = np.ones(count) if weights is None else weights.reshape(count)
+    xp, count = namespace_of(outputs), math.prod(outputs.shape[:-1])
+    if batch.weights is None:
+        flat = xp.ones(count, dtype=xp.float64, device=device_of(outputs))
+    else:
+        flat = xp.astype(xp.reshape(batch.weights, (count,)), xp.float64, copy=False)
     if loss.of_linear:
-        return outputs.argmax(axis=-1).reshape(count), batch.targets.reshape(count), flat
+        return xp.reshape(xp.argmax(outputs, axis=-1), (count,)), xp.reshape(batch.targets, (count,)), flat
     targets, scaling = batch.targets, how.scaling
     if scaling is not None and not how.raw:
         outputs, targets = scaling.undo(outputs), scaling.first(targets.shape[-1]).undo(targets)
     answers = loss.point(outputs)
-    return answers.reshape(count, -1), targets.reshape(count, -1), flat
+    return xp.reshape(answers, (count, -1)), xp.reshape(targets, (count, -1)), flat

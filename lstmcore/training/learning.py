@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from lstmcore.arrays import is_on_host, namespace_of, read_number
 from lstmcore.training.batches import batches_by_length
 from lstmcore.training.data_parallel import OneRank
 from lstmcore.training.history import Epoch, History
@@ -19,7 +19,7 @@ from lstmcore.training.network import Batch, ExampleSet, Learned
 from lstmcore.training.optimizers import Optimizer, clip_by_global_norm, global_norm
 from lstmcore.training.schedules import Schedule
 
-Array = npt.NDArray[Any]
+Array = Any
 
 
 class DivergedError(ValueError):
@@ -107,17 +107,17 @@ class Learner:
         Raises
         ------
         DivergedError
-            A loss, a gradient or a parameter that is not finite.
+            A loss, a gradient or a parameter that is not finite; on a device this is seen at the end of the epoch.
         """
         settings, base = self.optimizer.settings, self.optimizer.settings["lr"]
         pending: list[Learned] = []
-        total, right, entries, norms, steps = 0.0, 0.0, 0.0, 0.0, 0
+        total, right, entries, norms, steps = 0.0, 0.0, 0.0, 0.0, 0  # of a device arrays (), which are read at the end
         known, rate = True, base
         try:
             for position, learned, last in self._pieces(number, examples):
                 pending.append(learned)
                 known = known and learned.right is not None
-                total, right = total + learned.loss * learned.entries, right + (learned.right or 0)
+                total, right = total + learned.loss * learned.entries, right + (learned.right if known else 0.0)
                 entries += learned.entries
                 if last or len(pending) == self.recipe.accumulate:
                     if self.schedule is not None:
@@ -126,6 +126,7 @@ class Learner:
                     pending = []
         finally:
             settings["lr"] = base
+        total, right, norms = self._read(number, total, right, norms)
         total, right, entries = self.recipe.ranks.add(total, right, entries)
         entries = entries or 1
         return EpochMeans(total / entries, right / entries if known else None, norms / steps, rate)
@@ -155,22 +156,41 @@ class Learner:
             else:
                 yield position, self.model.network.learn(batch, self.loss), final
 
-    def _step(self, number: int, pieces: Sequence[Learned]) -> float:
+    def _step(self, number: int, pieces: Sequence[Learned]) -> Any:
         """Take a step along the gradient of some pieces, and return its norm before it was clipped."""
         loss, gradients = self.recipe.ranks.combine(pieces)
-        if not math.isfinite(loss):
-            raise diverged(number, "loss", loss)
-        norm = global_norm(gradients)
-        if not math.isfinite(norm):
-            raise diverged(number, "gradient norm", norm)
-        if self.recipe.clip_norm is not None:
-            gradients, _ = clip_by_global_norm(gradients, self.recipe.clip_norm)
+        _check_finite(number, "loss", loss)
+        if self.recipe.clip_norm is None:
+            norm = global_norm(gradients)
+        else:
+            gradients, norm = clip_by_global_norm(gradients, self.recipe.clip_norm)
+        _check_finite(number, "gradient norm", norm)
         stepped = self.optimizer.step(self.model.parameters, gradients)
-        for name, value in stepped.items():
-            if not np.isfinite(value).all():
-                raise diverged(number, "parameter", f"{name} is no longer finite")
+        self._check_parameters(number, stepped, on_host=True)
         self.model.load_parameters(stepped)
         return norm
+
+    def _read(self, number: int, total: Any, right: Any, norms: Any) -> tuple[float, float, float]:
+        """Return the sums of an epoch on the host; what was not checked in its steps, on a device, is checked here."""
+        found = read_number(total), read_number(right), read_number(norms)
+        _check_finite(number, "loss", found[0])
+        _check_finite(number, "gradient norm", found[2])
+        self._check_parameters(number, self.model.parameters, on_host=False)
+        return found
+
+    @staticmethod
+    def _check_parameters(number: int, parameters: Mapping[str, Array], *, on_host: bool) -> None:
+        """Check the parameters that are on the host, or those that are not."""
+        for name, value in parameters.items():
+            xp = namespace_of(value)
+            if is_on_host(value) == on_host and not xp.all(xp.isfinite(value)):
+                raise diverged(number, "parameter", f"{name} is no longer finite")
+
+
+def _check_finite(epoch: int, what: str, value: Any) -> None:
+    """Raise DivergedError for a float that is not finite; an array of a device is not waited for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise diverged(epoch, what, value)
 
 
 def diverged(epoch: int, what: str, value: object) -> DivergedError:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.arrays import to_host
 from lstmcore.backend import Backend
 from lstmcore.chain import Chain
 from lstmcore.layers import AttentionPooling, Embedding
@@ -301,7 +302,7 @@ class SequenceModel:
         results: list[Array] = [np.empty(0)] * len(lengths_of_all)
         for chosen in chunks_by_length(lengths_of_all, batch_size):
             x, lengths = pad(load(chosen))
-            outputs = self.network.run(x, lengths)[0].astype(np.float64)
+            outputs = to_host(self.network.run(x, lengths)[0]).astype(np.float64)
             if self.target_scaling is not None:
                 outputs = self.target_scaling.undo(outputs)
             if self.loss is not None:

@@ -1,4 +1,8 @@
-"""An LSTM with a readout, on padded batches: outputs, and the loss of a batch with its gradients."""
+"""An LSTM with a readout, on padded batches: outputs, and the loss of a batch with its gradients.
+
+A batch is put together on the host. The network moves it to where the parameters of the readout are, see
+`lstmcore.arrays`, and computes there; its lengths, which steer the computation, stay on the host.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.arrays import as_number, device_of, dtype_name, move_like, namespace_of
 from lstmcore.backend import StackMasks, State
 from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
@@ -18,7 +23,7 @@ from lstmcore.training.entries import IGNORED
 from lstmcore.training.losses import Loss
 from lstmcore.training.readout import Readout, ReadoutGradients, ReadoutTape
 
-Array = npt.NDArray[Any]
+Array = Any
 
 
 class Examples(NamedTuple):
@@ -121,9 +126,9 @@ class Learned(NamedTuple):
     Attributes
     ----------
     loss
-        The mean over the entries.
+        The mean over the entries, as a `Loss` gives it: of a device an array (), which nothing waits for.
     right
-        The weight of the right answers; None for a regression.
+        The weight of the right answers, as the loss; None for a regression.
     entries, valid
         The weight of all entries, and the number of those with a weight above 0.
     gradients
@@ -132,8 +137,8 @@ class Learned(NamedTuple):
         The final state.
     """
 
-    loss: float
-    right: float | None
+    loss: Any
+    right: Any
     entries: float
     valid: int
     gradients: dict[str, Array]
@@ -173,19 +178,31 @@ class Network(NamedTuple):
         """Return (T, N, ...) in the layout of the LSTM, or back: a view."""
         return array.swapaxes(0, 1) if self.lstm.batch_first else array
 
+    def _moved(self, array: Any) -> Any:
+        """Return an array of the host where the network computes, None as it is."""
+        return None if array is None else move_like(array, self.readout.parameters["weight"])
+
+    def placed(self, batch: Batch, loss: Loss) -> tuple[Batch, tuple[float, int]]:
+        """Return a batch of the host where the network computes, with the weights of what `loss` counts, and counts."""
+        weights = batch.counted(loss)
+        x, targets = self._moved(batch.x), self._moved(batch.targets)
+        placed = batch._replace(x=x, targets=targets, weights=self._moved(weights))
+        return placed, count_entries(weights, len(batch.lengths))
+
     def _embed(self, x: Array) -> tuple[Array, Any]:
         """Return what the LSTM reads of padded x, and the record of the embedding."""
         return (x, None) if self.embedding is None else self.embedding.record(x)
 
     def run(self, x: Array, lengths: Array) -> tuple[Array, ReadoutTape, Any]:
         """Return the outputs for padded x, the record of the readout, and the final state."""
-        x, _ = self._embed(x)
+        x, _ = self._embed(self._moved(x))
         h, last = self.lstm(self.laid_out(x), lengths=lengths)
         outputs, read = self._read(x, lengths, self.laid_out(h), last)
         return outputs, read.readout, last
 
     def learn(self, batch: Batch, loss: Loss, state: Any = None) -> Learned:
         """Return the loss of a batch and its gradient for every parameter, from `state` on; dropout is on."""
+        batch, counts = self.placed(batch, loss)
         (x, rows), lengths = self._embed(batch.x), batch.lengths
         h, last, tape = self.lstm.record(self.laid_out(x), state, lengths, masks=self._masks_of_rows(batch))
         outputs, read = self._read(x, lengths, self.laid_out(h), last)
@@ -193,7 +210,7 @@ class Network(NamedTuple):
         up = self._to_lstm(of_readout, read, lengths, last)
         found = self.lstm.backward(tape, None if up.dy is None else self.laid_out(up.dy), up.dlast)
         gradients = self._named(found.parameters, of_readout, up, rows, self.laid_out(found.x))
-        return self._learned(batch, loss, (value, right), gradients, last)
+        return Learned(value, right, *counts, gradients, last)
 
     def learn_by_parts(self, batch: Batch, loss: Loss) -> Learned:
         """Return what `learn` returns, with the tape of sqrt(T) steps at a time, for one more forward pass.
@@ -201,10 +218,11 @@ class Network(NamedTuple):
         The first pass keeps the state at the start of each part; backward, each part is recorded again.
         """
         lstm, lengths = self.lstm, batch.lengths
+        batch, counts = self.placed(batch, loss)
         x, rows = self._embed(batch.x)
         embedded = batch._replace(x=x)
-        size = max(1, math.isqrt(max(len(x) - 1, 0)) + 1)
-        starts = range(0, max(len(x), 1), size)
+        size = max(1, math.isqrt(max(x.shape[0] - 1, 0)) + 1)
+        starts = range(0, max(x.shape[0], 1), size)
         first, state, masks = lstm.step, None, None
         states, outputs_of_lstm = list[Any](), list[Array]()
         for start in starts:
@@ -213,7 +231,8 @@ class Network(NamedTuple):
             masks = tape.masks if masks is None else masks
             outputs_of_lstm.append(self.laid_out(h))
             del tape  # its memory is what this saves
-        outputs, read = self._read(x, lengths, np.concatenate(outputs_of_lstm), state)
+        whole = namespace_of(*outputs_of_lstm).concat(outputs_of_lstm)
+        outputs, read = self._read(x, lengths, whole, state)
         value, right, of_readout = self._judge(batch, loss, outputs, read.readout)
         up = self._to_lstm(of_readout, read, lengths, state)
         dy, dstate = up.dy, up.dlast
@@ -230,7 +249,7 @@ class Network(NamedTuple):
             total = {name: value + total[name] if total else value for name, value in found.parameters.items()}
         lstm.step = first + len(starts)
         gradients = self._named(total, of_readout, up, rows, dx)
-        return self._learned(batch, loss, (value, right), gradients, state)
+        return Learned(value, right, *counts, gradients, state)
 
     def _masks_of_rows(self, batch: Batch) -> Any:
         """Return the masks of each LSTM for rows of a larger batch; None for a whole one, which draws them itself."""
@@ -254,12 +273,9 @@ class Network(NamedTuple):
             drawn = drawn._replace(layers=tuple(own._replace(recurrent=whole.recurrent) for own, whole in pairs))
         return lstm.record(self.laid_out(batch.x), state, batch.lengths, masks=drawn)
 
-    def _judge(
-        self, batch: Batch, loss: Loss, outputs: Array, read: ReadoutTape
-    ) -> tuple[float, float | None, ReadoutGradients]:
-        weights = batch.counted(loss)
-        value, dy = loss(read.linear if loss.of_linear else outputs, batch.targets, weights)
-        right = count_right(outputs, batch.targets, weights, loss)
+    def _judge(self, batch: Batch, loss: Loss, outputs: Array, read: ReadoutTape) -> tuple[Any, Any, ReadoutGradients]:
+        value, dy = loss(read.linear if loss.of_linear else outputs, batch.targets, batch.weights)
+        right = count_right(outputs, batch.targets, batch.weights, loss)
         return value, right, self.readout.backward(read, dy, of_linear=loss.of_linear)
 
     def _named(
@@ -273,16 +289,6 @@ class Network(NamedTuple):
             parts["pooling"] = up.attention
         return {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
 
-    def _learned(
-        self,
-        batch: Batch,
-        loss: Loss,
-        judged: tuple[float, float | None],
-        gradients: dict[str, Array],
-        last: Any,
-    ) -> Learned:
-        return Learned(*judged, *count_entries(batch.counted(loss), len(batch.lengths)), gradients, last)
-
     def _read(self, x: Array, lengths: Array, h: Array, last: Any) -> tuple[Array, ReadTape]:
         features, attention = self._features(lengths, h, last)
         beside = None
@@ -290,7 +296,7 @@ class Network(NamedTuple):
             steps = self.readout.steps
             beside = x if steps == "every" else _at_ends(x, lengths) if steps == "last" else _mean(x, lengths)
         outputs, tape = self.readout.record(features, beside)
-        return outputs, ReadTape(tape, attention, len(x))
+        return outputs, ReadTape(tape, attention, x.shape[0])
 
     def _features(self, lengths: Array, h: Array, last: Any) -> tuple[Array, Any]:
         """Return what the readout reads of the LSTM's outputs, and the record of the attention."""
@@ -325,10 +331,8 @@ class Network(NamedTuple):
             return found.x
         if self.readout.steps == "mean":
             return _spread(found.x, lengths, read.steps)
-        dx = np.zeros((read.steps, *found.x.shape), found.x.dtype)
-        rows = np.flatnonzero(lengths)
-        dx[lengths[rows] - 1, rows] = found.x[rows]
-        return dx
+        ends = move_like(np.arange(read.steps)[:, None] == lengths - 1, found.x)
+        return namespace_of(found.x).where(ends[..., None], found.x, 0.0)
 
 
 def _inputs_of(batch: Batch, start: int, size: int) -> Batch:
@@ -339,33 +343,40 @@ def _inputs_of(batch: Batch, start: int, size: int) -> Batch:
 def _spread(gradient: Array, lengths: Array, steps: int) -> Array:
     """Return (T, N, W): the gradient of the values from that of their means (N, W)."""
     shares = (np.arange(steps)[:, None] < lengths) / np.maximum(lengths, 1)
-    return np.asarray(shares[..., None].astype(gradient.dtype) * gradient)
+    return move_like(shares.astype(dtype_name(gradient.dtype)), gradient)[..., None] * gradient
 
 
 def _at_ends(x: Array, lengths: Array) -> Array:
     """Return (N, I): x at the last valid step of each row, 0 for a row of none."""
-    ends = np.zeros((len(lengths), x.shape[2]), x.dtype)
-    rows = np.flatnonzero(lengths)
-    ends[rows] = x[lengths[rows] - 1, rows]
-    return ends
+    xp, (steps, rows, width) = namespace_of(x), x.shape
+    if not steps:
+        return xp.zeros((rows, width), dtype=x.dtype, device=device_of(x))
+    places = np.maximum(lengths - 1, 0) * rows + np.arange(rows)
+    ends = xp.take(xp.reshape(x, (steps * rows, width)), move_like(places, x), axis=0)
+    return xp.where(move_like(lengths[:, None] > 0, x), ends, 0.0)
 
 
 def _mean(values: Array, lengths: Array) -> Array:
     """Return (N, W): the mean of values (T, N, W) over the valid steps of each row, 0 for a row of none."""
-    valid = np.arange(len(values))[:, None] < lengths
-    total = np.where(valid[..., None], values, 0).sum(axis=0, dtype=np.float64)
-    return np.asarray((total / np.maximum(lengths, 1)[:, None]).astype(values.dtype))
+    xp, valid = namespace_of(values), move_like(np.arange(values.shape[0])[:, None] < lengths, values)
+    total = xp.sum(xp.where(valid[..., None], values, 0.0), axis=0, dtype=xp.float64)
+    counts = move_like(np.maximum(lengths, 1)[:, None].astype(np.float64), values)
+    return xp.astype(total / counts, values.dtype)
 
 
-def count_right(outputs: Array, targets: Array, weights: Array | None, loss: Loss) -> float | None:
-    """Return the weight of the entries whose largest output is the target's; None for a regression."""
+def count_right(outputs: Array, targets: Array, weights: Array | None, loss: Loss) -> Any:
+    """Return the weight of the entries whose largest output is the target's; None for a regression.
+
+    A float, or an array () of a device.
+    """
     if not loss.of_linear:
         return None
-    hits = outputs.argmax(axis=-1) == targets
-    return float(hits.sum() if weights is None else (hits * weights).sum())
+    xp = namespace_of(outputs=outputs, targets=targets, weights=weights)
+    hits = xp.astype(xp.argmax(outputs, axis=-1) == targets, xp.float64)
+    return as_number(xp.sum(hits if weights is None else hits * xp.astype(weights, xp.float64, copy=False)))
 
 
-def count_entries(weights: Array | None, rows: int) -> tuple[float, int]:
+def count_entries(weights: npt.NDArray[Any] | None, rows: int) -> tuple[float, int]:
     """Return the weight of all entries, and the number of those with a weight; `rows` of them if it is None."""
     return (float(rows), rows) if weights is None else (float(weights.sum()), int(np.count_nonzero(weights)))
 
@@ -373,4 +384,5 @@ def count_entries(weights: Array | None, rows: int) -> tuple[float, int]:
 def square_cells(state: Any) -> Array:
     """Return (N,): the sum of the squares of all final cells of a row, of an LSTM or of each LSTM of a chain."""
     pairs = [state] if isinstance(state, State) else state
-    return np.asarray(sum(np.square(c, dtype=np.float64).sum(axis=(0, 2)) for _, c in pairs))
+    xp = namespace_of(*(c for _, c in pairs))
+    return sum(xp.sum(xp.square(xp.astype(c, xp.float64)), axis=(0, 2)) for _, c in pairs)

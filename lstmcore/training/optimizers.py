@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar, Final
 
-from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
+from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, is_on_host, namespace_of
 from lstmcore.config import finite, integer
 from lstmcore.scalars import flag
-from lstmcore.training.flat_arrays import FlatGroup, blocks_of, flat_copy
+from lstmcore.training.flat_arrays import FlatGroup, blocks_of, flat_copy, group_arrays
 from lstmcore.validation import check_real
 
 Array = Any
@@ -89,12 +89,7 @@ class Optimizer(ABC):
             self._check_moments(moments, parameters, ": an optimizer goes with one model and one run, make a new one")
             state = _check_floats("optimizer state", self._named_moments(moments))
             namespace_of(**_check_floats("parameters", parameters), **state)
-        names: dict[tuple[str, str], list[str]] = {}
-        for name, (own, other) in zip(parameters, kinds, strict=True):
-            names.setdefault((dtype_name(own), dtype_name(other)), []).append(name)
-        groups = [
-            FlatGroup(tuple(group), tuple(parameters[name].shape for name in group), {}) for group in names.values()
-        ]
+        groups = group_arrays(parameters, [(dtype_name(own), dtype_name(other)) for own, other in kinds])
         for group in groups:
             for moment in self._used():
                 flat = group.flatten(xp, moments[moment] if self.steps else gradients)
@@ -353,7 +348,16 @@ def global_norm(gradients: Mapping[str, Array]) -> Any:
     5.0
     """
     xp = namespace_of(**_check_floats("gradients", gradients))
-    return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(g, xp.float64))) for g in gradients.values()))))
+    parts = [flat for _, flat in _flatten_on_device(xp, gradients)] or gradients.values()
+    return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(part, xp.float64))) for part in parts))))
+
+
+def _flatten_on_device(xp: Any, gradients: Mapping[str, Array]) -> list[tuple[FlatGroup, Array]]:
+    """Return one flat array for each dtype, since a call costs more than a copy on a device; none on the host."""
+    if all(map(is_on_host, gradients.values())):
+        return []
+    groups = group_arrays(gradients, [dtype_name(value.dtype) for value in gradients.values()])
+    return [(group, group.flatten(xp, gradients)) for group in groups]
 
 
 def _check_bound(bound: object) -> None:
@@ -387,8 +391,10 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     if isinstance(norm, float):
         if norm <= bound or not math.isfinite(norm):
             return dict(gradients), norm
-        factor: Any = bound / norm
-    else:
-        factor = xp.where((norm > bound) & xp.isfinite(norm), bound / norm, 1.0)
-    scaled = {name: value * cast_number(factor, value) for name, value in gradients.items()}
-    return {name: xp.astype(value, gradients[name].dtype, copy=False) for name, value in scaled.items()}, norm
+        return {
+            name: xp.astype(value * (bound / norm), value.dtype, copy=False) for name, value in gradients.items()
+        }, norm
+    factor, scaled = xp.where((norm > bound) & xp.isfinite(norm), bound / norm, 1.0), dict[str, Array]()
+    for group, flat in _flatten_on_device(xp, gradients):
+        scaled |= group.split(xp, flat * cast_number(factor, flat))
+    return {name: scaled[name] for name in gradients}, norm

@@ -28,16 +28,10 @@ from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import json_types
 from lstmcore.training.network import Examples, ExampleSet
 from lstmcore.training.optimizers import Adam, Optimizer
+from lstmcore.training.placing import check_device, computing_on, on_host
 from lstmcore.training.progress import shown_progress
 from lstmcore.training.schedules import Schedule
-from lstmcore.training.sets import (
-    Rows,
-    Sets,
-    check_examples,
-    make_sets,
-    scale_examples,
-    weigh,
-)
+from lstmcore.training.sets import Rows, Sets, check_examples, make_sets, scale_examples, weigh
 from lstmcore.training.streams import StreamedExamples, StreamedSets, StreamPlan, stream_sets
 from lstmcore.training.trainer_checks import (
     bound,
@@ -127,6 +121,9 @@ class Trainer:
     distributed
         An `lstmcore.distributed.Engine` or its name, such as ``"mpi"``: each rank learns its rows of every batch. All
         ranks call `fit` with the same data; rank 0 alone shows progress, writes checkpoints and runs the callbacks.
+    device
+        ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM: parameters go there once, batches one by one,
+        and no step waits for it; a loss that is not finite is told at the end of its epoch. None for the host.
 
     Raises
     ------
@@ -173,6 +170,7 @@ class Trainer:
         truncate: int | None = None,
         gradient_checkpointing: bool = False,
         distributed: Engine | str | None = None,
+        device: str | None = None,
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
@@ -201,6 +199,7 @@ class Trainer:
         self.gradient_checkpointing = flag("gradient_checkpointing", gradient_checkpointing)
         check_parts(model, self.truncate, self.gradient_checkpointing, self.accumulate)
         self.ranks = ranks_of(distributed)
+        self.device = check_device(device, model, self.ranks.size)
 
     def fit(
         self,
@@ -295,7 +294,8 @@ class Trainer:
         ranks, leads = self.ranks, self.ranks.rank == 0
         callbacks = self.callbacks if leads else ()
         try:
-            with ranks.one_end(), shown_progress(self.epochs, len(history.epochs), self.quiet or not leads) as show:
+            shown = shown_progress(self.epochs, len(history.epochs), self.quiet or not leads)
+            with ranks.one_end(), computing_on(self.device, model, optimizer), shown as show:
                 for callback in callbacks:
                     callback.on_fit_start(model, history)
                 history.stopped = ranks.decide(history.stopped, model)
@@ -365,7 +365,7 @@ class Trainer:
         if held and history.within(epoch):
             best = history.epochs[history.best - 1].validation_loss if history.best else None
             if best is None or seen.loss < best:
-                history.best, progress.best = number, self.model.parameters
+                history.best, progress.best = number, on_host(self.model.parameters)
         history.stopped = history.reason(self.patience)
 
     def _settings(self, sets: AnySets, optimizer: Optimizer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lstmcore.arrays import to_host
+from lstmcore.backend import State
 from lstmcore.training import (
     SGD,
     Adam,
@@ -24,6 +25,7 @@ from lstmcore.training import (
     Standardizer,
     clip_by_global_norm,
     global_norm,
+    network,
 )
 from lstmcore.training.metrics import METRICS, compute_metrics
 from lstmcore.training.scaling import scale_targets
@@ -285,3 +287,28 @@ def test_mixed_places_name_both_arguments() -> None:
     with pytest.raises(TypeError, match=r"optimizer state\['first.w'\]: .* as parameters\['w'\]; got"):
         adam.step(away({"w": two}), away({"w": two}))
     assert moved.parameters["weight"].device == DEVICE
+
+
+def test_reads_of_padded_batches_on_a_device(waiting: None) -> None:
+    """The means over the steps of a row, their gradient, x at the ends of rows, the right answers, the final cells."""
+    random = np.random.default_rng(6)
+    lengths = np.array([5, 0, 3, 1])
+    values, gradient = random.standard_normal((5, 4, 3)).astype("float32"), random.standard_normal((4, 3))
+    for function, arguments in (
+        (network._mean, (values, lengths)),
+        (network._at_ends, (values, lengths)),
+        (network._at_ends, (values[:0], 0 * lengths)),
+        (network._spread, (gradient, lengths, 5)),
+    ):
+        array, *others = arguments
+        assert_same(function(away(array), *others), function(array, *others))
+    outputs, targets, weights = random.standard_normal((5, 4, 3)), random.integers(0, 3, (5, 4)), random.random((5, 4))
+    for counted in (None, weights, weights > 0.5):
+        right = network.count_right(*away((outputs, targets, counted)), CrossEntropy())
+        assert_same(right, network.count_right(outputs, targets, counted, CrossEntropy()))
+    cells = [State(values[:2], values[2:4]), State(values[:1], values[:1])]
+    moved = [State(*away(tuple(pair))) for pair in cells]
+    assert_same(network.square_cells(moved), network.square_cells(cells))
+    assert_same(network.square_cells(moved[0]), network.square_cells(cells[0]))
+    ends = values[lengths - 1, np.arange(4)]
+    np.testing.assert_array_equal(network._at_ends(values, lengths), np.where(lengths[:, None] > 0, ends, 0))

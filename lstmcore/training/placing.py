@@ -1,0 +1,87 @@
+"""A training on a device: parameters and moments go there once, and come back at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.arrays import is_on_host, move_like, to_host
+from lstmcore.kernels import LayerBackend
+from lstmcore.training.model import SequenceModel
+from lstmcore.training.optimizers import Optimizer
+
+Array = Any
+
+
+def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
+    """Return the argument `device` of a trainer: None, or a device of the backend of the model's LSTM.
+
+    Parameters
+    ----------
+    device
+        The argument: ``"cuda:0"``, or ``"cuda"`` for that which the backend computes on.
+    model
+        The model.
+    ranks
+        How many processes train it.
+
+    Raises
+    ------
+    TypeError
+        No text.
+    ValueError
+        Another device than that of the backend, or a part of the model, or the ranks, that need the host.
+    """
+    if device is None:
+        return None
+    if not isinstance(device, str):
+        raise TypeError(f"device: expected the name of a device, such as 'cuda:0', or None; got {device!r}")
+    parts = (("embedding", model.embedding), ("pooling", model.pooling))
+    for part, layer in parts:
+        if layer is not None:
+            raise ValueError(
+                f"device: expected None for a model with {part}, which computes on the host; got {device!r}"
+            )
+    if ranks > 1:
+        raise ValueError(f"device: expected None with several ranks, which exchange arrays of the host; got {device!r}")
+    backend = model.lstm.backend
+    name = backend.capabilities().device
+    if is_on_host(_made_by(backend, model)):
+        raise ValueError(
+            f"device: expected None, since backend {backend.name!r} of the model computes on the host; got {device!r}: "
+            "make the LSTM with backend='cupy'"
+        )
+    if device not in (name, name.partition(":")[0]):
+        raise ValueError(f"device: expected {name!r}, where backend {backend.name!r} computes; got {device!r}")
+    return device
+
+
+def _made_by(backend: LayerBackend, model: SequenceModel) -> Array:
+    """Return an array where the backend computes."""
+    return backend.to_device(np.zeros(1, model.readout.dtype))
+
+
+@contextmanager
+def computing_on(device: str | None, model: SequenceModel, optimizer: Optimizer) -> Iterator[None]:
+    """Keep the parameters and moments of a run on a device, and put the parameters back on the host at the end."""
+    if device is None:
+        yield
+        return
+    like = _made_by(model.lstm.backend, model)
+    parameters = {name: move_like(value, like) for name, value in model.parameters.items()}
+    moments = {name: move_like(to_host(value), like) for name, value in optimizer.state().items()}
+    model.load_parameters(parameters)
+    optimizer.load_state(optimizer.steps, moments, parameters)
+    try:
+        yield
+    finally:
+        model.load_parameters(on_host(model.parameters))
+
+
+def on_host(arrays: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
+    """Return arrays by name as NumPy's; those of a device are copied."""
+    return {name: value if is_on_host(value) else to_host(value) for name, value in arrays.items()}
