@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import registry, validation
-from lstmcore.arrays import frozen_copy, namespace_of, to_host
+from lstmcore.arrays import device_of, namespace_of, to_host
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -461,7 +461,8 @@ class LSTM(Interchange):
             for array in loaded.values():
                 array.flags.writeable = False
         else:
-            loaded = {name: frozen_copy(parameters[name]) for name in shapes}
+            xp, device = namespace_of(**parameters), device_of(next(iter(parameters.values())))
+            loaded = {name: xp.asarray(parameters[name], copy=True, device=device) for name in shapes}
         self._load(store_parameters({**loaded, **stored}, self.precision.weights))
 
     def _parameters_on_host(self) -> dict[str, Array | StoredMatrix]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emulation.gpu import Gpu, GpuArray
+from emulation.gpu import CupyOnHost, Gpu, GpuArray
 from lstmcore import LSTM, Chain, Merge, Reversed
 from lstmcore.backend import Masks, StackMasks
 from lstmcore_cupy import cuda_device
@@ -39,14 +39,14 @@ def _flat(made: Any) -> Iterator[Any]:
         yield made
 
 
-def _moved(value: Any) -> Any:
-    """Return arrays of any depth on the GPU, not counted."""
+def _moved(value: Any, gpu: Gpu = GPU) -> Any:
+    """Return arrays of any depth on a GPU, not counted."""
     if isinstance(value, np.ndarray):
-        return GPU.array_of(value)
+        return gpu.array_of(value)
     if isinstance(value, dict):
-        return {name: _moved(each) for name, each in value.items()}
+        return {name: _moved(each, gpu) for name, each in value.items()}
     if isinstance(value, tuple | list):
-        moved = map(_moved, value)
+        moved = (_moved(each, gpu) for each in value)
         return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     return value
 
@@ -95,6 +95,20 @@ def test_arrays_of_a_gpu_give_the_bits_of_numpy(options: dict[str, Any], path: s
     numpy = LSTM(I, H, backend="numpy", seed=3, **options)
     for one, other in zip(found, _flat(_passes(numpy, lambda array: array)), strict=True):
         np.testing.assert_allclose(one.get(), other, rtol=0, atol=400 * 2.0**-24 * max(1, np.abs(other).max()))
+
+
+def test_calls_run_on_the_gpu_of_their_arrays() -> None:
+    """CuPy makes arrays and computes on the current GPU, which may be another one."""
+    cupy = CupyOnHost()
+    second = Gpu(1, cupy)
+    lstm = LSTM(I, H, backend=CupyBackend(second), seed=3, **DEEP)
+    want = [*_flat(_passes(lstm, lambda array: array))]
+    lstm.load_parameters(_moved(lstm.parameters, second))
+    assert cupy.current == 0
+    assert {array.device.id for array in lstm.parameters.values()} == {1}
+    for one, other in zip(_flat(_passes(lstm, lambda array: _moved(array, second))), want, strict=True):
+        assert one.device.id == 1
+        np.testing.assert_array_equal(one.get(), other)
 
 
 @pytest.mark.parametrize("shape", [(T, I), (0, N, I), (T, 0, I), (1, 1, I)], ids=str)

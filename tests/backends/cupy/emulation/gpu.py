@@ -264,7 +264,9 @@ class CupyOnHost(ModuleType):
             runtime=SimpleNamespace(free=lambda address: None, getDeviceProperties=lambda number: properties),
         )
 
-    def launched(self, name: str) -> None:
+    def launched(self, name: str, number: int | None = None) -> None:
+        if number not in (None, self.current):
+            raise ValueError(f"{name}: an array of GPU {number}, while GPU {self.current} is current")
         self.counts.launches.append(name)
         self.counts.streams.add(self.streams[-1].name)
 
@@ -288,7 +290,7 @@ class CupyOnHost(ModuleType):
         made = function(*given, **named)
         own = [value for value in given if isinstance(value, np.ndarray)]
         if made is None or any(made is value for value in own):
-            self.launched(name)  # into one of the arguments
+            self.launched(name, number)  # into one of the arguments
         return self._wrapped(name, made, own, number)
 
     def _wrapped(self, name: str, made: Any, own: list[npt.NDArray[Any]], number: int) -> Any:
@@ -298,7 +300,7 @@ class CupyOnHost(ModuleType):
             return made
         array = np.asarray(made)
         if not any(np.shares_memory(array, value) for value in own) and array.size:
-            self.launched(name)
+            self.launched(name, number)
         return GpuArray(array, self, number)
 
     def __getattr__(self, name: str) -> Any:
@@ -314,6 +316,9 @@ class CupyOnHost(ModuleType):
 
     def asarray(self, values: Any, dtype: Any = None, *, device: Any = None, copy: bool | None = None) -> GpuArray:
         if isinstance(values, GpuArray):
+            if device is not None:
+                with device:
+                    return self.asarray(values, dtype, copy=copy)
             changed = values if dtype is None or values.dtype == dtype else values.astype(dtype)  # type: ignore[attr-defined]
             return changed.copy() if copy else changed  # type: ignore[no-any-return]
         self.counts.copies_in += 1
