@@ -230,7 +230,8 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Kills, full disks, forks, threads, signals: -- --kills N (200 by default), --long, --memcheck."""
-    session.install("-e", ".[numba,plot,conformance,bench,jobs,dask]", *TESTS)
+    _install_torch(session)
+    session.install("-e", ".[numba,plot,conformance,bench,jobs,dask,onnxruntime,openvino]", JAX, *TESTS)
     options = session.posargs or ("--kills", "200")
     session.run("pytest", "-p", "no:benchmark", "tests/faults", *options, env=_quiet())
 

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli_runs import error as told_by
+from cli_runs import succeed
 from lstmcore import LSTM
 from lstmcore.files import write_atomically
-from lstmcore.training import SequenceModel
+from lstmcore.training import SequenceModel, Trainer
 from small_models import data, make, trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -161,6 +163,82 @@ def test_a_folder_that_gets_read_only_is_told(tmp_path: Path) -> None:
         assert list(folder.iterdir()) == []
     finally:
         folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: folder.rmdir(), "expected a file in a folder that exists; got 'folder/m'"),
+        (lambda folder: folder.chmod(0o555), "expected a file in a folder that you may write to; got 'folder/m'"),
+    ],
+    ids=["vanished", "read-only"],
+)
+def test_a_folder_that_changes_in_a_training_is_told_by_the_option(
+    tmp_path: Path, change: Callable[[Path], None], told: str
+) -> None:
+    """The command checks the folder before it trains; here it changes after that."""
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o777)
+
+    def train() -> None:
+        os.chdir(tmp_path)
+        Path("s.csv").write_text("y\n" + "".join(f"{k % 7}\n" for k in range(40)))
+        small = ("--window", "3", "--epochs", "1", "--hidden-size", "2", "--quiet", "--backend", "numpy")
+        words = ("train", "s.csv", "--target", "y", *small, "--out")
+        succeed(*words, "m")  # imports what the user without rights may not read
+        if os.geteuid() == 0:
+            os.setuid(user())
+        folder, fit = Path("folder"), Trainer.fit
+        folder.mkdir()
+
+        def fit_and_change(*given: Any, **named: Any) -> Any:
+            history = fit(*given, **named)
+            change(folder)
+            return history
+
+        Trainer.fit = fit_and_change  # type: ignore[method-assign]  # in this process, which ends after the command
+        assert told_by(*words, "folder/m").startswith(f"--out: {told}")
+        if folder.exists():
+            folder.chmod(0o755)
+
+    assert end(in_child(train)) == 0
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["answers", "killed"])
+def test_a_disk_that_stands_still(tmp_path: Path, killed: bool) -> None:
+    """While a save waits for the disk, others read the old file, and save; then it is whole, or there is none of it."""
+    path, models = tmp_path / "model", (make(), make(peephole=True))
+    models[0].save(path)
+    (waits, tell_waits), (go_on, tell_on) = os.pipe(), os.pipe()
+
+    def save() -> None:
+        flush = os.fsync
+
+        def wait(number: int) -> None:
+            os.write(tell_waits, b"x")
+            os.read(go_on, 1)
+            flush(number)
+
+        os.fsync = wait
+        models[1].save(path)
+
+    child = in_child(save)
+    assert os.read(waits, 1) == b"x"
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert len(names) == 2
+    models[0].save(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names  # with the file of the save that waits
+    assert same(SequenceModel.load(path, backend="numpy"), models[0])
+    if killed:
+        assert end(child, after_s=0) == -signal.SIGKILL
+        models[0].save(path)
+    else:
+        os.write(tell_on, b"x")
+        assert end(child) == 0
+    assert same(SequenceModel.load(path, backend="numpy"), models[not killed])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    for number in (waits, tell_waits, go_on, tell_on):
+        os.close(number)
 
 
 def command(*words: str) -> list[str]:
