@@ -27,15 +27,17 @@ from typing import Any, Final
 HERE: Final = Path(__file__).parent
 FOUND: Final = HERE / "found"
 CORPUS: Final = HERE / "corpus"
-#: Seconds without an answer after which an input counts as one that never ends.
-PATIENCE_S: Final = 120.0
+#: Seconds of CPU time without an answer after which an input counts as one that never ends; and seconds by the clock,
+#: since one that waits takes no CPU time, and a busy machine gives little.
+PATIENCE_S: Final = 60.0
+WAIT_S: Final = 1200.0
 #: Bytes of address space of a worker: an array beyond it is a MemoryError, and no worker ends the machine.
 MEMORY: Final = 8 << 30
 #: Inputs and seconds of one worker; then a new one starts, so that no memory is gathered and every target has its turn.
 TURN: Final = 40_000
 TURN_S: Final = 120.0
 #: Seconds for importing and compiling, before a worker's first input.
-PREPARE_S: Final = 1800.0
+PREPARE_S: Final = 3600.0
 #: A target takes turns in proportion to ``1 / cost``, up to this cost.
 SHARES: Final = 64
 
@@ -136,7 +138,8 @@ class Watched:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self.current, self.since, self.rest, self.ready, self.done = "", time.monotonic(), "", False, False
+        self.current, self.rest, self.ready, self.done = "", "", False, False
+        self.since, self.since_cpu = time.monotonic(), 0.0
 
     def lines(self) -> list[str]:
         """Return the lines that came since the last call."""
@@ -147,8 +150,21 @@ class Watched:
             return []
         *whole, self.rest = (self.rest + piece).split("\n")
         if whole:
-            self.since = time.monotonic()
+            self.since, self.since_cpu = time.monotonic(), self.cpu_s()
         return whole
+
+    def cpu_s(self) -> float:
+        """Return the seconds of CPU time that the process took; 0 if it has ended, or on a system that does not say."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def hangs(self) -> bool:
+        """Return whether it has not answered for too long."""
+        wall, cpu = (WAIT_S, PATIENCE_S) if self.ready else (PREPARE_S, PREPARE_S)
+        return time.monotonic() - self.since > wall or self.cpu_s() - self.since_cpu > cpu
 
 
 class Campaign:
@@ -220,8 +236,7 @@ class Campaign:
             else:
                 worker.current = line
                 self.counts[line.split(" ")[0]] += 1
-        patience = PATIENCE_S if worker.ready else PREPARE_S
-        hung = time.monotonic() - worker.since > patience
+        hung = worker.hangs()
         if hung:
             worker.process.kill()
         code = worker.process.poll()
@@ -232,7 +247,11 @@ class Campaign:
             if not worker.current:
                 raise SystemExit(f"fuzz: a worker ended before its first input:\n{errors[-3000:]}")
             name, number = worker.current.split(" ")
-            ended = f"no end within {patience:.0f} s" if hung else f"the process ended with {code}: {errors[-300:]!r}"
+            ended = (
+                f"no end within {PATIENCE_S:.0f} s of CPU time"
+                if hung
+                else f"the process ended with {code}: {errors[-300:]!r}"
+            )
             self._fail(name, int(number), ended)
         return True
 
