@@ -88,10 +88,14 @@ ASKED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 FULL_ALONE: Final = {
     *(f"size.{kind}_step{only}_{start}" for kind in ("zero", "wrap", "path") for only in ("", "_with_lengths")
       for start in (513, 1025)),
-    *("leaks.pack", "leaks.tape", "leaks.jvp", "leaks.threads", "hidden.leaks", "hidden.drifts"),
+    *("leaks.pack", "leaks.tape", "leaks.jvp", "leaks.threads", "hidden.leaks"),
 }  # fmt: skip
 #: Those of a check of the full profile that the quick one catches too, and by which of its checks.
-QUICK_TOO: Final = {"hidden.after_many_steps": "large.ends", "hidden.gradient_of_many_steps": "large.ends"}
+QUICK_TOO: Final = {
+    "hidden.after_many_steps": "large.ends",
+    "hidden.gradient_of_many_steps": "large.ends",
+    "hidden.drifts": "calls.many",
+}
 
 
 def _of(patterns: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from lstmcore_conformance.suite.report import ItemReport, Outcome
 from lstmcore_conformance.suite.runner import Item
 from lstmcore_conformance.suite.selection import selector
 
@@ -15,6 +16,13 @@ SMOKE = (
     "(forward.switches or backward.switches or jvp.switches) and (float32-plain or float32-everything)"
     " or weights. and (float32-bfloat16,plain or float32-float16,plain or float32-int8,everything)"
 )
+
+
+def require_passed(report: ItemReport) -> None:
+    """Fail unless the item passed; skip it with the reason if these arrays do not let the suite check it."""
+    if report.outcome is Outcome.NOT_CHECKED:
+        pytest.skip(report.message)
+    assert report.outcome is Outcome.PASSED, report.message
 
 
 def smoke_or_slow(items: Sequence[Item], smoke: str = SMOKE) -> list[object]:

@@ -15,11 +15,10 @@ from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws, same_bits
-from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import Item, items, run_item
 from lstmcore_cupy import persistent, program_source, tuning
 from lstmcore_cupy.kernel import CupyBackend, CupyKernel
-from smoke import smoke_or_slow
+from smoke import require_passed, smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -56,8 +55,7 @@ ITEMS: list[Item] = [item for precision, chosen in SELECTED.items() for item in 
 
 @pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
 def test_conforms(item: Item) -> None:
-    found = run_item(SUBJECT, item)
-    assert found.outcome is Outcome.PASSED, found.message
+    require_passed(run_item(SUBJECT, item))
 
 
 def _launched(tested: BackendUnderTest) -> list[str]:
