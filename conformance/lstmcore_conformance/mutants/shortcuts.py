@@ -295,8 +295,12 @@ def _one_thread() -> Backend:
 
 @fault("tape.met_others", "a tape keeps the last weights that it was used with", "tape.other_weights")
 class _MetOthers(_Numbered):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.known: dict[int, Any] = {}
+
     def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
-        known = self.__dict__.setdefault("known", {}).setdefault(saved[1], weights)
+        known = self.known.setdefault(saved[1], weights)
         gradients = super()._backward(weights, saved, dy, dstate)
         if known is not weights:
             self.known[saved[1]] = None

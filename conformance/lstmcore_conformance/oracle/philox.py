@@ -131,7 +131,7 @@ def _orthogonal(seed: int, stream: int, shape: tuple[int, int, int]) -> Array:
     """Return normal numbers whose columns in each gate were orthonormalised, first to last."""
     count = int(np.prod(shape))
     radius, angle = np.split(_fractions(seed, stream, 2 * count), 2)
-    gates = (np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)).reshape(shape)
+    gates: Array = (np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)).reshape(shape)
     for gate in gates:
         for column in range(shape[2]):
             for _ in range(2):  # the second time takes away what rounding left

@@ -39,6 +39,14 @@ def _reaches(letter: str, least: float, most: float, item: ItemReport) -> bool:
     return least <= item.sizes.get(letter, 0) <= most
 
 
+def _has_switch(name: str, item: ItemReport) -> bool:
+    return name in item.switches.split(", ")
+
+
+def _has_precision(name: str, item: ItemReport) -> bool:
+    return item.precision == name
+
+
 def _traits(bad: Sequence[ItemReport]) -> Iterator[_Trait]:
     """Yield what all failed cases have: bounds of sizes, switches, a precision."""
     for letter in bad[0].sizes:
@@ -47,6 +55,6 @@ def _traits(bad: Sequence[ItemReport]) -> Iterator[_Trait]:
         yield f"{letter} <= {max(sizes)}", partial(_reaches, letter, 0, max(sizes))
     switches = [frozenset(item.switches.split(", ")) - {""} for item in bad]
     for name in sorted(frozenset.intersection(*switches)):
-        yield name, lambda item, name=name: name in item.switches.split(", ")
-    if len(precisions := {item.precision for item in bad}) == 1:
-        yield precisions.pop(), lambda item, name=bad[0].precision: item.precision == name
+        yield name, partial(_has_switch, name)
+    if len({item.precision for item in bad}) == 1:
+        yield bad[0].precision, partial(_has_precision, bad[0].precision)
