@@ -245,7 +245,7 @@ def mpi(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Differential tests against PyTorch, ONNX Runtime, OpenVINO and JAX, and the pages of docs/deviations."""
+    """Differential tests against PyTorch, ONNX Runtime, OpenVINO and JAX; docs/deviations; ranks of gloo."""
     _install_torch(session)
     session.install("-e", ".[plot,conformance,bench,onnxruntime,openvino,jax]", *TESTS)
     session.run("pytest", "tests/peers", *session.posargs, env=_quiet())
