@@ -93,7 +93,7 @@ def _pack_scales(layout: Layout, matrix: StoredMatrix, form: str) -> Array:
     scales = layout.pad_gates(matrix.scale)
     if form != "quads":
         return scales
-    offsets = layout.pad_gates(np.sum(matrix.values, axis=1, dtype=np.int32) * np.int32(-(2**7)))
+    offsets = layout.pad_gates(matrix.values.sum(axis=1, dtype=np.int32) * np.int32(-(2**7)))
     return packed_copy(np.concatenate([scales, offsets.view(np.float32)], axis=1))
 
 

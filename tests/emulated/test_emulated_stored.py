@@ -71,7 +71,8 @@ def test_products_with_stored_weights(processor: str, form: str, cols: int, tmp_
     calls = []
     for rows in range(1, stored_table(target, form).panels[cols - 1].rows + 1):
         rng = np.random.default_rng(rows)
-        a, row_scale = rng.normal(size=(rows, K)).astype(np.float32), rng.random(rows).astype(np.float32)
+        a: Any = rng.normal(size=(rows, K)).astype(np.float32)
+        row_scale = rng.random(rows).astype(np.float32)
         left, size = (np.pad(a, ((0, 0), (0, SPACE))), row_scale), K
         if form == "pairs":
             integers = rng.integers(-32767, 32768, (rows, K)).astype(np.int16)

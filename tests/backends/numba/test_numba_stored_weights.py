@@ -93,7 +93,8 @@ def test_int8a16_is_near_to_its_weights_in_float32(switches: dict[str, Any]) -> 
 
 
 def _kernel(what: str, form: str, cols: int) -> Any:
-    from lstmcore_numba.gemm.stored_kernels import KernelArguments, compile_kernel
+    from lstmcore_numba.gemm.stored_kernels import compile_kernel
+    from lstmcore_numba.gemm.stored_panel import KernelArguments
 
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(KernelArguments._fields))
     step = compile_kernel(what, form, cols)
