@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmcore.layers import AttentionPooling
 from lstmcore.lstm import LSTM
 from lstmcore.training import (
     Callback,
@@ -210,3 +211,18 @@ def test_inputs_of_another_form_say_what_to_give(inputs: Any, message: str) -> N
         model.predict(inputs)
     with pytest.raises((TypeError, ValueError), match=message):
         Trainer(model, loss="mean-squared-error", quiet=True).fit(inputs, np.ones((5, 1)))
+
+
+def test_devices_that_are_refused() -> None:
+    """A device is that of the backend of the model's LSTM; one that computes on the host has none."""
+    lstm = LSTM(2, 3, seed=0, backend="numpy")
+    model = SequenceModel(lstm, Readout(3, 2, seed=0))
+    with pytest.raises(ValueError, match=r"^device: expected None, since backend 'numpy' .* computes on the host; got"):
+        Trainer(model, device="cuda")
+    with pytest.raises(TypeError, match=r"^device: expected the name of a device, such as 'cuda:0', or None; got 0"):
+        Trainer(model, device=0)  # type: ignore[arg-type] # that is the test
+    pooled = SequenceModel(lstm, Readout(3, 2, seed=0), pooling=AttentionPooling(3, seed=0))
+    with pytest.raises(
+        ValueError, match=r"^device: expected None for a model with pooling, which computes on the host"
+    ):
+        Trainer(pooled, device="cuda")
