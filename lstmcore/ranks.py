@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,13 @@ ALIVE_FILE: Final = "alive"
 #: Seconds that a rank waits for the others.
 TIMEOUT_VARIABLE: Final = "LSTMCORE_MPI_TIMEOUT"
 TIMEOUT_S: Final = 600.0
+#: Seconds of waiting from which on a rank tells others that it is here, and looks less often.
+LONG_S: Final = 1.0
+#: Seconds for the others to answer after a timeout.
+ROLL_CALL_S: Final = 3.0
+_SPINS: Final = 200  # looks before the first sleep: a sum of small buffers ends within them
+_SLEEP_S: Final = 1e-4
+_LONG_SLEEP_S: Final = 2e-3
 #: How the message of a rank begins that only knows that it lost another one; a launcher may know more.
 LOST: Final = "another rank has ended"
 
@@ -110,6 +118,17 @@ def asked_timeout() -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError(f"{TIMEOUT_VARIABLE}: expected seconds, a number > 0; got {text!r}")
     return seconds
+
+
+def pause(looks: int, waited: float) -> None:
+    """Give the processor to others between two looks, since ranks may be more than processors.
+
+    Parameters
+    ----------
+    looks, waited
+        How often a rank has looked, and for how many seconds.
+    """
+    time.sleep(0 if looks < _SPINS else _SLEEP_S if waited < LONG_S else _LONG_SLEEP_S)
 
 
 def format_wait(silent: Collection[int], library: str, waited: str) -> str:

@@ -20,15 +20,21 @@ from lstmcore.distributed.engine import Array
 from lstmcore.extras import installing
 from lstmcore.hookspecs import PROJECT
 from lstmcore.plugin_calls import UnavailableError
-from lstmcore.ranks import LOST, asked_timeout, end_with_launcher, format_wait, launched_engine, tell_end
+from lstmcore.ranks import (
+    LONG_S,
+    LOST,
+    ROLL_CALL_S,
+    asked_timeout,
+    end_with_launcher,
+    format_wait,
+    launched_engine,
+    pause,
+    tell_end,
+)
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-_SPINS: Final = 200  # looks before the first sleep: a sum of small buffers ends within them
-_SLEEP_S: Final = 1e-4
-_LONG_S: Final = 1.0  # from here on a rank says that it waits, and sleeps longer
-_LONG_SLEEP_S: Final = 2e-3
-_ROLL_CALL_S: Final = 3.0
+_LOOK_S: Final = 2e-3  # between two looks for answers
 _GRACE_S: Final = 5.0  # for a launcher to end the other ranks, which knows why one ended
 _MARGIN_S: Final = 60.0  # by which PyTorch waits longer than this engine
 
@@ -95,19 +101,19 @@ class GlooEngine(Engine):
         while not work.is_completed():
             looks += 1
             waited = time.monotonic() - started
-            if waited > _LONG_S and not told:
+            if waited > LONG_S and not told:
                 self._store.set(f"waits/{self._waits}/{self.rank}", "")
                 told = True
             if waited > self._timeout:
                 self.abort(self._call_roll(what))
-            time.sleep(0 if looks < _SPINS else _SLEEP_S if waited < _LONG_S else _LONG_SLEEP_S)
+            pause(looks, waited)
 
     def _call_roll(self, what: str) -> str:
         """Return the message that names the ranks that do not wait as this one does."""
-        silent, end = set(range(self.size)) - {self.rank}, time.monotonic() + _ROLL_CALL_S
+        silent, end = set(range(self.size)) - {self.rank}, time.monotonic() + ROLL_CALL_S
         while silent and time.monotonic() < end:
             silent -= {rank for rank in silent if self._store.check([f"waits/{self._waits}/{rank}"])}
-            time.sleep(_SLEEP_S)
+            time.sleep(_LOOK_S)
         return format_wait(silent, "gloo", f"rank {self.rank} waited {self._timeout:g} s for {what}")
 
     def _leave(self) -> None:

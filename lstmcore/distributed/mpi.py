@@ -14,21 +14,20 @@ from lstmcore.extras import installing
 from lstmcore.hookspecs import PROJECT
 from lstmcore.plugin_calls import UnavailableError
 from lstmcore.ranks import (
+    LONG_S,
+    ROLL_CALL_S,
     DistributedError,
     asked_timeout,
     end_with_launcher,
     format_wait,
     launched_size,
+    pause,
     tell_end,
 )
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-_SPINS: Final = 200  # calls of Test before the first sleep: a sum of small buffers ends within them
-_SLEEP_S: Final = 1e-4
-_LONG_S: Final = 1.0  # from here on a waiting rank answers roll calls, and sleeps longer
-_LONG_SLEEP_S: Final = 2e-3
-_ROLL_CALL_S: Final = 3.0
+_LOOK_S: Final = 2e-3  # between two looks for answers
 _CALL, _ANSWER = 1, 2
 
 
@@ -75,9 +74,9 @@ class MPIEngine(Engine):
                 message = self._call_roll(what)
                 self.abort(message)
                 raise DistributedError(message)
-            if waited > _LONG_S:
+            if waited > LONG_S:
                 self._answer_calls()
-            time.sleep(0 if spins < _SPINS else _SLEEP_S if waited < _LONG_S else _LONG_SLEEP_S)
+            pause(spins, waited)
 
     def _answer_calls(self) -> None:
         """Tell every rank that calls the roll that this one is here, and waits too."""
@@ -91,13 +90,13 @@ class MPIEngine(Engine):
         """Return the message that names the ranks that do not wait as this one does."""
         silent, status = set(range(self.size)) - {self.rank}, self._mpi.Status()
         requests = [self._calls.Isend(np.zeros(1, np.uint8), rank, _CALL) for rank in silent]
-        end = time.monotonic() + _ROLL_CALL_S
+        end = time.monotonic() + ROLL_CALL_S
         while silent and time.monotonic() < end:
             self._answer_calls()
             while self._calls.Iprobe(self._mpi.ANY_SOURCE, _ANSWER, status):
                 self._calls.Recv(np.zeros(1, np.uint8), status.Get_source(), _ANSWER)
                 silent.discard(status.Get_source())
-            time.sleep(_LONG_SLEEP_S)
+            time.sleep(_LOOK_S)
         for request in requests:
             request.Cancel()
         return format_wait(silent, "MPI", f"rank {self.rank} waited {self._timeout:g} s for {what}")
