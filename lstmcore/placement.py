@@ -133,11 +133,10 @@ def place_parameters(
     """
     if not isinstance(parameters, Mapping) or all(isinstance(array, np.ndarray) for array in parameters.values()):
         return None, parameters
-    first, *others = (f"{name}[{key!r}]" for key in parameters)
-    found, array = place(first, next(iter(parameters.values())), backend)
+    first = f"{name}[{next(iter(parameters))!r}]"
+    found, _ = place(first, next(iter(parameters.values())), backend)
     if found is None:
-        for other, value in zip(others, list(parameters.values())[1:], strict=True):
-            refuse_device(other, value, first)
+        refuse_device(name, parameters, first)
         return None, parameters
     taken = take(found, name, parameters)
     if precision.weights != SAME:
@@ -223,7 +222,9 @@ def take(found: Placement | None, name: str, arrays: Any) -> Any:
 
 
 def refuse_device(name: str, arrays: Any, other: str) -> None:
-    """Raise TypeError if an array is on a device, though the argument `other` is an array of NumPy.
+    """Raise TypeError if an array is on a device or of another library, though the argument `other` is on the host.
+
+    What has a dtype of NumPy, as a data set of h5py, may pass: it is read as an array.
 
     Parameters
     ----------
@@ -244,6 +245,10 @@ def refuse_device(name: str, arrays: Any, other: str) -> None:
     elif not isinstance(arrays, np.ndarray) and is_on_device(arrays):
         raise TypeError(
             f"{name}: expected a NumPy array, as {other} is; got {_type_name(arrays)}{way_to_host(name, other)}"
+        )
+    elif not isinstance(getattr(arrays, "dtype", None), np.dtype | None):
+        raise TypeError(
+            f"{name}: expected a NumPy array; got {_type_name(arrays)}, of dtype {arrays.dtype}: convert {name} to NumPy"
         )
 
 

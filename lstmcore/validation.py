@@ -496,9 +496,14 @@ def check_numpy(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
 
 
 def is_on_device(array: Any) -> bool:
-    """Return whether `array` says that its numbers are not in the host's memory."""
+    """Return whether `array` says that its numbers are not in the host's memory; False if it cannot tell."""
+    if isinstance(array, type):
+        return False
     if hasattr(array, "__dlpack_device__"):
-        return int(array.__dlpack_device__()[0]) not in _HOST_MEMORY
+        try:
+            return int(array.__dlpack_device__()[0]) not in _HOST_MEMORY
+        except Exception:  # noqa: BLE001  (each library raises its own for a device that DLPack does not know)
+            return False
     return hasattr(array, "__cuda_array_interface__")
 
 
