@@ -248,7 +248,7 @@ def refuse_device(name: str, arrays: Any, other: str) -> None:
         )
     elif not isinstance(getattr(arrays, "dtype", None), np.dtype | None):
         raise TypeError(
-            f"{name}: expected a NumPy array; got {_type_name(arrays)}, of dtype {arrays.dtype}: convert {name} to NumPy"
+            f"{name}: expected a NumPy array; got {_type_name(arrays)}, of dtype {arrays.dtype}: convert {name}"
         )
 
 

@@ -502,7 +502,7 @@ def is_on_device(array: Any) -> bool:
     if hasattr(array, "__dlpack_device__"):
         try:
             return int(array.__dlpack_device__()[0]) not in _HOST_MEMORY
-        except Exception:  # noqa: BLE001  (each library raises its own for a device that DLPack does not know)
+        except Exception:  # each library raises its own for a device that DLPack does not know
             return False
     return hasattr(array, "__cuda_array_interface__")
 
