@@ -231,7 +231,7 @@ def fuzz(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Kills, full disks, forks, threads, signals: -- --kills N (200 by default), --long, --memcheck."""
     _install_torch(session)
-    session.install("-e", ".[numba,plot,conformance,bench,jobs,dask,onnxruntime,openvino]", JAX, *TESTS)
+    session.install("-e", ".[numba,plot,conformance,bench,jobs,dask,onnxruntime]", *TESTS)
     options = session.posargs or ("--kills", "200")
     session.run("pytest", "-p", "no:benchmark", "tests/faults", *options, env=_quiet())
 
