@@ -1,0 +1,195 @@
+"""A training on a GPU: equal to the host's within float32, without waiting inside a step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emulation.gpu import Gpu, GpuArray
+from lstmcore import LSTM, Chain
+from lstmcore.layers import AttentionPooling
+from lstmcore.training import (
+    SGD,
+    Adam,
+    DivergedError,
+    GaussianLoss,
+    Readout,
+    SequenceModel,
+    Trainer,
+    clip_by_global_norm,
+    load_model,
+)
+from lstmcore_cupy.kernel import CupyBackend
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+GPU = Gpu()
+BACKEND = CupyBackend(GPU, persistent=False)
+#: Units in the last place of float32, of numbers near 1, that a few steps of training may differ by.
+CLOSE = 300 * 2.0**-24
+
+
+def make(backend: Any = BACKEND, **options: Any) -> SequenceModel:
+    """Return a model of two layers, a classifier of 3 classes unless the options of its readout say otherwise."""
+    sizes = {
+        "num_layers": 2,
+        "bidirectional": options.pop("bidirectional", True),
+        "dropout": options.pop("dropout", 0.0),
+    }
+    lstm = LSTM(2, 5, backend=backend, seed=1, **sizes)
+    options = {"activation": "softmax", "seed": 2, "steps": "last", **options}
+    return SequenceModel(lstm, Readout.of(lstm, options.pop("outputs", 3), with_x=True, **options))
+
+
+def data(steps: str, classes: bool) -> tuple[list[Any], list[Any]]:
+    random = np.random.default_rng(3)
+    inputs = [random.standard_normal((length, 2)) for length in (3, 7, 5, 4, 6, 1, 7, 2, 5, 3)]
+    if classes:
+        targets = [random.integers(0, 3, len(x) if steps == "every" else ()) for x in inputs]
+        if steps == "every":
+            targets[1][2:4] = -100
+    else:
+        targets = [random.standard_normal((len(x), 1) if steps == "every" else (1,)) for x in inputs]
+    return inputs, targets
+
+
+def trained(model: SequenceModel, device: str | None, inputs: Any, targets: Any, **options: Any) -> tuple[Any, Any]:
+    """Return the history and the model."""
+    options = {"epochs": 3, "batch_size": 4, "validation": 0.3, "optimizer": Adam(0.01), "quiet": True, **options}
+    resume = options.pop("resume", None)
+    return Trainer(model, device=device, **options).fit(inputs, targets, resume=resume), model
+
+
+def assert_close(found: tuple[Any, Any], wanted: tuple[Any, Any]) -> None:
+    """Check parameters, and each number of each epoch."""
+    for name, value in wanted[1].parameters.items():
+        own = found[1].parameters[name]
+        assert type(own) is np.ndarray
+        np.testing.assert_allclose(own, value, rtol=0, atol=CLOSE * max(1, np.abs(value).max()))
+    for own, other in zip(found[0].epochs, wanted[0].epochs, strict=True):
+        assert own.accuracy == other.accuracy and own.validation_accuracy == other.validation_accuracy
+        for name in ("loss", "validation_loss", "drift", "gradient_norm"):
+            assert getattr(own, name) == pytest.approx(getattr(other, name), rel=CLOSE)
+
+
+@pytest.mark.parametrize("steps", ["last", "every", "mean"])
+@pytest.mark.parametrize("classes", [True, False], ids=["classes", "values"])
+def test_a_run_on_a_gpu_is_that_of_the_host(steps: str, classes: bool) -> None:
+    """With dropout, whose masks are the same, and metrics; the parameters are NumPy's again at the end."""
+    options: dict[str, Any] = {"steps": steps, "dropout": 0.3}
+    run: dict[str, Any] = {"metrics": ("f1",)}
+    if not classes:
+        options |= {"activation": "none", "outputs": 2}
+        run = {"loss": GaussianLoss(), "metrics": ("rmse",), "standardize_targets": True}
+    one, other = (
+        trained(make(backend, **options), device, *data(steps, classes), **run)
+        for backend, device in ((BACKEND, "cuda"), ("numpy", None))
+    )
+    assert_close(one, other)
+    for own, wanted in zip(one[0].epochs, other[0].epochs, strict=True):
+        assert own.metrics == pytest.approx(wanted.metrics, rel=CLOSE)
+
+
+@pytest.mark.parametrize("options", [{"truncate": 3}, {"gradient_checkpointing": True}, {"accumulate": 2}], ids=str)
+def test_parts_and_sums_of_batches_on_a_gpu(options: dict[str, Any]) -> None:
+    one, other = (
+        trained(make(backend, steps="every", bidirectional=False), device, *data("every", True), **options)
+        for backend, device in ((BACKEND, "cuda"), ("numpy", None))
+    )
+    assert_close(one, other)
+
+
+def test_no_step_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of three times the steps waits and copies to the host as often: at the ends of its epochs."""
+    counted = []
+    for repeats in (1, 3):
+        inputs, targets = data("last", True)
+        GPU.counts.clear()
+        trained(make(dropout=0.3), "cuda", inputs * repeats, targets * repeats, validation=0.0, epochs=2)
+        counted.append((GPU.counts.copies_out, GPU.counts.waits))
+    assert counted[0] == counted[1]
+    assert counted[0][0] > 0
+
+
+def test_a_step_of_the_optimizer_is_a_few_launches() -> None:
+    """As many for 30 parameters as for 10: all are parts of one flat array. Nothing is copied."""
+    counted = []
+    for count in (10, 30):
+        shapes = {f"p{index}": (index % 3, 4) for index in range(count)}
+        parameters, gradients = (
+            {name: GPU.array_of(np.full(shape, 0.5, np.float32)) for name, shape in shapes.items()} for _ in range(2)
+        )
+        rule = Adam()
+        rule.step(parameters, gradients)
+        GPU.counts.clear()
+        rule.step(parameters, clip_by_global_norm(gradients, 1.0)[0])
+        counted.append(len(GPU.counts.launches))
+        assert (GPU.counts.copies_in, GPU.counts.copies_out, GPU.counts.waits) == (0, 0, 0)
+    assert counted[0] == counted[1] <= 30
+
+
+def test_the_same_seed_is_the_same_run_on_a_gpu(tmp_path: Path) -> None:
+    """Also if it goes on from a checkpoint, which holds arrays of the host; and a model from it needs no GPU."""
+    path = tmp_path / "run.safetensors"
+    whole, again = (trained(make(), "cuda", *data("last", True), epochs=4) for _ in range(2))
+    trained(make(), "cuda", *data("last", True), epochs=2, checkpoint=path)
+    resumed = trained(make(), "cuda", *data("last", True), epochs=4, resume=path)
+    for run in (again, resumed):
+        assert run[0].to_dict() == whole[0].to_dict()
+        for name, value in whole[1].parameters.items():
+            np.testing.assert_array_equal(run[1].parameters[name], value)
+    whole[1].save(tmp_path / "model.safetensors")
+    inputs = data("last", True)[0]
+    loaded = load_model(tmp_path / "model.safetensors", backend="numpy")
+    np.testing.assert_allclose(loaded.predict(inputs), whole[1].predict(inputs), rtol=CLOSE)
+
+
+def test_callbacks_see_a_model_that_computes_on_the_gpu() -> None:
+    from lstmcore.training import Callback
+
+    class Watch(Callback):
+        def on_epoch_end(self, model: SequenceModel, history: Any) -> None:
+            assert all(isinstance(value, GpuArray) for value in model.parameters.values())
+            assert [type(output) for output in model.predict(data("last", True)[0][:2])] == [np.ndarray] * 2
+
+    trained(make(), "cuda", *data("last", True), callbacks=[Watch()])
+
+
+def test_a_run_that_diverges_is_told_at_the_end_of_its_epoch() -> None:
+    model = make(activation="none", outputs=1)
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    with pytest.raises(
+        DivergedError, match=r"training diverged in epoch 1: .*; the model has the weights of the start"
+    ):
+        trained(model, "cuda", *data("last", False), loss="mean-squared-error", optimizer=SGD(1e30), clip_norm=None)
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.parameters[name], value)
+
+
+def test_a_chain_trains_on_a_gpu() -> None:
+    def chain(backend: Any) -> SequenceModel:
+        lstms = [LSTM(2, 4, backend=backend, seed=0), LSTM(4, 3, backend=backend, seed=1)]
+        stack = Chain(lstms)
+        return SequenceModel(stack, Readout.of(stack, 3, activation="softmax", seed=2))
+
+    one, other = (
+        trained(chain(backend), device, *data("last", True)) for backend, device in ((BACKEND, "cuda"), ("numpy", None))
+    )
+    assert_close(one, other)
+
+
+def test_devices_that_are_refused() -> None:
+    lstm = LSTM(2, 4, backend=BACKEND)
+    pooled = SequenceModel(lstm, Readout.of(lstm, 2), pooling=AttentionPooling(4))
+    for model, device, error, message in (
+        (make("numpy"), "cuda", ValueError, "device: expected None, since backend 'numpy' .* computes on the host"),
+        (make(), "cuda:3", ValueError, "device: expected 'cuda:0', where backend 'cupy' computes; got 'cuda:3'"),
+        (make(), 0, TypeError, "device: expected the name of a device, such as 'cuda:0', or None; got 0"),
+        (pooled, "cuda", ValueError, "device: expected None for a model with pooling, which computes on the host"),
+    ):
+        with pytest.raises(error, match=message):
+            Trainer(model, device=device)  # type: ignore[arg-type] # a number is none
