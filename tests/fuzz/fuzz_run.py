@@ -292,6 +292,7 @@ def with_atheris(name: str, minutes: float) -> None:
             sys.argv[0],
             f"-max_total_time={int(minutes * 60)}",
             "-max_len=512",
+            folder,  # what it finds goes into the first one
             *([str(known)] * known.exists()),
         ]
         atheris.Setup(arguments, lambda data: TARGETS[name].run(Source(data)))
