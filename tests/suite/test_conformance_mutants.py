@@ -22,13 +22,14 @@ from lstmcore_conformance.suite.check import Profile, all_checks
 from lstmcore_conformance.suite.report import Outcome
 
 CHECKS = {check.id: check for check in all_checks()}
-#: What takes more than five seconds: very many steps, very many calls, and the checks of large sizes.
+#: What takes more than five seconds: very many steps, very many calls, many threads, and the checks of large sizes.
 SLOW = {
     "hidden.after_many_steps",
     "hidden.drifts",
     "hidden.gradient_of_many_steps",
     "hidden.leaks",
     "hidden.running_bias",
+    "kept.shared_by_models",
     *(id for id, mutant in MUTANTS.items() if mutant.caught_by.startswith("large.")),
 }
 #: One mutant of each check is quick. The others are slow: they take two minutes in all.
