@@ -93,7 +93,7 @@ class SearchEnglishAndChinese(SearchEnglish):
     """
 
     lang = "en-zh"
-    language_name = "English and Chinese"
+    language_name = SearchEnglish.language_name  # the search page's script looks for a stemmer of that name
 
     def split(self, input: str) -> list[str]:
         """Return the words of a text."""

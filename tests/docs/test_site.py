@@ -87,6 +87,14 @@ def test_the_search_knows_words_and_chinese_terms(site: dict[Path, Page]) -> Non
         assert any(name.startswith("lessons/zh/") for name in found(term)), term
 
 
+def test_the_search_page_has_its_stemmer(site: dict[Path, Page]) -> None:
+    """A name in `window.Stemmer` that the script does not define ends the search without a result."""
+    script = (SITE / "_static" / "language_data.js").read_text("utf-8")
+    (name,) = re.findall(r"^window\.Stemmer = (.*);$", script, re.MULTILINE)
+    assert re.fullmatch(r"\w+", name), name
+    assert re.search(rf"(?:var|let|const|class|function) {name}\b", script), name
+
+
 def test_nothing_comes_from_another_host(site: dict[Path, Page]) -> None:
     """Formulas are shown without a network too: MathJax is part of the site."""
     loaded = {target for page in site.values() for target in page.loaded}
