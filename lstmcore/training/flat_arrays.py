@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lstmcore.arrays import is_on_host, namespace_of
+from lstmcore.arrays import dtype_name, is_on_host, namespace_of
+from lstmcore.validation import check_real
 
 Array = Any
 Arrays = dict[str, Array]
@@ -54,3 +55,24 @@ def flat_copy(array: Array) -> Array:
     """Return a flat copy."""
     xp = namespace_of(array)
     return xp.reshape(xp.asarray(array, copy=True), (-1,))
+
+
+def check_floats(what: str, arrays: object) -> Arrays:
+    """Return the arrays by the names they have in messages; TypeError unless all have floating-point numbers."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{what}: expected a mapping of names to arrays; got {type(arrays).__name__}")
+    named = {}
+    for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}: expected names; got {name!r}")
+        named[place := f"{what}[{name!r}]"] = value
+        check_real(place, value, kinds="f")
+    return named
+
+
+def flatten_on_device(xp: Any, gradients: Mapping[str, Array]) -> list[tuple[FlatGroup, Array]]:
+    """Return one flat array for each dtype, since a call costs more than a copy on a device; none on the host."""
+    if all(map(is_on_host, gradients.values())):
+        return []
+    groups = group_arrays(gradients, [dtype_name(value.dtype) for value in gradients.values()])
+    return [(group, group.flatten(xp, gradients)) for group in groups]

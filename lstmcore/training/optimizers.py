@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar, Final
 
-from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, is_on_host, namespace_of
+from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
 from lstmcore.config import finite, integer
 from lstmcore.scalars import flag
-from lstmcore.training.flat_arrays import FlatGroup, blocks_of, flat_copy, group_arrays
-from lstmcore.validation import check_real
+from lstmcore.training.flat_arrays import FlatGroup, blocks_of, check_floats, flat_copy, flatten_on_device, group_arrays
 
 Array = Any
 Arrays = dict[str, Array]
@@ -47,6 +46,10 @@ class Optimizer(ABC):
         self._layout: tuple[Any, ...] = ()
         self._groups: list[FlatGroup] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, which arranges its moments anew: a layout has a module, which is not copied."""
+        return self.__dict__ | {"_layout": ()}
+
     def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> Arrays:
         """Return the parameters after one step, as fresh arrays of the same dtypes.
 
@@ -60,7 +63,7 @@ class Optimizer(ABC):
             `gradients` lacks a parameter or has another shape for it, arrays on two devices, or moments of other
             parameters.
         """
-        named = _check_floats("parameters", parameters) | _check_floats("gradients", gradients)
+        named = check_floats("parameters", parameters) | check_floats("gradients", gradients)
         xp = namespace_of(**named)
         for name, value in parameters.items():
             shape = gradients[name].shape if name in gradients else "none"
@@ -87,8 +90,8 @@ class Optimizer(ABC):
         moments = self._split_moments()
         if self.steps:
             self._check_moments(moments, parameters, ": an optimizer goes with one model and one run, make a new one")
-            state = _check_floats("optimizer state", self._named_moments(moments))
-            namespace_of(**_check_floats("parameters", parameters), **state)
+            state = check_floats("optimizer state", self._named_moments(moments))
+            namespace_of(**check_floats("parameters", parameters), **state)
         groups = group_arrays(parameters, [(dtype_name(own), dtype_name(other)) for own, other in kinds])
         for group in groups:
             for moment in self._used():
@@ -131,7 +134,7 @@ class Optimizer(ABC):
             Moments that are not those of `parameters` after `steps` steps; nothing is changed then.
         """
         steps = integer("optimizer steps", steps, 0)
-        namespace_of(**_check_floats("optimizer state", arrays), **_check_floats("parameters", parameters))
+        namespace_of(**check_floats("optimizer state", arrays), **check_floats("parameters", parameters))
         state: dict[str, Arrays] = {moment: {} for moment in self.moments}
         for key, value in arrays.items():
             moment, _, name = key.partition(".")
@@ -321,19 +324,6 @@ class AdamW(Adam):
 OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for rule in (SGD, Adam, AdamW)}
 
 
-def _check_floats(what: str, arrays: object) -> Arrays:
-    """Return the arrays by the names they have in messages; TypeError unless all have floating-point numbers."""
-    if not isinstance(arrays, Mapping):
-        raise TypeError(f"{what}: expected a mapping of names to arrays; got {type(arrays).__name__}")
-    named = {}
-    for name, value in arrays.items():
-        if not isinstance(name, str):
-            raise TypeError(f"{what}: expected names; got {name!r}")
-        named[place := f"{what}[{name!r}]"] = value
-        check_real(place, value, kinds="f")
-    return named
-
-
 def global_norm(gradients: Mapping[str, Array]) -> Any:
     """Return the L2 norm of all gradients together, summed in float64: a float, or an array () of a device.
 
@@ -347,17 +337,9 @@ def global_norm(gradients: Mapping[str, Array]) -> Any:
     >>> global_norm({"a": np.array([3.0]), "b": np.array([4.0])})
     5.0
     """
-    xp = namespace_of(**_check_floats("gradients", gradients))
-    parts = [flat for _, flat in _flatten_on_device(xp, gradients)] or gradients.values()
+    xp = namespace_of(**check_floats("gradients", gradients))
+    parts = [flat for _, flat in flatten_on_device(xp, gradients)] or gradients.values()
     return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(part, xp.float64))) for part in parts))))
-
-
-def _flatten_on_device(xp: Any, gradients: Mapping[str, Array]) -> list[tuple[FlatGroup, Array]]:
-    """Return one flat array for each dtype, since a call costs more than a copy on a device; none on the host."""
-    if all(map(is_on_host, gradients.values())):
-        return []
-    groups = group_arrays(gradients, [dtype_name(value.dtype) for value in gradients.values()])
-    return [(group, group.flatten(xp, gradients)) for group in groups]
 
 
 def _check_bound(bound: object) -> None:
@@ -395,6 +377,6 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
             name: xp.astype(value * (bound / norm), value.dtype, copy=False) for name, value in gradients.items()
         }, norm
     factor, scaled = xp.where((norm > bound) & xp.isfinite(norm), bound / norm, 1.0), dict[str, Array]()
-    for group, flat in _flatten_on_device(xp, gradients):
+    for group, flat in flatten_on_device(xp, gradients):
         scaled |= group.split(xp, flat * cast_number(factor, flat))
     return {name: scaled[name] for name in gradients}, norm
