@@ -271,7 +271,8 @@ def refilled(tested: BackendUnderTest, case: Case) -> None:
     for array, value in zip(last, turned.state or (), strict=True):
         refill(tested, array, value)
     again = tested.outputs(tested.call(case, replace(data, state=last)))
-    same_bits("with a returned state that was filled again", again, {name: expected[name] for name in again})
+    plain = tested.outputs(tested.call(case, tested.device(turned)))  # a recorded call may have other bits
+    same_bits("with a returned state that was filled again", again, plain)
 
 
 def refill(tested: BackendUnderTest, array: Any, values: Array) -> None:
