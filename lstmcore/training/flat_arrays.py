@@ -76,3 +76,11 @@ def flatten_on_device(xp: Any, gradients: Mapping[str, Array]) -> list[tuple[Fla
         return []
     groups = group_arrays(gradients, [dtype_name(value.dtype) for value in gradients.values()])
     return [(group, group.flatten(xp, gradients)) for group in groups]
+
+
+def move_by(xp: Any, value: Array, start: Array, change: Array) -> None:
+    """Set `value` to ``start - change``, rounded to its dtype once if they have another."""
+    if start is value and change.dtype == value.dtype:
+        value -= change
+    else:
+        value[...] = xp.astype(start - change, value.dtype, copy=False)

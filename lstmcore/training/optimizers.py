@@ -14,7 +14,15 @@ from typing import Any, ClassVar, Final
 from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
 from lstmcore.config import finite, integer
 from lstmcore.scalars import flag
-from lstmcore.training.flat_arrays import FlatGroup, blocks_of, check_floats, flat_copy, flatten_on_device, group_arrays
+from lstmcore.training.flat_arrays import (
+    FlatGroup,
+    blocks_of,
+    check_floats,
+    flat_copy,
+    flatten_on_device,
+    group_arrays,
+    move_by,
+)
 
 Array = Any
 Arrays = dict[str, Array]
@@ -32,6 +40,7 @@ class Optimizer(ABC):
 
     name: ClassVar[str]
     moments: ClassVar[tuple[str, ...]] = ()
+    _decoupled: ClassVar[bool] = False
 
     def __init__(self, lr: float, **settings: float) -> None:
         self.settings = {key: finite(f"{self.name} {key}", value) for key, value in {"lr": lr, **settings}.items()}
@@ -77,14 +86,14 @@ class Optimizer(ABC):
             for part in blocks_of(value):
                 own = {moment: flat[part] for moment, flat in group.moments.items()}
                 self._update(xp, value[part], gradient[part], own)
-            moved |= group.split(xp, value)
+            moved |= group.split(xp, xp.astype(value, parameters[group.names[0]].dtype, copy=False))
         return moved if len(self._groups) == 1 else {name: moved[name] for name in parameters}
 
     def _arrange(self, xp: Any, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
         """Arrange the moments for these parameters and gradients, which are those of the step before as a rule."""
         kinds = [(value.dtype, gradients[name].dtype) for name, value in parameters.items()]
         places = (xp, *(device_of(value) for value in parameters.values()))
-        layout = (*places, *parameters, *kinds, *(value.shape for value in parameters.values()))
+        layout = (bool(self.steps), *places, *parameters, *kinds, *(value.shape for value in parameters.values()))
         if layout == self._layout:
             return
         moments = self._split_moments()
@@ -94,10 +103,22 @@ class Optimizer(ABC):
             namespace_of(**check_floats("parameters", parameters), **state)
         groups = group_arrays(parameters, [(dtype_name(own), dtype_name(other)) for own, other in kinds])
         for group in groups:
+            none = [xp.reshape(arrays[group.names[0]], (-1,))[:0] for arrays in (parameters, gradients)]
             for moment in self._used():
-                flat = group.flatten(xp, moments[moment] if self.steps else gradients)
-                group.moments[moment] = flat if self.steps else xp.zeros_like(flat)
+                flat, dtype = group.flatten(xp, moments[moment] if self.steps else gradients), self._dtype_after(*none)
+                group.moments[moment] = (
+                    xp.astype(flat, dtype, copy=False) if self.steps else xp.zeros_like(flat, dtype=dtype)
+                )
+                layout = layout if dtype == none[0].dtype else ()  # the next step arranges anew, and refuses them
         self._groups, self._layout = groups, layout
+
+    def _dtype_after(self, value: Array, gradient: Array) -> Any:
+        """Return the dtype that the formulas give the moments in this step; the arrays are empty."""
+        if self.settings["weight_decay"] and not self._decoupled:
+            gradient = gradient + 0.5 * value
+        if self.steps:
+            return (0.5 * value + gradient).dtype  # the moments have the dtype of the parameters here
+        return self._first_moment(gradient).dtype
 
     def _split_moments(self) -> dict[str, Arrays]:
         """Return the moments by name and by parameter: views."""
@@ -156,6 +177,10 @@ class Optimizer(ABC):
     def _used(self) -> tuple[str, ...]:
         """Return those of `moments` that these settings need."""
         return self.moments
+
+    def _first_moment(self, gradient: Array) -> Array:
+        """Return an array of the dtype that a moment has after the first step."""
+        return 0.5 * gradient
 
     def _check_moments(
         self, state: Mapping[str, Mapping[str, Array]], parameters: Mapping[str, Array], advice: str = ""
@@ -224,16 +249,19 @@ class SGD(Optimizer):
     def _used(self) -> tuple[str, ...]:
         return self.moments if self.settings["momentum"] else ()
 
+    def _first_moment(self, gradient: Array) -> Array:
+        return gradient
+
     def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
         lr, momentum, decay = (self.settings[key] for key in ("lr", "momentum", "weight_decay"))
         if decay:
-            gradient += decay * value
+            gradient = gradient + decay * value
         if momentum:
             m = moments["momentum"]
             m *= momentum
             m[...] = m + gradient if self.steps > 1 else gradient
             gradient = gradient + momentum * m if self.settings["nesterov"] else m
-        value -= lr * gradient
+        move_by(xp, value, value, lr * gradient)
 
 
 class Adam(Optimizer):
@@ -259,7 +287,6 @@ class Adam(Optimizer):
 
     name = "adam"
     moments = ("first", "second")
-    _decoupled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -275,10 +302,9 @@ class Adam(Optimizer):
     def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
         lr, beta1, beta2, eps, decay = (self.settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
         m, v = moments["first"], moments["second"]
-        if self._decoupled:
-            value *= 1 - lr * decay
-        elif decay:
-            gradient += decay * value
+        start = value * (1 - lr * decay) if self._decoupled else value
+        if decay and not self._decoupled:
+            gradient = gradient + decay * value
         m *= beta1
         m += (1 - beta1) * gradient
         v *= beta2
@@ -286,7 +312,7 @@ class Adam(Optimizer):
         root = xp.sqrt(v)
         root /= math.sqrt(1 - beta2**self.steps)
         root += eps
-        value -= (lr / (1 - beta1**self.steps)) * m / root
+        move_by(xp, value, start, (lr / (1 - beta1**self.steps)) * m / root)
 
 
 class AdamW(Adam):
