@@ -157,7 +157,7 @@ def read_flag(context: Any, address: Any) -> Any:
 
 
 @compiled
-def groups_of(kernels: Any, k_size: int) -> int:
+def groups_of(kernels: Any, k_size: int) -> Any:
     """Return the number of groups of K of `StoredKernels`."""
     return (k_size + kernels.values - 1) // kernels.values
 
