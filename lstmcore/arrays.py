@@ -195,14 +195,16 @@ def cast_number(number: Any, like: Array) -> Any:
 
 
 def as_real(array: Array, like: Array) -> Array:
-    """Return whole numbers in the dtype that NumPy's arithmetic with `like` has; floating-point numbers as they are.
+    """Return whole numbers of a device in the dtype that NumPy's arithmetic with `like` has; all else as it is.
+
+    NumPy's own arithmetic needs no such step.
 
     Examples
     --------
     >>> as_real(np.array([1, 2], np.int16), np.ones(2, np.float32)).dtype.name
-    'float32'
+    'int16'
     """
-    if dtype_kind(array.dtype) == "f":
+    if is_on_host(array) or dtype_kind(array.dtype) == "f":
         return array
     xp, dtype = namespace_of(array), np.result_type(dtype_name(array.dtype), dtype_name(like.dtype))
     return xp.astype(array, getattr(xp, dtype.name))

@@ -26,6 +26,8 @@ def flatten_entries(outputs: Array, targets: Array, mask: Array | None, width: i
 
     Targets are (n, `width`), or (n, 1) for class numbers. A masked entry has the weight 0.
     """
+    if mask is not None and not (hasattr(mask, "shape") and hasattr(mask, "dtype")):
+        raise TypeError(f"mask: expected an array of bool or of weights; got {type(mask).__name__}")
     xp, shape = namespace_of(outputs=outputs, targets=targets, mask=mask), outputs.shape[:-1]
     count = math.prod(shape)
     z, wanted = xp.reshape(outputs, (count, outputs.shape[-1])), xp.reshape(targets, (count, width))
@@ -43,7 +45,11 @@ def select_counted(xp: Any, z: Array, labels: Array, weights: Array) -> tuple[An
     On a device they are all entries, whose number nothing waits for, and None for their numbers: those that do not
     count have outputs, class and weight 0, and those of a class that is not there have outputs of NaN.
     """
-    counted = (weights > 0) & (labels != IGNORED)
+    counted = weights > 0
+    if dtype_kind(labels.dtype) == "i":
+        counted &= labels != IGNORED
+    if not is_on_host(z):  # a number without sign that is too large for int64 is below 0 then
+        labels = xp.astype(labels, xp.int64, copy=False)
     wrong = counted & ((labels < 0) | (labels >= z.shape[1]))
     if is_on_host(z):
         if wrong.any():

@@ -12,6 +12,7 @@ import numpy as np
 
 from lstmcore.arrays import add_to_columns, as_number, as_real, cast_number, device_of, namespace_of, or_one
 from lstmcore.scalars import finite
+from lstmcore.training.entries import IGNORED as IGNORED
 from lstmcore.training.entries import check_fit, flatten_entries, select_counted
 from lstmcore.training.scaling import Standardizer
 from lstmcore.validation import check_real
@@ -108,12 +109,11 @@ class CrossEntropy(Loss):
         """
         check_real("outputs", outputs, axes=1, kinds="f")
         check_real("targets", targets, kinds="iu")
-        classes, shape = outputs.shape[-1], outputs.shape[:-1]
+        shape = outputs.shape[:-1]
         if targets.shape not in (shape, (math.prod(shape),)):
             raise ValueError(f"targets: expected shape {shape}, one for each entry; got {targets.shape}")
-        xp, z, labels, weights = flatten_entries(outputs, targets, mask, 1)
-        labels = xp.astype(labels[:, 0], xp.int64, copy=False)
-        rows, z, labels, weights = select_counted(xp, z, labels, weights)
+        xp, every, labels, weights = flatten_entries(outputs, targets, mask, 1)
+        rows, z, labels, weights = select_counted(xp, every, labels[:, 0], weights)
         shifted = z - xp.max(z, axis=1, keepdims=True)
         e = xp.exp(shifted)
         total = xp.sum(e, axis=1)
@@ -123,9 +123,8 @@ class CrossEntropy(Loss):
         p = add_to_columns(e / total[:, None], labels, -1)
         gradient = p * xp.astype(weights[:, None], p.dtype) / cast_number(whole, p)
         if rows is not None:
-            every = xp.zeros((math.prod(shape), classes), dtype=gradient.dtype)
-            every[rows] = gradient
-            gradient = every
+            chosen, gradient = gradient, xp.zeros_like(every)
+            gradient[rows] = chosen
         return value, xp.reshape(gradient, outputs.shape)
 
 
@@ -159,7 +158,7 @@ class MeanSquaredError(Loss):
         xp, z, wanted, weights = flatten_entries(outputs, targets, mask, outputs.shape[-1])
         wanted, each = as_real(wanted, z), weights[:, None]
         count = or_one(as_number(xp.sum(weights)) * outputs.shape[-1])
-        error = xp.where(each > 0, z - xp.where(each > 0, wanted, 0.0), 0.0)
+        error = xp.where(each > 0, z - xp.where(each > 0, wanted, 0), 0)
         value = as_number(xp.sum(each * xp.square(error))) / count
         gradient = error * xp.astype(each, error.dtype) * cast_number(2.0 / count, error)
         return value, xp.reshape(xp.astype(gradient, outputs.dtype, copy=False), outputs.shape)
@@ -200,7 +199,7 @@ class QuantileLoss(Loss):
         weights = weights[:, None, None]
         each = xp.asarray(self.quantiles, dtype=z.dtype, device=device_of(z))[:, None]
         valid, share = weights > 0, 1 / or_one(as_number(xp.sum(weights)) * math.prod(z.shape[1:]))
-        error = xp.where(valid, xp.where(valid, wanted, 0.0) - z, 0.0)
+        error = xp.where(valid, xp.where(valid, wanted, 0) - z, 0)
         value = as_number(xp.sum(weights * xp.maximum(each * error, (each - 1) * error))) * share
         gradient = xp.where(error > 0, -each, 1 - each) * xp.astype(weights, z.dtype) * cast_number(share, z)
         return value, xp.reshape(xp.astype(gradient, outputs.dtype, copy=False), outputs.shape)
@@ -237,12 +236,12 @@ class QuantileLoss(Loss):
             raise ValueError(f"coverage: expected the quantiles {ends[0]} and {ends[1]}; got {self.quantiles}")
         ordered, (low, high) = self._sorted(outputs), (int(place[0]) for place in places)
         ends = [ordered[..., place, :] for place in (low, self.middle, high)]
-        return namespace_of(outputs).stack(ends, axis=-2)
+        return namespace_of(outputs=outputs).stack(ends, axis=-2)
 
     def _sorted(self, outputs: Array) -> Array:
         """Return (..., Q, K), ascending: quantiles that are learned apart may cross."""
         check_real("outputs", outputs, axes=1, kinds="f")
-        xp, width = namespace_of(outputs), self.target_size(outputs.shape[-1])
+        xp, width = namespace_of(outputs=outputs), self.target_size(outputs.shape[-1])
         return xp.sort(xp.reshape(outputs, (*outputs.shape[:-1], -1, width)), axis=-2)
 
 
@@ -267,8 +266,8 @@ class GaussianLoss(Loss):
         xp, z, wanted, weights = flatten_entries(outputs, targets, mask, width)
         wanted, each = as_real(wanted, z), weights[:, None]
         valid, share = each > 0, 1 / or_one(as_number(xp.sum(weights)) * width)
-        mean, spread = xp.where(valid, z[:, :width], 0.0), xp.where(valid, z[:, width:], 0.0)
-        error = xp.where(valid, wanted, 0.0) - mean
+        mean, spread = xp.where(valid, z[:, :width], 0), xp.where(valid, z[:, width:], 0)
+        error = xp.where(valid, wanted, 0) - mean
         scaled = error * xp.exp(-spread)
         value = as_number(xp.sum(each * (spread + error * scaled + math.log(2 * math.pi)))) * 0.5 * share
         gradient = xp.concat((-scaled, 0.5 * (1 - error * scaled)), axis=1) * each * share
@@ -292,7 +291,7 @@ class GaussianLoss(Loss):
         """See `Loss`."""
         reach = NormalDist().inv_cdf(0.5 + check_coverage(coverage) / 2)
         mean = self.point(outputs)
-        xp = namespace_of(outputs)
+        xp = namespace_of(outputs=outputs)
         width = reach * xp.exp(0.5 * outputs[..., mean.shape[-1] :])
         return xp.stack([mean - width, mean, mean + width], axis=-2)
 
@@ -316,7 +315,7 @@ def _parts(name: str, outputs: int, count: int) -> int:
 def _target_width(loss: Loss, outputs: Array, targets: Array) -> int:
     """Return how many values a target has, after a check of both arrays of a loss with intervals."""
     check_real("outputs", outputs, axes=1, kinds="f")
-    check_real("targets", targets, axes=1)
+    check_real("targets", targets, axes=1, kinds="fiubO")
     width = loss.target_size(outputs.shape[-1])
     check_fit(outputs, targets, width)
     return width

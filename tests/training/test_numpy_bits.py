@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcore.training import SGD, Adam, AdamW
+from lstmcore.training import SGD, Adam, AdamW, CrossEntropy, GaussianLoss, QuantileLoss
 
 SHAPES = {"w": (5, 3), "b": (5,), "large": (130, 257), "one": (), "none": (0, 4)}
 
@@ -87,3 +87,51 @@ def test_moments_of_another_dtype_are_refused(make: Callable[[], Any], own: str,
         with pytest.raises(ValueError, match=f"^optimizer state: {told} .*: an optimizer goes with one model"):
             rule.step(moved, random_arrays(other, 2))
     assert rule.steps == 1
+
+
+def plain_gaussian(z: Any, wanted: Any) -> tuple[float, Any]:
+    mean, spread = z[:, :2], z[:, 2:]
+    error, share = wanted - mean, 1 / wanted.size
+    scaled, each = error * np.exp(-spread), np.ones((len(z), 1))
+    value = float(np.sum(each * (spread + error * scaled + math.log(2 * math.pi)))) * 0.5 * share
+    return value, np.concatenate((-scaled, 0.5 * (1 - error * scaled)), axis=1) * each * share
+
+
+def plain_quantile(z: Any, wanted: Any) -> tuple[float, Any]:
+    each = np.array((0.25, 0.5), z.dtype)[:, None]
+    error = wanted[:, None] - z.reshape(len(z), 2, 2)
+    weights, share = np.ones((len(z), 1, 1)), 1 / z.size
+    value = float(np.sum(weights * np.maximum(each * error, (each - 1) * error))) * share
+    return value, (np.where(error > 0, -each, 1 - each) * weights.astype(z.dtype) * share).reshape(z.shape)
+
+
+@pytest.mark.parametrize("outputs", ["float16", "float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("targets", ["object", "bool", "int8", "uint8", "int64", "float16", "float64", "bfloat16"])
+def test_losses_have_the_bits_of_plain_formulas(outputs: str, targets: str) -> None:
+    """NumPy's own arithmetic decides on the dtypes between, also of numbers that the standard does not have."""
+    if "bfloat16" in (outputs, targets):
+        pytest.importorskip("ml_dtypes")
+    random = np.random.default_rng(3)
+    z = random.standard_normal((7, 4)).astype(outputs)
+    wanted = np.abs(3 * random.standard_normal((7, 2))).astype(targets)
+    for loss, plain in ((GaussianLoss(), plain_gaussian), (QuantileLoss((0.25, 0.5)), plain_quantile)):
+        (value, gradient), (number, expected) = loss(z, wanted), plain(z, wanted * 1)
+        assert value == number
+        np.testing.assert_array_equal(gradient, expected.astype(z.dtype), strict=True)
+
+
+def test_the_gradient_of_classes_has_the_dtype_of_outputs() -> None:
+    """A masked array as the mask, and dtypes whose arithmetic is wider, made another dtype of it."""
+    z, classes = np.random.default_rng(4).standard_normal((3, 4)), np.array([0, 3, 1], np.uint8)
+    kinds = ["float16", "float32", ">f4"]
+    for kind in kinds:
+        mask = np.ma.masked_array(np.array([True, False, True]))
+        for counted in (None, mask):
+            assert CrossEntropy()(z.astype(kind), classes, counted)[1].dtype == np.dtype(kind)
+
+
+@pytest.mark.parametrize("wrong", [2**64 - 100, 2**63, 4])
+def test_class_numbers_without_sign_are_refused(wrong: int) -> None:
+    """2**64 - 100 as int64 is -100, the number of an entry that does not count."""
+    with pytest.raises(ValueError, match=f"^targets: expected class numbers 0 to 3; got {wrong}"):
+        CrossEntropy()(np.ones((3, 4)), np.array([0, wrong, 3], np.uint64))

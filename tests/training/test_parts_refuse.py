@@ -86,8 +86,9 @@ def test_losses_refuse_targets(loss: Loss, targets: Any, error: type[Exception],
 
 
 def test_losses_refuse_masks() -> None:
-    with pytest.raises(TypeError, match=r"^mask: expected an array of a library .*; got builtins.list"):
-        MeanSquaredError()(TWO, TWO, [True] * 4)  # type: ignore[arg-type]  # that is the test
+    for loss, targets in ((MeanSquaredError(), TWO), (CrossEntropy(), CLASSES)):
+        with pytest.raises(TypeError, match=r"^mask: expected an array of bool or of weights; got list$"):
+            loss(TWO, targets, [True] * 4)
 
 
 @pytest.mark.parametrize(("value", "error", "told"), NO_FLOATS)

@@ -102,11 +102,13 @@ def test_a_loss_of_no_entry_on_a_device(waiting: None) -> None:
 def test_a_class_that_is_not_there_is_nan_on_a_device(waiting: None) -> None:
     """To raise, as on the host, the device would have to be waited for; the run that it is in diverges."""
     outputs = np.ones((3, 4))
-    for wrong in (4, -1):
-        value, gradient = CrossEntropy()(*away((outputs, np.array([0, wrong, 3]))))
+    for wrong in (4, -1, 2**64 - 100):
+        value, gradient = CrossEntropy()(
+            *away((outputs, classes := np.array([0, wrong, 3], np.uint64 if wrong > 4 else int)))
+        )
         assert np.isnan(to_host(value)) and np.isnan(to_host(gradient)[1]).all()
         with pytest.raises(ValueError, match=f"targets: expected class numbers 0 to 3; got {wrong}"):
-            CrossEntropy()(outputs, np.array([0, wrong, 3]))
+            CrossEntropy()(outputs, classes)
 
 
 @pytest.mark.parametrize("loss", LOSSES[2:], ids=lambda loss: loss.name)
