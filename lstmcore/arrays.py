@@ -65,7 +65,8 @@ def _namespace_of_others(named: dict[str, Array | None]) -> Any:
     places = {name: _place(name, array) for name, array in given.items()}
     (first, (library, where)), *others = places.items()
     for name, (other, there) in others:
-        got = f"expected an array of {library.__name__} on {where}, as {first}; got one of {other.__name__} on {there}"
+        names = [found.__name__.removeprefix("array_api_compat.") for found in (library, other)]
+        got = f"expected an array of {names[0]} on {where}, as {first}; got one of {names[1]} on {there}"
         if other is not library:
             raise TypeError(f"{name}: {got}: convert one of them")
         if there != where:

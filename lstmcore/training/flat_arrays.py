@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, Final, NamedTuple
 
 from lstmcore.arrays import dtype_name, is_on_host, namespace_of
@@ -84,3 +85,11 @@ def move_by(xp: Any, value: Array, start: Array, change: Array) -> None:
         value -= change
     else:
         value[...] = xp.astype(start - change, value.dtype, copy=False)
+
+
+def check_bound(bound: object) -> None:
+    """Raise TypeError or ValueError unless the bound of a norm is a number above 0."""
+    if isinstance(bound, bool) or not isinstance(bound, Real):
+        raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
+    if not float(bound) > 0:
+        raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar, Final
 
 from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
@@ -17,6 +16,7 @@ from lstmcore.scalars import flag
 from lstmcore.training.flat_arrays import (
     FlatGroup,
     blocks_of,
+    check_bound,
     check_floats,
     flat_copy,
     flatten_on_device,
@@ -104,11 +104,10 @@ class Optimizer(ABC):
         groups = group_arrays(parameters, [(dtype_name(own), dtype_name(other)) for own, other in kinds])
         for group in groups:
             none = [xp.reshape(arrays[group.names[0]], (-1,))[:0] for arrays in (parameters, gradients)]
+            dtype = self._dtype_after(*none)
             for moment in self._used():
-                flat, dtype = group.flatten(xp, moments[moment] if self.steps else gradients), self._dtype_after(*none)
-                group.moments[moment] = (
-                    xp.astype(flat, dtype, copy=False) if self.steps else xp.zeros_like(flat, dtype=dtype)
-                )
+                flat = group.flatten(xp, moments[moment] if self.steps else gradients)
+                group.moments[moment] = xp.astype(flat if self.steps else xp.zeros_like(flat), dtype, copy=False)
                 layout = layout if dtype == none[0].dtype else ()  # the next step arranges anew, and refuses them
         self._groups, self._layout = groups, layout
 
@@ -368,13 +367,6 @@ def global_norm(gradients: Mapping[str, Array]) -> Any:
     return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(part, xp.float64))) for part in parts))))
 
 
-def _check_bound(bound: object) -> None:
-    if isinstance(bound, bool) or not isinstance(bound, Real):
-        raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
-    if not float(bound) > 0:
-        raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
-
-
 def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
     """Scale all gradients by ``bound / norm`` if their global norm is above `bound`.
 
@@ -394,7 +386,7 @@ def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[A
     >>> norm, clipped["b"].tolist()
     (5.0, [2.0])
     """
-    _check_bound(bound)
+    check_bound(bound)
     norm, xp = global_norm(gradients), namespace_of(*gradients.values())
     if isinstance(norm, float):
         if norm <= bound or not math.isfinite(norm):

@@ -212,6 +212,19 @@ class Readout:
         )
 
 
+def softmax(z: Array) -> Array:
+    """Return the softmax over the last axis, shifted by the maximum so that nothing overflows.
+
+    Examples
+    --------
+    >>> softmax(np.zeros(4)).tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    xp = namespace_of(z=z)
+    e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
+    return e / xp.sum(e, axis=-1, keepdims=True)
+
+
 def _activate(xp: Any, name: str, z: Array) -> Array:
     if name == "tanh":
         return xp.tanh(z)
@@ -219,10 +232,7 @@ def _activate(xp: Any, name: str, z: Array) -> Array:
         return 0.5 * (1.0 + xp.tanh(0.5 * z))
     if name == "relu":
         return xp.maximum(z, 0.0)
-    if name == "softmax":  # shifted by the maximum, so that nothing overflows
-        e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
-        return e / xp.sum(e, axis=-1, keepdims=True)
-    return z
+    return softmax(z) if name == "softmax" else z
 
 
 def _derivative(xp: Any, name: str, tape: ReadoutTape, dy: Array) -> Array:

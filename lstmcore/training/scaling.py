@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import validation
-from lstmcore.arrays import as_real, move_like, namespace_of, to_host
+from lstmcore.arrays import as_real, is_on_host, move_like, namespace_of, to_host
 
 Array = Any
 
@@ -90,7 +90,7 @@ class Standardizer:
         """Return the standardisation of the first `width` entries."""
         return Standardizer(self.mean[:width], self.scale[:width])
 
-    def apply(self, values: Array, dtype: str) -> Array:
+    def apply(self, values: Array, dtype: npt.DTypeLike) -> Array:
         """Return the standardised values (..., width) in `dtype`; others are a TypeError or a ValueError."""
         validation.check_real("values", values, axes=1, width=len(self.mean))
         mean = move_like(self.mean, values)
@@ -137,7 +137,7 @@ def merge_standardizers(parts: Sequence[tuple[Standardizer, int]]) -> Standardiz
     return Standardizer(mean, np.where(constant | (spread * unit <= tiny), 0.0, spread * unit))
 
 
-def scale_targets(targets: Iterable[Array], dtype: str, scaling: Standardizer | None) -> list[Array]:
+def scale_targets(targets: Iterable[Array], dtype: npt.DTypeLike, scaling: Standardizer | None) -> list[Array]:
     """Return targets in `dtype`, standardised if there is a standardisation.
 
     Raises
@@ -159,6 +159,8 @@ def scale_targets(targets: Iterable[Array], dtype: str, scaling: Standardizer | 
     return scaled
 
 
-def _cast(array: Array, dtype: str) -> Array:
+def _cast(array: Array, dtype: npt.DTypeLike) -> Array:
+    if is_on_host(array):
+        return array.astype(dtype)
     xp = namespace_of(array)
-    return xp.astype(array, getattr(xp, dtype))
+    return xp.astype(array, getattr(xp, np.dtype(dtype).name))

@@ -6,12 +6,15 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lstmcore.training import SGD, Adam, AdamW, CrossEntropy, GaussianLoss, QuantileLoss
+from lstmcore.arrays import namespace_of
+from lstmcore.training import SGD, Adam, AdamW, CrossEntropy, GaussianLoss, QuantileLoss, Standardizer, losses, readout
+from lstmcore.training.scaling import scale_targets
 
 SHAPES = {"w": (5, 3), "b": (5,), "large": (130, 257), "one": (), "none": (0, 4)}
 
@@ -135,3 +138,28 @@ def test_class_numbers_without_sign_are_refused(wrong: int) -> None:
     """2**64 - 100 as int64 is -100, the number of an entry that does not count."""
     with pytest.raises(ValueError, match=f"^targets: expected class numbers 0 to 3; got {wrong}"):
         CrossEntropy()(np.ones((3, 4)), np.array([0, wrong, 3], np.uint64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "f4", "float", np.float32, np.dtype("float16"), ">f4"])
+def test_standardised_values_take_every_name_of_a_dtype(dtype: Any) -> None:
+    values = np.random.default_rng(5).standard_normal((4, 3))
+    scaling = Standardizer.fit([values])
+    wanted = ((values - scaling.mean) / scaling.scale).astype(dtype)
+    np.testing.assert_array_equal(scaling.apply(values, dtype), wanted, strict=True)
+    for given, found in ((scaling, wanted), (None, values.astype(dtype))):
+        np.testing.assert_array_equal(scale_targets([values], dtype, given)[0], found, strict=True)
+
+
+def test_names_that_modules_had_are_there() -> None:
+    assert losses.IGNORED == -100
+    z = np.array([[1e4, 1e4 + 1], [-3, 2.5]])
+    np.testing.assert_allclose(readout.softmax(z)[:, 0], 1 / (1 + np.exp(z[:, 1] - z[:, 0])), rtol=1e-12)
+
+
+def test_messages_name_the_library_and_the_argument() -> None:
+    with pytest.raises(TypeError, match=r"^outputs: .*; got list$"):
+        QuantileLoss().point([[1.0, 2.0, 3.0]])
+    library = ModuleType("array_api_compat.torch")
+    array = SimpleNamespace(__array_namespace__=lambda api_version=None: library, device="cpu")
+    with pytest.raises(TypeError, match=r"^b: expected an array of numpy on cpu, as a; got one of torch on cpu"):
+        namespace_of(a=np.ones(2), b=array)
