@@ -53,7 +53,8 @@ def test_a_copy_of_an_optimizer_steps_on(make: Callable[[], Any], steps: int) ->
 @pytest.mark.parametrize("rule", [SGD(momentum=0.9, weight_decay=0.01), Adam(weight_decay=0.01)], ids=["sgd", "adam"])
 def test_moments_have_the_dtype_of_parameters(rule: Any, own: str) -> None:
     """Decay is added in the wider dtype of the parameters, and so are the moments, which a new optimizer takes."""
-    rule, p, moments = copy.deepcopy(rule), random_arrays(own, 0), {}
+    moments: dict[str, Any] = {}
+    rule, p = copy.deepcopy(rule), random_arrays(own, 0)
     narrow = {"float64": "float32", "float32": "float16"}[own]
     lr, decay = rule.settings["lr"], rule.settings["weight_decay"]
     wanted = {name: np.atleast_1d(value) for name, value in p.items()}
