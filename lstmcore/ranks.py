@@ -32,8 +32,8 @@ _LONG_SLEEP_S: Final = 2e-3
 #: How the message of a rank begins that only knows that it lost another one; a launcher may know more.
 LOST: Final = "another rank has ended"
 
-#: Variables of torchrun, all of which are set.
-_TORCHRUN: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: Variables of torchrun, all of which are set. Other programs set the first four for purposes of their own.
+_TORCHRUN: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 #: Variables of Open MPI, MPICH and Slurm.
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 _SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
@@ -61,10 +61,13 @@ class DistributedError(RuntimeError):
 
 
 def launched_engine() -> str | None:
-    """Return the engine of the launcher that started this process: mpi, or gloo for torchrun; None for none."""
-    if _number(_RANKS) is not None:
-        return "mpi"
-    return "gloo" if all(os.environ.get(name) for name in _TORCHRUN) else None
+    """Return the engine of the launcher that started this process: mpi, or gloo for torchrun; None for none.
+
+    Slurm may start torchrun as a rank of its own, so torchrun's variables count first.
+    """
+    if all(os.environ.get(name) for name in _TORCHRUN):
+        return "gloo"
+    return None if _number(_RANKS) is None else "mpi"
 
 
 def launched_rank() -> int | None:

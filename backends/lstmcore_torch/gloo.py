@@ -1,6 +1,6 @@
 """The engine ``gloo`` of distributed training: PyTorch's, for processes on processors; no MPI is needed.
 
-The processes are started by torchrun, or by what sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+The processes are started by torchrun.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -94,7 +95,8 @@ class GlooEngine(Engine):
             if isinstance(error, DistributedError):
                 raise
             time.sleep(_GRACE_S)
-            raise DistributedError(f"{LOST}: rank {self.rank} waited for {what}", told=True) from error
+            text = " ".join(str(error).split())
+            raise DistributedError(f"{LOST}: rank {self.rank} waited for {what}: {text}", told=True) from error
 
     def _poll(self, work: Any, what: str) -> None:
         started, looks, told = time.monotonic(), 0, False
@@ -131,10 +133,13 @@ def _unavailable() -> str | None:
     return None
 
 
+@cache
 def _open() -> GlooEngine:
-    """Return the engine of this process; alone, it is a group of one."""
+    """Return the engine of this process, the same each time; alone, it is a group of one."""
     import torch.distributed as gloo
 
+    if gloo.is_initialized():
+        raise UnavailableError("this program has a process group of PyTorch already, beside which gloo has no place")
     timeout = asked_timeout()
     end_with_launcher()
     if launched_engine() != "gloo":
@@ -144,7 +149,8 @@ def _open() -> GlooEngine:
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has a store itself
     try:
         store = gloo.TCPStore(host, port, size, hosts, wait)
-        return GlooEngine(store, (rank, size), timeout)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store has the keys of those that failed
+        return GlooEngine(gloo.PrefixStore(f"attempt{attempt}", store), (rank, size), timeout)
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise UnavailableError(f"rank {rank} of {size} cannot meet the others at {host}:{port}: {text}") from error

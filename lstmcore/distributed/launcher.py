@@ -44,8 +44,10 @@ _OWN: Final = "lstmcore: error: "
 #: Where the text of Open MPI, PRRTE, MPICH or torchrun about an end begins.
 _NOISE: Final = re.compile(
     r"-{20,}|={20,}|(prterun|prted|mpirun|mpiexec|orterun|hydra)\b|\[[\w.-]+:\d+\]|Abort\(|application called MPI_Abort"
-    r"|\[?[WEI]\d{4} \d\d:\d\d:\d\d"
+    r"|\[?E\d{4} \d\d:\d\d:\d\d"
 )
+#: A single line of torchrun that is no error, and tells of an end or of nothing.
+_ASIDE: Final = re.compile(r"\[?[WI]\d{4} \d\d:\d\d:\d\d")
 _KILLED: Final = re.compile(r"process rank (?P<rank>\d+) .*?exited on\s+signal (?P<signal>\d+)", re.DOTALL)
 _KILLED_OF_TORCHRUN: Final = re.compile(r"failed \(exitcode: -(?P<signal>\d+)\) local_rank: (?P<rank>\d+)")
 _END_S: Final = 10.0  # for mpiexec to end the ranks
@@ -158,7 +160,7 @@ class _Messages:
     """
 
     def __init__(self, file: Path, starter: str) -> None:
-        self.file, self.starter, self.error, self.rest = file, starter, "", list[str]()
+        self.file, self.starter, self.error, self.rest, self.ends = file, starter, "", list[str](), False
 
     def read(self, process: subprocess.Popen[str]) -> None:
         """Read all, and let pass what is no message about an end."""
@@ -166,7 +168,10 @@ class _Messages:
             line = text.replace("\0", "")
             if line.startswith(_OWN):
                 self.error = self.error or line.removeprefix(_OWN).strip()
-            elif self.error or self.rest or _NOISE.match(line):
+            elif self.error or self.ends or _NOISE.match(line):
+                self.rest.append(line)
+                self.ends = True
+            elif _ASIDE.match(line):
                 self.rest.append(line)
             else:
                 sys.stderr.write(line)

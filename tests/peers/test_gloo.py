@@ -14,6 +14,7 @@ import pytest
 
 import rank_program
 from lstmcore.distributed import DistributedError, engines, get_engine, launch
+from lstmcore.ranks import launched_engine, launched_rank, launched_size
 from lstmcore.training import load_model
 from rank_cases import CASES, assert_same, fit_case
 
@@ -153,15 +154,43 @@ def test_bad_input_is_one_line(words: list[str], told: str, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+#: What torchrun sets.
+PLACE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+    "TORCHELASTIC_RUN_ID": "a",
+}
+
+
+def test_torchrun_counts_before_the_ranks_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm starts torchrun as a rank of its own. The first four variables alone may be another program's."""
+    for name, value in PLACE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PMI_RANK", "3")
+    assert (launched_engine(), launched_rank(), launched_size()) == ("gloo", 0, 1)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert (launched_engine(), launched_rank()) == ("mpi", 3)
+    monkeypatch.delenv("PMI_RANK")
+    assert launched_engine() is None
+
+
 def test_ranks_within_ranks_are_refused() -> None:
-    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    place = {**PLACE, "WORLD_SIZE": "2"}
     done = lstmcore(*TRAIN, "--ranks", "2", env={**os.environ, **place})
     assert done.stderr.startswith("lstmcore: error: --ranks: expected none under torchrun")
 
 
 def test_a_place_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in place.items():
+    for name, value in {**PLACE, "WORLD_SIZE": "two"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Exception, match="WORLD_SIZE: expected a whole number, as torchrun sets it; got 'two'"):
         get_engine("gloo")
+
+
+def test_a_process_has_one_engine() -> None:
+    """Two trainings in one process share it; a second group of PyTorch would be refused."""
+    code = "from lstmcore.distributed import get_engine; print(get_engine('gloo') is get_engine('gloo'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

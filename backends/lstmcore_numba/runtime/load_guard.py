@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -34,9 +35,11 @@ class LoadGuard(threading.local):
     def __init__(self) -> None:
         self.pause, self.left = 0, 0
         self.before_shared: int | None = None
-        self.begin, self.threads = 0.0, 1
+        self.begin, self.threads, self.longest = 0.0, 1, 0.0
 
-    def allows(self, lost_processors: int, longest_pause: int, *, seconds: float, threads: int) -> bool:
+    def allows(
+        self, lost_processors: int, longest_pause: int, *, seconds: float, threads: int, longest: float = math.inf
+    ) -> bool:
         """Return whether the next pass of this thread may be shared.
 
         Parameters
@@ -49,9 +52,11 @@ class LoadGuard(threading.local):
             What a clock shows now.
         threads
             Threads that would share the pass.
+        longest
+            Seconds that the pass takes at most, about: what its caller does afterwards excuses no losses.
         """
         if self.before_shared is not None:
-            quiet = QUIET_LOSSES_PER_SECOND * self.threads * (seconds - self.begin)
+            quiet = QUIET_LOSSES_PER_SECOND * self.threads * min(seconds - self.begin, self.longest)
             lost, self.before_shared = lost_processors - self.before_shared > quiet, None
             self.pause = min(longest_pause, max(1, 2 * self.pause)) if lost else self.pause // 2
             self.left = self.pause if lost else 0
@@ -59,7 +64,7 @@ class LoadGuard(threading.local):
         if self.left > 0:
             self.left -= 1
             return False
-        self.before_shared, self.begin, self.threads = lost_processors, seconds, threads
+        self.before_shared, self.begin, self.threads, self.longest = lost_processors, seconds, threads, longest
         return True
 
 

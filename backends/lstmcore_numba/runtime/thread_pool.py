@@ -28,6 +28,9 @@ _CACHE_LINE_BYTES: Final = 64
 #: The `threads` argument of a pass on the calling thread alone.
 CALLER_ALONE: Final = np.zeros(1, np.int64)
 
+#: A pass takes so many times what its work on one processor would at most, about.
+_SLOW: Final = 4.0
+
 
 def thread_count() -> int:
     """Return ``LSTMCORE_NUM_THREADS``, else the number of processors that this process may use.
@@ -221,8 +224,8 @@ def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tu
     wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
     if wanted < 1:
         return CALLER_ALONE
-    now = time.monotonic()
-    if not LOAD_GUARD.allows(count_lost_processors(), tuning.load_pause, seconds=now, threads=wanted + 1):
+    lost, now, longest = count_lost_processors(), time.monotonic(), _SLOW * work / tuning.work_per_second
+    if not LOAD_GUARD.allows(lost, tuning.load_pause, seconds=now, threads=wanted + 1, longest=longest):
         return CALLER_ALONE
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
     seconds = min(tuning.wake_fraction * work / tuning.work_per_second, tuning.wake_seconds)

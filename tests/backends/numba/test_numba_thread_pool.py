@@ -207,6 +207,14 @@ def test_losses_of_a_quiet_machine_do_not_count(threads: int) -> None:
         assert guard.allows(7 + quiet + more, 8, seconds=2.5, threads=threads) == shared
 
 
+def test_a_wait_after_a_pass_excuses_no_losses() -> None:
+    from lstmcore_numba.runtime.load_guard import QUIET_LOSSES_PER_SECOND, LoadGuard
+
+    guard = LoadGuard()
+    assert guard.allows(0, 8, seconds=0.0, threads=2, longest=0.01)
+    assert not guard.allows(1 + QUIET_LOSSES_PER_SECOND // 50, 8, seconds=1000.0, threads=2, longest=0.01)
+
+
 def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shared pass loses a processor here. With a pause of 0, all passes are shared all the same."""
     from lstmcore_numba.runtime import load_guard, thread_pool
