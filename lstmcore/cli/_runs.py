@@ -212,15 +212,17 @@ def _plan_forecast(
     ValueError
         Too few rows; the message says what would do.
     """
+    usual = _usual_season(panel)
 
     def sizes(shortest: int, horizon: int) -> tuple[int, int, int | None]:
         rows = _test_rows(data, shortest, {**settings, "horizon": horizon})
-        season = settings.get("season") or _usual_season(panel, shortest - rows)
+        season = settings.get("season") or (usual if usual is not None and usual <= shortest - rows else None)
         return rows, settings.get("window") or _usual_window(season, shortest - rows, horizon), season
 
     lengths = [len(parts[0]) for parts in panel]
-    fixed = any(options[name] is not None for name in ("window", "test_rows", "test_fraction"))
-    check_room(data, lengths, Asked(settings["horizon"], settings["validation"], fixed), sizes)
+    gaps = any(series.gaps.any() for columns in panel for series in columns)
+    if not gaps or settings["fill"] != "error":  # else the gap is the error
+        check_room(data, lengths, Asked(settings["horizon"], settings["validation"], options["window"], gaps), sizes)
     rows, window, season = sizes(min(lengths), settings["horizon"])
     if season is None:
         notify(
@@ -231,16 +233,12 @@ def _plan_forecast(
     return rows, window, season
 
 
-def _usual_season(panel: Panel, learned: int) -> int | None:
-    """Return the rows in a season, by the times of the first series; None if none is usual or it has no dates.
-
-    None too if it is longer than the `learned` rows.
-    """
+def _usual_season(panel: Panel) -> int | None:
+    """Return the rows in a season, by the times of the first series; None if none is usual or it has no dates."""
     series = panel[0][0]
     if not series.form or not TIME_FORMATS[series.form].are_dates:
         return None
-    season = steps_of(series).season
-    return season if season is not None and season <= learned else None
+    return steps_of(series).season
 
 
 def _usual_window(season: int | None, learned: int, horizon: int) -> int:

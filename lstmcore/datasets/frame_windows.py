@@ -216,7 +216,7 @@ def _check_table(own: Floats, columns: tuple[str, ...], where: str, sizes: tuple
     if len(own) < sum(sizes):
         raise ValueError(
             f"{where}expected at least {sum(sizes)} rows for window={sizes[0]} and horizon={sizes[1]}; got {len(own)}: "
-            "use a shorter window"
+            + ("use a shorter window" if len(own) > sizes[1] else "use a shorter horizon, or more rows")
         )
 
 

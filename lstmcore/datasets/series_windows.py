@@ -64,19 +64,15 @@ class Windows:
         if np.isnan(series.values).any():
             raise ValueError(f"{series.name}: expected a series without gaps; fill it first")
         stop = len(series) if stop is None else stop
-        first, needed = max(window - 1, start - 1), max(window, start) + horizon
-        origins = (
-            np.arange(first, max(first, stop - horizon), dtype=np.intp) if needed <= stop else np.empty(0, np.intp)
-        )
-        if origins.size:
-            gaps = np.concatenate(([0], np.cumsum(series.gaps)))
-            origins = origins[gaps[origins + horizon + 1] == gaps[origins]]
+        origins = _measured(series, rows_of_origins(stop, window, horizon, start), horizon)
         if not origins.size:
             missing = int(series.gaps[:stop].sum())
             note = f", {missing} of them gaps" if missing else ""
+            shorter = _measured(series, rows_of_origins(stop, 1, horizon, start), horizon).size
             raise ValueError(
-                f"{series.name}: expected at least {needed} measured rows for window={window}, "
-                f"horizon={horizon} and targets from row {start}; got {stop}{note}: use a shorter window"
+                f"{series.name}: expected at least {max(window, start) + horizon} measured rows for window={window}, "
+                f"horizon={horizon} and targets from row {start}; got {stop}{note}: "
+                + ("use a shorter window" if shorter else "use a shorter horizon, or more rows")
             )
         return cls(series, window, horizon, origins)
 
@@ -143,6 +139,21 @@ class Windows:
         ahead = np.arange(1, self.horizon + 1)
         rows = self.origins[:, None] + ahead - -(-ahead // season) * season
         return np.asarray(self.series.values[rows])
+
+
+def rows_of_origins(stop: int, window: int, horizon: int, start: int = 0) -> range:
+    """Return the last rows of the windows whose targets lie in rows `start` to `stop`, gaps or not; empty if none."""
+    first = max(window, start) - 1
+    return range(first, max(first, stop - horizon))
+
+
+def _measured(series: Series, rows: range, horizon: int) -> npt.NDArray[np.intp]:
+    """Return those of `rows` that are measured, with all of the `horizon` rows that follow each."""
+    if not rows:
+        return np.empty(0, np.intp)
+    origins = np.arange(rows.start, rows.stop, dtype=np.intp)
+    gaps = np.concatenate(([0], np.cumsum(series.gaps)))
+    return np.asarray(origins[gaps[origins + horizon + 1] == gaps[origins]])
 
 
 def root_mean_square(error: Floats) -> float:

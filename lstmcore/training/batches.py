@@ -135,10 +135,9 @@ def split(
     everything = np.arange(count, dtype=np.intp)
     if fraction == 0:
         return everything, everything[:0]
-    wanted = max(1, round(fraction * count))
+    kept, wanted = chronological_sizes(count, fraction, purge)
     if chronological:
-        chosen = everything[count - wanted :]
-        rest = everything[: max(count - wanted - purge, 0)]
+        chosen, rest = everything[count - wanted :], everything[:kept]
     elif count == 0:
         chosen = rest = everything
     else:
@@ -155,6 +154,12 @@ def split(
             f"got {fraction}: give more sequences, or 0 to validate on none"
         )
     return rest, np.sort(chosen)
+
+
+def chronological_sizes(count: int, fraction: float, purge: int) -> tuple[int, int]:
+    """Return how many sequences train and validate if the last ones do, see `split`; 0 train if there are too few."""
+    wanted = max(1, round(fraction * count)) if fraction else 0
+    return max(count - wanted - (purge if wanted else 0), 0), wanted
 
 
 def _shares(sizes: list[int], wanted: int, random: np.random.Generator) -> list[int]:

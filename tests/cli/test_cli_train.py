@@ -166,7 +166,7 @@ def test_bad_data_arguments(tmp_path: Path, series: Path) -> None:
         ("t,column\n1,5\n", "got 1"),
         ("t,column\n1,5\n2,\n3,4\n", "line 3, column 'column': expected a number; got a gap"),
         ("t,column\n1,5\n2,x\n", "line 3, column 'column': expected a number; got 'x'"),
-        ("t,column\n1,5\n2,3\n3,9\n", "for window=8, horizon=1 and targets from row 0; got 2: use a shorter window"),
+        ("t,column\n1,5\n2,3\n3,9\n", "--window: expected at most 1 for 3 rows of"),
     ],
 )
 def test_bad_csv_files(tmp_path: Path, text: str, message: str) -> None:
@@ -325,7 +325,7 @@ def test_numbers_beyond_reason(tmp_path: Path, series: Path) -> None:
     refused(tmp_path, "big.csv, line 2, column 'column': expected a number of at most", *small[:1], big, *small[2:])
     one = tmp_path / "one.csv"
     one.write_text("column\n1\n")
-    refused(tmp_path, "one.csv: expected at least 2 rows", *small[:1], one, *small[2:])
+    refused(tmp_path, "one.csv: expected at least 12 rows", *small[:1], one, *small[2:])
 
 
 def test_too_little_memory_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
