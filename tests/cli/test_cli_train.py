@@ -166,7 +166,7 @@ def test_bad_data_arguments(tmp_path: Path, series: Path) -> None:
         ("t,column\n1,5\n", "got 1"),
         ("t,column\n1,5\n2,\n3,4\n", "line 3, column 'column': expected a number; got a gap"),
         ("t,column\n1,5\n2,x\n", "line 3, column 'column': expected a number; got 'x'"),
-        ("t,column\n1,5\n2,3\n3,9\n", "--window: expected at most 1 for 3 rows of"),
+        ("t,column\n1,5\n2,3\n3,9\n", "expected at least 12 rows to learn from, to validate and to test; got 3"),
     ],
 )
 def test_bad_csv_files(tmp_path: Path, text: str, message: str) -> None:
