@@ -111,7 +111,10 @@ class CallLayout:
     def check_state(self, name: str, state: StateLike | None) -> State | None:
         """Check a pair (h, c) in the caller's layout and return it as (L * D, N, ...), views; None stays None."""
         rows = (self.batch,) if self.batched else ()
-        pair = placement.check_state(self.place, name, state, self.stack, rows, self.precision)
+        if self.place is None:
+            pair = validation.check_stack_state(name, state, self.stack, rows, self.precision)
+        else:
+            pair = placement.check_state(self.place, name, state, self.stack, rows, self.precision)
         if pair is None:
             return None
         return State(*pair) if self.batched else State(pair[0][:, None], pair[1][:, None])
