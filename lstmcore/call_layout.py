@@ -96,6 +96,9 @@ class CallLayout:
         if masks is None:
             return None
         validation.check_stack_masks(masks, self.steps, self.batch, self.stack, self.precision)
+        every = (mask for some in (*masks.layers, masks.dropout) for mask in some)
+        if self.place is None and all(mask is None or type(mask) is np.ndarray for mask in every):
+            return masks
         taken: StackMasks = placement.take(self.place, "masks", masks)
         return taken
 
