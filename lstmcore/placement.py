@@ -168,9 +168,9 @@ def check(
 
 
 def check_state(
-    found: Placement, name: str, state: Any, stack: StackConfig, rows: tuple[int, ...], precision: Precision
+    found: Placement | None, name: str, state: Any, stack: StackConfig, rows: tuple[int, ...], precision: Precision
 ) -> tuple[Array, Array] | None:
-    """Check a state of a call on a device and return its pair there; None stays None.
+    """Check a state and return its pair where the call computes; None stays None.
 
     Parameters
     ----------
@@ -179,8 +179,8 @@ def check_state(
     name, state, stack, rows, precision
         As for `lstmcore.validation.check_stack_state`.
     """
-    if state is None:
-        return None
+    if found is None or state is None:
+        return validation.check_stack_state(name, state, stack, rows, precision)
     h, c = validation.check_pair(name, state)
     pair = found.take(f"{name}.h", h), found.take(f"{name}.c", c)
     return validation.check_stack_state(name, pair, stack, rows, precision, host=False)

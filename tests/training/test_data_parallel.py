@@ -253,7 +253,7 @@ def test_texts_and_failures_are_shared() -> None:
 
 
 def test_an_engine_is_found_or_told() -> None:
-    with pytest.raises(ValueError, match=r"engine: expected one of mpi, gloo; got 'smoke'"):
+    with pytest.raises(ValueError, match=r"engine: expected one of gloo, mpi; got 'smoke'"):
         get_engine("smoke")
     with pytest.raises(TypeError, match="distributed: expected an Engine, the name of one, or None; got int"):
         trainer(make(), distributed=4)
