@@ -235,18 +235,16 @@ def refuse_device(name: str, arrays: Any, other: str) -> None:
     other
         The argument that is NumPy's.
     """
-    if arrays is None or type(arrays) is np.ndarray:  # most are: it saves microseconds of the rest
+    if arrays is None or isinstance(arrays, np.ndarray):
         return
     if isinstance(arrays, Mapping):
         for key, array in arrays.items():
-            if type(array) is not np.ndarray:
-                refuse_device(f"{name}[{key!r}]", array, other)
+            refuse_device(f"{name}[{key!r}]", array, other)
     elif isinstance(arrays, tuple):
         keys = getattr(arrays, "_fields", None)
         for index, array in enumerate(arrays):
-            if array is not None and type(array) is not np.ndarray:
-                refuse_device(f"{name}.{keys[index]}" if keys else f"{name}[{index}]", array, other)
-    elif not isinstance(arrays, np.ndarray) and is_on_device(arrays):
+            refuse_device(f"{name}.{keys[index]}" if keys else f"{name}[{index}]", array, other)
+    elif is_on_device(arrays):
         raise TypeError(
             f"{name}: expected a NumPy array, as {other} is; got {_type_name(arrays)}{way_to_host(name, other)}"
         )
