@@ -2,70 +2,91 @@
 
 from __future__ import annotations
 
-import math
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final
 
+from lstmcore_numba.runtime.waiting_time import PROCESS_CLOCK, Clock, ThreadClock, find_clock
 
-def _find_counter() -> Callable[[], int]:
-    """Return a function for the number of times that the system took a processor from a thread of this process."""
-    try:
-        import resource
-    except ImportError:  # Windows does not count it
-        return lambda: 0
-    return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-count_lost_processors: Final = _find_counter()
-#: Times in a second that a thread of a shared pass may lose its processor. A system without other work takes it some 15
-#: times a second, one process that spins beside two threads takes theirs 200 times each.
-QUIET_LOSSES_PER_SECOND: Final = 50
+#: Threads of a pass whose clocks are read; they stand for the others.
+_SAMPLED: Final = 8
 
 
 class LoadGuard(threading.local):
     """Decides for each calling thread whether a pass may be shared.
 
-    A thread that has lost its processor stops the others of its pass at their next barrier, for milliseconds. So after
-    a shared pass during which the system took processors from this process more often than it does without other work,
-    the next pass runs on its caller alone. Each further time twice as many passes do, and each shared pass without such
-    losses halves their number. Results have the same bits for any number of threads.
+    A thread that waits for a processor stops the others of its pass at their next barrier. If threads that share a pass
+    waited so long that half of what sharing gains may be lost, the next pass runs on its caller alone. Each further
+    time twice as many passes do, and each shared pass without such waits halves their number. Results have the same
+    bits for any number of threads.
     """
 
     def __init__(self) -> None:
         self.pause, self.left = 0, 0
-        self.before_shared: int | None = None
-        self.begin, self.threads, self.longest = 0.0, 1, 0.0
+        self.shared: _SharedPass | None = None
+        self._own: Clock | None = None
 
-    def allows(
-        self, lost_processors: int, longest_pause: int, *, seconds: float, threads: int, longest: float = math.inf
-    ) -> bool:
+    def allows(self, longest_pause: int, now: float) -> bool:
         """Return whether the next pass of this thread may be shared.
 
         Parameters
         ----------
-        lost_processors
-            What `count_lost_processors` returns now.
         longest_pause
             Passes in a row that are not shared at most; 0 allows every pass.
-        seconds
-            What a clock shows now.
-        threads
-            Threads that would share the pass.
-        longest
-            Seconds that the pass takes at most, about: what its caller does afterwards excuses no losses.
+        now
+            Seconds that a clock shows.
         """
-        if self.before_shared is not None:
-            quiet = QUIET_LOSSES_PER_SECOND * self.threads * min(seconds - self.begin, self.longest)
-            lost, self.before_shared = lost_processors - self.before_shared > quiet, None
+        if self.shared is not None:
+            lost, self.shared = self.shared.is_lost(now), None
             self.pause = min(longest_pause, max(1, 2 * self.pause)) if lost else self.pause // 2
             self.left = self.pause if lost else 0
         self.left = min(self.left, longest_pause)
         if self.left > 0:
             self.left -= 1
             return False
-        self.before_shared, self.begin, self.threads, self.longest = lost_processors, seconds, threads, longest
         return True
+
+    def watch(self, clocks: Sequence[Clock | None], now: float, longest: float) -> None:
+        """Begin a shared pass, which the next call of `allows` judges.
+
+        Parameters
+        ----------
+        clocks
+            Those of the other threads of the pass. If one is None, losses of the whole process count in their place.
+        now
+            Seconds that a clock shows.
+        longest
+            Seconds that the pass takes at most, about: what its caller does afterwards excuses no waits.
+        """
+        self.shared = _SharedPass((self._own_clock(), *clocks), now, longest)
+
+    def _own_clock(self) -> Clock | None:
+        """Return the clock of the calling thread. A forked process needs another one than its parent."""
+        if not isinstance(self._own, ThreadClock) or self._own.process != os.getpid():
+            self._own = find_clock(threading.get_native_id())
+        return self._own
+
+
+class _SharedPass:
+    """A pass that several threads share, and what their clocks showed when it began."""
+
+    def __init__(self, clocks: Sequence[Clock | None], begin: float, longest: float) -> None:
+        known = [clock for clock in clocks[:_SAMPLED] if clock is not None]
+        self.threads = len(clocks)
+        whole = len(known) == min(len(clocks), _SAMPLED)
+        self.clocks: Sequence[Clock] = known if whole else (PROCESS_CLOCK,)
+        self.stand_for = len(clocks) / len(known) if whole else 1.0
+        self.begin, self.longest = begin, longest
+        self.before = self._waited()
+
+    def _waited(self) -> float:
+        return sum(clock.seconds() for clock in self.clocks)
+
+    def is_lost(self, now: float) -> bool:
+        """Return whether waits may have cost half of what sharing gains: a wait may stop all threads of the pass."""
+        gain = (1 - 1 / self.threads) * min(now - self.begin, self.longest)
+        return (self._waited() - self.before) * self.stand_for > gain / 2
 
 
 LOAD_GUARD: Final = LoadGuard()

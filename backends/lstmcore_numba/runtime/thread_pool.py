@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
 from lstmcore_numba.runtime.barrier import spin
-from lstmcore_numba.runtime.load_guard import LOAD_GUARD, count_lost_processors
+from lstmcore_numba.runtime.load_guard import LOAD_GUARD
+from lstmcore_numba.runtime.waiting_time import Clock, find_clock
 from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState, run_worker
 from lstmcore_numba.tuning import WORKER_SPIN_SECONDS, Tuning
 
@@ -30,6 +31,8 @@ CALLER_ALONE: Final = np.zeros(1, np.int64)
 
 #: A pass takes so many times what its work on one processor would at most, about.
 _SLOW: Final = 4.0
+#: Seconds of work on one processor from which the clock of each thread is read: two readings take 2 us a thread.
+_CLOCKS_SECONDS: Final = 5e-4
 
 
 def thread_count() -> int:
@@ -103,6 +106,7 @@ class Worker(threading.Thread):
         run_worker(self.address, 0)  # finds no task, and leaves the state ASLEEP
         self.affinity: set[int] = set()
         self.is_waking = self.is_retired = False
+        self._clock: Clock | None = None
 
     @property
     def state(self) -> WorkerState:
@@ -141,6 +145,12 @@ class Worker(threading.Thread):
             self.mailbox[Mailbox.STATE // 8] = WorkerState.IDLE
         self._let_run()
         self.is_waking = False
+
+    def clock(self) -> Clock | None:
+        """Return the clock of the time that the thread has waited for a processor; None if the system has none."""
+        if self._clock is None:
+            self._clock = find_clock(self.native_id)
+        return self._clock
 
     def retire(self) -> None:
         """End the thread, if it sleeps or has not begun."""
@@ -224,10 +234,12 @@ def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tu
     wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
     if wanted < 1:
         return CALLER_ALONE
-    lost, now, longest = count_lost_processors(), time.monotonic(), _SLOW * work / tuning.work_per_second
-    if not LOAD_GUARD.allows(lost, tuning.load_pause, seconds=now, threads=wanted + 1, longest=longest):
+    seconds = work / tuning.work_per_second
+    if not LOAD_GUARD.allows(tuning.load_pause, time.monotonic()):
         return CALLER_ALONE
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
-    seconds = min(tuning.wake_fraction * work / tuning.work_per_second, tuning.wake_seconds)
-    spins = int(seconds * spins_per_second())
+    if workers:
+        clocks = [worker.clock() if seconds >= _CLOCKS_SECONDS else None for worker in workers]
+        LOAD_GUARD.watch(clocks, time.monotonic(), _SLOW * seconds)
+    spins = int(min(tuning.wake_fraction * seconds, tuning.wake_seconds) * spins_per_second())
     return np.array([spins, *(worker.address for worker in workers), *(0 for _ in workers)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import sys
 import threading
@@ -170,7 +169,27 @@ def test_a_worker_that_never_comes_gets_no_part(run_pass: Pass) -> None:
         assert mailbox[Mailbox.STATE // 8] == WorkerState.IDLE
 
 
-#: Whether the system takes a processor away in each shared pass -> how many passes run on the caller alone after each.
+class StepClock:
+    """A clock of waiting that a test sets."""
+
+    def __init__(self) -> None:
+        self.waited = 3.0
+
+    def seconds(self) -> float:
+        return self.waited
+
+
+@pytest.fixture
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> StepClock:
+    """Return a clock that stands for the one of the calling thread."""
+    from lstmcore_numba.runtime import load_guard
+
+    clock = StepClock()
+    monkeypatch.setattr(load_guard, "find_clock", lambda thread: clock)
+    return clock
+
+
+#: Whether threads wait in each shared pass -> how many passes run on the caller alone after each.
 LOADS = {
     "none": ([False] * 4, [0] * 4),
     "always": ([True] * 6, [1, 2, 4, 8, 8, 8]),
@@ -180,54 +199,118 @@ LOADS = {
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_passes_are_alone_while_processors_are_taken(load: str) -> None:
+def test_passes_are_alone_while_threads_wait_for_processors(load: str, own_clock: StepClock) -> None:
     from lstmcore_numba.runtime.load_guard import LoadGuard
 
-    guard, lost, alone = LoadGuard(), 5, []
-    assert guard.allows(lost, 8, seconds=3.0, threads=2)
-    for takes in LOADS[load][0]:
-        lost += takes
-        passes = 0
-        while not guard.allows(lost, 8, seconds=3.0, threads=2):
+    guard, other, now, alone = LoadGuard(), StepClock(), 3.0, []
+    for waits in LOADS[load][0]:
+        assert guard.allows(8, now)
+        guard.watch([other], now, 1.0)
+        other.waited += waits
+        passes, now = 0, now + 1
+        while not guard.allows(8, now):
             passes += 1
-            lost += 1  # what is lost while the caller is alone does not count
+            own_clock.waited += 1  # waits while the caller is alone do not count
         alone.append(passes)
     assert alone == LOADS[load][1]
 
 
-@pytest.mark.parametrize("threads", [2, 7])
-def test_losses_of_a_quiet_machine_do_not_count(threads: int) -> None:
-    """A long pass loses a processor now and then without other work: how often in a second decides."""
-    from lstmcore_numba.runtime.load_guard import QUIET_LOSSES_PER_SECOND, LoadGuard
-
-    quiet = QUIET_LOSSES_PER_SECOND * threads // 2
-    for more, shared in ((0, True), (1, False)):
-        guard = LoadGuard()
-        assert guard.allows(7, 8, seconds=2.0, threads=threads)
-        assert guard.allows(7 + quiet + more, 8, seconds=2.5, threads=threads) == shared
+#: Threads, seconds that each waits in a pass of a second, and whether the next pass is shared.
+WAITS = [(2, 0.12, True), (2, 0.13, False), (5, 0.07, True), (5, 0.09, False), (64, 0.007, True), (64, 0.008, False)]
 
 
-def test_a_wait_after_a_pass_excuses_no_losses() -> None:
-    from lstmcore_numba.runtime.load_guard import QUIET_LOSSES_PER_SECOND, LoadGuard
+@pytest.mark.parametrize(("threads", "wait", "shared"), WAITS)
+def test_waits_count_from_half_of_the_gain_on(threads: int, wait: float, shared: bool, own_clock: StepClock) -> None:
+    """A system without other work lets threads wait too, for some 1 % of the time. Eight threads stand for all."""
+    from lstmcore_numba.runtime.load_guard import LoadGuard
+
+    guard, clocks = LoadGuard(), [own_clock, *(StepClock() for _ in range(threads - 1))]
+    assert guard.allows(8, 0.0)
+    guard.watch(clocks[1:], 0.0, 10.0)
+    for clock in clocks:
+        clock.waited += wait
+    assert guard.allows(8, 1.0) == shared
+
+
+def test_time_after_a_pass_excuses_no_waits(own_clock: StepClock) -> None:
+    from lstmcore_numba.runtime.load_guard import LoadGuard
 
     guard = LoadGuard()
-    assert guard.allows(0, 8, seconds=0.0, threads=2, longest=0.01)
-    assert not guard.allows(1 + QUIET_LOSSES_PER_SECOND // 50, 8, seconds=1000.0, threads=2, longest=0.01)
+    guard.watch([StepClock()], 0.0, 0.01)
+    own_clock.waited += 0.003
+    assert not guard.allows(8, 1000.0)
 
 
-def test_a_call_is_not_shared_after_one_that_lost_time(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every shared pass loses a processor here. With a pause of 0, all passes are shared all the same."""
+def test_losses_of_the_process_count_where_no_thread_has_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss counts as a time slice: one of a short pass, but only many of a long one."""
+    from lstmcore_numba.runtime import load_guard
+    from lstmcore_numba.runtime.waiting_time import SLICE_SECONDS, LossClock
+
+    losses = [7]
+    monkeypatch.setattr(load_guard, "PROCESS_CLOCK", LossClock(lambda: losses[0]))
+    monkeypatch.setattr(load_guard, "find_clock", lambda thread: None)
+    slices = int(0.25 / SLICE_SECONDS)
+    for lost, seconds, shared in ((1, 1e-3, False), (slices, 1.0, True), (slices + 1, 1.0, False)):
+        guard = load_guard.LoadGuard()
+        guard.watch([None], 2.0, 10.0)
+        losses[0] += lost
+        assert guard.allows(8, 2.0 + seconds) == shared
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts the waits of a thread")
+def test_a_clock_counts_the_wait_of_its_thread_alone() -> None:
+    """Two threads take turns on one processor, so both wait. A third thread sleeps, and does not wait."""
+    from lstmcore_numba.runtime.waiting_time import Clock, find_clock
+
+    processor, ends, clocks = min(os.sched_getaffinity(0)), threading.Event(), dict[str, Clock | None]()
+
+    def own(name: str) -> None:
+        clocks[name] = find_clock(threading.get_native_id())
+
+    def spin(name: str) -> None:
+        os.sched_setaffinity(0, {processor})
+        own(name)
+        data = np.ones((512, 512))
+        while not ends.is_set():
+            np.sin(data)  # without the interpreter's lock, for some milliseconds
+
+    def sleep() -> None:
+        own("sleeper")
+        ends.wait()
+
+    def seconds(name: str) -> float:
+        clock = clocks.get(name)
+        return 0.0 if clock is None else clock.seconds()
+
+    sleeper = threading.Thread(target=sleep)
+    spinners = [threading.Thread(target=spin, args=(name,)) for name in ("first", "second")]
+    for thread in (sleeper, *spinners):
+        thread.start()
+    end = time.monotonic() + 120
+    while min(seconds("first"), seconds("second")) < 0.05 + 10 * seconds("sleeper"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    ends.set()
+    for thread in (sleeper, *spinners):
+        thread.join()
+    assert seconds("first") == 0  # its thread has ended
+
+
+def test_a_call_is_not_shared_after_one_that_waited(
+    pool: Any, own_clock: StepClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every shared pass waits here. With a pause of 0, all passes are shared all the same."""
     from lstmcore_numba.runtime import load_guard, thread_pool
     from lstmcore_numba.tuning import Tuning
 
-    losses = itertools.count()
     monkeypatch.setattr(thread_pool, "LOAD_GUARD", load_guard.LoadGuard())
-    monkeypatch.setattr(load_guard, "QUIET_LOSSES_PER_SECOND", 0)
-    monkeypatch.setattr(thread_pool, "count_lost_processors", lambda: next(losses))
 
     def workers(load_pause: int) -> list[int]:
-        tuning = Tuning(load_pause=load_pause)
-        return [len(thread_pool.acquire_threads(2, 1e12, None, tuning)) // 2 for _ in range(7)]
+        tuning, counts = Tuning(load_pause=load_pause), []
+        for _ in range(7):
+            counts.append(len(thread_pool.acquire_threads(2, 1e12, None, tuning)) // 2)
+            own_clock.waited += 1000
+        return counts
 
     assert workers(0) == [1] * 7
     assert workers(2) == [0, 1, 0, 0, 1, 0, 0]
