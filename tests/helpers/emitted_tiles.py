@@ -25,7 +25,7 @@ _COMMENT: Final = re.compile(r"^\s*[.#;/](?!\w*:)")
 _LABEL: Final = re.compile(r"^([.\w]+):")
 _JUMP: Final = re.compile(r"^\s*(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s+([.\w]+)")
 _MULTIPLY_ADD: Final = re.compile(
-    r"^\s*(?:\{vex\}\s+)?(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp|v?pmaddwd|vpdpbusd|smlal|smull)"
+    r"^\s*(?:\{vex\}\s+)?(?:vfn?madd|fmla|vdpbf16|(?:v)?mulp|v?pmaddwd|vpdp(?:busd|wssd)|smlal|smull)"
 )
 _SPILL: Final = re.compile(
     r"^\s*(?:v?mov(?:[au]p[sd]|dq[au]\d*)\s+%[xyz]mm\d+,\s*-?\w*\(%r[sb]p|st(?:r|ur|p)\s+q\d+,.*\[(?:sp|x29))",
@@ -134,11 +134,12 @@ def stored_assembly(processor: str, form: str, cols: int) -> str:
     """Return the assembly of the products with panels of `cols` vectors of stored weights, for all numbers of rows."""
     from llvmlite import ir
 
-    from lstmcore_numba.gemm.stored_kernels import emit_kernel
+    from lstmcore_numba.gemm.stored_kernels import UNROLLS, emit_kernel
 
     module, target = ir.Module("stored"), target_of(processor)
     emit_kernel(module, "multiply", form, cols, target)
-    return _assembly(module, target)
+    machine, parsed = _optimised(module, target, unrolls=UNROLLS)
+    return str(machine.emit_assembly(parsed))
 
 
 def object_code(module: Any, target: Any) -> bytes:
@@ -153,13 +154,14 @@ def _assembly(module: Any, target: Any) -> str:
     return str(machine.emit_assembly(parsed))
 
 
-def _optimised(module: Any, target: Any) -> tuple[Any, Any]:
+def _optimised(module: Any, target: Any, *, unrolls: bool = True) -> tuple[Any, Any]:
     """Return LLVM's machine of a target, and the module in LLVM's form."""
     import llvmlite.binding as llvm
+
+    from lstmcore_numba.codegen.step_compiler import optimise
 
     _initialise()
     module.triple = target.triple
     machine, parsed = target.machine(jit=False), llvm.parse_assembly(str(module))
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(parsed, passes)
+    optimise(parsed, machine, unrolls=unrolls)
     return machine, parsed

@@ -64,15 +64,27 @@ def add_step(module: ir.Module, name: str, emit: Callable[[StepEmitter], None], 
     spread_chains(function)
 
 
-def compile_module(module: ir.Module, name: str, target: CompileTarget | None = None) -> CompiledStep:
-    """Optimise a module for this processor, or another one whose code it runs; return its function `name`."""
+def optimise(module: Any, machine: Any, *, unrolls: bool = True) -> None:
+    """Let LLVM optimise a module in its own form for a machine.
+
+    With `unrolls` false it leaves loops as they are: their code has no registers for more than one turn.
+    """
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_unrolling = unrolls
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def compile_module(
+    module: ir.Module, name: str, target: CompileTarget | None = None, *, unrolls: bool = True
+) -> CompiledStep:
+    """Return the function `name` of a module, for this processor or another one whose code it runs; see `optimise`."""
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target, options = target or compile_target(), llvm.create_pipeline_tuning_options(speed_level=3)
-    builder = llvm.create_pass_builder(target.machine(), options)
-    builder.getModulePassManager().run(parsed, builder)
+    target = target or compile_target()
+    optimise(parsed, target.machine(), unrolls=unrolls)
     engine = llvm.create_mcjit_compiler(parsed, target.machine())
     engine.finalize_object()
     return CompiledStep(engine, engine.get_function_address(name))

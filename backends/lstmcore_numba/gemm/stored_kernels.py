@@ -27,6 +27,9 @@ from lstmcore_numba.gemm.tile_shapes import TileShape, TileTable, tile_table
 from lstmcore_numba.gemm.vector import TileValues, emit_tile
 
 _LOCK: Final = ForkSafeLock()
+#: LLVM may not unroll the loops: a microkernel of one row has sums for all the values of K that registers allow. With
+#: more of them in a turn, widened bfloat16 made LLVM store two sums on the stack, on AVX2 for Zen 3.
+UNROLLS: Final = False
 #: Bytes of a register -> pairs of registers, and the microkernels of quads.
 _QUADS: Final = {
     64: (17, (TileShape(3, 1), TileShape(3, 2), TileShape(3, 3), TileShape(3, 4))),
@@ -146,7 +149,7 @@ def _compile(what: str, form: str, cols: int) -> Any:
     module = ir.Module("lstmcore")
     module.triple = llvm.get_process_triple()
     emit_kernel(module, what, form, cols, compile_target())
-    return compile_module(module, what)
+    return compile_module(module, what, unrolls=UNROLLS)
 
 
 def compile_kernel(what: str, form: str, cols: int) -> Any:
