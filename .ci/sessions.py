@@ -59,6 +59,7 @@ CI: Final = (
     Session("build", installs_last=True),
     conformance("numpy"),
     conformance("reference"),
+    Session("numba code", "numba", ("-k", "numba_tiles or numba_thread_pool")),
     Session("typecheck"),
     Session("plugin"),
     Session("bench-instructions", arguments=("--where-it-holds",), needs=("valgrind",)),
@@ -67,7 +68,7 @@ CI: Final = (
 
 #: Every session that judges, whole.
 FULL: Final = (
-    *(session for session in CI if session.name not in ("cupy", "conformance numba")),
+    *(session for session in CI if session.name not in ("cupy", "conformance numba", "numba code")),
     conformance("numba"),
     Session("cupy", arguments=TIMED, every_processor=True, needs=("g++",)),
     Session("mutants", every_processor=True),
