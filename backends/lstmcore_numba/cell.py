@@ -57,15 +57,24 @@ def forward(  # long: the emitter of one step
         if "o" in peephole:
             z["o"] = peephole["o"].fma(c, z["o"])
         gate["o"] = s.activation("o")(z["o"])
-        if s.variant.record:
-            for k in config.gates:
-                e.store(gate[k], s.gate(at[KernelArgs.GATES], row, k))
-                if needs_raw(config):
-                    e.store(z[k], s.gate(at[KernelArgs.RAW], row, k))
-        if config.layer_norm:
-            e.store(gate["o"], s.gate(at[KernelArgs.GATES], row, "o"))
-        else:
-            _store_output(s, at, row, gate["o"] * value(s.function("hidden_activation"), c))
+        for k in config.gates if s.variant.record else ("o",):
+            e.store(gate[k], s.gate(at[KernelArgs.GATES], row, k))
+            if s.variant.record and needs_raw(config):
+                e.store(z[k], s.gate(at[KernelArgs.RAW], row, k))
+    if not config.layer_norm:
+        _emit_outputs(s, at)
+
+
+def _emit_outputs(s: StepEmitter, at: dict[KernelArgs, ir.Value]) -> None:
+    """Emit h or q from the output gate and the cell, in a loop of its own.
+
+    The chain of a row from its gates to h is twice as long as what a processor looks ahead. In two loops, the gates of
+    several rows are computed at a time, then their outputs.
+    """
+    e = s.emitter
+    with s.rows(lambda row: None) as row:
+        c, o = e.load(s.cell(at[KernelArgs.C], row)), e.load(s.gate(at[KernelArgs.GATES], row, "o"))
+        _store_output(s, at, row, o * value(s.function("hidden_activation"), c))
 
 
 def forward_cell(s: StepEmitter) -> None:
