@@ -69,7 +69,8 @@ class CallLayout:
             self.batched, self.x = False, x[:, None]
         else:
             # The first line passes most calls, and saves a microsecond of the check.
-            if not (type(x) is np.ndarray and x.ndim == 3 and x.shape[2] == width and x.dtype == storage):
+            known = type(x) is np.ndarray and x.dtype is validation.DTYPES.get(storage)
+            if not (known and x.ndim == 3 and x.shape[2] == width):
                 letters = "(N, T, I)" if batch_first else "(T, N, I)"
                 check = validation.check_numpy if self.place is None else validation.check_array
                 check("x", x, (None, None, width), storage, letters=letters)
