@@ -37,7 +37,7 @@ from lstmcore_numba.time_loop.step_arrays import (
     set_norm_args,
     store_outputs,
 )
-from lstmcore_numba.tuning import LONG_WAIT_SPINS
+from lstmcore_numba.tuning import LONG_WAIT_SPINS, PRODUCTS_FIRST_BYTES
 
 
 class ForwardArrays(NamedTuple):
@@ -191,6 +191,7 @@ def _run_steps(  # long: the time loop
             norm = set_norm_args(args, norms, t)
             args[KernelArgs.NORM_X], target = address_at(norms.x, place), args[KernelArgs.NORM_H]
         left = recurrent_rows(gemm, state, k_size, slot, share)
+        products_first = norms is None and own_blocks * (last - first) * row_z <= PRODUCTS_FIRST_BYTES
         for index in range(own_blocks):
             # The order of blocks alternates: a step starts with the weights that are in the cache from the one before.
             block = share.block_first + index if turn == 1 else share.block_last - 1 - index
@@ -198,9 +199,12 @@ def _run_steps(  # long: the time loop
             sums = Sums(target + (block * batch + first) * row_z, row_z, 0, norms is not None)
             multiply_panel(left, panel, sums, all_rows(last - first))
             # The step function of a block runs after the GEMM of the next one, whose last sums are not ready earlier.
-            if norms is None and index > 0:
+            if norms is None and index > 0 and not products_first:
                 call_step(layer.step, address_of(args), block - turn, first, last)
-        if norms is None:
+        if products_first:
+            for block in range(share.block_first, share.block_last):
+                call_step(layer.step, address_of(args), block, first, last)
+        elif norms is None:
             call_step(
                 layer.step, address_of(args), share.block_last - 1 if turn == 1 else share.block_first, first, last
             )
