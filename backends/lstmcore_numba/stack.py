@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from lstmcore_numba.compiled_layer import CompiledLayer
 from lstmcore_numba.forward import ForwardCall, PreparedForward, WavefrontLayer, finish_forward, prepare_forward
 from lstmcore_numba.packing import Array
 from lstmcore_numba.runtime import buffer_pool
-from lstmcore_numba.runtime.thread_pool import acquire_threads, thread_count
+from lstmcore_numba.runtime.thread_pool import PassSize, run_pass, thread_count
 from lstmcore_numba.schedule import ThreadPlan
 
 #: Integers from one thread's counter of steps to the next thread's: each has a cache line that no other thread writes.
@@ -127,7 +127,7 @@ class NumbaStack(ComposedStack):
             prepared = [layer[1] for layer in wavefront.layers]
             tasks = np.array([call.args[:2] for call in prepared])
             args = _pad_to_power_of_two([call.args[2:] for call in prepared])
-            time_loop.forward_wavefront(self._acquire_threads(wavefront.plans), tasks, args)
+            self._run_pass(time_loop.forward_wavefront, wavefront.plans, tasks, args)
             results += [finish_forward(*layer) for layer in wavefront.layers]
         h, c = (np.stack([state[part] for _, state, _ in results]) for part in range(2))
         tape = StackTape(tuple(saved for _, _, saved in results), dropout) if calls[0].record else None
@@ -180,8 +180,9 @@ class NumbaStack(ComposedStack):
         prepared = [
             prepare_forward(kernel.layer, kernel.cache, call) for kernel, call in zip(kernels, both, strict=True)
         ]
-        threads = self._acquire_threads([call.workspace.plan for call in prepared])
-        time_loop.forward_both(threads, *(call.args for call in prepared))
+        self._run_pass(
+            time_loop.forward_both, [call.workspace.plan for call in prepared], *(call.args for call in prepared)
+        )
         return [
             finish_forward(kernel.layer, done, call.state, call.out)
             for kernel, done, call in zip(kernels, prepared, both, strict=True)
@@ -195,8 +196,7 @@ class NumbaStack(ComposedStack):
             prepare_backward(kernel.layer, tape, dy, dstate)
             for kernel, (_, tape, dy, dstate) in zip(kernels, calls, strict=True)
         ]
-        threads = self._acquire_threads([call.plan for call in prepared])
-        time_loop.backward_both(threads, *(call.args for call in prepared))
+        self._run_pass(time_loop.backward_both, [call.plan for call in prepared], *(call.args for call in prepared))
         return [
             finish_backward(kernel.layer, tape, done)
             for kernel, done, (_, tape, _, _) in zip(kernels, prepared, calls, strict=True)
@@ -206,11 +206,11 @@ class NumbaStack(ComposedStack):
         """Return whether the directions of a layer with input `x` (T, N, I) run at the same time."""
         return len(kernels) == 2 and kernels[0].layer.schedule.parallel_directions(len(x), x.shape[1])
 
-    def _acquire_threads(self, plans: Sequence[ThreadPlan]) -> Array:
-        """Acquire one thread for each direction or layer, or more if these share their work."""
+    def _run_pass(self, function: Callable[..., None], plans: Sequence[ThreadPlan], *args: Any) -> None:
+        """Run a pass with one thread for each direction or layer, or more if these share their work."""
         parts = sum(max(1, plan.max_threads) if plan.shared_work else 1 for plan in plans)
         work = sum(plan.work for plan in plans)
-        return acquire_threads(max(len(plans), parts), work, self.thread_limit, self.tuning)
+        run_pass(function, args, PassSize(max(len(plans), parts), work), self.thread_limit, self.tuning)
 
 
 def _pad_to_power_of_two(layers: list[Any]) -> tuple[Any, ...]:

@@ -27,28 +27,22 @@ class LoadGuard(threading.local):
         self.shared: _SharedPass | None = None
         self._own: Clock | None = None
 
-    def allows(self, longest_pause: int, now: float) -> bool:
+    def allows(self, longest_pause: int) -> bool:
         """Return whether the next pass of this thread may be shared.
 
         Parameters
         ----------
         longest_pause
             Passes in a row that are not shared at most; 0 allows every pass.
-        now
-            Seconds that a clock shows.
         """
-        if self.shared is not None:
-            lost, self.shared = self.shared.is_lost(now), None
-            self.pause = min(longest_pause, max(1, 2 * self.pause)) if lost else self.pause // 2
-            self.left = self.pause if lost else 0
         self.left = min(self.left, longest_pause)
         if self.left > 0:
             self.left -= 1
             return False
         return True
 
-    def watch(self, clocks: Sequence[Clock | None], now: float, longest: float) -> None:
-        """Begin a shared pass, which the next call of `allows` judges.
+    def begin(self, clocks: Sequence[Clock | None], now: float) -> None:
+        """Begin a shared pass.
 
         Parameters
         ----------
@@ -56,10 +50,23 @@ class LoadGuard(threading.local):
             Those of the other threads of the pass. If one is None, losses of the whole process count in their place.
         now
             Seconds that a clock shows.
-        longest
-            Seconds that the pass takes at most, about: what its caller does afterwards excuses no waits.
         """
-        self.shared = _SharedPass((self._own_clock(), *clocks), now, longest)
+        self.shared = _SharedPass((self._own_clock(), *clocks), now) if clocks else None
+
+    def finish(self, longest_pause: int, now: float) -> None:
+        """Judge the pass that began last; what its caller does between passes is no part of it.
+
+        Parameters
+        ----------
+        longest_pause
+            As for `allows`.
+        now
+            Seconds that a clock shows.
+        """
+        if self.shared is not None:
+            lost, self.shared = self.shared.is_lost(now), None
+            self.pause = min(longest_pause, max(1, 2 * self.pause)) if lost else self.pause // 2
+            self.left = self.pause if lost else 0
 
     def _own_clock(self) -> Clock | None:
         """Return the clock of the calling thread. A forked process needs another one than its parent."""
@@ -71,21 +78,20 @@ class LoadGuard(threading.local):
 class _SharedPass:
     """A pass that several threads share, and what their clocks showed when it began."""
 
-    def __init__(self, clocks: Sequence[Clock | None], begin: float, longest: float) -> None:
+    def __init__(self, clocks: Sequence[Clock | None], begin: float) -> None:
         known = [clock for clock in clocks[:_SAMPLED] if clock is not None]
         self.threads = len(clocks)
         whole = len(known) == min(len(clocks), _SAMPLED)
         self.clocks: Sequence[Clock] = known if whole else (PROCESS_CLOCK,)
         self.stand_for = len(clocks) / len(known) if whole else 1.0
-        self.begin, self.longest = begin, longest
-        self.before = self._waited()
+        self.begin, self.before = begin, self._waited()
 
     def _waited(self) -> float:
         return sum(clock.seconds() for clock in self.clocks)
 
     def is_lost(self, now: float) -> bool:
         """Return whether waits may have cost half of what sharing gains: a wait may stop all threads of the pass."""
-        gain = (1 - 1 / self.threads) * min(now - self.begin, self.longest)
+        gain = (1 - 1 / self.threads) * (now - self.begin)
         return (self._waited() - self.before) * self.stand_for > gain / 2
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,6 @@ _CACHE_LINE_BYTES: Final = 64
 #: The `threads` argument of a pass on the calling thread alone.
 CALLER_ALONE: Final = np.zeros(1, np.int64)
 
-#: A pass takes so many times what its work on one processor would at most, about.
-_SLOW: Final = 4.0
 #: Seconds of work on one processor from which the clock of each thread is read: two readings take 2 us a thread.
 _CLOCKS_SECONDS: Final = 5e-4
 
@@ -214,32 +212,61 @@ def thread_pool(process: int) -> ThreadPool:
     return _POOLS.get(process) or _POOLS.setdefault(process, ThreadPool())
 
 
-def acquire_threads(max_threads: int, work: float, limit: int | None, tuning: Tuning) -> npt.NDArray[Any]:
+class PassSize(NamedTuple):
+    """How far a pass can be split.
+
+    Attributes
+    ----------
+    max_threads
+        Parts into which it can be split at most.
+    work
+        Multiply-adds.
+    """
+
+    max_threads: int
+    work: float
+
+
+def run_pass(
+    function: Callable[..., None], args: tuple[Any, ...], size: PassSize, limit: int | None, tuning: Tuning
+) -> None:
+    """Call ``function(threads, *args)``, a pass of `time_loop`, and judge whether sharing it paid; see `LoadGuard`.
+
+    Parameters
+    ----------
+    function, args
+        The pass, and its arguments after `threads`.
+    size, limit, tuning
+        As for `acquire_threads`.
+    """
+    threads = acquire_threads(size, limit, tuning)
+    function(threads, *args)
+    if threads is not CALLER_ALONE:
+        LOAD_GUARD.finish(tuning.load_pause, time.monotonic())
+
+
+def acquire_threads(size: PassSize, limit: int | None, tuning: Tuning) -> npt.NDArray[Any]:
     """Wake workers for a pass and return its argument `threads` (see `worker_loop.run_parts`), for this pass alone.
 
     Parameters
     ----------
-    max_threads
-        Parts into which the pass can be split at most.
-    work
-        Multiply-adds of the pass.
+    size
+        The pass.
     limit
         Threads that the caller allows, None for `thread_count`.
     tuning
         When a thread is worth its cost, and how long to wait for it.
     """
+    max_threads, work = size
     if max_threads <= 1 or work < 2 * tuning.thread_work:
         return CALLER_ALONE
     limit = limit or thread_count()
     wanted = min(max_threads, int(work // tuning.thread_work), limit) - 1
-    if wanted < 1:
+    if wanted < 1 or not LOAD_GUARD.allows(tuning.load_pause):
         return CALLER_ALONE
     seconds = work / tuning.work_per_second
-    if not LOAD_GUARD.allows(tuning.load_pause, time.monotonic()):
-        return CALLER_ALONE
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
-    if workers:
-        clocks = [worker.clock() if seconds >= _CLOCKS_SECONDS else None for worker in workers]
-        LOAD_GUARD.watch(clocks, time.monotonic(), _SLOW * seconds)
+    clocks = [worker.clock() if seconds >= _CLOCKS_SECONDS else None for worker in workers]
+    LOAD_GUARD.begin(clocks, time.monotonic())
     spins = int(min(tuning.wake_fraction * seconds, tuning.wake_seconds) * spins_per_second())
     return np.array([spins, *(worker.address for worker in workers), *(0 for _ in workers)])

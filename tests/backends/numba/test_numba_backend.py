@@ -99,7 +99,7 @@ def test_threads_that_share_few_rows_change_no_bit(
 def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     from lstmcore_numba.codegen.numba_compiler import compiled
     from lstmcore_numba.runtime.tasks import make_task
-    from lstmcore_numba.runtime.thread_pool import CALLER_ALONE, acquire_threads
+    from lstmcore_numba.runtime.thread_pool import CALLER_ALONE, PassSize, acquire_threads
     from lstmcore_numba.runtime.worker_loop import run_parts
     from lstmcore_numba.tuning import DEFAULT_TUNING
 
@@ -120,7 +120,7 @@ def test_a_waiting_worker_runs_its_part(monkeypatch: pytest.MonkeyPatch) -> None
     end = time.monotonic() + 600  # only against a hang: a busy machine runs the worker at some time
     while parts_run.tolist() != [20, 21] and time.monotonic() < end:
         parts_run[:] = 0
-        run(acquire_threads(2, 1e12, None, DEFAULT_TUNING), parts_run)
+        run(acquire_threads(PassSize(2, 1e12), None, DEFAULT_TUNING), parts_run)
         assert parts_run.tolist() in ([10, 0], [20, 21])
     assert parts_run.tolist() == [20, 21]
 
