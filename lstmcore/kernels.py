@@ -18,6 +18,7 @@ from lstmcore import validation
 from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
 from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, require_trainable
+from lstmcore.masks import MaskDraw, draw_on_host
 from lstmcore.precision import Precision, get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
 
@@ -51,6 +52,13 @@ class LayerBackend(ABC):
         arrays of a device overrides this, and `lstmcore.LSTM` takes them too.
         """
         return None
+
+    def draw_mask(self, draw: MaskDraw, like: Array) -> Array:
+        """Return a random mask where `like` is, an array that `locate` returned, with the bits of `draw_on_host`.
+
+        The default draws it on the host and copies it. A backend overrides this to draw on its device.
+        """
+        return self.to_device(draw_on_host(draw))
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""

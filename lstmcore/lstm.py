@@ -35,7 +35,7 @@ from lstmcore.layer_file import LSTM_FORMAT, LayerFile
 from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import stack_masks
 from lstmcore.notices import notify
-from lstmcore.placement import place_parameters
+from lstmcore.placement import drawing, place_parameters
 from lstmcore.precision import Precision, get_precision
 from lstmcore.scalars import flag, unsigned
 from lstmcore.stack import HostStack
@@ -591,10 +591,11 @@ class LSTM(Interchange):
             step = self._step
             self._step = step + 1
         if masks is None:
-            masks = stack_masks(self.stack, self.precision, call.steps, call.batch, seed=self.seed, step=step)
+            draw = drawing(call.place, call.x)
+            size = (call.steps, call.batch)
+            masks = stack_masks(self.stack, self.precision, *size, seed=self.seed, step=step, draw=draw)
             if masks is not None:
                 self._require("masks")
-                masks = masks if call.place is None else call.place.send(masks)
         weights = self._weights
         y, last, saved = (self._kernel if call.place is None else self._device_kernel).forward(
             weights, call.x, call.state, lengths=call.lengths, masks=masks, record=True

@@ -6,6 +6,7 @@ Nothing is copied here, in either direction: arrays in two places are an error t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from lstmcore.arrays import to_host
 from lstmcore.config import StackConfig
 from lstmcore.containers import Masks, StackMasks
 from lstmcore.kernels import LayerBackend
+from lstmcore.masks import Drawing, draw_on_host
 from lstmcore.precision import Precision
 from lstmcore.stored_weights import SAME
 from lstmcore.validation import is_on_device, way_to_host
@@ -71,14 +73,6 @@ class Placement(NamedTuple):
             )
         return own
 
-    def send(self, masks: StackMasks | None) -> StackMasks | None:
-        """Return masks of the host, copied to the device without waiting for it."""
-        if masks is None:
-            return None
-        put = self.backend.to_device
-        layers = tuple(Masks(*(None if mask is None else put(mask) for mask in layer)) for layer in masks.layers)
-        return StackMasks(layers, tuple(map(put, masks.dropout)))
-
 
 def place(name: str, array: Any, backend: LayerBackend) -> tuple[Placement | None, Any]:
     """Return where `array` is, and the array as one of the backend's; None if it is no array of its devices.
@@ -108,6 +102,11 @@ def place(name: str, array: Any, backend: LayerBackend) -> tuple[Placement | Non
             )
         return None, array
     return Placement(name, located[0], _library(array), backend), located[1]
+
+
+def drawing(found: Placement | None, like: Array) -> Drawing:
+    """Return the function that draws random masks where `like` is, an array of the call as `place` returned it."""
+    return draw_on_host if found is None else partial(found.backend.draw_mask, like=like)
 
 
 def place_parameters(

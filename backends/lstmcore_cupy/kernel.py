@@ -11,6 +11,7 @@ from numpy.lib import NumpyVersion
 from lstmcore.backend import Backend, Capabilities, Forward, Gradients, Masks, Receipt, State, Tangents
 from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.locks import ForkSafeLock
+from lstmcore.masks import MaskDraw
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
 from lstmcore.stored_weights import FORMATS, INT8A16, SAME, WEIGHT_FEATURES, StoredMatrix, has_scales
 from lstmcore_cupy.backward import backward
@@ -18,6 +19,7 @@ from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import Inputs, forward
 from lstmcore_cupy.jvp import jvp
 from lstmcore_cupy.launch import Programs
+from lstmcore_cupy.mask_drawing import draw_mask
 from lstmcore_cupy.packing import Weights, to_device
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, run_passes
 from lstmcore_cupy.stack import CupyStack, DirectionKernel
@@ -292,6 +294,12 @@ class CupyBackend(Backend):
     def locate(self, array: Array) -> tuple[str, Array] | None:
         """See `Backend.locate`."""
         return self.device.locate(array)
+
+    def draw_mask(self, draw: MaskDraw, like: Array) -> Array:
+        """See `Backend.draw_mask`. The GPU of `like` need not be that of the backend, nor the current one."""
+        device = self.device.home(like)
+        with device.active():
+            return draw_mask(device, draw)
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)

@@ -54,7 +54,7 @@ def source(name: str) -> str:
 @cache
 def fields(struct: str) -> dict[str, int]:
     """Return field -> index of a struct of the sources; all fields have 8 bytes."""
-    sources = "".join(map(source, ("rows.cu", "lstm.cu", "product.cu")))
+    sources = "".join(map(source, ("rows.cu", "lstm.cu", "product.cu", "masks.cu")))
     body = re.search(rf"struct {struct} {{\n(.*?)^}};", sources, re.DOTALL | re.MULTILINE)
     if body is None:
         raise ValueError(f"struct: expected one of the sources; got {struct!r}")
@@ -131,6 +131,12 @@ def product_program(precision: Precision) -> str:
     """Return the CUDA C++ of the products with weights in the format of `precision`."""
     macros: dict[str, str | int] = {"STORAGE": _STORAGE[precision.storage], "WEIGHTS": _WEIGHTS[precision.weights]}
     return _defined(macros) + source("product.cu")
+
+
+@cache
+def mask_program(dtype: str) -> str:
+    """Return the CUDA C++ of the kernel that draws masks of the compute format `dtype`."""
+    return _defined({"STORAGE": _STORAGE[dtype]}) + source("masks.cu")
 
 
 def _defined(macros: dict[str, str | int]) -> str:

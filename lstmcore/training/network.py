@@ -18,6 +18,7 @@ from lstmcore.backend import StackMasks, State
 from lstmcore.layers import AttentionPooling, Embedding
 from lstmcore.lstm import LSTM
 from lstmcore.masks import BatchRows, stack_masks
+from lstmcore.placement import drawing, place
 from lstmcore.training.batches import pad
 from lstmcore.training.entries import IGNORED
 from lstmcore.training.losses import Loss
@@ -261,8 +262,10 @@ class Network(NamedTuple):
     @staticmethod
     def _masks(lstm: LSTM, batch: Batch) -> StackMasks | None:
         """Return the masks of the next recorded call of `lstm`."""
-        size = (len(batch.x), len(batch.lengths))
-        return stack_masks(lstm.stack, lstm.precision, *size, seed=lstm.seed, step=lstm.step, rows=batch.rows)
+        size, draw = (batch.x.shape[0], len(batch.lengths)), drawing(*place("x", batch.x, lstm.backend))
+        return stack_masks(
+            lstm.stack, lstm.precision, *size, seed=lstm.seed, step=lstm.step, rows=batch.rows, draw=draw
+        )
 
     def _record_part(self, batch: Batch, state: Any, first: Any) -> tuple[Array, Any, Any]:
         """Record one part; its recurrent dropout is that of the masks of the `first` part, as in one call."""

@@ -11,8 +11,9 @@ from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.masks import (
     BatchRows,
     Kind,
+    MaskDraw,
     bernoulli,
-    dropout_mask,
+    draw_on_host,
     layer_masks,
     philox4x32,
     random_words,
@@ -20,9 +21,15 @@ from lstmcore.masks import (
     stream,
 )
 from lstmcore.precision import PRECISIONS
-from strict_arrays import LIKE, assert_same, leaves
 
 F32, F64 = PRECISIONS["float32"], PRECISIONS["float64"]
+
+
+def dropout_mask(
+    seed: int, number: int, shape: tuple[int, ...], rate: float, dtype: str = "float32", step: int = 0
+) -> Any:
+    """Return a mask of 0 with probability `rate`, else 1 / (1 - rate)."""
+    return draw_on_host(MaskDraw(seed, number, step, shape, dtype, rate, (0.0, 1 / (1 - rate))))
 
 
 def words(text: str) -> list[int]:
@@ -84,8 +91,9 @@ def test_more_words_begin_with_the_same_ones() -> None:
     ],
 )
 def test_out_of_range(arguments: tuple[int, int, int], name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected 0 to 2\*\*"):
-        random_words(*arguments, 4)
+    for call in (lambda: random_words(*arguments, 4), lambda: MaskDraw(*arguments, (2, 3), "float32", 0.5, (0.0, 1.0))):
+        with pytest.raises(ValueError, match=rf"^{name}: expected 0 to 2\*\*"):
+            call()
 
 
 def test_edges_of_the_ranges() -> None:
@@ -106,7 +114,7 @@ def test_bernoulli_compares_a_word_with_the_rate() -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.25, 0.5, 0.9])
 def test_dropout_statistics(rate: float) -> None:
     """Shares within five standard errors, in all and for every word of a block."""
-    mask = dropout_mask(3, 0, 0, (100, 25, 16), rate, "float64")
+    mask = dropout_mask(3, 0, (100, 25, 16), rate, "float64")
     assert set(np.unique(mask).tolist()) == {0.0, 1 / (1 - rate)}
     dropped = mask == 0
     for share in (dropped, *(dropped.reshape(-1, 4)[:, lane] for lane in range(4))):
@@ -120,7 +128,7 @@ def test_dropout_statistics(rate: float) -> None:
 
 def test_frozen_masks() -> None:
     """The bits themselves: seed 1, first layer, first recorded call."""
-    mask = dropout_mask(1, stream(0, Kind.DROPOUT), 0, (2, 8), 0.5, "float32")
+    mask = dropout_mask(1, stream(0, Kind.DROPOUT), (2, 8), 0.5)
     assert mask.dtype == np.float32
     drawn = in_plain_python([0, 0, 0, 0], [1, 0]) + in_plain_python([1, 0, 0, 0], [1, 0])
     assert (mask[0] == 0).tolist() == [word < 2**31 for word in drawn]
@@ -162,7 +170,7 @@ def test_stack_masks() -> None:
     assert len(masks.layers) == 6
     assert len(masks.dropout) == 2
     for layer, mask in enumerate(masks.dropout):
-        np.testing.assert_array_equal(mask, dropout_mask(1, 4 * layer, 9, (5, 2, 6), 0.4, "float32"))
+        np.testing.assert_array_equal(mask, dropout_mask(1, 4 * layer, (5, 2, 6), 0.4, step=9))
     for index, found in enumerate(masks.layers):
         wanted = layer_masks(stack.configs[index], F32, 5, 2, seed=1, index=index, step=9)
         for one, other in zip(found, wanted, strict=True):
@@ -189,26 +197,21 @@ def test_precisions_draw_the_same_masks() -> None:
             np.testing.assert_array_equal(a == 0, b == 0)
 
 
-def test_masks_of_a_device_have_the_bits_of_the_host() -> None:
-    """Drawn by the arithmetic of the standard, for a whole batch and for rows of one, which start in any lane."""
+def test_each_mask_is_drawn_by_the_function_that_is_given() -> None:
+    """A backend draws on its device: it is told all that fixes a mask, and nothing is drawn besides."""
     stack = StackConfig.make(LSTMConfig(**SWITCHES), num_layers=2, bidirectional=True, dropout=0.4)
-    for precision in (F32, F64):
-        for rows in (None, BatchRows(np.array([0, 2, 3, 6]), 7)):
-            batch = 7 if rows is None else 4
-            on_host, on_device = (
-                stack_masks(stack, precision, 5, batch, seed=2**40 + 3, step=2**31, rows=rows, like=like)
-                for like in (np.ones(1), LIKE)
-            )
-            assert on_host is not None and on_device is not None
-            assert len(list(leaves(on_device))) == 4 * 3 + 1
-            assert_same(on_device, on_host)
+    rows, told = BatchRows(np.array([0, 2, 3, 6]), 7), list[MaskDraw]()
 
+    def draw(mask: MaskDraw) -> Any:
+        told.append(mask)
+        return draw_on_host(mask)
 
-def test_words_of_a_device_have_the_bits_of_the_host() -> None:
-    for count in (0, 1, 13):
-        assert_same(
-            random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, count, LIKE),
-            random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, count),
-        )
-    for shape in ((3, 5), (0, 5), ()):
-        assert_same(bernoulli(9, 8, 7, shape, 1 - 2.0**-33, like=LIKE), bernoulli(9, 8, 7, shape, 1 - 2.0**-33))
+    options: Any = {"seed": 2**40 + 3, "step": 2**31, "rows": rows}
+    found, wanted = stack_masks(stack, F64, 5, 4, **options, draw=draw), stack_masks(stack, F64, 5, 4, **options)
+    assert found is not None and wanted is not None
+    assert len(told) == 4 * 3 + 1 == len({mask.stream for mask in told})
+    assert {(mask.seed, mask.step, mask.dtype) for mask in told} == {(2**40 + 3, 2**31, "float64")}
+    assert all(mask.rows is rows for mask in told)
+    for one, other in zip((*found.layers, found.dropout), (*wanted.layers, wanted.dropout), strict=True):
+        for own, mask in zip(one, other, strict=True):
+            np.testing.assert_array_equal(own, mask)

@@ -20,7 +20,7 @@ from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_cupy.cuda_device import STATIC_BYTES
 from lstmcore_cupy.nvrtc import OPTIONS, cached_cubin, compile_cubin
-from lstmcore_cupy.program_source import fields, product_program, program, rows_program
+from lstmcore_cupy.program_source import fields, mask_program, product_program, program, rows_program
 
 ARCHITECTURES = (80, 90)
 #: Registers of a thread at most. A multiprocessor has 65536, so it holds two blocks of 256 threads, or 2.5.
@@ -41,6 +41,7 @@ def _programs() -> dict[str, tuple[str, str]]:
         for name, changes in SWITCHES.items():
             programs.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
     for storage in ("float64", "float32"):
+        programs[mask_program(storage)] = (storage, "masks")
         for form in ("bfloat16", "float16", "int8"):
             programs[product_program(PRECISIONS[storage].with_weights(form))] = (storage, form)
     return programs
@@ -48,7 +49,7 @@ def _programs() -> dict[str, tuple[str, str]]:
 
 PROGRAMS = _programs()
 #: Programs that are compiled in each format, also if the slow tests are left out.
-ALWAYS = ("rows", "plain", "everything")
+ALWAYS = ("rows", "masks", "plain", "everything")
 
 
 def _quick(storage: str, name: str) -> bool:
@@ -73,7 +74,7 @@ def test_every_kernel_compiles_without_spills(text: str) -> None:
         for architecture, (code, log) in zip(ARCHITECTURES, both, strict=True):
             assert code.startswith(b"\x7fELF")
             kernels = _KERNEL.findall(log)
-            assert {"forward_cell", "sum_rows", "multiply_rows"} & set(kernels)
+            assert {"forward_cell", "sum_rows", "multiply_rows", "draw_mask"} & set(kernels)
             registers = [int(number) for number in _REGISTERS.findall(log)]
             assert len(registers) == len(kernels) == len(_SPILLS.findall(log))
             for kernel, used in zip(kernels, registers, strict=True):
