@@ -21,6 +21,7 @@ from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, requir
 from lstmcore.masks import MaskDraw, draw_on_host
 from lstmcore.precision import Precision, get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
+from lstmcore.uploads import Uploader
 
 
 class LayerBackend(ABC):
@@ -59,6 +60,10 @@ class LayerBackend(ABC):
         The default draws it on the host and copies it. A backend overrides this to draw on its device.
         """
         return self.to_device(draw_on_host(draw))
+
+    def uploader(self) -> Uploader:
+        """Return what copies the batches of a training. The default copies by `to_device`, when a batch is told."""
+        return Uploader(self.to_device)
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore.locks import ForkSafeLock
+from lstmcore.uploads import Uploader
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 from lstmcore_cupy.nvrtc import cached_cubin
+from lstmcore_cupy.pinned_uploads import PinnedUploader
 
 _BITS: Final = np.dtype(np.uint16)
 #: DLPack's device types for memory of a GPU, and for managed memory, which moves there by itself.
@@ -262,6 +264,10 @@ class CudaDevice(Device):
             columns,
             *gemm.arithmetic,
         )
+
+    def uploader(self) -> Uploader:
+        """See `Device.uploader`."""
+        return PinnedUploader(self, self._cupy)
 
     def versions(self) -> dict[str, str]:
         """See `Device.versions`."""

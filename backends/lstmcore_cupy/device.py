@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lstmcore.uploads import Uploader
+
 Array = Any
 Words = npt.NDArray[np.int64]
 
@@ -161,6 +163,10 @@ class Device(ABC):
         accumulate
             Whether the product is added to `out`.
         """
+
+    def uploader(self) -> Uploader:
+        """Return what copies the batches of a training to this device."""
+        return Uploader(self.array)
 
     def versions(self) -> dict[str, str]:
         """Return library -> version, for reports."""

@@ -14,6 +14,7 @@ from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import MaskDraw
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
 from lstmcore.stored_weights import FORMATS, INT8A16, SAME, WEIGHT_FEATURES, StoredMatrix, has_scales
+from lstmcore.uploads import Uploader
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import Inputs, forward
@@ -300,6 +301,10 @@ class CupyBackend(Backend):
         device = self.device.home(like)
         with device.active():
             return draw_mask(device, draw)
+
+    def uploader(self) -> Uploader:
+        """See `Backend.uploader`."""
+        return self.device.uploader()
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)

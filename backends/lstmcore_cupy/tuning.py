@@ -21,6 +21,8 @@ MAX_THREADS: Final = 256
 SUM_ROWS: Final = 64
 #: Rows over which one matrix product sums. A gradient over more rows is a sum of such products.
 MATMUL_ROWS: Final = 1 << 11
+#: Pinned buffers of the batches of a training: the host is at most so many batches ahead of the GPU.
+UPLOAD_BUFFERS: Final = 4
 #: Elements of a tile that a thread of a persistent kernel loads at most, unless the block has all its warps.
 LOADS: Final = 16
 

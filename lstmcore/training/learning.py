@@ -12,6 +12,7 @@ import numpy as np
 from lstmcore.arrays import is_on_host, namespace_of, read_number
 from lstmcore.training.batches import batches_by_length
 from lstmcore.training.data_parallel import OneRank
+from lstmcore.training.feeding import Feed, Piece
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss
 from lstmcore.training.model import SequenceModel
@@ -85,12 +86,18 @@ class Learner:
         The settings.
     schedule
         The factor of the optimizer's learning rate; None for 1.
+
+    Attributes
+    ----------
+    feed
+        The way of batches to where the model computes: that of the host.
     """
 
     def __init__(
         self, model: SequenceModel, loss: Loss, optimizer: Optimizer, recipe: Recipe, schedule: Schedule | None = None
     ) -> None:
         self.model, self.loss, self.optimizer, self.recipe, self.schedule = model, loss, optimizer, recipe, schedule
+        self.feed = Feed()
 
     def learn_epoch(self, number: int, examples: ExampleSet, done: Sequence[Epoch] = ()) -> EpochMeans:
         """Learn from all examples once.
@@ -114,14 +121,14 @@ class Learner:
         total, right, entries, norms, steps = 0.0, 0.0, 0.0, 0.0, 0  # of a device arrays (), which are read at the end
         known, rate = True, base
         try:
-            for position, learned, last in self._pieces(number, examples):
+            for piece, learned in self._learned(number, self.feed.examples(examples)):
                 pending.append(learned)
                 known = known and learned.right is not None
                 total, right = total + learned.loss * learned.entries, right + (learned.right if known else 0.0)
                 entries += learned.entries
-                if last or len(pending) == self.recipe.accumulate:
+                if piece.last or len(pending) == self.recipe.accumulate:
                     if self.schedule is not None:
-                        rate = settings["lr"] = base * self.schedule.factor(position, done)
+                        rate = settings["lr"] = base * self.schedule.factor(piece.position, done)
                     norms, steps = norms + self._step(number, pending), steps + 1
                     pending = []
         finally:
@@ -131,8 +138,19 @@ class Learner:
         entries = entries or 1
         return EpochMeans(total / entries, right / entries if known else None, norms / steps, rate)
 
-    def _pieces(self, number: int, examples: ExampleSet) -> Iterator[tuple[float, Learned, bool]]:
-        """Yield the place in the run, the result of each batch or part of one, and whether it is the last."""
+    def _learned(self, number: int, examples: ExampleSet) -> Iterator[tuple[Piece, Learned]]:
+        """Yield each piece of an epoch and what was learned from it."""
+        recipe, network, state = self.recipe, self.model.network, None
+        for piece in self.feed.pieces(self._pieces(number, examples), self.loss):
+            if recipe.truncate is None and recipe.gradient_checkpointing:
+                learned = network.learn_by_parts(piece.batch, self.loss)
+            else:
+                learned = network.learn(piece.batch, self.loss, None if piece.first else state)
+            state = None if recipe.truncate is None else learned.state
+            yield piece, learned
+
+    def _pieces(self, number: int, examples: ExampleSet) -> Iterator[Piece]:
+        """Yield the batches of an epoch, or their parts, on the host."""
         recipe, readout = self.recipe, self.model.readout
         noise = np.random.default_rng(np.random.SeedSequence((recipe.seed, number, 1)))
         batches = batches_by_length(examples.lengths, recipe.batch_size, seed=recipe.seed, epoch=number)
@@ -143,18 +161,13 @@ class Learner:
                 inputs = [s + (recipe.input_noise * noise.standard_normal(s.shape)).astype(s.dtype) for s in inputs]
             parted = recipe.truncate is not None or recipe.gradient_checkpointing
             batch = recipe.ranks.own_rows(Batch.of(inputs, targets, weights, readout), cut=not parted)
-            if recipe.truncate is not None:
-                state = None
-                starts = range(0, max(len(batch.x), 1), recipe.truncate)
-                for start in starts:
-                    part = batch.steps(start, start + recipe.truncate)
-                    learned = self.model.network.learn(part, self.loss, state)
-                    state = learned.state
-                    yield position, learned, final and start == starts[-1]
-            elif recipe.gradient_checkpointing:
-                yield position, self.model.network.learn_by_parts(batch, self.loss), final
-            else:
-                yield position, self.model.network.learn(batch, self.loss), final
+            if recipe.truncate is None:
+                yield Piece(position, batch, True, final)
+                continue
+            starts = range(0, max(len(batch.x), 1), recipe.truncate)
+            for start in starts:
+                part = batch.steps(start, start + recipe.truncate)
+                yield Piece(position, part, start == 0, final and start == starts[-1])
 
     def _step(self, number: int, pieces: Sequence[Learned]) -> Any:
         """Take a step along the gradient of some pieces, and return its norm before it was clipped."""

@@ -76,6 +76,8 @@ class Batch(NamedTuple):
         The weight of each entry, (N,) or (T, N), bool or float; None if every sequence has one entry of weight 1.
     rows
         Which rows of a larger batch these are, whose random masks they get; None for a whole batch.
+    counts
+        The weight of all entries that count, and their number, of a batch that is on its device; None for the host.
     """
 
     x: Array
@@ -83,6 +85,7 @@ class Batch(NamedTuple):
     targets: Array
     weights: Array | None
     rows: BatchRows | None = None
+    counts: tuple[float, int] | None = None
 
     @classmethod
     def of(
@@ -184,7 +187,9 @@ class Network(NamedTuple):
         return None if array is None else move_like(array, self.readout.parameters["weight"])
 
     def placed(self, batch: Batch, loss: Loss) -> tuple[Batch, tuple[float, int]]:
-        """Return a batch of the host where the network computes, with the weights of what `loss` counts, and counts."""
+        """Return a batch where the network computes, with the weights of what `loss` counts, and counts."""
+        if batch.counts is not None:
+            return batch, batch.counts
         weights = batch.counted(loss)
         x, targets = self._moved(batch.x), self._moved(batch.targets)
         placed = batch._replace(x=x, targets=targets, weights=self._moved(weights))

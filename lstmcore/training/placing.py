@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lstmcore.arrays import is_on_host, move_like, to_host
 from lstmcore.kernels import LayerBackend
+from lstmcore.scalars import integer
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.optimizers import Optimizer
 
@@ -58,6 +59,21 @@ def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
     if device not in (name, name.partition(":")[0]):
         raise ValueError(f"device: expected {name!r}, where backend {backend.name!r} computes; got {device!r}")
     return device
+
+
+def check_resident(resident_bytes: Any, device: str | None) -> int | None:
+    """Return the argument `resident_bytes` of a trainer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No whole number, one below 0, or one without a device.
+    """
+    if resident_bytes is None:
+        return None
+    if device is None:
+        raise ValueError(f"resident_bytes: expected None without device; got {resident_bytes!r}: give device='cuda'")
+    return integer("resident_bytes", resident_bytes, 0)
 
 
 def _made_by(backend: LayerBackend, model: SequenceModel) -> Array:

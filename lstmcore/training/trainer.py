@@ -20,6 +20,7 @@ from lstmcore.training.batches import split
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.data_checks import Targets, find_classes
 from lstmcore.training.data_parallel import ranks_of
+from lstmcore.training.feeding import feeding
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.learning import DivergedError, Learner, Recipe, diverged, restored
 from lstmcore.training.losses import Loss
@@ -28,7 +29,7 @@ from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import json_types
 from lstmcore.training.network import Examples, ExampleSet
 from lstmcore.training.optimizers import Adam, Optimizer
-from lstmcore.training.placing import check_device, computing_on, on_host
+from lstmcore.training.placing import check_device, check_resident, computing_on, on_host
 from lstmcore.training.progress import shown_progress
 from lstmcore.training.schedules import Schedule
 from lstmcore.training.sets import Rows, Sets, check_examples, make_sets, scale_examples, weigh
@@ -50,7 +51,6 @@ __all__ = ["DivergedError", "Trainer"]
 
 Array = npt.NDArray[Any]
 AnySets: TypeAlias = Sets | StreamedSets
-
 
 #: Settings whose default is left out of checkpoints, so that those of older versions stay readable.
 _LATER: Final = {"accumulate": 1, "truncate": None, "gradient_checkpointing": False, "metrics": ()}
@@ -122,8 +122,11 @@ class Trainer:
         An `lstmcore.distributed.Engine` or its name, such as ``"mpi"``: each rank learns its rows of every batch. All
         ranks call `fit` with the same data; rank 0 alone shows progress, writes checkpoints and runs the callbacks.
     device
-        ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM: parameters go there once, batches one by one,
-        and no step waits for it; a loss that is not finite is told at the end of its epoch. None for the host.
+        ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM: parameters go there once, each batch while the
+        step before it runs, and no step waits; a loss that is not finite is told at the end of its epoch. None: host.
+    resident_bytes
+        With `device`, inputs of at most so many bytes go there once, and batches are gathered there. None for a quarter
+        of the memory that is free at the start. Those of a source, or with noise, go batch by batch.
 
     Raises
     ------
@@ -171,6 +174,7 @@ class Trainer:
         gradient_checkpointing: bool = False,
         distributed: Engine | str | None = None,
         device: str | None = None,
+        resident_bytes: int | None = None,
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
@@ -200,6 +204,7 @@ class Trainer:
         check_parts(model, self.truncate, self.gradient_checkpointing, self.accumulate)
         self.ranks = ranks_of(distributed)
         self.device = check_device(device, model, self.ranks.size)
+        self.resident_bytes = check_resident(resident_bytes, self.device)
 
     def fit(
         self,
@@ -295,7 +300,8 @@ class Trainer:
         callbacks = self.callbacks if leads else ()
         try:
             shown = shown_progress(self.epochs, len(history.epochs), self.quiet or not leads)
-            with ranks.one_end(), computing_on(self.device, model, optimizer), shown as show:
+            run = feeding(self.device, model, fit, 0 if self.input_noise else self.resident_bytes)
+            with ranks.one_end(), computing_on(self.device, model, optimizer), run as learner.feed, shown as show:
                 for callback in callbacks:
                     callback.on_fit_start(model, history)
                 history.stopped = ranks.decide(history.stopped, model)

@@ -195,3 +195,118 @@ def test_devices_that_are_refused() -> None:
     ):
         with pytest.raises(error, match=message):
             Trainer(model, device=device)  # type: ignore[arg-type] # a number is none
+
+
+# The way of batches to the device ----------------------------------------------------------------------------------
+
+#: Bytes of the inputs of `data` on the device: a row of zeros and 43 steps of two numbers of float32.
+RESIDENT = 44 * 8
+
+
+PARTS = ({"truncate": 3}, {"gradient_checkpointing": True}, {"accumulate": 2}, {"weights": True})
+
+
+@pytest.mark.parametrize(("steps", "options"), [("last", {}), *(("every", options) for options in PARTS)], ids=str)
+def test_inputs_that_stay_on_the_gpu_give_the_same_bits(steps: str, options: dict[str, Any]) -> None:
+    """Resident inputs, batches by copies ahead of their steps, and the host within float32."""
+    inputs, targets = data(steps, True)
+    settings = {name: value for name, value in options.items() if name != "weights"}
+    weights = [0.5 + 0.1 * index for index in range(len(inputs))] if "weights" in options else None
+
+    def run(backend: Any, device: str | None, resident: int | None) -> tuple[Any, Any]:
+        model = make(backend, steps=steps, bidirectional=False, dropout=0.3)
+        shared: dict[str, Any] = {"epochs": 2, "batch_size": 4, "validation": 0.3, "quiet": True, **settings}
+        trainer = Trainer(model, device=device, resident_bytes=resident, **shared)
+        GPU.counts.clear()
+        return trainer.fit(inputs, targets, sample_weight=weights), model
+
+    stayed = run(BACKEND, "cuda", None)
+    copied, gathered = len(GPU.counts.copied), GPU.counts.launches.count("take")
+    sent = run(BACKEND, "cuda", 0)
+    assert len(GPU.counts.copied) == copied >= 4
+    assert gathered - GPU.counts.launches.count("take") == copied
+    assert stayed[0].to_dict() == sent[0].to_dict()
+    for name, value in stayed[1].parameters.items():
+        np.testing.assert_array_equal(value, sent[1].parameters[name])
+    assert_close(stayed, run("numpy", None, None))
+
+
+def test_the_next_batch_is_copied_before_the_step_of_this_one() -> None:
+    """Each step waits for the copy of its own batch alone; the copy waits for the step before."""
+    model = make()
+    trainer = Trainer(model, device="cuda", resident_bytes=0, epochs=1, batch_size=4, validation=0.0, quiet=True)
+    fresh = list(GPU.cupy.pinned())
+    GPU.counts.clear()
+    trainer.fit(*data("last", True))
+    (stream,) = {entry.partition(":")[0] for entry in GPU.counts.order if entry.endswith(": copy")}
+    shown = {f"{stream}: copy": "copy", f"null: wait for {stream}": "wait", "null: launch": "launch"}
+    order = [shown[entry] for entry in GPU.counts.order if entry in shown]
+    order = [entry for entry, before in zip(order, [None, *order], strict=False) if (entry, before) != ("launch",) * 2]
+    begin = order.index("copy")
+    assert order[begin:] == ["copy", "copy", "wait", "launch", "copy", "wait", "launch", "wait", "launch"]
+    own = [entry for entry in GPU.counts.order if entry.startswith(f"{stream}:")]
+    steps = ["wait for null", "copy", "record"] * 3
+    assert own == [f"{stream}: {step}" for step in (*steps, "waited for by the host")]
+    assert len(list(GPU.cupy.pinned())) == len(fresh) + 2
+
+
+def test_a_batch_whose_step_fails_leaves_no_copy_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that were begun are waited for, before their memory is given back."""
+
+    def fail(self: Any, *arguments: Any) -> Any:
+        raise RuntimeError("a planted fault")
+
+    monkeypatch.setattr(Adam, "step", fail)
+    trainer = Trainer(make(), device="cuda", resident_bytes=0, batch_size=4, validation=0.0, quiet=True)
+    GPU.counts.clear()
+    with pytest.raises(RuntimeError, match="a planted fault"):
+        trainer.fit(*data("last", True))
+    assert len(GPU.counts.copied) == 2
+    (stream,) = {entry.partition(":")[0] for entry in GPU.counts.order if entry.endswith(": copy")}
+    assert f"{stream}: waited for by the host" in GPU.counts.order
+
+
+@pytest.mark.parametrize("free", [4 * RESIDENT, 4 * RESIDENT - 1])
+def test_inputs_stay_if_they_take_a_quarter_of_the_free_memory(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPU.cupy, "free_bytes", free)
+    GPU.counts.clear()
+    trained(make(), "cuda", *data("last", True), validation=0.0, epochs=1)
+    found = GPU.counts.launches.count("take")
+    GPU.counts.clear()
+    trained(make(), "cuda", *data("last", True), validation=0.0, epochs=1, resident_bytes=0)
+    assert found - GPU.counts.launches.count("take") == (3 if free == 4 * RESIDENT else 0)
+
+
+def test_noise_and_sources_go_batch_by_batch() -> None:
+    class Source:
+        def __init__(self, pairs: Any) -> None:
+            self.pairs = list(pairs)
+
+        def __len__(self) -> int:
+            return len(self.pairs)
+
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            return self.pairs[index]
+
+    inputs, targets = data("last", True)
+    noisy: tuple[Any, ...] = (inputs, targets), {"input_noise": 0.1}
+    loaded: tuple[Any, ...] = (Source(zip(inputs, targets, strict=True)), None), {}
+    for given, options in (noisy, loaded):
+        gathered = []
+        for most in (None, 0):
+            GPU.counts.clear()
+            one = trained(make(), "cuda", *given, resident_bytes=most, **options)
+            gathered.append(GPU.counts.launches.count("take"))
+            assert len(GPU.counts.copied) > 3
+        assert gathered[0] == gathered[1]
+        assert_close(one, trained(make("numpy"), None, *given, **options))
+
+
+def test_resident_bytes_that_are_refused() -> None:
+    for device, value, error, message in (
+        (None, 5, ValueError, "resident_bytes: expected None without device; got 5: give device='cuda'"),
+        ("cuda", -1, ValueError, "resident_bytes: expected .* got -1"),
+        ("cuda", 1.5, TypeError, "resident_bytes: expected .* got 1.5"),
+    ):
+        with pytest.raises(error, match=message):
+            Trainer(make(), device=device, resident_bytes=value)  # type: ignore[arg-type] # a float is no whole number

@@ -1,7 +1,7 @@
 """A GPU with CuPy on the processor: `CudaDevice` itself, on arrays that NumPy refuses, with the emulator's kernels.
 
-Copies between host and device, waits of the host and launches are counted. Nothing runs late here, so it finds no
-missing wait between streams.
+Copies between host and device, waits of the host and launches are counted. Copies from pinned memory run late, see
+`emulation.streams`, so no other missing wait between streams is found.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulation import EmulatedDevice
+from emulation.streams import Event, Stream
 from lstmcore_cupy.cuda_device import STATIC_BYTES, CudaDevice
 from lstmcore_cupy.device import Program
 
@@ -39,6 +40,10 @@ class Counts:
         Waits of one stream for another.
     streams
         The streams that were given launches.
+    order
+        What streams were given, but that launches in a row are one entry.
+    copied
+        The bytes of each copy from pinned memory.
     """
 
     launches: list[str] = field(default_factory=list)
@@ -48,10 +53,14 @@ class Counts:
     waits: int = 0
     stream_waits: int = 0
     streams: set[str] = field(default_factory=set)
+    order: list[str] = field(default_factory=list)
+    copied: list[int] = field(default_factory=list)
 
     def clear(self) -> None:
         self.launches.clear()
         self.streams.clear()
+        self.order.clear()
+        self.copied.clear()
         self.memsets = self.copies_in = self.copies_out = self.waits = self.stream_waits = 0
 
 
@@ -172,6 +181,11 @@ class _Memory:
         own.reshape(-1).view(np.uint8)[...] = value
         self._array._cupy.counts.memsets += 1
 
+    def copy_from_host_async(self, source: Any, size: int, stream: Stream) -> None:
+        if size > self._array._own.nbytes or not self._array._own.flags.c_contiguous:
+            raise ValueError("bytes that are not those of the array")
+        stream.copy(self._array._own, source, size)
+
 
 def _add_method(name: str) -> None:
     def call(self: GpuArray, *arguments: Any, **named: Any) -> Any:
@@ -215,29 +229,6 @@ class Gpus:
         self._cupy.counts.waits += 1
 
 
-class _Stream:
-    """A stream of CuPy. Work has ended when it was started."""
-
-    def __init__(self, cupy: CupyOnHost, name: str) -> None:
-        self._cupy, self.name = cupy, name
-
-    def __enter__(self) -> _Stream:
-        self._cupy.streams.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cupy.streams.pop()
-
-    def record(self) -> Any:
-        return self._cupy.cuda.Event()
-
-    def wait_event(self, event: Any) -> None:
-        self._cupy.counts.stream_waits += 1
-
-    def synchronize(self) -> None:
-        self._cupy.counts.waits += 1
-
-
 class CupyOnHost(ModuleType):
     """The parts of CuPy that its namespace of the array API standard, and `CudaDevice`, have."""
 
@@ -245,29 +236,47 @@ class CupyOnHost(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("cupy")
-        self.counts, self.current = Counts(), 0
-        self.streams = [_Stream(self, "null")]
+        self.counts, self.current, self.free_bytes = Counts(), 0, 1 << 37
+        self._pinned: list[bytearray] = []
+        self._made = 0
+        self.streams = [Stream(self, "null")]
         self.cuda = self._cuda()
 
     def _cuda(self) -> SimpleNamespace:
-        def wait() -> None:
-            self.counts.waits += 1
-
         properties = {"name": b"a GPU on the processor", "multiProcessorCount": EmulatedDevice.multiprocessors}
         properties |= {"sharedMemPerBlockOptin": EmulatedDevice.shared_bytes + STATIC_BYTES}
         return SimpleNamespace(
             Device=lambda number=None: Gpus(self, number),
-            Event=lambda **_: SimpleNamespace(record=lambda *_: None, done=False, synchronize=wait),
-            Stream=lambda **_: _Stream(self, f"stream {id(object())}"),
+            Event=lambda **_: Event(self),
+            Stream=lambda **_: self._new_stream(),
             get_current_stream=lambda: self.streams[-1],
-            alloc_pinned_memory=bytearray,
-            runtime=SimpleNamespace(free=lambda address: None, getDeviceProperties=lambda number: properties),
+            alloc_pinned_memory=self._pin,
+            runtime=SimpleNamespace(
+                free=lambda address: None,
+                getDeviceProperties=lambda number: properties,
+                memGetInfo=lambda: (self.free_bytes, 1 << 37),
+            ),
         )
+
+    def _new_stream(self) -> Stream:
+        self._made += 1
+        return Stream(self, f"stream {self._made}")
+
+    def _pin(self, size: int) -> bytearray:
+        self._pinned.append(bytearray(size))
+        return self._pinned[-1]
+
+    def pinned(self) -> Iterator[tuple[int, int]]:
+        """Yield the addresses at which pinned memory begins and ends; it is never given back."""
+        for memory in self._pinned:
+            begin = np.frombuffer(memory, np.uint8).ctypes.data
+            yield begin, begin + len(memory)
 
     def launched(self, name: str, number: int | None = None) -> None:
         if number not in (None, self.current):
             raise ValueError(f"{name}: an array of GPU {number}, while GPU {self.current} is current")
         self.counts.launches.append(name)
+        self.streams[-1].launch()
         self.counts.streams.add(self.streams[-1].name)
 
     def run(self, name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
