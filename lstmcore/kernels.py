@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any, ClassVar, final
 
@@ -60,6 +61,13 @@ class LayerBackend(ABC):
         The default draws it on the host and copies it. A backend overrides this to draw on its device.
         """
         return self.to_device(draw_on_host(draw))
+
+    def on_stream(self, device: int, address: int) -> AbstractContextManager[object]:
+        """Return a context in which calls on a device run on a stream of another library, given by its address.
+
+        The default is for a backend without streams.
+        """
+        return nullcontext()
 
     def uploader(self) -> Uploader:
         """Return what copies the batches of a training. The default copies by `to_device`, when a batch is told."""

@@ -265,6 +265,13 @@ class CudaDevice(Device):
             *gemm.arithmetic,
         )
 
+    @contextmanager
+    def on_stream(self, number: int, address: int) -> Iterator[None]:
+        """See `Device.on_stream`."""
+        cuda = self._cupy.cuda
+        with cuda.Device(number), cuda.ExternalStream(address, number):
+            yield
+
     def uploader(self) -> Uploader:
         """See `Device.uploader`."""
         return PinnedUploader(self, self._cupy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -163,6 +163,10 @@ class Device(ABC):
         accumulate
             Whether the product is added to `out`.
         """
+
+    def on_stream(self, number: int, address: int) -> AbstractContextManager[object]:
+        """Return a context in which a stream of a GPU, given by its address, is the current one."""
+        return nullcontext()
 
     def uploader(self) -> Uploader:
         """Return what copies the batches of a training to this device."""

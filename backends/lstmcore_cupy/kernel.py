@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -301,6 +302,10 @@ class CupyBackend(Backend):
         device = self.device.home(like)
         with device.active():
             return draw_mask(device, draw)
+
+    def on_stream(self, device: int, address: int) -> AbstractContextManager[object]:
+        """See `Backend.on_stream`."""
+        return self.device.on_stream(device, address)
 
     def uploader(self) -> Uploader:
         """See `Backend.uploader`."""

@@ -121,7 +121,7 @@ def _forward_shapes(description: str, record: bool, x: Tensor, *rest: Any) -> tu
         x.new_empty((steps, batch, stack.num_directions * stack.output_size)),
         x.new_empty((entries, batch, stack.output_size)),
         x.new_empty((entries, batch, stack.hidden_size)),
-        x.new_empty((1,), dtype=torch.int64),
+        x.new_empty((1,), dtype=torch.int64, device="cpu"),
     )
 
 

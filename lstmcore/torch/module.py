@@ -13,19 +13,22 @@ from lstmcore import registry
 from lstmcore.config import SHARED_SWITCHES, SWITCHES, LSTMConfig, StackConfig
 from lstmcore.dialects.torch import our_names, state_dict_shapes
 from lstmcore.torch.differentiation import Recurrence, lstm
-from lstmcore.torch.tensor_stack import describe, dtype_name, tensor_stack, to_array
+from lstmcore.torch.shared_memory import to_array
+from lstmcore.torch.tensor_stack import describe, dtype_name, tensor_stack
 
 Tensor: TypeAlias = torch.Tensor
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without PyTorch
-    """An LSTM for PyTorch models on the processor, with the arguments, names and shapes of ``torch.nn.LSTM``.
+    """An LSTM for PyTorch models, with the arguments, names and shapes of ``torch.nn.LSTM``.
+
+    Tensors are on the processor; on a GPU with a backend that computes there, as cupy, which has not run on one yet.
 
     Parameters
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        As for ``torch.nn.LSTM``; dropout is below 1, the device is the processor.
+        As for ``torch.nn.LSTM``; dropout is below 1.
     backend
         Name of a backend; None takes ``LSTMCORE_BACKEND`` from the environment, else ``"auto"``.
     **switches
@@ -49,7 +52,8 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
     First derivatives exist in reverse and in forward mode; a second derivative is a RuntimeError. Under ``autocast``
     the LSTM computes in the dtype of its parameters and returns the dtype of ``autocast``.
 
-    Tensors share memory with the backend's arrays. Weights are packed again when their numbers have changed.
+    Tensors share memory with the backend's arrays. Weights are packed again when their numbers have changed; on a GPU
+    in every call, since a look at them would wait for it.
 
     Examples
     --------
@@ -113,6 +117,9 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
             if name.startswith("norm_"):
                 torch.nn.init.constant_(parameter, 1.0 if "gain" in name else 0.0)
 
+    def flatten_parameters(self) -> None:
+        """Do nothing: parameters are not laid out for cuDNN, which does not compute this layer."""
+
     @classmethod
     def from_lstm(cls, source: lstmcore.LSTM) -> Self:
         """Return a module with the switches, the weights and the backend of an `lstmcore.LSTM`."""
@@ -151,7 +158,7 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
             tensor = getattr(self, name).detach()
             added[ours] = added[ours] + tensor if ours in added else tensor
         name = dtype_name(dtype)
-        parameters = {ours: to_array(tensor, name) for ours, tensor in added.items()}
+        parameters = {ours: to_array(tensor.cpu(), name) for ours, tensor in added.items()}
         return lstmcore.LSTM.from_config(
             self.stack, parameters, batch_first=self.batch_first, dtype=name, backend=backend or self._backend
         )
@@ -207,8 +214,8 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths; got lengths")
         data, sizes, order, inverse = input
-        rows = torch.arange(int(sizes[0])) < sizes[:, None]  # (T, N): whether a row has that step
-        index = rows.flatten().nonzero().squeeze(1)
+        rows = torch.arange(int(sizes[0]), device="cpu") < sizes[:, None]  # (T, N): whether a row has that step
+        index = rows.flatten().nonzero().squeeze(1).to(data.device)
         x = data.new_zeros((rows.numel(), data.shape[-1])).index_copy(0, index, data)
         if hx is not None and order is not None:
             hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
@@ -221,13 +228,14 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
         """Run x (T, N, I) and return y, h and c."""
         parameters = [getattr(self, name) for name in self._names]
         dtype, wanted = parameters[0].dtype, None
-        if torch.is_autocast_enabled("cpu"):
-            wanted = torch.get_autocast_dtype("cpu")
+        kind = "cuda" if x.is_cuda else "cpu"
+        if torch.is_autocast_enabled(kind):
+            wanted = torch.get_autocast_dtype(kind)
             x = x.to(dtype)
             hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
         self._check(x, hx, dtype)
         h, c = (None, None) if hx is None else hx
-        seed = torch.randint(2**62, (1,)) if self.training and self._is_random else None
+        seed = torch.randint(2**62, (1,), device="cpu") if self.training and self._is_random else None
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device="cpu")
         record = torch.is_grad_enabled() and any(
@@ -248,18 +256,25 @@ class LSTM(torch.nn.RNNBase):  # type: ignore[misc,unused-ignore]  # Any without
             )
         if x.shape[-1] != self.input_size:
             raise RuntimeError(f"input: expected a last axis of input_size={self.input_size}; got {x.shape[-1]}")
-        for name, tensor in (("input", x), ("weights", self.weight_ih_l0)):
-            if tensor.device.type != "cpu":
-                raise RuntimeError(f"{name}: expected tensors on the processor; got {tensor.device}")
+        self._check_device("input", x)
         if hx is None:
             return
         entries, batch = self.num_layers * (2 if self.bidirectional else 1), x.shape[1]
         for index, width in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
             part = hx[index]
+            self._check_device(f"hx[{index}]", part)
             if tuple(part.shape) != (entries, batch, width):
                 raise RuntimeError(f"hx[{index}]: expected size {(entries, batch, width)}; got {tuple(part.shape)}")
             if part.dtype != dtype:
                 raise ValueError(f"hx[{index}]: expected dtype {dtype}, that of the weights; got {part.dtype}")
+
+    def _check_device(self, name: str, tensor: Tensor) -> None:
+        """Raise RuntimeError unless a tensor is where the weights are, on the processor or a GPU."""
+        device = self.weight_ih_l0.device
+        if tensor.device != device:
+            raise RuntimeError(f"{name}: expected a tensor on {device}, where the weights are; got {tensor.device}")
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{name}: expected tensors on the processor or a GPU; got {device}")
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import doc_pages
 import lstmcore
 import lstmcore.torch
-from lstmcore.torch.tensor_stack import to_array, to_tensor
+from lstmcore.torch.shared_memory import to_array, to_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
@@ -187,7 +187,7 @@ def test_errors_of_our_own() -> None:
         module(x[:, 0], lengths=[7])
     with pytest.raises(ValueError, match="lengths: expected None with a PackedSequence"):
         module(pack_sequence([x[:, 0]]), lengths=[7])
-    with pytest.raises(RuntimeError, match="input: expected tensors on the processor; got meta"):
+    with pytest.raises(RuntimeError, match="input: expected a tensor on cpu, where the weights are; got meta"):
         module(x.to("meta"))
     with pytest.raises(TypeError, match="peepholes: expected a switch, one of bias"):
         lstmcore.torch.LSTM(3, 5, peepholes=True)

@@ -213,6 +213,12 @@ class CUDA(Device):
         """Return what launches, barriers, broadcasts and products cost, in microseconds."""
         return micro.measured(self)
 
+    def tensors(self) -> dict[str, float | str]:
+        """Return the largest difference of `lstmcore.torch.LSTM` by precision, as a share of what it may be."""
+        from lstmcore_conformance.bench import torch_tensors  # it imports PyTorch
+
+        return dict(torch_tensors.check("cuda", self.backend.name))
+
 
 def _driver() -> str | None:
     """Return the driver's version as its own library tells it."""

@@ -1,4 +1,4 @@
-"""A whole run on a device: conformance, microbenchmarks, training, variants, and the grid, while there is time."""
+"""A whole run on a device: conformance, microbenchmarks, tensors, training, variants, the grid, while there is time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lstmcore_conformance.bench.timed_device import Device, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.suite.report import Report
 
-STAGES: Final = ("conformance", "micro", "training", "variants", "benchmark")
+STAGES: Final = ("conformance", "micro", "tensors", "training", "variants", "benchmark")
 #: The share of the time that conformance may take, and that of each further path; the rest is for what follows.
 CONFORMANCE: Final = 0.3
 CONFORMANCE_OF_A_PATH: Final = 0.15
@@ -54,6 +54,7 @@ class DeviceRun:
     report: Report | None = None
     reports: dict[str, Report] = field(default_factory=dict)
     micro: dict[str, float | str] = field(default_factory=dict)
+    tensors: dict[str, float | str] = field(default_factory=dict)
     training: list[Trained] = field(default_factory=list)
     variants: list[Result] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)
@@ -92,6 +93,7 @@ class DeviceRun:
             "conformance": _judged(self.report),
             "paths": {path: _judged(report) for path, report in self.reports.items()},
             "micro": self.micro,
+            "tensors": self.tensors,
             "training": [asdict(one) for one in self.training],
             "points": [one.to_dict() for one in self.compared],
             "not_reached": [str(job) for job in self.not_reached],
@@ -143,6 +145,7 @@ class DeviceRun:
         work: dict[str, Callable[[], None]] = {
             "conformance": lambda: self._conformance(seconds, workers, select),
             "micro": lambda: self.micro.update(self.device.micro()),
+            "tensors": lambda: self.tensors.update(self.device.tensors()),
             "training": lambda: self._training(deadline),
             "variants": lambda: self._variants(deadline),
             "benchmark": lambda: self._benchmark(deadline),

@@ -92,6 +92,10 @@ class Device(ABC):
     def micro(self) -> dict[str, float | str]:
         """Return what single operations cost, in microseconds, or why that was not found out."""
 
+    @abstractmethod
+    def tensors(self) -> dict[str, float | str]:
+        """Return how tensors of PyTorch on the device fared in `lstmcore.torch`, or why they were not tried."""
+
     def forget(self, data: Data | None = None) -> None:  # noqa: B027  (the processor has nothing to give back)
         """Give memory back that nobody uses; with `data`, also that of its copies on the device."""
 
@@ -220,3 +224,7 @@ class StandIn(Device):
     def micro(self) -> dict[str, float | str]:
         """Return what a call of nothing costs."""
         return {"a call of nothing": 1e6 * self.seconds(lambda: None), "grid barrier": "the stand-in has none"}
+
+    def tensors(self) -> dict[str, float | str]:
+        """Return that there are none."""
+        return {"tensors": "the stand-in has none"}

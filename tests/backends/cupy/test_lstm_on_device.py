@@ -111,6 +111,23 @@ def test_calls_run_on_the_gpu_of_their_arrays() -> None:
         np.testing.assert_array_equal(one.get(), other)
 
 
+def test_calls_run_on_the_stream_of_another_library() -> None:
+    cupy = CupyOnHost()
+    second = Gpu(1, cupy)
+    backend = CupyBackend(second)
+    lstm = LSTM(I, H, backend=backend, seed=3)
+    x = second.array_of(_drawn(T, N, I))
+    lstm(x)
+    second.counts.clear()
+    with backend.on_stream(1, 1234):
+        assert cupy.current == 1
+        lstm(x)
+    assert second.counts.streams == {"stream at 1234 of GPU 1"}
+    assert cupy.current == 0
+    with LSTM(I, H, backend="numpy").backend.on_stream(0, 1234):
+        pass
+
+
 @pytest.mark.parametrize("shape", [(T, I), (0, N, I), (T, 0, I), (1, 1, I)], ids=str)
 def test_layouts_and_sizes(shape: tuple[int, ...]) -> None:
     for batch_first in (False, True):

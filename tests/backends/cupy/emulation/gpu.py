@@ -249,6 +249,7 @@ class CupyOnHost(ModuleType):
             Device=lambda number=None: Gpus(self, number),
             Event=lambda **_: Event(self),
             Stream=lambda **_: self._new_stream(),
+            ExternalStream=lambda address, device: Stream(self, f"stream at {address} of GPU {device}"),
             get_current_stream=lambda: self.streams[-1],
             alloc_pinned_memory=self._pin,
             runtime=SimpleNamespace(
