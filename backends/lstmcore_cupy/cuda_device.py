@@ -269,6 +269,7 @@ class CudaDevice(Device):
     def on_stream(self, number: int, address: int) -> Iterator[None]:
         """See `Device.on_stream`."""
         cuda = self._cupy.cuda
+        # Not `Stream.from_external`, which CuPy 14 advises: its end may destroy the stream of the other library.
         with cuda.Device(number), cuda.ExternalStream(address, number):
             yield
 

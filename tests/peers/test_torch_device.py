@@ -5,6 +5,7 @@ No GPU has run this. Here the device is memory of the processor, whose tensors a
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -21,16 +22,28 @@ from lstmcore_conformance.bench import torch_tensors
 from plugins import Install
 
 #: The NumPy backend as one of a device: `taken` has the addresses of the tensors that it was given.
+#: With `views` the last output is the final state, in the same memory.
 NEAR = """
 import dataclasses
 import numpy as np
 import torch
+from lstmcore.backend import Forward, State
 from lstmcore.hookspecs import BackendInfo, hookimpl
+from lstmcore.stack import ComposedStack
 from lstmcore_numpy.kernel import NumpyBackend
 
+class Views(ComposedStack):
+    def forward(self, *arguments, **named):
+        y, last, tape = super().forward(*arguments, **named)
+        return Forward(y, State(y[-1:], last.c) if Near.views else last, tape)
+
 class Near(NumpyBackend):
-    name = "near"
+    name = "NAME"
     taken = []
+    views = False
+
+    def _compile_stack(self, stack, precision):
+        return Views(self, stack, precision)
 
     def capabilities(self):
         return dataclasses.replace(super().capabilities(), device="near:0")
@@ -48,7 +61,7 @@ class Near(NumpyBackend):
 
 @hookimpl
 def lstmcore_backend_info():
-    return BackendInfo("near", "1", "a test")
+    return BackendInfo("NAME", "1", "a test")
 
 @hookimpl
 def lstmcore_backend():
@@ -56,22 +69,22 @@ def lstmcore_backend():
 """
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*CUDA.*")
 
+NUMBERS = itertools.count(1)
 RANDOM: dict[str, Any] = {"num_layers": 2, "dropout": 0.3, "zoneout_hidden": 0.2, "recurrent_dropout": 0.25}
 
 
 @pytest.fixture
 def near(install: Install) -> Any:
-    """Install the backend and return it."""
-    install("near", NEAR)
-    backend: Any = registry.get_backend("near")
-    backend.taken.clear()
-    return backend
+    """Install the backend under a name of its own, since stacks are kept by the name, and return it."""
+    name = f"near-{next(NUMBERS)}"
+    install(name, NEAR.replace("NAME", name))
+    return registry.get_backend(name)
 
 
-def both(dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:
+def both(near: Any, dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:
     """Return a module of the backend and one of NumPy's on the host, with the same weights."""
     torch.manual_seed(3)
-    ours = lstmcore.torch.LSTM(3, 5, dtype=dtype, backend="near", **options)
+    ours = lstmcore.torch.LSTM(3, 5, dtype=dtype, backend=near.name, **options)
     host = lstmcore.torch.LSTM(3, 5, dtype=dtype, backend="numpy", **options)
     host.load_state_dict(ours.state_dict())
     return ours, host
@@ -94,7 +107,7 @@ def outcome(module: Any, x: Any, *rest: Any, **named: Any) -> list[Any]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_a_device_gives_the_bits_of_the_host(near: Any, dtype: Any, options: dict[str, Any]) -> None:
     """The backend's own arithmetic is the same, so all bits are: values, gradients, masks, lengths, states."""
-    ours, host = both(dtype, **options)
+    ours, host = both(near, dtype, **options)
     x = torch.randn(4, 6, 3).to(dtype)
     rows = 4 if options.get("batch_first") else 6
     steps = 10 - rows
@@ -106,7 +119,7 @@ def test_a_device_gives_the_bits_of_the_host(near: Any, dtype: Any, options: dic
 
 
 def test_tensors_are_taken_where_they_are(near: Any) -> None:
-    ours, host = both(num_layers=2)
+    ours, host = both(near, num_layers=2)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     near.taken.clear()
     with torch.no_grad():
@@ -133,6 +146,17 @@ def test_memory_is_shared_both_ways(near: Any, dtype: Any) -> None:
     assert release(np.zeros((3, 2), np.float32).T, torch.float64).is_contiguous()
 
 
+def test_y_and_h_have_memory_of_their_own(near: Any) -> None:
+    """A loss may write to one of them."""
+    near.__class__.views = True
+    ours, host = both(near)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        y, (h, _) = ours(x)
+        y.zero_()
+        assert torch.equal(h, host(x)[1][0])
+
+
 def test_parts_of_one_memory_are_taken_apart() -> None:
     memory = torch.arange(10.0)
     assert apart(memory[2:4], memory).data_ptr() != memory[2:4].data_ptr()
@@ -142,7 +166,7 @@ def test_parts_of_one_memory_are_taken_apart() -> None:
 
 
 def test_forward_mode_on_a_device(near: Any) -> None:
-    ours, host = both()
+    ours, host = both(near)
     x, along = torch.randn(2, 4, 2, 3, dtype=torch.float64)
     found, wanted = (torch.func.jvp(lambda given, lstm=lstm: lstm(given)[0], (x,), (along,)) for lstm in (ours, host))
     for one, other in zip(found, wanted, strict=True):
@@ -150,7 +174,7 @@ def test_forward_mode_on_a_device(near: Any) -> None:
 
 
 def test_packed_sequences_on_a_device(near: Any) -> None:
-    ours, host = both(bidirectional=True)
+    ours, host = both(near, bidirectional=True)
     rows = [torch.randn(length, 3, dtype=torch.float64) for length in (2, 5, 3)]
     packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
     (y, last), (other, wanted) = ours(packed), host(packed)
@@ -178,7 +202,7 @@ def test_devices_that_are_refused() -> None:
 
 def test_the_gpu_script_checks_tensors(near: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its check passes on the device of this test, and finds wrong numbers and copies."""
-    found = torch_tensors.check("cpu", "near")
+    found = torch_tensors.check("cpu", near.name)
     assert set(found) == {"float32", "float64"}
     assert all(0 <= value < 1 for value in found.values())
     kernel: Any = sys.modules["lstmcore.torch.tensor_stack"].TensorStack
@@ -191,7 +215,7 @@ def test_the_gpu_script_checks_tensors(near: Any, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(kernel, "forward", wrong)
         with pytest.raises(ValueError, match="float64: a difference of"):
-            torch_tensors.check("cpu", "near")
+            torch_tensors.check("cpu", near.name)
     monkeypatch.setattr(type(near), "locate", lambda self, tensor: ("near:0", np.from_dlpack(tensor.clone())))
     with pytest.raises(ValueError, match="float64: x is copied"):
-        torch_tensors.check("cpu", "near")
+        torch_tensors.check("cpu", near.name)
