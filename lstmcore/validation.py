@@ -22,6 +22,7 @@ Lengths = npt.NDArray[np.int64]
 DTYPES: Final = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 #: DLPack's device types of memory that the processor reads: its own, and what is pinned for a GPU.
 _HOST_MEMORY: Final = (1, 3, 11)
+_OVERLAP: Final = "out: expected memory of its own; it overlaps an input, which must not be written to"
 
 
 def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
@@ -266,7 +267,10 @@ def check_out(
             raise ValueError("out: expected a writable array; got a read-only one")
         inputs = (array for array in _flat(inputs) if isinstance(array, np.ndarray))
     else:
-        out, inputs = _addresses(out), map(_addresses, _flat(inputs))
+        inputs = list(_flat(inputs))
+        if any(array is out for array in inputs):  # of any library, whether or not it tells addresses
+            raise ValueError(_OVERLAP)
+        out, inputs = _addresses(out), map(_addresses, inputs)
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(
             f"out: expected memory of its own for every entry; got strides {out.strides} for shape {out.shape}, "
@@ -274,7 +278,7 @@ def check_out(
         )
     for array in inputs:
         if np.may_share_memory(out, array) and np.shares_memory(out, array):
-            raise ValueError("out: expected memory of its own; it overlaps an input, which must not be written to")
+            raise ValueError(_OVERLAP)
 
 
 class _Addresses:
@@ -287,10 +291,11 @@ class _Addresses:
 def _addresses(array: Any) -> npt.NDArray[Any]:
     """Return an array of NumPy with the addresses of `array`, to compare. Its entries must not be read.
 
-    One without addresses, such as None or an array of another library, is empty.
+    One without addresses, such as None or an array of another library, is empty. So is one without entries, for which
+    CuPy gives the address 0: NumPy would take that for none.
     """
     interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None:
+    if interface is None or 0 in interface["shape"]:
         return np.empty(0)
     return np.asarray(_Addresses({key: interface[key] for key in ("data", "shape", "strides", "typestr")}))
 

@@ -165,8 +165,22 @@ def _gradients(pullback: Any, cotangents: _Outputs) -> Any:
 
 
 def _jvp(config: LSTMConfig, call: _Call, arguments: _Arguments, tangents: _Arguments) -> Any:
-    """Return the outputs and their tangents, both as `_Outputs`."""
-    return jax.jvp(lambda differentiated: _outputs(config, call, differentiated), (arguments,), (tangents,))
+    """Return the outputs and their tangents, both as `_Outputs`.
+
+    What has None in `tangents` stays constant: with a tangent of zeros it would add 0 times infinity, which is NaN.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    directions = jax.tree.leaves(tangents, is_leaf=lambda leaf: leaf is None)
+    moving = {place: direction for place, direction in enumerate(directions) if direction is not None}
+
+    def outputs(*moved: Array) -> _Outputs:
+        each = dict(enumerate(leaves)) | dict(zip(moving, moved, strict=True))
+        return _outputs(config, call, jax.tree.unflatten(tree, each.values()))
+
+    if not moving:
+        primal = outputs()
+        return primal, jax.tree.map(jnp.zeros_like, primal)
+    return jax.jvp(outputs, tuple(leaves[place] for place in moving), tuple(moving.values()))
 
 
 class _Program:
@@ -278,13 +292,9 @@ class JaxKernel(Kernel):
         masks: Masks | None,
     ) -> tuple[Forward, Forward]:
         moved = tangents.parameters or {}
-        parameters = {
-            name: moved[name] if name in moved else np.zeros(shape, self.dtype)
-            for name, shape in self.config.parameter_shapes.items()
-        }
-        tx = np.zeros(x.shape, self.dtype) if tangents.x is None else tangents.x
+        parameters = {name: moved.get(name) for name in self.config.parameter_shapes}
         call, arguments = self._call(weights, x, state, lengths, masks)
-        directions = _Arguments(parameters, tx, self._state(tangents.state, x.shape[1]))
+        directions = _Arguments(parameters, tangents.x, State(*(tangents.state or (None, None))))
         with self._computing():
             primal, tangent = _fetch(_run_jvp(self.config, call, arguments, directions))
         return Forward(*primal), Forward(*tangent)

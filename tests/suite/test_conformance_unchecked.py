@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,16 +15,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lstmcore.backend import Capabilities, Gradients, State
+from lstmcore.backend import Capabilities, Forward, Gradients, State, UnsupportedError
+from lstmcore.config import LSTMConfig
+from lstmcore.precision import PRECISIONS, Precision
 from lstmcore_conformance import Outcome, Report, run
 from lstmcore_conformance.json_files import check_schema
+from lstmcore_conformance.mutants import backend_of
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 from lstmcore_conformance.render.junit import junit
 from lstmcore_conformance.render.report_page import page
+from lstmcore_conformance.scoreboard.board import of_report, section_cell, verdict
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
-from lstmcore_conformance.suite.changes import changes
-from lstmcore_conformance.suite.expected_failures import untried
-from lstmcore_conformance.suite.report import Result
+from lstmcore_conformance.suite.changes import changes, read_report
+from lstmcore_conformance.suite.expected_failures import judged, untried
+from lstmcore_conformance.suite.report import REPORT_VERSION, ItemReport, Result
 from lstmcore_conformance.suite.runner import items, run_item
 from remote_arrays import Frozen, RemoteKernel, remote
 
@@ -58,6 +63,33 @@ def test_arrays_that_cannot_be_written_to_are_told() -> None:
     assert messages(report, "inputs.refilled") == {
         "not checked, because arrays of type Frozen cannot be written to: arrays are immutable"
     }
+
+
+def _freeze(self: Any, state: State) -> State:
+    return State(*(Frozen(array) for array in state))
+
+
+def _keep_x(self: Any, weights: Any, x: Any, *rest: Any, **options: Any) -> Any:
+    self.x = x
+    return RemoteKernel._forward(self, weights, x, *rest, **options)
+
+
+def _read_x(self: Any, *arguments: Any) -> Gradients:
+    gradients = RemoteKernel._backward(self, *arguments)
+    gradients.x[...] = gradients.x.memory + 0 * self.x.memory.sum()
+    return gradients
+
+
+def test_each_array_is_overwritten_or_named() -> None:
+    """One that can be written to does not stand for others, and a fault that it shows is told."""
+    select = "tape.owns and memory,plain and not lengths"
+    report = run(remote(_put=_freeze), select=select)
+    assert messages(report, "tape.owns") == {
+        "not checked, because arrays of type Frozen cannot be written to: arrays are immutable (h_n, c_n); "
+        "with the other 4 overwritten all is right"
+    }
+    faulty = run(remote(_put=_freeze, _forward=_keep_x, _backward=_read_x), select=select)
+    assert outcomes(faulty) == {"tape.owns": Outcome.FAILED}
 
 
 def _spoil_y(self: Any, weights: Any, x: Any, *rest: Any, **options: Any) -> Any:
@@ -124,7 +156,7 @@ def test_the_layouts_that_can_be_checked_are() -> None:
 
 def test_a_device_does_not_tell_what_overlaps() -> None:
     report = run(remote(), select="errors.out")
-    assert "do not tell what is read-only or overlaps" in messages(report, "errors.out").pop()
+    assert "do not tell what overlaps" in messages(report, "errors.out").pop()
 
 
 # What is declared -----------------------------------------------------------------------------------------------------
@@ -139,22 +171,51 @@ class _Forward(NaiveBackend):
         return replace(declared, precisions=frozenset({"float32"}), features=features, derivatives=frozenset())
 
 
-def test_a_property_that_needs_an_undeclared_model_is_told() -> None:
-    report = run(_Forward(), select="drawn.reversed or weights.no_derivatives")
-    assert set(outcomes(report).values()) == {Outcome.NOT_CHECKED}
-    assert "refuses the other direction: reverse" in messages(report, "drawn.reversed").pop()
-    assert messages(report, "weights.no_derivatives") == {"not checked, because no derivatives are declared"}
+class _ForwardAlone(NaiveBackend):
+    """Declares the reversed direction, and refuses it with a reason."""
+
+    def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
+        return "reverse: not today" if config.reverse else super().refusal(config, precision)
 
 
-def test_refusals_of_a_backend_that_declares_all_are_told() -> None:
-    report = run(NaiveBackend(), precisions=["float32"], select="refusals")
-    found = {id: outcome for id, outcome in outcomes(report).items() if outcome is Outcome.NOT_CHECKED}
-    assert set(found) == {"refusals.features", "refusals.calls"}
-    assert outcomes(run(_Forward(), select="refusals.features"))["refusals.features"] is Outcome.PASSED
+def test_a_property_that_needs_a_model_that_is_refused_is_told() -> None:
+    report = run(_ForwardAlone(), precisions=["float32"], select="drawn.reversed")
+    assert outcomes(report) == {"drawn.reversed": Outcome.NOT_CHECKED}
+    assert "refuses the other direction: reverse: not today" in messages(report, "drawn.reversed").pop()
+    assert outcomes(run(_Forward(), select="drawn.reversed")) == {"drawn.reversed": Outcome.UNSUPPORTED}
+
+
+@pytest.mark.parametrize("check", ["refusals.features", "refusals.calls", "weights.no_derivatives"])
+@pytest.mark.parametrize("backend", [NaiveBackend, _Forward])
+def test_refusals_are_checked_whatever_is_declared(check: str, backend: type[NaiveBackend]) -> None:
+    """A backend that declares all has nothing to refuse: what it declares must run."""
+    report = run(backend(), precisions=["float32"], select=check)
+    assert outcomes(report) == {check: Outcome.PASSED}
+    assert report.conforms
+
+
+class _RefusesJvp(NaiveKernel):
+    def _jvp(self, *_: Any) -> Any:
+        raise UnsupportedError("jvp: not today")
+
+
+def test_a_call_that_is_declared_and_refused_fails() -> None:
+    report = run(backend_of(_RefusesJvp), precisions=["float32"], select="refusals.calls")
+    (item,) = report.bad
+    assert item.message == "a call with jvp, which is declared, raised UnsupportedError: jvp: not today"
+
+
+def test_a_tape_of_rounded_weights_is_refused_without_derivatives_too() -> None:
+    class Silent(NaiveKernel):
+        def forward(self, *arguments: Any, record: bool = False, **options: Any) -> Forward:  # type: ignore[misc]
+            return super().forward(*arguments, **options)
+
+    report = run(backend_of(Silent, _Forward), select="weights.no_derivatives")
+    assert outcomes(report) == {"weights.no_derivatives": Outcome.FAILED}
 
 
 #: Checks of what a backend declares, and of what compiling refuses: they need no call.
-CALLLESS = {"refusals.precisions", "declared.switches", "errors.numbers"}
+CALLLESS = {"refusals.precisions", "refusals.features", "declared.switches", "errors.numbers"}
 
 
 @pytest.mark.slow  # a case of nearly every check: nine seconds beside other work
@@ -190,8 +251,29 @@ def report() -> Report:
 
 def test_the_verdict_counts_what_ran(report: Report) -> None:
     assert report.result is Result.PARTIAL  # since it is a selection
-    assert report.verdict.startswith("remote passes 1 selected case in float32")
+    assert report.verdict == (
+        "remote passes 1 selected case in float32; the suite was not run as a whole; 1 case could not be checked"
+    )
     assert (report.count, report.bad) == (1, ())
+    whole = replace(report, selection=None)
+    assert whole.result is Result.CONFORMS
+    assert whole.verdict == (
+        "remote conforms in float32: 1 case of the quick profile passed; 1 case could not be checked"
+    )
+
+
+def test_a_run_that_could_check_nothing_says_why(report: Report) -> None:
+    """It is no backend that declares nothing."""
+    copies = tuple(check for check in report.checks if check.id == "pack.copies")
+    nothing = replace(report, checks=copies)
+    assert nothing.result is Result.NOTHING
+    assert nothing.verdict == (
+        "nothing was tested of remote: 1 case could not be checked, because arrays of type Frozen cannot be written "
+        "to: arrays are immutable"
+    )
+    capped = run(remote(), select="large.widths", max_work=1)
+    assert "(--max-work) did not run" in capped.verdict
+    assert capped.verdict.startswith("nothing was tested of remote: ")
 
 
 def test_json_says_what_was_not_checked(report: Report) -> None:
@@ -223,3 +305,80 @@ def test_what_was_not_checked_counts_as_not_run(report: Report) -> None:
     assert changes(report.to_dict(), replace(report, checks=report.checks[:0])).gone == (
         "outputs.kept[float32-contract,plain]",
     )
+
+
+def test_an_expected_failure_may_be_in_a_case_that_was_not_checked(report: Report) -> None:
+    """That all others pass says nothing of it."""
+    passed, unchecked = (item for check in report.checks for item in check.items)
+    if passed.outcome is not Outcome.PASSED:
+        passed, unchecked = unchecked, passed
+    second = replace(unchecked, id="outputs.kept[float32-other]")
+    assert judged([passed, second], {"outputs.kept": "kept"}) == [passed, second]
+    assert judged([passed], {"outputs.kept": "kept"})[0].outcome is Outcome.FAILED
+
+
+# What changed ---------------------------------------------------------------------------------------------------------
+
+COPIES = "pack.copies[float32-contract,plain]"
+
+
+def with_outcome(report: Report, outcome: Outcome) -> Report:
+    """Return the report with another outcome of the case of `pack.copies`."""
+
+    def changed(item: ItemReport) -> ItemReport:
+        return replace(item, outcome=outcome) if item.id == COPIES else item
+
+    checks = (replace(check, items=tuple(map(changed, check.items))) for check in report.checks)
+    return replace(report, checks=tuple(checks))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "group", "line"),
+    [
+        (Outcome.PASSED, Outcome.NOT_CHECKED, "unchecked", "1 case could not be checked, and ran before:"),
+        (Outcome.FAILED, Outcome.NOT_CHECKED, "unchecked", "1 case could not be checked, and ran before:"),
+        (Outcome.NOT_CHECKED, Outcome.PASSED, "checked", "1 case pass, and could not be checked before:"),
+        (Outcome.NOT_CHECKED, Outcome.FAILED, "broken", "1 case fail and did not before:"),
+        (Outcome.FAILED, Outcome.PASSED, "mended", "1 case pass and failed before:"),
+        (Outcome.UNSUPPORTED, Outcome.PASSED, "new", "1 case were not in the earlier report:"),
+        (Outcome.PASSED, Outcome.UNSUPPORTED, "gone", "1 case are not in this report:"),
+        (Outcome.UNSUPPORTED, Outcome.NOT_CHECKED, "", "nothing changed"),
+    ],
+)
+def test_a_case_that_was_or_is_not_checked_is_told(
+    report: Report, before: Outcome, now: Outcome, group: str, line: str
+) -> None:
+    found = changes(with_outcome(report, before).to_dict(), with_outcome(report, now))
+    groups = ("broken", "mended", "unchecked", "checked", "new", "gone")
+    told = {name: getattr(found, name) for name in groups if getattr(found, name)}
+    assert told == ({group: (COPIES,)} if group else {})
+    assert found.lines()[0] == line
+
+
+def test_a_report_of_version_1_is_read(report: Report, tmp_path: Path) -> None:
+    """It has no such outcome: what could not be checked had passed."""
+    old = with_outcome(report, Outcome.PASSED).to_dict() | {"version": 1}
+    for check in old["checks"]:
+        del check["not_checked"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert changes(read_report(tmp_path / "old.json"), report).unchecked == (COPIES,)
+    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 2}))
+    with pytest.raises(ValueError, match="'not_checked' is a required property"):
+        read_report(tmp_path / "old.json")
+    (tmp_path / "old.json").write_text(json.dumps(old | {"version": REPORT_VERSION + 1}))
+    with pytest.raises(ValueError, match="written by a newer lstmcore: upgrade"):
+        read_report(tmp_path / "old.json")
+
+
+def test_a_section_of_the_scoreboard_says_what_was_not_checked(report: Report) -> None:
+    digest = of_report(report.to_dict())
+    section = next(iter(digest["sections"]))
+    assert section_cell(digest, section) == "1, 1 not checked"
+    assert verdict(digest) == "1 of a selection, not of the suite; 1 not checked"
+    assert verdict({**digest, "selection": None, "undeclared": {}, "precisions": [*PRECISIONS]}) == (
+        "1 passed; 1 not checked"
+    )
+    nothing = of_report(with_outcome(replace(report, checks=report.checks[1:]), Outcome.NOT_CHECKED).to_dict())
+    assert report.checks[1].id == "pack.copies"
+    assert section_cell(nothing, section) == "1 not checked"
+    assert verdict(nothing) == "nothing tested; 1 not checked"

@@ -57,12 +57,14 @@ _PLACES: Final[dict[str, tuple[str, str, str]]] = {
 
 
 def number_cases(scope: Scope) -> Iterator[Case]:
-    """Yield models that differ from one of the switches' cases in a number alone."""
+    """Yield models that differ from one of the switches' cases in a number alone; one has a tiny one, and tiny data."""
     for precision in scope.precisions:
         for kind, others in (("number", _NUMBERS), ("close", _CLOSE)):
             for name, other in others.items():
                 model = config_of({**SWITCHES[name], **other})
                 yield Case(name=f"{kind};{name}", model=model, precision=precision)
+    small = config_of({"layer_norm": True, "layer_norm_eps": 1e-12})
+    yield Case(name="small;layer_norm", model=small, precision=scope.main, scale=1e-5)
 
 
 @check(

@@ -9,13 +9,15 @@ from functools import partial
 from importlib.metadata import entry_points
 from types import FrameType
 
+import numpy as np
+
 from lstmcore.backend import Masks, Receipt, UnsupportedError
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.large_sizes import LENGTHS, ROWS, STEPS, WIDTHS, extent_cases
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, NotChecked
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure
 from lstmcore_conformance.suite.check import Scope, check
 
 
@@ -58,37 +60,45 @@ def precisions(tested: BackendUnderTest, case: Case) -> None:
     _judge(wrong)
 
 
-@check("refusals.features", "a switch that is not declared is refused with a reason", section=9, cases=plain_cases)
+@check(
+    "refusals.features",
+    "a switch that is not declared is refused with a reason, and one that is declared compiles",
+    section=9,
+    cases=plain_cases,
+)
 def features(tested: BackendUnderTest, case: Case) -> None:
-    if all(config.features <= tested.declared.features for config in _configs()):
-        raise NotChecked("every switch is declared")
-    wrong = [
-        refusal_error(name, partial(tested.backend.compile, config, case.precision))
-        for config in _configs()
-        for name in sorted(config.features - tested.declared.features)[:1]
-    ]
+    wrong = []
+    for config in _configs():
+        alone = Case(name="alone", model=config, precision=case.precision)
+        if missing := sorted(config.features - tested.declared.features):
+            wrong.append(refusal_error(missing[0], partial(tested.backend.compile, config, case.precision)))
+        elif tested.refusal(alone) is None:
+            tested.kernel(alone)
     _judge(wrong)
 
 
 @check(
     "refusals.calls",
-    "lengths, masks, a tape and a jvp that are not declared are refused with a reason",
+    "lengths, masks, a tape and a jvp are refused with a reason if they are not declared, and run if they are",
     section=9,
     cases=plain_cases,
 )
 def calls(tested: BackendUnderTest, case: Case) -> None:
     data, kernel = tested.device(case.data), tested.kernel(case)
     weights = tested.pack(case, data)
-    undeclared = {
-        "lengths": lambda: kernel.forward(weights, data.x, lengths=[1] * case.batch),
+    lengths = tested.backend.to_device(np.ones(case.batch, np.int64))
+    calls: dict[str, Callable[[], object]] = {
+        "lengths": lambda: kernel.forward(weights, data.x, lengths=lengths),
         "masks": lambda: kernel.forward(weights, data.x, masks=Masks()),
         "backward": lambda: kernel.forward(weights, data.x, record=True),
-        "jvp": lambda: kernel.jvp(weights, data.x, None, data.tangents),
+        "jvp": lambda: kernel.jvp(weights, data.x, data.state, data.tangents),
     }
     known = tested.declared.features | tested.declared.derivatives
-    if set(undeclared) <= known:
-        raise NotChecked("lengths, masks, backward and jvp are all declared")
-    _judge([refusal_error(name, call) for name, call in undeclared.items() if name not in known])
+    _judge([refusal_error(name, call) for name, call in calls.items() if name not in known])
+    for name, call in calls.items():
+        if name in known:
+            with tested.guard(f"a call with {name}, which is declared,"):
+                call()
 
 
 @check(

@@ -39,7 +39,7 @@ def length_cases(scope: Scope) -> Iterator[Case]:
         for name in ("plain", "reverse"):
             many = (40, 17, 0, 39, 33, 16, 1, 24, 8)
             model = config_of(SWITCHES[name])
-            yield Case(name=f"equal;{name}", model=model, precision=precision, steps=5, lengths=(3, 3, 3))
+            yield Case(name=f"equal;{name}", model=model, precision=precision, steps=5, batch=9, lengths=(3,) * 9)
             yield Case(name=f"T=1;{name}", model=model, precision=precision, steps=1, lengths=(1, 0, 1))
             yield Case(name=f"long;{name}", model=model, precision=precision, steps=40, batch=9, lengths=many)
 
@@ -113,13 +113,15 @@ def exact(tested: BackendUnderTest, case: Case) -> None:
 
 
 def dtype_cases(scope: Scope) -> Iterator[Case]:
-    """Yield one set of lengths for three models."""
-    return (case for case in few_cases(scope) if case.name.partition(";")[2] in ("plain", "reverse", "everything"))
+    """Yield one set of lengths for three models, and one of rows whose steps are more together than a byte counts."""
+    yield from (case for case in few_cases(scope) if case.name.partition(";")[2] in ("plain", "reverse", "everything"))
+    many = (40, 17, 0, 39, 33, 16, 1, 24, 8, 40, 31, 22)
+    yield Case(name="rows;plain", model=config_of({}), precision=scope.main, steps=40, batch=len(many), lengths=many)
 
 
 @check(
     "lengths.dtypes",
-    "lengths of every integer dtype, signed or unsigned, give the same bits",
+    "lengths of every integer dtype, signed or unsigned, and of any strides give the same bits",
     section=4,
     cases=dtype_cases,
     needs=("lengths",),
@@ -129,6 +131,12 @@ def dtypes(tested: BackendUnderTest, case: Case) -> None:
     for dtype in INTEGERS:
         data = replace(case.data, lengths=np.array(case.lengths, dtype))
         same_bits(f"lengths of {dtype}", tested.forward(case, data), expected)
+    spread = np.full(2 * case.batch, case.steps)[::2]
+    turned = np.array(case.lengths)[::-1].copy()[::-1]
+    spread[...] = turned
+    for what, lengths in (("every second number", spread), ("negative strides", turned)):
+        device = replace(tested.device(case.data), lengths=lengths)
+        same_bits(f"lengths of {what}", tested.outputs(tested.call(case, device)), expected)
 
 
 @check(

@@ -15,7 +15,7 @@ from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, NotChecked, compare
 from lstmcore_conformance.suite.check import Scope, check
-from lstmcore_conformance.suite.device_memory import Lay, ToDevice, laid, offset, overwrite, sharing, strides
+from lstmcore_conformance.suite.device_memory import Lay, ToDevice, laid, offset, overwritten, sharing, strides
 
 #: The boundary, in bytes, from which `_barely_aligned` keeps away.
 _VECTOR: Final = 64
@@ -175,6 +175,6 @@ def _owned(tested: BackendUnderTest, case: Case, out: Any) -> Measure:
     done = tested.call(case, data, record=True, weights=weights, out=out)
     if data.lengths is not None:
         data.lengths[...] = 0
-    masks = [] if data.masks is None else [mask for mask in data.masks if mask is not None]
-    overwrite((data.x, *(data.state or ()), *masks, done.y, *done.state))
-    return compare(tested.backward(case, data, weights, done), budgets.gradients(case))
+    given = {name: array for name, array in data.arrays() if name == "x" or name.startswith(("state.", "masks["))}
+    with overwritten(given | tested.output_arrays(done)):
+        return compare(tested.backward(case, data, weights, done), budgets.gradients(case))

@@ -206,6 +206,7 @@ _UNITS = ("y", "h_n", "c_n", "dh0", "dc0")
     "the reversed direction is the other one on rows that are turned around within their lengths",
     4,
     Kind(stacks=False),
+    ("reverse",),
 )
 def _other_direction(tested: BackendUnderTest, case: Case) -> Measure:
     other = replace(case, model=replace(case.config, reverse=not case.config.reverse))

@@ -98,8 +98,14 @@ def _with_rounded_or_exact_h(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(got, _within_either(case, got["c_n"], rounded, exact))
 
 
+def _first_cases(scope: Scope) -> Iterator[Case]:
+    """Yield a step with many products, and one whose gates read the cell."""
+    yield from _cases("first16", 1, 5, **_WIDE)(scope)
+    yield from _cases("first16,peephole", 1, 5, peephole=True)(scope)
+
+
 for _id, _claim, _section, _make in (
-    ("first_step", "products, gates and the cell of the first step have float32", 8, _cases("first16", 1, 5, **_WIDE)),
+    ("first_step", "products, peepholes, gates and the cell of the first step have float32", 8, _first_cases),
     ("next_step", "the second step reads the h that y has, or one of more digits", 8, _cases("next16", 2, 5, **_WIDE)),
     ("next_layer", "a layer reads the y of the one below, or one of more digits", 6, _cases("stack16", 1, 5, layers=2)),
 ):

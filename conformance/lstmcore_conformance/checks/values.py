@@ -23,6 +23,7 @@ SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "N=1": (4, 1, {}),
     "N=1,everything": (4, 1, SWITCHES["everything"]),
     "H=1": (4, 3, {"hidden_size": 1}),
+    "H=1,layer_norm": (4, 3, {"hidden_size": 1, "layer_norm": True}),
     "I=1": (4, 3, {"input_size": 1}),
     "all=1": (1, 1, {"hidden_size": 1, "input_size": 1}),
     "H=2,P=1": (4, 3, {"hidden_size": 2, "proj_size": 1}),
@@ -38,9 +39,10 @@ SIZES: Final[Mapping[str, tuple[int, int, Mapping[str, Any]]]] = {
     "H=260": (2, 3, {"hidden_size": 260, "input_size": 130}),
     "I=300": (2, 3, {"input_size": 300}),
     "N=33": (3, 33, {"peephole": True}),
+    "N=47": (3, 47, {}),
     "N=130": (3, 130, {}),
     "T=61": (61, 2, {}),
-    "T=200": (200, 2, {}),
+    "T=257,N=1": (257, 1, {}),
 }
 
 #: T and N of the sums of `backward.rows`: so many that one running sum in the compute dtype exceeds the budget.

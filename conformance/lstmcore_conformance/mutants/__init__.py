@@ -9,6 +9,7 @@ it. To add one, call `edit` or `edits`, or decorate a function that returns a ba
 from __future__ import annotations
 
 from lstmcore_conformance.mutants import (  # noqa: F401  (they register)
+    blind_spots,
     shortcuts,
     side_effects,
     size_thresholds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lstmcore.backend import Backend, Capabilities, Forward, Kernel
+from lstmcore.backend import Backend, Capabilities, Forward, Kernel, UnsupportedError
 from lstmcore.config import LSTMConfig
 from lstmcore.precision import Precision, get_precision
 from lstmcore_conformance.mutants.construction import backend_of, fault
@@ -16,6 +16,23 @@ from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
 class _JvpClaimed(NaiveKernel):
     def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
         raise NotImplementedError("jvp")
+
+
+@fault("contract.jvp_refused", "jvp is declared and refused", "refusals.calls")
+class _JvpRefused(NaiveKernel):
+    def _jvp(self, *args: Any) -> tuple[Forward, Forward]:
+        raise UnsupportedError("jvp: not at this size")
+
+
+@fault("contract.peephole_refused", "peepholes are declared, and refused when they compile", "refusals.features")
+def _peephole_refused() -> Backend:
+    class B(NaiveBackend):
+        def _compile(self, config: LSTMConfig, precision: Precision) -> Kernel:
+            if config.peephole:
+                raise UnsupportedError("peephole: not together with this precision")
+            return super()._compile(config, precision)
+
+    return B()
 
 
 @fault("contract.peephole_claimed", "peepholes are declared and not implemented", "forward.switches")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcore.backend import Backend, Forward, Gradients, Kernel, State
+from lstmcore.backend import Backend, Forward, Gradients, Kernel, Masks, State
 from lstmcore.stored_weights import SAME
 from lstmcore_conformance.mutants.construction import backend_of, fault
 from lstmcore_conformance.oracle.naive import NaiveKernel
@@ -106,6 +106,21 @@ def _out_copied() -> dict[str, Any]:
     return {"forward": forward}
 
 
+def _out_over_state() -> dict[str, Any]:
+    def forward(self: Any, weights: Any, x: Any, state: Any = None, **options: Any) -> Forward:
+        return Kernel.forward(self, weights, x, None if state is None else State(*map(np.array, state)), **options)
+
+    return {"forward": forward}
+
+
+def _out_over_mask() -> dict[str, Any]:
+    def forward(self: Any, *arguments: Any, masks: Any = None, **options: Any) -> Forward:
+        copies = masks and Masks(*(None if mask is None else np.array(mask) for mask in masks))
+        return Kernel.forward(self, *arguments, masks=copies, **options)
+
+    return {"forward": forward}
+
+
 def _byte_lengths() -> dict[str, Any]:
     def forward(self: Any, weights: Any, x: Any, state: Any = None, *, lengths: Any = None, **options: Any) -> Forward:
         if getattr(lengths, "dtype", None) == np.uint8:
@@ -138,4 +153,6 @@ _overridden("errors.tangents", "a wrong tangent is a RuntimeError", "errors.tang
 _overridden("errors.named_state", "a state must have the attributes h and c", "state.forms", _named_state)
 _overridden("errors.masked", "the mask of a masked x is ignored", "errors.masked", _unmasked)
 _overridden("errors.masked_weights", "masks of parameters are ignored", "errors.masked", _unmasked_parameters)
+_overridden("errors.out_over_state", "an out that overlaps the state is written to", "errors.out", _out_over_state)
+_overridden("errors.out_over_mask", "an out that overlaps a mask is written to", "errors.out", _out_over_mask)
 _overridden("errors.out_of_itself", "an out whose entries share memory is written to", "errors.out", _out_copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any, ClassVar
 
@@ -204,6 +205,21 @@ class _PackBorrows(NaiveKernel):
         return dict(parameters)
 
 
+@fault("contract.pack_borrows_for_backward", "gradients are made with the arrays that were packed", "pack.copies")
+class _PackBorrowsForBackward(NaiveKernel):
+    def _pack(self, parameters: Mapping[str, Array]) -> Any:
+        return super()._pack(parameters), dict(parameters)
+
+    def _forward(self, weights: Any, *args: Any, **options: Any) -> tuple[Array, State, Any]:
+        return super()._forward(weights[0], *args, **options)
+
+    def _backward(self, weights: Any, saved: Any, dy: Array | None, dstate: State | None) -> Gradients:
+        return super()._backward(weights, replace(saved, parameters=weights[1]), dy, dstate)
+
+    def _jvp(self, weights: Any, *args: Any) -> tuple[Forward, Forward]:
+        return super()._jvp(weights[0], *args)
+
+
 @fault("contract.one_pack", "the kernel keeps one set of weights", "pack.many")
 class _OnePack(NaiveKernel):
     def _pack(self, parameters: Mapping[str, Array]) -> Any:
@@ -221,6 +237,13 @@ class _TapeUsedUp(NaiveKernel):
         for _, step in saved.steps:
             step.c_before = step.c_before + 1
         return gradients
+
+
+@fault("contract.frozen_state", "the final c is read-only, and the tape refers to it", "tape.owns")
+class _FrozenState(Hooked):
+    def after(self, y: Array, last: State, tape: Any, x: Array, state: State | None) -> tuple[Array, State, Any]:
+        last.c.flags.writeable = False
+        return y, last, tape
 
 
 @fault("contract.tape_shared", "the kernel keeps one tape, of the last recorded call", "tape.reuse")

@@ -50,7 +50,11 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("precisions", ", ".join(report.precisions)),
         ("derivatives", ", ".join(report.derivatives) or "none"),
         ("switches", f"{len(report.features)} declared"),
-        ("cases", f"{report.count} ran, {len(report.bad)} of them failed"),
+        (
+            "cases",
+            f"{report.count} ran, {len(report.bad)} of them failed"
+            + (f"; {report.unchecked} could not be checked" if report.unchecked else ""),
+        ),
         (
             "profile",
             report.profile

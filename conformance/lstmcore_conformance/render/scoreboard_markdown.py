@@ -17,7 +17,7 @@ from lstmcore_conformance.scoreboard.board import (
     speed_cell,
     verdict,
 )
-from lstmcore_conformance.suite.report import as_number
+from lstmcore_conformance.suite.report_text import as_number
 
 #: Between these lines the README shows the top of the scoreboard.
 BEGIN: Final = "<!-- scoreboard: made by python -m lstmcore_conformance.scoreboard -->"

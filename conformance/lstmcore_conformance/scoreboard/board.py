@@ -19,7 +19,8 @@ from lstmcore_conformance.bench.statistics import geometric_mean
 from lstmcore_conformance.bench.summary import Setting, compare, fastest, plain, settings
 from lstmcore_conformance.json_files import check_schema, read_object
 from lstmcore_conformance.render.compact_json import compact_json
-from lstmcore_conformance.suite.report import REPORT_VERSION, as_number
+from lstmcore_conformance.suite.report import REPORT_VERSION
+from lstmcore_conformance.suite.report_text import as_number
 
 SCHEMA: Final = "lstmcore-scoreboard"
 VERSION: Final = 1
@@ -153,15 +154,20 @@ def _check_cells(path: str | Path, runs: Iterable[Digest]) -> None:
                     )
 
 
+#: A section of which no case is counted yet.
+_EMPTY: Final = {"cases": 0, "failed": 0, "expected": 0, "unchecked": 0, "share": None, "in": ""}
+
+
 def of_report(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the scoreboard keeps of a report in JSON, which fits report.schema.json."""
     sections: dict[str, dict[str, Any]] = {}
     for check in values["checks"]:
-        one = sections.setdefault(check["section"], {"cases": 0, "failed": 0, "expected": 0, "share": None, "in": ""})
+        one = sections.setdefault(check["section"], {**_EMPTY})
         outcomes = Counter(item["outcome"] for item in check["items"])
         one["cases"] += check["cases"]
         one["failed"] += outcomes["failed"] + outcomes["error"]
         one["expected"] += outcomes["expected failure"]
+        one["unchecked"] += outcomes["not checked"]
         if check.get("worst"):
             share = check["worst"]["share"]
             if one["share"] is None or as_number(share) > as_number(one["share"]):
@@ -229,30 +235,35 @@ def verdict(report: Digest | None) -> str:
     if report is None:
         return "not checked"
     counts = report["counts"]
-    passed = counts.get("passed", 0)
+    passed, unchecked = counts.get("passed", 0), counts.get("not checked", 0)
     bad = counts.get("failed", 0) + counts.get("error", 0)
+    if unchecked and not (bad or passed):
+        return f"nothing tested; {unchecked} not checked"
     if bad or not report["conforms"]:
         return f"does not conform: {bad} of {passed + bad}{' selected' if report['selection'] else ''} failed"
-    unrun = set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"])
+    rest = f"; {unchecked} not checked" if unchecked else ""
     if report["selection"] is not None:
-        return f"{passed} of a selection, not of the suite"
+        return f"{passed} of a selection, not of the suite{rest}"
     if report["profile"] == "smoke":
-        return f"{passed} of the smoke profile, not of the suite"
-    expected = f"; {_expected(count)}" if (count := counts.get("expected failure", 0)) else ""
-    if unrun:
-        return f"{passed}; {', '.join(sorted(unrun))} declared, not run{expected}"
-    return f"{passed} passed{expected}" if expected else f"all {passed} of the {report['profile']} profile"
+        return f"{passed} of the smoke profile, not of the suite{rest}"
+    if count := counts.get("expected failure", 0):
+        rest = f"; {_expected(count)}{rest}"
+    if unrun := set(PRECISIONS) - set(report["undeclared"]) - set(report["precisions"]):
+        return f"{passed}; {', '.join(sorted(unrun))} declared, not run{rest}"
+    return f"{passed} passed{rest}" if rest else f"all {passed} of the {report['profile']} profile"
 
 
 def section_cell(report: Digest | None, section: str) -> str:
-    """Cases of a section, and the largest share of a budget."""
+    """Cases of a section, the largest share of a budget, and how many could not be checked."""
     one = None if report is None else report["sections"].get(section)
+    unchecked = 0 if one is None else one.get("unchecked", 0)  # a board of an earlier version has none
+    rest = [f"{unchecked} not checked"] if unchecked else []
     if one is None or not one["cases"]:
-        return "-"
+        return ", ".join(rest) or "-"
     if one["failed"]:
-        return f"{one['failed']} of {one['cases']} failed"
+        return ", ".join([f"{one['failed']} of {one['cases']} failed", *rest])
     told = f"{one['cases']}" if one["share"] is None else f"{one['cases']} ({as_number(one['share']):.2g})"
-    return f"{told}, {_expected(one['expected'])}" if one["expected"] else told
+    return ", ".join([told, *([_expected(one["expected"])] if one["expected"] else []), *rest])
 
 
 def _expected(count: int) -> str:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from lstmcore.config import check_version
 from lstmcore_conformance.json_files import check_schema, read_object
-from lstmcore_conformance.suite.report import REPORT_VERSION, Report, as_number, counted
+from lstmcore_conformance.suite.report import REPORT_VERSION, Report
+from lstmcore_conformance.suite.report_text import as_number, counted
 
 #: A share grew or shrank if the larger one is more than so many times the smaller one, and above `NOTABLE`.
 FACTOR: Final = 1.5
@@ -26,6 +27,8 @@ class Changes:
     ----------
     broken, mended
         Items that fail now and did not, and the other way round.
+    unchecked, checked
+        Items that are not checked now and ran before, and those that pass now and were not checked before.
     new, gone
         Items that only one of the two reports has; with another selection or profile most of them are.
     grown, shrunk
@@ -36,6 +39,8 @@ class Changes:
 
     broken: tuple[str, ...]
     mended: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    checked: tuple[str, ...]
     new: tuple[str, ...]
     gone: tuple[str, ...]
     grown: tuple[tuple[str, float, float], ...]
@@ -47,6 +52,8 @@ class Changes:
         groups = [
             ("fail and did not before", [*self.broken]),
             ("pass and failed before", [*self.mended]),
+            ("could not be checked, and ran before", [*self.unchecked]),
+            ("pass, and could not be checked before", [*self.checked]),
             ("were not in the earlier report", [*self.new]),
             ("are not in this report", [*self.gone]),
             ("have a larger error", [f"{id}: {old:.3g} to {now:.3g} of the budget" for id, old, now in self.grown]),
@@ -82,6 +89,7 @@ def changes(before: dict[str, Any], report: Report) -> Changes:
     """Return what changed from a report in JSON to a new one."""
     old, new = _items(before), _items(report.to_dict())
     both = [id for id in new if id in old]
+    ran_before, ran_now = ({id for id in each if _ran(each[id])} for each in (old, new))
     shares = [
         (id, as_number(old[id]["share"]), as_number(new[id]["share"]))
         for id in both
@@ -90,9 +98,11 @@ def changes(before: dict[str, Any], report: Report) -> Changes:
     versions = before["versions"]
     return Changes(
         broken=tuple(id for id in both if _bad(new[id]) and not _bad(old[id])),
-        mended=tuple(id for id in both if _bad(old[id]) and not _bad(new[id])),
-        new=tuple(id for id in new if id not in old),
-        gone=tuple(id for id in old if id not in new),
+        mended=tuple(id for id in both if _bad(old[id]) and id in ran_now and not _bad(new[id])),
+        unchecked=tuple(id for id in both if id in ran_before and id not in ran_now),
+        checked=tuple(id for id in both if id in ran_now and id not in ran_before and not _bad(new[id])),
+        new=tuple(id for id in new if id in ran_now and id not in old),
+        gone=tuple(id for id in old if id in ran_before and id not in new),
         grown=tuple((id, was, now) for id, was, now in shares if now > max(FACTOR * was, NOTABLE)),
         shrunk=tuple((id, was, now) for id, was, now in shares if was > max(FACTOR * now, NOTABLE)),
         versions=tuple(
@@ -104,9 +114,13 @@ def changes(before: dict[str, Any], report: Report) -> Changes:
 
 
 def _items(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the items of a report that ran, by id."""
+    """Return the items of a report that ran or could not be checked, by id."""
     items = [item for check in values["checks"] for item in check["items"]]
-    return {item["id"]: item for item in items if item["outcome"] not in ("unsupported", "not checked")}
+    return {item["id"]: item for item in items if item["outcome"] != "unsupported"}
+
+
+def _ran(item: dict[str, Any]) -> bool:
+    return bool(item["outcome"] != "not checked")
 
 
 def _bad(item: dict[str, Any]) -> bool:

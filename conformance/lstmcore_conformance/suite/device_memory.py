@@ -6,13 +6,14 @@ says so, and no check passes for want of a way to look.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from lstmcore_conformance.cases.case import Array, Data
-from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, NotChecked
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, NotChecked
 
 #: What makes an array of a device from one on the host, as `Backend.to_device` does.
 ToDevice: TypeAlias = Callable[[Array], Any]
@@ -35,24 +36,37 @@ def write(array: Any, values: Any) -> None:
         raise NotChecked(f"arrays of type {type(array).__name__} cannot be written to: {why}") from error
 
 
-def overwrite(arrays: Iterable[Any]) -> None:
-    """Fill the arrays with NaN, but for those that cannot change.
+@contextmanager
+def overwritten(arrays: Mapping[str, Any]) -> Iterator[None]:
+    """Fill every array with NaN; the block then judges the backend.
+
+    Parameters
+    ----------
+    arrays
+        Name -> array of the device.
 
     Raises
     ------
+    Failure
+        An array of NumPy cannot be written to, though the caller may do so with all arrays but read-only inputs.
     NotChecked
-        No array can be written to.
+        The block passes, and an array of a device could not be written to.
     """
-    reasons: list[NotChecked] = []
-    written = 0
-    for array in arrays:
+    reasons: dict[str, list[str]] = {}
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            raise Failure(f"{name}: expected an array that can be written to; got a read-only one")
         try:
             write(array, np.nan)
-            written += 1
         except NotChecked as reason:
-            reasons.append(reason)
-    if reasons and not written:
-        raise reasons[0]
+            reasons.setdefault(str(reason), []).append(name)
+    yield
+    if reasons:
+        left = len(arrays) - sum(map(len, reasons.values()))
+        if not left:
+            raise NotChecked("; ".join(reasons))
+        kept = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())
+        raise NotChecked(f"{kept}; with the other {left} overwritten all is right")
 
 
 def sharing(

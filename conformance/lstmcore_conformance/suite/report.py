@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,12 +15,18 @@ from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.oracle.budgets import Measure
 from lstmcore_conformance.suite.backend_under_test import above
 from lstmcore_conformance.suite.error_map import ErrorMap
+from lstmcore_conformance.suite.report_text import counted, written
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 #: Version of the JSON form. It grows if a field changes its meaning or is removed; a new field does not change it.
-REPORT_VERSION: Final = 1
+#: Since version 2 a case can be "not checked", where version 1 called it passed; each check has their number.
+#: Since version 2 a case can be "not checked", where version 1 called it passed; each check has their number.
+REPORT_VERSION: Final = 2
+
+#: What the message of a case that was not checked begins with.
+UNCHECKED: Final = "not checked, because "
 
 
 class Outcome(Enum):
@@ -83,7 +88,7 @@ class ItemReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the form for JSON."""
         values: dict[str, Any] = {"id": self.id, "case": self.case, "outcome": self.outcome.value}
-        values |= {"share": _number(self.worst.share)} if self.worst else {}
+        values |= {"share": written(self.worst.share)} if self.worst else {}
         values |= {"message": self.message} if self.message else {}
         values |= {"reproduce": self.reproduce} if self.reproduce else {}
         values |= {"where": self.where.to_dict()} if self.where else {}
@@ -172,10 +177,10 @@ class CheckReport:
                 "item": worst.id,
                 "array": measured.array,
                 "index": list(measured.index),
-                "got": _number(measured.got),
-                "expected": _number(measured.expected),
-                "budget": _number(measured.budget),
-                "share": _number(measured.share),
+                "got": written(measured.got),
+                "expected": written(measured.expected),
+                "budget": written(measured.budget),
+                "share": written(measured.share),
             }
         return values
 
@@ -257,6 +262,11 @@ class Report:
         return sum(item.message == above(self.max_work) for check in self.checks for item in check.items)
 
     @property
+    def unchecked(self) -> int:
+        """The number of cases that could not be checked."""
+        return sum(check.unchecked for check in self.checks)
+
+    @property
     def conforms(self) -> bool:
         """Whether something ran and all that ran passed; `result` says whether that was the whole suite."""
         return self.result in (Result.CONFORMS, Result.PARTIAL)
@@ -278,16 +288,11 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line, which claims nothing that did not run."""
-        where, known = ", ".join(self.precisions), len(self.expected)
-        rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
-        if self.untried:
-            rest += f"; {counted(len(self.untried), 'expected failure')} did not run"
-        if self.capped:
-            rest += f"; {counted(self.capped, 'case')} of {above(self.max_work or 0)} did not run"
+        where, known, rest = ", ".join(self.precisions), len(self.expected), self._left_out()
         if self.result is Result.FAILS:
             return f"{self.backend} does not conform: {len(self.bad)} of {counted(self.count, 'case')} failed{rest}"
         if self.result is Result.NOTHING:
-            return f"nothing was tested of {self.backend}: it declares nothing that the selected cases need"
+            return f"nothing was tested of {self.backend}: {self._why_nothing()}"
         but = f" but for {counted(known, 'expected failure')}" if known else ""
         if self.selection or self.profile == "smoke":
             kind = "selected case" if self.selection else "case"
@@ -298,8 +303,28 @@ class Report:
             return f"{self.backend} passes {counted(self.count, 'case')} in {where}{but}{rest}"
         if known:
             return f"{self.backend} conforms in {where}{but}: {counted(self.count - known, 'case')} passed{rest}"
-        cases = counted(self.count, "case")
-        return f"{self.backend} conforms in {where}: all {cases} of the {self.profile} profile passed{rest}"
+        cases = ("" if self.unchecked else "all ") + counted(self.count, "case")
+        return f"{self.backend} conforms in {where}: {cases} of the {self.profile} profile passed{rest}"
+
+    def _left_out(self) -> str:
+        """Return the end of the verdict: what did not run or could not be checked."""
+        rest = f"; declared and not tested: {', '.join(self.untested)}" if self.untested else ""
+        if self.untried:
+            rest += f"; {counted(len(self.untried), 'expected failure')} did not run"
+        if self.capped:
+            rest += f"; {counted(self.capped, 'case')} of {above(self.max_work or 0)} did not run"
+        return rest + (f"; {counted(self.unchecked, 'case')} could not be checked" if self.unchecked else "")
+
+    def _why_nothing(self) -> str:
+        """Return why no case ran: the first reason, and the number of others."""
+        if self.unchecked:
+            reasons = list(dict.fromkeys(item.message for _, item in self.items(Outcome.NOT_CHECKED)))
+            more = f" (and {counted(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
+            because = reasons[0].removeprefix(UNCHECKED)
+            return f"{counted(self.unchecked, 'case')} could not be checked, because {because}{more}"
+        if self.capped:
+            return f"{counted(self.capped, 'case')} of {above(self.max_work or 0)} did not run"
+        return "it declares nothing that the selected cases need"
 
     @property
     def count(self) -> int:
@@ -348,21 +373,6 @@ class Report:
         from lstmcore_conformance.suite.report_terminal import show  # a report can be made and written without rich
 
         show(self, console)
-
-
-def counted(count: int, what: str) -> str:
-    """Return for example "1 case" or "2 cases"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-def as_number(share: float | str) -> float:
-    """Return a share as a report writes it; one that is no number is worse than all others."""
-    value = float(share)
-    return math.inf if math.isnan(value) else value
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def show(report: Report, console: Console) -> None:
             check.id,
             check.section,
             Text(check.outcome.value, _STYLES[check.outcome]),
-            str(check.ran),
+            f"{check.ran} ({check.unchecked} not checked)" if check.unchecked else str(check.ran),
             "" if share is None else f"{share:.3g}",
         )
     console.print(table)

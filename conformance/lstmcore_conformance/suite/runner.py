@@ -24,7 +24,7 @@ from lstmcore_conformance.suite.check import PROFILES, Check, Profile, Scope, al
 from lstmcore_conformance.suite.error_map import ErrorMap, locate
 from lstmcore_conformance.suite.expected_failures import check_ids, complete_checks, judged, untried
 from lstmcore_conformance.suite.failure_files import save_failure
-from lstmcore_conformance.suite.report import CheckReport, ItemReport, Outcome, Report
+from lstmcore_conformance.suite.report import UNCHECKED, CheckReport, ItemReport, Outcome, Report
 from lstmcore_conformance.suite.selection import selector
 
 #: Called with the number of items done, the number of all items, and the id of the next one.
@@ -152,7 +152,7 @@ def run_item(tested: BackendUnderTest, item: Item) -> ItemReport:
         if tested.failures is not None:
             save_failure(tested.failures, tested, item.id, failure)
     except NotChecked as reason:
-        outcome, message = Outcome.NOT_CHECKED, f"not checked, because {reason}"
+        outcome, message = Outcome.NOT_CHECKED, f"{UNCHECKED}{reason}"
     except Exception as error:
         outcome, message = (Outcome.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())}")
     seconds = time.perf_counter() - start

@@ -34,6 +34,9 @@ _FAR: Final = (
     "gains of one"
 )
 _SINGLE: Final = "the files have no single step with lengths"
+_RESTS: Final = (
+    "the files have no such sizes: a rest of 15 rows, a norm of one unit, a block of one row, one length for many rows"
+)
 _HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
 _FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
@@ -82,6 +85,10 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "int8a16.scale_of_batch": _STORED,
     "int8a16.scale_of_sequence": _STORED,
     "shortcut.single_step": _SINGLE,
+    "spot.rest_of_15_rows": _RESTS,
+    "spot.norm_of_one_unit": _RESTS,
+    "spot.block_of_one_row": _RESTS,
+    "spot.equal_lengths_of_rows": _RESTS,
     "int8a16.scale_of_outputs": _STORED,
     "int8a16.scale_of_states": _STORED,
     "precision.bfloat16_in_tf32": _TF32,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emulation.gpu import CupyOnHost, Gpu, GpuArray
-from lstmcore.backend import State
+from lstmcore.backend import Masks, State
 from lstmcore.config import LSTMConfig
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draws
 from lstmcore_conformance.suite.runner import Item, items, run_item
@@ -29,8 +29,8 @@ ITEMS = [
     for item in items(
         SUBJECT,
         [precision],
-        "(switches and (plain or everything or proj_size) or inputs or outputs or lengths.forward or lengths.backward "
-        "or stack or tape or pack or masks.backward or backward.sizes "
+        "(switches and (plain or everything or proj_size) or inputs or outputs or errors.out "
+        "or lengths.forward or lengths.backward or stack or tape or pack or masks.backward or backward.sizes "
         "or weights. and (int8,everything or float16,plain)) and not tiles",
     )
 ]
@@ -163,6 +163,44 @@ def test_an_array_of_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ValueError, match="x: expected an array on cuda:0, where the weights are; got one on cuda:1: co"
     ):
         kernel.forward(weights, GpuArray(np.ones((4, 1, 2), "float32"), GPU.cupy, 1))
+
+
+def test_out_without_entries_is_no_overlap() -> None:
+    """CuPy gives the address 0 for it, of which NumPy can make no array."""
+    config = LSTMConfig(input_size=3, hidden_size=3)
+    kernel = SUBJECT.backend.compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    for shape in ((0, 2, 3), (4, 0, 3)):
+        out = GPU.array_of(np.ones(shape, "float32"))
+        assert kernel.forward(weights, GPU.array_of(np.ones(shape, "float32")), out=out).y is out
+
+
+@pytest.mark.parametrize("what", ["x itself", "x, one step off", "h, a row of it", "c", "a mask", "its own rows"])
+def test_out_must_not_overlap_an_input_of_the_gpu(what: str) -> None:
+    """The addresses of arrays are compared, as those of NumPy are; nothing is copied."""
+    config = LSTMConfig(input_size=3, hidden_size=3, zoneout_hidden=0.5)
+    kernel = SUBJECT.backend.compile(config, "float32")
+    weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
+    room = GPU.array_of(np.zeros((6, 2, 3), "float32"))
+    x, h, c, masks = (GPU.array_of(np.zeros(shape, "float32")) for shape in ((4, 2, 3), (2, 3), (2, 3), (4, 2, 3)))
+    right = {"x": x, "state": State(h, c), "masks": Masks(zoneout_hidden=masks), "out": room[:4]}
+    wrong = {
+        "x itself": {"x": room[:4]},
+        "x, one step off": {"x": room[1:5]},
+        "h, a row of it": {"state": State(room[3], c)},
+        "c": {"state": (h, room[0])},
+        "a mask": {"masks": Masks(zoneout_hidden=room[2:])},
+        "its own rows": {"out": GPU.cupy.broadcast_to(room[:4, :1], (4, 2, 3))},
+    }
+
+    def call(x: Any, state: Any, masks: Masks, out: Any) -> None:
+        kernel.forward(weights, x, state, masks=masks, out=out)
+
+    call(**right)
+    GPU.counts.clear()
+    with pytest.raises(ValueError, match="out: expected memory of its own"):
+        call(**{**right, **wrong[what]})
+    assert (GPU.counts.copies_in, GPU.counts.copies_out, GPU.counts.waits) == (0, 0, 0)
 
 
 def test_an_array_that_is_not_aligned_is_copied() -> None:

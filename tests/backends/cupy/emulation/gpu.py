@@ -111,7 +111,7 @@ class GpuArray:
     def __cuda_array_interface__(self) -> dict[str, Any]:
         own = self._own
         strides = None if own.flags.c_contiguous else own.strides
-        data = (own.ctypes.data, False)
+        data = (own.ctypes.data if own.size else 0, False)  # version 3: 0 without entries
         return {"shape": own.shape, "typestr": own.dtype.str, "data": data, "strides": strides, "version": 3}
 
     def __dlpack_device__(self) -> tuple[int, int]:
