@@ -291,11 +291,10 @@ class _Addresses:
 def _addresses(array: Any) -> npt.NDArray[Any]:
     """Return an array of NumPy with the addresses of `array`, to compare. Its entries must not be read.
 
-    One without addresses, such as None or an array of another library, is empty. So is one without entries, for which
-    CuPy gives the address 0: NumPy would take that for none.
+    One without addresses, such as None or an array of another library, is empty.
     """
     interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None or 0 in interface["shape"]:
+    if interface is None:
         return np.empty(0)
     return np.asarray(_Addresses({key: interface[key] for key in ("data", "shape", "strides", "typestr")}))
 

@@ -166,7 +166,7 @@ def test_an_array_of_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_out_without_entries_is_no_overlap() -> None:
-    """CuPy gives the address 0 for it, of which NumPy can make no array."""
+    """CuPy gives the address 0 for an array without entries."""
     config = LSTMConfig(input_size=3, hidden_size=3)
     kernel = SUBJECT.backend.compile(config, "float32")
     weights = kernel.pack({name: np.ones(shape, "float32") for name, shape in config.parameter_shapes.items()})
