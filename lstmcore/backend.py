@@ -2,7 +2,7 @@
 
 A backend writes `Backend.capabilities` and `Backend._compile`, and the methods of `Kernel` with a leading underscore.
 The parts of the contract are all here under one name: `lstmcore.kernels` has the kernels, `lstmcore.containers` what
-goes in and comes out, `lstmcore.declaration` what a backend declares.
+goes in and comes out, `lstmcore.declaration` what a backend declares, `lstmcore.updates` what it may do for optimizers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from lstmcore.declaration import DERIVATIVES, Capabilities, Receipt, Unsupported
 from lstmcore.kernels import Kernel, LayerBackend, StackKernel
 from lstmcore.precision import Precision, get_precision
 from lstmcore.stack import ComposedStack
+from lstmcore.updates import Formula, Updates
 
 __all__ = [
     "DERIVATIVES",
     "Array",
     "Backend",
     "Capabilities",
+    "Formula",
     "Forward",
     "Gradients",
     "Kernel",
@@ -42,6 +44,7 @@ __all__ = [
     "Tangents",
     "Tape",
     "UnsupportedError",
+    "Updates",
     "Weights",
 ]
 

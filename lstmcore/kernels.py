@@ -22,6 +22,7 @@ from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, requir
 from lstmcore.masks import MaskDraw, draw_on_host
 from lstmcore.precision import Precision, get_precision
 from lstmcore.stored_weights import SAME, StoredMatrix, read_parameters, store_parameters
+from lstmcore.updates import Updates
 from lstmcore.uploads import Uploader
 
 
@@ -72,6 +73,14 @@ class LayerBackend(ABC):
     def uploader(self) -> Uploader:
         """Return what copies the batches of a training. The default copies by `to_device`, when a batch is told."""
         return Uploader(self.to_device)
+
+    def updates(self) -> Updates | None:
+        """Return operations of training on arrays that `locate` knows, each in a kernel or two.
+
+        None, the default, declares that there are none: optimizers and clipping compute by operations of the arrays'
+        library then, and `Optimizer.explain` says so.
+        """
+        return None
 
     def refusal(self, config: LSTMConfig, precision: Precision) -> str | None:
         """Return why `config` in `precision` is refused, or None. Override it to refuse combinations of features."""

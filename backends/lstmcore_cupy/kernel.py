@@ -27,6 +27,7 @@ from lstmcore_cupy.persistent import Name, Pass, Plan, plan, run_passes
 from lstmcore_cupy.stack import CupyStack, DirectionKernel
 from lstmcore_cupy.tape import Saved
 from lstmcore_cupy.tuning import Mode, decide
+from lstmcore_cupy.updates import CupyUpdates
 
 #: The oldest NumPy with which CuPy computes in bfloat16.
 OLDEST_NUMPY: Final = "2.1.2"
@@ -264,6 +265,7 @@ class CupyBackend(Backend):
 
     def __init__(self, device: Device, *, persistent: bool | None = None) -> None:
         self.device, self.persistent = device, persistent
+        self._updates = CupyUpdates(device)
 
     def capabilities(self) -> Capabilities:
         """Return all features but int8a16, and all derivatives, in every precision that CuPy has here."""
@@ -310,6 +312,10 @@ class CupyBackend(Backend):
     def uploader(self) -> Uploader:
         """See `Backend.uploader`."""
         return self.device.uploader()
+
+    def updates(self) -> CupyUpdates:
+        """See `Backend.updates`. They compute in float32 and float64."""
+        return self._updates
 
     def _compile(self, config: LSTMConfig, precision: Precision) -> CupyKernel:
         return CupyKernel(self, config, precision)

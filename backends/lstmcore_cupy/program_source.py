@@ -54,7 +54,7 @@ def source(name: str) -> str:
 @cache
 def fields(struct: str) -> dict[str, int]:
     """Return field -> index of a struct of the sources; all fields have 8 bytes."""
-    sources = "".join(map(source, ("rows.cu", "lstm.cu", "product.cu", "masks.cu")))
+    sources = "".join(map(source, ("rows.cu", "lstm.cu", "product.cu", "masks.cu", "updates.cu")))
     body = re.search(rf"struct {struct} {{\n(.*?)^}};", sources, re.DOTALL | re.MULTILINE)
     if body is None:
         raise ValueError(f"struct: expected one of the sources; got {struct!r}")
@@ -137,6 +137,11 @@ def product_program(precision: Precision) -> str:
 def mask_program(dtype: str) -> str:
     """Return the CUDA C++ of the kernel that draws masks of the compute format `dtype`."""
     return _defined({"STORAGE": _STORAGE[dtype]}) + source("masks.cu")
+
+
+def update_program(storage: str) -> str:
+    """Return the CUDA C++ of the steps of optimizers in a storage format."""
+    return _defined({"STORAGE": _STORAGE[storage], "UPDATES": 1}) + source("updates.cu")
 
 
 def _defined(macros: dict[str, str | int]) -> str:

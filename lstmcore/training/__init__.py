@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lstmcore.training.batches import batches_by_length, pad, split
 from lstmcore.training.callbacks import Callback, MLflow, TensorBoard, epoch_numbers
+from lstmcore.training.clipping import clip_by_global_norm, global_norm
 from lstmcore.training.files import load_model, save_model
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.judging import Evaluation
@@ -11,7 +12,7 @@ from lstmcore.training.learning import DivergedError
 from lstmcore.training.losses import CrossEntropy, GaussianLoss, Loss, MeanSquaredError, QuantileLoss
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_card import save_folder
-from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.optimizers import SGD, Adam, AdamW, Optimizer
 from lstmcore.training.plots import plot_history
 from lstmcore.training.readout import Readout
 from lstmcore.training.scaling import Standardizer

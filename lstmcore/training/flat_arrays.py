@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final, NamedTuple
 
 from lstmcore.arrays import dtype_name, is_on_host, namespace_of
+from lstmcore.kernels import LayerBackend
+from lstmcore.updates import Updates
 from lstmcore.validation import check_real
 
 Array = Any
@@ -93,3 +95,31 @@ def check_bound(bound: object) -> None:
         raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
     if not float(bound) > 0:
         raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
+
+
+def find_updates(backend: LayerBackend | None, formula: str | None, arrays: Collection[Array]) -> Updates | str:
+    """Return the updates of a backend for arrays of one library, or why operations of that library compute.
+
+    Parameters
+    ----------
+    backend
+        The backend; None for none.
+    formula
+        As for `Updates.refusal`.
+    arrays
+        All arrays but the moments.
+    """
+    if not arrays or any(map(is_on_host, arrays)):
+        return "arrays of the host"
+    if backend is None:
+        return "no backend was named"
+    updates, first = backend.updates(), next(iter(arrays))
+    if updates is None:
+        return f"backend {backend.name!r} declares no updates"
+    located = backend.locate(first)
+    if located is None or located[1] is not first:
+        return f"arrays of another library than those of backend {backend.name!r}"
+    dtypes = sorted({dtype_name(array.dtype) for array in arrays})
+    if len(dtypes) > 1:
+        return f"arrays of several dtypes, {', '.join(dtypes)}"
+    return updates.refusal(formula, dtypes[0]) or updates

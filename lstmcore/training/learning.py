@@ -11,13 +11,14 @@ import numpy as np
 
 from lstmcore.arrays import is_on_host, namespace_of, read_number
 from lstmcore.training.batches import batches_by_length
+from lstmcore.training.clipping import clip_by_global_norm, global_norm
 from lstmcore.training.data_parallel import OneRank
 from lstmcore.training.feeding import Feed, Piece
 from lstmcore.training.history import Epoch, History
 from lstmcore.training.losses import Loss
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.network import Batch, ExampleSet, Learned
-from lstmcore.training.optimizers import Optimizer, clip_by_global_norm, global_norm
+from lstmcore.training.optimizers import Optimizer
 from lstmcore.training.schedules import Schedule
 
 Array = Any
@@ -63,6 +64,7 @@ class Recipe:
     accumulate: int = 1
     truncate: int | None = None
     gradient_checkpointing: bool = False
+    loss_every: int | None = None
     ranks: OneRank = field(default_factory=OneRank)
 
 
@@ -114,7 +116,8 @@ class Learner:
         Raises
         ------
         DivergedError
-            A loss, a gradient or a parameter that is not finite; on a device this is seen at the end of the epoch.
+            A loss, a gradient or a parameter that is not finite; on a device this is seen every `Recipe.loss_every`
+            steps and at the end of the epoch.
         """
         settings, base = self.optimizer.settings, self.optimizer.settings["lr"]
         pending: list[Learned] = []
@@ -130,6 +133,8 @@ class Learner:
                     if self.schedule is not None:
                         rate = settings["lr"] = base * self.schedule.factor(piece.position, done)
                     norms, steps = norms + self._step(number, pending), steps + 1
+                    if self.recipe.loss_every is not None and steps % self.recipe.loss_every == 0:
+                        _check_device(number, steps, total, norms)
                     pending = []
         finally:
             settings["lr"] = base
@@ -173,10 +178,11 @@ class Learner:
         """Take a step along the gradient of some pieces, and return its norm before it was clipped."""
         loss, gradients = self.recipe.ranks.combine(pieces)
         _check_finite(number, "loss", loss)
+        backend = self.model.lstm.backend
         if self.recipe.clip_norm is None:
-            norm = global_norm(gradients)
+            norm = global_norm(gradients, backend=backend)
         else:
-            gradients, norm = clip_by_global_norm(gradients, self.recipe.clip_norm)
+            gradients, norm = clip_by_global_norm(gradients, self.recipe.clip_norm, backend=backend)
         _check_finite(number, "gradient norm", norm)
         stepped = self.optimizer.step(self.model.parameters, gradients)
         self._check_parameters(number, stepped, on_host=True)
@@ -206,9 +212,22 @@ def _check_finite(epoch: int, what: str, value: Any) -> None:
         raise diverged(epoch, what, value)
 
 
-def diverged(epoch: int, what: str, value: object) -> DivergedError:
-    """Return the error of an epoch in which `what` is no longer finite."""
-    return DivergedError(f"training diverged in epoch {epoch}: {what} {value}: lower the learning rate or clip_norm")
+def _check_device(epoch: int, step: int, total: Any, norms: Any) -> None:
+    """Raise DivergedError if sums over the steps of an epoch are no longer finite; a device is waited for.
+
+    On the host, where they are floats, each step was checked.
+    """
+    if isinstance(total, float) or math.isfinite(read_number(total + norms)):
+        return
+    for what, value in (("loss", read_number(total)), ("gradient norm", read_number(norms))):
+        if not math.isfinite(value):
+            raise diverged(epoch, what, value, step)
+
+
+def diverged(epoch: int, what: str, value: object, step: int | None = None) -> DivergedError:
+    """Return the error of an epoch in which `what` is no longer finite; `step` is the one before it was read."""
+    place = f"epoch {epoch}" if step is None else f"epoch {epoch}, by its step {step}"
+    return DivergedError(f"training diverged in {place}: {what} {value}: lower the learning rate or clip_norm")
 
 
 def restored(error: DivergedError, history: History) -> DivergedError:

@@ -1,4 +1,4 @@
-"""Optimizers as PyTorch defines them, and gradient clipping. They map arrays by name to new arrays by name.
+"""Optimizers as PyTorch defines them. They map arrays by name to new arrays by name.
 
 Arrays are those of one library on one device, see `lstmcore.arrays`, and so are the results.
 """
@@ -10,19 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from lstmcore.arrays import as_number, cast_number, device_of, dtype_name, namespace_of
+from lstmcore.arrays import device_of, dtype_name, namespace_of
 from lstmcore.config import finite, integer
+from lstmcore.kernels import LayerBackend
 from lstmcore.scalars import flag
 from lstmcore.training.flat_arrays import (
     FlatGroup,
     blocks_of,
-    check_bound,
     check_floats,
+    find_updates,
     flat_copy,
-    flatten_on_device,
     group_arrays,
     move_by,
 )
+from lstmcore.updates import Formula, Updates
 
 Array = Any
 Arrays = dict[str, Array]
@@ -54,10 +55,29 @@ class Optimizer(ABC):
         self.steps = 0
         self._layout: tuple[Any, ...] = ()
         self._groups: list[FlatGroup] = []
+        self._backend: LayerBackend | None = None
+        self._updates: Updates | None = None
+        self._path = "no step yet"
+
+    def __init_subclass__(cls) -> None:
+        """Let a rule with an `_update` of its own have no formula, unless it has one of its own too."""
+        if "_update" in vars(cls) and "_formula" not in vars(cls):
+            cls._formula = Optimizer._formula  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has, which arranges its moments anew: a layout has a module, which is not copied."""
-        return self.__dict__ | {"_layout": ()}
+        """Return what a copy has, which arranges its moments anew: it shares no module and no device."""
+        return self.__dict__ | {"_layout": (), "_backend": None, "_updates": None}
+
+    def use_backend(self, backend: LayerBackend | None) -> None:
+        """Let steps on arrays of the device of `backend` be one kernel each, if it declares `Backend.updates`.
+
+        None lets operations of the arrays' library compute again. `Trainer` calls it for its runs; a copy has none.
+        """
+        self._backend, self._layout = backend, ()
+
+    def explain(self) -> str:
+        """Return how the last step was computed: in one kernel of a backend, or by operations of a library, and why."""
+        return self._path
 
     def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> Arrays:
         """Return the parameters after one step, as fresh arrays of the same dtypes.
@@ -82,12 +102,20 @@ class Optimizer(ABC):
         self.steps += 1
         moved: Arrays = {}
         for group in self._groups:
-            value, gradient = group.flatten(xp, parameters), group.flatten(xp, gradients)
-            for part in blocks_of(value):
-                own = {moment: flat[part] for moment, flat in group.moments.items()}
-                self._update(xp, value[part], gradient[part], own)
-            moved |= group.split(xp, xp.astype(value, parameters[group.names[0]].dtype, copy=False))
+            moved |= group.split(xp, self._move(xp, group, parameters, gradients))
         return moved if len(self._groups) == 1 else {name: moved[name] for name in parameters}
+
+    def _move(self, xp: Any, group: FlatGroup, *both: Mapping[str, Array]) -> Array:
+        """Return the parameters of a group after a step, as one flat array; `both` are parameters and gradients."""
+        formula = None if self._updates is None else self._formula(self.steps)
+        if self._updates is not None and formula is not None:
+            values, slopes = ([arrays[name] for name in group.names] for arrays in both)
+            return self._updates.move(formula, values, slopes, list(group.moments.values()))
+        value, gradient = (group.flatten(xp, arrays) for arrays in both)
+        for part in blocks_of(value):
+            own = {moment: flat[part] for moment, flat in group.moments.items()}
+            self._update(xp, value[part], gradient[part], own)
+        return xp.astype(value, both[0][group.names[0]].dtype, copy=False)
 
     def _arrange(self, xp: Any, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
         """Arrange the moments for these parameters and gradients, which are those of the step before as a rule."""
@@ -110,6 +138,15 @@ class Optimizer(ABC):
                 group.moments[moment] = xp.astype(flat if self.steps else xp.zeros_like(flat), dtype, copy=False)
                 layout = layout if dtype == none[0].dtype else ()  # the next step arranges anew, and refuses them
         self._groups, self._layout = groups, layout
+        self._find_updates([*parameters.values(), *gradients.values()])
+
+    def _find_updates(self, arrays: list[Array]) -> None:
+        """Find out what computes steps on these arrays: `Updates` of the backend, or operations of their library."""
+        backend, formula = self._backend, self._formula(self.steps + 1)
+        why = find_updates(backend, formula.name, arrays) if formula else f"{type(self).__name__} has no formula"
+        self._updates, self._path = None, f"operations of the arrays' library: {why}"
+        if backend is not None and not isinstance(why, str):
+            self._updates, self._path = why, f"one kernel of backend {backend.name!r}"
 
     def _dtype_after(self, value: Array, gradient: Array) -> Any:
         """Return the dtype that the formulas give the moments in this step; the arrays are empty."""
@@ -172,6 +209,10 @@ class Optimizer(ABC):
             FlatGroup((name,), (value.shape,), {m: flat_copy(state[m][name]) for m in self._used()} if steps else {})
             for name, value in parameters.items()
         ]
+
+    def _formula(self, step: int) -> Formula | None:
+        """Return the formula of a step, counted from 1; None if `_update` alone has the rule."""
+        return None
 
     def _used(self) -> tuple[str, ...]:
         """Return those of `moments` that these settings need."""
@@ -262,6 +303,9 @@ class SGD(Optimizer):
             gradient = gradient + momentum * m if self.settings["nesterov"] else m
         move_by(xp, value, value, lr * gradient)
 
+    def _formula(self, step: int) -> Formula:
+        return Formula("sgd", self.settings | {"initial": float(step == 1)})
+
 
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2014, arXiv:1412.6980) as ``torch.optim.Adam``.
@@ -313,6 +357,12 @@ class Adam(Optimizer):
         root += eps
         move_by(xp, value, start, (lr / (1 - beta1**self.steps)) * m / root)
 
+    def _formula(self, step: int) -> Formula:
+        lr, beta1, beta2, eps, decay = (self.settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+        numbers = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0 if self._decoupled else decay}
+        numbers |= {"rate": lr / (1 - beta1**step), "correction": math.sqrt(1 - beta2**step)}
+        return Formula("adam", numbers | {"shrink": 1 - lr * decay if self._decoupled else 1.0})
+
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) as ``torch.optim.AdamW``.
@@ -347,54 +397,3 @@ class AdamW(Adam):
 
 
 OPTIMIZERS: Final[Mapping[str, type[SGD] | type[Adam]]] = {rule.name: rule for rule in (SGD, Adam, AdamW)}
-
-
-def global_norm(gradients: Mapping[str, Array]) -> Any:
-    """Return the L2 norm of all gradients together, summed in float64: a float, or an array () of a device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A gradient that is no array of floating-point numbers, or arrays of two libraries or on two devices.
-
-    Examples
-    --------
-    >>> global_norm({"a": np.array([3.0]), "b": np.array([4.0])})
-    5.0
-    """
-    xp = namespace_of(**check_floats("gradients", gradients))
-    parts = [flat for _, flat in flatten_on_device(xp, gradients)] or gradients.values()
-    return as_number(xp.sqrt(xp.asarray(sum(xp.sum(xp.square(xp.astype(part, xp.float64))) for part in parts))))
-
-
-def clip_by_global_norm(gradients: Mapping[str, Array], bound: float) -> tuple[Arrays, float]:
-    """Scale all gradients by ``bound / norm`` if their global norm is above `bound`.
-
-    Returns the gradients and the norm that they had, as `global_norm` does. On a device nothing waits for it: all
-    gradients are multiplied, by 1 if they are not to be scaled.
-
-    Raises
-    ------
-    TypeError
-        Gradients that are no arrays of floating-point numbers, or a `bound` that is no number.
-    ValueError
-        `bound` is not > 0.
-
-    Examples
-    --------
-    >>> clipped, norm = clip_by_global_norm({"a": np.array([3.0]), "b": np.array([4.0])}, 2.5)
-    >>> norm, clipped["b"].tolist()
-    (5.0, [2.0])
-    """
-    check_bound(bound)
-    norm, xp = global_norm(gradients), namespace_of(*gradients.values())
-    if isinstance(norm, float):
-        if norm <= bound or not math.isfinite(norm):
-            return dict(gradients), norm
-        return {
-            name: xp.astype(value * (bound / norm), value.dtype, copy=False) for name, value in gradients.items()
-        }, norm
-    factor, scaled = xp.where((norm > bound) & xp.isfinite(norm), bound / norm, 1.0), dict[str, Array]()
-    for group, flat in flatten_on_device(xp, gradients):
-        scaled |= group.split(xp, flat * cast_number(factor, flat))
-    return {name: scaled[name] for name in gradients}, norm

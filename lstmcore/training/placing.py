@@ -83,7 +83,7 @@ def _made_by(backend: LayerBackend, model: SequenceModel) -> Array:
 
 @contextmanager
 def computing_on(device: str | None, model: SequenceModel, optimizer: Optimizer) -> Iterator[None]:
-    """Keep the parameters and moments of a run on a device, and put the parameters back on the host at the end."""
+    """Keep the parameters and moments of a run on a device; at the end the parameters are on the host again."""
     if device is None:
         yield
         return
@@ -92,9 +92,11 @@ def computing_on(device: str | None, model: SequenceModel, optimizer: Optimizer)
     moments = {name: move_like(to_host(value), like) for name, value in optimizer.state().items()}
     model.load_parameters(parameters)
     optimizer.load_state(optimizer.steps, moments, parameters)
+    optimizer.use_backend(model.lstm.backend)
     try:
         yield
     finally:
+        optimizer.use_backend(None)
         model.load_parameters(on_host(model.parameters))
 
 

@@ -123,10 +123,13 @@ class Trainer:
         ranks call `fit` with the same data; rank 0 alone shows progress, writes checkpoints and runs the callbacks.
     device
         ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM: parameters go there once, each batch while the
-        step before it runs, and no step waits; a loss that is not finite is told at the end of its epoch. None: host.
+        step before it runs, and no step waits. Steps of SGD, Adam and AdamW are one kernel there. None for the host.
     resident_bytes
         With `device`, inputs of at most so many bytes go there once, and batches are gathered there. None for a quarter
         of the memory that is free at the start. Those of a source, or with noise, go batch by batch.
+    loss_every
+        How many steps on a device lie between two looks at the loss, for which it is waited: a run that diverged ends
+        there. None for the end of each epoch. On the host each step is looked at.
 
     Raises
     ------
@@ -175,6 +178,7 @@ class Trainer:
         distributed: Engine | str | None = None,
         device: str | None = None,
         resident_bytes: int | None = None,
+        loss_every: int | None = None,
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel; got {type(model).__name__}")
@@ -205,6 +209,7 @@ class Trainer:
         self.ranks = ranks_of(distributed)
         self.device = check_device(device, model, self.ranks.size)
         self.resident_bytes = check_resident(resident_bytes, self.device)
+        self.loss_every = None if loss_every is None else integer("loss_every", loss_every, 1)
 
     def fit(
         self,

@@ -22,13 +22,14 @@
     for (long long j = blockIdx.y * blockDim.x + threadIdx.x; j < (width); j += gridDim.y * blockDim.x)
 
 // The sum of `value` over all threads of the block, in every one of them. All threads must call it.
-__device__ inline real block_sum(real value) {
-    __shared__ real parts[MAX_THREADS / WARP];
+template <class Value>
+__device__ inline Value block_sum(Value value) {
+    __shared__ Value parts[MAX_THREADS / WARP];
     for (int distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     __syncthreads();  // other threads may still read the last sum
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = value;
     __syncthreads();  // the sums of all warps
-    real sum = 0;
+    Value sum = 0;
     for (unsigned warp = 0; warp < blockDim.x / WARP; ++warp) sum += parts[warp];
     return sum;
 }

@@ -20,7 +20,14 @@ from lstmcore.precision import PRECISIONS
 from lstmcore_conformance.cases.switches import SWITCHES, config_of
 from lstmcore_cupy.cuda_device import STATIC_BYTES
 from lstmcore_cupy.nvrtc import OPTIONS, cached_cubin, compile_cubin
-from lstmcore_cupy.program_source import fields, mask_program, product_program, program, rows_program
+from lstmcore_cupy.program_source import (
+    fields,
+    mask_program,
+    product_program,
+    program,
+    rows_program,
+    update_program,
+)
 
 ARCHITECTURES = (80, 90)
 #: Registers of a thread at most. A multiprocessor has 65536, so it holds two blocks of 256 threads, or 2.5.
@@ -42,6 +49,7 @@ def _programs() -> dict[str, tuple[str, str]]:
             programs.setdefault(program(config_of(changes), PRECISIONS[storage]), (storage, name))
     for storage in ("float64", "float32"):
         programs[mask_program(storage)] = (storage, "masks")
+        programs[update_program(storage)] = (storage, "updates")
         for form in ("bfloat16", "float16", "int8"):
             programs[product_program(PRECISIONS[storage].with_weights(form))] = (storage, form)
     return programs
@@ -49,7 +57,7 @@ def _programs() -> dict[str, tuple[str, str]]:
 
 PROGRAMS = _programs()
 #: Programs that are compiled in each format, also if the slow tests are left out.
-ALWAYS = ("rows", "masks", "plain", "everything")
+ALWAYS = ("rows", "masks", "updates", "plain", "everything")
 
 
 def _quick(storage: str, name: str) -> bool:
@@ -74,7 +82,7 @@ def test_every_kernel_compiles_without_spills(text: str) -> None:
         for architecture, (code, log) in zip(ARCHITECTURES, both, strict=True):
             assert code.startswith(b"\x7fELF")
             kernels = _KERNEL.findall(log)
-            assert {"forward_cell", "sum_rows", "multiply_rows", "draw_mask"} & set(kernels)
+            assert {"forward_cell", "sum_rows", "multiply_rows", "draw_mask", "adam"} & set(kernels)
             registers = [int(number) for number in _REGISTERS.findall(log)]
             assert len(registers) == len(kernels) == len(_SPILLS.findall(log))
             for kernel, used in zip(kernels, registers, strict=True):
@@ -127,6 +135,17 @@ def test_one_thread_of_a_block_orders_its_memory() -> None:
         assert text.count("ld.acquire.gpu.global.s64") == 2
         assert "membar.gl" not in text and "fence" not in text
         assert text.count("membar.sys") == 1  # of a launch that gives up
+
+
+def test_products_of_a_step_are_rounded_by_themselves() -> None:
+    """The host has no step that joins a product and a sum; only the sums of squares may."""
+    from cupy.cuda.compiler import _NVRTCProgram
+
+    made = _NVRTCProgram(update_program("float32"), method="ptx")
+    assembly, _ = made.compile((*OPTIONS, "-arch=compute_80"))
+    text = assembly if isinstance(assembly, str) else assembly.decode()
+    assert "mul.rn.f32" in text and "div.rn.f32" in text and "sqrt.rn.f32" in text
+    assert "fma.rn.f32" not in text and ".ftz" not in text and ".approx" not in text
 
 
 def test_a_number_makes_no_program_of_its_own() -> None:

@@ -23,6 +23,7 @@ from lstmcore.training import (
     clip_by_global_norm,
     load_model,
 )
+from lstmcore.training.learning import Learner
 from lstmcore_cupy.kernel import CupyBackend
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -132,6 +133,89 @@ def test_a_step_of_the_optimizer_is_a_few_launches() -> None:
         counted.append(len(GPU.counts.launches))
         assert (GPU.counts.copies_in, GPU.counts.copies_out, GPU.counts.waits) == (0, 0, 0)
     assert counted[0] == counted[1] <= 30
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"truncate": 3}], ids=str)
+def test_nothing_waits_between_two_steps(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first step of an epoch to its last one the host waits for nothing, and copies nothing back."""
+    counted: list[list[tuple[int, int]]] = []
+    learn_epoch, step = Learner.learn_epoch, Learner._step
+
+    def told_epoch(self: Learner, *arguments: Any) -> Any:
+        counted.append([(GPU.counts.waits, GPU.counts.copies_out)])
+        return learn_epoch(self, *arguments)
+
+    def told_step(self: Learner, *arguments: Any) -> Any:
+        norm = step(self, *arguments)
+        counted[-1].append((GPU.counts.waits, GPU.counts.copies_out))
+        return norm
+
+    monkeypatch.setattr(Learner, "learn_epoch", told_epoch)
+    monkeypatch.setattr(Learner, "_step", told_step)
+    model = make(steps="every", bidirectional=False, dropout=0.3)
+    trained(model, "cuda", *data("every", True), validation=0.0, **options)
+    assert len(counted) == 3
+    for seen in counted:
+        assert len(seen) > 2 and len(set(seen)) == 1
+
+
+def test_the_loss_is_looked_at_every_few_steps() -> None:
+    """Each look is one wait more, and changes nothing of the run."""
+    waits, runs = {}, []
+    for every in (None, 1, 2, 4):
+        GPU.counts.clear()
+        runs.append(trained(make(dropout=0.3), "cuda", *data("last", True), validation=0.0, epochs=2, loss_every=every))
+        waits[every] = GPU.counts.waits
+    epochs, steps = 2, 3
+    for every in (1, 2, 4):
+        assert waits[every] - waits[None] == epochs * (steps // every)
+    for history, model in runs[1:]:
+        assert history.to_dict() == runs[0][0].to_dict()
+        for name, value in runs[0][1].parameters.items():
+            np.testing.assert_array_equal(model.parameters[name], value)
+
+
+@pytest.mark.parametrize(
+    ("every", "told", "taken"), [(None, "", 7), (1, ", by its step 2", 2), (4, ", by its step 4", 4)]
+)
+def test_a_diverged_run_ends_where_it_is_looked_at(every: int | None, told: str, taken: int) -> None:
+    """The first step makes parameters of 1e30, so the loss of the second one is not finite."""
+    model, rule = make(activation="none", outputs=1), SGD(1e30)
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    inputs, targets = (values * 2 for values in data("last", False))
+    options: dict[str, Any] = {"loss": "mean-squared-error", "optimizer": rule, "clip_norm": None, "validation": 0.0}
+    with pytest.raises(DivergedError, match=rf"^training diverged in epoch 1{told}: (loss|gradient norm) \w+: lower"):
+        trained(model, "cuda", inputs, targets, loss_every=every, batch_size=3, epochs=1, **options)
+    assert rule.steps == taken
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.parameters[name], value)
+
+
+def test_steps_of_a_run_are_kernels() -> None:
+    """Of the backend that the model's LSTM has; without its updates the run is the same but for the last places."""
+
+    class Without(CupyBackend):
+        def updates(self) -> Any:
+            return None
+
+    runs = []
+    for backend, launched in ((BACKEND, {"adam", "squares", "clip"}), (Without(GPU, persistent=False), set[str]())):
+        rule = Adam(0.01)
+        GPU.counts.clear()
+        runs.append(trained(make(backend), "cuda", *data("last", True), optimizer=rule, clip_norm=0.1))
+        assert {"adam", "squares", "clip"} & set(GPU.counts.launches) == launched
+        assert rule.steps == 6
+        way = "one kernel of" if launched else "operations of the arrays' library:"
+        assert rule.explain().startswith(f"{way} backend 'cupy'")
+        if launched:
+            assert [GPU.counts.launches.count(name) for name in ("adam", "squares", "clip")] == [6, 6, 6]
+    assert_close(*runs)
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)])
+def test_a_number_of_steps_that_is_none(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^loss_every: expected (a whole number|at least 1); got"):
+        Trainer(make(), device="cuda", loss_every=value)
 
 
 def test_the_same_seed_is_the_same_run_on_a_gpu(tmp_path: Path) -> None:

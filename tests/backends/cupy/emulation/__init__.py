@@ -123,8 +123,8 @@ class EmulatedDevice(Device):
     def program(self, text: str) -> EmulatedProgram:
         with self._lock:
             if text not in self._programs:
-                # Outside cooperative launches only sums of layer norm and products have barriers and shuffles.
-                fibres = any(f"#define {macro}" in text for macro in ("LAYER_NORM 1\n", "WEIGHTS "))
+                # Outside cooperative launches only sums and products have barriers and shuffles.
+                fibres = any(f"#define {macro}" in text for macro in ("LAYER_NORM 1\n", "WEIGHTS ", "UPDATES "))
                 library = self._build(text)
                 self._programs[text] = EmulatedProgram(
                     library, self._order, self._seed, fibres=fibres, launched=self._launched

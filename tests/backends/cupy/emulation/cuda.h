@@ -49,6 +49,15 @@ static inline unsigned __float_as_uint(const float value) {
     return bits;
 }
 
+// The flags of the compiler let no product join a sum.
+static inline float __fmul_rn(const float a, const float b) {
+    return a * b;
+}
+
+static inline double __dmul_rn(const double a, const double b) {
+    return a * b;
+}
+
 namespace emulation {
 
 typedef void Body(const void*);
