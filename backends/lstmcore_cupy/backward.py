@@ -74,14 +74,18 @@ def _run_steps(saved: Saved, call: Call, buffers: dict[str, Array]) -> None:
     dz_h = buffers["dz_h" if config.layer_norm else "dz"]
     dr = programs.zeros(batch, config.recurrent_size)
     call.put(dr=dr)
-    for s in reversed(range(steps)):
-        t = steps - 1 - s if config.reverse else s
-        if config.proj_size:
-            call.step(s, "backward_output", batch, config.output_size)
-            programs.matmul(buffers["d_projected"][t], p["weight_proj"], buffers["dq"])
-        call.step(s, "backward_cell", batch, config.hidden_size, whole_rows=config.layer_norm)
-        programs.matmul(dz_h[t], p["weight_h"], dr)
-    call.step(-1, "backward_last", batch, config.recurrent_size)
+
+    def work() -> None:
+        for s in reversed(range(steps)):
+            t = steps - 1 - s if config.reverse else s
+            if config.proj_size:
+                call.step(s, "backward_output", batch, config.output_size)
+                programs.matmul(buffers["d_projected"][t], p["weight_proj"], buffers["dq"])
+            call.step(s, "backward_cell", batch, config.hidden_size, whole_rows=config.layer_norm)
+            programs.matmul(dz_h[t], p["weight_h"], dr)
+        call.step(-1, "backward_last", batch, config.recurrent_size)
+
+    programs.run_loop(work, lambda: ("backward", call.words.tobytes(), saved.weights.places()))
 
 
 def _parameter_gradients(saved: Saved, buffers: dict[str, Array]) -> dict[str, Array]:

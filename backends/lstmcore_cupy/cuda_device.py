@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from lstmcore.locks import ForkSafeLock
 from lstmcore.uploads import Uploader
+from lstmcore_cupy import tuning
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 from lstmcore_cupy.nvrtc import cached_cubin
 from lstmcore_cupy.pinned_uploads import PinnedUploader
+from lstmcore_cupy.recorded_products import RecordedProducts, loaded_cublas
 
 _BITS: Final = np.dtype(np.uint16)
 #: DLPack's device types for memory of a GPU, and for managed memory, which moves there by itself.
@@ -107,6 +109,8 @@ class CudaDevice(Device):
         self.failed[0] = 0
         self._programs: dict[str, _CudaProgram] = {}
         self._lock = ForkSafeLock()
+        self._recording_lock = ForkSafeLock()
+        self._recorded_products: RecordedProducts | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -245,8 +249,10 @@ class CudaDevice(Device):
         rows, columns = out.shape
         b_columns, (a_rows, a_columns) = b.shape[1], a.shape
         gemm = _gemm(out.dtype, compute, transpose, accumulate)
-        gemm.function(
-            self._cupy.cuda.device.get_cublas_handle(),
+        own = getattr(self._bound, "products", None)
+        start = gemm.function if own is None else own.gemm
+        start(
+            self._cupy.cuda.device.get_cublas_handle() if own is None else own.handle,
             *gemm.operations,
             columns,
             rows,
@@ -277,6 +283,47 @@ class CudaDevice(Device):
         """See `Device.uploader`."""
         return PinnedUploader(self, self._cupy)
 
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """See `Device.rehearse`."""
+        with self._products_on(self._cupy.cuda.get_current_stream(), self._workspace()):
+            work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Device.capture`."""
+        stream, workspace = self._cupy.cuda.Stream(non_blocking=True), self._workspace()
+        with self._products_on(stream, workspace), stream:
+            stream.begin_capture()
+            try:
+                work()
+            except BaseException:
+                with suppress(Exception):  # it would say that the record is void, and not why
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
+        return partial(_launch_graph, graph, workspace)
+
+    def _workspace(self) -> Array:
+        return self._cupy.empty((tuning.GRAPH_WORKSPACE,), np.uint8)
+
+    @contextmanager
+    def _products_on(self, stream: Any, workspace: Array) -> Iterator[None]:
+        """Let products of this thread go to a stream by a handle that may be recorded; one thread at a time."""
+        with self._recording_lock.lock:
+            if self._recorded_products is None:
+                self._recorded_products = self._make_products()
+            self._recorded_products.use(stream.ptr, workspace.data.ptr, workspace.nbytes)
+            self._bound.products = self._recorded_products
+            try:
+                yield
+            finally:
+                self._bound.products = None
+
+    def _make_products(self) -> RecordedProducts:
+        from cupy_backends.cuda.libs import cublas
+
+        handle = cublas.create()  # which loads the library
+        return RecordedProducts(loaded_cublas(), handle)
+
     def versions(self) -> dict[str, str]:
         """See `Device.versions`."""
         runtime = self._cupy.cuda.runtime
@@ -286,6 +333,11 @@ class CudaDevice(Device):
             "cuda driver": str(runtime.driverGetVersion()),
             "gpu": self.model,
         }
+
+
+def _launch_graph(graph: Any, workspace: Array) -> None:
+    """Start a graph on the current stream; its products have addresses in the workspace, which is kept with it."""
+    graph.launch()
 
 
 @cache

@@ -172,6 +172,22 @@ class Device(ABC):
         """Return what copies the batches of a training to this device."""
         return Uploader(self.array)
 
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """Run work as `capture` would record it, so that all that it loads is there, with the same products."""
+        work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that starts all launches and products of `work` on the then current stream.
+
+        They are recorded and do not run yet. `work` was rehearsed; it makes no arrays and copies nothing.
+
+        Raises
+        ------
+        RuntimeError
+            This device records nothing.
+        """
+        raise RuntimeError(f"{self.name}: records no launches")
+
     def versions(self) -> dict[str, str]:
         """Return library -> version, for reports."""
         return {}

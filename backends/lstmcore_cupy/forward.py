@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,8 +77,7 @@ def forward(
                 call.put(s=begin, steps=count)
                 yield Loop(plan, programs, call)
             else:
-                for s in range(begin, begin + count):
-                    run.step(s, steps - 1 - s if config.reverse else s, first)
+                run.loop(range(begin, begin + count), steps - 1, first)
     return y, State(programs.narrow(h), c[-1].copy() if record else c[-1]), saved
 
 
@@ -97,7 +97,8 @@ class _Steps:
     """
 
     def __init__(self, weights: Weights, call: Call, buffers: dict[str, Any], *, record: bool, stored_r: bool) -> None:
-        self.programs, self.parameters, self.call, self.buffers = weights.programs, weights.parameters, call, buffers
+        self.weights, self.call, self.buffers = weights, call, buffers
+        self.programs, self.parameters = weights.programs, weights.parameters
         self.config, self.record, self.stored_r = weights.programs.config, record, stored_r
         _, self.batch, self.columns = buffers["from_x"].shape
         self.from_h = self.programs.empty(self.batch, self.columns) if self.config.layer_norm else None
@@ -111,6 +112,30 @@ class _Steps:
         self.call.put(first=first)
         if self.config.layer_norm:
             self.call.launch("normalise_input", count * self.batch, self.columns, whole_rows=True)
+
+    def loop(self, steps: range, last: int, first: int) -> None:
+        """Run some steps, as a CUDA graph if asked for.
+
+        Parameters
+        ----------
+        steps
+            Their numbers.
+        last
+            The last time of the call.
+        first
+            The first time in the buffer of ``W x``.
+        """
+
+        def work() -> None:
+            for s in steps:
+                self.step(s, last - s if self.config.reverse else s, first)
+
+        def key() -> Hashable:
+            self.call.put(s=steps.start)  # not where the part before this one ended
+            inputs = self.call.words.tobytes(), self.weights.places()
+            return "forward", steps, last, first, self.record, self.stored_r, inputs
+
+        self.programs.run_loop(work, key)
 
     def step(self, s: int, t: int, first: int) -> None:
         """Run step `s` at time `t`; `first` is the first time in the buffer of ``W x``."""

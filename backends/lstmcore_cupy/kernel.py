@@ -14,11 +14,13 @@ from lstmcore.config import FEATURES, LSTMConfig, StackConfig
 from lstmcore.locks import ForkSafeLock
 from lstmcore.masks import MaskDraw
 from lstmcore.precision import PRECISIONS, Precision, numpy_dtype
+from lstmcore.scalars import flag
 from lstmcore.stored_weights import FORMATS, INT8A16, SAME, WEIGHT_FEATURES, StoredMatrix, has_scales
 from lstmcore.uploads import Uploader
 from lstmcore_cupy.backward import backward
 from lstmcore_cupy.device import Array, Device
 from lstmcore_cupy.forward import Inputs, forward
+from lstmcore_cupy.graphs import Graphs
 from lstmcore_cupy.jvp import jvp
 from lstmcore_cupy.launch import Programs
 from lstmcore_cupy.mask_drawing import draw_mask
@@ -67,6 +69,8 @@ class CupyKernel(DirectionKernel):
         """See `DirectionKernel.shared_receipt`."""
         device, rows = self.backend.device, 1 if batch is None else batch
         one_launch, stepwise = "all steps in one launch", "a product and a kernel a step"
+        if self.backend.graphs:
+            stepwise = f"{stepwise}, as a CUDA graph from the second call on"
         paths, reasons, missed = [], [], []
         for mode, side in _PASSES:
             wanted, reason = self._decide(device, mode, rows)
@@ -142,7 +146,8 @@ class CupyKernel(DirectionKernel):
         """Return the programs of a device, compiled once."""
         with self._lock.lock:
             if device.name not in self._programs:
-                self._programs[device.name] = Programs(device, self.config, self.precision)
+                graphs = Graphs() if self.backend.graphs else None
+                self._programs[device.name] = Programs(device, self.config, self.precision, graphs)
             return self._programs[device.name]
 
     def _pack(self, parameters: Mapping[str, Array | StoredMatrix]) -> Weights:
@@ -259,12 +264,14 @@ class CupyBackend(Backend):
     persistent
         Whether forward and backward run the persistent kernels if these can run the call. With None the measurements
         in `tuning` decide.
+    graphs
+        Whether loops over time that go step by step run as CUDA graphs. Whether that is faster was not measured yet.
     """
 
     name = "cupy"
 
-    def __init__(self, device: Device, *, persistent: bool | None = None) -> None:
-        self.device, self.persistent = device, persistent
+    def __init__(self, device: Device, *, persistent: bool | None = None, graphs: bool = False) -> None:
+        self.device, self.persistent, self.graphs = device, persistent, flag("graphs", graphs)
         self._updates = CupyUpdates(device)
 
     def capabilities(self) -> Capabilities:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from lstmcore.precision import Precision, numpy_dtype
 from lstmcore.stored_weights import SAME, StoredMatrix
 from lstmcore_cupy import program_source, tuning
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
+from lstmcore_cupy.graphs import Graphs
 
 _WARP: Final = 32
 #: Kernel of product.cu -> outputs and rows of a warp there.
@@ -87,10 +88,12 @@ class Programs:
         The 16-bit formats have no more digits than TF32, so TF32 loses nothing there.
     tensor_cores
         Whether the persistent kernels multiply on tensor cores. With the 16-bit formats that loses nothing.
+    graphs
+        The CUDA graphs of loops over time; None if loops start each launch themselves.
     """
 
-    def __init__(self, device: Device, config: LSTMConfig, precision: Precision) -> None:
-        self.device, self.config = device, config
+    def __init__(self, device: Device, config: LSTMConfig, precision: Precision, graphs: Graphs | None = None) -> None:
+        self.device, self.config, self.graphs = device, config, graphs
         self.real, self.storage = numpy_dtype(precision.compute), numpy_dtype(precision.storage)
         self.compute: Compute = "tf32" if precision.name == "tf32" else "ieee"
         self.compute_stored: Compute = "ieee" if precision.name in ("float64", "float32") else "tf32"
@@ -113,6 +116,21 @@ class Programs:
             **values,
         )
         return call
+
+    def run_loop(self, work: Callable[[], None], key: Callable[[], Hashable]) -> None:
+        """Run a loop over time, which starts launches and products alone, by itself or as a CUDA graph.
+
+        Parameters
+        ----------
+        work
+            The loop.
+        key
+            Returns all that its launches and products depend on, but for the configuration.
+        """
+        if self.graphs is None:
+            work()
+        else:
+            self.graphs.run(self.device, key(), work)
 
     def empty(self, *shape: int) -> Array:
         """Return an uninitialised array in the compute dtype."""

@@ -40,6 +40,14 @@ class Weights:
             "shift_c": parameter("norm_bias_c"),
         }
 
+    def places(self) -> tuple[int, ...]:
+        """Return the addresses of the arrays of all parameters."""
+        arrays: list[Array | None] = []
+        for parameter in self.parameters.values():
+            stored = isinstance(parameter, StoredMatrix)
+            arrays += [parameter.values, parameter.scale] if stored else [parameter]
+        return tuple(self.programs.device.address(array) for array in arrays if array is not None)
+
 
 def to_device(device: Device, matrix: StoredMatrix) -> StoredMatrix:
     """Return a stored matrix whose arrays are on `device`."""

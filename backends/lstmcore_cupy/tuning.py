@@ -27,6 +27,9 @@ UPLOAD_BUFFERS: Final = 4
 LOADS: Final = 16
 #: Blocks that share an array in a step of an optimizer at most: two for each multiprocessor of a large GPU.
 UPDATE_BLOCKS: Final = 256
+#: Graphs of a kernel that are kept, and bytes of the workspace that the products of each have.
+GRAPHS: Final = 32
+GRAPH_WORKSPACE: Final = 4 << 20
 
 
 class Point(NamedTuple):

@@ -127,6 +127,10 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert device["micro"]["a call of nothing"] > 0
     kinds = [(one["precision"], one["path"], one["arrays"]) for one in device["training"]]
     assert kinds == [("float32", path, arrays) for path in ("", "equations") for arrays in ("host", "device")]
+    assert len(device["graphs"]) == 4
+    for one in device["graphs"]:
+        assert one["outcome"] in ("measured", "noisy")
+        assert min(one["graphs_s"], one["launches_s"], one["first_s"], one["ratio"]) > 0
     for one in device["training"]:
         assert one["step_s"] > 0
         assert one["losses"][-1] < one["losses"][0]

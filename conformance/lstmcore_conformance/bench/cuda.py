@@ -60,7 +60,9 @@ class CUDA(Device):
         self.cupy: Any = importlib.import_module("cupy")
         self.torch: Any = importlib.import_module("torch")
         self.grid = GPU
-        self.backend, self.paths = self._backends(importlib.import_module("lstmcore_cupy").lstmcore_backend())
+        own = importlib.import_module("lstmcore_cupy").lstmcore_backend()
+        self.backend, self.paths = self._backends(own)
+        self.recorded = type(own)(own.device, persistent=False, graphs=True)
         #: The arrays by their id, which is theirs for as long as they are kept here.
         self._large: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         torch = self.torch

@@ -97,6 +97,21 @@ def surely_faster(side: Result, other: Result) -> bool:
     return side.median_s < other.median_s * (1 - NOISE)
 
 
+def graphs_beside_launches(one: Compared) -> dict[str, Any]:
+    """Return what graphs of a job came to, for JSON; `ratio` is the time of launches one by one over theirs."""
+    side, ours = one.paths["graphs"], one.ours
+    ratio = paired_ratio(ours.rounds, side.rounds)[0] if ours.rounds and side.rounds else None
+    return {
+        "job": one.job.to_dict(),
+        "outcome": side.outcome.value,
+        "message": side.message,
+        "first_s": side.first_s,
+        "graphs_s": side.median_s,
+        "launches_s": ours.median_s,
+        "ratio": ratio,
+    }
+
+
 class DeviceClock:
     """Times the calls of one job in this process; it answers as a worker's process does."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmcore.files import write_atomically
-from lstmcore_conformance.bench.device_points import Compared, compare, compare_variants
+from lstmcore_conformance.bench.device_points import Compared, compare, compare_variants, graphs_beside_launches
 from lstmcore_conformance.bench.end_to_end import Trained, trained
 from lstmcore_conformance.bench.goals import summary, table_of
 from lstmcore_conformance.bench.grids import DEVICE_VARIANTS
@@ -26,7 +26,7 @@ from lstmcore_conformance.bench.timed_device import Device, draw
 from lstmcore_conformance.bench.timing import Deadline
 from lstmcore_conformance.suite.report import Report
 
-STAGES: Final = ("conformance", "micro", "tensors", "training", "variants", "benchmark")
+STAGES: Final = ("conformance", "micro", "tensors", "training", "graphs", "variants", "benchmark")
 #: The share of the time that conformance may take, and that of each further path; the rest is for what follows.
 CONFORMANCE: Final = 0.3
 CONFORMANCE_OF_A_PATH: Final = 0.15
@@ -56,6 +56,7 @@ class DeviceRun:
     micro: dict[str, float | str] = field(default_factory=dict)
     tensors: dict[str, float | str] = field(default_factory=dict)
     training: list[Trained] = field(default_factory=list)
+    graphs: list[Compared] = field(default_factory=list)
     variants: list[Result] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)
     not_reached: list[Job] = field(default_factory=list)
@@ -95,6 +96,7 @@ class DeviceRun:
             "micro": self.micro,
             "tensors": self.tensors,
             "training": [asdict(one) for one in self.training],
+            "graphs": [graphs_beside_launches(one) for one in self.graphs],
             "points": [one.to_dict() for one in self.compared],
             "not_reached": [str(job) for job in self.not_reached],
             "errors": self.errors,
@@ -134,7 +136,8 @@ class DeviceRun:
     def good(self) -> bool:
         """Whether all that was run conforms and nothing failed."""
         conforms = [report.conforms for report in (self.report, *self.reports.values()) if report is not None]
-        bad = any(result.outcome in (Outcome.WRONG, Outcome.ERROR) for result in self.results)
+        recorded = (result for one in self.graphs for result in one.results)
+        bad = any(result.outcome in (Outcome.WRONG, Outcome.ERROR) for result in (*self.results, *recorded))
         return all(conforms) and not self.errors and not bad
 
     # Stages -----------------------------------------------------------------------------------------------------------
@@ -147,6 +150,7 @@ class DeviceRun:
             "micro": lambda: self.micro.update(self.device.micro()),
             "tensors": lambda: self.tensors.update(self.device.tensors()),
             "training": lambda: self._training(deadline),
+            "graphs": lambda: self._graphs(deadline),
             "variants": lambda: self._variants(deadline),
             "benchmark": lambda: self._benchmark(deadline),
         }
@@ -187,6 +191,24 @@ class DeviceRun:
             if deadline.left < 0:
                 break
         self.device.forget()
+
+    def _graphs(self, deadline: Deadline) -> None:
+        """Time loops over time as graphs beside those that start each launch: what the host takes shows there."""
+        device, rng = self.device.with_graphs(), np.random.default_rng(2)
+        if device is None:
+            self.say("  the backend has none")
+            return
+        grid = device.grid
+        for point in grid.recorded:
+            for job in grid.jobs(point):
+                if job.precision not in grid.precisions[:2] or deadline.left < 0:
+                    continue
+                data = draw(job)
+                self.graphs.append(compare(device, job, data, device.truth(job, data), rng))
+                found = graphs_beside_launches(self.graphs[-1])
+                speed = f"{found['ratio']:.2f} times as fast" if found["ratio"] else found["message"]
+                self.say(f"  {job}: graphs {found['outcome']} {speed}")
+                device.forget(data)
 
     def _variants(self, deadline: Deadline) -> None:
         """Time each switch beside the plain layer, on every path."""

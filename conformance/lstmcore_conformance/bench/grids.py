@@ -113,6 +113,8 @@ class DeviceGrid:
         Sizes of the variants.
     training
         Sizes of the training from end to end.
+    recorded
+        Sizes at which loops over time are timed as graphs too.
     """
 
     name: str
@@ -123,6 +125,7 @@ class DeviceGrid:
     varied: Point
     plan: Plan
     training: TrainingSize
+    recorded: tuple[Point, ...] = ()
 
     def sizes(self) -> list[Point]:
         """Return those first that the first goal is about, then the cheap ones: time may run out before the end."""
@@ -154,6 +157,7 @@ GPU: Final = DeviceGrid(
     varied=Point(512, 64, 512, 512),
     plan=Plan(rounds=11, seconds=0.0, repeats=0, fewest=FEWEST, limit=0.8),
     training=TrainingSize(270, 30, 100, 6),
+    recorded=(Point(128, 1, 128, 128), Point(128, 64, 128, 128), Point(128, 64, 512, 512)),
 )
 STAND_IN: Final = DeviceGrid(
     name="stand-in",
@@ -164,6 +168,7 @@ STAND_IN: Final = DeviceGrid(
     varied=Point(4, 3, 5, 5),
     plan=Plan(rounds=FEWEST, seconds=0.0, repeats=0),
     training=TrainingSize(12, 4, 5, 3),
+    recorded=(Point(4, 3, 5, 5),),
 )
 #: Switches that are timed beside the plain layer on a device.
 DEVICE_VARIANTS: Final = ("layer_norm", "zoneout", "peephole", "input_from_forget")

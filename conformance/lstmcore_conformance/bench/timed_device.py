@@ -45,11 +45,21 @@ class Device(ABC):
     backend: Backend
     #: Paths of the backend that it does not take by itself, by their names: they are judged and timed too.
     paths: Mapping[str, Backend] = MappingProxyType({})
+    #: The backend with loops over time as graphs, None if it has none.
+    recorded: Backend | None = None
 
     def on(self, path: str) -> Self:
         """Return this device with one of its paths as the backend, and no other."""
         other = copy(self)
         other.backend, other.paths = self.paths[path], {}
+        return other
+
+    def with_graphs(self) -> Self | None:
+        """Return this device with graphs as the only path beside the backend, None if it has none."""
+        if self.recorded is None:
+            return None
+        other = copy(self)
+        other.paths = {"graphs": self.recorded}
         return other
 
     def candidate(self, path: str = "") -> Candidate:
@@ -175,6 +185,7 @@ class StandIn(Device):
         self.grid = STAND_IN
         self.backend = import_module("lstmcore_numpy").lstmcore_backend() if backend is None else backend
         self.paths = {"equations": NaiveBackend()} if backend is None else {}
+        self.recorded = self.paths.get("equations")
 
     def facts(self) -> dict[str, Any]:
         """Return the processor and NumPy's version."""

@@ -67,6 +67,7 @@ def cublas(monkeypatch: pytest.MonkeyPatch) -> _Cublas:
 
 def _device() -> CudaDevice:
     device = CudaDevice.__new__(CudaDevice)
+    device._bound = threading.local()
     device._cupy = SimpleNamespace(cuda=SimpleNamespace(device=SimpleNamespace(get_cublas_handle=lambda: 7)))
     return device
 
@@ -248,7 +249,7 @@ class _Runtime:
 
 def _device_on(runtime: _Runtime) -> CudaDevice:
     device = _device()
-    device._cupy, device.number, device._bound = SimpleNamespace(cuda=runtime), 0, threading.local()
+    device._cupy, device.number = SimpleNamespace(cuda=runtime), 0
     return device
 
 

@@ -37,8 +37,11 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def random_arrays(dtype: str, seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
+    """Return drawn numbers, of which some are -0.0: the first moment of such a gradient is it, and not 0.0."""
     random = np.random.default_rng(seed)
-    return {name: np.asarray(random.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
+    found = {name: np.asarray(random.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
+    found[next(iter(found))][:1] *= np.array(-0.0, dtype)
+    return found
 
 
 def on_gpu(arrays: Mapping[str, Any], gpu: Gpu = GPU) -> dict[str, GpuArray]:
@@ -48,7 +51,9 @@ def on_gpu(arrays: Mapping[str, Any], gpu: Gpu = GPU) -> dict[str, GpuArray]:
 def assert_bits(found: Mapping[str, GpuArray], wanted: Mapping[str, Any]) -> None:
     assert list(found) == list(wanted)
     for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name].get(), value, strict=True)
+        own = found[name].get()
+        np.testing.assert_array_equal(own, value, strict=True)
+        assert own.tobytes() == value.tobytes(), name  # the signs of zeros
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulation import EmulatedDevice
+from emulation.recording import OwnProducts, Recorder, RecordingProgram
 from emulation.streams import Event, Stream
 from lstmcore_cupy.cuda_device import STATIC_BYTES, CudaDevice
 from lstmcore_cupy.device import Program
@@ -124,6 +125,7 @@ class GpuArray:
         return GpuArray(own, self._cupy, self._number)
 
     def get(self) -> npt.NDArray[Any]:
+        self._cupy.recorder.refuse("get")
         self._cupy.counts.copies_out += 1
         self._cupy.counts.waits += 1
         return self._own.copy()
@@ -176,6 +178,7 @@ class _Memory:
 
     def memset_async(self, value: int, size: int) -> None:
         own = self._array._own
+        self._array._cupy.recorder.refuse("memset")
         if not own.flags.c_contiguous or size != own.nbytes:
             raise ValueError("bytes that are not those of the array")
         own.reshape(-1).view(np.uint8)[...] = value
@@ -237,6 +240,7 @@ class CupyOnHost(ModuleType):
     def __init__(self) -> None:
         super().__init__("cupy")
         self.counts, self.current, self.free_bytes = Counts(), 0, 1 << 37
+        self.recorder = Recorder()
         self._pinned: list[bytearray] = []
         self._made = 0
         self.streams = [Stream(self, "null")]
@@ -276,6 +280,9 @@ class CupyOnHost(ModuleType):
     def launched(self, name: str, number: int | None = None) -> None:
         if number not in (None, self.current):
             raise ValueError(f"{name}: an array of GPU {number}, while GPU {self.current} is current")
+        self.recorder.refuse(name)
+        if self.recorder.replaying:
+            return
         self.counts.launches.append(name)
         self.streams[-1].launch()
         self.counts.streams.add(self.streams[-1].name)
@@ -331,6 +338,7 @@ class CupyOnHost(ModuleType):
                     return self.asarray(values, dtype, copy=copy)
             changed = values if dtype is None or values.dtype == dtype else values.astype(dtype)  # type: ignore[attr-defined]
             return changed.copy() if copy else changed  # type: ignore[no-any-return]
+        self.recorder.refuse("copy")
         self.counts.copies_in += 1
         return GpuArray(np.array(values, dtype), self, None if device is None else device.id)
 
@@ -346,11 +354,13 @@ class CupyOnHost(ModuleType):
         return array if array._own.flags.c_contiguous else array.copy()  # type: ignore[no-any-return, attr-defined]
 
     def empty(self, shape: Any, dtype: Any = np.float64, *, device: Any = None) -> GpuArray:
+        self.recorder.refuse("allocation")
         own = np.empty(shape, dtype)
         own.reshape(-1).view(np.uint8)[...] = 0xFF
         return GpuArray(own, self, None if device is None else device.id)
 
     def zeros(self, shape: Any, dtype: Any = np.float64, *, device: Any = None) -> GpuArray:
+        self.recorder.refuse("allocation")
         self.counts.memsets += 1
         return GpuArray(np.zeros(shape, dtype), self, None if device is None else device.id)
 
@@ -383,11 +393,23 @@ class Gpu(CudaDevice):
         return super().active()
 
     def program(self, text: str) -> Program:
-        return self.emulated.program(text)
+        return RecordingProgram(self.emulated.program(text), self.cupy.recorder)
 
     def matmul(self, a: GpuArray, b: GpuArray, out: GpuArray, **options: Any) -> None:  # type: ignore[override]
-        self.cupy.launched("matmul")
-        self.emulated.matmul(a._own, b._own, out._own, **options)
+        recorder, own = self.cupy.recorder, getattr(self._bound, "products", None)
+        if recorder.active and own is None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if own is not None and own.used[-1][0] != self.cupy.streams[-1].ptr:
+            raise RuntimeError("a product on another stream")
+
+        def multiply() -> None:
+            self.cupy.launched("matmul")
+            self.emulated.matmul(a._own, b._own, out._own, **options)
+
+        recorder.start(multiply)
+
+    def _make_products(self) -> Any:
+        return OwnProducts()
 
     def versions(self) -> dict[str, str]:
         return {}

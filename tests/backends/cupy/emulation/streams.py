@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from emulation.recording import RecordedGraph
+
 
 class Event:
     """An event of CuPy. `order` of the counts tells when it is recorded and waited for."""
@@ -55,6 +57,7 @@ class Stream:
         self._cupy, self.name = cupy, name
         self._pending: deque[Callable[[], None]] = deque()
         self.copies = False
+        self.ptr = 0 if name == "null" else id(self)
 
     def __enter__(self) -> Stream:
         self._cupy.streams.append(self)
@@ -77,6 +80,14 @@ class Stream:
         self._cupy.counts.waits += 1
         self._cupy.counts.order.append(f"{self.name}: waited for by the host")
         self.run_until(lambda: False)
+
+    def begin_capture(self) -> None:
+        if not self.ptr:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        self._cupy.recorder.begin()
+
+    def end_capture(self) -> RecordedGraph:
+        return RecordedGraph(self._cupy.recorder, self._cupy.recorder.end(), self._cupy.launched)
 
     def launch(self) -> None:
         """Run what is before a launch."""
