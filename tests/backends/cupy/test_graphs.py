@@ -6,7 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +111,8 @@ def test_the_second_call_is_recorded_and_later_ones_start_the_graph() -> None:
     first = run.call(1)
     assert "graph" not in first and first.count("forward_cell") == first.count("backward_cell") == T
     assert recorder.graphs == 0
+    own: Any = run.gpu._recorded_products
+    assert own.used == [(0, tuning.GRAPH_WORKSPACE)] * 2  # a rehearsal of each pass, on the current stream
     for seed, graphs in ((2, 2), (3, 2), (4, 2)):
         launches = run.call(seed)
         assert launches.count("graph") == 2
@@ -183,6 +185,42 @@ def test_arrays_in_other_places_are_recorded_anew() -> None:
     for number, graphs in enumerate((2, 4, 4)):
         run.call(5 + number)
         assert recorder.graphs == graphs
+
+
+@pytest.mark.parametrize(
+    ("options", "record"),
+    [({"proj_size": 3}, True), ({"layer_norm": True}, True), ({"weights": "int8"}, False)],
+    ids=str,
+)
+def test_a_key_has_the_places_of_all_weights(
+    options: dict[str, Any], record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that are no field of the struct: operands of products alone."""
+    run, keys = Run(**options), list[Any]()
+
+    def listen(self: Graphs, device: Any, key: Any, work: Callable[[], None]) -> None:
+        keys.append(key)
+        work()
+
+    monkeypatch.setattr(Graphs, "run", listen)
+    run.call(1, record=record)
+    assert [key[0] for key in keys] == ["forward", "backward"][: 1 + record]
+    parameters = run.lstm._weights[0].parameters.values()
+    arrays = [array for each in parameters for array in (getattr(each, "values", each), getattr(each, "scale", None))]
+    wanted = {array.data.ptr for array in arrays if array is not None}
+    assert len(wanted) > 2
+    for key in keys:
+        assert wanted <= set(_numbers(key))
+
+
+def _numbers(key: Any) -> Iterator[int]:
+    for each in key:
+        if isinstance(each, tuple):
+            yield from _numbers(each)
+        elif isinstance(each, bytes):
+            yield from np.frombuffer(each, np.int64).tolist()
+        elif isinstance(each, int):
+            yield each
 
 
 def test_only_the_last_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
