@@ -120,7 +120,7 @@ class Optimizer(ABC):
     def _arrange(self, xp: Any, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
         """Arrange the moments for these parameters and gradients, which are those of the step before as a rule."""
         kinds = [(value.dtype, gradients[name].dtype) for name, value in parameters.items()]
-        places = (xp, *(device_of(value) for value in parameters.values()))
+        places = (xp, *map(device_of, list(parameters.values())[:1]))  # `step` has checked that all are there
         layout = (bool(self.steps), *places, *parameters, *kinds, *(value.shape for value in parameters.values()))
         if layout == self._layout:
             return

@@ -6,7 +6,7 @@ arrays of the device all of a step runs there, and the host waits for it once an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, Literal, NamedTuple
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import LSTM
-from lstmcore.arrays import namespace_of, to_host
-from lstmcore.backend import Array, Backend
+from lstmcore.arrays import is_on_host, namespace_of, to_host
+from lstmcore.backend import Array, Backend, Formula
 from lstmcore.datasets import load
 from lstmcore_conformance.bench.grids import TrainingSize
 from lstmcore_conformance.bench.timed_device import Device
@@ -97,7 +97,10 @@ class _Classifier:
         }
         self.lstm = lstm
         self.parameters = {name: move(value) for name, value in {**lstm.parameters, **readout}.items()}
+        updates = None if is_on_host(self.parameters["bias"]) else backend.updates()
+        self.updates = updates if updates is not None and updates.refusal("sgd", "float32") is None else None
         self.moments = {name: value * 0 for name, value in self.parameters.items()}
+        self.flat_moments: list[Array] = []
 
     def learn(self, batch: _Batch) -> Array:
         """Take a step and return the loss before it, as an array ()."""
@@ -114,11 +117,26 @@ class _Classifier:
             "weight": dz.T @ features,
             "bias": xp.sum(dz, axis=0),
         }
-        for name, value in p.items():
-            self.moments[name] = self.moments[name] * MOMENTUM + gradients[name]
-            p[name] = value - self.moments[name] * RATE
+        self._move(gradients)
         self.lstm.load_parameters({name: p[name] for name in self.lstm.stack.parameter_shapes})
         return -xp.sum(logarithms * batch.wanted) / batch.wanted.shape[0]
+
+    def _move(self, gradients: Mapping[str, Array]) -> None:
+        """Take a step of gradient descent with momentum: one kernel for arrays of the device, if the backend has it."""
+        p = self.parameters
+        if self.updates is None:
+            for name, value in p.items():
+                self.moments[name] = self.moments[name] * MOMENTUM + gradients[name]
+                p[name] = value - self.moments[name] * RATE
+            return
+        xp, values, slopes = namespace_of(*p.values()), list(p.values()), [gradients[name] for name in p]
+        if not self.flat_moments:
+            self.flat_moments = [xp.concat([xp.reshape(value, (-1,)) for value in self.moments.values()])]
+        numbers = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "initial": 0.0, "nesterov": 0.0}
+        moved, start = self.updates.move(Formula("sgd", numbers), values, slopes, self.flat_moments), 0
+        for name, value in p.items():
+            p[name] = xp.reshape(moved[start : start + value.size], value.shape)
+            start += value.size
 
 
 def train(device: Device, precision: str, arrays: Arrays, size: TrainingSize) -> Trained:

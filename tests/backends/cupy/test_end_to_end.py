@@ -56,13 +56,15 @@ def test_it_trains_with_arrays_of_both_places() -> None:
 
 @pytest.mark.parametrize("arrays", ["host", "device"])
 def test_a_step_of_the_device_copies_nothing_back(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lengths go there, each step; the loss comes back, each epoch."""
+    """The lengths go there, each step; the loss comes back, each epoch. A step of the parameters is one kernel."""
     device, read = _Emulated(), end_to_end.to_host
     counted: list[tuple[int, int, int]] = []
+    moved: list[int] = []
 
     def to_host(array: Any) -> np.ndarray:
         counts = device.gpu.counts
         counted.append((counts.copies_in, counts.copies_out, counts.waits))
+        moved.append(counts.launches.count("sgd"))
         assert isinstance(array, GpuArray) == (arrays == "device")
         found: np.ndarray = read(array)
         counts.clear()
@@ -71,6 +73,7 @@ def test_a_step_of_the_device_copies_nothing_back(arrays: Arrays, monkeypatch: p
     monkeypatch.setattr(end_to_end, "to_host", to_host)
     train(device, "float32", arrays, SIZE)
     steps = 2
+    assert moved == [steps if arrays == "device" else 0] * SIZE.epochs
     if arrays == "device":
         assert counted[1:] == [(steps, 0, 0)] * (SIZE.epochs - 1)
     else:
