@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,3 +208,45 @@ def test_the_argument_is_one_that_every_gpu_takes() -> None:
     words = len(program_source.fields("Update")) + updates._ITEM * updates._ARRAYS
     assert len(program_source.fields("Item")) == updates._ITEM
     assert 8 * words <= 4096
+
+
+_SANITIZED = """
+import sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+from emulation import EmulatedDevice
+from lstmcore.training import Adam, SGD
+from lstmcore_cupy.updates import CupyUpdates
+
+edit = (lambda text: text.replace(*{fault!r})) if {fault!r} else None
+kernels = CupyUpdates(EmulatedDevice(sanitize=True, edit=edit))
+for dtype in ("float32", "float64"):
+    given = [np.ones(shape, dtype) for shape in ((13, 100), (5,), (), (0, 4), *[(3,)] * 97)]
+    size = sum(array.size for array in given)
+    for formula, count in ((SGD(momentum=0.9)._formula(1), 1), (SGD()._formula(2), 0), (Adam()._formula(3), 2)):
+        kernels.move(formula, given, given, [np.zeros(size, dtype) for _ in range(count)])
+    assert np.isclose(kernels.norm(given), size**0.5) and kernels.clip(given, 1.0)[0].size == size
+print("ran")
+"""
+
+
+@pytest.mark.slow  # a process that compiles with sanitizers
+@pytest.mark.parametrize(
+    "fault",
+    [
+        None,
+        ("FOR_UNITS(e, item.size) {", "FOR_UNITS(e, item.size + 1) {"),
+        ("a.update.first_part + ", "a.update.parts + "),
+    ],
+    ids=["none", "an array", "sums"],
+)
+def test_sanitizers_find_only_planted_faults(fault: tuple[str, str] | None) -> None:
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    code = _SANITIZED.format(folder=str(Path(__file__).parent), fault=fault)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if fault is None:
+        assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr[-3000:]
+    else:
+        assert fault[0] in program_source.source("updates.cu")
+        assert done.returncode and "heap-buffer-overflow" in done.stderr
