@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import lstmcore_cupy
+from lstmcore import LSTM
 from lstmcore.backend import Backend
 from lstmcore.config import LSTMConfig
 from lstmcore.registry import get_backend
+from lstmcore.training import SGD, Adam, AdamW
 from lstmcore_conformance.suite.runner import run
 
 pytestmark = pytest.mark.skipif(
@@ -32,6 +34,50 @@ def test_the_persistent_kernel_conforms() -> None:
 
     report = run(CupyBackend(cuda_device(0), persistent=True))
     assert report.conforms, report.verdict
+
+
+def test_loops_as_graphs_conform() -> None:
+    from lstmcore_cupy.cuda_device import cuda_device
+    from lstmcore_cupy.kernel import CupyBackend
+
+    report = run(CupyBackend(cuda_device(0), persistent=False, graphs=True))
+    assert report.conforms, report.verdict
+
+
+def test_a_graph_gives_the_same_bits_again_and_again() -> None:
+    """Each call frees its arrays, so that the pool gives the next one the same places, and a graph runs."""
+    import cupy
+
+    from lstmcore_cupy.cuda_device import cuda_device
+    from lstmcore_cupy.kernel import CupyBackend
+
+    lstm = LSTM(5, 64, backend=CupyBackend(cuda_device(0), persistent=False, graphs=True), seed=0)
+    wanted = None
+    x = cupy.asarray(np.random.default_rng(0).standard_normal((32, 8, 5)).astype("float32"))
+    for _ in range(6):
+        y, _, tape = lstm.record(x)
+        own = [cupy.asnumpy(array) for array in (y, *lstm.backward(tape, y).parameters.values())]
+        del y, tape
+        wanted = own if wanted is None else wanted
+        for found, value in zip(own, wanted, strict=True):
+            np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("rule", [SGD, Adam, AdamW])
+def test_a_step_has_the_bits_of_the_host(rule: type[SGD] | type[Adam], backend: Backend) -> None:
+    import cupy
+
+    host, device, rng = rule(0.1), rule(0.1), np.random.default_rng(0)
+    device.use_backend(backend)
+    own = {name: rng.standard_normal(shape).astype("float32") for name, shape in (("w", (700, 300)), ("b", (5,)))}
+    moved = {name: cupy.asarray(value) for name, value in own.items()}
+    for _ in range(4):
+        gradients = {name: rng.standard_normal(value.shape).astype("float32") for name, value in own.items()}
+        own = host.step(own, gradients)
+        moved = device.step(moved, {name: cupy.asarray(value) for name, value in gradients.items()})
+        for name, value in own.items():
+            np.testing.assert_array_equal(cupy.asnumpy(moved[name]), value)
+    assert device.explain() == "one kernel of backend 'cupy'"
 
 
 def test_arrays_of_the_gpu_go_in_and_come_out_and_are_not_copied(backend: Backend) -> None:
