@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lstmcore.locks import ForkSafeLock
 from lstmcore.uploads import Uploader
 from lstmcore_cupy import tuning
+from lstmcore_cupy.cublas_request import gemm_request
 from lstmcore_cupy.device import Array, Compute, Device, Program, Words
 from lstmcore_cupy.nvrtc import cached_cubin
 from lstmcore_cupy.pinned_uploads import PinnedUploader
@@ -248,7 +249,7 @@ class CudaDevice(Device):
         # cuBLAS counts by columns: it sees our matrices transposed, so it computes out' = b' a'.
         rows, columns = out.shape
         b_columns, (a_rows, a_columns) = b.shape[1], a.shape
-        gemm = _gemm(out.dtype, compute, transpose, accumulate)
+        gemm = gemm_request(out.dtype, compute, transpose, accumulate)
         own = getattr(self._bound, "products", None)
         start = gemm.function if own is None else own.gemm
         start(
@@ -355,51 +356,3 @@ def _as_bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _struct_type(size: int) -> np.dtype[Any]:
     """Return the dtype of one entry of `size` bytes; making it takes longer than all else of a launch in Python."""
     return np.dtype((np.void, size))
-
-
-class _Gemm(NamedTuple):
-    """What products of one kind ask cuBLAS for.
-
-    Attributes
-    ----------
-    function
-        ``gemmEx``.
-    operations
-        Of its first operand, our second one, and of the other.
-    number_type
-        That of all matrices.
-    one, scale
-        The addresses of 1, and of the factor of what `out` contains.
-    arithmetic
-        The type of the arithmetic, and cuBLAS's choice of a kernel.
-    owner
-        The numbers at these addresses.
-    """
-
-    function: Callable[..., None]
-    operations: tuple[int, int]
-    number_type: int
-    one: int
-    scale: int
-    arithmetic: tuple[int, int]
-    owner: npt.NDArray[Any]
-
-
-@cache
-def _gemm(dtype: np.dtype[Any], compute: Compute, transpose: tuple[bool, bool], accumulate: bool) -> _Gemm:
-    """Return what products of one kind ask for: a step has no time to find it out."""
-    from cupy_backends.cuda.api import runtime
-    from cupy_backends.cuda.libs import cublas
-
-    if dtype.itemsize == 8:
-        number_type, arithmetic = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
-    else:
-        tf32 = compute == "tf32"
-        arithmetic = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
-        number_type = runtime.CUDA_R_32F
-    first, second = (cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N for transposed in transpose)
-    owner = np.array([1, 0], dtype)
-    one = owner.ctypes.data
-    scale = one if accumulate else one + dtype.itemsize
-    kind = (arithmetic, cublas.CUBLAS_GEMM_DEFAULT)
-    return _Gemm(cublas.gemmEx, (second, first), number_type, one, scale, kind, owner)

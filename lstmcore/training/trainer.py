@@ -122,14 +122,12 @@ class Trainer:
         An `lstmcore.distributed.Engine` or its name, such as ``"mpi"``: each rank learns its rows of every batch. All
         ranks call `fit` with the same data; rank 0 alone shows progress, writes checkpoints and runs the callbacks.
     device
-        ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM: parameters go there once, each batch while the
-        step before it runs, and no step waits. Steps of SGD, Adam and AdamW are one kernel there. None for the host.
+        ``"cuda"`` or ``"cuda:0"``, of the backend of the model's LSTM, which trains there; no step waits. None: host.
     resident_bytes
-        With `device`, inputs of at most so many bytes go there once, and batches are gathered there. None for a quarter
-        of the memory that is free at the start. Those of a source, or with noise, go batch by batch.
+        Inputs of at most so many bytes stay on the device; None for a quarter of its free memory at the start.
     loss_every
-        How many steps on a device lie between two looks at the loss, for which it is waited: a run that diverged ends
-        there. None for the end of each epoch. On the host each step is looked at.
+        Steps on a device between two looks at the loss, which wait for it; a run that diverged ends there. None for
+        the end of each epoch.
 
     Raises
     ------

@@ -191,7 +191,7 @@ def _run_steps(  # long: the time loop
             norm = set_norm_args(args, norms, t)
             args[KernelArgs.NORM_X], target = address_at(norms.x, place), args[KernelArgs.NORM_H]
         left = recurrent_rows(gemm, state, k_size, slot, share)
-        products_first = norms is None and own_blocks * (last - first) * row_z <= PRODUCTS_FIRST_BYTES
+        interleaved = norms is None and own_blocks * (last - first) * row_z > PRODUCTS_FIRST_BYTES
         for index in range(own_blocks):
             # The order of blocks alternates: a step starts with the weights that are in the cache from the one before.
             block = share.block_first + index if turn == 1 else share.block_last - 1 - index
@@ -199,15 +199,10 @@ def _run_steps(  # long: the time loop
             sums = Sums(target + (block * batch + first) * row_z, row_z, 0, norms is not None)
             multiply_panel(left, panel, sums, all_rows(last - first))
             # The step function of a block runs after the GEMM of the next one, whose last sums are not ready earlier.
-            if norms is None and index > 0 and not products_first:
+            if interleaved and index > 0:
                 call_step(layer.step, address_of(args), block - turn, first, last)
-        if products_first:
-            for block in range(share.block_first, share.block_last):
-                call_step(layer.step, address_of(args), block, first, last)
-        elif norms is None:
-            call_step(
-                layer.step, address_of(args), share.block_last - 1 if turn == 1 else share.block_first, first, last
-            )
+        if norms is None:
+            _run_waiting_blocks(args, layer, share, 1 if interleaved else own_blocks, turn)
         else:
             _run_normalised_step(args, layer, norms, norm, c[following], share)
         if layer.step_output != 0:
@@ -223,6 +218,14 @@ def _run_steps(  # long: the time loop
             publish_state(gemm, state, 1 - slot, share)
         barriers = meet(arrays.counter, barriers, share)
         now = following
+
+
+@compiled
+def _run_waiting_blocks(args: Any, layer: Any, share: Any, waiting: int, turn: int) -> None:
+    """Call the step function for the blocks whose products came last; see `_run_steps`."""
+    begin = share.block_last - waiting if turn == 1 else share.block_first
+    for block in range(begin, begin + waiting):
+        call_step(layer.step, address_of(args), block, share.first, share.last)
 
 
 @compiled

@@ -16,6 +16,7 @@ import pytest
 
 from lstmcore.config import LSTMConfig
 from lstmcore_cupy import cuda_device, launch, persistent, program_source
+from lstmcore_cupy.cublas_request import gemm_request
 from lstmcore_cupy.cuda_device import CudaDevice
 
 _TYPES: dict[int, type[Any]] = {0: ctypes.c_float, 1: ctypes.c_double}
@@ -61,7 +62,7 @@ def cublas(monkeypatch: pytest.MonkeyPatch) -> _Cublas:
 
     fake = _Cublas()
     monkeypatch.setitem(vars(cupy_backends.cuda.libs), "cublas", fake)
-    cuda_device._gemm.cache_clear()
+    gemm_request.cache_clear()
     return fake
 
 

@@ -20,6 +20,7 @@ from emulation.gpu import CupyOnHost, Gpu, GpuArray
 from lstmcore import LSTM
 from lstmcore.training import Adam, Readout, SequenceModel, Trainer
 from lstmcore_cupy import cuda_device, tuning
+from lstmcore_cupy.cublas_request import gemm_request
 from lstmcore_cupy.graphs import Graphs
 from lstmcore_cupy.kernel import CupyBackend
 from lstmcore_cupy.recorded_products import RecordedProducts, loaded_cublas
@@ -387,7 +388,7 @@ def test_products_reach_cublas_as_its_manual_says(
 
     cublas = SimpleNamespace(gemmEx=lambda *_: pytest.fail("CuPy's"), **names)
     monkeypatch.setitem(vars(cupy_backends.cuda.libs), "cublas", cublas)
-    cuda_device._gemm.cache_clear()
+    gemm_request.cache_clear()
     device = cuda_device.CudaDevice.__new__(cuda_device.CudaDevice)
     device._bound = threading.local()
     device._bound.products = own = RecordedProducts(ctypes.CDLL(str(library)), 7)
@@ -403,7 +404,7 @@ def test_products_reach_cublas_as_its_manual_says(
     ]
     device.matmul(*matrices, compute=compute, transpose=transpose, accumulate=accumulate)
     np.testing.assert_allclose(out, wanted, rtol=1e-5)
-    cuda_device._gemm.cache_clear()
+    gemm_request.cache_clear()
 
 
 def test_what_cublas_refuses_is_an_error(library: Path) -> None:
