@@ -45,7 +45,7 @@ def test_loops_as_graphs_conform() -> None:
 
 
 def test_a_graph_gives_the_same_bits_again_and_again() -> None:
-    """Each call frees its arrays, so that the pool gives the next one the same places, and a graph runs."""
+    """Each call frees its arrays: if the pool gives the next one the same places, a graph runs."""
     import cupy
 
     from lstmcore_cupy.cuda_device import cuda_device
