@@ -22,6 +22,7 @@ class Uploader:
 
     Examples
     --------
+    >>> import numpy as np
     >>> take = Uploader(lambda array: array).start([np.ones(2), np.zeros(3)])
     >>> [array.shape for array in take()]
     [(2,), (3,)]

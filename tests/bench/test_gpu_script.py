@@ -125,6 +125,7 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {one.name for one in variants(benchmark)} == {"layer_norm", "zoneout", "peephole", "input_from_forget"}
     assert len(variants(benchmark)) == 4 * 4
     assert device["micro"]["a call of nothing"] > 0
+    assert device["tensors"] == {"tensors": "the stand-in has none"}
     kinds = [(one["precision"], one["path"], one["arrays"]) for one in device["training"]]
     assert kinds == [("float32", path, arrays) for path in ("", "equations") for arrays in ("host", "device")]
     assert len(device["graphs"]) == 4

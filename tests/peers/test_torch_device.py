@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from lstmcore import registry
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.torch.shared_memory import adopt, apart, release
 from lstmcore.torch.tensor_stack import Inputs, TensorStack
-from lstmcore_conformance.bench import torch_tensors
+from lstmcore_conformance.bench import cuda, torch_tensors
 from plugins import Install
 
 #: The NumPy backend as one of a device: `taken` has the addresses of the tensors that it was given.
@@ -219,3 +220,13 @@ def test_the_gpu_script_checks_tensors(near: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(near), "locate", lambda self, tensor: ("near:0", np.from_dlpack(tensor.clone())))
     with pytest.raises(ValueError, match="float64: x is copied"):
         torch_tensors.check("cpu", near.name)
+
+
+def test_the_gpu_script_tells_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run from a checkout; a module names its backend, so its stage is told as not tried."""
+    device: Any = object.__new__(cuda.CUDA)
+    device.backend = SimpleNamespace(name="nobody")
+    assert device.tensors()["tensors"].startswith("not tried: backend: expected one of ")
+    device.backend = SimpleNamespace(name="numpy")
+    monkeypatch.setattr(torch_tensors, "check", lambda where, name: {"float32": (where, name)})
+    assert device.tensors() == {"float32": ("cuda", "numpy")}

@@ -142,6 +142,8 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}: {judged['verdict']}"
     for name, cost in device["micro"].items():
         yield f"  {name}: {cost if isinstance(cost, str) else f'{cost:.2f} us'}"
+    for name, share in device.get("tensors", {}).items():
+        yield f"  PyTorch's tensors, {name}: {share if isinstance(share, str) else f'{share:.2g} of the largest error'}"
     yield from _training_lines(device["training"])
     yield f"time of {device['peer']} over ours, inputs on the device ({device['name']}):"
     yield "  default: the path that an installed package takes today; the goals are judged by it, or by the other path"
