@@ -9,8 +9,9 @@ import lstmcore_cupy
 from lstmcore import LSTM
 from lstmcore.backend import Backend
 from lstmcore.config import LSTMConfig
+from lstmcore.masks import BatchRows, MaskDraw, draw_on_host
 from lstmcore.registry import get_backend
-from lstmcore.training import SGD, Adam, AdamW
+from lstmcore.training import SGD, Adam, AdamW, Readout, SequenceModel, Trainer
 from lstmcore_conformance.suite.runner import run
 
 pytestmark = pytest.mark.skipif(
@@ -109,3 +110,45 @@ def test_it_runs_on_the_current_stream(backend: Backend) -> None:
         event = stream.record()
         event.synchronize()
     assert np.isfinite(cupy.asnumpy(y)).all()
+
+
+@pytest.mark.parametrize("rows", [None, BatchRows(np.array([1, 4, 5]), 8)], ids=["whole", "rows"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_masks_have_the_bits_of_the_host(backend: Backend, dtype: str, rows: BatchRows | None) -> None:
+    import cupy
+
+    draw = MaskDraw(2**40 + 3, 7, 9, (65, 3, 257), dtype, 0.375, (0.0, 1.6), rows)
+    found = backend.draw_mask(draw, cupy.zeros(1))
+    np.testing.assert_array_equal(cupy.asnumpy(found), draw_on_host(draw))
+
+
+def test_uploads_beside_work_that_takes_longer(backend: Backend) -> None:
+    """Many batches ahead of a stream that is busy: each is right, and no buffer was written to too early."""
+    import cupy
+
+    uploader, busy, sums = backend.uploader(), cupy.ones((4096, 4096), cupy.float32), []
+    values = [np.full((1 << 20,), number, np.float32) for number in range(24)]
+    take = uploader.start([values[0]])
+    for following in [*values[1:], values[0]]:
+        begun = uploader.start([following])
+        for _ in range(4):
+            busy = busy @ busy / 4096
+        (array,) = take()
+        sums.append(array.sum(dtype=cupy.float64))
+        take = begun
+    uploader.close()
+    assert [float(total) for total in sums] == [float(value.sum(dtype=np.float64)) for value in values]
+
+
+def test_a_training_with_inputs_on_the_gpu_or_sent(backend: Backend) -> None:
+    """The bits are the same, also with dropout."""
+    rng, models = np.random.default_rng(0), []
+    inputs = [rng.standard_normal((length, 6)) for length in rng.integers(3, 90, 60)]
+    targets = [int(x.mean() > 0) for x in inputs]
+    for most in (0, 1 << 30):
+        lstm = LSTM(6, 40, 2, dropout=0.2, backend=backend, seed=1)
+        model = SequenceModel(lstm, Readout.of(lstm, 2, activation="softmax", seed=2))
+        Trainer(model, device="cuda", resident_bytes=most, epochs=3, batch_size=8, quiet=True).fit(inputs, targets)
+        models.append(model)
+    for name, value in models[0].parameters.items():
+        np.testing.assert_array_equal(models[1].parameters[name], value)
