@@ -61,19 +61,27 @@ def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
     return device
 
 
-def check_resident(resident_bytes: Any, device: str | None) -> int | None:
-    """Return the argument `resident_bytes` of a trainer.
+def check_placing(device: Any, resident_bytes: Any, model: SequenceModel, ranks: int) -> tuple[str | None, int | None]:
+    """Return the arguments `device` and `resident_bytes` of a trainer.
+
+    Parameters
+    ----------
+    device, model, ranks
+        As for `check_device`.
+    resident_bytes
+        The argument.
 
     Raises
     ------
     TypeError, ValueError
-        No whole number, one below 0, or one without a device.
+        As `check_device`; no whole number of bytes, one below 0, or one without a device.
     """
+    device = check_device(device, model, ranks)
     if resident_bytes is None:
-        return None
+        return device, None
     if device is None:
         raise ValueError(f"resident_bytes: expected None without device; got {resident_bytes!r}: give device='cuda'")
-    return integer("resident_bytes", resident_bytes, 0)
+    return device, integer("resident_bytes", resident_bytes, 0)
 
 
 def _made_by(backend: LayerBackend, model: SequenceModel) -> Array:

@@ -12,7 +12,7 @@ from lstmcore.training.data_checks import entry_shapes
 from lstmcore.training.digests import digest_of
 from lstmcore.training.losses import Loss, require_weighted
 from lstmcore.training.model import SequenceModel
-from lstmcore.training.network import Examples
+from lstmcore.training.network import Examples, ExampleSet
 from lstmcore.training.scaling import Standardizer, scale_targets
 from lstmcore.training.weights import (
     ClassWeight,
@@ -135,14 +135,16 @@ def fit_target_scaling(examples: Examples, loss: Loss) -> Standardizer:
     return loss.scaling_of_outputs(Standardizer.fit(targets))
 
 
-def scale_examples(examples: Examples, model: SequenceModel, loss: Loss) -> Examples:
-    """Return the examples as `SequenceModel.learn` takes them.
+def scale_examples(examples: ExampleSet, model: SequenceModel, loss: Loss) -> ExampleSet:
+    """Return the examples as `SequenceModel.learn` takes them; those of a source are scaled when they are loaded.
 
     Raises
     ------
     ValueError
         A number that is too large for the model's dtype.
     """
+    if not isinstance(examples, Examples):
+        return examples
     return Examples(model.scaled(examples.inputs), _scale_targets(examples.targets, model, loss), examples.weights)
 
 

@@ -27,13 +27,13 @@ from lstmcore.training.losses import Loss
 from lstmcore.training.metrics import check_metrics
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import json_types
-from lstmcore.training.network import Examples, ExampleSet
+from lstmcore.training.network import ExampleSet
 from lstmcore.training.optimizers import Adam, Optimizer
-from lstmcore.training.placing import check_device, check_resident, computing_on, on_host
+from lstmcore.training.placing import check_placing, computing_on, on_host
 from lstmcore.training.progress import shown_progress
 from lstmcore.training.schedules import Schedule
 from lstmcore.training.sets import Rows, Sets, check_examples, make_sets, scale_examples, weigh
-from lstmcore.training.streams import StreamedExamples, StreamedSets, StreamPlan, stream_sets
+from lstmcore.training.streams import StreamedSets, StreamPlan, stream_sets
 from lstmcore.training.trainer_checks import (
     bound,
     check_class_weight,
@@ -205,8 +205,7 @@ class Trainer:
         self.gradient_checkpointing = flag("gradient_checkpointing", gradient_checkpointing)
         check_parts(model, self.truncate, self.gradient_checkpointing, self.accumulate)
         self.ranks = ranks_of(distributed)
-        self.device = check_device(device, model, self.ranks.size)
-        self.resident_bytes = check_resident(resident_bytes, self.device)
+        self.device, self.resident_bytes = check_placing(device, resident_bytes, model, self.ranks.size)
         self.loss_every = None if loss_every is None else integer("loss_every", loss_every, 1)
 
     def fit(
@@ -295,7 +294,7 @@ class Trainer:
     ) -> History:
         """Run the epochs that are left."""
         model, history = self.model, progress.history
-        fit, held_out = (self._scaled(part) for part in (sets.fit, sets.held_out))
+        fit, held_out = (scale_examples(part, model, self.loss) for part in (sets.fit, sets.held_out))
         model.loss = self.loss
         recipe = Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
         learner = Learner(model, self.loss, optimizer, recipe, self.schedule)
@@ -322,10 +321,6 @@ class Trainer:
         for callback in callbacks:
             callback.on_fit_end(model, history)
         return history
-
-    def _scaled(self, part: Examples | StreamedExamples) -> ExampleSet:
-        """Return examples as the model learns them; those of a source are scaled when they are loaded."""
-        return part if isinstance(part, StreamedExamples) else scale_examples(part, self.model, self.loss)
 
     def _sets(self, data: tuple[Any, Any, Any], validation_data: Any) -> AnySets:
         """Return the checked and weighted training and validation sets."""
