@@ -61,11 +61,8 @@ def check_regular(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def tell_damage(path: str | Path, expected: str) -> Iterator[None]:
+def tell_damage(path: str | Path, expected: str, faults: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn what a library raises at a damaged file into a ValueError that names it.
-
-    Readers of zip, deflate, LZMA, NumPy and HDF5 have exceptions of their own, and raise RuntimeError, KeyError and
-    OSError without a number of the system too.
 
     Parameters
     ----------
@@ -73,25 +70,26 @@ def tell_damage(path: str | Path, expected: str) -> Iterator[None]:
         The file.
     expected
         What it should be, for the message.
+    faults
+        Errors of this reader's libraries at a damaged file, beside ValueError and an OSError that is none of the
+        system. All others pass: they are mistakes of a program, or a lack of memory or of a package.
 
     Raises
     ------
     ValueError
-        What the block raised, but for errors of the system, of memory and of a missing package.
+        The block raised one of these.
     """
     try:
         yield
-    except (MemoryError, ImportError):
-        raise
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the beginning of the file
             raise
         raise ValueError(f"{path}: expected {expected}; got another kind, or a damaged one: {error}") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         if str(error).startswith(f"{path}: "):
             raise
         raise ValueError(f"{path}: expected {expected}; {error}") from error
-    except Exception as error:  # whatever it is, it says that the file is not what it should be
+    except faults as error:
         raise ValueError(f"{path}: expected {expected}; got a damaged one: {error}") from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +19,14 @@ from lstmcore.datasets.csvfile import Layout
 from lstmcore.datasets.series import Fill, Series
 from lstmcore.files import check_regular, tell_damage
 from lstmcore.notices import notify
+from lstmcore.unpacking import ZIP_FAULTS, UnpackBudget
 
 Array = npt.NDArray[Any]
 
-#: An array of an archive unpacks to at most so many times its size there, or to so many bytes: padding gets small.
-_UNPACKED: Final = 200
-_SMALL: Final = 1 << 28
 #: Version of a header in an archive -> its reader.
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+#: Errors of NumPy at the text of a header, which it reads as Python, beside ValueError.
+_HEADER_FAULTS: Final = (SyntaxError, TypeError, IndexError, tokenize.TokenError)
 
 
 class LabelLayout(NamedTuple):
@@ -236,10 +238,10 @@ def read_archive(path: str | Path, *, part: str = "", name: str | None = None) -
     """
     name, end = str(path) if name is None else name, f"_{part}" if part else ""
     with open_archive(path, name) as archive:
-        names = list(archive.files)
-        arrays = {
-            key: _unpacked(archive, key) for key in (f"{word}{end}" for word in ("X", "y", "lengths")) if key in names
-        }
+        names, members = list(archive.files), frozenset(archive.zip.namelist())
+        budget = UnpackBudget(os.stat(path).st_size)
+        keys = [f"{word}{end}" for word in ("X", "y", "lengths")]
+        arrays = {key: _unpacked(archive, key, budget) for key in keys if f"{key}.npy" in members}
     x = arrays.get(f"X{end}")
     if x is None:
         raise ValueError(f"{name}: expected an array 'X{end}'; got {', '.join(names) or 'none'}")
@@ -260,25 +262,23 @@ def read_archive(path: str | Path, *, part: str = "", name: str | None = None) -
 
 @contextmanager
 def open_archive(path: str | Path, name: str | None = None) -> Iterator[Any]:
-    """Open a NumPy archive; what it raises in the block becomes a ValueError that begins with `name`, or the path."""
+    """Open a NumPy archive; its faults, in the block too, are a ValueError that begins with `name`, or the path."""
     check_regular(path)
-    told = tell_damage(str(path) if name is None else name, "a NumPy archive of numbers and texts")
-    with told, Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        yield archive
+    told = tell_damage(str(path) if name is None else name, "a NumPy archive of numbers and texts", ZIP_FAULTS)
+    with told, Path(path).open("rb") as stream:
+        if stream.read(2) != b"PK":
+            raise ValueError("got no archive: save the arrays by np.savez, under the names X and y")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as archive:
+            yield archive
 
 
-def _unpacked(archive: Any, key: str) -> Array:
+def _unpacked(archive: Any, key: str, budget: UnpackBudget) -> Array:
     """Return an array of an archive, unless it is not what its header says, or may be made to fill memory."""
     info = archive.zip.getinfo(f"{key}.npy")
-    if info.file_size > max(_UNPACKED * info.compress_size, _SMALL):
-        raise ValueError(
-            f"{key}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
-        )
+    budget.take(key, info.file_size, info.compress_size)
     with archive.zip.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in _HEADERS:
-            raise ValueError(f"{key}: expected numbers or texts; got columns with names")
-        shape, _, dtype = _HEADERS[version](stream)
+        shape, dtype = _header(key, stream)
         if dtype.hasobject:
             raise ValueError(
                 f"{key}: expected numbers or texts; got objects: save it without: pad X, give lengths, and make y "
@@ -286,7 +286,20 @@ def _unpacked(archive: Any, key: str) -> Array:
             )
         if (size := math.prod(shape) * dtype.itemsize) != info.file_size - stream.tell():
             raise ValueError(f"{key}: expected {size:,} bytes, those of {dtype} {shape}; got {info.file_size:,} in all")
-    return np.asarray(archive[key])
+    with archive.zip.open(info) as stream:
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _header(key: str, stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return what an array of an archive says of itself."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"{key}: expected numbers or texts; got columns with names")
+    try:
+        shape, _, dtype = _HEADERS[version](stream)
+    except _HEADER_FAULTS as error:
+        raise ValueError(f"{key}: expected the header of an array; got {error}") from error
+    return shape, dtype
 
 
 def _archive_labels(name: str, arrays: Mapping[str, Array], end: str, count: int) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ Keras stacks the gates as we do, i, f, c (our g), o, and has matrices transposed
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -116,15 +117,15 @@ def _placed(layer: KerasLayer, version: int, *, alone: bool) -> list[PlacedLayer
         config = layer.config or {}
         if layer.kind == "LSTM":
             return [_one_direction(layer, config, version, alone=alone)]
-        inner = dict((config.get("layer") or {}).get("config") or {})
-        kind = (config.get("layer") or {"class_name": "LSTM"}).get("class_name")
+        wrapped = _object(config, "layer")
+        inner, kind = _object(wrapped, "config"), wrapped.get("class_name") if wrapped else "LSTM"
         if kind != "LSTM" or inner.get("go_backwards"):
             raise ValueError(f"expected Bidirectional of an LSTM that goes forwards; got one of {kind}")
         mode = config.get("merge_mode", "concat")
         if mode not in _MERGES:
             raise ValueError(f"merge_mode: expected one of {', '.join(map(str, _MERGES))}; got {mode!r}")
         half = len(layer.arrays) // 2
-        other = (config.get("backward_layer") or {}).get("config") or inner
+        other = _object(_object(config, "backward_layer"), "config") or inner
         parts = [
             _direction(each, arrays, version, reverse=reverse)
             for each, arrays, reverse in ((inner, layer.arrays[:half], False), (other, layer.arrays[half:], True))
@@ -134,6 +135,14 @@ def _placed(layer: KerasLayer, version: int, *, alone: bool) -> list[PlacedLayer
         return placed if (merge := _MERGES[mode]) is None else [*placed, PlacedLayer("merge", mode=merge)]
     except (TypeError, ValueError) as error:
         raise type(error)(f"{layer.name}: {error}") from error
+
+
+def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of a configuration, which is empty if it is not there."""
+    found = config.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{key}: expected an object of the configuration; got {reprlib.repr(found)}")
+    return found
 
 
 def _one_direction(layer: KerasLayer, config: Mapping[str, Any], version: int, *, alone: bool) -> PlacedLayer:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import reprlib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
+from lstmcore.dialects.hdf5_file import Hdf5File
 from lstmcore.dialects.keras import LAYERS, KerasLayer, KerasModel, live_model, read_keras, to_keras
 from lstmcore.dialects.layers import split_layers
 from lstmcore.extras import installing
 from lstmcore.files import check_regular, tell_damage, write_atomically
 from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
+from lstmcore.unpacking import RATIO, ZIP_FAULTS, UnpackBudget
 
 Array: TypeAlias = npt.NDArray[Any]
+V = TypeVar("V")
 
 #: Groups of the arrays of a layer in Keras 3's files.
 _PARTS: Final = {"LSTM": ("cell",), "Bidirectional": ("forward_layer/cell", "backward_layer/cell")}
 
-#: A file of a .keras archive unpacks to at most so many times its size there; weights hardly get smaller.
-_UNPACKED: Final = 200
+#: Arrays of a layer of Keras 1 in both directions, the most of any.
+_MOST_ARRAYS: Final = 24
+#: Kind of a value of JSON -> its name in messages.
+_KINDS: Final[Mapping[type, str]] = {str: "a text", dict: "an object", list: "a list"}
 
 
 def read_keras_source(source: Any, layer: str | None = None) -> LayerFile:
@@ -53,36 +59,13 @@ def open_keras(path: Path) -> KerasModel:
     """
     check_regular(path)
     h5py = _h5py(path)
-    with tell_damage(path, "a file of Keras"):
+    with tell_damage(path, "a file of Keras", ZIP_FAULTS):
         if zipfile.is_zipfile(path):
             return _read_archive(path, h5py)
-        with h5py.File(path, "r") as file:
-            _check_contents(file, h5py)
-            return _read_legacy(file) if "layer_names" in _weights(file).attrs else _read_weights(file)
-
-
-def _check_contents(file: Any, h5py: Any) -> None:
-    """Raise ValueError if a file of HDF5 leads to other files, or has arrays that unpack to far more than its bytes."""
-    groups, known = [("", file)], set[int]()
-    while groups:
-        place, group = groups.pop()
-        for key in group:
-            name = f"{place}/{key}"
-            if isinstance(group.get(key, getlink=True), h5py.ExternalLink):
-                raise ValueError(f"{name}: expected data in the file itself; got a link to another file")
-            found = group.get(key)
-            if isinstance(found, h5py.Group):
-                address = h5py.h5o.get_info(found.id).addr  # a group may hold itself
-                if address not in known:
-                    known.add(address)
-                    groups.append((name, found))
-            elif isinstance(found, h5py.Dataset):
-                if found.external or found.is_virtual:
-                    raise ValueError(f"{name}: expected numbers in the file itself; got those of another file")
-                if found.nbytes > _UNPACKED * (found.id.get_storage_size() + 1024):
-                    raise ValueError(
-                        f"{name}: expected at most {_UNPACKED} times its size in the file; got {found.nbytes:,} bytes"
-                    )
+        with h5py.File(path, "r") as opened, path.open("rb") as raw:
+            file = Hdf5File(opened, raw)
+            weights = file.group(opened, "model_weights") if "model_weights" in file.names(opened) else opened
+            return _read_legacy(file, weights) if file.has_texts(weights, "layer_names") else _read_weights(file)
 
 
 def _h5py(path: str | Path) -> Any:
@@ -96,58 +79,90 @@ def _h5py(path: str | Path) -> Any:
 def _read_archive(path: Path, h5py: Any) -> KerasModel:
     """Read a .keras file."""
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(_member(archive, "config.json"))
-        version = json.loads(_member(archive, "metadata.json"))["keras_version"]
-        stream = io.BytesIO(_member(archive, "model.weights.h5"))
-    with h5py.File(stream, "r") as file:
-        _check_contents(file, h5py)
-        layers = list(_layers(file, "", config["config"]["layers"]))
-    return KerasModel(layers, int(version.split(".")[0]), config["class_name"] == "Sequential")
+        config = json.loads(_small_member(archive, "config.json"))
+        version = _field(json.loads(_small_member(archive, "metadata.json")), "keras_version", str)
+        info = _entry(archive, "model.weights.h5")
+        UnpackBudget(os.stat(path).st_size).take(info.filename, info.file_size, info.compress_size)
+        stream = io.BytesIO(archive.read(info))
+    with h5py.File(stream, "r") as opened:
+        file = Hdf5File(opened, stream)
+        layers = list(_layers(file, opened, "", _field(_field(config, "config", dict), "layers", list)))
+    return KerasModel(layers, int(version.split(".")[0]), _field(config, "class_name", str) == "Sequential")
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a file of the archive, unless it unpacks to far more than any network: it may be made to fill memory."""
-    info = archive.getinfo(name)
-    if info.file_size > _UNPACKED * (info.compress_size + 1024):
+def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    try:
+        return archive.getinfo(name)
+    except KeyError:
+        raise ValueError(f"expected the file {name} in the archive; got none") from None
+
+
+def _small_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a text of the archive; one that unpacks to far more than its bytes is no description of a model."""
+    info = _entry(archive, name)
+    if info.file_size > RATIO * (info.compress_size + 1024):
         raise ValueError(
-            f"{name}: expected at most {_UNPACKED} times its size in the file; got {info.file_size:,} bytes"
+            f"{name}: expected at most {RATIO} times its size in the file; got {info.file_size:,} bytes: if you trust "
+            "the file, pack the archive again without compression"
         )
-    return archive.read(name)
+    return archive.read(info)
 
 
-def _layers(group: Any, prefix: str, configs: Any) -> Iterator[KerasLayer]:
+def _field(holder: Any, key: str, kind: type[V]) -> V:
+    """Return a value of JSON, which may be anything."""
+    found = holder.get(key) if isinstance(holder, dict) else None
+    if not isinstance(found, kind):
+        raise ValueError(f"expected {_KINDS[kind]} {key!r} in the configuration; got {reprlib.repr(found)}")
+    return found
+
+
+def _layers(file: Hdf5File, parent: Any, prefix: str, configs: Any) -> Iterator[KerasLayer]:
     """Yield the layers of a model, and those of the models in it, with their arrays.
 
     The groups of the file have the names of classes, with a number from the second on.
     """
     counts: Counter[str] = Counter()
     for config in configs:
-        kind, inner = config["class_name"], config["config"]
+        kind, inner = _field(config, "class_name", str), _field(config, "config", dict)
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", re.sub(r"\W+", "", kind)).lower()
         own = f"layers/{snake}" + f"_{counts[snake]}" * bool(counts[snake])
         counts[snake] += 1
-        if isinstance(inner, dict) and isinstance(inner.get("layers"), list):
-            yield from _layers(group[own], f"{prefix}{inner['name']}/", inner["layers"])
+        if isinstance(inner.get("layers"), list):
+            yield from _layers(file, file.group(parent, own), f"{prefix}{_field(inner, 'name', str)}/", inner["layers"])
         else:
-            arrays = _arrays(group[own], kind) if kind in LAYERS else ()
-            yield KerasLayer(prefix + inner.get("name", kind), kind, inner, arrays)
+            arrays = _arrays(file, file.group(parent, own), kind) if kind in LAYERS else ()
+            yield KerasLayer(prefix + _field({"name": kind} | inner, "name", str), kind, inner, arrays)
 
 
-def _arrays(group: Any, kind: str) -> list[Array]:
-    return [
-        np.asarray(group[part]["vars"][key]) for part in _PARTS[kind] for key in sorted(group[part]["vars"], key=int)
-    ]
+def _arrays(file: Hdf5File, layer: Any, kind: str) -> list[Array]:
+    """Return the arrays of an LSTM or of both of its directions."""
+    found = []
+    for part in _PARTS[kind]:
+        group = file.group(layer, f"{part}/vars")
+        keys = sorted(_checked_names(group.name, file.names(group)), key=int)
+        found += [file.array(group, key) for key in keys]
+    return found
 
 
-def _read_weights(file: Any) -> KerasModel:
+def _checked_names(name: str, names: list[str]) -> list[str]:
+    """Return the names of a layer's arrays; a file may give one array any number of names."""
+    if len(names) > _MOST_ARRAYS:
+        raise ValueError(f"{name}: expected the arrays of an LSTM, at most {_MOST_ARRAYS}; got {len(names)}")
+    return names
+
+
+def _read_weights(file: Hdf5File) -> KerasModel:
     """Read a .weights.h5 file, which has no configuration."""
+    group = file.group(file.root, "layers")
     names = sorted(
-        file["layers"], key=lambda name: (re.sub(r"_\d+$", "", name), *map(int, re.findall(r"_(\d+)$", name)))
+        file.names(group), key=lambda name: (re.sub(r"_\d+$", "", name), *map(int, re.findall(r"_(\d+)$", name)))
     )
     kinds = {"lstm": "LSTM", "bidirectional": "Bidirectional"}
     layers = [KerasLayer(name, kinds.get(re.sub(r"_\d+$", "", name), "other"), None) for name in names]
     found = [
-        each._replace(arrays=_arrays(file["layers"][each.name], each.kind)) for each in layers if each.kind in LAYERS
+        each._replace(arrays=_arrays(file, file.group(group, each.name), each.kind))
+        for each in layers
+        if each.kind in LAYERS
     ]
     if found:
         merged = "merge_mode=concat, " * any(each.kind == "Bidirectional" for each in found)
@@ -155,43 +170,50 @@ def _read_weights(file: Any) -> KerasModel:
     return KerasModel(found, 3, len({each.kind for each in found}) == 1)
 
 
-def _weights(file: Any) -> Any:
-    return file.get("model_weights", file)
-
-
-def _read_legacy(file: Any) -> KerasModel:
-    """Read an .h5 file as Keras 1 and 2 wrote it, and Keras 3 does for that name."""
-    weights, configs, sequential = _weights(file), dict[str, Mapping[str, Any]](), False
-    if "model_config" in file.attrs:
-        config = json.loads(_text(file.attrs["model_config"]))
-        sequential = config["class_name"] == "Sequential"
-        inner = config["config"]
-        for each in inner if isinstance(inner, list) else inner["layers"]:
-            configs[each["config"]["name"]] = each
-    version = int(_text(weights.attrs.get("keras_version", file.attrs.get("keras_version", "1"))).split(".")[0])
-    layers = []
-    for name in map(_text, weights.attrs["layer_names"]):
-        group = weights[name]
-        words = [_text(word) for word in group.attrs["weight_names"]]
-        arrays = [np.asarray(group[word]) for word in words]
-        kind = configs[name]["class_name"] if name in configs else _kind(words, len(arrays))
-        layers.append(KerasLayer(name, kind, configs[name]["config"] if name in configs else None, arrays))
+def _read_legacy(file: Hdf5File, weights: Any) -> KerasModel:
+    """Read an .h5 file as Keras 1 and 2 wrote it, and Keras 3 does for that name; arrays of other layers stay there."""
+    configs, sequential = _legacy_configs(file)
+    version = file.text(weights, "keras_version") or file.text(file.root, "keras_version") or "1"
+    names, layers = file.texts(weights, "layer_names"), []
+    if len(set(names)) < len(names):
+        raise ValueError("layer_names: expected names that differ; got one twice")
+    for name in names:
+        config = configs.get(name)
+        kind = "" if config is None else _field(config, "class_name", str)
+        arrays: list[Array] = []
+        if not kind or kind in LAYERS:
+            group = file.group(weights, name)
+            words = file.texts(group, "weight_names")
+            kind = kind or _kind(words)
+            if kind in LAYERS:
+                arrays = [file.array(group, word) for word in _checked_names(name, words)]
+        layers.append(KerasLayer(name, kind, None if config is None else _field(config, "config", dict), arrays))
     if not configs and any(each.kind in LAYERS for each in layers):
         notify("a file of weights has no configuration: tanh and sigmoid are taken")
-    return KerasModel(layers, version, sequential or not configs)
+    return KerasModel(layers, int(version.split(".")[0]), sequential or not configs)
 
 
-def _kind(words: list[str], count: int) -> str:
+def _legacy_configs(file: Hdf5File) -> tuple[dict[str, Mapping[str, Any]], bool]:
+    """Return the configuration of each layer by its name, and whether each layer reads the one before."""
+    text = file.text(file.root, "model_config")
+    if text is None:
+        return {}, False
+    config = json.loads(text)
+    inner = config.get("config") if isinstance(config, dict) else None
+    configs = inner if isinstance(inner, list) else _field(inner, "layers", list)
+    by_name: dict[str, Mapping[str, Any]] = {
+        _field(_field(each, "config", dict), "name", str): each for each in configs
+    }
+    return by_name, _field(config, "class_name", str) == "Sequential"
+
+
+def _kind(words: list[str]) -> str:
     """Return the class of a layer whose configuration is unknown, by the names of its arrays."""
     if not any(re.search(r"recurrent_kernel|_U_i", word) for word in words) or not any(
         "lstm" in w.lower() for w in words
     ):
-        return "Dropout" if count == 0 else "other"
+        return "Dropout" if not words else "other"
     return "Bidirectional" if any("backward" in word for word in words) else "LSTM"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def write_weights(path: str | Path, content: LayerFile) -> None:

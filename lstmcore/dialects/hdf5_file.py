@@ -1,0 +1,187 @@
+"""A file of HDF5 from elsewhere, by h5py: it leads to no other file, and takes a bounded amount of memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, BinaryIO, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmcore.unpacking import UnpackBudget
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: Errors of h5py at a damaged file, beside ValueError and OSError: of an object that cannot be opened, of a type that
+#: NumPy does not have, of its library.
+_FAULTS: Final = (KeyError, TypeError, RuntimeError)
+#: How a global heap of HDF5 begins, which has the texts of any length; its bytes follow, as a number of eight bytes.
+_HEAP: Final = b"GCOL\x01\0\0\0"
+_PIECE: Final = 1 << 20  # bytes that are searched at a time
+
+
+class Hdf5File:
+    """Groups, arrays and texts of a file; only what is asked for is read, and each thing is of the kind asked for.
+
+    Parameters
+    ----------
+    file
+        An `h5py.File` that is open for reading.
+    raw
+        The same file as bytes, open as long as this object is used.
+
+    Raises
+    ------
+    ValueError
+        A link to another file, or a damaged file; the methods raise it too.
+    """
+
+    def __init__(self, file: Any, raw: BinaryIO) -> None:
+        self.root, self._raw, self._size = file, raw, raw.seek(0, os.SEEK_END)
+        self._budget = UnpackBudget(self._size)
+        with _faults_told("links"):
+            _check_links(file["/"])
+
+    def group(self, parent: Any, path: str) -> Any:
+        """Return a group below `parent`."""
+        name = _name(parent, path)
+        with _faults_told(name):
+            import h5py
+
+            found = parent.get(path)
+            if not isinstance(found, h5py.Group):
+                raise ValueError(f"{name}: expected a group; got {_kind(found)}")
+            return found
+
+    def names(self, group: Any) -> list[str]:
+        """Return the names in a group."""
+        with _faults_told(_name(group)):
+            return [_text(_name(group), name) for name in group]
+
+    def array(self, group: Any, key: str) -> Array:
+        """Return the numbers of a data set; each call counts, since a file may give one data set many names."""
+        name = _name(group, key)
+        with _faults_told(name):
+            import h5py
+
+            found = group.get(key)
+            if not isinstance(found, h5py.Dataset) or found.shape is None:  # of no shape is one without numbers
+                raise ValueError(f"{name}: expected an array; got {_kind(found)}")
+            if found.dtype.hasobject:
+                raise ValueError(f"{name}: expected numbers; got texts, references or rows of unequal length")
+            if found.external or found.is_virtual:
+                raise ValueError(f"{name}: expected numbers in the file itself; got those of another file")
+            piece = math.prod(found.chunks or ()) * found.dtype.itemsize  # is unpacked whole
+            self._budget.take(name, max(found.nbytes, piece), found.id.get_storage_size())
+            return np.asarray(found)
+
+    def text(self, holder: Any, key: str) -> str | None:
+        """Return an attribute that is one text, or None if `holder` has no such attribute."""
+        name = f"{_name(holder)}: {key}"
+        with _faults_told(name):
+            if key not in holder.attrs:
+                return None
+            value = holder.attrs[key] if holder.attrs.get_id(key).shape == () else None
+        return _text(name, value)
+
+    def has_texts(self, holder: Any, key: str) -> bool:
+        """Return whether `texts` finds the attribute."""
+        with _faults_told(f"{_name(holder)}: {key}"):
+            return key in holder.attrs or f"{key}0" in holder.attrs
+
+    def texts(self, holder: Any, key: str) -> list[str]:
+        """Return an attribute that is a list of texts; Keras divides one over 64 KB into key0, key1 and so on."""
+        name, found = f"{_name(holder)}: {key}", list[Any]()
+        with _faults_told(name):
+            if key in holder.attrs:
+                found = self._values(name, holder, key)
+            elif not self.has_texts(holder, key):
+                raise ValueError(f"{name}: expected this attribute; got none")
+            else:
+                number = 0
+                while (part := f"{key}{number}") in holder.attrs:
+                    found += self._values(name, holder, part)
+                    number += 1
+        return [_text(name, value) for value in found]
+
+    @cached_property
+    def _longest_text(self) -> int:
+        """Bytes that no text of the file is longer than: those of the largest heap. HDF5 itself tells them of none."""
+        longest, before, place = 0, b"", 0
+        self._raw.seek(0)
+        while piece := self._raw.read(_PIECE):
+            found = before + piece
+            while (place := found.find(_HEAP, place)) >= 0 and place + 16 <= len(found):
+                longest = max(longest, int.from_bytes(found[place + 8 : place + 16], "little"))
+                place += 1
+            before, place = found[-15:], 0
+        return min(longest, self._size)
+
+    def _values(self, name: str, holder: Any, key: str) -> list[Any]:
+        attribute = holder.attrs.get_id(key)
+        if attribute.shape is None:
+            return []
+        if attribute.dtype.hasobject:  # all of them may be one long text of the file
+            self._budget.take(name, math.prod(attribute.shape) * self._longest_text, 0)
+        values: list[Any] = np.ravel(holder.attrs[key]).tolist()
+        return values
+
+
+@contextmanager
+def _faults_told(name: str) -> Iterator[None]:
+    """Turn errors of h5py into a ValueError; the block has calls of h5py and little else."""
+    try:
+        yield
+    except _FAULTS as error:
+        raise ValueError(f"{name}: expected data of HDF5; h5py cannot read it: {error}") from error
+
+
+def _check_links(root: Any) -> None:
+    """Raise ValueError if a group has a link to another file; no link is followed to find out."""
+    import h5py
+
+    groups, known = [root.id], {h5py.h5o.get_info(root.id).addr}
+    while groups:
+        group = groups.pop()
+        for name in group:
+            link = group.links.get_info(name).type
+            if link == h5py.h5l.TYPE_SOFT:  # leads to what hard links reach, or to a link that is found here
+                continue
+            if link != h5py.h5l.TYPE_HARD:
+                raise ValueError(f"{_place(group, name)}: expected data in the file itself; got a link to another file")
+            found = h5py.h5o.get_info(group, name)
+            if found.type == h5py.h5o.TYPE_GROUP and found.addr not in known:  # a group may hold itself
+                known.add(found.addr)
+                groups.append(h5py.h5g.open(group, name))
+
+
+def _name(parent: Any, path: str = "") -> str:
+    own = parent.name or "/"
+    own = own.decode(errors="replace") if isinstance(own, bytes) else own  # h5py decodes what is UTF-8
+    return f"{own.rstrip('/')}/{path}" if path else own
+
+
+def _place(group: Any, name: bytes) -> str:
+    """Return the path of a link, of h5py's own kind of groups."""
+    import h5py
+
+    path = (h5py.h5i.get_name(group) or b"").rstrip(b"/") + b"/" + name
+    return path.decode(errors="replace")
+
+
+def _kind(found: Any) -> str:
+    return (
+        "nothing"
+        if found is None
+        else {"Group": "a group", "Dataset": "a data set"}.get(type(found).__name__, "a type")
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"{name}: expected a text; got {type(value).__name__}")
+    return value.decode() if isinstance(value, bytes) else value
