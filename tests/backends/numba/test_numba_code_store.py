@@ -175,7 +175,7 @@ def test_the_message_estimates_from_step_functions() -> None:
         )
         assert found is not None
         told.append([int(number) for number in found.groups()])
-    assert told[1] == [2 * number for number in told[0]]
+    assert all(abs(twice - 2 * once) <= 1 for once, twice in zip(*told, strict=True))  # both are rounded
     assert min(told[0]) > 1
 
 
