@@ -237,6 +237,7 @@ def _pass_arguments(  # long: the flat argument list of the pass
 ) -> tuple[Any, ...]:
     """Return the arguments of `time_loop.store_forward`, in order."""
     config, weights = layer.config, values.weights
+    own_outputs = cell.has_own_outputs(config, layer.layout.lanes * layer.dtype.itemsize)
     return (
         config.reverse,
         workspace.h,
@@ -245,7 +246,7 @@ def _pass_arguments(  # long: the flat argument list of the pass
         workspace.plan.split == "units",
         layer.step_address(cell.forward, masks, record=call.record),
         layer.step_address(cell.forward_output, masks, record=call.record) if config.proj_size else 0,
-        layer.step_address(cell.forward_cell, masks, record=call.record) if config.layer_norm else 0,
+        layer.step_address(cell.forward_cell, masks, record=call.record) if own_outputs else 0,
         config.hidden_size,
         values.norms,
         layer.recurrence_is_cell,

@@ -23,7 +23,7 @@ TRANSPOSE_COLUMNS: Final = 32
 
 #: Bytes of the gates of a step up to which all products of the step come before the functions of the gates: the chains
 #: of one block of units then overlap with those of the next.
-PRODUCTS_FIRST_BYTES: Final = 1 << 14
+PRODUCTS_FIRST_BYTES: Final = 1 << 13
 
 #: Reads of a waiting thread before it yields its processor: some tens of microseconds. On a busy machine, a thread that
 #: yields is away for milliseconds.

@@ -200,7 +200,7 @@ def _run_steps(  # long: the time loop
             multiply_panel(left, panel, sums, all_rows(last - first))
             # The step function of a block runs after the GEMM of the next one, whose last sums are not ready earlier.
             if interleaved and index > 0:
-                call_step(layer.step, address_of(args), block - turn, first, last)
+                _run_block(args, layer, block - turn, share)
         if norms is None:
             _run_waiting_blocks(args, layer, share, 1 if interleaved else own_blocks, turn)
         else:
@@ -221,11 +221,22 @@ def _run_steps(  # long: the time loop
 
 
 @compiled
+def _run_block(args: Any, layer: Any, block: int, share: Any) -> None:
+    """Call the step functions for a block of units."""
+    call_step(layer.step, address_of(args), block, share.first, share.last)
+    if layer.step_cell != 0:
+        call_step(layer.step_cell, address_of(args), block, share.first, share.last)
+
+
+@compiled
 def _run_waiting_blocks(args: Any, layer: Any, share: Any, waiting: int, turn: int) -> None:
-    """Call the step function for the blocks whose products came last; see `_run_steps`."""
+    """Call the step functions for the blocks whose products came last; see `_run_steps`."""
     begin = share.block_last - waiting if turn == 1 else share.block_first
     for block in range(begin, begin + waiting):
         call_step(layer.step, address_of(args), block, share.first, share.last)
+    if layer.step_cell != 0:
+        for block in range(begin, begin + waiting):
+            call_step(layer.step_cell, address_of(args), block, share.first, share.last)
 
 
 @compiled

@@ -68,8 +68,8 @@ class LayerSteps(NamedTuple):
     Attributes
     ----------
     step, step_output, step_cell
-        Addresses of the step functions: of a step, of its end with a projection, and of its second half with layer
-        norm; 0 if there is none.
+        Addresses of the step functions: of a step, of its end with a projection, and of its second half if that
+        is a function of its own; 0 if there is none.
     hidden
         H.
     reverse, of_cell, masked
