@@ -77,6 +77,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> cuda.CUDA:
     monkeypatch.setattr(torch.nn, "LSTM", lambda *sizes, device, **more: lstm(*sizes, **more))
     monkeypatch.setattr(cuda, "LARGE", 50)
     monkeypatch.setattr(cuda.CUDA, "_backends", lambda self, own: (own, {}))
+    monkeypatch.setattr(cuda.CUDA, "_with_graphs", lambda self, own: None)
     found = cuda.CUDA()
     found.grid = STAND_IN
     return found

@@ -63,7 +63,7 @@ class CUDA(Device):
         self.grid = GPU
         own = importlib.import_module("lstmcore_cupy").lstmcore_backend()
         self.backend, self.paths = self._backends(own)
-        self.recorded = type(own)(own.device, persistent=False, graphs=True)
+        self.recorded = self._with_graphs(own)
         #: The arrays by their id, which is theirs for as long as they are kept here.
         self._large: dict[int, tuple[npt.NDArray[np.float32], Any]] = {}
         torch = self.torch
@@ -78,6 +78,13 @@ class CUDA(Device):
         """Return the backend that goes step by step whatever its table says, and the persistent kernels."""
         make = type(own)
         return make(own.device, persistent=False), {"persistent": make(own.device, persistent=True)}
+
+    @staticmethod
+    def _with_graphs(own: Any) -> Backend:
+        """Return the backend that goes step by step and records its loops over time as graphs."""
+        make = type(own)
+        found: Backend = make(own.device, persistent=False, graphs=True)
+        return found
 
     def lost(self) -> str | None:
         """Return what the device's last error is, or None."""
