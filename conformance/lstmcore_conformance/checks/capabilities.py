@@ -86,9 +86,8 @@ def features(tested: BackendUnderTest, case: Case) -> None:
 def calls(tested: BackendUnderTest, case: Case) -> None:
     data, kernel = tested.device(case.data), tested.kernel(case)
     weights = tested.pack(case, data)
-    lengths = tested.backend.to_device(np.ones(case.batch, np.int64))
     calls: dict[str, Callable[[], object]] = {
-        "lengths": lambda: kernel.forward(weights, data.x, lengths=lengths),
+        "lengths": lambda: kernel.forward(weights, data.x, lengths=np.ones(case.batch, np.int64)),
         "masks": lambda: kernel.forward(weights, data.x, masks=Masks()),
         "backward": lambda: kernel.forward(weights, data.x, record=True),
         "jvp": lambda: kernel.jvp(weights, data.x, data.state, data.tangents),

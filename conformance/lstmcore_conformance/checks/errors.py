@@ -253,7 +253,7 @@ def _masked_inputs(calls: Calls, *, lengths: bool, out: bool) -> Iterator[Mistak
     yield "x", calls.forward(x=masked(data.x)), TypeError, "x"
     for entry in State._fields:
         yield f"state.{entry}", calls.forward(state=_masked_entry(data.state, entry)), TypeError, f"state.{entry}"
-    for name, array in calls.data.parameters.items():
+    for name, array in data.parameters.items():
         parameters = calls.data.parameters | {name: masked(array)}
         yield name, partial(calls.kernel.pack, parameters), TypeError, name
     if lengths:

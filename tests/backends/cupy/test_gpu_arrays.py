@@ -29,8 +29,9 @@ ITEMS = [
     for item in items(
         SUBJECT,
         [precision],
-        "(switches and (plain or everything or proj_size) or inputs or outputs or errors.out "
-        "or lengths.forward or lengths.backward or stack or tape or pack or masks.backward or backward.sizes "
+        "(switches and (plain or everything or proj_size) or inputs or outputs or errors or refusals.calls "
+        "or lengths.dtypes or lengths.forward or lengths.backward or stack or tape or pack "
+        "or masks.backward or backward.sizes "
         "or weights. and (int8,everything or float16,plain)) and not tiles",
     )
 ]
