@@ -12,6 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from lstmcore.file_locks import wait_for_end
+
 #: The folder of the launcher of this package, which sets it in the ranks that it starts.
 LAUNCHER_VARIABLE: Final = "LSTMCORE_LAUNCHER"
 #: The file in it with the message about the end; MPI may lose what a rank prints before it ends all.
@@ -150,9 +152,7 @@ def end_with_launcher() -> None:
 
 def _end_with(folder: str) -> None:
     """Wait for the launcher, whose lock on a file ends with it; remove its folder then."""
-    import fcntl  # the launcher has it too
-
     with open(Path(folder, ALIVE_FILE), "rb") as alive:
-        fcntl.flock(alive, fcntl.LOCK_SH)
+        wait_for_end(alive)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(2)

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 from lstmcore.extras import installing
 from lstmcore.notices import Notice
 from lstmcore.plugin_calls import UnavailableError, format_error
-from lstmcore.threads import THREADS_VARIABLE
+from lstmcore.threads import asked_threads, using_threads
 
 R = TypeVar("R")
 #: Engine -> the package that it needs, and the extra that brings it.
@@ -129,7 +129,7 @@ def _run_on_joblib(jobs: int, task: Callable[[str], R], items: Iterable[Item]) -
 
 
 class Place(NamedTuple):
-    """What a worker of joblib knows: a folder with a file for each task that runs, its parent, its threads."""
+    """Folder with a file for each task that runs, the parent, and the threads of a worker of joblib."""
 
     folder: str
     parent: int
@@ -164,12 +164,13 @@ def _run_on_dask(client: Any, jobs: int, task: Callable[[str], R], items: Iterab
     """Run tasks by Dask itself: by joblib's backend of it (1.6), a call never ends if a worker has died."""
     from distributed import as_completed
 
-    waiting, running, slots = iter(items), dict[Any, Item](), _slots(client)
+    waiting, running = iter(items), dict[Any, Item]()
+    shares = Shares(jobs, _slots(client), asked_threads())
     done = as_completed(with_results=True, raise_errors=False)
 
     def submit(count: int) -> None:
         for item in islice(waiting, count):
-            future = client.submit(_attempt_on_dask, task, item, (jobs, slots), pure=False)
+            future = client.submit(_attempt_on_dask, task, item, shares, pure=False)
             running[future] = item
             done.add(future)
 
@@ -192,24 +193,33 @@ def _slots(client: Any) -> dict[str, int]:
     return {address: machines[get_address_host(address)] for address in threads}
 
 
-def _attempt_on_dask(
-    task: Callable[[str], R], item: Item, shared: tuple[int, dict[str, int]]
-) -> tuple[int, Outcome[R]]:
-    """Run a task on a worker of Dask; its share is of the processors of that machine, which the client cannot count.
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What the threads of a task on Dask depend on.
 
-    `shared` has the number of tasks at a time, and those of each worker's machine.
+    `jobs` is the number of tasks at a time, `slots` that of tasks on the machine of each worker, and `asked` the number
+    of threads that the command asks for, None if it does not.
     """
+
+    jobs: int
+    slots: dict[str, int]
+    asked: int | None
+
+
+def _attempt_on_dask(task: Callable[[str], R], item: Item, shares: Shares) -> tuple[int, Outcome[R]]:
+    """Run a task on a worker of Dask, whose processors the client cannot count; the worker stays as it was."""
     import dask.system
     from distributed import get_worker
 
-    worker, (jobs, slots) = get_worker(), shared
-    beside = slots.get(worker.address, worker.state.nthreads)  # of a worker that came later its own alone are known
-    return _attempt(task, item, max(1, dask.system.CPU_COUNT // min(jobs, beside)))
+    worker = get_worker()
+    beside = shares.slots.get(worker.address, worker.state.nthreads)  # one that came later knows its own alone
+    share = max(1, dask.system.CPU_COUNT // min(shares.jobs, beside))
+    return _attempt(task, item, shares.asked or asked_threads() or share)
 
 
 def _threads(jobs: int) -> int:
-    """Return how many processors of this machine each of `jobs` workers has."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    """Return the threads of each of `jobs` workers: as many as asked for, else its share of this machine."""
+    return asked_threads() or max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _run_here(task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
@@ -217,12 +227,11 @@ def _run_here(task: Callable[[str], R], items: Iterable[Item]) -> Ends[R]:
 
 
 def _attempt(task: Callable[[str], R], item: Item, threads: int | None = None) -> tuple[int, Outcome[R]]:
-    """Run a task where the worker is; `threads` are its share of the processors, where the user does not set them."""
-    if threads is not None:
-        os.environ.setdefault(THREADS_VARIABLE, str(threads))
+    """Run a task where the worker is, with so many threads; None leaves their number to the task."""
     number, argument = item
     value, error = None, None
-    with warnings.catch_warnings(record=True) as caught:
+    own = nullcontext() if threads is None else using_threads(threads)
+    with own, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Notice)
         try:
             value = task(argument)

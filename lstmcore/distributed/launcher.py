@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from lstmcore.config import integer
 from lstmcore.extras import installing
+from lstmcore.file_locks import hold_while_alive
 from lstmcore.plugin_calls import UnavailableError
 from lstmcore.ranks import ALIVE_FILE, LAUNCHER_VARIABLE, LOST, MESSAGE_FILE, DistributedError
 from lstmcore.threads import THREADS_VARIABLE
@@ -87,7 +88,8 @@ def launch(command: Sequence[str], ranks: int, engine: str = "mpi") -> None:
     words = [*(_torchrun(ranks) if engine == "gloo" else (_mpiexec(), "-n", str(ranks))), *command]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with (
-        tempfile.TemporaryDirectory(prefix="lstmcore-") as folder,
+        # On Windows a rank that still ends has the lock file open; it removes the folder itself.
+        tempfile.TemporaryDirectory(prefix="lstmcore-", ignore_cleanup_errors=sys.platform == "win32") as folder,
         _locked(Path(folder, ALIVE_FILE)),
         subprocess.Popen(words, env={**_environment(ranks), LAUNCHER_VARIABLE: folder}, **pipes) as process,  # noqa: S603  (the caller's command)
     ):
@@ -109,10 +111,8 @@ def launch(command: Sequence[str], ranks: int, engine: str = "mpi") -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock on a new file, which no child inherits: it ends with this process, however that ends."""
-    import fcntl  # Windows has none, and no mpiexec that this starts
-
     with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        hold_while_alive(file)
         yield
 
 

@@ -77,7 +77,10 @@ def test_a_task_that_kills_its_worker_is_named(engine: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_workers_of_dask_share_their_own_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processors are those of the worker's machine, shared by the tasks that run there at a time."""
+    """The processors are those of the worker's machine, shared by the tasks that run there at a time.
+
+    A worker kept the number of its first command. A command may ask for a number of its own.
+    """
     distributed = pytest.importorskip("distributed")
     monkeypatch.delenv("LSTMCORE_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1000)  # of the client, which counts for nothing
@@ -85,11 +88,15 @@ def test_workers_of_dask_share_their_own_processors(monkeypatch: pytest.MonkeyPa
         with distributed.Client(cluster) as client:
             client.wait_for_workers(2)
             client.run(job_tasks.have_processors, 24)
-        for jobs, threads in ((4, 24 // 4), (40, 24 // 6)):
+        for jobs, asked, threads in ((4, None, 24 // 4), (40, None, 24 // 6), (4, "9", 9), (4, None, 24 // 4)):
+            if asked is None:
+                monkeypatch.delenv("LSTMCORE_NUM_THREADS", raising=False)
+            else:
+                monkeypatch.setenv("LSTMCORE_NUM_THREADS", asked)
             address = {"scheduler-address": cluster.scheduler_address}
             with distributed_config(address), open_workers(jobs, "dask") as workers:
                 ends = dict(run_tasks(job_tasks.tell_threads, ["one"], workers))
-            assert ends[0].value == str(threads), ends
+            assert ends[0].value == f"{threads} None", ends
 
 
 def distributed_config(values: dict[str, object]) -> Any:

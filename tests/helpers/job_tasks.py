@@ -7,6 +7,8 @@ import signal
 import warnings
 from pathlib import Path
 
+from lstmcore.threads import THREADS_VARIABLE, asked_threads
+
 #: Variable with the file that has a line for each try.
 LOG = "JOB_TASKS_LOG"
 
@@ -31,8 +33,8 @@ def work(text: str) -> str:
 
 
 def tell_threads(text: str) -> str:
-    """Return the number of threads that this worker was given, and forget it."""
-    return os.environ.pop("LSTMCORE_NUM_THREADS")
+    """Return the number of threads that this task was given, and the variable of its process."""
+    return f"{asked_threads()} {os.environ.get(THREADS_VARIABLE)}"
 
 
 def have_processors(count: int) -> None:

@@ -7,20 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-import rank_program
-from lstmcore.distributed import DistributedError, engines, get_engine, launch
+import rank_runs
+from lstmcore.distributed import engines, get_engine, launch
 from lstmcore.ranks import launched_engine, launched_rank, launched_size
-from lstmcore.training import load_model
-from rank_cases import CASES, assert_same, fit_case
+from rank_cases import CASES, assert_same
+from rank_runs import TRAIN, lstmcore
+from windows_locks import SYSTEMS, use_locks_of
 
 pytest.importorskip("torch", reason="the session peers installs it")
 
-TRAIN = ["train", "japanese-vowels", "--epochs", "2", "--hidden-size", "6", "--backend", "numpy", "--seed", "4"]
 _CALLS = """
 import json, sys
 import numpy as np
@@ -37,17 +35,6 @@ engine.barrier()
 found = [engine.rank, engine.size, wide.tolist(), exact.tolist(), [one.tolist() for one in sent]]
 open(f"{sys.argv[1]}/{engine.rank}", "w").write(json.dumps(found))
 """
-
-
-def run(folder: Path, ranks: int, **settings: Any) -> None:
-    launch(
-        [sys.executable, rank_program.__file__, str(folder), json.dumps({"name": "gloo", **settings})], ranks, "gloo"
-    )
-
-
-def parameters(folder: Path, case: str, rank: int) -> dict[str, Any]:
-    with np.load(folder / f"{case}-{rank}.npz") as stored:
-        return dict(stored)
 
 
 def test_it_is_found_and_alone_it_is_one_rank() -> None:
@@ -69,74 +56,52 @@ def test_the_calls_of_the_protocol(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_give_the_result_of_one(ranks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """In float64 to 1e-10, every case; and the same bits on every rank."""
-    run(tmp_path, ranks, cases=list(CASES))
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    for case, stopped in zip(CASES, told, strict=True):  # rank 0 alone prints
-        wanted, history = fit_case(case)
-        assert stopped == {case: history.stopped}
-        for rank in range(ranks):
-            assert_same(parameters(tmp_path, case, rank), wanted)
-            assert_same(parameters(tmp_path, case, rank), parameters(tmp_path, case, 0), 0.0)
+    """And the same bits on every rank."""
+    rank_runs.check_the_result_of_one("gloo", tmp_path, ranks, capfd)
+    for case in CASES:
+        first, *others = (rank_runs.parameters(tmp_path, case, rank) for rank in range(ranks))
+        for other in others:
+            assert_same(other, first, 0.0)
 
 
 def test_the_same_ranks_give_the_same_bits(tmp_path: Path) -> None:
-    found = []
-    for name in ("first", "second"):
-        (folder := tmp_path / name).mkdir()
-        run(folder, 3, cases=["masks"])
-        found.append(parameters(folder, "masks", 2))
-    assert_same(*found, 0.0)
+    rank_runs.check_the_same_bits("gloo", tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_all_and_the_run_goes_on(rank: int, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    with pytest.raises(DistributedError, match=rf"^rank {rank} was killed by signal 9 \(Killed\)$"):
-        run(tmp_path, 2, cases=["masks"], epochs=3, checkpoint=str(path), fault=["kill", rank, 6])
-    parameters, history = fit_case("masks", epochs=3, resume=path)
-    assert len(history.epochs) == 3
-    assert_same(parameters, fit_case("masks", epochs=3)[0])
+    rank_runs.check_a_killed_rank("gloo", tmp_path, rank, 6)
 
 
 def test_a_rank_that_fails_ends_all(tmp_path: Path) -> None:
-    with pytest.raises(DistributedError, match=r"^rank 1: MemoryError: no room for a step$"):
-        run(tmp_path, 2, cases=["masks"], fault=["raise", 1, 2])
+    rank_runs.check_a_rank_that_fails("gloo", tmp_path)
 
 
 def test_a_rank_that_hangs_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LSTMCORE_MPI_TIMEOUT", "20")
-    with pytest.raises(DistributedError, match=r"^rank 2 does not answer: rank [01] waited 20 s for a sum"):
-        run(tmp_path, 3, cases=["masks"], fault=["hang", 2, 2])
+    rank_runs.check_a_rank_that_hangs("gloo", tmp_path, monkeypatch)
 
 
-def lstmcore(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    own = [sys.executable, "-c", "from lstmcore.cli import main; main(prog_name='lstmcore')"]
-    return subprocess.run([*own, *words], capture_output=True, text=True, check=False, timeout=1200, **more)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_ranks_end_with_their_launcher(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the locks of Windows too, which has no fcntl: the launcher and the ranks imported it."""
+    use_locks_of(system, tmp_path / "site", monkeypatch)
+    (own := tmp_path / "own").mkdir()
+    rank_runs.check_the_ranks_end_with_their_launcher("gloo", own)
 
 
 @pytest.mark.parametrize("started", ["by torchrun", "by us"])
 def test_train_writes_and_prints_once(started: str, tmp_path: Path) -> None:
-    files = [tmp_path / "one", tmp_path / "two"]
-    alone = lstmcore(*TRAIN, "--out", str(files[0]), "--json")
-    words = [*TRAIN, "--out", str(files[1]), "--json"]
+    (own := tmp_path / "own").mkdir()
+    words = (*TRAIN, "--out", str(own / "two"), "--json")
     if started == "by us":
         done = lstmcore(*words, "--ranks", "2", "--engine=gloo")
     else:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         program = tmp_path / "program.py"
         program.write_text("from lstmcore.cli import main; main(prog_name='lstmcore')")
-        done = subprocess.run(
-            [*torchrun, str(program), *words], capture_output=True, text=True, check=False, timeout=1200
-        )
-        program.unlink()
-    assert (alone.returncode, done.returncode) == (0, 0), done.stderr
-    wanted, found = (json.loads(run.stdout) for run in (alone, done))
-    assert len(found["history"]["epochs"]) == len(wanted["history"]["epochs"]) == 2
-    assert done.stderr.count("the model goes to") == 1
-    one, two = (load_model(file).parameters for file in files)
-    assert_same(two, one, 1e-4)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"]
+        line = [*torchrun, str(program), *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=1200)
+    rank_runs.check_train_writes_and_prints_once(own, done)
 
 
 @pytest.mark.parametrize(
