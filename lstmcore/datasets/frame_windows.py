@@ -193,6 +193,8 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
             raise ValueError(f"frame: expected columns {', '.join(map(str, table.columns))}; got {column!r}{near}")
     window, horizon = integer("window", window, 1), integer("horizon", horizon, 1)
     values = np.stack([_numbers(column, table[column].to_numpy()) for column in columns], axis=1)
+    if not len(values):
+        raise ValueError(f"frame: expected at least {window + horizon} rows; got 0")
     ids, rows_of = _groups(None if series is None else table[series].to_numpy(), len(values))
     if time is not None:
         times = _times(time, table[time].to_numpy())

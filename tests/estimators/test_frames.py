@@ -92,6 +92,8 @@ def test_what_is_wrong_with_a_frame_is_told() -> None:
         ({"features": ["cost"]}, ValueError, "frame: expected columns shop, day, sold, price, heat; got 'cost'"),
         ({"features": ["shop"]}, TypeError, "column 'shop': expected numbers; got .*: give each category a column"),
         ({"window": 39, "series": "shop"}, ValueError, "series 'south', expected at least 40 rows .*; got 30"),
+        ({"frame": frame[:0], "series": "shop"}, ValueError, "frame: expected at least 5 rows; got 0"),
+        ({"frame": frame[:0], "time": "day"}, ValueError, "frame: expected at least 5 rows; got 0"),
         ({"time": "shop"}, ValueError, "column 'shop': expected a date, or a number, in each row; got"),
         ({"frame": {}}, TypeError, "frame: expected a DataFrame; got dict"),
         ({"frame": frame["sold"]}, TypeError, r"frame: expected a DataFrame; got Series: use frame\.to_frame\(\)"),
