@@ -430,7 +430,7 @@ def bench_own(session: nox.Session) -> None:
 
 @nox.session
 def forecasts(session: nox.Session) -> None:
-    """The defaults of lstmcore train on eight series of packages, beside naive forecasts and AutoETS; -- --write."""
+    """The defaults of lstmcore train on ten series of packages, beside naive forecasts and AutoETS; -- --write."""
     session.install("-e", ".", *SERIES)
     session.run("python", ".ci/forecasts.py", *session.posargs, env=_quiet())
 

@@ -1,7 +1,8 @@
-"""Forecast eight series from packages with the defaults of ``lstmcore train``, next to naive forecasts and AutoETS.
+"""Forecast ten series from packages with the defaults of ``lstmcore train``, next to naive forecasts and AutoETS.
 
 ``python .ci/forecasts.py`` prints a table and compares the errors with docs/benchmarks/forecasts.json: a default that
 makes one series worse by over 2 % fails. ``--write`` stores the errors and the table of docs/benchmarks/forecasts.md.
+``--only NAME`` measures one series alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Source(NamedTuple):
-    """A series: the package, the rows in a season, and how to load it."""
+    """A series: the package, the rows in a season (1 without one), and how to load it."""
 
     package: str
     season: int
@@ -56,6 +57,18 @@ def _bill_rate() -> Any:
     return macrodata.load_pandas().data["tbilrate"].to_numpy()
 
 
+def _elnino() -> Any:
+    from statsmodels.datasets import elnino
+
+    return elnino.load_pandas().data.iloc[:, 1:].to_numpy().ravel()  # a row a year, a column a month
+
+
+def _nile() -> Any:
+    from statsmodels.datasets import nile
+
+    return nile.load_pandas().data["volume"].to_numpy()
+
+
 def _seattle() -> Any:
     from vega_datasets import local_data
 
@@ -71,6 +84,8 @@ SOURCES: Final[Mapping[str, Source]] = {
     "woollen yarn, quarterly": Source("pmdarima", 4, _pmdarima("woolyrnq")),
     "US Treasury bill rate, quarterly": Source("statsmodels", 4, _bill_rate),
     "Seattle temperature, daily": Source("vega_datasets", 7, _seattle),
+    "El Nino, monthly": Source("statsmodels", 12, _elnino),
+    "Nile, yearly": Source("statsmodels", 1, _nile),
 }
 
 
@@ -108,13 +123,14 @@ def auto_ets_error(values: Floats, season: int, test_rows: int) -> float | None:
     return float(np.mean(np.abs(wrong)))
 
 
-def measure() -> dict[str, dict[str, float | int | None]]:
+def measure(names: Iterable[str]) -> dict[str, dict[str, float | int | None]]:
     """Return the MASE of each way to forecast each series one row ahead, over the test rows.
 
     MASE is the MAE over that of the seasonal-naive forecast in the training rows.
     """
     results: dict[str, dict[str, float | int | None]] = {}
-    for name, source in SOURCES.items():
+    for name in names:
+        source = SOURCES[name]
         values = np.asarray(source.load(), np.float64)
         values = values[np.isfinite(values)]  # the last quarter of one series is not there yet
         test_rows = max(1, round(0.2 * len(values)))
@@ -158,16 +174,19 @@ def main(words: list[str] | None = None) -> int:
     """Measure, compare or write, and return 0 if no series is worse."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="store the errors and the table")
+    parser.add_argument("--only", action="append", choices=SOURCES, metavar="NAME", help="measure this series")
     options = parser.parse_args(words)
-    found = measure()
+    stored = json.loads(STORED.read_text("utf-8"))
+    found = measure(options.only or SOURCES)
     if options.write:
+        found = {name: (stored | found)[name] for name in SOURCES}
         STORED.write_text(json.dumps(found, indent=1) + "\n")
         before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
         after = rest.partition(MARKS[1])[2]
         PAGE.write_text(f"{before}{MARKS[0]}\n\n{table(found)}\n\n{MARKS[1]}{after}", "utf-8")
         return 0
     print(table(found))
-    lines = worse(found, json.loads(STORED.read_text("utf-8")))
+    lines = worse(found, {name: one for name, one in stored.items() if not options.only or name in options.only})
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0

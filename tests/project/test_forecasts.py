@@ -33,4 +33,4 @@ def test_the_page_has_the_table_of_the_stored_errors() -> None:
     page = forecasts.PAGE.read_text("utf-8")
     begin, end = (page.index(mark) for mark in forecasts.MARKS)
     assert page[begin + len(forecasts.MARKS[0]) : end].strip() == forecasts.table(STORED)
-    assert list(STORED) == list(forecasts.SOURCES) and len(STORED) == 8
+    assert list(STORED) == list(forecasts.SOURCES) and len(STORED) == 10
