@@ -63,8 +63,9 @@ def number_cases(scope: Scope) -> Iterator[Case]:
             for name, other in others.items():
                 model = config_of({**SWITCHES[name], **other})
                 yield Case(name=f"{kind};{name}", model=model, precision=precision)
-    small = config_of({"layer_norm": True, "layer_norm_eps": 1e-12})
-    yield Case(name="small;layer_norm", model=small, precision=scope.main, scale=1e-5)
+        if precision == scope.main:
+            small = config_of({"layer_norm": True, "layer_norm_eps": 1e-12})
+            yield Case(name="small;layer_norm", model=small, precision=precision, scale=1e-5)
 
 
 @check(
