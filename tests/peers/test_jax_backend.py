@@ -117,6 +117,20 @@ def equal(found: list[Array], expected: list[Array]) -> None:
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
+def test_what_has_no_tangent_is_a_constant() -> None:
+    """A tangent of zeros would make NaN of an infinite x."""
+    one, rng = kernel("float32", peephole=True), np.random.default_rng(5)
+    parameters = {name: rng.standard_normal(shape, np.float32) for name, shape in one.config.parameter_shapes.items()}
+    x = rng.standard_normal((T, N, I), np.float32)
+    x[0, 0, 0] = np.inf
+    for tangents in (Tangents(parameters={"bias": parameters["bias"]}), Tangents()):
+        _, want = reference.jvp(one.config, parameters, x, None, tangents)
+        _, moved = one.jvp(one.pack(parameters), x, None, tangents)
+        for got, right in zip(outputs(moved), outputs(want), strict=True):
+            assert np.isfinite(right).all()
+            np.testing.assert_allclose(got, right, atol=1e-4)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_everything_at_once_is_what_the_reference_gives(precision: str) -> None:
     # A sum has at most T * N terms or those of a product, and goes through T steps: some rounding errors for each.
