@@ -89,19 +89,20 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         going_on = self.warm_start and hasattr(self, "model_")
         sequences, targets = self._read_both(X, y, reset=not going_on)
         targets = self._encode(targets, reset=not going_on)
-        if not going_on:
-            self.model_ = self._new_model(sequences[0].shape[1])
-        self.optimizer_ = self._new_optimizer()
+        model = self.model_ if going_on else self._new_model(sequences[0].shape[1])
+        optimizer = self._new_optimizer()
         trainer = Trainer(
-            self.model_,
+            model,
             loss=self._loss,
-            optimizer=self.optimizer_,
+            optimizer=optimizer,
             standardize_targets=self._multi_output and self.standardize,
             class_weight=self._class_weight(),
             seed=self._seed(),
             quiet=not self.verbose,
             **{name: getattr(self, name) for name in _OF_TRAINER},
         )
+        # Together, since what follows may be refused: `partial_fit` goes on from all three.
+        self.model_, self.optimizer_, self.n_epochs_ = model, optimizer, self.n_epochs_ if going_on else 0
         self.history_ = trainer.fit(sequences, targets, sample_weight=_weights(sample_weight, len(sequences)))
         self.n_epochs_ = len(self.history_.epochs)
         return self

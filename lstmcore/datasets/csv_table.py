@@ -200,9 +200,13 @@ class Table:
 
         Raises
         ------
+        TypeError
+            The name is no text.
         ValueError
             No such column, or several.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"{self.name}: expected the name of a column, a text; got {name!r}")
         if not any(self.header):
             raise ValueError(
                 f"{self.name}: expected a header row with the names of the columns; got an empty file or line"

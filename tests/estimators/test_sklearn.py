@@ -161,6 +161,19 @@ def test_copies_predict_the_same() -> None:
     np.testing.assert_array_equal(copy.fit(X, y).predict_proba(X), whole)
 
 
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"sample_weight": -np.ones(40)}])
+def test_partial_fit_after_a_fit_that_was_refused(wrong: dict[str, Any]) -> None:
+    """It was an AttributeError, since the model was there without its optimizer, or without its number of epochs."""
+    X, y = ragged()
+    settings: dict[str, Any] = {"hidden_size": 4, "epochs": 1, "backend": "numpy", "random_state": 0}
+    learner = LSTMClassifier(**(settings | {"epochs": wrong.get("epochs", 1)}))
+    with pytest.raises(ValueError, match=r"epochs|sample_weight"):
+        learner.fit(X, y, wrong.get("sample_weight"))
+    learner.set_params(epochs=1).partial_fit(X, y)
+    assert learner.n_epochs_ == 1
+    np.testing.assert_array_equal(learner.predict(X), LSTMClassifier(**settings).partial_fit(X, y).predict(X))
+
+
 def test_warm_start_goes_on_and_partial_fit_learns_by_epochs() -> None:
     X, y = ragged()
     fresh = LSTMClassifier(6, random_state=0, warm_start=True, epochs=2).fit(X, y)

@@ -178,6 +178,9 @@ def test_several_columns_have_the_same_rows(tmp_path: Path) -> None:
         assert (b.filled("linear").values == 10 * a.filled("linear").values).all()
     with pytest.raises(ValueError, match="columns: expected each once; got 'a' twice"):
         read_columns(path, ["a", "b", "a"], layout)
+    for name in (None, 3, b"a"):
+        with pytest.raises(TypeError, match=f"expected the name of a column, a text; got {name!r}"):
+            read_columns(path, ["a", name], layout)  # type: ignore[list-item]
 
 
 def test_a_decimal_comma_without_quotes_is_told(tmp_path: Path) -> None:
