@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import pytest
@@ -74,8 +75,20 @@ def test_every_page_is_reached_from_the_first(site: dict[Path, Page]) -> None:
     assert {str(path.relative_to(SITE)) for path in set(site) - known} - MADE == set()
 
 
+def search_index() -> dict[str, Any]:
+    text = (SITE / "searchindex.js").read_text("utf-8")
+    index: dict[str, Any] = json.loads(text.removeprefix("Search.setIndex(").rstrip(")"))
+    return index
+
+
+def test_the_page_of_a_word_comes_first(site: dict[Path, Page]) -> None:
+    """A whole title is worth more to the search than a word of one, such as that of a table in a benchmark."""
+    index = search_index()
+    assert [index["docnames"][place] for place, _ in index["alltitles"]["Streaming"]] == ["howto/streaming"]
+
+
 def test_the_search_knows_words_and_chinese_terms(site: dict[Path, Page]) -> None:
-    index = json.loads((SITE / "searchindex.js").read_text("utf-8").removeprefix("Search.setIndex(").rstrip(")"))
+    index = search_index()
     names = index["docnames"]
 
     def found(term: str) -> set[str]:
