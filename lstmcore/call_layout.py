@@ -34,9 +34,23 @@ class CallLayout:
         (N,), or None for T everywhere.
     place
         Where the arrays of the call are; None for the host.
+    given
+        The caller's own x.
     """
 
-    __slots__ = ("batch", "batch_first", "batched", "lengths", "place", "precision", "stack", "state", "steps", "x")
+    __slots__ = (
+        "batch",
+        "batch_first",
+        "batched",
+        "given",
+        "lengths",
+        "place",
+        "precision",
+        "stack",
+        "state",
+        "steps",
+        "x",
+    )
 
     def __init__(
         self, x: Array, stack: StackConfig, precision: Precision, batch_first: bool, backend: LayerBackend
@@ -60,7 +74,7 @@ class CallLayout:
             `x` of another type, dtype or shape.
         """
         width, storage = stack.layers[0][0].input_size, precision.storage
-        self.batch_first = batch_first
+        self.batch_first, self.given = batch_first, x
         self.place: placement.Placement | None = None
         if type(x) is not np.ndarray:
             self.place, x = placement.place("x", x, backend)
@@ -138,6 +152,8 @@ class CallLayout:
 
     def check_out(self, out: Array) -> Array:
         """Check the array that y is written to and return it as (T, N, D * P), a view."""
+        if out is self.given:  # its view may be of a library whose arrays do not tell their addresses
+            raise ValueError(validation.OVERLAP)
         out, inputs = placement.take_out(self.place, out), (self.x, self.state)
         validation.check_out(out, self._y_shape(), self.precision, inputs, letters=self.letters("D * P"))
         return self.to_time_major(out)

@@ -22,7 +22,7 @@ Lengths = npt.NDArray[np.int64]
 DTYPES: Final = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 #: DLPack's device types of memory that the processor reads: its own, and what is pinned for a GPU.
 _HOST_MEMORY: Final = (1, 3, 11)
-_OVERLAP: Final = "out: expected memory of its own; it overlaps an input, which must not be written to"
+OVERLAP: Final = "out: expected memory of its own; it overlaps an input, which must not be written to"
 
 
 def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str, *, letters: str = "") -> None:
@@ -50,7 +50,7 @@ def check_array(name: str, array: Any, shape: tuple[int | None, ...], dtype: str
     kind = getattr(array, "dtype", None)
     if type(array) is not np.ndarray:
         refuse_masked(name, array)
-    if actual == shape and (kind is DTYPES.get(dtype) or kind == dtype):  # most calls end here
+    if actual == shape and kind is not None and (kind is DTYPES.get(dtype) or kind == dtype):  # most calls end here
         return
     if actual is None or kind is None:
         raise TypeError(f"{name}: expected an array of {dtype}; got {type(array).__name__}")
@@ -269,7 +269,7 @@ def check_out(
     else:
         inputs = list(_flat(inputs))
         if any(array is out for array in inputs):  # of any library, whether or not it tells addresses
-            raise ValueError(_OVERLAP)
+            raise ValueError(OVERLAP)
         out, inputs = _addresses(out), map(_addresses, inputs)
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(
@@ -278,7 +278,7 @@ def check_out(
         )
     for array in inputs:
         if np.may_share_memory(out, array) and np.shares_memory(out, array):
-            raise ValueError(_OVERLAP)
+            raise ValueError(OVERLAP)
 
 
 class _Addresses:

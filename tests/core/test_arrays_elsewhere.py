@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from lstmcore import LSTM
+from lstmcore.validation import check_array
+from remote_arrays import Remote, RemoteBackend
 
 
 class Foreign:
@@ -68,3 +70,32 @@ def test_arguments_of_another_library_are_refused(lstm: LSTM, kind: Any) -> None
 def test_a_class_is_no_array(lstm: LSTM, thing: Any) -> None:
     with pytest.raises(TypeError, match="x: expected a NumPy array of float32; got "):
         lstm(thing)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("rows", [3, None])
+def test_x_as_out_is_refused_for_a_library_without_addresses(batch_first: bool, rows: int | None) -> None:
+    """The views that a call makes of x are other objects than x."""
+
+    class Located(RemoteBackend):
+        def locate(self, array: Any) -> tuple[str, Any] | None:
+            return ("remote:0", array) if isinstance(array, Remote) else None
+
+    shape = (4, 5) if rows is None else (4, rows, 5)
+    x = Remote(np.random.default_rng(0).standard_normal(shape).astype("float32"))
+    before = x.memory.copy()
+    lstm = LSTM(5, 5, batch_first=batch_first, backend=Located(), seed=1)
+    with pytest.raises(ValueError, match=r"out: expected memory of its own"):
+        lstm(x, out=x)
+    np.testing.assert_array_equal(x.memory, before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_an_object_with_a_shape_alone_is_no_array(dtype: str) -> None:
+    """A DataFrame has a shape, and no dtype."""
+
+    class Frame:
+        shape = (2, 3)
+
+    with pytest.raises(TypeError, match=f"x: expected an array of {dtype}; got Frame"):
+        check_array("x", Frame(), (2, 3), dtype)

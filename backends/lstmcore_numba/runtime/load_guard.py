@@ -9,8 +9,8 @@ from typing import Final
 
 from lstmcore_numba.runtime.waiting_time import PROCESS_CLOCK, Clock, ThreadClock, find_clock
 
-#: Threads of a pass whose clocks are read; they stand for the others.
-_SAMPLED: Final = 8
+#: Threads of a pass beside its caller whose clocks are read; they stand for the others.
+SAMPLED: Final = 7
 
 
 class LoadGuard(threading.local):
@@ -25,7 +25,7 @@ class LoadGuard(threading.local):
     def __init__(self) -> None:
         self.pause, self.left = 0, 0
         self.shared: _SharedPass | None = None
-        self._own: Clock | None = None
+        self._own: ThreadClock | None = None
 
     def allows(self, longest_pause: int) -> bool:
         """Return whether the next pass of this thread may be shared.
@@ -41,17 +41,21 @@ class LoadGuard(threading.local):
             return False
         return True
 
-    def begin(self, clocks: Sequence[Clock | None], now: float) -> None:
+    def begin(self, clocks: Sequence[Clock | None], threads: int, now: float) -> None:
         """Begin a shared pass.
 
         Parameters
         ----------
         clocks
-            Those of the other threads of the pass. If one is None, losses of the whole process count in their place.
+            Those of `SAMPLED` of the other threads, or of all. If there are none, or one is None, losses of the whole
+            process count in their place.
+        threads
+            Threads of the pass, the caller included.
         now
             Seconds that a clock shows.
         """
-        self.shared = _SharedPass((self._own_clock(), *clocks), now) if clocks else None
+        own = self._own_clock() if clocks else None
+        self.shared = _SharedPass((own, *clocks), threads, now)
 
     def finish(self, longest_pause: int, now: float) -> None:
         """Judge the pass that began last; what its caller does between passes is no part of it.
@@ -70,7 +74,7 @@ class LoadGuard(threading.local):
 
     def _own_clock(self) -> Clock | None:
         """Return the clock of the calling thread. A forked process needs another one than its parent."""
-        if not isinstance(self._own, ThreadClock) or self._own.process != os.getpid():
+        if self._own is None or self._own.process != os.getpid() or not self._own.is_open:
             self._own = find_clock(threading.get_native_id())
         return self._own
 
@@ -78,12 +82,11 @@ class LoadGuard(threading.local):
 class _SharedPass:
     """A pass that several threads share, and what their clocks showed when it began."""
 
-    def __init__(self, clocks: Sequence[Clock | None], begin: float) -> None:
-        known = [clock for clock in clocks[:_SAMPLED] if clock is not None]
-        self.threads = len(clocks)
-        whole = len(known) == min(len(clocks), _SAMPLED)
+    def __init__(self, clocks: Sequence[Clock | None], threads: int, begin: float) -> None:
+        known = [clock for clock in clocks if clock is not None]
+        whole = len(known) == len(clocks)
         self.clocks: Sequence[Clock] = known if whole else (PROCESS_CLOCK,)
-        self.stand_for = len(clocks) / len(known) if whole else 1.0
+        self.threads, self.stand_for = threads, threads / len(known) if whole else 1.0
         self.begin, self.before = begin, self._waited()
 
     def _waited(self) -> float:

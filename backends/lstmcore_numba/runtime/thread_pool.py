@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from lstmcore.threads import asked_threads
 from lstmcore_numba.runtime.barrier import spin
-from lstmcore_numba.runtime.load_guard import LOAD_GUARD
-from lstmcore_numba.runtime.waiting_time import Clock, find_clock
+from lstmcore_numba.runtime.load_guard import LOAD_GUARD, SAMPLED
+from lstmcore_numba.runtime.waiting_time import ThreadClock, find_clock
 from lstmcore_numba.runtime.worker_loop import Mailbox, WorkerState, run_worker
 from lstmcore_numba.tuning import WORKER_SPIN_SECONDS, Tuning
 
@@ -104,7 +104,7 @@ class Worker(threading.Thread):
         run_worker(self.address, 0)  # finds no task, and leaves the state ASLEEP
         self.affinity: set[int] = set()
         self.is_waking = self.is_retired = False
-        self._clock: Clock | None = None
+        self._clock: ThreadClock | None = None
 
     @property
     def state(self) -> WorkerState:
@@ -144,9 +144,9 @@ class Worker(threading.Thread):
         self._let_run()
         self.is_waking = False
 
-    def clock(self) -> Clock | None:
+    def clock(self) -> ThreadClock | None:
         """Return the clock of the time that the thread has waited for a processor; None if the system has none."""
-        if self._clock is None:
+        if self._clock is None or not self._clock.is_open:
             self._clock = find_clock(self.native_id)
         return self._clock
 
@@ -266,7 +266,8 @@ def acquire_threads(size: PassSize, limit: int | None, tuning: Tuning) -> npt.ND
         return CALLER_ALONE
     seconds = work / tuning.work_per_second
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
-    clocks = [worker.clock() if seconds >= _CLOCKS_SECONDS else None for worker in workers]
-    LOAD_GUARD.begin(clocks, time.monotonic())
+    if workers:
+        clocks = [worker.clock() for worker in workers[:SAMPLED]] if seconds >= _CLOCKS_SECONDS else []
+        LOAD_GUARD.begin(clocks, 1 + len(workers), time.monotonic())
     spins = int(min(tuning.wake_fraction * seconds, tuning.wake_seconds) * spins_per_second())
     return np.array([spins, *(worker.address for worker in workers), *(0 for _ in workers)])

@@ -28,6 +28,11 @@ class ThreadClock:
     thread
         The system's number of the thread.
 
+    Attributes
+    ----------
+    is_open
+        Whether the last reading found the file; a new clock is needed if it did not.
+
     Raises
     ------
     OSError
@@ -37,27 +42,39 @@ class ThreadClock:
     def __init__(self, thread: int) -> None:
         self.process = os.getpid()
         self._file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        self._identity, self.is_open = _identity(self._file), True
 
     def seconds(self) -> float:
-        """Return the seconds that the thread has been ready to run and had no processor; 0 after its end."""
-        return self._read()[1] * 1e-9
+        """Return the seconds that the thread has been ready to run and had no processor; 0 if it cannot be read."""
+        numbers = self.read()
+        return numbers[1] * 1e-9 if numbers else 0.0
 
-    @property
-    def counts(self) -> bool:
-        """Whether the system counts: it shows zeros if it does not, even for a thread that has run."""
-        return self._read()[0] > 0
+    def read(self) -> list[int]:
+        """Return the nanoseconds on a processor and those of waiting, and the number of time slices.
 
-    def _read(self) -> list[int]:
-        """Return the nanoseconds on a processor and those of waiting, and the number of time slices."""
+        The list is empty after the end of the thread, and if somebody else closed the file, as ``os.closerange`` does.
+        Then its number may be that of another file.
+        """
+        self.is_open = self.is_open and _identity(self._file) == self._identity
+        if not self.is_open:
+            return []
         try:
             return [int(number) for number in os.pread(self._file, 64, 0).split()]
-        except ProcessLookupError:
-            return [0, 0, 0]
+        except (OSError, ValueError):  # no call may fail by what only decides its number of threads
+            return []
 
     def __del__(self) -> None:
-        """Close the file; there is none if the constructor raised."""
-        if hasattr(self, "_file"):
+        """Close the file, if the constructor opened one and nobody closed it."""
+        if hasattr(self, "_identity") and _identity(self._file) == self._identity:
             os.close(self._file)
+
+
+def _identity(file: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class LossClock:
@@ -91,17 +108,24 @@ PROCESS_CLOCK: Final = _find_process_clock()
 
 @cache
 def _has_thread_clocks() -> bool:
+    """Return whether the system counts: it has no such file if it does not, or zeros in it.
+
+    Raises
+    ------
+    OSError
+        It cannot be told now, for example since no more files can be opened.
+    """
     try:
-        return ThreadClock(threading.get_native_id()).counts
-    except OSError:
+        return any(ThreadClock(threading.get_native_id()).read())
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def find_clock(thread: int | None) -> Clock | None:
+def find_clock(thread: int | None) -> ThreadClock | None:
     """Return the clock of a thread; None if this system has none for single threads, or the thread has ended."""
-    if thread is None or not _has_thread_clocks():
+    if thread is None:
         return None
     try:
-        return ThreadClock(thread)
+        return ThreadClock(thread) if _has_thread_clocks() else None
     except OSError:
         return None

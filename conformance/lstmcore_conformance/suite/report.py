@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 #: Version of the JSON form. It grows if a field changes its meaning or is removed; a new field does not change it.
 #: Since version 2 a case can be "not checked", where version 1 called it passed; each check has their number.
-#: Since version 2 a case can be "not checked", where version 1 called it passed; each check has their number.
 REPORT_VERSION: Final = 2
 
 #: What the message of a case that was not checked begins with.

@@ -173,7 +173,7 @@ class StepClock:
     """A clock of waiting that a test sets."""
 
     def __init__(self) -> None:
-        self.waited = 3.0
+        self.waited, self.process, self.is_open = 3.0, os.getpid(), True
 
     def seconds(self) -> float:
         return self.waited
@@ -204,7 +204,7 @@ def test_passes_are_alone_while_threads_wait_for_processors(load: str, own_clock
 
     guard, other, now, alone = LoadGuard(), StepClock(), 3.0, []
     for waits in LOADS[load][0]:
-        guard.begin([other], now)
+        guard.begin([other], 2, now)
         other.waited += waits
         guard.finish(8, now + 1)
         passes, now = 0, now + 2
@@ -225,7 +225,7 @@ def test_waits_count_from_half_of_the_gain_on(threads: int, wait: float, shared:
     from lstmcore_numba.runtime.load_guard import LoadGuard
 
     guard, clocks = LoadGuard(), [own_clock, *(StepClock() for _ in range(threads - 1))]
-    guard.begin(clocks[1:], 0.0)
+    guard.begin(clocks[1:8], threads, 0.0)
     for clock in clocks:
         clock.waited += wait
     guard.finish(8, 1.0)
@@ -243,7 +243,7 @@ def test_losses_of_the_process_count_where_no_thread_has_a_clock(monkeypatch: py
     slices = int(0.25 / SLICE_SECONDS)
     for lost, seconds, shared in ((1, 1e-3, False), (slices, 1.0, True), (slices + 1, 1.0, False)):
         guard = load_guard.LoadGuard()
-        guard.begin([None], 2.0)
+        guard.begin([], 2, 2.0)
         losses[0] += lost
         guard.finish(8, 2.0 + seconds)
         assert guard.allows(8) == shared
@@ -289,6 +289,46 @@ def test_a_clock_counts_the_wait_of_its_thread_alone() -> None:
         assert time.monotonic() < end
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts the waits of a thread")
+@pytest.mark.parametrize("then", ["nothing", "another file", "a pipe"])
+def test_a_clock_whose_file_somebody_closed_leaves_other_files_alone(then: str, tmp_path: Path) -> None:
+    """Daemons close every number above 2, and then a number may be that of another file."""
+    from lstmcore_numba.runtime.waiting_time import find_clock
+
+    clock = find_clock(threading.get_native_id())
+    assert clock is not None
+    assert clock.seconds() >= 0
+    number = clock._file
+    os.close(number)
+    others = []
+    if then == "another file":
+        others = [os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)]
+    elif then == "a pipe":
+        others = list(os.pipe())
+    assert not others or number in others
+    assert clock.seconds() == 0
+    assert not clock.is_open
+    del clock
+    for other in others:
+        os.close(other)  # raises if the clock closed it
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone counts the waits of a thread")
+def test_a_call_after_all_files_were_closed_has_new_clocks(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lstmcore_numba.runtime import load_guard, thread_pool
+    from lstmcore_numba.tuning import Tuning
+
+    monkeypatch.setattr(thread_pool, "LOAD_GUARD", guard := load_guard.LoadGuard())
+    size, clocks = thread_pool.PassSize(2, 1e12), []
+    for number in range(3):
+        thread_pool.run_pass(lambda threads: clocks.append(guard.shared.clocks), (), size, None, Tuning(load_pause=0))
+        if number == 0:
+            for clock in clocks[0]:
+                os.close(clock._file)
+    assert clocks[0] == clocks[1]  # the second pass finds that they are closed
+    assert [clock.is_open for clock in clocks[0] + clocks[2]] == [False, False, True, True]
+
+
 def test_a_pass_is_not_shared_after_one_that_waited(
     pool: Any, own_clock: StepClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,9 +360,9 @@ def test_a_pass_that_an_exception_ends_is_not_judged(pool: Any, own_clock: StepC
     from lstmcore_numba.runtime.load_guard import LoadGuard
 
     guard = LoadGuard()
-    guard.begin([StepClock()], 0.0)
+    guard.begin([StepClock()], 2, 0.0)
     own_clock.waited += 1
-    guard.begin([StepClock()], 1.0)
+    guard.begin([StepClock()], 2, 1.0)
     guard.finish(8, 2.0)
     assert guard.allows(8)
 
