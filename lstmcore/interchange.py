@@ -81,6 +81,16 @@ class Interchange(ABC):
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
+    def _from_source(cls, source: object, content: LayerFile, dtype: Any, backend: str | Backend | None) -> Self:
+        """As `from_content`; if `source` is a path, an error names it."""
+        try:
+            return cls.from_content(content, dtype=dtype, backend=backend)
+        except (TypeError, ValueError) as error:
+            if not isinstance(source, str | Path):
+                raise
+            raise type(error)(f"{source}: {error}") from error
+
+    @classmethod
     def from_onnx(
         cls,
         path: str | Path,
@@ -115,7 +125,7 @@ class Interchange(ABC):
         """
         from lstmcore.dialects.onnx_reader import read_onnx
 
-        return cls.from_content(read_onnx(path, node), dtype=dtype, backend=backend)
+        return cls._from_source(path, read_onnx(path, node), dtype, backend)
 
     @classmethod
     def from_tflite(
@@ -153,7 +163,7 @@ class Interchange(ABC):
         """
         from lstmcore.dialects.tflite_reader import read_tflite
 
-        return cls.from_content(read_tflite(path, node), dtype=dtype, backend=backend)
+        return cls._from_source(path, read_tflite(path, node), dtype, backend)
 
     def to_onnx(self, path: str | Path, *, lengths: bool = True, state: bool = True) -> None:
         """Write an ONNX model with these weights, for inference; needs the extra ``onnx``.
@@ -218,7 +228,7 @@ class Interchange(ABC):
         """
         from lstmcore.dialects.keras_files import read_keras_source
 
-        return cls.from_content(read_keras_source(source, layer), dtype=dtype, backend=backend)
+        return cls._from_source(source, read_keras_source(source, layer), dtype, backend)
 
     def to_keras(self) -> list[list[npt.NDArray[Any]]]:
         """Return the arrays of each layer of Keras, for its ``set_weights``.

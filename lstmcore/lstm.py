@@ -383,7 +383,7 @@ class LSTM(Interchange):
         found = read_torch(source, prefix)
         if batch_first is not None:
             found = found._replace(batch_first=batch_first)
-        return cls.from_content(found, dtype=dtype, backend=backend)
+        return cls._from_source(source, found, dtype, backend)
 
     def to_torch(self, prefix: str = "") -> dict[str, Array]:
         """Return the state_dict of a ``torch.nn.LSTM`` with these weights, as arrays under names after `prefix`.

@@ -33,6 +33,7 @@ from lstmcore.training.scaling import Standardizer
 from lstmcore.training.schedules import Schedule
 from lstmcore.training.sets import check_examples, fit_target_scaling, make_sets, scale_examples, weigh
 from lstmcore.training.trainer import Trainer
+from lstmcore.training.trainer_checks import check_helpers
 from lstmcore.training.weights import ClassWeight
 
 try:
@@ -71,6 +72,9 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     _loss: str
     _activation: str
     _multi_output: bool
+    model_: SequenceModel
+    optimizer_: Optimizer
+    n_epochs_: int
     #: Whether `fit` read a collection of sequences, not a table.
     _of_sequences = False
 
@@ -109,6 +113,7 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _learn_once(self, sequences: Sequence[Array], targets: Array, sample_weight: Any) -> None:
         """Learn one epoch with the optimizer where it is; a new model is standardised by these sequences."""
+        check_helpers(self.schedule, ())
         if not hasattr(self, "model_"):
             self.model_, self.optimizer_ = self._new_model(sequences[0].shape[1]), self._new_optimizer()
             self.n_epochs_ = 0

@@ -127,6 +127,19 @@ def test_what_is_no_lstm_is_refused(tmp_path: Path) -> None:  # long: one line f
         read(tmp_path, "a.")
 
 
+def test_numbers_that_are_not_finite_are_told_with_the_file(tmp_path: Path) -> None:
+    """Of a file, its name comes first; of arrays there is none."""
+    values = dict(LSTM(2, 3, seed=0, backend="numpy").to_torch())
+    values["weight_hh_l0"] = np.full_like(values["weight_hh_l0"], np.nan)
+    path = tmp_path / "weights.safetensors"
+    save_file(values, path)
+    told = r"parameters\['weight_h_l0'\]: expected finite numbers; got nan"
+    with pytest.raises(ValueError, match=f"^{path}: {told}"):
+        LSTM.from_torch(path, backend="numpy")
+    with pytest.raises(ValueError, match=f"^{told}"):
+        LSTM.from_torch(values, backend="numpy")
+
+
 def test_load_parameters_names_the_reader() -> None:
     made = lstm()
     for prefix in ("", "encoder."):

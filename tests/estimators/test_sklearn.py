@@ -174,6 +174,14 @@ def test_partial_fit_after_a_fit_that_was_refused(wrong: dict[str, Any]) -> None
     np.testing.assert_array_equal(learner.predict(X), LSTMClassifier(**settings).partial_fit(X, y).predict(X))
 
 
+def test_partial_fit_refuses_what_is_no_schedule() -> None:
+    X, y = ragged()
+    learner = LSTMClassifier(4, schedule={"lr": 1}, backend="numpy")
+    with pytest.raises(TypeError, match=r"schedule: expected a Schedule such as Cosine\(60\), or None; got {'lr': 1}"):
+        learner.partial_fit(X, y)
+    assert not hasattr(learner, "model_")
+
+
 def test_warm_start_goes_on_and_partial_fit_learns_by_epochs() -> None:
     X, y = ragged()
     fresh = LSTMClassifier(6, random_state=0, warm_start=True, epochs=2).fit(X, y)

@@ -308,6 +308,14 @@ def test_texts_in_the_place_of_numbers(weights: Path) -> None:
         LSTM.from_keras(weights)
 
 
+def test_numbers_that_are_not_finite(weights: Path) -> None:
+    with h5py.File(weights, "r+") as file:
+        file[PLACE][0, 0] = np.nan
+    path = archive_of(weights)
+    with pytest.raises(ValueError, match=f"^{path}: .*expected finite numbers; got NaN"):
+        LSTM.from_keras(path, backend="numpy")
+
+
 def test_honest_files_with_zeros(weights: Path) -> None:
     """The state of an optimizer is not read; a data set without a byte is zeros, as HDF5 says."""
     wanted = LSTM.from_keras(archive_of(weights), backend="numpy")
