@@ -73,6 +73,24 @@ def check_floats(what: str, arrays: object) -> Arrays:
     return named
 
 
+def check_moments(
+    used: Sequence[str], state: Mapping[str, Arrays], parameters: Mapping[str, Array], advice: str = ""
+) -> None:
+    """Raise ValueError unless each of the used moments has an array like each of the parameters; `advice` ends it."""
+    for moment in used:
+        moments = state[moment]
+        for name in (*parameters, *moments):
+            want, got = (
+                f"{dtype_name(arrays[name].dtype)} of {arrays[name].shape}" if name in arrays else "none"
+                for arrays in (parameters, moments)
+            )
+            if want != got:
+                raise ValueError(
+                    f"optimizer state: expected the moment {moment!r} of {name!r} to be {want}, as the parameter; "
+                    f"got {got}{advice}"
+                )
+
+
 def flatten_on_device(xp: Any, gradients: Mapping[str, Array]) -> list[tuple[FlatGroup, Array]]:
     """Return one flat array for each dtype, since a call costs more than a copy on a device; none on the host."""
     if all(map(is_on_host, gradients.values())):
@@ -89,12 +107,13 @@ def move_by(xp: Any, value: Array, start: Array, change: Array) -> None:
         value[...] = xp.astype(start - change, value.dtype, copy=False)
 
 
-def check_bound(bound: object) -> None:
-    """Raise TypeError or ValueError unless the bound of a norm is a number above 0."""
+def check_bound(bound: object) -> float:
+    """Return the bound of a norm as a float; TypeError or ValueError unless it is a number above 0."""
     if isinstance(bound, bool) or not isinstance(bound, Real):
         raise TypeError(f"clip_norm: expected a number > 0; got {bound!r}")
-    if not float(bound) > 0:
+    if not (number := float(bound)) > 0:
         raise ValueError(f"clip_norm: expected a number > 0; got {bound!r}")
+    return number
 
 
 def find_updates(backend: LayerBackend | None, formula: str | None, arrays: Collection[Array]) -> Updates | str:

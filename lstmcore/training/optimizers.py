@@ -18,6 +18,7 @@ from lstmcore.training.flat_arrays import (
     FlatGroup,
     blocks_of,
     check_floats,
+    check_moments,
     find_updates,
     flat_copy,
     group_arrays,
@@ -42,6 +43,7 @@ class Optimizer(ABC):
     name: ClassVar[str]
     moments: ClassVar[tuple[str, ...]] = ()
     _decoupled: ClassVar[bool] = False
+    _formula_for: ClassVar[Any] = None  # the `_update` that computes what `_formula` tells
 
     def __init__(self, lr: float, **settings: float) -> None:
         self.settings = {key: finite(f"{self.name} {key}", value) for key, value in {"lr": lr, **settings}.items()}
@@ -58,11 +60,6 @@ class Optimizer(ABC):
         self._backend: LayerBackend | None = None
         self._updates: Updates | None = None
         self._path = "no step yet"
-
-    def __init_subclass__(cls) -> None:
-        """Let a rule with an `_update` of its own have no formula, unless it has one of its own too."""
-        if "_update" in vars(cls) and "_formula" not in vars(cls):
-            cls._formula = Optimizer._formula  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has, which arranges its moments anew: it shares no module and no device."""
@@ -121,12 +118,14 @@ class Optimizer(ABC):
         """Arrange the moments for these parameters and gradients, which are those of the step before as a rule."""
         kinds = [(value.dtype, gradients[name].dtype) for name, value in parameters.items()]
         places = (xp, *map(device_of, list(parameters.values())[:1]))  # `step` has checked that all are there
-        layout = (bool(self.steps), *places, *parameters, *kinds, *(value.shape for value in parameters.values()))
+        rule = (bool(self.steps), self._has_formula())
+        layout = (*rule, *places, *parameters, *kinds, *(value.shape for value in parameters.values()))
         if layout == self._layout:
             return
         moments = self._split_moments()
         if self.steps:
-            self._check_moments(moments, parameters, ": an optimizer goes with one model and one run, make a new one")
+            advice = ": an optimizer goes with one model and one run, make a new one"
+            check_moments(self._used(), moments, parameters, advice)
             state = check_floats("optimizer state", self._named_moments(moments))
             namespace_of(**check_floats("parameters", parameters), **state)
         groups = group_arrays(parameters, [(dtype_name(own), dtype_name(other)) for own, other in kinds])
@@ -142,7 +141,7 @@ class Optimizer(ABC):
 
     def _find_updates(self, arrays: list[Array]) -> None:
         """Find out what computes steps on these arrays: `Updates` of the backend, or operations of their library."""
-        backend, formula = self._backend, self._formula(self.steps + 1)
+        backend, formula = self._backend, self._formula(self.steps + 1) if self._has_formula() else None
         why = find_updates(backend, formula.name, arrays) if formula else f"{type(self).__name__} has no formula"
         self._updates, self._path = None, f"operations of the arrays' library: {why}"
         if backend is not None and not isinstance(why, str):
@@ -201,7 +200,7 @@ class Optimizer(ABC):
                 )
             state[moment][name] = value
         if steps:
-            self._check_moments(state, parameters)
+            check_moments(self._used(), state, parameters)
         elif arrays:
             raise ValueError(f"optimizer state: expected no moments after 0 steps; got {len(arrays)}")
         self.steps, self._layout = steps, ()
@@ -214,6 +213,10 @@ class Optimizer(ABC):
         """Return the formula of a step, counted from 1; None if `_update` alone has the rule."""
         return None
 
+    def _has_formula(self) -> bool:
+        """Return whether steps are by the `_update` that the formula was written for: a mixin may have another one."""
+        return getattr(self._update, "__func__", None) is type(self)._formula_for
+
     def _used(self) -> tuple[str, ...]:
         """Return those of `moments` that these settings need."""
         return self.moments
@@ -221,22 +224,6 @@ class Optimizer(ABC):
     def _first_moment(self, gradient: Array) -> Array:
         """Return an array of the dtype that a moment has after the first step."""
         return 0.5 * gradient
-
-    def _check_moments(
-        self, state: Mapping[str, Mapping[str, Array]], parameters: Mapping[str, Array], advice: str = ""
-    ) -> None:
-        for moment in self._used():
-            moments = state[moment]
-            for name in (*parameters, *moments):
-                want, got = (
-                    f"{dtype_name(arrays[name].dtype)} of {arrays[name].shape}" if name in arrays else "none"
-                    for arrays in (parameters, moments)
-                )
-                if want != got:
-                    raise ValueError(
-                        f"optimizer state: expected the moment {moment!r} of {name!r} to be {want}, as the parameter; "
-                        f"got {got}{advice}"
-                    )
 
     @abstractmethod
     def _update(self, xp: Any, value: Array, gradient: Array, moments: Arrays) -> None:
@@ -303,8 +290,11 @@ class SGD(Optimizer):
             gradient = gradient + momentum * m if self.settings["nesterov"] else m
         move_by(xp, value, value, lr * gradient)
 
+    _formula_for = _update
+
     def _formula(self, step: int) -> Formula:
-        return Formula("sgd", self.settings | {"initial": float(step == 1)})
+        numbers = {name: self.settings[name] for name in ("lr", "momentum", "weight_decay", "nesterov")}
+        return Formula("sgd", numbers | {"initial": float(step == 1)})
 
 
 class Adam(Optimizer):
@@ -356,6 +346,8 @@ class Adam(Optimizer):
         root /= math.sqrt(1 - beta2**self.steps)
         root += eps
         move_by(xp, value, start, (lr / (1 - beta1**self.steps)) * m / root)
+
+    _formula_for = _update
 
     def _formula(self, step: int) -> Formula:
         lr, beta1, beta2, eps, decay = (self.settings[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay"))

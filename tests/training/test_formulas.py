@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import array_api_strict as strict
 import numpy as np
@@ -18,6 +18,7 @@ from lstmcore.training import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, 
 from lstmcore_conformance.oracle.naive import NaiveBackend
 from strict_arrays import LIKE, away
 
+T = TypeVar("T")
 RULES: dict[str, Callable[[], Optimizer]] = {
     "sgd": lambda: SGD(0.1, weight_decay=0.1),
     "momentum": lambda: SGD(0.1, momentum=0.9),
@@ -141,6 +142,49 @@ class Halved(Adam):
         value *= 0.5
 
 
+class Signs:
+    """A mixin with a rule of its own."""
+
+    def _update(self, xp: Any, value: Any, gradient: Any, moments: Any) -> None:
+        value -= 0.5 * xp.sign(gradient)
+
+
+class SignSGD(Signs, SGD):
+    """A rule whose `_update` is that of the mixin."""
+
+
+class Assigned(SGD):
+    """A rule whose `_update` is assigned after the class was made."""
+
+
+Assigned._update = Signs._update  # type: ignore[method-assign]
+
+
+class Own(Adam):
+    """A rule with an `_update` and a formula of it."""
+
+    def _update(self, xp: Any, value: Any, gradient: Any, moments: Any) -> None:
+        value -= 2 * gradient
+
+    _formula_for = _update
+
+    def _formula(self, step: int) -> Formula:
+        return Formula("sgd", {"lr": 2.0, "momentum": 0.0, "weight_decay": 0.0, "initial": 0.0, "nesterov": 0.0})
+
+    def _used(self) -> tuple[str, ...]:
+        return ()
+
+
+class Tagged:
+    """A base with keywords of its subclasses and a hook for them."""
+
+    tag: str
+
+    def __init_subclass__(cls, tag: str, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.tag = tag
+
+
 class Smaller(AdamW):
     """AdamW with another first rate."""
 
@@ -158,12 +202,58 @@ def test_operations_compute_where_a_backend_cannot() -> None:
         (Adam(), Device(OnDevice()), random_arrays(0), "arrays of the host"),
         (Adam(), Device(OnDevice()), away(random_arrays(0, "float32")), "no float32"),
         (Halved(), Device(OnDevice()), arrays, "Halved has no formula"),
+        (SignSGD(), Device(OnDevice()), arrays, "SignSGD has no formula"),
+        (Assigned(), Device(OnDevice()), arrays, "Assigned has no formula"),
         (Smaller(), Device(OnDevice()), arrays, None),
     ):
         rule.use_backend(backend)
         rule.step(given, given)
         wanted = "one kernel of backend 'strict'" if why is None else f"operations of the arrays' library: {why}"
         assert rule.explain() == wanted
+
+
+@pytest.mark.parametrize("rule", [SignSGD, Assigned, Own, Halved])
+def test_rules_of_others_are_the_same_on_a_device(rule: type[Optimizer]) -> None:
+    """Whatever the class has its `_update` from, a formula computes only what that one does."""
+    device, own, arrays = rule(0.1), OnDevice(), random_arrays(0)
+    device.use_backend(Device(own))
+    wanted = rule(0.1).step(arrays, random_arrays(1))
+    found = device.step(away(arrays), away(random_arrays(1)))
+    for name, value in wanted.items():
+        np.testing.assert_allclose(to_host(found[name]), value, rtol=1e-15)
+    assert own.called == (["sgd"] if rule is Own else [])
+
+
+def test_an_update_that_is_assigned_between_two_steps() -> None:
+    """Of one object: the next step is by it, and so are all after."""
+    rule, own, arrays = SGD(0.1), OnDevice(), away(random_arrays(0))
+    rule.use_backend(Device(own))
+    rule.step(arrays, arrays)
+    rule._update = lambda xp, value, gradient, moments: None  # type: ignore[method-assign]
+    for name, value in rule.step(arrays, arrays).items():
+        np.testing.assert_array_equal(to_host(value), to_host(arrays[name]))
+    assert own.called == ["sgd"]
+    assert rule.explain().endswith("SGD has no formula")
+
+
+def test_rules_with_bases_of_others() -> None:
+    """Parameters of types, keywords of a class, and hooks of a mixin are those of plain classes."""
+
+    class Typed(Adam, Generic[T]):
+        pass
+
+    class Named(Adam, Tagged, tag="x"):
+        pass
+
+    assert isinstance(Typed[int](), Adam) and Named.tag == "x"
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_settings_of_a_subclass_are_not_those_of_a_formula(kind: type[Optimizer]) -> None:
+    rule = kind(0.1)
+    wanted = rule._formula(1)
+    rule.settings["mine"] = 1.0
+    assert rule._formula(1) == wanted
 
 
 def test_arrays_of_another_library_than_the_backend() -> None:

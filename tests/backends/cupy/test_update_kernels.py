@@ -187,6 +187,34 @@ def test_other_dtypes_are_computed_by_operations() -> None:
         assert device.explain() == f"operations of the arrays' library: {why}"
 
 
+class Signs:
+    """A mixin with a rule of its own."""
+
+    def _update(self, xp: Any, value: Any, gradient: Any, moments: Any) -> None:
+        value -= 0.5 * xp.sign(gradient)
+
+
+class SignSGD(Signs, SGD):
+    """A rule whose `_update` is that of the mixin."""
+
+
+class Noted(SGD):
+    """SGD with a setting that it does not use."""
+
+    def __init__(self, lr: float) -> None:
+        super().__init__(lr, momentum=0.9)
+        self.settings["mine"] = 1.0
+
+
+@pytest.mark.parametrize(("kind", "path"), [(SignSGD, "operations of the arrays' "), (Noted, "one kernel of backend")])
+def test_rules_of_others_have_the_bits_of_the_host(kind: type[SGD], path: str) -> None:
+    parameters, gradients = (random_arrays("float32", seed) for seed in (0, 1))
+    host, device = kind(0.1), kind(0.1)
+    device.use_backend(BACKEND)
+    assert_bits(device.step(on_gpu(parameters), on_gpu(gradients)), host.step(parameters, gradients))
+    assert device.explain().startswith(path)
+
+
 def test_arrays_of_the_host_need_no_kernel() -> None:
     device, arrays = EmulatedDevice(), {"w": np.ones(3, np.float32)}
     rule = Adam()
