@@ -87,11 +87,11 @@ def clip_by_global_norm(
     >>> norm, clipped["b"].tolist()
     (5.0, [2.0])
     """
-    check_bound(bound)
+    bound = check_bound(bound)  # of a NumPy scalar a quotient has its dtype, and may be 0
     xp = namespace_of(**check_floats("gradients", gradients))
     updates = find_updates(backend, None, gradients.values())
     if not isinstance(updates, str):
-        flat, norm = updates.clip(list(gradients.values()), float(bound))
+        flat, norm = updates.clip(list(gradients.values()), bound)
         (group,) = group_arrays(gradients, [None] * len(gradients))
         return group.split(xp, flat), norm
     norm = _norm(xp, gradients, updates)

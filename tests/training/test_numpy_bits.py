@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,18 @@ import numpy as np
 import pytest
 
 from lstmcore.arrays import namespace_of
-from lstmcore.training import SGD, Adam, AdamW, CrossEntropy, GaussianLoss, QuantileLoss, Standardizer, losses, readout
+from lstmcore.training import (
+    SGD,
+    Adam,
+    AdamW,
+    CrossEntropy,
+    GaussianLoss,
+    QuantileLoss,
+    Standardizer,
+    clip_by_global_norm,
+    losses,
+    readout,
+)
 from lstmcore.training.scaling import scale_targets
 
 SHAPES = {"w": (5, 3), "b": (5,), "large": (130, 257), "one": (), "none": (0, 4)}
@@ -164,3 +176,14 @@ def test_messages_name_the_library_and_the_argument() -> None:
     array = SimpleNamespace(__array_namespace__=lambda api_version=None: library, device="cpu")
     with pytest.raises(TypeError, match=r"^b: expected an array of numpy on cpu, as a; got one of torch on cpu"):
         namespace_of(a=np.ones(2), b=array)
+
+
+@pytest.mark.parametrize("bound", [np.float32(0.1), np.float16(0.1), np.longdouble(0.1), Fraction(1, 10), np.int8(1)])
+def test_a_bound_of_any_type_is_a_float(bound: Any) -> None:
+    """The norm is above what float32 can hold, so the factor in its dtype would be 0."""
+    gradients = {"a": np.full(3, 3e38, np.float32), "b": np.full(2, -3e38, np.float32)}
+    clipped, norm = clip_by_global_norm(gradients, bound)
+    factor = float(bound) / math.sqrt(5 * float(np.float32(3e38)) ** 2)
+    assert norm == pytest.approx(math.sqrt(5) * 3e38, rel=1e-7)
+    for name, value in gradients.items():
+        np.testing.assert_array_equal(clipped[name], value * np.float32(factor), strict=True)
