@@ -153,6 +153,10 @@ class Chain(Interchange):
         validation.check_parameters("parameters", plain, self.parameter_shapes, self.precision)
         if place is None:
             validation.check_finite_parameters("parameters", plain)
+        else:  # the first LSTM takes arrays of its device; each of the others has a backend of its own
+            for index, lstm in self._placed():
+                name = next(key for key in parameters if key.startswith(f"{index}."))
+                placement.place(f"parameters[{name!r}]", parameters[name], lstm.backend)
         store_parameters(
             {**plain, **stored}, self.precision.weights
         )  # refuses here what an LSTM would refuse after another changed

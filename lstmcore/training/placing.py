@@ -19,7 +19,7 @@ Array = Any
 
 
 def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
-    """Return the argument `device` of a trainer: None, or a device of the backend of the model's LSTM.
+    """Return the argument `device` of a trainer: None, or the device of the backend of each LSTM of the model.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
     TypeError
         No text.
     ValueError
-        Another device than that of the backend, or a part of the model, or the ranks, that need the host.
+        Another device than that of each LSTM's backend, or a part of the model, or the ranks, that need the host.
     """
     if device is None:
         return None
@@ -49,16 +49,28 @@ def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
             )
     if ranks > 1:
         raise ValueError(f"device: expected None with several ranks, which exchange arrays of the host; got {device!r}")
-    backend = model.lstm.backend
-    name = backend.capabilities().device
-    if is_on_host(_made_by(backend, model)):
-        raise ValueError(
-            f"device: expected None, since backend {backend.name!r} of the model computes on the host; got {device!r}: "
-            "make the LSTM with backend='cupy'"
-        )
-    if device not in (name, name.partition(":")[0]):
-        raise ValueError(f"device: expected {name!r}, where backend {backend.name!r} computes; got {device!r}")
+    _check_backends(device, model)
     return device
+
+
+def _check_backends(device: str, model: SequenceModel) -> None:
+    """Raise ValueError unless every LSTM of the model computes on the device, and all on the same one."""
+    first = model.lstm.backend.capabilities().device
+    for lstm in getattr(model.lstm, "lstms", (model.lstm,)):
+        backend = lstm.backend
+        name = backend.capabilities().device
+        if is_on_host(_made_by(backend, model)):
+            raise ValueError(
+                f"device: expected None, since backend {backend.name!r} of the model computes on the host; got "
+                f"{device!r}: make each LSTM with backend='cupy'"
+            )
+        if name != first:
+            raise ValueError(
+                f"device: expected None, since the LSTMs of the model compute on {first} and {name}; got {device!r}: "
+                "make each LSTM with a backend of one device"
+            )
+        if device not in (name, name.partition(":")[0]):
+            raise ValueError(f"device: expected {name!r}, where backend {backend.name!r} computes; got {device!r}")
 
 
 def check_placing(device: Any, resident_bytes: Any, model: SequenceModel, ranks: int) -> tuple[str | None, int | None]:
@@ -98,10 +110,10 @@ def computing_on(device: str | None, model: SequenceModel, optimizer: Optimizer)
     like = _made_by(model.lstm.backend, model)
     parameters = {name: move_like(value, like) for name, value in model.parameters.items()}
     moments = {name: move_like(to_host(value), like) for name, value in optimizer.state().items()}
-    model.load_parameters(parameters)
-    optimizer.load_state(optimizer.steps, moments, parameters)
-    optimizer.use_backend(model.lstm.backend)
     try:
+        model.load_parameters(parameters)
+        optimizer.load_state(optimizer.steps, moments, parameters)
+        optimizer.use_backend(model.lstm.backend)
         yield
     finally:
         optimizer.use_backend(None)

@@ -266,6 +266,17 @@ def _chain_passes(chain: Chain, move: Callable[[Any], Any]) -> list[Any]:
     return [y, last, recorded, final, gradients, feature, gradient, tangents]
 
 
+def test_a_chain_of_two_backends_refuses_parameters_of_a_gpu() -> None:
+    """Whichever LSTM cannot take them, all keep the arrays that they had."""
+    for backends in ((BACKENDS["steps"], "numpy"), ("numpy", BACKENDS["steps"])):
+        chain = Chain([LSTM(I, H, backend=backends[0], seed=1), LSTM(H, 4, backend=backends[1], seed=2)])
+        before = dict(chain.parameters)
+        with pytest.raises(TypeError, match=r"^parameters\['\d\.weight_x_l0'\]: expected a NumPy array"):
+            chain.load_parameters(_moved({name: value * 2 for name, value in before.items()}))
+        for name, value in before.items():
+            assert chain.parameters[name] is value
+
+
 def test_a_chain_stays_on_the_gpu(tmp_path: Path) -> None:
     chain = _chain(BACKENDS["steps"])
     want = [*_flat(_chain_passes(chain, lambda array: array))]

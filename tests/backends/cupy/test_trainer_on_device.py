@@ -256,14 +256,17 @@ def test_a_run_that_diverges_is_told_at_the_end_of_its_epoch() -> None:
         np.testing.assert_array_equal(model.parameters[name], value)
 
 
-def test_a_chain_trains_on_a_gpu() -> None:
-    def chain(backend: Any) -> SequenceModel:
-        lstms = [LSTM(2, 4, backend=backend, seed=0), LSTM(4, 3, backend=backend, seed=1)]
-        stack = Chain(lstms)
-        return SequenceModel(stack, Readout.of(stack, 3, activation="softmax", seed=2))
+def chain(*backends: Any) -> SequenceModel:
+    """Return a classifier whose LSTMs have these two backends."""
+    first, second = backends
+    stack = Chain([LSTM(2, 4, backend=first, seed=0), LSTM(4, 3, backend=second, seed=1)])
+    return SequenceModel(stack, Readout.of(stack, 3, activation="softmax", seed=2))
 
+
+def test_a_chain_trains_on_a_gpu() -> None:
     one, other = (
-        trained(chain(backend), device, *data("last", True)) for backend, device in ((BACKEND, "cuda"), ("numpy", None))
+        trained(chain(backend, backend), device, *data("last", True))
+        for backend, device in ((BACKEND, "cuda"), ("numpy", None))
     )
     assert_close(one, other)
 
@@ -271,7 +274,13 @@ def test_a_chain_trains_on_a_gpu() -> None:
 def test_devices_that_are_refused() -> None:
     lstm = LSTM(2, 4, backend=BACKEND)
     pooled = SequenceModel(lstm, Readout.of(lstm, 2), pooling=AttentionPooling(4))
+    second = CupyBackend(Gpu(1, GPU.cupy))
+    apart = "device: expected None, since the LSTMs of the model compute on cuda:0 and cuda:1; got 'cuda(:0)?'"
     for model, device, error, message in (
+        (chain(BACKEND, "numpy"), "cuda", ValueError, "device: .* backend 'numpy' of the model computes on the host"),
+        (chain("numpy", BACKEND), "cuda", ValueError, "device: .* backend 'numpy' of the model computes on the host"),
+        (chain(BACKEND, second), "cuda", ValueError, apart),
+        (chain(BACKEND, second), "cuda:0", ValueError, apart),
         (make("numpy"), "cuda", ValueError, "device: expected None, since backend 'numpy' .* computes on the host"),
         (make(), "cuda:3", ValueError, "device: expected 'cuda:0', where backend 'cupy' computes; got 'cuda:3'"),
         (make(), 0, TypeError, "device: expected the name of a device, such as 'cuda:0', or None; got 0"),
@@ -279,6 +288,21 @@ def test_devices_that_are_refused() -> None:
     ):
         with pytest.raises(error, match=message):
             Trainer(model, device=device)  # type: ignore[arg-type] # a number is none
+
+
+def test_a_run_that_cannot_begin_leaves_the_model_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameters are on the device already when the moments are refused."""
+
+    def fail(self: Any, *arguments: Any) -> Any:
+        raise MemoryError("a planted fault")
+
+    model = make()
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    monkeypatch.setattr(Adam, "load_state", fail)
+    with pytest.raises(MemoryError, match="a planted fault"):
+        trained(model, "cuda", *data("last", True), validation=0.0)
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.parameters[name], value, strict=True)
 
 
 # The way of batches to the device ----------------------------------------------------------------------------------
