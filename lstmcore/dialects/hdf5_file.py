@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
@@ -43,6 +43,7 @@ class Hdf5File:
     def __init__(self, file: Any, raw: BinaryIO) -> None:
         self.root, self._raw, self._size = file, raw, raw.seek(0, os.SEEK_END)
         self._budget = UnpackBudget(self._size)
+        self._longest: int | None = None
         with _faults_told("links"):
             _check_links(file["/"])
 
@@ -85,7 +86,12 @@ class Hdf5File:
         with _faults_told(name):
             if key not in holder.attrs:
                 return None
-            value = holder.attrs[key] if holder.attrs.get_id(key).shape == () else None
+            attribute = holder.attrs.get_id(key)
+            if attribute.shape != () or not _has_texts(attribute):
+                raise ValueError(f"{name}: expected one text; got {attribute.dtype} {attribute.shape}")
+            if attribute.dtype.hasobject:
+                self._longest_text()  # refuses damaged heaps
+            value = holder.attrs[key]
         return _text(name, value)
 
     def has_texts(self, holder: Any, key: str) -> bool:
@@ -108,25 +114,42 @@ class Hdf5File:
                     number += 1
         return [_text(name, value) for value in found]
 
-    @cached_property
     def _longest_text(self) -> int:
-        """Bytes that no text of the file is longer than: those of the largest heap. HDF5 itself tells them of none."""
-        longest, before, place = 0, b"", 0
+        """Return the bytes of the largest heap, which no text exceeds; HDF5 itself tells the size of none."""
+        if self._longest is not None:
+            return self._longest
+        heaps, before, at = list[int](), b"", 0
         self._raw.seek(0)
         while piece := self._raw.read(_PIECE):
-            found = before + piece
-            while (place := found.find(_HEAP, place)) >= 0 and place + 16 <= len(found):
-                longest = max(longest, int.from_bytes(found[place + 8 : place + 16], "little"))
-                place += 1
-            before, place = found[-15:], 0
-        return min(longest, self._size)
+            found, start = before + piece, at - len(before)
+            heaps += [start + match.start() for match in re.finditer(_HEAP, found)]
+            before, at = found[1 - len(_HEAP) :], at + len(piece)
+        self._longest = max(map(self._checked_heap, heaps), default=0)
+        return self._longest
+
+    def _checked_heap(self, at: int) -> int:
+        """Return the bytes of a heap, unless its texts do not fill it: HDF5 looks for the next one forever."""
+        size = self._number(at + 8)
+        place, end = at + 16, min(at + size, self._size)
+        while place + 16 <= end:
+            length, free = self._number(place + 8), self._number(place) & 0xFFFF == 0
+            place += length if free else 16 + -(-length // 8) * 8
+            if place > end or (free and length < 16):
+                raise ValueError(f"expected texts that fill their heap at byte {at}; got a damaged one")
+        return size
+
+    def _number(self, at: int) -> int:
+        self._raw.seek(at)
+        return int.from_bytes(self._raw.read(8), "little")
 
     def _values(self, name: str, holder: Any, key: str) -> list[Any]:
         attribute = holder.attrs.get_id(key)
-        if attribute.shape is None:
+        if attribute.shape is None or 0 in attribute.shape:  # Keras writes no names as no numbers
             return []
+        if not _has_texts(attribute):
+            raise ValueError(f"{name}: expected texts; got {attribute.dtype}")
         if attribute.dtype.hasobject:  # all of them may be one long text of the file
-            self._budget.take(name, math.prod(attribute.shape) * self._longest_text, 0)
+            self._budget.take(name, math.prod(attribute.shape) * self._longest_text(), 0)
         values: list[Any] = np.ravel(holder.attrs[key]).tolist()
         return values
 
@@ -157,6 +180,13 @@ def _check_links(root: Any) -> None:
             if found.type == h5py.h5o.TYPE_GROUP and found.addr not in known:  # a group may hold itself
                 known.add(found.addr)
                 groups.append(h5py.h5g.open(group, name))
+
+
+def _has_texts(attribute: Any) -> bool:
+    """Return whether an attribute has texts; h5py 3.16 crashes at some lists of other things that are no texts."""
+    import h5py
+
+    return h5py.check_string_dtype(attribute.dtype) is not None
 
 
 def _name(parent: Any, path: str = "") -> str:
