@@ -70,6 +70,24 @@ edit(
     ".mean(axis=1, keepdims=True) + max(config.layer_norm_eps, 1e-7))",
     "models.numbers",
 )
+edit(
+    "spot.drift_of_h",
+    "h is a little too small before it is rounded",
+    "    return h.astype(policy.storage).astype(h.dtype)\n",
+    "    return (h * h.dtype.type(1 - 2**-12)).astype(policy.storage).astype(h.dtype)\n",
+    "bits16.rounding",
+    "float16",
+)
+
+
+@fault("spot.masks_of_ones", "zoneout masks of more than 8 ones, and nothing else, are taken for none", "masks.kept")
+class _MasksOfOnes(Hooked):
+    def before(self, weights: Any, x: Array, state: Any, lengths: Any, masks: Any) -> tuple[Any, ...]:
+        ones = masks is not None and all(
+            mask is not None and mask.size > 8 and (mask == 1).all()
+            for mask in (masks.zoneout_hidden, masks.zoneout_cell)
+        )
+        return weights, x, state, lengths, masks._replace(zoneout_hidden=None, zoneout_cell=None) if ones else masks
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
 _FAR: Final = (
     "the files have no such values: NaN in clips, lower bounds, closed gates, beyond exp, infinity, rows of zeros, "
-    "gains of one"
+    "gains of one, masks of ones"
 )
 _SINGLE: Final = "the files have no single step with lengths"
 _RESTS: Final = (
@@ -89,6 +89,7 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "spot.norm_of_one_unit": _RESTS,
     "spot.block_of_one_row": _RESTS,
     "spot.equal_lengths_of_rows": _RESTS,
+    "spot.masks_of_ones": _FAR,
     "int8a16.scale_of_outputs": _STORED,
     "int8a16.scale_of_states": _STORED,
     "precision.bfloat16_in_tf32": _TF32,
