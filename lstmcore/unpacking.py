@@ -6,6 +6,9 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from typing import Final
 
 try:
@@ -16,11 +19,10 @@ else:
     _LZMA = (LZMAError,)
 
 #: Errors of zipfile, and of the libraries that it unpacks by, at a damaged file, beside ValueError and OSError.
-#: RuntimeError is that of an encrypted file, and of a way to pack that is not known.
+#: `zip_faults_told` tells its RuntimeError, which may be a mistake of a program anywhere else.
 ZIP_FAULTS: Final[tuple[type[Exception], ...]] = (
     zipfile.BadZipFile,
     EOFError,
-    RuntimeError,
     struct.error,
     zlib.error,
     *_LZMA,
@@ -45,7 +47,7 @@ class UnpackBudget:
     Parameters
     ----------
     size
-        Bytes of the file.
+        Bytes of the file; an attribute too.
 
     Raises
     ------
@@ -59,9 +61,12 @@ class UnpackBudget:
     """
 
     def __init__(self, size: int) -> None:
-        self._unclaimed, self._counted, self._limit = size, 0, asked_limit()
+        self.size = size
+        self._unclaimed, self._limit = size, asked_limit()
+        self._packed, self._unpacked = 1, 1  # a byte of an inner file has so many in the file itself
+        self._counted = [0]  # shared with the budgets of inner files
 
-    def take(self, name: str, unpacked: int, packed: int) -> None:
+    def take(self, name: str, unpacked: int, packed: int, what: str = "arrays") -> None:
         """Count an array before it is read.
 
         Parameters
@@ -70,23 +75,69 @@ class UnpackBudget:
             Of the array, for the message.
         unpacked, packed
             Bytes that reading it takes, and bytes that it has in the file, as the file says.
+        what
+            The kind of such parts of a file, for the message.
 
         Raises
         ------
         ValueError
             More bytes than the limit; the message says how to lift it.
         """
-        claimed = min(packed, self._unclaimed)
-        self._unclaimed -= claimed
-        if unpacked + _OBJECT <= RATIO * claimed:
-            return
-        self._counted += unpacked + _OBJECT
-        if self._counted > self._limit << 20:
+        if unpacked + _OBJECT > RATIO * self._claim(packed):
+            self.count(name, unpacked, f"{what} over {RATIO} times their size in the file, or named more than once")
+
+    def count(self, name: str, unpacked: int, kind: str) -> None:
+        """Count bytes that the file does not hold; `kind` says in the message of what they are.
+
+        Raises
+        ------
+        ValueError
+            As `take`.
+        """
+        self._counted[0] += unpacked + _OBJECT
+        if self._counted[0] > self._limit << 20:
             raise ValueError(
-                f"{name}: expected at most {self._limit:,} MiB in arrays over {RATIO} times their size in the file, or "
-                f"named more than once; got {self._counted:,} bytes up to this one: if you trust the file, set "
-                f"{LIMIT_VARIABLE} to {-(-self._counted >> 20)} or more"
+                f"{name}: expected at most {self._limit:,} MiB in {kind}; got {self._counted[0]:,} bytes up to this "
+                f"one: if you trust the file, set {LIMIT_VARIABLE} to {-(-self._counted[0] >> 20)} or more"
             )
+
+    def open(self, name: str, unpacked: int, packed: int) -> UnpackBudget:
+        """Count a packed file in the file, as `take`, and return its budget.
+
+        Both count to one limit. Bytes of the inner file are worth what they have in the outer one.
+
+        Raises
+        ------
+        ValueError
+            As `take`.
+        """
+        inner = copy(self)
+        inner.size = inner._unclaimed = min(packed, self._unclaimed)
+        inner._packed, inner._unpacked = self._packed * packed, self._unpacked * max(unpacked, 1)
+        self.take(name, unpacked, packed)
+        return inner
+
+    def _claim(self, packed: int) -> int:
+        claimed = min(-(-packed * self._packed // self._unpacked), self._unclaimed)
+        self._unclaimed -= claimed
+        return claimed
+
+
+@contextmanager
+def zip_faults_told() -> Iterator[None]:
+    """Turn a RuntimeError into a ValueError; the block has calls of zipfile, or of what reads by it.
+
+    It is that of an encrypted file, of a way to pack that is not known, and of a file of a later version.
+
+    Raises
+    ------
+    ValueError
+        The block raised one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"got an archive that is damaged or cannot be unpacked: {error}") from error
 
 
 def asked_limit() -> int:

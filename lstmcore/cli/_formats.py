@@ -18,7 +18,7 @@ from lstmcore.notices import notify
 from lstmcore.tensor_file import file_format
 from lstmcore.training.model import SequenceModel
 from lstmcore.training.model_file import MODEL_FORMAT
-from lstmcore.unpacking import ZIP_FAULTS
+from lstmcore.unpacking import ZIP_FAULTS, zip_faults_told
 
 
 class Entry(NamedTuple):
@@ -165,7 +165,7 @@ def format_of_source(path: Path) -> Format:
 
 
 def _members(path: Path) -> list[str]:
-    with tell_damage(path, "a whole zip file", ZIP_FAULTS), zipfile.ZipFile(path) as archive:
+    with tell_damage(path, "a whole zip file", ZIP_FAULTS), zip_faults_told(), zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 

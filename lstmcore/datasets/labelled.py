@@ -19,7 +19,7 @@ from lstmcore.datasets.csvfile import Layout
 from lstmcore.datasets.series import Fill, Series
 from lstmcore.files import check_regular, tell_damage
 from lstmcore.notices import notify
-from lstmcore.unpacking import ZIP_FAULTS, UnpackBudget
+from lstmcore.unpacking import ZIP_FAULTS, UnpackBudget, zip_faults_told
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 #: Errors of NumPy at the text of a header, which it reads as Python, beside ValueError.
 _HEADER_FAULTS: Final = (SyntaxError, TypeError, IndexError, tokenize.TokenError)
+#: Bytes of a sequence or a label of an archive beside its numbers: an array, a name and their places in lists.
+_BYTES_OF_A_ROW: Final = 256
 
 
 class LabelLayout(NamedTuple):
@@ -237,9 +239,9 @@ def read_archive(path: str | Path, *, part: str = "", name: str | None = None) -
     (('slow', 'fast'), (5, 2))
     """
     name, end = str(path) if name is None else name, f"_{part}" if part else ""
+    budget = UnpackBudget(os.stat(path).st_size)
     with open_archive(path, name) as archive:
         names, members = list(archive.files), frozenset(archive.zip.namelist())
-        budget = UnpackBudget(os.stat(path).st_size)
         keys = [f"{word}{end}" for word in ("X", "y", "lengths")]
         arrays = {key: _unpacked(archive, key, budget) for key in keys if f"{key}.npy" in members}
     x = arrays.get(f"X{end}")
@@ -269,25 +271,36 @@ def open_archive(path: str | Path, name: str | None = None) -> Iterator[Any]:
         if stream.read(2) != b"PK":
             raise ValueError("got no archive: save the arrays by np.savez, under the names X and y")
         stream.seek(0)
-        with np.load(stream, allow_pickle=False) as archive:
+        with zip_faults_told():
+            archive = np.load(stream, allow_pickle=False)
+        with archive:
             yield archive
 
 
 def _unpacked(archive: Any, key: str, budget: UnpackBudget) -> Array:
     """Return an array of an archive, unless it is not what its header says, or may be made to fill memory."""
     info = archive.zip.getinfo(f"{key}.npy")
-    budget.take(key, info.file_size, info.compress_size)
-    with archive.zip.open(info) as stream:
+    with zip_faults_told(), archive.zip.open(info) as stream:
         shape, dtype = _header(key, stream)
-        if dtype.hasobject:
-            raise ValueError(
-                f"{key}: expected numbers or texts; got objects: save it without: pad X, give lengths, and make y "
-                "numbers or texts"
-            )
-        if (size := math.prod(shape) * dtype.itemsize) != info.file_size - stream.tell():
-            raise ValueError(f"{key}: expected {size:,} bytes, those of {dtype} {shape}; got {info.file_size:,} in all")
-    with archive.zip.open(info) as stream:
+        start = stream.tell()
+    if dtype.hasobject:
+        raise ValueError(
+            f"{key}: expected numbers or texts; got objects: save it without: pad X, give lengths, and make y "
+            "numbers or texts"
+        )
+    if (size := math.prod(shape) * dtype.itemsize) != info.file_size - start:
+        raise ValueError(f"{key}: expected {size:,} bytes, those of {dtype} {shape}; got {info.file_size:,} in all")
+    budget.take(key, info.file_size + _bytes_made(shape, dtype), info.compress_size)
+    with zip_faults_told(), archive.zip.open(info) as stream:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def _bytes_made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes that reading an array takes beside its own: a copy in float64, or the texts of labels."""
+    rows = _BYTES_OF_A_ROW * (shape[0] if shape else 1)
+    if dtype.kind in "SU":
+        return rows + 2 * 4 * math.prod(shape) * dtype.itemsize
+    return rows + (0 if dtype == np.float64 else 8 * math.prod(shape))
 
 
 def _header(key: str, stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmcore.unpacking import UnpackBudget
+from lstmcore.unpacking import RATIO, UnpackBudget
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -21,6 +21,8 @@ Array: TypeAlias = npt.NDArray[Any]
 _FAULTS: Final = (KeyError, TypeError, RuntimeError)
 #: How a global heap of HDF5 begins, which has the texts of any length; its bytes follow, as a number of eight bytes.
 _HEAP: Final = b"GCOL\x01\0\0\0"
+#: Names of layers and arrays that are read of one file; models have some thousands.
+_MOST_NAMES: Final = 1 << 18
 _PIECE: Final = 1 << 20  # bytes that are searched at a time
 
 
@@ -33,6 +35,8 @@ class Hdf5File:
         An `h5py.File` that is open for reading.
     raw
         The same file as bytes, open as long as this object is used.
+    budget
+        What its arrays and texts may take of memory.
 
     Raises
     ------
@@ -40,44 +44,57 @@ class Hdf5File:
         A link to another file, or a damaged file; the methods raise it too.
     """
 
-    def __init__(self, file: Any, raw: BinaryIO) -> None:
-        self.root, self._raw, self._size = file, raw, raw.seek(0, os.SEEK_END)
-        self._budget = UnpackBudget(self._size)
-        self._longest: int | None = None
+    def __init__(self, file: Any, raw: BinaryIO, budget: UnpackBudget) -> None:
+        self.root, self._raw, self._budget = file, raw, budget
+        self._named = self._text_bytes = 0  # of the lists of names that were read
         with _faults_told("links"):
-            _check_links(file["/"])
+            foreign = _foreign_link(file["/"])
+        if foreign is not None:
+            raise ValueError(f"{foreign}: expected data in the file itself; got a link to another file")
 
     def group(self, parent: Any, path: str) -> Any:
         """Return a group below `parent`."""
+        import h5py
+
         name = _name(parent, path)
         with _faults_told(name):
-            import h5py
-
             found = parent.get(path)
-            if not isinstance(found, h5py.Group):
-                raise ValueError(f"{name}: expected a group; got {_kind(found)}")
-            return found
+        if not isinstance(found, h5py.Group):
+            raise ValueError(f"{name}: expected a group; got {_kind(found)}")
+        return found
 
     def names(self, group: Any) -> list[str]:
         """Return the names in a group."""
-        with _faults_told(_name(group)):
-            return [_text(_name(group), name) for name in group]
+        name = _name(group)
+        with _faults_told(name):
+            number = len(group)
+        self._count_names(name, number)
+        with _faults_told(name):
+            found = list(group)
+        return [_text(name, each) for each in found]
 
     def array(self, group: Any, key: str) -> Array:
-        """Return the numbers of a data set; each call counts, since a file may give one data set many names."""
+        """Return the floats of a data set; each call counts, since a file may give one data set many names."""
+        import h5py
+
         name = _name(group, key)
         with _faults_told(name):
-            import h5py
-
             found = group.get(key)
-            if not isinstance(found, h5py.Dataset) or found.shape is None:  # of no shape is one without numbers
-                raise ValueError(f"{name}: expected an array; got {_kind(found)}")
-            if found.dtype.hasobject:
-                raise ValueError(f"{name}: expected numbers; got texts, references or rows of unequal length")
-            if found.external or found.is_virtual:
-                raise ValueError(f"{name}: expected numbers in the file itself; got those of another file")
-            piece = math.prod(found.chunks or ()) * found.dtype.itemsize  # is unpacked whole
-            self._budget.take(name, max(found.nbytes, piece), found.id.get_storage_size())
+            shape = found.shape if isinstance(found, h5py.Dataset) else None
+        if shape is None:  # a data set of no shape is one without numbers
+            raise ValueError(f"{name}: expected an array; got {_kind(found)}")
+        with _faults_told(name):
+            dtype, foreign = found.dtype, bool(found.external) or found.is_virtual
+            piece = math.prod(found.chunks or ()) * dtype.itemsize  # is unpacked whole
+            unpacked, packed = max(found.nbytes, piece), found.id.get_storage_size()
+        if dtype.hasobject:
+            raise ValueError(f"{name}: expected numbers; got texts, references or rows of unequal length")
+        if foreign:
+            raise ValueError(f"{name}: expected numbers in the file itself; got those of another file")
+        if dtype.kind != "f" or not dtype.isnative:
+            raise ValueError(f"{name}: expected floating-point numbers in this machine's byte order; got {dtype.str}")
+        self._budget.take(name, unpacked, packed)
+        with _faults_told(name):
             return np.asarray(found)
 
     def text(self, holder: Any, key: str) -> str | None:
@@ -87,10 +104,12 @@ class Hdf5File:
             if key not in holder.attrs:
                 return None
             attribute = holder.attrs.get_id(key)
-            if attribute.shape != () or not _has_texts(attribute):
-                raise ValueError(f"{name}: expected one text; got {attribute.dtype} {attribute.shape}")
-            if attribute.dtype.hasobject:
-                self._longest_text()  # refuses damaged heaps
+            shape, dtype, are_texts = attribute.shape, attribute.dtype, _has_texts(attribute)
+        if shape != () or not are_texts:
+            raise ValueError(f"{name}: expected one text; got {dtype} {shape}")
+        if dtype.hasobject:
+            _ = self._longest_text  # refuses damaged heaps
+        with _faults_told(name):
             value = holder.attrs[key]
         return _text(name, value)
 
@@ -101,36 +120,34 @@ class Hdf5File:
 
     def texts(self, holder: Any, key: str) -> list[str]:
         """Return an attribute that is a list of texts; Keras divides one over 64 KB into key0, key1 and so on."""
-        name, found = f"{_name(holder)}: {key}", list[Any]()
+        name, found, number = f"{_name(holder)}: {key}", list[Any](), 0
+        if not self.has_texts(holder, key):
+            raise ValueError(f"{name}: expected this attribute; got none")
         with _faults_told(name):
-            if key in holder.attrs:
-                found = self._values(name, holder, key)
-            elif not self.has_texts(holder, key):
-                raise ValueError(f"{name}: expected this attribute; got none")
-            else:
-                number = 0
-                while (part := f"{key}{number}") in holder.attrs:
-                    found += self._values(name, holder, part)
-                    number += 1
+            whole = key in holder.attrs
+        part = key if whole else f"{key}0"
+        while part:
+            found += self._values(name, holder, part)
+            number += 1
+            with _faults_told(name):
+                part = f"{key}{number}" if not whole and f"{key}{number}" in holder.attrs else ""
         return [_text(name, value) for value in found]
 
+    @cached_property
     def _longest_text(self) -> int:
-        """Return the bytes of the largest heap, which no text exceeds; HDF5 itself tells the size of none."""
-        if self._longest is not None:
-            return self._longest
+        """The bytes of the largest heap, which no text exceeds; HDF5 itself tells the size of none."""
         heaps, before, at = list[int](), b"", 0
         self._raw.seek(0)
         while piece := self._raw.read(_PIECE):
             found, start = before + piece, at - len(before)
             heaps += [start + match.start() for match in re.finditer(_HEAP, found)]
             before, at = found[1 - len(_HEAP) :], at + len(piece)
-        self._longest = max(map(self._checked_heap, heaps), default=0)
-        return self._longest
+        return min(max((self._checked_heap(heap, at) for heap in heaps), default=0), at)
 
-    def _checked_heap(self, at: int) -> int:
+    def _checked_heap(self, at: int, file_size: int) -> int:
         """Return the bytes of a heap, unless its texts do not fill it: HDF5 looks for the next one forever."""
         size = self._number(at + 8)
-        place, end = at + 16, min(at + size, self._size)
+        place, end = at + 16, min(at + size, file_size)
         while place + 16 <= end:
             length, free = self._number(place + 8), self._number(place) & 0xFFFF == 0
             place += length if free else 16 + -(-length // 8) * 8
@@ -143,28 +160,56 @@ class Hdf5File:
         return int.from_bytes(self._raw.read(8), "little")
 
     def _values(self, name: str, holder: Any, key: str) -> list[Any]:
-        attribute = holder.attrs.get_id(key)
-        if attribute.shape is None or 0 in attribute.shape:  # Keras writes no names as no numbers
+        with _faults_told(name):
+            attribute = holder.attrs.get_id(key)
+            shape, dtype, are_texts = attribute.shape, attribute.dtype, _has_texts(attribute)
+        if shape is None or 0 in shape:  # Keras writes no names as no numbers
             return []
-        if not _has_texts(attribute):
-            raise ValueError(f"{name}: expected texts; got {attribute.dtype}")
-        if attribute.dtype.hasobject:  # all of them may be one long text of the file
-            self._budget.take(name, math.prod(attribute.shape) * self._longest_text(), 0)
-        values: list[Any] = np.ravel(holder.attrs[key]).tolist()
+        if not are_texts:
+            raise ValueError(f"{name}: expected texts; got {dtype}")
+        number = math.prod(shape)
+        self._count_names(name, number)
+        longest = self._longest_text if dtype.hasobject else dtype.itemsize
+        if self._text_bytes + number * longest > RATIO * self._budget.size:  # all may be one long text of the file
+            kind = f"lists of texts, which may be {RATIO} times as long as the file or longer"
+            self._budget.count(name, number * longest, kind)
+        with _faults_told(name):
+            values: list[Any] = np.ravel(holder.attrs[key]).tolist()
+        self._text_bytes += sum(len(value) for value in values if isinstance(value, str | bytes))
         return values
+
+    def _count_names(self, name: str, number: int) -> None:
+        """Raise ValueError for too many names; a file may give one list to any number of layers."""
+        self._named += number
+        if self._named > _MOST_NAMES:
+            raise ValueError(f"{name}: expected at most {_MOST_NAMES:,} names in one file; got {self._named:,}")
+
+
+@contextmanager
+def open_hdf5(source: Any) -> Iterator[Any]:
+    """Open a file of HDF5, a path or a stream, as an `h5py.File`; a damaged one is a ValueError or an OSError."""
+    import h5py
+
+    with _faults_told("the file"):
+        file = h5py.File(source, "r")
+    try:
+        yield file
+    finally:
+        with _faults_told("the file"):
+            file.close()
 
 
 @contextmanager
 def _faults_told(name: str) -> Iterator[None]:
-    """Turn errors of h5py into a ValueError; the block has calls of h5py and little else."""
+    """Turn errors of h5py into a ValueError; the block has calls of h5py alone, whose mistakes are not ours."""
     try:
         yield
     except _FAULTS as error:
         raise ValueError(f"{name}: expected data of HDF5; h5py cannot read it: {error}") from error
 
 
-def _check_links(root: Any) -> None:
-    """Raise ValueError if a group has a link to another file; no link is followed to find out."""
+def _foreign_link(root: Any) -> str | None:
+    """Return the place of a link to another file, None if no group has one; no link is followed to find out."""
     import h5py
 
     groups, known = [root.id], {h5py.h5o.get_info(root.id).addr}
@@ -175,11 +220,12 @@ def _check_links(root: Any) -> None:
             if link == h5py.h5l.TYPE_SOFT:  # leads to what hard links reach, or to a link that is found here
                 continue
             if link != h5py.h5l.TYPE_HARD:
-                raise ValueError(f"{_place(group, name)}: expected data in the file itself; got a link to another file")
+                return _place(group, name)
             found = h5py.h5o.get_info(group, name)
             if found.type == h5py.h5o.TYPE_GROUP and found.addr not in known:  # a group may hold itself
                 known.add(found.addr)
                 groups.append(h5py.h5g.open(group, name))
+    return None
 
 
 def _has_texts(attribute: Any) -> bool:

@@ -107,7 +107,7 @@ def read_keras(model: KerasModel, layer: str | None = None) -> LayerFile:
     placed = [each for one in chosen for each in _placed(one, model.version, alone=len(chosen) == 1)]
     dtypes = {str(value.dtype) for each in placed for part in each.parameters for value in part.values()}
     if len(dtypes) > 1:
-        raise TypeError(f"{chosen[0].name}: expected one dtype in all arrays; got {', '.join(sorted(dtypes))}")
+        raise ValueError(f"{chosen[0].name}: expected one dtype in all arrays; got {', '.join(sorted(dtypes))}")
     return join_layers(placed, get_precision(dtypes.pop()), batch_first=True)
 
 
@@ -122,8 +122,8 @@ def _placed(layer: KerasLayer, version: int, *, alone: bool) -> list[PlacedLayer
         if kind != "LSTM" or inner.get("go_backwards"):
             raise ValueError(f"expected Bidirectional of an LSTM that goes forwards; got one of {kind}")
         mode = config.get("merge_mode", "concat")
-        if mode not in _MERGES:
-            raise ValueError(f"merge_mode: expected one of {', '.join(map(str, _MERGES))}; got {mode!r}")
+        if not isinstance(mode, str | None) or mode not in _MERGES:
+            raise ValueError(f"merge_mode: expected one of {', '.join(map(str, _MERGES))}; got {reprlib.repr(mode)}")
         half = len(layer.arrays) // 2
         other = _object(_object(config, "backward_layer"), "config") or inner
         parts = [
@@ -142,6 +142,14 @@ def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, Mapping):
         raise ValueError(f"{key}: expected an object of the configuration; got {reprlib.repr(found)}")
+    return found
+
+
+def _number(config: Mapping[str, Any], key: str, old: str, default: float) -> Any:
+    """Return a number of a configuration, which Keras 1 calls `old`."""
+    found = config.get(key, config.get(old, default))
+    if isinstance(found, bool) or not isinstance(found, int | float | np.number):
+        raise ValueError(f"{key}: expected a number in the configuration; got {reprlib.repr(found)}")
     return found
 
 
@@ -172,7 +180,7 @@ def _direction(
     hidden = recurrent.shape[0] if recurrent.ndim == 2 else 0
     if config.get("time_major"):  # of Keras 2
         raise ValueError("time_major: expected False, since x of a Keras layer has rows first here; got True")
-    units = config.get("units", config.get("output_dim", hidden))
+    units = _number(config, "units", "output_dim", hidden)
     if not hidden or recurrent.shape != (units, 4 * units):
         raise ValueError(f"recurrent_kernel: expected shape (H, 4 H) with H={units or 'units'}; got {recurrent.shape}")
     if kernel.ndim != 2 or kernel.shape[1] != 4 * hidden or not kernel.shape[0]:
@@ -189,7 +197,7 @@ def _direction(
         gate_activation=_function("recurrent_activation", gates, version),
         cell_activation=function,
         hidden_activation=function,
-        recurrent_dropout=config.get("recurrent_dropout", config.get("dropout_U", 0.0)),
+        recurrent_dropout=_number(config, "recurrent_dropout", "dropout_U", 0.0),
     )
     parameters = {"weight_x": np.ascontiguousarray(kernel.T), "weight_h": np.ascontiguousarray(recurrent.T)}
     if bias:

@@ -16,14 +16,14 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
-from lstmcore.dialects.hdf5_file import Hdf5File
+from lstmcore.dialects.hdf5_file import Hdf5File, open_hdf5
 from lstmcore.dialects.keras import LAYERS, KerasLayer, KerasModel, live_model, read_keras, to_keras
 from lstmcore.dialects.layers import split_layers
 from lstmcore.extras import installing
 from lstmcore.files import check_regular, tell_damage, write_atomically
 from lstmcore.layer_file import LayerFile
 from lstmcore.notices import notify
-from lstmcore.unpacking import RATIO, ZIP_FAULTS, UnpackBudget
+from lstmcore.unpacking import RATIO, ZIP_FAULTS, UnpackBudget, zip_faults_told
 
 Array: TypeAlias = npt.NDArray[Any]
 V = TypeVar("V")
@@ -33,6 +33,10 @@ _PARTS: Final = {"LSTM": ("cell",), "Bidirectional": ("forward_layer/cell", "bac
 
 #: Arrays of a layer of Keras 1 in both directions, the most of any.
 _MOST_ARRAYS: Final = 24
+#: Bytes of a text of an archive.
+_MOST_TEXT: Final = 64 << 20
+#: Bytes of memory that a byte of JSON takes at most: a list in a list has two characters and about 100 bytes.
+_JSON_BYTES: Final = 50
 #: Kind of a value of JSON -> its name in messages.
 _KINDS: Final[Mapping[type, str]] = {str: "a text", dict: "an object", list: "a list"}
 
@@ -41,10 +45,11 @@ def read_keras_source(source: Any, layer: str | None = None) -> LayerFile:
     """Return the LSTM of a file, a live layer or a live model; see `Interchange.from_keras`."""
     if not isinstance(source, str | Path):
         return read_keras(live_model(source), layer)
+    model = open_keras(Path(source))
     try:
-        return read_keras(open_keras(Path(source)), layer)
+        return read_keras(model, layer)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
+        raise type(error)(f"{source}: {error}") from error
 
 
 def open_keras(path: Path) -> KerasModel:
@@ -53,17 +58,18 @@ def open_keras(path: Path) -> KerasModel:
     Raises
     ------
     ValueError
-        A file of another kind, or a damaged one.
+        A file of another kind, or a damaged one; the environment asks for a limit that is no number.
     OSError, ImportError
         The file cannot be read; h5py is not installed.
     """
     check_regular(path)
-    h5py = _h5py(path)
+    _h5py(path)
+    budget = UnpackBudget(os.stat(path).st_size)
     with tell_damage(path, "a file of Keras", ZIP_FAULTS):
         if zipfile.is_zipfile(path):
-            return _read_archive(path, h5py)
-        with h5py.File(path, "r") as opened, path.open("rb") as raw:
-            file = Hdf5File(opened, raw)
+            return _read_archive(path, budget)
+        with open_hdf5(path) as opened, path.open("rb") as raw:
+            file = Hdf5File(opened, raw, budget)
             weights = file.group(opened, "model_weights") if "model_weights" in file.names(opened) else opened
             return _read_legacy(file, weights) if file.has_texts(weights, "layer_names") else _read_weights(file)
 
@@ -76,16 +82,19 @@ def _h5py(path: str | Path) -> Any:
     return h5py
 
 
-def _read_archive(path: Path, h5py: Any) -> KerasModel:
+def _read_archive(path: Path, budget: UnpackBudget) -> KerasModel:
     """Read a .keras file."""
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(_small_member(archive, "config.json"))
-        version = _field(json.loads(_small_member(archive, "metadata.json")), "keras_version", str)
+    with zip_faults_told():
+        archive = zipfile.ZipFile(path)
+    with archive:
+        config = _parsed(_small_member(archive, "config.json", budget))
+        version = _field(_parsed(_small_member(archive, "metadata.json", budget)), "keras_version", str)
         info = _entry(archive, "model.weights.h5")
-        UnpackBudget(os.stat(path).st_size).take(info.filename, info.file_size, info.compress_size)
-        stream = io.BytesIO(archive.read(info))
-    with h5py.File(stream, "r") as opened:
-        file = Hdf5File(opened, stream)
+        inner = budget.open(info.filename, info.file_size, info.compress_size)
+        with zip_faults_told():
+            stream = io.BytesIO(archive.read(info))
+    with open_hdf5(stream) as opened:
+        file = Hdf5File(opened, stream, inner)
         layers = list(_layers(file, opened, "", _field(_field(config, "config", dict), "layers", list)))
     return KerasModel(layers, int(version.split(".")[0]), _field(config, "class_name", str) == "Sequential")
 
@@ -97,7 +106,7 @@ def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         raise ValueError(f"expected the file {name} in the archive; got none") from None
 
 
-def _small_member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _small_member(archive: zipfile.ZipFile, name: str, budget: UnpackBudget) -> bytes:
     """Return a text of the archive; one that unpacks to far more than its bytes is no description of a model."""
     info = _entry(archive, name)
     if info.file_size > RATIO * (info.compress_size + 1024):
@@ -105,7 +114,19 @@ def _small_member(archive: zipfile.ZipFile, name: str) -> bytes:
             f"{name}: expected at most {RATIO} times its size in the file; got {info.file_size:,} bytes: if you trust "
             "the file, pack the archive again without compression"
         )
-    return archive.read(info)
+    if info.file_size > _MOST_TEXT:
+        raise ValueError(f"{name}: expected at most {_MOST_TEXT:,} bytes; got {info.file_size:,}")
+    budget.take(name, _JSON_BYTES * info.file_size, info.compress_size, "values of JSON")
+    with zip_faults_told():
+        return archive.read(info)
+
+
+def _parsed(text: str | bytes) -> Any:
+    """Return the value of a text of JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"expected JSON of some levels; got more: {error}") from error
 
 
 def _field(holder: Any, key: str, kind: type[V]) -> V:
@@ -198,7 +219,7 @@ def _legacy_configs(file: Hdf5File) -> tuple[dict[str, Mapping[str, Any]], bool]
     text = file.text(file.root, "model_config")
     if text is None:
         return {}, False
-    config = json.loads(text)
+    config = _parsed(text)
     inner = config.get("config") if isinstance(config, dict) else None
     configs = inner if isinstance(inner, list) else _field(inner, "layers", list)
     by_name: dict[str, Mapping[str, Any]] = {

@@ -53,6 +53,44 @@ def test_small_arrays_count_as_objects(monkeypatch: pytest.MonkeyPatch) -> None:
         budget.take("bias", 4, 4)
 
 
+def test_a_packed_file_in_a_file_counts_to_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of the inner file are worth a tenth: 1 MiB there are 0.1 MiB of the file."""
+    monkeypatch.setenv(LIMIT_VARIABLE, "50")
+    budget = UnpackBudget(2 * MIB)
+    inner = budget.open("inner", 10 * MIB, MIB)
+    inner.take("packed 19 times", 19 * MIB, MIB)  # 190 times, in the file
+    inner.take("packed 21 times", 21 * MIB, MIB)
+    budget.take("outer", 28 * MIB, 0)
+    with pytest.raises(ValueError, match=r"^last: expected at most 50 MiB .* got 52,429,568 bytes"):
+        inner.take("last", MIB, 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "key", "mib"),
+    [
+        ({"X": np.zeros((4, 1 << 9, 1 << 10), np.uint8)}, "X", 9 * 2),
+        ({"X": np.zeros((1, 1 << 10, 1 << 10), np.float16)}, "X", 10),
+        ({"X": np.zeros((1, 1 << 10, 1 << 10), ">f8")}, "X", 16),
+        ({"X": np.zeros((1, 1 << 10, 1 << 10))}, "X", 8),
+        ({"X": np.zeros((1 << 16, 1), np.uint8)}, "X", 16),
+        ({"X": np.zeros((1, 1)), "y": np.zeros((1 << 16,), "S1")}, "y", 16),
+        ({"X": np.zeros((1, 1)), "y": np.zeros((1,), f"U{1 << 20}")}, "y", 36),
+    ],
+)
+def test_what_is_made_of_an_array_counts(
+    arrays: dict[str, Any], key: str, mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are copied to float64, each sequence has a name, and each label is a text."""
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, **arrays)
+    monkeypatch.setenv(LIMIT_VARIABLE, str(mib - 1))
+    with pytest.raises(ValueError, match=f"^{path}: .*{key}: expected at most {mib - 1} MiB .* to {mib + 1} or more"):
+        read_archive(path)
+    if key == "X":
+        monkeypatch.setenv(LIMIT_VARIABLE, str(mib + 1))
+        assert len(read_archive(path)) == len(arrays[key])
+
+
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "all"])
 def test_a_limit_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked_limit() == DEFAULT_MIB == 1024

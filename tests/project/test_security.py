@@ -201,6 +201,7 @@ def test_an_archive_that_would_fill_memory_is_refused(tmp_path: Path, monkeypatc
     np.savez_compressed(path, X=np.zeros((2, 1 << 18, 1)))
     assert len(read_archive(path)) == 2
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("X.npy", "w") as stream:
+        stream.write(npy("{'descr': '<f8', 'fortran_order': False, 'shape': (300, 131072, 1), }\n", b""))
         for _ in range(300):
             stream.write(bytes(1 << 20))
     assert path.stat().st_size < 1 << 20
