@@ -119,8 +119,9 @@ def _placed(layer: KerasLayer, version: int, *, alone: bool) -> list[PlacedLayer
             return [_one_direction(layer, config, version, alone=alone)]
         wrapped = _object(config, "layer")
         inner, kind = _object(wrapped, "config"), wrapped.get("class_name") if wrapped else "LSTM"
+        told = kind if isinstance(kind, str) else reprlib.repr(kind)
         if kind != "LSTM" or inner.get("go_backwards"):
-            raise ValueError(f"expected Bidirectional of an LSTM that goes forwards; got one of {kind}")
+            raise ValueError(f"expected Bidirectional of an LSTM that goes forwards; got one of {told}")
         mode = config.get("merge_mode", "concat")
         if not isinstance(mode, str | None) or mode not in _MERGES:
             raise ValueError(f"merge_mode: expected one of {', '.join(map(str, _MERGES))}; got {reprlib.repr(mode)}")
@@ -182,7 +183,8 @@ def _direction(
         raise ValueError("time_major: expected False, since x of a Keras layer has rows first here; got True")
     units = _number(config, "units", "output_dim", hidden)
     if not hidden or recurrent.shape != (units, 4 * units):
-        raise ValueError(f"recurrent_kernel: expected shape (H, 4 H) with H={units or 'units'}; got {recurrent.shape}")
+        told = f"{units or 'units'}"[:20]
+        raise ValueError(f"recurrent_kernel: expected shape (H, 4 H) with H={told}; got {recurrent.shape}")
     if kernel.ndim != 2 or kernel.shape[1] != 4 * hidden or not kernel.shape[0]:
         raise ValueError(f"kernel: expected shape (I, {4 * hidden}); got {kernel.shape}")
     if bias and bias[0].shape not in ((4 * hidden,), (2, 4 * hidden)):
@@ -218,7 +220,7 @@ def _function(name: str, value: Any, version: int) -> Activation:
         return _FUNCTIONS["linear"]
     if not isinstance(value, str) or value not in _FUNCTIONS:
         known = ", ".join((*_FUNCTIONS, "hard_sigmoid"))
-        raise ValueError(f"{name}: expected one of {known}; got {value!r:.80}")
+        raise ValueError(f"{name}: expected one of {known}; got {reprlib.repr(value)}")
     return _FUNCTIONS[value]
 
 

@@ -33,6 +33,10 @@ _PARTS: Final = {"LSTM": ("cell",), "Bidirectional": ("forward_layer/cell", "bac
 
 #: Arrays of a layer of Keras 1 in both directions, the most of any.
 _MOST_ARRAYS: Final = 24
+#: Models in models, each in the next.
+_MOST_LEVELS: Final = 64
+#: Characters of the name of a layer, with those of the models around it.
+_MOST_NAME: Final = 1024
 #: Bytes of a text of an archive.
 _MOST_TEXT: Final = 64 << 20
 #: Bytes of memory that a byte of JSON takes at most: a list in a list has two characters and about 100 bytes.
@@ -137,22 +141,36 @@ def _field(holder: Any, key: str, kind: type[V]) -> V:
     return found
 
 
-def _layers(file: Hdf5File, parent: Any, prefix: str, configs: Any) -> Iterator[KerasLayer]:
+def _layers(file: Hdf5File, parent: Any, prefix: str, configs: Any, levels: int = 0) -> Iterator[KerasLayer]:
     """Yield the layers of a model, and those of the models in it, with their arrays.
 
     The groups of the file have the names of classes, with a number from the second on.
     """
     counts: Counter[str] = Counter()
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"layers: expected models in models, at most {_MOST_LEVELS} levels deep; got more")
     for config in configs:
         kind, inner = _field(config, "class_name", str), _field(config, "config", dict)
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", re.sub(r"\W+", "", kind)).lower()
         own = f"layers/{snake}" + f"_{counts[snake]}" * bool(counts[snake])
         counts[snake] += 1
         if isinstance(inner.get("layers"), list):
-            yield from _layers(file, file.group(parent, own), f"{prefix}{_field(inner, 'name', str)}/", inner["layers"])
+            name = _layer_name(prefix, _field(inner, "name", str))
+            yield from _layers(file, file.group(parent, own), f"{name}/", inner["layers"], levels + 1)
         else:
             arrays = _arrays(file, file.group(parent, own), kind) if kind in LAYERS else ()
-            yield KerasLayer(prefix + _field({"name": kind} | inner, "name", str), kind, inner, arrays)
+            name = _layer_name(prefix, _field({"name": kind} | inner, "name", str))
+            yield KerasLayer(name, kind, inner, arrays)
+
+
+def _layer_name(prefix: str, own: str) -> str:
+    """Return the name of a layer in models; each layer of a model has the name of the model again."""
+    if len(prefix) + len(own) > _MOST_NAME:
+        raise ValueError(
+            f"name: expected at most {_MOST_NAME:,} characters, with the models around the layer; got "
+            f"{len(prefix) + len(own):,}: {reprlib.repr(prefix + own)}"
+        )
+    return prefix + own
 
 
 def _arrays(file: Hdf5File, layer: Any, kind: str) -> list[Array]:

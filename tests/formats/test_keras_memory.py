@@ -157,6 +157,43 @@ def test_a_text_that_is_too_long(weights: Path) -> None:
         LSTM.from_keras(path)
 
 
+def in_models(weights: Path, names: list[str], others: int) -> Path:
+    """Write an archive with a model in each model, by a group that holds itself, and some layers in the last."""
+    with h5py.File(weights, "r+") as file:
+        file["layers/functional"] = file["/"]
+    layers: list[dict[str, Any]] = [{"class_name": "LSTM", "config": LAYER}]
+    layers += [{"class_name": "Dense", "config": {}}] * others
+    for name in names:
+        layers = [{"class_name": "Functional", "config": {"name": name, "layers": layers}}]
+    return archive_of(weights, json.dumps(layers[0]).encode(), zipfile.ZIP_STORED)
+
+
+def test_the_name_of_a_model_in_each_of_its_layers(weights: Path) -> None:
+    """200 KB were 300 MB of names: a model with a long name and 3,000 layers."""
+    path = in_models(weights, ["n" * 100_000, "model"], 3000)
+    with pytest.raises(ValueError, match=f"^{path}: .*name: expected at most 1,024 characters, .* got 100,000: 'nnn"):
+        LSTM.from_keras(path)
+    path = in_models(remade(weights), ["n" * 512, "m" * 512, "model"], 1)
+    with pytest.raises(ValueError, match=f"^{path}: .*name: expected at most 1,024 characters, .* got 1,025: 'mmm"):
+        LSTM.from_keras(path)
+
+
+def test_models_in_models(weights: Path) -> None:
+    """JSON of many levels is a RecursionError, of json or of the reader, by the version of Python."""
+    path = in_models(weights, ["m"] * 65, 0)
+    assert LSTM.from_keras(path, f"{'m/' * 64}lstm").parameters["bias_l0"].shape == (20,)
+    path = in_models(remade(weights), ["m"] * 66, 0)
+    with pytest.raises(ValueError, match=f"^{path}: .*layers: expected models in models, at most 64 levels deep"):
+        LSTM.from_keras(path)
+
+
+def remade(weights: Path) -> Path:
+    """Write the weights again without the group that holds itself."""
+    with h5py.File(weights, "r+") as file:
+        del file["layers/functional"]
+    return weights
+
+
 @pytest.mark.parametrize("dtype", ["i4", "u8", "?", "c8", ">f4", "S4", "V2"])
 def test_numbers_of_another_kind(weights: Path, dtype: str) -> None:
     with h5py.File(weights, "r+") as file:
