@@ -100,7 +100,14 @@ def _read_archive(path: Path, budget: UnpackBudget) -> KerasModel:
     with open_hdf5(stream) as opened:
         file = Hdf5File(opened, stream, inner)
         layers = list(_layers(file, opened, "", _field(_field(config, "config", dict), "layers", list)))
-    return KerasModel(layers, int(version.split(".")[0]), _field(config, "class_name", str) == "Sequential")
+    return KerasModel(layers, _major(version), _field(config, "class_name", str) == "Sequential")
+
+
+def _major(version: str) -> int:
+    first = version.split(".")[0]
+    if not first.isdecimal() or len(first) > 9:
+        raise ValueError(f"keras_version: expected a version such as 3.1.0; got {reprlib.repr(version)}")
+    return int(first)
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
@@ -229,7 +236,7 @@ def _read_legacy(file: Hdf5File, weights: Any) -> KerasModel:
         layers.append(KerasLayer(name, kind, None if config is None else _field(config, "config", dict), arrays))
     if not configs and any(each.kind in LAYERS for each in layers):
         notify("a file of weights has no configuration: tanh and sigmoid are taken")
-    return KerasModel(layers, int(version.split(".")[0]), sequential or not configs)
+    return KerasModel(layers, _major(version), sequential or not configs)
 
 
 def _legacy_configs(file: Hdf5File) -> tuple[dict[str, Mapping[str, Any]], bool]:

@@ -211,6 +211,15 @@ def test_a_configuration_without_a_number(weights: Path, key: str, value: Any) -
         LSTM.from_keras(path)
 
 
+@pytest.mark.parametrize("version", ["", "new", "\u00b2.0", "9" * 5000])
+def test_a_version_that_is_no_number(weights: Path, version: str) -> None:
+    path = legacy(weights, configuration(LAYER))
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = version + ".1"
+    with pytest.raises(ValueError, match=f"^{path}: .*keras_version: expected a version such as 3.1.0; got '"):
+        LSTM.from_keras(path)
+
+
 @pytest.mark.parametrize("mode", [[1], {}])
 def test_a_merge_that_is_no_text(weights: Path, mode: Any) -> None:
     with h5py.File(weights, "r+") as file:
