@@ -60,7 +60,7 @@ def run_backward(layer: CompiledLayer, tape: LayerTape, dy: Array | None, dstate
         Gradient of the final state; None for zeros.
     """
     prepared = prepare_backward(layer, tape, dy, dstate)
-    layer.run_pass(time_loop.backward, prepared.plan.max_threads, prepared.plan.shared_work, *prepared.args)
+    layer.run_pass(time_loop.backward, prepared.args, prepared.plan.max_threads, prepared.plan.shared_work)
     return finish_backward(layer, tape, prepared)
 
 
@@ -164,9 +164,8 @@ def finish_backward(layer: CompiledLayer, tape: LayerTape, prepared: PreparedBac
             dz_x, norms = empty_aligned(dz.shape, dtype), tape.norms
             rows = dz.shape[0] * dz.shape[2]
             args = (norms.x, norms.deviation_x, norms.gain_x, dz, dz_x, layer.layout.real_gate_row)
-            layer.run_pass(
-                time_loop.norm_backward_steps, len(dz), layer.layout.work(rows, layer.tuning.norm_work), *args
-            )
+            work = layer.layout.work(rows, layer.tuning.norm_work)
+            layer.run_pass(time_loop.norm_backward_steps, args, len(dz), work)
         parameters = _parameter_gradients(layer, tape, prepared.gradients, dz_x)
         dx = _input_gradient(layer, tape, dz_x)
         dstate = State(dh[:, : config.output_size].astype(storage), dc[:, : config.hidden_size].copy())
@@ -204,15 +203,13 @@ def _norm_gradients(layer: CompiledLayer, norms: time_loop.Norms, gradients: Pas
     dz = gradients.dz
     rows = dz.shape[0] * dz.shape[2]
     gains = [np.empty((layout.blocks, layout.gates, layout.lanes), layer.dtype) for _ in range(3)]
-    layer.run_pass(
-        time_loop.gain_gradients, layout.blocks, layout.work(rows, layer.tuning.norm_work), dz, norms.x, norms.h, *gains
-    )
+    work = layout.work(rows, layer.tuning.norm_work)
+    layer.run_pass(time_loop.gain_gradients, (dz, norms.x, norms.h, *gains), layout.blocks, work)
     names = ("norm_gain_x", "norm_gain_h", "bias")
     result = {name: layout.unpad_gates(gain) for name, gain in zip(names, gains, strict=True)}
     gain_c, shift_c = np.empty((2, layout.blocks, layout.lanes), layer.dtype)
-    layer.run_pass(
-        time_loop.cell_gradients, layout.blocks, rows * layout.hidden, gradients.dc_out, norms.c, gain_c, shift_c
-    )
+    args = (gradients.dc_out, norms.c, gain_c, shift_c)
+    layer.run_pass(time_loop.cell_gradients, args, layout.blocks, rows * layout.hidden)
     return result | {"norm_gain_c": gain_c.ravel()[:hidden], "norm_bias_c": shift_c.ravel()[:hidden]}
 
 
@@ -235,19 +232,8 @@ def _weight_gradient(layer: CompiledLayer, dz: Array, operand: Array, units: int
     weight, bias = np.empty((gates * units, columns), dtype), np.empty(gates * units, dtype)
     sums, blocked = empty_aligned((blocks, gates, lanes), dtype), empty_aligned((blocks, columns, gates, lanes), dtype)
     amx = True if layer.schedule.uses_amx(min(len(operand), columns), len(operand), gates * units) else None
-    layer.run_pass(
-        time_loop.weight_gradient,
-        blocks,
-        float(dz.size) * columns,
-        dz,
-        operand,
-        units,
-        sums,
-        blocked,
-        weight,
-        bias,
-        amx,
-    )
+    args = (dz, operand, units, sums, blocked, weight, bias, amx)
+    layer.run_pass(time_loop.weight_gradient, args, blocks, float(dz.size) * columns)
     return weight, bias
 
 
@@ -262,9 +248,8 @@ def _input_gradient(layer: CompiledLayer, tape: LayerTape, dz_x: Array) -> Array
     parts = None
     if layer.schedule.uses_amx(rows, layout.gate_row, padded_width):
         parts = tape.weights.split("back_input", padded_width // layout.lanes, PANEL_VECTORS, layout.gate_row)
-    layer.run_pass(
-        time_loop.input_gradient, max_threads, layout.work(rows, width), dz_x, tape.weights.back_input, parts, padded_dx
-    )
+    args = (dz_x, tape.weights.back_input, parts, padded_dx)
+    layer.run_pass(time_loop.input_gradient, args, max_threads, layout.work(rows, width))
     return padded_dx[:, :width].reshape(steps, batch, width)
 
 

@@ -152,5 +152,5 @@ class CallCache:
             x,
         )
         plan = workspace.plan
-        layer.run_pass(time_loop.replay_forward, plan.max_threads, plan.shared_work, *args)
+        layer.run_pass(time_loop.replay_forward, args, plan.max_threads, plan.shared_work)
         return Forward(out, State(last_h if layer.same_dtype else last_h.astype(layer.storage), last_c), None)

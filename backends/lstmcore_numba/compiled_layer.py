@@ -15,7 +15,7 @@ from lstmcore_numba.codegen.step_compiler import CompiledStep, compile_step
 from lstmcore_numba.codegen.step_emitter import StepEmitter, StepVariant, needs_raw, step_config
 from lstmcore_numba.gemm.bf16 import pairs_usable
 from lstmcore_numba.packing import Array, Layout, LayoutMasks, layout_masks
-from lstmcore_numba.runtime.thread_pool import PassSize, run_pass
+from lstmcore_numba.runtime.thread_pool import CALLER_ALONE, PassSize, run_pass
 from lstmcore_numba.schedule import Schedule
 from lstmcore_numba.stored_packing import stored_form
 from lstmcore_numba.tuning import Tuning
@@ -77,9 +77,12 @@ class CompiledLayer:
             self._steps[key] = compile_step(emit, variant)
         return self._steps[key].address
 
-    def run_pass(self, function: Callable[..., None], max_threads: int, work: float, *args: Any) -> None:
+    def run_pass(self, function: Callable[..., None], args: tuple[Any, ...], max_threads: int, work: float) -> None:
         """Run a pass on up to `max_threads` threads; see `thread_pool.run_pass`."""
-        run_pass(function, args, PassSize(max_threads, work), self.thread_limit, self.tuning)
+        if max_threads <= 1 or work < 2 * self.tuning.thread_work:  # as there: a step of one row notices the calls
+            function(CALLER_ALONE, *args)
+        else:
+            run_pass(function, args, PassSize(max_threads, work), self.thread_limit, self.tuning)
 
     def as_compute(self, array: Array) -> Array:
         """Return `array` in the dtype of the arithmetic, C-contiguous, aligned and writable; a copy if needed.

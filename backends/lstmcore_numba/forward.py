@@ -92,7 +92,7 @@ def run_forward(layer: CompiledLayer, cache: CallCache, call: ForwardCall) -> tu
     """Return y, the final state and the tape (None unless the call is recorded)."""
     prepared = prepare_forward(layer, cache, call)
     plan = prepared.workspace.plan
-    layer.run_pass(time_loop.forward, plan.max_threads, plan.shared_work, *prepared.args)
+    layer.run_pass(time_loop.forward, prepared.args, plan.max_threads, plan.shared_work)
     return finish_forward(layer, prepared, call.state, call.out)
 
 

@@ -49,7 +49,7 @@ def run_jvp(layer: CompiledLayer, tape: LayerTape, tangents: Tangents, *, has_le
     ty = np.empty((steps, batch, config.output_size), layer.dtype)
     args = _pass_arguments(layer, tape, parameters, (tz, tz_h), state)
     work = layer.layout.work(steps * batch, config.recurrent_size)
-    layer.run_pass(time_loop.jvp, batch // MIN_PART_ROWS, work, *args, ty)
+    layer.run_pass(time_loop.jvp, (*args, ty), batch // MIN_PART_ROWS, work)
     th, tc = state.h[steps % 2][:, : config.output_size], state.c[steps % 2][:, : config.hidden_size]
     last = State(th.astype(layer.storage), tc.copy())
     if tangents.state is not None:
