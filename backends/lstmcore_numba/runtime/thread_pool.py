@@ -29,7 +29,7 @@ _CACHE_LINE_BYTES: Final = 64
 #: The `threads` argument of a pass on the calling thread alone.
 CALLER_ALONE: Final = np.zeros(1, np.int64)
 
-#: Seconds of work on one processor from which the clock of each thread is read: two readings take 2 us a thread.
+#: Seconds of work on one processor from which the clock of each thread is read: two readings take 6 us a thread.
 _CLOCKS_SECONDS: Final = 5e-4
 
 
@@ -266,8 +266,9 @@ def acquire_threads(size: PassSize, limit: int | None, tuning: Tuning) -> npt.ND
         return CALLER_ALONE
     seconds = work / tuning.work_per_second
     workers = thread_pool(os.getpid()).acquire(wanted, limit)
-    if workers:
-        clocks = [worker.clock() for worker in workers[:SAMPLED]] if seconds >= _CLOCKS_SECONDS else []
-        LOAD_GUARD.begin(clocks, 1 + len(workers), time.monotonic())
+    if not workers:
+        return CALLER_ALONE
+    clocks = [worker.clock() for worker in workers[:SAMPLED]] if seconds >= _CLOCKS_SECONDS else []
+    LOAD_GUARD.begin(clocks, 1 + len(workers), time.monotonic())
     spins = int(min(tuning.wake_fraction * seconds, tuning.wake_seconds) * spins_per_second())
     return np.array([spins, *(worker.address for worker in workers), *(0 for _ in workers)])

@@ -21,7 +21,7 @@ class Clock(Protocol):
 
 
 class ThreadClock:
-    """The time that one thread of this process has waited, which Linux counts. A reading takes about 1 us.
+    """The time that one thread of this process has waited, which Linux counts. A reading takes about 3 us.
 
     Parameters
     ----------
