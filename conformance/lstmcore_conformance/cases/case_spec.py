@@ -35,6 +35,8 @@ class CaseSpec:
         Which of y, the final h and the final c the differentiated scalar uses.
     weights
         The format of the weight matrices.
+    repeated
+        What every array repeats, a key of `drawing.REPEATED`: its rows are equal, for example. Empty for nothing.
     draw
         The number of the draw; None for the first that is good enough, which may differ from machine to machine.
     """
@@ -53,6 +55,7 @@ class CaseSpec:
     dh: bool = True
     dc: bool = True
     weights: str = SAME
+    repeated: str = ""
     draw: int | None = None
 
     @property

@@ -7,7 +7,10 @@ that every clip cuts some values and not all.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from lstmcore.precision import Precision
 from lstmcore.stored_weights import read_parameters, store_parameters
 from lstmcore_conformance.cases.call_data import Array, Data, storage_dtype
 from lstmcore_conformance.cases.case_spec import CaseSpec
+
+#: What is equal in an array -> the axis along which it is; None for every axis.
+REPEATED: Final[Mapping[str, int | None]] = {"units": -1, "rows": -2, "steps": -3, "all elements": None}
 
 
 class Sizes(NamedTuple):
@@ -82,7 +88,7 @@ def draw(case: CaseSpec, attempt: int) -> Data:
         State(normal(shape.h, 1.0, 0.1), normal(shape.c, 1.0, -0.1)),
         {name: normal(size, 0.5, 0.05) for name, size in shapes.items()},
     )
-    return Data(
+    data = Data(
         parameters,
         x,
         state if case.state else None,
@@ -92,6 +98,23 @@ def draw(case: CaseSpec, attempt: int) -> Data:
         State(dh * case.dh, dc * case.dc) if case.dh or case.dc else None,
         tangents if case.state else tangents._replace(state=None),
     )
+    return repeated(data, case.repeated) if case.repeated else data
+
+
+def repeated(data: Data, what: str) -> Data:
+    """Return the data with arrays that repeat units, rows or steps; parameters of one number only would test little."""
+    equal = data.map(partial(repeat, what=what))
+    return replace(equal, parameters=data.parameters) if REPEATED[what] is None else equal
+
+
+def repeat(array: Array, what: str) -> Array:
+    """Return a view like `array` that holds one of its rows, units or steps, or one element, and repeats it."""
+    axis = REPEATED[what]
+    if array.size == 0 or (axis is not None and array.ndim < -axis):
+        return array
+    axes = range(array.ndim) if axis is None else (array.ndim + axis,)
+    first = array[tuple(slice(1) if k in axes else slice(None) for k in range(array.ndim))]
+    return np.broadcast_to(first, array.shape)
 
 
 def draw_masks(case: CaseSpec, rng: np.random.Generator) -> Masks | StackMasks:

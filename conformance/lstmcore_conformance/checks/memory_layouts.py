@@ -25,9 +25,11 @@ def memory_cases(scope: Scope) -> Iterator[Case]:
     """Yield models of several vectors and a rest, with masks and with lengths that end before T; one has many rows."""
     declared = scope.declared.features
     tiles = config_of({"input_size": 11, "hidden_size": 72})
+    # Gradients and tangents that grow over 32 steps would make errors of all right kernels grow too.
+    closed = (("bias", "f", -1.0), ("bias", "o", -1.0))
     for precision in scope.precisions:
         if precision == scope.main:
-            yield Case(name="memory,tiles", model=tiles, precision=precision, steps=32, batch=37)
+            yield Case(name="memory,tiles", model=tiles, precision=precision, steps=32, batch=37, shifts=closed)
         for name in ("plain", "reverse", "proj_size", "peephole", "layer_norm", "zoneout_hidden"):
             case = Case(
                 name=f"memory,{name}",
