@@ -337,7 +337,7 @@ def _described(name: str, manager: pluggy.PluginManager) -> BackendInfo:
     info = _call(name, manager, "lstmcore_backend_info")
     if not isinstance(info, BackendInfo):
         raise _wrong(name, "lstmcore_backend_info", "a BackendInfo", info)
-    if info.name != name:
+    if not isinstance(info.name, str) or info.name != name:  # a plug-in may give an array, whose comparison is none
         raise _wrong(name, "lstmcore_backend_info", f"the name {name!r}", info.name)
     for key in ("version", "summary"):
         if not isinstance(value := getattr(info, key), str):
@@ -370,7 +370,7 @@ def _make(point: EntryPoint) -> Backend:
     if not isinstance(backend, Backend):
         raise _wrong(name, "lstmcore_backend", "a Backend", backend)
     own_name = call_plugin(name, "Backend.name failed", lambda: backend.name)
-    if own_name != name:
+    if not isinstance(own_name, str) or own_name != name:
         raise _wrong(name, "lstmcore_backend", f"the name {name!r}", own_name)
     _capabilities(backend)
     return backend

@@ -50,6 +50,11 @@ def test_a_plugin_is_found_once(install: Install) -> None:
         ("import nothing_of_that_name", "nothing_of_that_name"),
         ("raise SystemExit('gone')", "SystemExit: gone"),
         (good("other"), "expected the name 'bad'; got 'other'"),
+        (
+            good("bad").replace("BackendInfo('bad'", "BackendInfo(__import__('numpy').ones(2)"),
+            "expected the name 'bad'; got array([",
+        ),
+        (good("bad").replace("name = 'bad'", "name = __import__('numpy').ones(0)"), "the name 'bad'; got array([]"),
         (good("bad").replace("return Own()", "return 3"), "expected a Backend; got 3"),
         (good("bad").replace("return Own()", "1 / 0"), "ZeroDivisionError"),
         ("", "expected a BackendInfo"),
