@@ -6,10 +6,7 @@ or when and on which rows the steps run.
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -19,29 +16,13 @@ from lstmcore.backend import Array, Backend, Gradients, Masks, State
 from lstmcore_conformance.mutants import backend_of, edited
 from lstmcore_conformance.mutants.equivalent import VARIANTS as FIRST
 from lstmcore_conformance.oracle.naive import NaiveKernel
-
-Product = Callable[[Array, Array], Array]
+from lstmcore_conformance.oracle.plain_sums import Product, with_product
 
 # Products -------------------------------------------------------------------------------------------------------------
 
 
-class _Products(ast.NodeTransformer):
-    """Replace every ``a @ b`` by ``_product(a, b)``."""
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        self.generic_visit(node)
-        if not isinstance(node.op, ast.MatMult):
-            return node
-        called = ast.Call(ast.Name("_product", ast.Load()), [node.left, node.right], [])
-        return ast.copy_location(called, node)
-
-
 def _with_product(product: Product) -> Backend:
-    tree = ast.fix_missing_locations(_Products().visit(ast.parse(inspect.getsource(reference))))
-    module = ModuleType(reference.__name__)
-    module.__dict__["_product"] = product
-    exec(compile(tree, f"<variant of {reference.__name__}>", "exec"), module.__dict__)
-    return backend_of(type("VariantKernel", (NaiveKernel,), {"equations": module}))
+    return backend_of(type("VariantKernel", (NaiveKernel,), {"equations": with_product(product)}))
 
 
 def _blocks(a: Array, b: Array, size: int) -> Array:

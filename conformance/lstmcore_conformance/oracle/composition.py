@@ -48,11 +48,11 @@ def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays
     return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
 
 
-def forward_pass(model: Model, data: Data, precision: Precision | str) -> Pass:
-    """Return the outputs y, h_n and c_n, and the tapes."""
+def forward_pass(model: Model, data: Data, precision: Precision | str, equations: Any = reference) -> Pass:
+    """Return the outputs y, h_n and c_n, and the tapes; `equations` is the reference, or a variant of it."""
     call: dict[str, Any] = {"lengths": data.lengths, "precision": precision}
     if isinstance(model, LSTMConfig):
-        result = reference.forward(model, data.parameters, data.x, data.state, masks=data.masks, **call)
+        result = equations.forward(model, data.parameters, data.x, data.state, masks=data.masks, **call)
         return Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,))
     masks = _masks(model, data)
     below, tapes, last = data.x, [], []
@@ -62,7 +62,7 @@ def forward_pass(model: Model, data: Data, precision: Precision | str) -> Pass:
         outputs = []
         for index in _directions(model, layer):
             weights, state = parts(model, data.parameters, index), _entry(data.state, index)
-            result = reference.forward(model.configs[index], weights, below, state, masks=masks.layers[index], **call)
+            result = equations.forward(model.configs[index], weights, below, state, masks=masks.layers[index], **call)
             outputs.append(result.y)
             tapes.append(result.tape)
             last.append(result.state)
@@ -71,7 +71,9 @@ def forward_pass(model: Model, data: Data, precision: Precision | str) -> Pass:
     return Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tapes))
 
 
-def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -> Arrays:
+def backward_pass(
+    model: Model, data: Data, done: Pass, precision: Precision | str, equations: Any = reference
+) -> Arrays:
     """Return the gradients dx, dh0, dc0 and d_<parameter>.
 
     Parameters
@@ -80,11 +82,11 @@ def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | s
         The model and the arguments of its calls.
     done
         The forward pass on them.
-    precision
-        The precision of that pass.
+    precision, equations
+        Those of that pass.
     """
     if isinstance(model, LSTMConfig):
-        gradients = reference.backward(model, done.tapes[0], data.dy, data.dstate)
+        gradients = equations.backward(model, done.tapes[0], data.dy, data.dstate)
         named = {f"d_{name}": array for name, array in gradients.parameters.items()}
         return {"dx": gradients.x, "dh0": gradients.state.h, "dc0": gradients.state.c} | named
     masks, width = _masks(model, data), model.output_size
@@ -96,7 +98,7 @@ def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | s
         total: Any = 0
         for direction, index in enumerate(_directions(model, layer)):
             dy = None if above is None else above[:, :, direction * width : (direction + 1) * width]
-            gradients = reference.backward(model.configs[index], done.tapes[index], dy, _entry(data.dstate, index))
+            gradients = equations.backward(model.configs[index], done.tapes[index], dy, _entry(data.dstate, index))
             total = _stored(total + _stored(gradients.x, precision), precision)
             dh0[index], dc0[index] = gradients.state
             named |= {f"d_{name}{model.suffixes[index]}": array for name, array in gradients.parameters.items()}
@@ -105,17 +107,17 @@ def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | s
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
 
 
-def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -> Arrays:
+def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str, equations: Any = reference) -> Arrays:
     """Return the tangents ty, th_n and tc_n along those of `data`.
 
     Parameters
     ----------
-    model, data, done, precision
+    model, data, done, precision, equations
         The parameters of `backward_pass`.
     """
     tangents = data.tangents
     if isinstance(model, LSTMConfig):
-        moved = reference.along(model, done.tapes[0], tangents)
+        moved = equations.along(model, done.tapes[0], tangents)
         return {"ty": moved.y, "th_n": moved.state.h, "tc_n": moved.state.c}
     masks = _masks(model, data)
     below: Any = tangents.x
@@ -127,7 +129,7 @@ def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -
         for index in _directions(model, layer):
             weights = parts(model, tangents.parameters or {}, index)
             along = Tangents(below, _entry(tangents.state, index), weights)
-            moved = reference.along(model.configs[index], done.tapes[index], along)
+            moved = equations.along(model.configs[index], done.tapes[index], along)
             outputs.append(_stored(moved.y, precision))
             last.append(moved.state)
         below = np.concatenate(outputs, axis=2)
