@@ -152,7 +152,8 @@ def read_cell(
     told = _told(form, forget_bias, cell_clip, proj_clip)
     if backward is not None and not form.both:
         raise ValueError(f"backward: expected None, since a cell of {name} has one direction; got arrays")
-    each = [_read_direction(form, part, told) for part in (arrays, backward) if part is not None]
+    given = (arrays,) if backward is None else (arrays, backward)
+    each = [_read_direction(form, part, told) for part in given]
     configs = tuple(replace(config, reverse=place == 1) for place, (config, _) in enumerate(each))
     parameters = tuple(part for _, part in each)
     if len(dtypes := {str(array.dtype) for part in parameters for array in part.values()}) > 1:

@@ -69,6 +69,11 @@ class _Described(Schedule):
 
     __slots__ = ()
 
+    def _keep(self, **values: int | float) -> None:
+        """Keep numbers of Python, which JSON has, in place of those that were given."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """See `Schedule`."""
         return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]  # a dataclass
@@ -88,12 +93,11 @@ class StepDecay(_Described):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        integer("StepDecay epochs", self.epochs, 1)
-        _fraction("StepDecay gamma", self.gamma)
+        self._keep(epochs=integer("StepDecay epochs", self.epochs, 1), gamma=_fraction("StepDecay gamma", self.gamma))
 
     def factor(self, position: float, done: Sequence[Epoch]) -> float:
         """See `Schedule`."""
-        return float(self.gamma ** int(position // self.epochs))
+        return float(self.gamma ** (position // self.epochs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +114,7 @@ class Cosine(_Described):
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        integer("Cosine epochs", self.epochs, 1)
-        _fraction("Cosine end", self.end)
+        self._keep(epochs=integer("Cosine epochs", self.epochs, 1), end=_fraction("Cosine end", self.end))
 
     def factor(self, position: float, done: Sequence[Epoch]) -> float:
         """See `Schedule`."""
@@ -133,8 +136,7 @@ class WarmUp(_Described):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        integer("WarmUp epochs", self.epochs, 1)
-        _fraction("WarmUp start", self.start)
+        self._keep(epochs=integer("WarmUp epochs", self.epochs, 1), start=_fraction("WarmUp start", self.start))
 
     def factor(self, position: float, done: Sequence[Epoch]) -> float:
         """See `Schedule`."""
@@ -158,8 +160,7 @@ class OnPlateau(_Described):
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        integer("OnPlateau epochs", self.epochs, 1)
-        _fraction("OnPlateau gamma", self.gamma)
+        self._keep(epochs=integer("OnPlateau epochs", self.epochs, 1), gamma=_fraction("OnPlateau gamma", self.gamma))
 
     def factor(self, position: float, done: Sequence[Epoch]) -> float:
         """See `Schedule`."""
@@ -172,6 +173,7 @@ class OnPlateau(_Described):
         return factor
 
 
-def _fraction(name: str, value: object) -> None:
-    if not 0 <= finite(name, value) <= 1:
+def _fraction(name: str, value: object) -> float:
+    if not 0 <= (number := finite(name, value)) <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1]; got {value!r}")
+    return number

@@ -239,6 +239,13 @@ def test_the_bounds_that_libraries_have() -> None:
     assert read_cell("coreml-mil", to_mil(coreml_arrays(0))).layers.layers[0][0].cell_clip is None
 
 
+@pytest.mark.parametrize("backward", [None, coreml_arrays(0)])
+def test_no_arrays_are_refused(backward: dict[str, Any] | None) -> None:
+    """None for the first direction is not left out, as it is for the second."""
+    with pytest.raises(TypeError, match="arrays: expected a mapping"):
+        read_cell("coreml", None, backward)  # type: ignore[arg-type]
+
+
 def test_a_bound_of_0_is_what_the_library_makes_of_it() -> None:
     """Core ML's file does not tell 0 from a bound that is not given, which is 50; MIL's operator would hold c at 0."""
     arrays = coreml_arrays(0)

@@ -74,6 +74,18 @@ def test_a_resumed_run_has_the_same_rates(tmp_path: Path, schedule: Any) -> None
             )
 
 
+@pytest.mark.parametrize("kind", [StepDecay, Cosine, WarmUp, OnPlateau])
+def test_schedules_keep_numbers_of_python(kind: Any) -> None:
+    """Numbers of NumPy would end a run at its first checkpoint, whose rates are in JSON."""
+    schedule = kind(np.int64(3), np.float32(0.5))
+    assert json.loads(json.dumps(schedule.to_dict())) == kind(3, 0.5).to_dict()
+    assert type(schedule.factor(2.0, [])) is float
+
+
+def test_a_step_decay_ends_at_0_however_late() -> None:
+    assert StepDecay(3, np.float32(0.5)).factor(1e300, []) == 0
+
+
 def test_a_checkpoint_of_an_older_version_is_read(tmp_path: Path) -> None:
     """Before, epochs had neither a rate nor metrics, and `patience` was among the settings."""
     inputs, targets = data()
