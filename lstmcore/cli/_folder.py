@@ -156,7 +156,8 @@ class FolderRun(Generic[R]):
             for done, (number, outcome) in enumerate(ends, start=1):
                 file = self.files[number]
                 for notice in outcome.notices:
-                    notify(f"{file}: {notice}", kind=type(notice))
+                    text = str(notice).removeprefix(paths[number]).lstrip(":, ")  # the file is named once
+                    notify(f"{file}: {text}", kind=type(notice))
                 if outcome.error is None:
                     yield file, cast(R, outcome.value)
                 else:

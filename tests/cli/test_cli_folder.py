@@ -93,7 +93,9 @@ def test_an_output_of_an_earlier_run_is_named() -> None:
 def test_a_notice_names_its_file() -> None:
     Path("shops", "c.csv").write_text("time,load\n" + "".join(f"2024-01-{d:02},{d}\n" for d in range(1, 29) if d != 9))
     told = run("predict", "m", "shops", "--out", "found").stderr
-    assert [line for line in told.splitlines() if line.startswith("lstmcore: warning: shops/c.csv: ")], told
+    lines = [line for line in told.splitlines() if line.startswith("lstmcore: warning: shops/c.csv: ")]
+    assert lines, told
+    assert all(line.count("c.csv") == 1 for line in lines)
 
 
 def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
