@@ -72,7 +72,8 @@ def command_line(source: Source) -> None:
     name = source.pick((*COMMANDS, "no-command"))
     words = [source.pick(WORDS) for _ in range(source.below(6))]
     if name in ("train", "bench", "conform", "evaluate", "compress", "predict"):
-        words += source.pick((["--no-such-option"], ["--help"], ["--out"], ["--seed", "x"]))
+        words += source.pick(([], ["--help"], ["--out"], ["--seed", "x"]))
+        words += ["--no-such-option"] * 2  # an option before may take the first for its value
     _run(name, *words)
 
 
