@@ -282,11 +282,11 @@ def _load(path: Path) -> Any:
         raise ImportError(
             f"{path}: needs PyTorch to be read: 'pip install torch', or save it with safetensors.torch.save_file"
         ) from None
-    import pickle
-
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # its text tells how to run the code
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file fails in any way; the text of others tells how to run their code
         raise ValueError(
             f"{path}: expected a file of tensors, as torch.save(module.state_dict(), path) writes it; got one that "
             "cannot be read without running code of it, or a damaged one"

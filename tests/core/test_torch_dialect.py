@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,33 @@ def test_what_is_no_lstm_is_refused(tmp_path: Path) -> None:  # long: one line f
         read(path, "a.")
     with pytest.raises(ValueError, match="expected a file; got a folder"):
         read(tmp_path, "a.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EOFError(),
+        OSError(22, "Invalid argument"),
+        KeyError(58),
+        TypeError("set_() received"),
+        AttributeError("dtype"),
+        ValueError("Unknown endianness type"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        RuntimeError("zip"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_pytorch_raises_for_a_damaged_file_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(path: Path, **_: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load))
+    (tmp_path / "damaged.pt").write_bytes(b"PK and the rest")
+    with pytest.raises(ValueError, match=r"damaged\.pt: expected a file of tensors") as told:
+        LSTM.from_torch(tmp_path / "damaged.pt", backend="numpy")
+    assert told.value.__cause__ is error
 
 
 def test_numbers_that_are_not_finite_are_told_with_the_file(tmp_path: Path) -> None:
