@@ -7,7 +7,9 @@ or DataFrames (T, I), whose T may differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import numpy as np
@@ -24,6 +26,7 @@ from lstmcore.suggestions import did_you_mean
 from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
 from lstmcore.training.data_checks import as_sequences
+from lstmcore.training.history import History
 from lstmcore.training.learning import Learner, Recipe
 from lstmcore.training.losses import make_loss
 from lstmcore.training.model import SequenceModel
@@ -89,7 +92,20 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             Classes (n,), or values (n,) or (n, K).
         sample_weight
             (n,) numbers >= 0; None for 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            X, y, weights or parameters that do not fit. The estimator stays as it was: not fitted, or fitted before.
+        DivergedError
+            As for `Trainer`. Without a finished epoch, the estimator stays as it was too.
         """
+        run = _Run()
+        with self._put_back_unless(run):
+            self._fit(X, y, sample_weight, run)
+        return self
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, run: _Run) -> None:
         going_on = self.warm_start and hasattr(self, "model_")
         sequences, targets = self._read_both(X, y, reset=not going_on)
         targets = self._encode(targets, reset=not going_on)
@@ -103,13 +119,28 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             class_weight=self._class_weight(),
             seed=self._seed(),
             quiet=not self.verbose,
+            callbacks=(run, *check_helpers(self.schedule, self.callbacks)),
             **{name: getattr(self, name) for name in _OF_TRAINER},
         )
-        # Together, since what follows may be refused: `partial_fit` goes on from all three.
-        self.model_, self.optimizer_, self.n_epochs_ = model, optimizer, self.n_epochs_ if going_on else 0
-        self.history_ = trainer.fit(sequences, targets, sample_weight=_weights(sample_weight, len(sequences)))
-        self.n_epochs_ = len(self.history_.epochs)
-        return self
+        self.model_, self.optimizer_ = model, optimizer
+        trainer.fit(sequences, targets, sample_weight=_weights(sample_weight, len(sequences)))
+
+    @contextmanager
+    def _put_back_unless(self, run: _Run) -> Iterator[None]:
+        """Undo a block that raises, unless it finished an epoch; if it did, keep the history of `run`."""
+        before = vars(self).copy()
+        put_back = _copy_of(before["model_"]) if "model_" in before else None
+        try:
+            yield
+        except BaseException:
+            if not run.history.epochs:
+                self.__dict__ = before
+                if put_back is not None:
+                    put_back()
+            raise
+        finally:
+            if run.history.epochs:
+                self.history_, self.n_epochs_ = run.history, len(run.history.epochs)
 
     def _learn_once(self, sequences: Sequence[Array], targets: Array, sample_weight: Any) -> None:
         """Learn one epoch with the optimizer where it is; a new model is standardised by these sequences."""
@@ -126,9 +157,10 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             if self._multi_output:
                 model.target_scaling = fit_target_scaling(examples, loss)
         recipe = Recipe(self.batch_size, self.clip_norm, self.input_noise, self._seed())
-        learner = Learner(model, loss, self.optimizer_, recipe, self.schedule)
+        optimizer = copy.deepcopy(self.optimizer_)  # an epoch that fails leaves the moments before it
+        learner = Learner(model, loss, optimizer, recipe, self.schedule)
         learner.learn_epoch(self.n_epochs_ + 1, scale_examples(examples, model, loss))
-        model.loss = loss
+        model.loss, self.optimizer_ = loss, optimizer
         self.n_epochs_ += 1
 
     def transform(self, X: Any) -> Array:
@@ -259,6 +291,30 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise ValueError(f"X: expected DataFrames with the columns of fit, {list(fitted)}; got {names}")
 
 
+class _Run(Callback):
+    """The history of a run of `fit`: its epochs tell whether the model was trained."""
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def on_fit_start(self, model: SequenceModel, history: History) -> None:
+        self.history = history
+
+
+def _copy_of(model: SequenceModel) -> Callable[[], None]:
+    """Return a function that gives a model the weights and settings that it has now; its arrays are never written."""
+    parameters, step = model.parameters, model.lstm.step
+    settings = {name: getattr(model, name) for name in ("task", "input_scaling", "target_scaling", "loss")}
+
+    def put_back() -> None:
+        model.load_parameters(parameters)
+        model.lstm.step = step
+        for name, value in settings.items():
+            setattr(model, name, value)
+
+    return put_back
+
+
 def _tell_order(shape: tuple[int, ...]) -> None:
     """Warn if an array looks as if it were (n, channels, time): over twice as many features as steps."""
     _, steps, features = shape
@@ -333,7 +389,6 @@ _OF_TRAINER = (
     "input_noise",
     "standardize",
     "schedule",
-    "callbacks",
 )
 
 
@@ -445,10 +500,11 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
             All classes, at the first call; None for those of `y`.
         """
         first = not hasattr(self, "model_")
-        sequences, targets = self._read_both(X, y, reset=first)
-        if first and classes is not None:
-            self._encode(np.asarray(classes), reset=True)
-        self._learn_once(sequences, self._encode(targets, reset=first and classes is None), sample_weight)
+        with self._put_back_unless(_Run()):
+            sequences, targets = self._read_both(X, y, reset=first)
+            if first and classes is not None:
+                self._encode(np.asarray(classes), reset=True)
+            self._learn_once(sequences, self._encode(targets, reset=first and classes is None), sample_weight)
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -556,8 +612,9 @@ class LSTMRegressor(RegressorMixin, _LSTMEstimator):  # type: ignore[misc]  # un
             As for `fit`.
         """
         first = not hasattr(self, "model_")
-        sequences, targets = self._read_both(X, y, reset=first)
-        self._learn_once(sequences, self._encode(targets, reset=first), sample_weight)
+        with self._put_back_unless(_Run()):
+            sequences, targets = self._read_both(X, y, reset=first)
+            self._learn_once(sequences, self._encode(targets, reset=first), sample_weight)
         return self
 
     def predict(self, X: Any) -> Array:
