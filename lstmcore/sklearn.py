@@ -22,6 +22,7 @@ from lstmcore.frames import is_frame, plain, shared_columns
 from lstmcore.layers import AttentionPooling
 from lstmcore.lstm import LSTM
 from lstmcore.notices import notify
+from lstmcore.scalars import finite
 from lstmcore.suggestions import did_you_mean
 from lstmcore.training.batches import pad
 from lstmcore.training.callbacks import Callback
@@ -222,6 +223,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = self._seed()
         lstm = LSTM(width, self.hidden_size, seed=seed, **own, **switches)
         activation: Any = self._activation
+        if self.pooling not in _POOLING:
+            raise ValueError(f"pooling: expected one of {', '.join(_POOLING)}; got {self.pooling!r}")
         attention = self.pooling == "attention"
         steps: Any = "last" if attention else self.pooling
         readout = Readout.of(lstm, self._n_outputs, activation=activation, steps=steps, seed=seed + 1)
@@ -231,6 +234,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _new_optimizer(self) -> Optimizer:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
+        if finite("learning_rate", self.learning_rate) <= 0:
+            raise ValueError(f"learning_rate: expected a finite number > 0; got {self.learning_rate!r}")
         return OPTIMIZERS[self.optimizer](self.learning_rate, weight_decay=self.weight_decay)
 
     def _seed(self) -> int:
@@ -243,6 +248,8 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Return checked sequences and targets of the same number."""
         several = self._multi_output
         _refuse_panel(X, y)
+        if several:
+            _refuse_words(y)
         if not self._reads_sequences(X, reset=reset):
             X, y = validate_data(self, X, y, reset=reset, multi_output=several, y_numeric=several, dtype=_FLOATS)
             return list(X[..., None]), y
@@ -267,7 +274,7 @@ class _LSTMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         X = [np.asarray(plain(f"X[{index}]", row)) for index, row in enumerate(X)]
         X = [row[:, None] if row.ndim == 1 else row for row in X]
         width = X[0].shape[1] if reset else self.model_.lstm.input_size
-        sequences = as_sequences(X, width)
+        sequences = as_sequences(X, width, "X")
         if reset:
             self.n_features_in_ = width
         return sequences
@@ -366,6 +373,16 @@ def _refuse_panel(X: Any, y: Any) -> None:
         )
 
 
+def _refuse_words(y: Any) -> None:
+    """Raise ValueError if the targets of a regression are texts that are no numbers."""
+    values = np.asarray(y) if isinstance(y, list | tuple) or hasattr(y, "__array__") else np.empty(0)
+    for value in values.ravel()[:1] if values.dtype.kind in "UTO" else ():
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"y: expected numbers; got {value!r}: LSTMClassifier learns classes") from None
+
+
 def _sized(row: Any) -> bool:
     return hasattr(row, "__len__") and not isinstance(row, str | bytes) and hasattr(row, "__getitem__")
 
@@ -375,6 +392,9 @@ def _weights(sample_weight: Any, count: int) -> Array | None:
         return None
     return np.asarray(_check_sample_weight(sample_weight, np.empty((count, 1)), dtype=np.float64))
 
+
+#: Values of `pooling`.
+_POOLING = ("last", "mean", "attention")
 
 #: Dtypes of a 2-D X; others are converted to the first.
 _FLOATS = [np.float64, np.float32]
@@ -534,8 +554,11 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):  # type: ignore[misc]  # 
         if reset:
             self.classes_ = np.unique(y)
             self._n_outputs = len(self.classes_)
+        hint = ": partial_fit takes all classes at its first call, by classes="
         if unknown := sorted(set(y.tolist()) - set(self.classes_.tolist()), key=str):
-            raise ValueError(f"y: expected classes {', '.join(map(str, self.classes_))}; got {unknown[0]!r}")
+            raise ValueError(
+                f"y: expected classes {', '.join(map(str, self.classes_))}; got {unknown[0]!r}{'' if reset else hint}"
+            )
         return np.searchsorted(self.classes_, y)
 
     def _class_weight(self) -> Any:

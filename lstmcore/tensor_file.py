@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lstmcore.config import check_version
+from lstmcore.file_kinds import describe_kind
 from lstmcore.files import check_regular, write_atomically
 
 Array = npt.NDArray[Any]
@@ -30,10 +31,17 @@ _READERS: Final = {
     "lstmcore-lstm": "LSTM.load",
     "lstmcore-chain": "Chain.load",
 }
+#: Format of a file that was expected where the other one of the two came -> what to do.
+_CHECKPOINT_HINTS: Final = {
+    "lstmcore-checkpoint": ": a run goes on from what 'lstmcore train --checkpoint' or Trainer(checkpoint=) wrote",
+    "lstmcore-model": ": go on with 'lstmcore train --resume', or give the model that the run wrote",
+}
 
 
 def _hint(expected: str, written: object) -> str:
     """Return what to do with a file of another format than the expected one; empty if that is not known."""
+    if {expected, written} == {"lstmcore-model", "lstmcore-checkpoint"}:
+        return _CHECKPOINT_HINTS[expected]
     reader = _READERS.get(str(written))
     if reader is None or expected not in _READERS:
         return ""
@@ -132,6 +140,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as stream:
             yield stream
     except SafetensorError as error:
+        if not (kind := describe_kind(path)).startswith("a safetensors file"):
+            raise ValueError(f"{path}: expected a whole safetensors file; got {kind}") from None
         raise ValueError(f"{path}: expected a whole safetensors file; got {str(error).splitlines()[0]}") from None
 
 

@@ -29,7 +29,9 @@ class Command(click.Command):
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, count in Counter(order).items():
                 if isinstance(parameter, click.Option) and count > 1 and not _repeatable(parameter):
-                    raise ValueError(f"{parameter.opts[0]}: expected once; got {count} times")
+                    several = parameter.help is not None and "commas between" in parameter.help
+                    hint = ": put commas between several values" if several else ""
+                    raise ValueError(f"{parameter.opts[0]}: expected once; got {count} times{hint}")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

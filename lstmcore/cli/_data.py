@@ -15,7 +15,7 @@ from lstmcore.datasets import Classification, LabelLayout, Labelled, Layout, Ser
 from lstmcore.datasets.csv_table import TIME_NAMES
 from lstmcore.datasets.labelled import open_archive
 from lstmcore.files import check_regular, check_writable
-from lstmcore.suggestions import did_you_mean
+from lstmcore.suggestions import did_you_mean, shortened
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: For each series of a file, one `Series` for each column.
@@ -97,7 +97,7 @@ def open_panel(data: str, columns: tuple[str, ...], layout: Layout) -> Panel:
         if not columns:
             raise ValueError(
                 f"{data}: expected --target with the column to forecast, or --label and --id with the columns of the "
-                f"class and the sequence to classify; got none. It has {', '.join(datasets.read_header(data, layout))}"
+                f"class and the sequence to classify; got none. It has {shortened(datasets.read_header(data, layout))}"
             )
         return datasets.read_columns(data, columns, layout)
     dataset = datasets.load(data)

@@ -38,7 +38,7 @@ def plot(model: str, data: str, out: str | None, rows: int | None, backend: str 
     """  # noqa: D301  (click keeps the lines below its mark)
     out = out or free_name(data, "-forecast", ".png")
     check_files({"--out": out}, {"the model": model, "the data": data})
-    check_picture(out)
+    check_picture(out, "--out")
     loaded = SequenceModel.load(model, backend=backend)
     task = task_of(loaded, model)
     if isinstance(task, ClassifyTask):

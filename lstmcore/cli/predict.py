@@ -29,6 +29,10 @@ from lstmcore.training.readout import DTYPES
 
 #: Names of the columns of a forecast; a column to forecast of such a name is marked.
 _OWN_NAMES = ("series", "after", "step", "time")
+#: Ending of what is written, without and with --json.
+_ENDINGS = (".csv", ".json")
+#: Endings of files that are not written: others, such as .txt, say nothing.
+_OTHER_ENDINGS = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".npz", ".npy", ".pkl", ".h5", ".safetensors")
 
 
 @click.command("predict", cls=Command)
@@ -85,6 +89,7 @@ def predict(
         run.check(outputs)
         return
     check_files({"--out": out}, {"the model": model, "the data": data})
+    _check_ending(out, as_json)
     content = predicted(ModelFile.of(model, backend, dtype), data)
     if out is None:
         click.echo(content, nl=False)
@@ -93,6 +98,14 @@ def predict(
         if not as_json:
             rows = sum(1 for _ in csv.reader(io.StringIO(content.decode(), newline=""))) - 1
             click.echo(f"wrote {click.format_filename(out)}, {rows} rows")
+
+
+def _check_ending(out: str | None, as_json: bool) -> None:
+    """Raise ValueError for the name of a file of another kind than the one that is written."""
+    ending = "" if out is None else Path(out).suffix.casefold()
+    if ending in _OTHER_ENDINGS or (ending in _ENDINGS and ending != _ENDINGS[as_json]):
+        hint = {".json": ": choose --json for JSON", ".csv": ": leave --json out for CSV"}.get(ending, "")
+        raise ValueError(f"--out: expected a name that ends in {_ENDINGS[as_json]}; got {out!r}{hint}")
 
 
 def predict_file(file: ModelFile, data: str, *, as_json: bool, options: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from lstmcore.distributed.launcher import STARTERS
 from lstmcore.domains import Kind, Switch
 from lstmcore.notices import Notice
 from lstmcore.training.history import History
+from lstmcore.training.model_card import count_of
 from lstmcore.training.optimizers import OPTIMIZERS
 from lstmcore.training.plots import check_picture, plot_history
 from lstmcore.training.readout import DTYPES
@@ -250,7 +251,8 @@ def _print_summary(report: dict[str, Any], out: Console) -> None:
     history = report["history"]
     epochs, best = history["epochs"], history["best"]
     kept = epochs[(best or len(epochs)) - 1]
-    text = f"{len(epochs)} epochs in {report['seconds']:.1f} s, kept epoch {kept['number']}: loss {kept['loss']:.4f}"
+    ran = f"{count_of(len(epochs), 'epoch')} in {report['seconds']:.1f} s"
+    text = f"{ran}, kept epoch {kept['number']}: loss {kept['loss']:.4f}"
     if kept["validation_loss"] is not None:
         text += f", validation loss {kept['validation_loss']:.4f}"
     if kept["validation_accuracy"] is not None:

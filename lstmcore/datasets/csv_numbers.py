@@ -80,5 +80,7 @@ def _hint(text: str, decimal: str) -> str:
     if _UNIT.fullmatch(text):
         return ": take the unit out of the numbers"
     if text[:1].isalpha() and len(text) > 1:
-        return ": a column of words can be the class, by --label; --features says which other columns are read"
+        return (
+            ": mend the cell, or, if the column holds words, read others when you train: --features; a class: --label"
+        )
     return ""

@@ -18,7 +18,7 @@ from lstmcore.datasets.dates import Times, Unreadable, may_be_times, parse_times
 from lstmcore.extras import installing
 from lstmcore.files import check_regular
 from lstmcore.notices import Finding, notify
-from lstmcore.suggestions import did_you_mean
+from lstmcore.suggestions import did_you_mean, shortened
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -214,7 +214,7 @@ class Table:
         if (count := self.header.count(name)) != 1:
             found = "no such column" if count == 0 else f"{count} of them"
             raise ValueError(
-                f"{self.name}, line 1: expected one column {name!r}; got {found} in {', '.join(self.header)}"
+                f"{self.name}, line 1: expected one column {name!r}; got {found} in {shortened(self.header)}"
                 f"{self._header_hint() or did_you_mean(name, self.header)}"
             )
         return self.header.index(name)
@@ -251,6 +251,8 @@ class Table:
             times = parse_times(self.cells[column], numbers=named or self._is_time_name(column))
             if isinstance(times, Times) and not self._is_part(column, times, named):
                 return TimeColumn(column, times, self._ambiguous(column, times))
+            if isinstance(times, Times):
+                unknown = unknown or self._part(column)
             if (isinstance(times, Unreadable) and times.mostly_read) or (named and not isinstance(times, Times)):
                 raise ValueError(self._no_time(column, times.row if isinstance(times, Unreadable) else 0))
             if isinstance(times, Unreadable):
@@ -277,6 +279,14 @@ class Table:
             f"{self.where(self.lines[0], column)}: expected times in a known format, such as 2020-12-31; got "
             f"{self.cells[column][0][:40]!r}: order and steps of the rows were not checked; --time - says that they "
             "follow one another as they stand"
+        )
+
+    def _part(self, column: int) -> str:
+        part = next(name for name in self.header if name.casefold() in _PARTS)
+        return (
+            f"{self.name}, column {self.header[column]!r}: expected each time once; got only a part of the time, "
+            f"beside {part!r}: order and steps of the rows were not checked; make one column of both, such as 1959-03, "
+            "or choose --time - for rows that follow one another as they stand"
         )
 
     def _is_part(self, column: int, times: Times, named: bool) -> bool:

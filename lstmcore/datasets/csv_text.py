@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
+from lstmcore.file_kinds import find_kind
+
 #: Characters of a row: a file without line ends is refused before it fills the memory.
 LONGEST_ROW: Final = 1 << 20
 #: Bytes at the beginning of a file that its encoding, separator and decimal sign are found from.
@@ -19,15 +21,19 @@ _SAMPLE: Final = 1 << 20
 _SAMPLE_ROWS: Final = 200
 _SEPARATORS: Final = (",", ";", "\t", "|")
 _NAMES: Final = {"\t": "tabs", " ": "spaces"}
-#: First bytes of files that are no text -> what to do.
-_OTHER_FILES: Final = {
-    b"PK\x03\x04": "a zip or Excel file: save the sheet as CSV",
-    b"\xd0\xcf\x11\xe0": "an old Excel file: save the sheet as CSV",
-    b"\x1f\x8b": "a file packed by gzip: unpack it",
-    b"PAR1": "a Parquet file: give it a name that ends in .parquet",
-    b"\x89PNG": "a picture",
-    b"%PDF": "a PDF file",
-    b"SQLite format 3": "an SQLite database: export the table as CSV",
+#: Other kinds of files, as `find_kind` names them -> what to do.
+_ADVICE: Final = {
+    "a zip or Excel file": ": save the sheet as CSV",
+    "a NumPy archive": ": it can hold sequences to classify, with a name that ends in .npz, and no series to forecast",
+    "an old Excel file": ": save the sheet as CSV",
+    "a file packed by gzip": ": unpack it",
+    "a Parquet file": ": give it a name that ends in .parquet",
+    "an SQLite database": ": export the table as CSV",
+    "an HDF5 file": ": export the table as CSV",
+    "a pickle of Python": ": save the table as CSV",
+    "JSON": ": save the table as CSV",
+    "a NumPy array": ": save a table as CSV with a header, or arrays X and y to classify as .npz",
+    "a safetensors file, such as a model": ": the model comes first, then the data",
 }
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -105,9 +111,8 @@ def find_format(path: Path, name: str, wanted: Sequence[str], given: Given) -> T
     given = check_given(given)
     with path.open("rb") as stream:
         sample = stream.read(_SAMPLE)
-    for start, kind in _OTHER_FILES.items():
-        if sample.startswith(start):
-            raise ValueError(f"{name}: expected a CSV file; got {kind}")
+    if kind := find_kind(sample):
+        raise ValueError(f"{name}: expected a CSV file; got {kind}{_ADVICE.get(kind, '')}")
     encoding = given.encoding or _find_encoding(name, sample)
     if encoding.replace("_", "-").casefold() in ("utf-8", "utf8"):
         encoding = "utf-8-sig"

@@ -13,7 +13,7 @@ from lstmcore.datasets.dates import Times, Unreadable, count_steps, parse_times
 from lstmcore.frames import is_frame, open_frame
 from lstmcore.notices import notify
 from lstmcore.scalars import integer
-from lstmcore.suggestions import did_you_mean
+from lstmcore.suggestions import did_you_mean, shortened
 
 Floats = npt.NDArray[np.float64]
 
@@ -92,7 +92,18 @@ class FrameWindows:
         return [self.ids[number] for number in self.places[:, 0]]
 
     def absolute(self, relative: Any) -> Floats:
-        """Return forecasts (count, horizon * K), relative to the last values, as values (count, horizon, K)."""
+        """Return forecasts (count, horizon * K), relative to the last values, as values (count, horizon, K).
+
+        Raises
+        ------
+        ValueError
+            Another number of values.
+        """
+        size = self.horizon * self.outputs
+        if np.size(relative) != len(self) * size:
+            raise ValueError(
+                f"relative: expected shape ({len(self)}, {size}), a row for each window; got {np.shape(relative)}"
+            )
         return np.reshape(relative, (len(self), self.horizon, self.outputs)) + self.last[:, None]
 
     def split(self, rows: int) -> tuple[FrameWindows, FrameWindows]:
@@ -190,7 +201,7 @@ def windows(  # noqa: PLR0913  (the columns by what they are, and the sizes)
             near = did_you_mean(str(column), map(str, table.columns))
             if column in getattr(getattr(frame, "index", None), "names", ()):  # of pandas
                 near = ", which is the index: use frame.reset_index()"
-            raise ValueError(f"frame: expected columns {', '.join(map(str, table.columns))}; got {column!r}{near}")
+            raise ValueError(f"frame: expected columns {shortened([*map(str, table.columns)])}; got {column!r}{near}")
     window, horizon = integer("window", window, 1), integer("horizon", horizon, 1)
     values = np.stack([_numbers(column, table[column].to_numpy()) for column in columns], axis=1)
     if not len(values):
@@ -216,9 +227,11 @@ def _check_table(own: Floats, columns: tuple[str, ...], where: str, sizes: tuple
             "fill it, and add a column that says where"
         )
     if len(own) < sum(sizes):
+        window, horizon = sizes
+        hint = "use a shorter window" if len(own) > horizon else "use a shorter horizon, or more rows"
         raise ValueError(
-            f"{where}expected at least {sum(sizes)} rows for window={sizes[0]} and horizon={sizes[1]}; got {len(own)}: "
-            + ("use a shorter window" if len(own) > sizes[1] else "use a shorter horizon, or more rows")
+            f"{where.removesuffix(', ')}: expected at least {window + horizon} rows for window={window} and "
+            f"horizon={horizon}; got {len(own)}: {hint}"
         )
 
 

@@ -188,10 +188,15 @@ def _label(table: Table, column: int, group: str, rows: npt.NDArray[np.intp]) ->
     cells = table.cells[column]
     first: str = cells[rows[0]]
     for row in rows:
-        if not cells[row] or cells[row] != first:
+        if not cells[row]:
+            raise ValueError(
+                f"{table.where(table.lines[row], column)}: expected the class of the sequence {group!r}; got an empty "
+                "cell: fill it, or take the rows of this sequence out"
+            )
+        if cells[row] != first:
             raise ValueError(
                 f"{table.where(table.lines[row], column)}: expected one label for all rows of the sequence {group!r}; "
-                f"got {cells[row]!r}" + ("" if row == rows[0] else f" after {first!r}")
+                f"got {cells[row]!r} after {first!r}"
             )
     return first
 

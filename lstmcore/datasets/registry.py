@@ -10,6 +10,7 @@ import numpy as np
 from lstmcore.datasets.csvfile import read_csv
 from lstmcore.datasets.sequences import Classification, Sequences
 from lstmcore.datasets.series import Series
+from lstmcore.suggestions import did_you_mean
 
 _DATA: Final = files("lstmcore.datasets") / "data"
 _NAMES: Final = ("japanese-vowels", "co2")
@@ -61,7 +62,7 @@ def load(name: str) -> Classification | Series:
     if name == "co2":
         with as_file(_DATA / "mauna_loa_co2_weekly.csv") as path:
             return read_csv(path, "co2", name="co2")
-    raise ValueError(f"data set: expected one of {', '.join(_NAMES)}; got {name!r}")
+    raise ValueError(f"data set: expected one of {', '.join(_NAMES)}; got {name!r}{did_you_mean(str(name), _NAMES)}")
 
 
 def _japanese_vowels() -> Classification:

@@ -102,7 +102,8 @@ class ClassifyTask:
             A label that is none of the classes, or no labels.
         """
         if data.labels is None:
-            raise ValueError(f"{data.name}: expected a label for each sequence; got none")
+            missing = f": it has no column {self.label!r}" if self.label else ""
+            raise ValueError(f"{data.name}: expected a label for each sequence; got none{missing}")
         places = {name: number for number, name in enumerate(self.classes)}
         for name, label in zip(data.ids, data.labels, strict=True):
             if label not in places:

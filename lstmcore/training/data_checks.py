@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 Targets: TypeAlias = Array | Sequence[Array]
 
 
-def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
-    """Return `inputs`, checked: a non-empty collection of finite real arrays (T, `width`).
+def as_sequences(inputs: Any, width: int, name: str = "inputs") -> Sequence[Array]:
+    """Return `inputs`, checked: a non-empty collection of finite real arrays (T, `width`); `name` is for messages.
 
     DataFrames in it become arrays.
 
@@ -30,27 +30,27 @@ def as_sequences(inputs: Any, width: int) -> Sequence[Array]:
     """
     if is_frame(inputs):
         raise TypeError(
-            f"inputs: expected a sequence of arrays (T, {width}), one for each; got one {type(inputs).__name__}: "
+            f"{name}: expected a sequence of arrays (T, {width}), one for each; got one {type(inputs).__name__}: "
             "[frame] for one sequence, or lstmcore.datasets.windows(frame, ...)"
         )
     if not hasattr(inputs, "__len__"):
-        raise TypeError(f"inputs: expected a sequence of arrays (T, {width}); got {type(inputs).__name__}")
+        raise TypeError(f"{name}: expected a sequence of arrays (T, {width}); got {type(inputs).__name__}")
     if hasattr(inputs, "columns"):
         raise TypeError(
-            f"inputs: expected a sequence of arrays (T, {width}), one for each sequence; got a "
+            f"{name}: expected a sequence of arrays (T, {width}), one for each sequence; got a "
             f"{type(inputs).__name__}: give the arrays of its parts, as in [frame[columns].to_numpy()]"
         )
     shape = getattr(inputs, "shape", ())
     if len(shape) == 2 and len(inputs):
         raise ValueError(
-            f"inputs: expected a sequence of arrays (T, {width}), or one array (N, T, {width}); got one of shape "
+            f"{name}: expected a sequence of arrays (T, {width}), or one array (N, T, {width}); got one of shape "
             f"{shape}: give a single sequence in a list, as in [x]"
         )
     if not len(inputs):
-        raise ValueError("inputs: expected at least one sequence; got none")
-    sequences = [plain(f"inputs[{index}]", sequence) for index, sequence in enumerate(inputs)]
+        raise ValueError(f"{name}: expected at least one sequence; got none")
+    sequences = [plain(f"{name}[{index}]", sequence) for index, sequence in enumerate(inputs)]
     for index, sequence in enumerate(sequences):
-        _check_sequence(f"inputs[{index}]", sequence, width)
+        _check_sequence(f"{name}[{index}]", sequence, width)
     return sequences
 
 

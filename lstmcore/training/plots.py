@@ -27,8 +27,8 @@ def require_matplotlib() -> None:
         raise ImportError(f"plot: needs matplotlib, which is not installed: {installing('plot')}") from None
 
 
-def check_picture(path: str | Path) -> str:
-    """Return the format that the ending of `path` chooses.
+def check_picture(path: str | Path, name: str = "plot") -> str:
+    """Return the format that the ending of `path`, which messages call `name`, chooses.
 
     Raises
     ------
@@ -42,7 +42,8 @@ def check_picture(path: str | Path) -> str:
 
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in (known := FigureCanvasAgg.get_supported_filetypes()):
-        raise ValueError(f"plot: expected a file ending in one of {', '.join(sorted(known))}; got {Path(path).name!r}")
+        endings = ", ".join(sorted(known))
+        raise ValueError(f"{name}: expected a file ending in one of {endings}; got {Path(path).name!r}")
     return kind
 
 

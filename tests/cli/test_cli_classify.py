@@ -80,7 +80,10 @@ def test_other_sequences_of_the_same_names_are_judged() -> None:
     assert seen["sequences"] < 9 and "more sequences, which the model was trained on" in seen["notes"][0]
     bare = write("bare.csv", walks(4, seed=8), labels=False)
     assert "actual" not in json.loads(run("predict", "m", bare, "--json").stdout)[0]
-    assert error("evaluate", "m", bare) == "bare.csv: expected a label for each sequence; got none"
+    assert (
+        error("evaluate", "m", bare)
+        == "bare.csv: expected a label for each sequence; got none: it has no column 'gait'"
+    )
     strange = write("strange.csv", [(key, values, "odd") for key, values, _ in walks(3, seed=8)])
     wanted = "strange.csv, sequence 'w0': expected one of the classes even, fast, slow; got 'odd'"
     assert error("evaluate", "m", strange) == wanted
@@ -126,7 +129,7 @@ def test_columns_times_and_gaps() -> None:
         (lambda rows: [rows[0], rows[1], rows[2].replace("slow", "fast"), *rows[3:]],
          "line 3, column 'gait': expected one label for all rows of the sequence 'w0'; got 'fast' after 'slow'"),
         (lambda rows: [rows[0], rows[1].replace("slow", ""), *rows[2:]],
-         "line 2, column 'gait': expected one label for all rows of the sequence 'w0'; got ''"),
+         "line 2, column 'gait': expected the class of the sequence 'w0'; got an empty cell: fill it"),
         (lambda rows: [rows[0], rows[1].replace("w0", ""), *rows[2:]],
          "line 2, column 'walk': expected the name of a sequence; got an empty cell"),
         (lambda rows: [rows[0], rows[1], rows[1], *rows[2:]],

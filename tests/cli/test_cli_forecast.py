@@ -242,7 +242,7 @@ def test_a_picture_of_the_forecast(folder: Path) -> None:
     assert heat.low is not None and heat.high is not None
     inside = (heat.ahead + spread >= heat.low) & (heat.ahead + spread <= heat.high)
     assert 0.7 < inside.mean() < 0.9
-    assert error("plot", "m", path, "--out", "f.xyz").startswith("plot: expected a file ending in one of")
+    assert error("plot", "m", path, "--out", "f.xyz").startswith("--out: expected a file ending in one of")
 
 
 def test_info_of_each_kind_of_file() -> None:

@@ -95,7 +95,11 @@ def test_an_option_given_twice_is_refused(name: str) -> None:
                 assert "expected once" not in run(name, *needed, option.opts[0], option.opts[0], "--nothing").output
                 continue
             words = [option.opts[0]] if option.is_flag else [option.opts[0], "1"]
-            assert error(name, *needed, *words, *words) == f"{option.opts[0]}: expected once; got 2 times"
+            listed = option.opts[0] in {"train": ("--target", "--features"), "bench": ("--threads", "--peers")}.get(
+                name, ()
+            )
+            hint = ": put commas between several values" if listed else ""
+            assert error(name, *needed, *words, *words) == f"{option.opts[0]}: expected once; got 2 times{hint}"
             refused += 1
     assert refused or name in ("backends", "info")
     if name == "train":

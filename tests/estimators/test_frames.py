@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_frame_is_told() -> None:
         ({"features": ["sold"]}, ValueError, "target, features: expected different columns"),
         ({"features": ["cost"]}, ValueError, "frame: expected columns shop, day, sold, price, heat; got 'cost'"),
         ({"features": ["shop"]}, TypeError, "column 'shop': expected numbers; got .*: give each category a column"),
-        ({"window": 39, "series": "shop"}, ValueError, "series 'south', expected at least 40 rows .*; got 30"),
+        ({"window": 39, "series": "shop"}, ValueError, "series 'south': expected at least 40 rows .*; got 30"),
         ({"frame": frame[:0], "series": "shop"}, ValueError, "frame: expected at least 5 rows; got 0"),
         ({"frame": frame[:0], "time": "day"}, ValueError, "frame: expected at least 5 rows; got 0"),
         ({"time": "shop"}, ValueError, "column 'shop': expected a date, or a number, in each row; got"),

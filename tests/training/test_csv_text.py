@@ -136,7 +136,7 @@ def test_a_comma_that_may_group_thousands_is_not_guessed(tmp_path: Path, cells: 
         ("#DIV/0!", "an error of a spreadsheet: mend its formula"),
         (".", "if it stands for a missing value, empty the cell and choose --fill"),
         ("?", "if it stands for a missing value"),
-        ("north wind", "a column of words can be the class, by --label"),
+        ("north wind", "mend the cell, or, if the column holds words, read others"),
         ("n", None),
         ("1_000", None),
     ],
