@@ -7,6 +7,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -234,6 +235,8 @@ def _tell_stop(checkpoint: str | None) -> int:
     """Print how to go on with a run that was stopped, and return the exit code."""
     if checkpoint is None:
         told = "nothing was written: with --checkpoint FILE a stopped run can go on"
+    elif not Path(checkpoint).exists():
+        told = "nothing was written, since no epoch had ended: the same command starts again"
     else:
         words = words_of(click.get_current_context(), "--resume")
         told = f"go on with: lstmcore train {shlex.join(words)} --resume {shlex.quote(checkpoint)}"

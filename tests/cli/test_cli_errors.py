@@ -110,3 +110,16 @@ def test_ctrl_c_names_the_command_that_goes_on(tmp_path: Path, monkeypatch: pyte
     calls[0] = 2
     result = run(*base, "--out", "b")
     assert result.stderr == "lstmcore: stopped; nothing was written: with --checkpoint FILE a stopped run can go on\n"
+
+
+def test_ctrl_c_before_the_first_checkpoint_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SequenceModel, "measure", stops)
+    result = run("train", "co2", "--fill", "linear", *SMALL, "--quiet", "--checkpoint", "a run")
+    assert result.exit_code == 130 and not Path("a run").exists()
+    assert result.stderr == (
+        "lstmcore: stopped; nothing was written, since no epoch had ended: the same command starts again\n"
+    )
