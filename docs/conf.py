@@ -36,6 +36,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "tutorial", "**/GALLERY_HEADER.rst", "lessons/**/*.md5"]
 templates_path = ["_templates"]
 default_role = "autolink"  # `name` in a docstring is a link where the site has that name
+smartquotes_action = "qe"  # quotes and dots; no dashes, since "--out" is an option of a command
 suppress_warnings = ["config.cache"]  # the functions of sphinx_gallery_conf cannot be pickled
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -81,6 +82,8 @@ html_sidebars = {"index": [], "compare": [], "start": []}
 
 #: Runs of Chinese characters; a page has them without spaces between words.
 _CHINESE = re.compile(r"[\u4e00-\u9fff]+")
+#: The end of a line after a Chinese sign, such as a full stop, or between two Chinese characters.
+_CHINESE_LINE_END = re.compile(r"(?<=[\u3000-\u303f\uff00-\uffef])\n|(?<=[\u4e00-\u9fff])\n(?=[\u4e00-\u9fff])")
 #: Readers look for terms of at most so many characters, such as 记忆单元.
 _TERM = 4
 
@@ -109,6 +112,27 @@ class SearchEnglishAndChinese(SearchEnglish):
 
 languages[SearchEnglishAndChinese.lang] = SearchEnglishAndChinese
 html_search_language = SearchEnglishAndChinese.lang
+html_search_scorer = str(HERE / "search_scorer.js")
+
+
+def is_chinese(name: str) -> bool:
+    """Return whether the page of that name is in Chinese."""
+    return name.startswith("lessons/zh/")
+
+
+def join_chinese_lines(app: Sphinx, doctree: nodes.document) -> None:
+    """Take the line ends between Chinese characters out: a browser shows each as a space, and Chinese has none."""
+    if not is_chinese(app.env.current_document.docname):
+        return
+    for text in list(doctree.findall(nodes.Text)):
+        if not isinstance(text.parent, nodes.FixedTextElement):
+            text.parent.replace(text, nodes.Text(_CHINESE_LINE_END.sub("", text)))
+
+
+def name_language(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Say that a page is in Chinese, so that browsers take Chinese forms of characters, and readers the voice."""
+    if is_chinese(name):
+        context["language"] = "zh-CN"
 
 
 def link_repository(app: Sphinx, doctree: nodes.document) -> None:
@@ -129,3 +153,5 @@ def setup(app: Sphinx) -> None:
     """Register what this site adds to Sphinx."""
     app.connect("autodoc-skip-member", skip_scikit_learn)
     app.connect("doctree-read", link_repository)
+    app.connect("doctree-read", join_chinese_lines)
+    app.connect("html-page-context", name_language)

@@ -100,6 +100,19 @@ def test_the_search_knows_words_and_chinese_terms(site: dict[Path, Page]) -> Non
         assert any(name.startswith("lessons/zh/") for name in found(term)), term
 
 
+def test_records_come_after_other_pages(site: dict[Path, Page]) -> None:
+    """The names of the scorer are those of pages, and the search page has that scorer."""
+    script = (SITE / "_static" / "language_data.js").read_text("utf-8")
+    assert "ownTitle" in script
+    (listed,) = re.findall(r"records: \[(.*)\]", script)
+    names = [name.strip(' "') for name in listed.split(",")]
+    assert names
+    pages = search_index()["docnames"]
+    for name in names:
+        assert any(page.startswith(name) for page in pages), name
+        assert not any(page.startswith(name) for page in pages if page.startswith(("howto/", "lessons/", "start")))
+
+
 def test_the_search_page_has_its_stemmer(site: dict[Path, Page]) -> None:
     """A name in `window.Stemmer` that the script does not define ends the search without a result."""
     script = (SITE / "_static" / "language_data.js").read_text("utf-8")
@@ -113,3 +126,26 @@ def test_nothing_comes_from_another_host(site: dict[Path, Page]) -> None:
     loaded = {target for page in site.values() for target in page.loaded}
     assert {target for target in loaded if not is_local(target)} == set()
     assert any("mathjax" in target for target in loaded)
+
+
+def test_pages_in_chinese_say_so(site: dict[Path, Page]) -> None:
+    """Lines of the source are joined: a line end would be shown as a space, which Chinese has not."""
+    for path in site:
+        text = path.read_text("utf-8")
+        chinese = path.parent == SITE / "lessons" / "zh"
+        assert ('<html lang="zh-CN"' in text) == chinese, path
+        if chinese:
+            prose = re.sub(r"<(pre|script|title)\b.*?</\1>", "", text, flags=re.DOTALL)
+            assert not re.search("[\u3002\uff0c\u4e00-\u9fff]\n[\u4e00-\u9fff]", prose), path
+
+
+def test_options_have_two_hyphens(site: dict[Path, Page]) -> None:
+    """A typeset dash in place of them would make a command wrong that is copied."""
+    for path in site:
+        assert not re.search(r"[\u2013\u2014][a-z]+-?[a-z]*[ ,.:<]", path.read_text("utf-8")), path
+
+
+def test_a_call_is_documented(site: dict[Path, Page]) -> None:
+    for name in ("lstmcore.LSTM", "lstmcore.Chain", "lstmcore.training.Readout"):
+        path = SITE / "reference" / "generated" / f"{name}.html"
+        assert f"{name}.__call__" in site[path].anchors

@@ -30,6 +30,10 @@ def answer(model):
     return keras.ops.convert_to_numpy(model(x))
 """
 _ONE = "model = made(keras.layers.LSTM(7, return_sequences=True, bias_initializer='uniform', name='lstm'))\n"
+_HEAD = """
+biases = {'bias_initializer': 'uniform'}
+model = made(keras.layers.LSTM(7, **biases), keras.layers.Dense(2, name='head', **biases))
+"""
 _APART = """
 first, last = (keras.layers.LSTM(5, return_sequences=True, name=name) for name in ("lstm", "lstm_1"))
 made(first, keras.layers.Dense(5), last)
@@ -43,6 +47,7 @@ model = made(*layers)
 AROUND = {
     "LSTM.from_keras": (_ONE, "np.testing.assert_allclose(y, answer(model), atol=1e-6)"),
     "Chain.from_keras": (_ONE, "np.testing.assert_allclose(y, answer(model), atol=1e-6)"),
+    "last_output": (_HEAD, "np.testing.assert_allclose(answers, answer(model), atol=1e-6)"),
     "lstmcore convert": (_APART, "assert LSTM.load('lstm.safetensors').stack.hidden_size == 5"),
     "set_weights": (_INTO, "np.testing.assert_allclose(lstm(x)[0], answer(model), atol=1e-6)"),
 }

@@ -15,7 +15,7 @@ from lstmcore.training import AdamW, Readout, SequenceModel, Trainer
 # One step by hand
 # ----------------
 #
-# Four products, four activations, two lines for the state.
+# Two matrix products, four activations, two lines for the state.
 # Rows of the weights are stacked by gate in the order i, f, g, o: input, forget, candidate, output.
 
 
