@@ -563,7 +563,7 @@ class LSTM(Interchange):
         Parameters
         ----------
         x, state, lengths
-            As in a call. Do not write to these arrays while the tape is in use: it may refer to them.
+            As in a call. These arrays and the masks may be written to after the call: the tape does not refer to them.
         masks
             The masks to use (time-major; of one row for x without a batch axis). None draws them with `seed` for the
             current `step`; ``StackMasks((Masks(),) * (L * D))`` uses none.
@@ -587,18 +587,19 @@ class LSTM(Interchange):
         if masks is not None:
             masks = call.check_masks(masks)
             self._require("masks")
+        own = None if masks is None else _with_own_dropout(masks)
         with self._step_lock.lock:
             step = self._step
             self._step = step + 1
         if masks is None:
             draw = drawing(call.place, call.x)
             size = (call.steps, call.batch)
-            masks = stack_masks(self.stack, self.precision, *size, seed=self.seed, step=step, draw=draw)
+            own = masks = stack_masks(self.stack, self.precision, *size, seed=self.seed, step=step, draw=draw)
             if masks is not None:
                 self._require("masks")
         weights = self._weights
         y, last, saved = (self._kernel if call.place is None else self._device_kernel).forward(
-            weights, call.x, call.state, lengths=call.lengths, masks=masks, record=True
+            weights, call.x, call.state, lengths=call.lengths, masks=own, record=True
         )
         if call.place is None:
             y.flags.writeable = False
@@ -779,3 +780,11 @@ class LSTM(Interchange):
                 )
         if steps is not None and batch is not None:
             self._strict_shapes.add((steps, batch))
+
+
+def _with_own_dropout(masks: StackMasks) -> StackMasks:
+    """Return the masks with copies of those of dropout, to which the tape of a stack refers."""
+    if not masks.dropout:
+        return masks
+    xp = namespace_of(*masks.dropout)
+    return masks._replace(dropout=tuple(xp.asarray(mask, copy=True) for mask in masks.dropout))

@@ -93,6 +93,24 @@ def test_recorded_masks_run_the_call_again(case: StackCase) -> None:
         np.testing.assert_array_equal(last.c, last2.c)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "reference"])
+def test_masks_may_change_after_the_call(backend: str) -> None:
+    """A tape of a stack does not refer to the dropout masks that its caller gave (SPEC.md, S9.14)."""
+    case = make_stack_case(make_stack(3, bidirectional=True, dropout=0.4))
+    lstm = make(case, backend)
+    masks = lstm.record(case.x, case.state)[2].masks
+    assert masks is not None and len(masks.dropout) == 2
+    tapes = [lstm.record(case.x, case.state, masks=masks)[2] for _ in range(2)]
+    dy = np.ones((*case.x.shape[:2], lstm.output_width))
+    before = lstm.backward(tapes[0], dy)
+    for mask in masks.dropout:
+        mask[...] = np.nan
+    after = lstm.backward(tapes[1], dy)
+    np.testing.assert_array_equal(after.x, before.x)
+    for name, gradient in before.parameters.items():
+        np.testing.assert_array_equal(after.parameters[name], gradient)
+
+
 def test_no_masks_is_the_behaviour_of_a_call() -> None:
     case = make_stack_case(make_stack(**STACKS["everything"]))
     lstm = make(case)
