@@ -16,6 +16,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from lstmcore import validation
+from lstmcore.arrays import device_of, namespace_of
 from lstmcore.config import Activation, LSTMConfig, StackConfig
 from lstmcore.containers import Array, Forward, Gradients, Masks, StackMasks, State, Tangents, Tape, Weights
 from lstmcore.declaration import Capabilities, Receipt, UnsupportedError, require_trainable
@@ -353,6 +354,15 @@ class StackKernel(ABC):
     @abstractmethod
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Return all parameters in the kernel's own form; in a format, matrices are `StoredMatrix` objects."""
+
+    def pack_copies(self, parameters: Mapping[str, Array]) -> tuple[Weights, dict[str, Array]]:
+        """Return what `pack` returns for arrays of a device, and a copy of each array.
+
+        A backend may make all copies together, as parts of its weights: nobody writes to them.
+        """
+        xp, device = namespace_of(**parameters), device_of(next(iter(parameters.values())))
+        copies = {name: xp.asarray(array, copy=True, device=device) for name, array in parameters.items()}
+        return self.pack(copies), copies
 
     @abstractmethod
     def forward(  # noqa: PLR0913  (the arguments of the equations)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import registry, validation
-from lstmcore.arrays import device_of, namespace_of, to_host
+from lstmcore.arrays import namespace_of, to_host
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -460,10 +460,10 @@ class LSTM(Interchange):
             validation.check_finite_parameters("parameters", loaded)
             for array in loaded.values():
                 array.flags.writeable = False
+            self._load(store_parameters({**loaded, **stored}, self.precision.weights))
         else:
-            xp, device = namespace_of(**parameters), device_of(next(iter(parameters.values())))
-            loaded = {name: xp.asarray(parameters[name], copy=True, device=device) for name in shapes}
-        self._load(store_parameters({**loaded, **stored}, self.precision.weights))
+            weights, copies = self._device_kernel.pack_copies({name: parameters[name] for name in shapes})
+            self._parameters, self._weights = dict(copies), weights
 
     def _parameters_on_host(self) -> dict[str, Array | StoredMatrix]:
         return {

@@ -24,7 +24,7 @@ from lstmcore_cupy.graphs import Graphs
 from lstmcore_cupy.jvp import jvp
 from lstmcore_cupy.launch import Programs
 from lstmcore_cupy.mask_drawing import draw_mask
-from lstmcore_cupy.packing import Weights, to_device
+from lstmcore_cupy.packing import Weights, pack
 from lstmcore_cupy.persistent import Name, Pass, Plan, plan, run_passes
 from lstmcore_cupy.stack import CupyStack, DirectionKernel
 from lstmcore_cupy.tape import Saved
@@ -151,15 +151,12 @@ class CupyKernel(DirectionKernel):
             return self._programs[device.name]
 
     def _pack(self, parameters: Mapping[str, Array | StoredMatrix]) -> Weights:
+        return pack([self.programs_for(parameters)], [parameters])[0][0]
+
+    def programs_for(self, parameters: Mapping[str, Array | StoredMatrix]) -> Programs:
+        """See `DirectionKernel.programs_for`."""
         first = next(iter(parameters.values()))
-        device = self.backend.device.home(first.values if isinstance(first, StoredMatrix) else first)
-        programs, copies = self.programs(device), {}
-        with device.active():
-            for name in self.config.parameter_shapes:
-                array = parameters[name]
-                stored = isinstance(array, StoredMatrix)
-                copies[name] = to_device(device, array) if stored else programs.widen(array)
-            return Weights(programs, copies, device.started())
+        return self.programs(self.backend.device.home(first.values if isinstance(first, StoredMatrix) else first))
 
     def _forward(  # noqa: PLR0913  (the contract of a kernel)
         self,

@@ -70,6 +70,25 @@ class Call:
             self._steps[kernel, rows, width] = start
         start()
 
+    def launch_over(self, kernel: str, items: Words, most: int, blocks: tuple[int, int]) -> None:
+        """Start a kernel whose argument has a list of items after this struct.
+
+        Parameters
+        ----------
+        kernel
+            Its name.
+        items
+            A row of words for each item, at most `most` rows.
+        most
+            The length of the list in the source.
+        blocks
+            The grid.
+        """
+        struct = np.zeros(len(self._words) + most * items.shape[1], np.int64)
+        struct[: len(self._words)] = self._words
+        struct[len(self._words) : len(self._words) + items.size] = items.reshape(-1)
+        self._program.launch(kernel, blocks, tuning.MAX_THREADS, struct)
+
     @property
     def words(self) -> Words:
         """The struct with its current fields."""
@@ -90,6 +109,8 @@ class Programs:
         Whether the persistent kernels multiply on tensor cores. With the 16-bit formats that loses nothing.
     graphs
         The CUDA graphs of loops over time; None if loops start each launch themselves.
+    rows
+        The kernels of ``rows.cu``.
     """
 
     def __init__(self, device: Device, config: LSTMConfig, precision: Precision, graphs: Graphs | None = None) -> None:
@@ -99,7 +120,7 @@ class Programs:
         self.compute_stored: Compute = "ieee" if precision.name in ("float64", "float32") else "tf32"
         self.tensor_cores = precision.name not in ("float64", "float32")
         self.program = device.program(program_source.program(config, precision))
-        self._rows = device.program(program_source.rows_program(precision))
+        self.rows = device.program(program_source.rows_program(precision))
         stored = precision.weights != SAME
         self._product = device.program(program_source.product_program(precision)) if stored else None
 
@@ -166,7 +187,7 @@ class Programs:
         """Start a kernel of ``rows.cu`` on arrays of a shape, unless they are empty."""
         steps, rows, width = (1, *_matrix(shape)) if len(shape) < 3 else shape
         if steps * rows * width:
-            call = Call(self.device, self._rows, "Rows")
+            call = Call(self.device, self.rows, "Rows")
             call.put(T=steps, N=rows, width=width, **arrays)
             call.launch(kernel, steps * rows, width)
 
@@ -193,7 +214,7 @@ class Programs:
             Whether the steps of `b` are taken in reverse order.
         """
         steps, rows = a.shape[:2]
-        call = Call(self.device, self._rows, "Rows")
+        call = Call(self.device, self.rows, "Rows")
         call.put(ends=ends, a=a, a_step=_stride(a, 0), a_row=_stride(a, 1))
         if b is not None:
             step = _stride(b, 0)
@@ -206,7 +227,7 @@ class Programs:
             if parts == 1:
                 return sums[0]
             steps, rows = parts, 1
-            call = Call(self.device, self._rows, "Rows")
+            call = Call(self.device, self.rows, "Rows")
             call.put(a=sums, a_step=width, a_row=width)
 
     def matmul(
@@ -332,6 +353,11 @@ def _grid(rows: int, width: int, *, whole_rows: bool) -> tuple[tuple[int, int], 
     """Return the blocks and the threads of each; see `Call.launch`."""
     threads = min(tuning.MAX_THREADS, -(-width // _WARP) * _WARP)
     return (rows, 1 if whole_rows else -(-width // threads)), threads
+
+
+def blocks_for(size: int) -> int:
+    """Return how many blocks share an array of a list; a thread has every so many-th number of it."""
+    return max(1, min(tuning.ARRAY_BLOCKS, -(-size // tuning.MAX_THREADS)))
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lstmcore.backend import Forward, Gradients, Kernel, Receipt, StackMasks, State, Tangents
 from lstmcore.stack import ComposedStack, StackTape
+from lstmcore.stored_weights import StoredMatrix
 from lstmcore_cupy.device import Array
 from lstmcore_cupy.forward import Inputs
-from lstmcore_cupy.packing import Weights
+from lstmcore_cupy.launch import Programs
+from lstmcore_cupy.packing import Weights, pack
 from lstmcore_cupy.persistent import Pass, run_passes
 from lstmcore_cupy.tape import Saved
 
 
 class DirectionKernel(Kernel):
     """A kernel whose loop over time can share a launch with that of the other direction."""
+
+    @abstractmethod
+    def programs_for(self, parameters: Mapping[str, Array | StoredMatrix]) -> Programs:
+        """Return the programs of the device that holds the parameters; for those of the host, the backend's device."""
 
     @abstractmethod
     def forward_pass(
@@ -59,6 +65,21 @@ class CupyStack(ComposedStack):
 
     kernels: tuple[DirectionKernel, ...]
     copies_states = False  # the kernels' are nobody else's
+
+    def pack(self, parameters: Mapping[str, Array]) -> Any:
+        """See `StackKernel.pack`. All parameters are one launch."""
+        return self._pack(parameters, copies=False)[0]
+
+    def pack_copies(self, parameters: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+        """See `StackKernel.pack_copies`. The launch that packs makes the copies too."""
+        weights, copies = self._pack(parameters, copies=True)
+        names = (full for names in self._names for _, full in names)
+        return weights, dict(zip(names, copies, strict=True))
+
+    def _pack(self, parameters: Mapping[str, Array], *, copies: bool) -> tuple[Any, list[Array]]:
+        groups = [{name: parameters[full] for name, full in names} for names in self._names]
+        programs = [kernel.programs_for(group) for kernel, group in zip(self.kernels, groups, strict=True)]
+        return pack(programs, groups, copies=copies)
 
     def forward(  # noqa: PLR0913  (the contract of a stack)
         self,

@@ -25,8 +25,8 @@ MATMUL_ROWS: Final = 1 << 11
 UPLOAD_BUFFERS: Final = 4
 #: Elements of a tile that a thread of a persistent kernel loads at most, unless the block has all its warps.
 LOADS: Final = 16
-#: Blocks that share an array in a step of an optimizer at most: two for each multiprocessor of a large GPU.
-UPDATE_BLOCKS: Final = 256
+#: Blocks that share an array where a launch takes many, at most: two for each multiprocessor of a large GPU.
+ARRAY_BLOCKS: Final = 256
 #: Graphs of a kernel that are kept, and bytes of the workspace that the products of each have.
 GRAPHS: Final = 32
 GRAPH_WORKSPACE: Final = 4 << 20

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 
 from lstmcore.updates import Formula, Updates
-from lstmcore_cupy import program_source, tuning
+from lstmcore_cupy import program_source
 from lstmcore_cupy.device import Array, Device, Words
-from lstmcore_cupy.launch import Call
+from lstmcore_cupy.launch import Call, blocks_for
 
 #: The same as in updates.cu: arrays of a launch, whose argument may have 4096 bytes.
 _ARRAYS: Final = 96
@@ -57,7 +57,7 @@ class CupyUpdates(Updates):
         with device.active():
             run = _Launches(device, gradients)
             norm = run.add_squares()
-            run.start("root_of_squares", (1, 1), tuning.MAX_THREADS, first=0)
+            run.start("root_of_squares", (1, 1), first=0)
             return norm
 
     def clip(self, gradients: Sequence[Array], bound: float) -> tuple[Array, Array]:
@@ -83,8 +83,8 @@ class _Launches:
 
     def __init__(self, device: Device, gradients: Sequence[Array], values: Sequence[Array] = ()) -> None:
         self._device, self.dtype = device, np.dtype(gradients[0].dtype)
-        self._program = device.program(program_source.update_program(self.dtype.name))
-        self.header = Call(device, self._program, "Update")
+        program = device.program(program_source.update_program(self.dtype.name))
+        self.header = Call(device, program, "Update")
         self._kept = [array if device.writable(array) else device.array(array) for array in (*values, *gradients)]
         addresses = [device.address(array) for array in self._kept]
         sizes = [array.size for array in gradients]
@@ -95,24 +95,21 @@ class _Launches:
         self._items[:, 3] = sizes
         self._size, self._largest = sum(sizes), max(sizes)
 
-    def start(self, kernel: str, blocks: tuple[int, int], threads: int, first: int) -> None:
+    def start(self, kernel: str, blocks: tuple[int, int], first: int) -> None:
         """Start a kernel on the arrays from number `first` on."""
-        items, words = self._items[first : first + _ARRAYS], self.header.words
+        items = self._items[first : first + _ARRAYS]
         self.header.put(arrays=len(items))
-        struct = np.zeros(len(words) + _ITEM * _ARRAYS, np.int64)
-        struct[: len(words)] = words
-        struct[len(words) : len(words) + items.size] = items.reshape(-1)
-        self._program.launch(kernel, blocks, threads, struct)
+        self.header.launch_over(kernel, items, _ARRAYS, blocks)
 
     def add_squares(self) -> Array:
         """Let the header have sums of squares of all arrays, and a place for their norm, which is returned."""
-        blocks = _blocks_for(self._size)
+        blocks = blocks_for(self._size)
         starts = range(0, len(self._items), _ARRAYS)
         squares, norm = self._device.empty((blocks * len(starts),), _SUM), self._device.empty((), _SUM)
         self.header.put(squares=squares, parts=blocks * len(starts), norm=norm)
         for number, first in enumerate(starts):
             self.header.put(first_part=number * blocks)
-            self.start("squares", (blocks, 1), tuning.MAX_THREADS, first)
+            self.start("squares", (blocks, 1), first)
         return norm
 
     def transform(self, kernel: str) -> Array:
@@ -121,13 +118,8 @@ class _Launches:
         self.header.put(target=target)
         for first in range(0, len(self._items), _ARRAYS):
             arrays = min(_ARRAYS, len(self._items) - first)
-            self.start(kernel, (arrays, _blocks_for(self._largest)), tuning.MAX_THREADS, first)
+            self.start(kernel, (arrays, blocks_for(self._largest)), first)
         return target
-
-
-def _blocks_for(size: int) -> int:
-    """Return how many blocks share an array; a thread has every so many-th number of it."""
-    return max(1, min(tuning.UPDATE_BLOCKS, -(-size // tuning.MAX_THREADS)))
 
 
 def _numbers(formula: Formula) -> Mapping[str, float]:

@@ -25,6 +25,34 @@ struct Rows {
     real* sums;                  // (parts, width)
 };
 
+#define PARAMETERS 128  // of a launch at most; as in packing.py
+
+struct Packing {
+    real* wide;                  // all arrays, each from its start on
+    stored* narrow;              // the same numbers as they are stored; null: nobody wants them
+};
+
+struct Parameter {
+    const stored* source;
+    long long start;
+    long long size;
+};
+
+struct Parameters {
+    Packing packing;
+    Parameter of[PARAMETERS];
+};
+
+// Parameters from the storage format, many in one launch. Blocks with one blockIdx.x share an array.
+KERNEL(pack, Parameters) {
+    const Parameter& item = a.of[blockIdx.x];
+    FOR_UNITS(e, item.size) {
+        const stored value = item.source[e];
+        a.packing.wide[item.start + e] = loaded(value);
+        if (a.packing.narrow) a.packing.narrow[item.start + e] = value;
+    }
+}
+
 // From the storage format, with 0 in padding, so that a NaN there reaches no sum. One block for each (t, n).
 KERNEL(widen, Rows) {
     const long long t = blockIdx.x / a.N, n = blockIdx.x % a.N;

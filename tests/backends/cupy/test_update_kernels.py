@@ -37,7 +37,7 @@ RULES: dict[str, Callable[[], Optimizer]] = {
 @pytest.fixture(autouse=True)
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two blocks share a large array, so that a thread has several of its numbers."""
-    monkeypatch.setattr(tuning, "UPDATE_BLOCKS", 2)
+    monkeypatch.setattr(tuning, "ARRAY_BLOCKS", 2)
 
 
 def random_arrays(dtype: str, seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
