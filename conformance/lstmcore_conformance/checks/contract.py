@@ -175,11 +175,19 @@ def broadcast(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(results(tested, case, data), expectation(tested, case))
 
 
+def fresh_cases(scope: Scope) -> Iterator[Case]:
+    """Yield the cases of the contract, and one whose rows have no step, so that its states pass through."""
+    yield from contract_cases(scope)
+    if "lengths" in scope.declared.features:
+        for precision in scope.precisions:
+            yield Case(name="contract,no_steps", model=config_of({}), precision=precision, lengths=(0, 0, 0))
+
+
 @check(
     "outputs.fresh",
     "no result shares memory with an input or with a result of another call",
     section=9,
-    cases=contract_cases,
+    cases=fresh_cases,
 )
 def fresh(tested: BackendUnderTest, case: Case) -> None:
     data = tested.device(case.data)

@@ -10,8 +10,9 @@ import numpy as np
 
 from lstmcore import reference
 from lstmcore.backend import State, Tangents
+from lstmcore.config import StackConfig
 from lstmcore_conformance.cases.case import Array, Case, Data
-from lstmcore_conformance.cases.switches import SWITCHES, config_of
+from lstmcore_conformance.cases.switches import MASKED, SWITCHES, config_of
 from lstmcore_conformance.oracle import budgets
 from lstmcore_conformance.oracle.budgets import Expectation, Expected, Measure
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
@@ -121,10 +122,21 @@ def _dot(a: Any, b: Any) -> float:
 
 
 def tangent_cases(scope: Scope) -> Iterator[Case]:
-    """Yield one kind of tangent at a time."""
+    """Yield one kind of tangent at a time, also with masks and lengths, and in a stack with dropout."""
+    lengths = (4, 0, 2) if "lengths" in scope.declared.features else None
+    masks = "masks" in scope.declared.features
+    shape = {"num_layers": 3, "dropout": 0.4} if masks else {"num_layers": 3}
     for precision in scope.precisions:
         for kind in ("x", "state", "parameters", "nothing"):
-            yield Case(name=f"tangent,{kind}", model=config_of(SWITCHES["peephole"]), precision=precision)
+            case = Case(name=f"tangent,{kind}", model=config_of(SWITCHES["peephole"]), precision=precision)
+            yield case
+            if kind != "nothing":
+                for name in MASKED:
+                    model = config_of({**SWITCHES[name], "reverse": kind == "state"})
+                    named = replace(case, name=f"tangent,{kind},{name}")
+                    yield replace(named, model=model, masks=masks, lengths=lengths)
+                stack = StackConfig.make(config_of({}), **shape)
+                yield replace(case, name=f"tangent,{kind},stack", model=stack, masks=masks)
 
 
 @check("jvp.partial", "a tangent that is left out is zero", section=7, cases=tangent_cases, needs=("jvp",))

@@ -20,6 +20,7 @@ from lstmcore_conformance.oracle.composition import forward_pass
 from lstmcore_conformance.oracle.philox import initial_of
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Failure, compare
 from lstmcore_conformance.suite.check import Scope, check
+from lstmcore_conformance.suite.device_memory import overwritten
 
 #: Name -> the switches, the shape of the stack, and whether the call has masks.
 STACKS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], bool]]] = {
@@ -53,6 +54,8 @@ def stack_cases(scope: Scope) -> Iterator[Case]:
             yield case
             if "lengths" in scope.declared.features and ("D=2" in name or masks):
                 yield replace(case, name=f"{name},lengths", lengths=(2, 0, 4))
+            if name == "L=2,D=2,dropout":
+                yield replace(case, name=f"{name},T=1", steps=1)
             if name in ("L=2,D=2", "L=3,D=2,proj"):
                 yield replace(case, name=f"{name},no_state", state=False)
                 yield replace(case, name=f"{name},T=0", steps=0)
@@ -127,6 +130,34 @@ def all_receipts(tested: BackendUnderTest, case: Case) -> None:
         receipts = kernel.receipts(case.steps, case.batch)
     if len(receipts) != len(case.configs):
         raise Failure(f"receipts: expected {len(case.configs)}, one for each layer and direction; got {len(receipts)}")
+
+
+def owned_cases(scope: Scope) -> Iterator[Case]:
+    """Yield stacks with masks, and one without, to be recorded by an LSTM."""
+    return (case for case in stack_cases(scope) if case.masks or case.name == "L=2,D=2")
+
+
+@check(
+    "stack.owns",
+    "a tape of a stack is right though x, the state, lengths and masks of its call are overwritten before backward",
+    section=9,
+    cases=owned_cases,
+    needs=("backward",),
+)
+def owns(tested: BackendUnderTest, case: Case) -> Measure:
+    data, stack = case.data.map(np.array), case.stack
+    if stack is None:
+        raise TypeError(f"case {case.id}: expected a stack")
+    with tested.guard("record"):
+        lstm = LSTM.from_config(stack, data.parameters, dtype=case.precision, backend=tested.backend)
+        _, last, tape = lstm.record(data.x, data.state, data.lengths, masks=data.masks)
+    if data.lengths is not None:
+        data.lengths[...] = 0
+    given = {name: array for name, array in data.arrays() if name == "x" or name.startswith(("state.", "masks["))}
+    with overwritten({**given, "h_n": last.h, "c_n": last.c}):
+        with tested.guard("backward"):
+            gradients = lstm.backward(tape, data.dy, data.dstate)
+        return compare(tested.on_host(tested.named_gradients(case, gradients)), budgets.gradients(case))
 
 
 #: Name -> the switches of an LSTM that is made from a seed, and whether it is orthogonal, with a forget bias of 1.

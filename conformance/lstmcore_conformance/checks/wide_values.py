@@ -1,4 +1,4 @@
-"""Checks of values far from 1: gates that are all but closed, functions far from 0, and norms of a large mean.
+"""Checks of values far from 1: closed gates, functions far from 0 or with odd numbers, and norms of a large mean.
 
 Section 10 of SPEC.md states an error relative to the result. A gate of 1e-6 that is right to 1e-8 is then wrong.
 """
@@ -37,6 +37,18 @@ CLOSED: Final[Mapping[str, Closed]] = {
 #: Added to biases of z and to the norm: beyond 89 exp overflows in float32, and the sum of squares loses 300^2 / 2^23.
 FAR: Final = 100.0
 MEAN: Final = 300.0
+#: Functions with numbers for which shorter forms are wrong: ``max(z, alpha z)``, or a derivative from the value.
+ODD_NUMBERS: Final = (
+    "affine(alpha=-0.6, beta=-0.3)",
+    "leaky_relu(alpha=1.6)",
+    "leaky_relu(alpha=-0.4)",
+    "thresholded_relu(alpha=-0.3)",
+    "scaled_tanh(alpha=-0.8, beta=-1.2)",
+    "scaled_tanh(alpha=0, beta=0.7)",
+    "hard_sigmoid(alpha=-0.3, beta=0.45)",
+    "hard_sigmoid(alpha=0, beta=0.4)",
+    "elu(alpha=-0.7)",
+)
 
 
 def _whole(case: Case) -> bool:
@@ -96,12 +108,22 @@ def mean_cases(scope: Scope) -> Iterator[Case]:
                 yield case
 
 
+def odd_number_cases(scope: Scope) -> Iterator[Case]:
+    """Yield functions whose alpha or beta is negative, 0, or above 1; one whose alpha is 0 leaves h to another one."""
+    for precision in scope.precisions:
+        for function in ODD_NUMBERS:
+            places = ("cell_activation", "hidden_activation")[: 1 if "alpha=0," in function else 2]
+            model = config_of(dict.fromkeys(places, function))
+            yield Case(name=f"numbers,{function}", model=model, precision=precision)
+
+
 def _all_results(tested: BackendUnderTest, case: Case) -> Measure:
     return compare(results(tested, case, tested.device(case.data)), with_denormals(case, expectation(tested, case)))
 
 
 for _id, _claim, _section, _cases in (
     ("closed_gates", "a gate that is all but closed is right relative to its own size", 2, closed_cases),
+    ("odd_numbers", "a function with a negative alpha or beta, one of 0 or one above 1 is right", 3, odd_number_cases),
     ("far", "softplus, elu and softsign are right where exp overflows or vanishes", 3, far_cases),
     ("large_mean", "layer norm is right where the mean is some hundred times the deviation", 3, mean_cases),
 ):

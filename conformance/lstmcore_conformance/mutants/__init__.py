@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lstmcore_conformance.mutants import (  # noqa: F401  (they register)
     blind_spots,
+    second_blind_spots,
     shortcuts,
     side_effects,
     size_thresholds,

@@ -241,7 +241,7 @@ class BackendUnderTest:
         self._note("backward", case, data)
         with self.guard("backward"):
             result = kernel.backward(weights, done.tape, data.dy, data.dstate)
-        return self._named_gradients(case, result)
+        return self.named_gradients(case, result)
 
     def tangents(self, case: Case, data: Data | None = None) -> dict[str, Array]:
         """Return y, h_n, c_n of the forward pass and their tangents ty, th_n, tc_n."""
@@ -288,7 +288,7 @@ class BackendUnderTest:
         """Return arrays of the device on the host, each by `host`."""
         return {name: self.host(array) for name, array in arrays.items()}
 
-    def _named_gradients(self, case: Case, result: Any) -> dict[str, Any]:
+    def named_gradients(self, case: Case, result: Any) -> dict[str, Any]:
         """Return the arrays of `Gradients` by name."""
         if not isinstance(result, Gradients) or not isinstance(result.parameters, Mapping):
             raise Failure(f"backward: expected Gradients(x, state, parameters); got {type(result).__name__}")

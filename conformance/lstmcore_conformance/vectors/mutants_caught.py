@@ -31,9 +31,9 @@ _STORED: Final = "the files have no stored weights"
 _SIZES: Final = "it begins at a size, and there are hundreds of them: they do not run"
 _FAR: Final = (
     "the files have no such values: NaN in clips, lower bounds, closed gates, beyond exp, infinity, rows of zeros, "
-    "gains of one, masks of ones"
+    "gains of one, masks of ones, odd alpha and beta"
 )
-_SINGLE: Final = "the files have no single step with lengths"
+_SINGLE: Final = "the files have no single step with lengths, and none of a stack with dropout"
 _RESTS: Final = (
     "the files have no such sizes: a rest of 15 rows, a norm of one unit, a block of one row, one length for many rows"
 )
@@ -66,6 +66,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "backward.both_bounds": _FAR,
     "backward.nan": _FAR,
     "stack.initial": _FAR,
+    "stack.owns": _CALLS,
     "backward.clipped_nan": _FAR,
     "bits16.": _HALF,
     "state.forms": _FORM,
@@ -85,6 +86,7 @@ BEYOND_ALONE: Final[Mapping[str, str]] = {
     "int8a16.scale_of_batch": _STORED,
     "int8a16.scale_of_sequence": _STORED,
     "shortcut.single_step": _SINGLE,
+    "spot.mask_of_single_step": _SINGLE,
     "spot.rest_of_15_rows": _RESTS,
     "spot.norm_of_one_unit": _RESTS,
     "spot.block_of_one_row": _RESTS,
