@@ -11,7 +11,13 @@ from lstmcore_conformance.suite.backend_under_test import Draws
 #: Checks in which right evaluations differ most: values near and far, extremes, zoneout, layouts and wide sums.
 SELECTED = "extremes or values. or masks.kept or inputs. or large.widths"
 #: The variants that every change runs; the others take a second or two each.
-QUICK = ("products bf16x3", "sigmoid and tanh 2 units too small", "zoneout of h from the old value")
+QUICK = (
+    "products bf16x3",
+    "sigmoid and tanh 2 units too small",
+    "zoneout of h from the old value",
+    "one row at a time",
+    "reversed rows turned around in memory",
+)
 
 
 def _marked(name: str) -> object:

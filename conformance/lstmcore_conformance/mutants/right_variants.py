@@ -15,6 +15,7 @@ from lstmcore import activations, reference
 from lstmcore.backend import Array, Backend, Gradients, Masks, State
 from lstmcore_conformance.mutants import backend_of, edited
 from lstmcore_conformance.mutants.equivalent import VARIANTS as FIRST
+from lstmcore_conformance.mutants.right_orders import ORDERS
 from lstmcore_conformance.oracle.naive import NaiveKernel
 from lstmcore_conformance.oracle.plain_sums import Product, with_product
 
@@ -180,6 +181,10 @@ _H = "keep_h * step.h_before + (1 - keep_h) * h_new"
 _C = "keep_c * c_before + (1 - keep_c) * c_new"
 #: Models without zoneout have no blend: it would lose a small new value next to a large old one.
 _ZONEOUT = "if config.zoneout_hidden or config.zoneout_cell else"
+_CENTRED = "    centred = a - a.mean(axis=1, keepdims=True)\n"
+_VARIANCE = "(centred * centred).mean(axis=1, keepdims=True)"
+_PRODUCTS_OF_STEP = 'from_x, from_h = step.x @ p["weight_x"].T, step.recurrent @ p["weight_h"].T'
+_SUM = '    z = from_x + from_h\n    if config.bias:\n        z = z + p["bias"]\n'
 _CELL = 'step.c_unclipped = gate["f"] * c_before + gate["i"] * gate["g"]'
 _TEXTS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "zoneout of h from the new value": ((_H, f"(h_new + keep_h * (step.h_before - h_new) {_ZONEOUT} h_new)"),),
@@ -207,6 +212,61 @@ _TEXTS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
             'z = from_x + from_h\n    if config.bias:\n        z = z + p["bias"]',
             'z = (from_x + p["bias"] if config.bias else from_x) + from_h',
         ),
+    ),
+    "norm by Welford": (
+        (
+            _CENTRED,
+            "    mean, total = a[:, :1], np.zeros_like(a[:, :1])\n"
+            "    for k in range(1, a.shape[1]):\n"
+            "        off = a[:, k : k + 1] - mean\n"
+            "        mean = mean + off / a.dtype.type(k + 1)\n"
+            "        total = total + off * (a[:, k : k + 1] - mean)\n"
+            "    centred = a - mean\n",
+        ),
+        (_VARIANCE, "total / a.dtype.type(a.shape[1])"),
+    ),
+    "norm in float64": (
+        (_CENTRED, f"    dtype, a = a.dtype, a.astype(np.float64)\n{_CENTRED}"),
+        (
+            "Normalised(centred / deviation, deviation)",
+            "Normalised(*(each.astype(dtype) for each in (centred / deviation, deviation)))",
+        ),
+    ),
+    "norm of differences to the first element": (
+        (_CENTRED, "    near = a - a[:, :1]\n    centred = near - near.mean(axis=1, keepdims=True)\n"),
+    ),
+    "bias, then h, then x": ((_SUM, '    z = (p["bias"] + from_h if config.bias else from_h) + from_x\n'),),
+    "one product of x, h and 1": (
+        (
+            _SUM,
+            "    if config.layer_norm or not config.bias:\n"
+            '        z = from_x + from_h + (p["bias"] if config.bias else 0)\n'
+            "    else:\n"
+            "        one = np.ones_like(step.x[:, :1])\n"
+            '        weights = (p["weight_x"], p["weight_h"], p["bias"][:, None])\n'
+            "        z = np.hstack((step.x, step.recurrent, one)) @ np.hstack(weights).T\n",
+        ),
+    ),
+    "a product for each gate": (
+        (
+            _PRODUCTS_OF_STEP,
+            "from_x, from_h = (\n"
+            "        np.hstack([array @ part.T for part in np.split(p[name], len(config.gates))[::-1]][::-1])\n"
+            '        for array, name in ((step.x, "weight_x"), (step.recurrent, "weight_h"))\n'
+            "    )",
+        ),
+    ),
+    "no product with an h of zeros": (
+        (
+            _PRODUCTS_OF_STEP,
+            'from_x = step.x @ p["weight_x"].T\n'
+            "    from_h = np.zeros_like(from_x)\n"
+            "    if np.any(step.recurrent != 0) or not np.isfinite(p['weight_h']).all():\n"
+            '        from_h = step.recurrent @ p["weight_h"].T',
+        ),
+    ),
+    "gradients of parameters in float64": (
+        ("dp = {name: np.zeros(shape, tape.dtype)", "dp = {name: np.zeros(shape, np.float64)"),
     ),
     "gradient of the bias over rows backwards": (("dz_all.sum(axis=0)", "dz_all[::-1].sum(axis=0)"),),
     "gradient of the bias by a product": (
@@ -247,7 +307,7 @@ def _variants() -> dict[str, Callable[[], Backend]]:
         found[name] = lambda pairs=pairs: backend_of(  # type: ignore[misc]
             type("VariantKernel", (NaiveKernel,), {"equations": edited(*pairs)})
         )
-    return {**found, "forward again in backward": lambda: backend_of(RecomputingKernel)}
+    return {**found, **ORDERS, "forward again in backward": lambda: backend_of(RecomputingKernel)}
 
 
 #: Name -> function that makes a right backend.
