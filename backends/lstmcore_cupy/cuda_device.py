@@ -182,7 +182,7 @@ class CudaDevice(Device):
         """See `Device.array`."""
         cupy = self._cupy
         if isinstance(array, np.ndarray):
-            bits = np.ascontiguousarray(array)
+            bits = np.asarray(array, order="C")  # an array () stays one
             return cupy.asarray(bits.view(_as_bits(bits.dtype))).view(bits.dtype)
         if hasattr(array, "__dlpack_device__") and self._number(array) is None:
             return self.array(np.from_dlpack(array))
@@ -192,7 +192,8 @@ class CudaDevice(Device):
                 f"array: expected one on {self.name}, where this call runs; got one on cuda:{result.device.id}"
             )
         dtype = result.dtype
-        result = cupy.ascontiguousarray(result.view(_as_bits(dtype))).view(dtype)
+        if result.ndim:  # it would make an array (1,) of an array ()
+            result = cupy.ascontiguousarray(result.view(_as_bits(dtype))).view(dtype)
         if result.data.ptr % dtype.itemsize:  # kernels may not read it unaligned; its bytes can be copied
             result = result.view(np.uint8).copy().view(dtype)
         return result

@@ -26,6 +26,7 @@ from lstmcore_conformance.mutants import (  # noqa: F401  (they register)
     wrong_kernels,
     wrong_precision,
     wrong_stacks,
+    wrong_updates,
     wrong_weights,
 )
 from lstmcore_conformance.mutants.construction import MUTANTS, Mutant, backend_of, edited

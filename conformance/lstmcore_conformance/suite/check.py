@@ -36,10 +36,17 @@ SECTIONS: Final[Mapping[int, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The capabilities for which cases are made, and the precisions of the run."""
+    """The capabilities for which cases are made, and the precisions of the run.
+
+    Attributes
+    ----------
+    updates
+        Pairs of an operation of `Backend.updates`, a formula or ``"clip"``, and a dtype for which there is a kernel.
+    """
 
     declared: Capabilities
     precisions: tuple[str, ...]
+    updates: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def main(self) -> str:

@@ -64,7 +64,21 @@ def scope_of(tested: BackendUnderTest, precisions: Iterable[str] | None = None) 
             raise ValueError(f"precision: backend {tested.backend.name!r} has no {tested.declared.missing(name)}")
     if not wanted:
         raise ValueError(f"precision: backend {tested.backend.name!r} declares none, so there is nothing to test")
-    return Scope(tested.declared, tuple(sorted(set(wanted), key=order.__getitem__)))
+    return Scope(tested.declared, tuple(sorted(set(wanted), key=order.__getitem__)), _updates_of(tested.backend))
+
+
+def _updates_of(backend: Backend) -> frozenset[tuple[str, str]]:
+    """Return `Scope.updates` of a backend."""
+    if (updates := backend.updates()) is None:
+        return frozenset()
+    dtypes = {policy.storage for policy in PRECISIONS.values()}
+    formulas = {"sgd": "sgd", "adam": "adam", "clip": None}
+    return frozenset(
+        (name, dtype)
+        for name, formula in formulas.items()
+        for dtype in dtypes
+        if updates.refusal(formula, dtype) is None
+    )
 
 
 def items(

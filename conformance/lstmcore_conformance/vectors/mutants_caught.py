@@ -40,6 +40,7 @@ _RESTS: Final = (
 _HALF: Final = "budgets in 16 bits are as wide as the roundings of h, and may hide it"
 _FORM: Final = "it is the type of a pair, not its numbers"
 _ERRORS: Final = "it is the answer to wrong arguments, and the files have none"
+_UPDATES: Final = "the files have no steps of optimizers"
 
 #: The id of the check that a mutant names, or its beginning -> why vectors cannot catch it.
 BEYOND: Final[Mapping[str, str]] = {
@@ -58,6 +59,7 @@ BEYOND: Final[Mapping[str, str]] = {
     "drawn.same_bits": _CALLS,
     "backward.rows": _ROWS,
     "weights.": _STORED,
+    "updates.": _UPDATES,
     "large.": _SIZES,
     "models.": _CALLS,
     "values.": _FAR,

@@ -31,7 +31,7 @@ ITEMS = [
         [precision],
         "(switches and (plain or everything or proj_size) or inputs or outputs or errors or refusals.calls "
         "or lengths.dtypes or lengths.forward or lengths.backward or stack or tape or pack "
-        "or masks.backward or backward.sizes "
+        "or masks.backward or backward.sizes or updates "
         "or weights. and (int8,everything or float16,plain)) and not tiles",
     )
 ]
@@ -211,6 +211,16 @@ def test_an_array_that_is_not_aligned_is_copied() -> None:
     copy = GPU.array(GpuArray(own, GPU.cupy))
     assert copy.data.ptr % 4 == 0
     np.testing.assert_array_equal(copy.get(), own)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_an_array_without_axes_stays_one(dtype: str) -> None:
+    """CuPy's `ascontiguousarray` makes an array of one entry of it, and so does NumPy's."""
+    given = np.array(3, dtype)
+    here = SUBJECT.backend.to_device(given)
+    assert here.shape == GPU.array(here).shape == ()
+    back = SUBJECT.backend.to_host(here)
+    assert (back.shape, back.dtype, float(back)) == ((), given.dtype, 3)
 
 
 def test_an_array_of_the_gpu_is_not_copied() -> None:

@@ -351,6 +351,8 @@ class CupyOnHost(ModuleType):
         return GpuArray(array._own, self, number)
 
     def ascontiguousarray(self, array: GpuArray) -> GpuArray:
+        if not array.ndim:
+            return array.reshape((1,))  # type: ignore[no-any-return, attr-defined]  # as CuPy and NumPy do
         return array if array._own.flags.c_contiguous else array.copy()  # type: ignore[no-any-return, attr-defined]
 
     def empty(self, shape: Any, dtype: Any = np.float64, *, device: Any = None) -> GpuArray:
