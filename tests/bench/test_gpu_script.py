@@ -126,8 +126,14 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(variants(benchmark)) == 4 * 4
     assert device["micro"]["a call of nothing"] > 0
     assert device["tensors"] == {"tensors": "the stand-in has none"}
-    kinds = [(one["precision"], one["path"], one["arrays"]) for one in device["training"]]
-    assert kinds == [("float32", path, arrays) for path in ("", "equations") for arrays in ("host", "device")]
+    kinds = [tuple(one[name] for name in ("data", "precision", "path", "peer", "arrays")) for one in device["training"]]
+    sides = (("", ""), ("equations", ""), ("", "reference"))
+    assert kinds == [
+        (size.name, "float32", *side, arrays)
+        for size in STAND_IN.training
+        for side in sides
+        for arrays in ("host", "device")
+    ]
     assert len(device["graphs"]) == 4
     for one in device["graphs"]:
         assert one["outcome"] in ("measured", "noisy")
@@ -146,6 +152,9 @@ def test_every_stage_runs_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert told.endswith((folder / "table.txt").read_text("utf-8"))
     for text in (
         "12 selected cases",
+        "training from end to end, Japanese Vowels, N=4, H=5, with a linear readout:",
+        "training from end to end, drawn sequences, N=9, H=6, T=5, with a linear readout:",
+        "float32, reference, arrays of the device: ",
         "float16   training   default",
         "float16   training   fastest",
         "biased upwards",
@@ -403,6 +412,21 @@ def test_nothing_is_begun_on_a_device_that_is_lost(tmp_path: Path) -> None:
     values = device_run.run(["micro"], 60.0, 1, None)
     assert values["device"]["errors"][1:] == ["micro: not begun, the device is lost"]
     assert not values["device"]["micro"]
+
+
+def test_a_training_is_told_beside_the_peers() -> None:
+    """Its time over ours, of the same data, precision and kind of arrays; none without the peer."""
+    told = {"data": "drawn", "precision": "tf32", "path": "", "losses": [2.0, 1.0]}
+    runs = [
+        told | {"arrays": arrays, "peer": peer, "step_s": step}
+        for arrays, peer, step in (("host", "", 1e-3), ("device", "", 2e-4), ("device", "PyTorch", 3e-4))
+    ]
+    assert list(goals._training_lines(runs)) == [
+        "training from end to end, drawn, with a linear readout:",
+        "  tf32, default, arrays of the host: 1000 us a step, loss 2.000 to 1.000",
+        "  tf32, default, arrays of the device: 200 us a step, 1.50 of the peer's speed, loss 2.000 to 1.000",
+        "  tf32, PyTorch, arrays of the device: 300 us a step, loss 2.000 to 1.000",
+    ]
 
 
 # Points ---------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,15 +17,18 @@ import pytest
 
 from lstmcore.registry import get_backend
 from lstmcore_conformance.bench import cuda
+from lstmcore_conformance.bench.classifiers import Arrays
 from lstmcore_conformance.bench.device_points import compare
 from lstmcore_conformance.bench.device_run import DeviceRun
-from lstmcore_conformance.bench.grids import STAND_IN
+from lstmcore_conformance.bench.end_to_end import batches_of, start_of, train, trained
+from lstmcore_conformance.bench.grids import STAND_IN, TrainingSize
 from lstmcore_conformance.bench.jobs import Job, Point
 from lstmcore_conformance.bench.results import Outcome
 from lstmcore_conformance.bench.timed_device import draw
 from lstmcore_conformance.bench.timing import Deadline
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+TorchClassifier: Any = import_module("lstmcore_conformance.bench.torch_classifier").TorchClassifier
 
 
 class Event:
@@ -151,3 +155,42 @@ def test_a_run_on_it(device: cuda.CUDA, tmp_path: Any) -> None:
     assert device_run.good
     device_run._benchmark(Deadline(-1))
     assert len(device_run.not_reached) == len(STAND_IN.all())
+
+
+def peer_on_processor(device: cuda.CUDA) -> None:
+    """Let PyTorch's classifier be on the processor."""
+    device.peer_classifier = lambda precision, start, arrays: TorchClassifier(precision, start, arrays, "cpu")  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("size", STAND_IN.training, ids=lambda size: size.name)
+@pytest.mark.parametrize("arrays", ["host", "device"])
+def test_pytorch_trains_as_ours_does(device: cuda.CUDA, arrays: Arrays, size: TrainingSize) -> None:
+    """From the same parameters by the same steps, with and without lengths that differ."""
+    peer_on_processor(device)
+    own, peer = (train(device, "float32", arrays, size, peer=peer) for peer in (False, True))
+    assert own is not None
+    assert peer is not None
+    assert (own.peer, peer.peer, peer.data) == ("", "PyTorch", size.name)
+    assert own.losses[-1] < own.losses[0]
+    np.testing.assert_allclose(peer.losses, own.losses, rtol=1e-5)
+
+
+def test_all_sides_of_a_training_agree(device: cuda.CUDA) -> None:
+    peer_on_processor(device)
+    runs = list(trained(device))
+    sides = [(run.data, run.peer, run.arrays) for run in runs]
+    names = [size.name for size in STAND_IN.training]
+    assert sides == [
+        (name, peer, arrays) for name in names for peer in ("", "PyTorch") for arrays in ("host", "device")
+    ]
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("float32", False)])
+def test_tf32_is_allowed_where_ours_has_it(precision: str, allowed: bool) -> None:
+    size = STAND_IN.training[0]
+    batches = batches_of(size)
+    model = TorchClassifier(precision, start_of(size, batches), "device", "cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not allowed
+    model.learn(model.take(batches)[0])
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True  # as PyTorch has them

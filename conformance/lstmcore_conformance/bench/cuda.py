@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lstmcore.backend import Array, Backend
 from lstmcore.registry import get_backend
 from lstmcore_conformance.bench import micro
+from lstmcore_conformance.bench.classifiers import Arrays, Classifier, Start
 from lstmcore_conformance.bench.grids import GPU
 from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.bench.runtimes import Prepared
@@ -122,7 +123,7 @@ class CUDA(Device):
         if id(array) in self._large:
             tensor = self._large[id(array)][1]
         else:
-            tensor = self.torch.from_numpy(np.ascontiguousarray(array)).cuda()
+            tensor = self.torch.from_numpy(np.require(array, requirements=("C", "W"))).cuda()
             if array.size > LARGE:
                 self._large[id(array)] = array, tensor
         return tensor.to(getattr(self.torch, dtype)).detach()
@@ -206,6 +207,12 @@ class CUDA(Device):
 
         how = f"{made.how}, TF32 {'on' if tf32 else 'off'}"
         return Prepared(allowing(made.call), allowing(made.outputs), how, made.around)
+
+    def peer_classifier(self, precision: str, start: Start, arrays: Arrays) -> Classifier:
+        """Return PyTorch's."""
+        found: Any = importlib.import_module("lstmcore_conformance.bench.torch_classifier")  # it imports PyTorch
+        classifier: Classifier = found.TorchClassifier(precision, start, arrays, "cuda")
+        return classifier
 
     # Time -------------------------------------------------------------------------------------------------------------
 

@@ -163,12 +163,16 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a line for each run from end to end."""
-    if found:
-        yield "training on Japanese Vowels, both directions, with a linear readout:"
-    for one in found:
-        kind = f"{one['precision']}, {one['path'] or 'default'}, arrays of the {one['arrays']}"
-        yield f"  {kind}: {1e6 * one['step_s']:.0f} us a step, loss {one['losses'][0]:.3f} to {one['losses'][-1]:.3f}"
+    """Yield a line for each run from end to end, with the peer's time over its own."""
+    peers = {(one["data"], one["precision"], one["arrays"]): one["step_s"] for one in found if one["peer"]}
+    for data in dict.fromkeys(one["data"] for one in found):
+        yield f"training from end to end, {data}, with a linear readout:"
+        for one in (one for one in found if one["data"] == data):
+            kind = f"{one['precision']}, {one['peer'] or one['path'] or 'default'}, arrays of the {one['arrays']}"
+            cost = f"{1e6 * one['step_s']:.0f} us a step"
+            if not one["peer"] and (theirs := peers.get((data, one["precision"], one["arrays"]))) is not None:
+                cost += f", {theirs / one['step_s']:.2f} of the peer's speed"
+            yield f"  {kind}: {cost}, loss {one['losses'][0]:.3f} to {one['losses'][-1]:.3f}"
 
 
 def _ratio_lines(found: Mapping[str, Any]) -> Iterator[str]:

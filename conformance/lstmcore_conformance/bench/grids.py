@@ -95,12 +95,28 @@ FEWEST: Final = 5
 
 
 class TrainingSize(NamedTuple):
-    """The sizes of a training run: how many sequences, rows of a batch, hidden units and epochs, at least two."""
+    """The sizes of a training run.
+
+    Attributes
+    ----------
+    sequences, rows, hidden, epochs
+        How many sequences, rows of a batch, hidden units, and epochs, at least two.
+    steps
+        T of drawn sequences, which are as wide as the state; 0 for Japanese Vowels.
+    """
 
     sequences: int
     rows: int
     hidden: int
     epochs: int
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """The data, and N, H and T."""
+        if not self.steps:
+            return f"Japanese Vowels, N={self.rows}, H={self.hidden}"
+        return f"drawn sequences, N={self.rows}, H={self.hidden}, T={self.steps}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +140,7 @@ class DeviceGrid:
     hidden: tuple[int, ...]
     varied: Point
     plan: Plan
-    training: TrainingSize
+    training: tuple[TrainingSize, ...]
     recorded: tuple[Point, ...] = ()
 
     def sizes(self) -> list[Point]:
@@ -156,7 +172,7 @@ GPU: Final = DeviceGrid(
     hidden=(64, 128, 256, 512, 1024, 2048),
     varied=Point(512, 64, 512, 512),
     plan=Plan(rounds=11, seconds=0.0, repeats=0, fewest=FEWEST, limit=0.8),
-    training=TrainingSize(270, 30, 100, 6),
+    training=(TrainingSize(270, 30, 100, 6), TrainingSize(256, 64, 512, 4, steps=128)),
     recorded=(Point(128, 1, 128, 128), Point(128, 64, 128, 128), Point(128, 64, 512, 512)),
 )
 STAND_IN: Final = DeviceGrid(
@@ -167,7 +183,7 @@ STAND_IN: Final = DeviceGrid(
     hidden=(5, 8),
     varied=Point(4, 3, 5, 5),
     plan=Plan(rounds=FEWEST, seconds=0.0, repeats=0),
-    training=TrainingSize(12, 4, 5, 3),
+    training=(TrainingSize(12, 4, 5, 3), TrainingSize(18, 9, 6, 3, steps=5)),
     recorded=(Point(4, 3, 5, 5),),
 )
 #: Switches that are timed beside the plain layer on a device.

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from lstmcore import reference
 from lstmcore.backend import Array, Backend, State, Tangents
 from lstmcore.precision import get_precision
+from lstmcore_conformance.bench.classifiers import Arrays, Classifier, OwnClassifier, Start
 from lstmcore_conformance.bench.grids import STAND_IN, DeviceGrid
 from lstmcore_conformance.bench.jobs import Job
 from lstmcore_conformance.bench.machine import cores
@@ -97,6 +98,10 @@ class Device(ABC):
     @abstractmethod
     def seconds(self, call: Callable[[], Any]) -> float:
         """Return how long the call keeps the device busy, from its start to its end."""
+
+    @abstractmethod
+    def peer_classifier(self, precision: str, start: Start, arrays: Arrays) -> Classifier | None:
+        """Return the peer's classifier for arrays of one kind, None if there is none."""
 
     @abstractmethod
     def micro(self) -> dict[str, float | str]:
@@ -231,6 +236,10 @@ class StandIn(Device):
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
+
+    def peer_classifier(self, precision: str, start: Start, arrays: Arrays) -> Classifier | None:
+        """Return one that computes by the equations."""
+        return OwnClassifier(NaiveBackend(), precision, start, lambda array: array)
 
     def micro(self) -> dict[str, float | str]:
         """Return what a call of nothing costs."""

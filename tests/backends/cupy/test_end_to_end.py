@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from emulation.gpu import Gpu, GpuArray
-from lstmcore_conformance.bench import end_to_end
-from lstmcore_conformance.bench.end_to_end import Arrays, train, trained
+from lstmcore_conformance.bench import classifiers, end_to_end
+from lstmcore_conformance.bench.classifiers import Arrays
+from lstmcore_conformance.bench.end_to_end import Trained, train, trained
 from lstmcore_conformance.bench.grids import STAND_IN, TrainingSize
 from lstmcore_conformance.bench.timed_device import StandIn
 from lstmcore_cupy.kernel import CupyBackend
@@ -21,6 +22,7 @@ from lstmcore_cupy.kernel import CupyBackend
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 SIZE = TrainingSize(8, 4, 3, 3)
+DRAWN = TrainingSize(18, 9, 6, 3, steps=5)
 
 
 class _Emulated(StandIn):
@@ -30,7 +32,7 @@ class _Emulated(StandIn):
         self.gpu = Gpu()
         super().__init__(CupyBackend(self.gpu, persistent=False))
         self.paths = {"persistent": CupyBackend(self.gpu, persistent=True)}
-        self.grid = replace(STAND_IN, precisions=("float32",), training=SIZE)
+        self.grid = replace(STAND_IN, precisions=("float32",), training=(SIZE, DRAWN))
 
     def to_device(self, array: np.ndarray, dtype: str) -> Any:
         return self.gpu.array_of(array.astype(dtype))
@@ -42,22 +44,28 @@ class _Emulated(StandIn):
 
 
 def test_it_trains_with_arrays_of_both_places() -> None:
+    """On both paths, and by the peer, here the equations: of each size the same losses."""
     runs = list(trained(_Emulated()))
-    assert [(run.precision, run.path, run.arrays) for run in runs] == [
-        ("float32", path, arrays) for path in ("", "persistent") for arrays in ("host", "device")
+    sides = [(path, "") for path in ("", "persistent")] + [("", "reference")]
+    assert [(run.data, run.precision, run.path, run.peer, run.arrays) for run in runs] == [
+        (size.name, "float32", *side, arrays)
+        for size in (SIZE, DRAWN)
+        for side in sides
+        for arrays in ("host", "device")
     ]
     for run in runs:
         assert run.steps == 2
-        assert len(run.losses) == SIZE.epochs
+        assert len(run.losses) == 3
         assert run.losses[-1] < run.losses[0]
         assert run.step_s > 0
-        np.testing.assert_allclose(run.losses, runs[0].losses, rtol=1e-4)
+        same = next(one for one in runs if one.data == run.data)
+        np.testing.assert_allclose(run.losses, same.losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arrays", ["host", "device"])
 def test_a_step_of_the_device_copies_nothing_back(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lengths go there, each step; the loss comes back, each epoch. A step of the parameters is one kernel."""
-    device, read = _Emulated(), end_to_end.to_host
+    device, read = _Emulated(), classifiers.to_host
     counted: list[tuple[int, int, int]] = []
     moved: list[int] = []
 
@@ -70,7 +78,7 @@ def test_a_step_of_the_device_copies_nothing_back(arrays: Arrays, monkeypatch: p
         counts.clear()
         return found
 
-    monkeypatch.setattr(end_to_end, "to_host", to_host)
+    monkeypatch.setattr(classifiers, "to_host", to_host)
     train(device, "float32", arrays, SIZE)
     steps = 2
     assert moved == [steps if arrays == "device" else 0] * SIZE.epochs
@@ -81,13 +89,14 @@ def test_a_step_of_the_device_copies_nothing_back(arrays: Arrays, monkeypatch: p
 
 
 def test_losses_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(device: Any, precision: str, arrays: Arrays, size: TrainingSize) -> end_to_end.Trained:
+    def wrong(device: Any, precision: str, arrays: Arrays, size: TrainingSize, *, peer: bool = False) -> Trained:
         last = 1.5 if arrays == "host" else 1.6
-        return end_to_end.Trained(precision, "", arrays, 2, 1e-3, (2.0, last))
+        return Trained(precision, "", arrays, 2, 1e-3, (2.0, last))
 
     monkeypatch.setattr(end_to_end, "train", wrong)
-    with pytest.raises(ValueError, match=r"float32, arrays of the device: a loss of 1\.6, and of 1\.5 with arrays of"):
+    told = r"float32, arrays of the device: a loss of 1\.6, and of 1\.5 in: float32, arrays of the host"
+    with pytest.raises(ValueError, match=told):
         list(trained(_Emulated()))
-    monkeypatch.setattr(end_to_end, "train", lambda *given: replace(wrong(*given), losses=(2.0, 2.0)))
+    monkeypatch.setattr(end_to_end, "train", lambda *given, **more: replace(wrong(*given), losses=(2.0, 2.0)))
     with pytest.raises(ValueError, match="float32, arrays of the host: the loss does not fall"):
         list(trained(_Emulated()))
