@@ -281,6 +281,10 @@ class CudaDevice(Device):
         with cuda.Device(number), cuda.ExternalStream(address, number):
             yield
 
+    def stream(self) -> int:
+        """See `Device.stream`."""
+        return int(self._cupy.cuda.get_current_stream().ptr)
+
     def uploader(self) -> Uploader:
         """See `Device.uploader`."""
         return PinnedUploader(self, self._cupy)

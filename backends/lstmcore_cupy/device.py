@@ -168,6 +168,10 @@ class Device(ABC):
         """Return a context in which a stream of a GPU, given by its address, is the current one."""
         return nullcontext()
 
+    def stream(self) -> int:
+        """Return the address of the current stream."""
+        return 0
+
     def uploader(self) -> Uploader:
         """Return what copies the batches of a training to this device."""
         return Uploader(self.array)

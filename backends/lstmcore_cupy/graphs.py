@@ -20,6 +20,9 @@ class Graphs:
     A graph has the sizes and the addresses of its call in it. The key has all of them, so a graph only ever runs for a
     call that would start the same launches with the same arguments. Other sizes, or arrays in other places, are
     recorded anew. Memory pools give a loop of training the same places again and again.
+
+    A graph runs on the stream on which it was recorded alone. Its workspace goes back to the memory of that stream when
+    the graph is forgotten, which may be while it runs: what gets the memory next there is behind it in the stream.
     """
 
     def __init__(self) -> None:
@@ -38,6 +41,7 @@ class Graphs:
         work
             Starts them.
         """
+        key = device.stream(), key
         with self._lock.lock:
             start = self._kept.get(key)
         if start is None:

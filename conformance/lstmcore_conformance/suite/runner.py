@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
-from itertools import groupby
+from itertools import groupby, product
 from typing import Final
 
 import numpy as np
@@ -71,14 +71,9 @@ def _updates_of(backend: Backend) -> frozenset[tuple[str, str]]:
     """Return `Scope.updates` of a backend."""
     if (updates := backend.updates()) is None:
         return frozenset()
-    dtypes = {policy.storage for policy in PRECISIONS.values()}
-    formulas = {"sgd": "sgd", "adam": "adam", "clip": None}
-    return frozenset(
-        (name, dtype)
-        for name, formula in formulas.items()
-        for dtype in dtypes
-        if updates.refusal(formula, dtype) is None
-    )
+    named = {"sgd": "sgd", "adam": "adam", "clip": None}
+    pairs = product(named, {policy.storage for policy in PRECISIONS.values()})
+    return frozenset((name, dtype) for name, dtype in pairs if updates.refusal(named[name], dtype) is None)
 
 
 def items(

@@ -156,6 +156,22 @@ def test_a_long_call_has_a_graph_for_each_part(monkeypatch: pytest.MonkeyPatch) 
     assert launches.count("graph") == run.gpu.cupy.recorder.graphs == T // 2
 
 
+def test_a_graph_runs_on_the_stream_of_its_record_alone() -> None:
+    """Its workspace is memory of that stream: once it is forgotten, another call there may get it at once."""
+    run = Run()
+    recorder = run.gpu.cupy.recorder
+    for seed in (1, 2, 3):
+        run.call(seed)
+    assert recorder.graphs == 2
+    stream = run.gpu.cupy.cuda.Stream()
+    for seed, graphs, found in ((4, 2, 0), (5, 4, 2), (6, 4, 2)):
+        with stream:
+            assert run.call(seed).count("graph") == found
+        assert recorder.graphs == graphs
+    assert run.call(7).count("graph") == 2
+    assert recorder.graphs == 4
+
+
 def test_other_sizes_are_recorded_anew() -> None:
     run = Run()
     recorder = run.gpu.cupy.recorder
