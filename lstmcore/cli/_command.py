@@ -26,7 +26,11 @@ class Command(click.Command):
         """
         ctx.meta[_WORDS] = list(args)
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            try:
+                _, _, order = self.make_parser(ctx).parse_args(list(args))
+            except click.UsageError as error:
+                error.ctx = error.ctx or ctx  # click leaves it out for an option without its value
+                raise
             for parameter, count in Counter(order).items():
                 if isinstance(parameter, click.Option) and count > 1 and not _repeatable(parameter):
                     several = parameter.help is not None and "commas between" in parameter.help

@@ -118,11 +118,19 @@ def make_run(data: str, options: Mapping[str, Any]) -> Run:
     return _own_classification(data, options, settings)
 
 
+#: Options of a forecast -> what names the same to classify.
+_INSTEAD: Final = {
+    "target": ": --label names the column with the class",
+    "series": ": --id names the column that tells the sequences apart",
+}
+
+
 def _refuse_other_kind(data: str, options: Mapping[str, Any], classify: bool) -> None:
     for name in _FORECASTING if classify else _CLASSIFYING:
         if options[name] is not None:
             kind = "forecasting" if classify else "classifying"
-            raise ValueError(f"--{name.replace('_', '-')}: only for {kind}; got it with {_what(data, classify)}")
+            hint = _INSTEAD.get(name, "") if classify else ""
+            raise ValueError(f"--{name.replace('_', '-')}: only for {kind}; got it with {_what(data, classify)}{hint}")
 
 
 def _what(data: str, classify: bool) -> str:

@@ -213,9 +213,10 @@ class Table:
             )
         if (count := self.header.count(name)) != 1:
             found = "no such column" if count == 0 else f"{count} of them"
+            hint = ": give each column a name of its own" if count else did_you_mean(name, self.header)
             raise ValueError(
                 f"{self.name}, line 1: expected one column {name!r}; got {found} in {shortened(self.header)}"
-                f"{self._header_hint() or did_you_mean(name, self.header)}"
+                f"{self._header_hint() or hint}"
             )
         return self.header.index(name)
 

@@ -138,7 +138,13 @@ def divide(data: Labelled, fraction: float, seed: int) -> tuple[Classification, 
         raise ValueError(f"{data.name}: expected at least two classes; got {classes[0]!r} alone")
     task = ClassifyTask(data=data.name, classes=classes)
     numbers = task.numbers(data)
-    rows = split(len(data), fraction, seed=seed, classes=numbers)[0] if fraction else np.arange(len(data))
+    try:
+        rows = split(len(data), fraction, seed=seed, classes=numbers)[0]
+    except ValueError:
+        raise ValueError(
+            f"--test-fraction: expected a fraction of {len(data)} sequences that leaves some on both sides; got "
+            f"{fraction}: give more sequences, or 0 to test on none"
+        ) from None
     marks = np.array(digests(data))
     is_train = np.isin(marks, marks[rows])
     whole = Sequences(data.inputs, numbers)

@@ -182,7 +182,7 @@ def save_folder(model: SequenceModel, folder: str | Path, *, title: str = "", sc
         if any(path.iterdir()):
             raise UnwritableError("folder", f"expected a new or an empty one; got {str(path)!r}, which has files", path)
     except OSError as error:
-        problem = f"expected one that can be made; got {str(path)!r}: {error.strerror}"
+        problem = f"expected a folder that can be made; got {str(path)!r}: {error.strerror}"
         raise UnwritableError("folder", problem, path) from None
     model.save(path / WEIGHTS)
     config = {"library_name": "lstmcore", "architectures": ["SequenceModel"], **model_header(model.parts)}

@@ -287,7 +287,9 @@ def test_a_folder_for_the_hub(folder: Path) -> None:
         error("predict", "empty", path)
         == "empty: expected a model file, or a folder with model.safetensors; got neither"
     )
-    assert error("export", "m", "--out", "no/such").startswith("--out: expected one that can be made; got 'no/such'")
+    assert error("export", "m", "--out", "no/such").startswith(
+        "--out: expected a folder that can be made; got 'no/such'"
+    )
 
 
 def test_columns_that_the_first_series_lacks_are_written() -> None:

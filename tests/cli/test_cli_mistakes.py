@@ -138,3 +138,31 @@ def test_a_year_beside_a_quarter() -> None:
     assert (
         "gdp.csv, column 'year': expected each time once; got only a part of the time, beside 'quarter': order" in told
     )
+
+
+def test_an_option_without_its_value_names_the_help_of_its_command() -> None:
+    """It named that of lstmcore."""
+    assert error("train", "my.csv", "--resume").endswith(
+        "--resume: expected a value; got none (see lstmcore train --help)"
+    )
+
+
+def test_a_column_that_is_there_twice() -> None:
+    """The hint was: did you mean the same name."""
+    told = "my.csv, line 1: expected one column 'n'; got 2 of them in n, n: give each column a name of its own"
+    assert error("train", series(head="n,n"), "--target", "n") == told
+
+
+def test_options_of_a_forecast_name_those_of_a_classification() -> None:
+    both = ("--id", "walk", "--label", "gait")
+    assert error("train", walks(), *both, "--series", "walk").endswith(
+        ": --id names the column that tells the sequences apart"
+    )
+    assert error("train", walks(), *both, "--target", "swing").endswith(": --label names the column with the class")
+
+
+def test_a_test_part_that_leaves_nothing_to_train_on() -> None:
+    """It was said of --validation."""
+    both = ("--id", "walk", "--label", "gait")
+    told = "--test-fraction: expected a fraction of 12 sequences that leaves some on both sides; got 0.99: give more"
+    assert error("train", walks(), *both, "--test-fraction", 0.99).startswith(told)

@@ -94,7 +94,7 @@ def test_kinds_of_X_that_are_the_same_sequences() -> None:
     assert not np.allclose(found[0], narrow[0], rtol=1e-2)
     fitted = clone(estimator).fit(X, y)
     assert fitted.n_features_in_ == 2 and fitted.predict(X[:, :3]).shape == (20,)  # another T
-    with pytest.raises(ValueError, match=r"inputs\[0\]: expected shape \(T, 2\); got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"X\[0\]: expected shape \(T, 2\); got \(5, 3\)"):
         fitted.predict(random.standard_normal((2, 5, 3)))
     ragged_rows = [row[: 3 + index % 3] for index, row in enumerate(flat)]
     assert clone(estimator).fit(ragged_rows, y).n_features_in_ == 1
@@ -243,7 +243,7 @@ def test_metrics_of_the_trainer_are_those_of_scikit_learn() -> None:
         ({"optimizer": "lbfgs"}, "optimizer: expected one of sgd, adam, adamw; got 'lbfgs'"),
         ({"lstm_options": {"seed": 3}}, "lstm_options: expected other switches than the estimator's own; got 'seed'"),
         ({"class_weight": {1: 2.0}}, "class_weight: expected classes down, up; got 1"),
-        ({"pooling": "max"}, "readout steps: expected one of last, every, mean; got 'max'"),
+        ({"pooling": "max"}, "pooling: expected one of last, mean, attention; got 'max'"),
     ],
 )
 def test_parameters_are_checked(settings: Any, message: str) -> None:
