@@ -166,3 +166,25 @@ def test_a_test_part_that_leaves_nothing_to_train_on() -> None:
     both = ("--id", "walk", "--label", "gait")
     told = "--test-fraction: expected a fraction of 12 sequences that leaves some on both sides; got 0.99: give more"
     assert error("train", walks(), *both, "--test-fraction", 0.99).startswith(told)
+
+
+def cells(text: str, column: int) -> str:
+    """Return the cells of a column of a table, those of a row that takes several lines put together."""
+    rows = [line.split("│") for line in text.splitlines() if "│" in line]
+    return "".join(row[column].strip() for row in rows)
+
+
+def test_no_name_is_cut_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"{month}_temperature_of_the_sea_surface_in_the_third_region" for month in ("january", "february")]
+    Path("sea.csv").write_text(
+        "\n".join([",".join(["year", *names]), *(f"{1900 + k},{k % 5},{k % 7}" for k in range(60))])
+    )
+    succeed("train", "sea.csv", "--target", ",".join(names), "--window", 8, "--out", "m", *SMALL)
+    judged = run("evaluate", "m", "sea.csv").stdout
+    assert cells(judged, 1) == "".join(name for name in names for _ in range(3))
+    assert all(name in cells(run("info", "m").stdout, 2) for name in names)
+    label = "a_gait_with_a_name_that_is_much_longer_than_the_terminal_is_wide"
+    succeed("train", walks(label=label), "--id", "walk", "--label", "gait", "--out", "c", *SMALL)
+    assert cells(run("evaluate", "c", "walks.csv").stdout, 1) == f"{label}fast"
+    assert label in cells(run("info", "c").stdout, 2)
