@@ -55,6 +55,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "show_memory": False,
+    "min_reported_time": 3600,  # the time of a build says nothing to a reader
     "remove_config_comments": True,
     "abort_on_example_error": True,
     "write_computation_times": False,

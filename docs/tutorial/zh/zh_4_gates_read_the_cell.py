@@ -19,7 +19,7 @@ from lstmcore.training import AdamW, Readout, SequenceModel, Trainer
 # 方程里只改一个符号
 # ------------------
 #
-# 设置 ``recurrence="cell"`` 后，循环输入变成 :math:`c_{t-1}`：
+# 设置 ``recurrence="cell"`` 后，循环输入变成 :math:`c_{t-1}`，方程是：
 #
 # .. math:: z_t = W x_t + R\, c_{t-1} + b
 #

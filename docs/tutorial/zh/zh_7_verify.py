@@ -83,4 +83,4 @@ plt.show()
 
 # %%
 # 接下来换上你自己的内核。
-# :doc:`/howto/write-a-backend` 从三个方法开始；:doc:`/howto/verify-a-c-kernel` 不需要 Python。
+# :doc:`编写后端 </howto/write-a-backend>` 从三个方法开始；:doc:`验证 C 内核 </howto/verify-a-c-kernel>` 不需要 Python。
