@@ -95,8 +95,7 @@ class Scope:
         graph = helper.make_graph(nodes, "part", inputs, outputs, list(tensors.values()))
         model = helper.make_model(graph, opset_imports=self.opsets)
         try:
-            (value,) = ReferenceEvaluator(model).run([name], dict(given or {}))
-            return np.asarray(value)
+            return np.asarray(next(iter(ReferenceEvaluator(model).run([name], dict(given or {})))))
         except Exception as error:  # any operator of any domain may fail in its own way
             reason = " ".join(str(error).split())[:200]
             raise VariableError(f"expected a tensor that ONNX's evaluator computes; {name!r}: {reason}") from error

@@ -58,7 +58,6 @@ METHODS: Final = frozenset(
 )
 #: (file, what) -> why it may be there. What is not there any more must be taken off.
 ALLOWED: Final[Mapping[tuple[str, str], str]] = {
-    ("lstmcore/dialects/torch.py", "pickle"): "the class of the error of torch.load with weights_only=True",
     ("lstmcore/cli/_formats.py", "zipfile"): "the names in an archive, to tell a .keras file; nothing is unpacked",
     ("lstmcore/unpacking.py", "zipfile"): "the class of an error; nothing is opened",
     ("lstmcore/dialects/keras_files.py", "zipfile"): "three files of a .keras archive, into memory, of a bounded size",
