@@ -16,6 +16,9 @@ Array = Any
 #: NumPy 2.1 has all that is used of the standard; array-api-compat fills the gaps of older versions.
 _IS_STANDARD: Final = hasattr(np, "astype")
 
+#: Numbers of a matrix of ones and zeros that `add_by_row` makes at once.
+_CHOSEN: Final = 1 << 24
+
 
 def _host_namespace() -> Any:
     if _IS_STANDARD:
@@ -226,6 +229,28 @@ def add_to_columns(array: Array, columns: Array, value: float) -> Array:
     xp = namespace_of(array, columns)
     chosen = columns[:, None] == xp.arange(count, dtype=columns.dtype, device=device_of(array))
     return xp.where(chosen, array + value, array)
+
+
+def add_by_row(count: int, rows: Array, values: Array) -> Array:
+    """Return the sums (count, W) of values (n, W) by their rows (n,).
+
+    On a device it is a product with ones and zeros, in parts, so that the sums have one order.
+
+    Examples
+    --------
+    >>> add_by_row(3, np.array([2, 0, 2]), np.array([[1.0], [2.0], [3.0]])).tolist()
+    [[2.0], [0.0], [4.0]]
+    """
+    if is_on_host(values):
+        total = np.zeros((count, values.shape[1]), values.dtype)
+        np.add.at(total, rows, values)
+        return total
+    xp, part = namespace_of(rows, values), max(1, _CHOSEN // max(1, rows.shape[0]))
+    sums = []
+    for first in range(0, count, part):
+        names = xp.arange(first, min(first + part, count), dtype=rows.dtype, device=device_of(values))
+        sums.append(xp.astype(names[:, None] == rows[None, :], values.dtype) @ values)
+    return sums[0] if len(sums) == 1 else xp.concat(sums, axis=0)
 
 
 def frozen_copy(array: Array) -> Array:

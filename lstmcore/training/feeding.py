@@ -160,6 +160,8 @@ def _table_of(examples: ExampleSet, most: int) -> tuple[Array, Examples] | None:
     if not isinstance(examples, Examples) or not examples.size:
         return None
     first, lengths = np.asarray(examples.inputs[0]), examples.lengths
+    if first.ndim == 1:  # whole numbers for an embedding: no more bytes than the numbers of rows
+        return None
     width, rows = first.shape[1], sum(lengths) + 1
     row_bytes = width * first.dtype.itemsize
     if rows * row_bytes > most or row_bytes <= _PLACE.itemsize or rows > np.iinfo(_PLACE).max:

@@ -243,7 +243,7 @@ class Network(NamedTuple):
         up = self._to_lstm(of_readout, read, lengths, state)
         dy, dstate = up.dy, up.dlast
         total: dict[str, Array] = {}
-        dx = x[:0] if self.embedding is None else np.empty_like(x)  # only an embedding needs it
+        dx = x[:0] if self.embedding is None else namespace_of(x).empty_like(x)  # only an embedding needs it
         for number, start in reversed(list(enumerate(starts))):
             part = slice(start, start + size)
             lstm.step = first + number  # the masks follow from it

@@ -41,12 +41,6 @@ def check_device(device: Any, model: SequenceModel, ranks: int) -> str | None:
         return None
     if not isinstance(device, str):
         raise TypeError(f"device: expected the name of a device, such as 'cuda:0', or None; got {device!r}")
-    parts = (("embedding", model.embedding), ("pooling", model.pooling))
-    for part, layer in parts:
-        if layer is not None:
-            raise ValueError(
-                f"device: expected None for a model with {part}, which computes on the host; got {device!r}"
-            )
     if ranks > 1:
         raise ValueError(f"device: expected None with several ranks, which exchange arrays of the host; got {device!r}")
     _check_backends(device, model)

@@ -10,8 +10,10 @@ import array_api_strict as strict
 import numpy as np
 import pytest
 
-from lstmcore.arrays import to_host
+from lstmcore import arrays, layer_base
+from lstmcore.arrays import is_on_host, to_host
 from lstmcore.backend import State
+from lstmcore.layers import AttentionPooling, Embedding, Linear
 from lstmcore.training import (
     SGD,
     Adam,
@@ -206,6 +208,66 @@ def test_the_readout_on_a_device(activation: Any, waiting: None) -> None:
         for of_linear in (False, True):
             found = tuple(device.backward(tape, away(dy), of_linear=of_linear))
             assert_same(found, tuple(host.backward(kept, dy, of_linear=of_linear)))
+
+
+@pytest.fixture
+def strict_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let arrays of array-api-strict count as ones of a device: DLPack says that they are the host's."""
+    monkeypatch.setattr(layer_base, "is_on_device", lambda array: not is_on_host(array))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_embedding_on_a_device(
+    dtype: str, waiting: None, strict_is_a_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient adds up rows that come again; in one part, or in several."""
+    host, device = Embedding(7, 3, dtype=dtype, seed=1), Embedding(7, 3, dtype=dtype)
+    device.load_parameters(away(host.parameters))
+    assert_same(device.parameters, host.parameters)
+    for codes in (np.array([[1, 6], [0, 6], [6, 1]]), np.zeros((0, 2), np.int64), np.array([3, 3], np.uint8)):
+        (y, tape), (wanted, kept) = device.record(away(codes)), host.record(codes)
+        assert_same(y, wanted)
+        dy = np.random.default_rng(2).standard_normal(y.shape).astype(dtype)
+        right = host.backward(kept, dy).parameters
+        for most in (1 << 24, 12):
+            monkeypatch.setattr(arrays, "_CHOSEN", most)
+            assert_same(device.backward(tape, away(dy)).parameters, right, ulps=4)
+
+
+@pytest.mark.parametrize("asked", [None, 1, 3])
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
+def test_attention_on_a_device(
+    lengths: list[int] | None, asked: int | None, waiting: None, strict_is_a_device: None
+) -> None:
+    host, device = AttentionPooling(5, 2, seed=1), AttentionPooling(5, 2)
+    device.load_parameters(away(host.parameters))
+    for steps in (4, 0):
+        shapes = {"x": (steps, 3, 5), "q": (asked or steps, 3, 5)}
+        given = random_like(shapes, "float32", 3)
+        x, queries = given["x"], None if asked is None else given["q"]
+        ends = None if lengths is None or not steps else np.array(lengths)
+        (y, tape), (wanted, kept) = device.record(away(x), ends, away(queries)), host.record(x, ends, queries)
+        assert_same(y, wanted)
+        if ends is not None:
+            past = np.arange(len(wanted))[:, None] >= ends if asked is None else np.tile(ends == 0, (len(wanted), 1))
+            assert not wanted[past].any() and wanted[~past].all()
+        dy = random_like({"dy": y.shape}, "float32", 4)["dy"]
+        assert_same(tuple(device.backward(tape, away(dy))), tuple(host.backward(kept, dy)))
+
+
+def test_layers_refuse_what_is_elsewhere(strict_is_a_device: None) -> None:
+    told = r"parameters\['weight'\]: expected a NumPy array, which Linear computes with; got"
+    with pytest.raises(TypeError, match=told):
+        Linear(2, 3).load_parameters(away(Linear(2, 3).parameters))
+    pooling, embedding = AttentionPooling(5), Embedding(7, 3)
+    for layer in (pooling, embedding):
+        layer.load_parameters(away(layer.parameters))
+    with pytest.raises(TypeError, match=r"x: expected an array of .* as parameters; got one of"):
+        pooling.record(np.ones((2, 3, 5), np.float32))
+    with pytest.raises(TypeError, match=r"x: expected an array of .* as parameters; got one of"):
+        embedding.record(np.array([1]))
+    with pytest.raises(TypeError, match=r"x: expected whole numbers; got dtype .*float64"):
+        embedding.record(away(np.ones(2)))
 
 
 def test_clipping_on_a_device(waiting: None) -> None:

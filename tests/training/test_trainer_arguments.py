@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcore.layers import AttentionPooling
 from lstmcore.lstm import LSTM
 from lstmcore.training import (
     Callback,
@@ -221,8 +220,3 @@ def test_devices_that_are_refused() -> None:
         Trainer(model, device="cuda")
     with pytest.raises(TypeError, match=r"^device: expected the name of a device, such as 'cuda:0', or None; got 0"):
         Trainer(model, device=0)  # type: ignore[arg-type] # that is the test
-    pooled = SequenceModel(lstm, Readout(3, 2, seed=0), pooling=AttentionPooling(3, seed=0))
-    with pytest.raises(
-        ValueError, match=r"^device: expected None for a model with pooling, which computes on the host"
-    ):
-        Trainer(pooled, device="cuda")

@@ -11,7 +11,6 @@ import pytest
 
 from emulation.gpu import Gpu, GpuArray
 from lstmcore import LSTM, Chain
-from lstmcore.layers import AttentionPooling
 from lstmcore.training import (
     SGD,
     Adam,
@@ -272,8 +271,6 @@ def test_a_chain_trains_on_a_gpu() -> None:
 
 
 def test_devices_that_are_refused() -> None:
-    lstm = LSTM(2, 4, backend=BACKEND)
-    pooled = SequenceModel(lstm, Readout.of(lstm, 2), pooling=AttentionPooling(4))
     second = CupyBackend(Gpu(1, GPU.cupy))
     apart = "device: expected None, since the LSTMs of the model compute on cuda:0 and cuda:1; got 'cuda(:0)?'"
     for model, device, error, message in (
@@ -284,7 +281,6 @@ def test_devices_that_are_refused() -> None:
         (make("numpy"), "cuda", ValueError, "device: expected None, since backend 'numpy' .* computes on the host"),
         (make(), "cuda:3", ValueError, "device: expected 'cuda:0', where backend 'cupy' computes; got 'cuda:3'"),
         (make(), 0, TypeError, "device: expected the name of a device, such as 'cuda:0', or None; got 0"),
-        (pooled, "cuda", ValueError, "device: expected None for a model with pooling, which computes on the host"),
     ):
         with pytest.raises(error, match=message):
             Trainer(model, device=device)  # type: ignore[arg-type] # a number is none
