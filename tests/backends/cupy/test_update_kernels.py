@@ -16,6 +16,9 @@ import pytest
 from emulation import EmulatedDevice, Order
 from emulation.gpu import Gpu, GpuArray
 from lstmcore.training import SGD, Adam, AdamW, Optimizer, clip_by_global_norm, global_norm
+from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
+from lstmcore_conformance.suite.report import Outcome
+from lstmcore_conformance.suite.runner import items, run_item
 from lstmcore_cupy import program_source, tuning, updates
 from lstmcore_cupy.kernel import CupyBackend
 
@@ -236,6 +239,30 @@ def test_the_argument_is_one_that_every_gpu_takes() -> None:
     words = len(program_source.fields("Update")) + updates._ITEM * updates._ARRAYS
     assert len(program_source.fields("Item")) == updates._ITEM
     assert 8 * words <= 4096
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown_by"),
+    [
+        ("u.correction.value + u.eps.value", "u.correction.value", "steps and adam"),
+        ("g + times(u.momentum.value, m) : m", "m : m", "steps and nesterov"),
+        ("u.initial.value != 0 ? g :", "u.initial.value > 1 ? g :", "steps and initial"),
+        ("const long long place = item.start + e;", "const long long place = e;", "steps and sgd"),
+        ("finite && norm > bound ?", "finite ?", "clip"),
+        ("finite && norm > bound ?", "norm > bound ?", "clip"),
+        ("sum += a.squares[k];", "sum += a.squares[0];", "clip"),
+    ],
+)
+def test_the_suite_catches_planted_faults(old: str, new: str, shown_by: str) -> None:
+    """In the kernels, by `updates.steps` or `updates.clip`."""
+    assert old in program_source.source("updates.cu")
+    tested = BackendUnderTest(CupyBackend(Gpu(edit=lambda text: text.replace(old, new))))
+    found = [
+        run_item(tested, item)
+        for item in items(tested, ["float32"], f"updates.{shown_by}")
+        if item.case and "many" not in item.id
+    ]
+    assert Outcome.FAILED in {report.outcome for report in found}
 
 
 _SANITIZED = """
