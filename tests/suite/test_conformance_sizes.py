@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lstmcore_conformance import run
@@ -17,7 +16,6 @@ from lstmcore_conformance.mutants import MUTANTS, backend_of
 from lstmcore_conformance.mutants.size_thresholds import AXES, CALLS, THRESHOLDS, faults
 from lstmcore_conformance.oracle import budgets, evaluation
 from lstmcore_conformance.oracle.naive import NaiveBackend, NaiveKernel
-from lstmcore_conformance.oracle.plain_sums import has_wide_sums, product_in_order
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
 from lstmcore_conformance.suite.report import Outcome, Result
 from lstmcore_conformance.suite.runner import items, run_item
@@ -45,36 +43,6 @@ def test_zeros_beyond_a_size_are_seen(name: str) -> None:
     tested = BackendUnderTest(backend_of(Zeros))
     outcomes = (run_item(tested, item).outcome for item in items(tested, ["float32"], check))
     assert Outcome.FAILED in outcomes
-
-
-@pytest.mark.parametrize("shape", [(2, 300, 3), (2, 300, 5), (30, 300, 11), (1, 4400, 41)])
-def test_wide_sums_in_order_are_those_of_a_loop(shape: tuple[int, int, int]) -> None:
-    rows, inner, columns = shape
-    random = np.random.default_rng(0)
-    a, b = (random.standard_normal(size).astype(np.float32) for size in ((rows, inner), (inner, columns)))
-    expected = np.zeros((rows, columns), np.float32)
-    for row, column in product(range(rows), range(columns)):
-        for k in range(inner):
-            expected[row, column] += a[row, k] * b[k, column]
-    found = product_in_order(a, b)
-    assert found.dtype == np.float32
-    assert (found == expected).all()
-    assert (found != a @ b).any()
-
-
-def test_sums_in_order_widen_the_budgets_of_wide_cases_alone() -> None:
-    wide, narrow = (
-        Case(name="sums", model=config_of({"input_size": width}), precision="float32", draw=0) for width in (1025, 9)
-    )
-    assert (has_wide_sums(wide), has_wide_sums(narrow)) == (True, False)
-    exact, plain, ordered = (evaluation.everything(wide, *how)["y"] for how in _WAYS)
-    errors = [np.abs(each - exact).max() for each in (plain, ordered)]
-    assert errors[1] > errors[0]
-    assert budgets.everything(wide)["y"].budget > budgets.SAFETY * errors[1]
-
-
-#: The exact evaluation, the naive one, and that with sums in order.
-_WAYS: tuple[tuple[Any, ...], ...] = (("float64",), ("float32",), ("float32", evaluation.IN_ORDER))
 
 
 @pytest.mark.parametrize("precision", ["float64", "tf32", "float16"])

@@ -6,7 +6,10 @@ or when and on which rows the steps run.
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -17,13 +20,29 @@ from lstmcore_conformance.mutants import backend_of, edited
 from lstmcore_conformance.mutants.equivalent import VARIANTS as FIRST
 from lstmcore_conformance.mutants.right_orders import ORDERS
 from lstmcore_conformance.oracle.naive import NaiveKernel
-from lstmcore_conformance.oracle.plain_sums import Product, with_product
+
+Product = Callable[[Array, Array], Array]
 
 # Products -------------------------------------------------------------------------------------------------------------
 
 
+class _Products(ast.NodeTransformer):
+    """Replace every ``a @ b`` by ``_product(a, b)``."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.MatMult):
+            return node
+        called = ast.Call(ast.Name("_product", ast.Load()), [node.left, node.right], [])
+        return ast.copy_location(called, node)
+
+
 def _with_product(product: Product) -> Backend:
-    return backend_of(type("VariantKernel", (NaiveKernel,), {"equations": with_product(product)}))
+    tree = ast.fix_missing_locations(_Products().visit(ast.parse(inspect.getsource(reference))))
+    module = ModuleType(reference.__name__)
+    module.__dict__["_product"] = product
+    exec(compile(tree, f"<variant of {reference.__name__}>", "exec"), module.__dict__)
+    return backend_of(type("VariantKernel", (NaiveKernel,), {"equations": module}))
 
 
 def _blocks(a: Array, b: Array, size: int) -> Array:

@@ -4,8 +4,7 @@ docs/conformance.md states the rule for other languages. In short, for each outp
 
     s      = max |oracle|              but at least GROUP_FLOOR times the largest s of its group
     error  = max |naive - oracle| / s  over the data and COPIES copies of them, each moved by one unit in the last
-                                       place, all in its precision; for TF32 also with operands cut off;
-                                       of large cases also with wide sums in order
+                                       place, all in its precision; for TF32 also with operands cut off
     budget = SAFETY * (error * eps / eps_naive + ROUNDING * eps) * s
     share  = max |got - oracle| / budget
 """
@@ -26,7 +25,6 @@ from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.quality import ALSO, NAIVE
 from lstmcore_conformance.oracle import evaluation
 from lstmcore_conformance.oracle.composition import Arrays
-from lstmcore_conformance.oracle.plain_sums import has_wide_sums
 
 #: The error of a backend may be this many times the error of the naive evaluation.
 SAFETY: Final = 6.0
@@ -117,11 +115,8 @@ def _baseline_error(case: Case, evaluate: Evaluate) -> Mapping[str, float]:
     exact = evaluate(case, "float64", 0)
     scales = _scales(exact)
     error = dict.fromkeys(exact, 0.0)
-    large = evaluate is evaluation.everything
-    copies = [*range(1 + (COPIES_OF_LARGE if large else COPIES))]
-    if large and has_wide_sums(case):
-        copies.append(evaluation.IN_ORDER)
-    evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in copies]
+    copies = COPIES_OF_LARGE if evaluate is evaluation.everything else COPIES
+    evaluations: list[tuple[Precision | str, int]] = [(case.precision, copy) for copy in range(copies + 1)]
     for policy, copy in [*evaluations, *((also, 0) for also in ALSO.get(case.precision, ()))]:
         for name, array in evaluate(case, policy, copy).items():
             stored = array.astype(storage_dtype(dtype_of(name, case))).astype(np.float64)

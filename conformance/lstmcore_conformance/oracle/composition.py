@@ -48,11 +48,11 @@ def parts(stack: StackConfig, values: Mapping[str, Array], index: int) -> Arrays
     return {name: values[name + suffix] for name in stack.configs[index].parameter_shapes}
 
 
-def forward_pass(model: Model, data: Data, precision: Precision | str, equations: Any = reference) -> Pass:
-    """Return the outputs y, h_n and c_n, and the tapes; `equations` is the reference, or a variant of it."""
+def forward_pass(model: Model, data: Data, precision: Precision | str) -> Pass:
+    """Return the outputs y, h_n and c_n, and the tapes."""
     call: dict[str, Any] = {"lengths": data.lengths, "precision": precision}
     if isinstance(model, LSTMConfig):
-        result = equations.forward(model, data.parameters, data.x, data.state, masks=data.masks, **call)
+        result = reference.forward(model, data.parameters, data.x, data.state, masks=data.masks, **call)
         return Pass({"y": result.y, "h_n": result.state.h, "c_n": result.state.c}, (result.tape,))
     masks = _masks(model, data)
     below, tapes, last = data.x, [], []
@@ -62,7 +62,7 @@ def forward_pass(model: Model, data: Data, precision: Precision | str, equations
         outputs = []
         for index in _directions(model, layer):
             weights, state = parts(model, data.parameters, index), _entry(data.state, index)
-            result = equations.forward(model.configs[index], weights, below, state, masks=masks.layers[index], **call)
+            result = reference.forward(model.configs[index], weights, below, state, masks=masks.layers[index], **call)
             outputs.append(result.y)
             tapes.append(result.tape)
             last.append(result.state)
@@ -71,9 +71,7 @@ def forward_pass(model: Model, data: Data, precision: Precision | str, equations
     return Pass({"y": below, "h_n": h_n, "c_n": c_n}, tuple(tapes))
 
 
-def backward_pass(
-    model: Model, data: Data, done: Pass, precision: Precision | str, equations: Any = reference
-) -> Arrays:
+def backward_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -> Arrays:
     """Return the gradients dx, dh0, dc0 and d_<parameter>.
 
     Parameters
@@ -82,11 +80,11 @@ def backward_pass(
         The model and the arguments of its calls.
     done
         The forward pass on them.
-    precision, equations
-        Those of that pass.
+    precision
+        The precision of that pass.
     """
     if isinstance(model, LSTMConfig):
-        gradients = equations.backward(model, done.tapes[0], data.dy, data.dstate)
+        gradients = reference.backward(model, done.tapes[0], data.dy, data.dstate)
         named = {f"d_{name}": array for name, array in gradients.parameters.items()}
         return {"dx": gradients.x, "dh0": gradients.state.h, "dc0": gradients.state.c} | named
     masks, width = _masks(model, data), model.output_size
@@ -98,7 +96,7 @@ def backward_pass(
         total: Any = 0
         for direction, index in enumerate(_directions(model, layer)):
             dy = None if above is None else above[:, :, direction * width : (direction + 1) * width]
-            gradients = equations.backward(model.configs[index], done.tapes[index], dy, _entry(data.dstate, index))
+            gradients = reference.backward(model.configs[index], done.tapes[index], dy, _entry(data.dstate, index))
             total = _stored(total + _stored(gradients.x, precision), precision)
             dh0[index], dc0[index] = gradients.state
             named |= {f"d_{name}{model.suffixes[index]}": array for name, array in gradients.parameters.items()}
@@ -107,17 +105,17 @@ def backward_pass(
     return {"dx": above, "dh0": np.stack(dh0), "dc0": np.stack(dc0)} | ordered
 
 
-def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str, equations: Any = reference) -> Arrays:
+def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str) -> Arrays:
     """Return the tangents ty, th_n and tc_n along those of `data`.
 
     Parameters
     ----------
-    model, data, done, precision, equations
+    model, data, done, precision
         The parameters of `backward_pass`.
     """
     tangents = data.tangents
     if isinstance(model, LSTMConfig):
-        moved = equations.along(model, done.tapes[0], tangents)
+        moved = reference.along(model, done.tapes[0], tangents)
         return {"ty": moved.y, "th_n": moved.state.h, "tc_n": moved.state.c}
     masks = _masks(model, data)
     below: Any = tangents.x
@@ -129,7 +127,7 @@ def jvp_pass(model: Model, data: Data, done: Pass, precision: Precision | str, e
         for index in _directions(model, layer):
             weights = parts(model, tangents.parameters or {}, index)
             along = Tangents(below, _entry(tangents.state, index), weights)
-            moved = equations.along(model.configs[index], done.tapes[index], along)
+            moved = reference.along(model.configs[index], done.tapes[index], along)
             outputs.append(_stored(moved.y, precision))
             last.append(moved.state)
         below = np.concatenate(outputs, axis=2)

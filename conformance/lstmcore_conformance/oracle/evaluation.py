@@ -11,13 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from lstmcore import reference
 from lstmcore.precision import Precision
 from lstmcore_conformance.cases.call_data import Array, Data
 from lstmcore_conformance.cases.case import Case
 from lstmcore_conformance.cases.drawing import seed_of
 from lstmcore_conformance.oracle.composition import Arrays, Pass, backward_pass, forward_pass, jvp_pass
-from lstmcore_conformance.oracle.plain_sums import reference_in_order
 
 #: Largest T * N * H of all layers at which the forward passes of many cases are kept.
 SMALL: Final = 512
@@ -41,16 +39,12 @@ def tangents(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     return jvp_pass(case.model, moved(case, copy), _primal(case, precision, copy), precision)
 
 
-#: The number of the copy that is the data themselves, on which wide sums are added in order.
-IN_ORDER: Final = -1
-
-
 @lru_cache(maxsize=4)  # the exact results of a case serve its baseline error and its expectation
 def everything(case: Case, precision: Precision | str, copy: int = 0) -> Arrays:
     """Return the results of `forward`, `gradients` and `tangents` together, from one forward pass."""
-    data, equations = (case.data, reference_in_order()) if copy == IN_ORDER else (move(case, copy), reference)
-    done = forward_pass(case.model, data, precision, equations)
-    backward, along = (function(case.model, data, done, precision, equations) for function in (backward_pass, jvp_pass))
+    data = move(case, copy)
+    done = forward_pass(case.model, data, precision)
+    backward, along = (function(case.model, data, done, precision) for function in (backward_pass, jvp_pass))
     return done.outputs | backward | along
 
 
