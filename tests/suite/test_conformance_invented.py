@@ -72,7 +72,7 @@ ASKED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "honesty": {"a fallback that begins at a size": ("receipts.many_rows", "receipts.lengths")},
     "16 bits": {
-        "c, gates and sums in 16 bits": ("half.cell", "half.gates", "half.sums", "half.products"),
+        "c and sums in 16 bits": ("half.cell", "half.sums", "half.products"),  # one combination shows gates in 16 bits
         "h cut off": ("half.truncated", "half.next_step", "half.next_layer"),
     },
     "wide values": {
