@@ -34,3 +34,12 @@ def test_a_right_variant_passes(name: str) -> None:
     report = run(RIGHT[name](), precisions=["float32"], select=SELECTED, draws=Draws(max_examples=5, shrink=False))
     assert [item.message for item in report.bad] == []
     assert report.count > 150
+
+
+@pytest.mark.slow  # each product of 1,100 numbers in steps of one: some seconds
+@pytest.mark.parametrize("name", ["products one number after another", "weights transposed in memory"])
+def test_a_running_sum_of_many_numbers_passes(name: str) -> None:
+    """SPEC.md asks for sums in the compute dtype, in no order: a plain loop over the inputs or the units is one."""
+    report = run(RIGHT[name](), precisions=["float32"], select="large.widths")
+    assert [item.message for item in report.bad] == []
+    assert max(item.worst.share for check in report.checks for item in check.items if item.worst) < 0.85
