@@ -1,4 +1,4 @@
-"""Measured constants of the Numba backend, with their units. docs/performance.md has the measurements.
+"""Measured constants of the Numba backend, with their units. docs/performance-tried-numba.md has the measurements.
 
 The fields of `Tuning` are read at every call, so an object with other values can be given to `NumbaBackend`.
 The constants below it are part of compiled code, or belong to the process and not to one backend.

@@ -1,4 +1,4 @@
-"""The LSTM on NumPy: forward, backward and jvp behind the contract of a kernel. See docs/performance.md."""
+"""The LSTM on NumPy: forward, backward and jvp behind the contract of a kernel. See docs/explanation/numpy.md."""
 
 from __future__ import annotations
 

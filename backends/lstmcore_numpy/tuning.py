@@ -1,4 +1,4 @@
-"""Constants of the NumPy backend that were chosen by measurement; docs/performance.md has the figures."""
+"""Constants of the NumPy backend that were chosen by measurement; docs/performance-tried-numpy.md has the figures."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ OLDER = frozenset(
     f"docs/{name}.md"
     for name in (
         *("architecture", "backward", "benchmarking", "conformance", "development", "peers", "peers-jax"),
-        *("peers-onnxruntime", "performance", "scoreboard", "vectors", "benchmarks/README"),
+        *("peers-onnxruntime", "scoreboard", "vectors", "benchmarks/README"),
         "benchmarks/standard/README",
     )
 )
