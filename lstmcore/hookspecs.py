@@ -44,6 +44,14 @@ class BackendInfo:
         Rank for ``backend="auto"``, which takes the available backend with the highest one that declares the LSTM;
         equal ranks go by name. None, the default, is never taken by ``auto``. The backends of this project have
         300 (cupy), 200 (numba) and 100 (numpy).
+
+    Examples
+    --------
+    >>> info = BackendInfo("mine", "1.0", "every switch, slowly", lambda: "it needs a GPU; found none")
+    >>> info.unavailable()
+    'it needs a GPU; found none'
+    >>> info.priority is None
+    True
     """
 
     name: str
@@ -55,9 +63,23 @@ class BackendInfo:
 
 @hookspec(firstresult=True)
 def lstmcore_backend_info() -> BackendInfo:  # type: ignore[empty-body]  # a specification has no body
-    """Describe the backend without importing its kernel."""
+    """Describe the backend without importing its kernel.
+
+    Examples
+    --------
+    >>> import lstmcore_numpy  # a plug-in is a module that has both hooks
+    >>> lstmcore_numpy.lstmcore_backend_info().name
+    'numpy'
+    """
 
 
 @hookspec(firstresult=True)
 def lstmcore_backend() -> Backend:  # type: ignore[empty-body]  # a specification has no body
-    """Make the backend; only called if `BackendInfo.unavailable` gave no reason."""
+    """Make the backend; only called if `BackendInfo.unavailable` gave no reason.
+
+    Examples
+    --------
+    >>> import lstmcore_numpy
+    >>> sorted(lstmcore_numpy.lstmcore_backend().capabilities().precisions)
+    ['float16', 'float32', 'float64']
+    """

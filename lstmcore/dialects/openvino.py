@@ -314,6 +314,24 @@ def read_openvino(path: str | Path, node: str | None = None) -> LayerFile:
         No such layer, several without a name, weights that are no constants, and what `from_arrays` refuses.
     OSError
         One of the files cannot be read.
+
+    Examples
+    --------
+    ``openvino.save_model`` writes such files. This is a cell with its three constants, written by hand:
+
+    >>> constant = '<layer id="{}" type="Const"><data element_type="f32" shape="{}" offset="{}" size="{}"/></layer>'
+    >>> given = [(1, "8,1", 0, 32), (2, "8,2", 32, 64), (3, "8", 96, 32)]  # W, R and B of one input and two units
+    >>> layers = "".join(constant.format(*each) for each in given)
+    >>> ports = "".join(f'<port id="{number}"/>' for number in range(6))
+    >>> layers += f'<layer id="0" name="cell" type="LSTMCell"><data hidden_size="2"/><input>{ports}</input></layer>'
+    >>> edges = "".join(f'<edge from-layer="{n}" to-layer="0" to-port="{n + 2}"/>' for n in (1, 2, 3))
+    >>> _ = Path("cell.xml").write_text(f"<net><layers>{layers}</layers><edges>{edges}</edges></net>")
+    >>> _ = Path("cell.bin").write_bytes(np.arange(32, dtype=np.float32).tobytes())
+    >>> content = read_openvino("cell.xml", node="cell")
+    >>> content.layers.input_size, content.layers.hidden_size
+    (1, 2)
+    >>> content.parameters["weight_x_l0"].ravel().tolist()  # the order of gates there is f, i, g, o
+    [2.0, 3.0, 0.0, 1.0, 4.0, 5.0, 6.0, 7.0]
     """
     try:
         found = chosen_node(path, node)

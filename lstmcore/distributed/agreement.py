@@ -62,6 +62,22 @@ def agree(engine: Engine, action: Callable[[], R]) -> R:
         What `action` raised on this rank, if it failed here and on every rank, or here first.
     DistributedError
         It failed on another rank; the message names that rank and its error.
+
+    Examples
+    --------
+    On four ranks of which the second has no ``sales.csv``, each of the others gets an error with that rank's words:
+
+    >>> class SecondFails(Engine):
+    ...     rank, size = 0, 4
+    ...     def allreduce_sum(self, buffer): buffer[1] = 1
+    ...     def broadcast(self, buffer, root=0):
+    ...         text = b"FileNotFoundError: sales.csv"
+    ...         buffer[:] = len(text) if buffer.dtype == np.int64 else np.frombuffer(text, np.uint8)
+    ...     def barrier(self): pass
+    ...     def abort(self, message): raise SystemExit(message)
+    >>> agree(SecondFails(), lambda: "the sales of rank 0")
+    Traceback (most recent call last):
+    lstmcore.ranks.DistributedError: rank 1: FileNotFoundError: sales.csv
     """
     failure: Exception | None = None
     try:

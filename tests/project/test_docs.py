@@ -52,7 +52,26 @@ def public_names() -> Iterator[tuple[str, Any]]:
                 yield f"{module.__name__}.{name}", value
 
 
+def listed_names() -> list[tuple[str, str]]:
+    """Return each name on the page of the interface, with the `currentmodule` above it."""
+    page = (ROOT / "docs" / "reference" / "api.rst").read_text("utf-8")
+    _, *parts = re.split(r"^\.\. currentmodule:: (\S+)$", page, flags=re.MULTILINE)
+    return [
+        (module, name)
+        for module, part in zip(parts[::2], parts[1::2], strict=True)
+        for name in re.findall(r"^   (\w+)$", part, re.MULTILINE)
+        if module != "lstmcore.sklearn" or find_spec("sklearn")  # the session docs makes the pages of these names
+    ]
+
+
 NAMES = dict(public_names())
+#: These, and the others on the page of the interface.
+WITH_EXAMPLES = NAMES | {
+    f"{module}.{name}": getattr(importlib.import_module(module), name)
+    for module, name in listed_names()
+    if module != "lstmcore.sklearn"  # tests/estimators has them
+    and hasattr(importlib.import_module(module), name)  # a test below names those that are not there
+}
 #: Names whose examples need pandas; tests/estimators runs them.
 ELSEWHERE = {"lstmcore.datasets.FrameWindows", "lstmcore.datasets.windows"}
 
@@ -135,25 +154,17 @@ def test_every_public_name_is_on_the_page_of_the_interface() -> None:
 
 def test_each_name_of_the_interface_is_in_its_module() -> None:
     """A name stands alone in its line, below the `currentmodule` that has it; Sphinx makes no page of it elsewhere."""
-    page = (ROOT / "docs" / "reference" / "api.rst").read_text("utf-8")
-    _, *parts = re.split(r"^\.\. currentmodule:: (\S+)$", page, flags=re.MULTILINE)
-    found = [
-        (module, name)
-        for module, part in zip(parts[::2], parts[1::2], strict=True)
-        for name in re.findall(r"^   (\w+)$", part, re.MULTILINE)
-    ]
+    found = listed_names()
     assert len(found) > 60
-    if find_spec("sklearn") is None:  # the session docs, which has it, makes the pages of these names
-        found = [(module, name) for module, name in found if module != "lstmcore.sklearn"]
     assert [(module, name) for module, name in found if not hasattr(importlib.import_module(module), name)] == []
 
 
-@pytest.mark.parametrize("name", sorted(NAMES.keys() - ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(WITH_EXAMPLES.keys() - ELSEWHERE))
 def test_a_public_name_has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples of a docstring run with NumPy as ``np``, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(registry.BACKEND_VARIABLE, "numpy")
-    value = NAMES[name]
+    value = WITH_EXAMPLES[name]
     text = inspect.getdoc(value) or ""
     names = {**vars(sys.modules[value.__module__]), "np": np}
     test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
