@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import xml.etree.ElementTree
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE, PICTURE = (ROOT / "docs" / f"architecture.{ending}" for ending in ("dot", "svg"))
@@ -51,3 +54,17 @@ def test_the_paths_of_the_picture_are_there() -> None:
     paths = re.findall(r"(?:lstmcore|backends|conformance)/[\w./]*", SOURCE.read_text("utf-8"))
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+#: Entries of the top level that belong to it. What an example writes there is left over.
+TOP_LEVEL = {
+    ".ci", ".github", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md",
+    "LICENSE", "README.md", "SECURITY.md", "SPEC.md", "backends", "conformance", "docs", "examples", "lstmcore",
+    "noxfile.py", "pyproject.toml", "requirements.lock", "setup.py", "tests",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git knows what is committed")
+def test_nothing_is_left_over_at_the_top_level() -> None:
+    listed = subprocess.run(("git", "ls-files", "-z"), cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    assert {name.partition("/")[0] for name in listed.split("\0") if name} == TOP_LEVEL
