@@ -24,7 +24,7 @@ from lstmcore_conformance.suite.report import Outcome
 from lstmcore_conformance.suite.runner import Item, items, run_item
 from lstmcore_cupy import program_source, tuning
 from lstmcore_cupy.kernel import CupyBackend
-from smoke import require_passed, smoke_or_slow
+from smoke import CHEAP, require_passed, smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -51,7 +51,7 @@ TESTED = _tested()
 def _selected() -> Iterator[Item]:
     for precision, chosen in SELECTED.items():
         # Emulated threads take turns, which takes long for what is large; int8a16 is not declared.
-        yield from items(TESTED, [precision], f"({chosen}) and not large. and not tiles and not int8a16")
+        yield from items(TESTED, [precision], f"({chosen}) and {CHEAP} and not large. and not tiles and not int8a16")
 
 
 ITEMS = list(_selected())

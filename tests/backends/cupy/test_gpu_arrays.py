@@ -16,7 +16,7 @@ from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draw
 from lstmcore_conformance.suite.runner import Item, items, run_item
 from lstmcore_cupy import cuda_device
 from lstmcore_cupy.kernel import CupyBackend
-from smoke import require_passed, smoke_or_slow
+from smoke import CHEAP, require_passed, smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -32,7 +32,7 @@ ITEMS = [
         "(switches and (plain or everything or proj_size) or inputs or outputs or errors or refusals.calls "
         "or lengths.dtypes or lengths.forward or lengths.backward or stack or tape or pack "
         "or masks.backward or backward.sizes or updates "
-        "or weights. and (int8,everything or float16,plain)) and not tiles",
+        f"or weights. and (int8,everything or float16,plain)) and not tiles and {CHEAP}",
     )
 ]
 

@@ -18,7 +18,7 @@ from lstmcore_conformance.suite.backend_under_test import BackendUnderTest, Draw
 from lstmcore_conformance.suite.runner import Item, items, run_item
 from lstmcore_cupy import persistent, program_source, tuning
 from lstmcore_cupy.kernel import CupyBackend, CupyKernel
-from smoke import require_passed, smoke_or_slow
+from smoke import CHEAP, require_passed, smoke_or_slow
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -50,7 +50,9 @@ def _tested(**options: object) -> BackendUnderTest:
 
 
 SUBJECT = _tested()
-ITEMS: list[Item] = [item for precision, chosen in SELECTED.items() for item in items(SUBJECT, [precision], chosen)]
+ITEMS: list[Item] = [
+    item for precision, chosen in SELECTED.items() for item in items(SUBJECT, [precision], f"({chosen}) and {CHEAP}")
+]
 
 
 @pytest.mark.parametrize("item", smoke_or_slow(ITEMS))
