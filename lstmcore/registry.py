@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Final
@@ -114,7 +114,15 @@ def backends() -> list[BackendRecord]:
             records.append(BackendRecord(name, False, format_error(error), version, summary))
             continue
         records.append(BackendRecord(name, True, "", info.version, info.summary, declared.device, declared))
-    return records
+    return [_printable(record) for record in records]
+
+
+def _printable(record: BackendRecord) -> BackendRecord:
+    r"""Return the record with escapes, such as ``\udc80``, for what UTF-8 has no bytes for in texts of a plug-in."""
+    texts = {key: getattr(record, key) for key in ("reason", "version", "summary")}
+    return replace(
+        record, **{key: text.encode("utf-8", "backslashreplace").decode("utf-8") for key, text in texts.items()}
+    )
 
 
 def get_backend(name: str | None = None) -> Backend:

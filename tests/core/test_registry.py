@@ -8,8 +8,10 @@ import sys
 import threading
 
 import pytest
+from click.testing import CliRunner
 
 from lstmcore import plugin_calls, registry
+from lstmcore.cli import main
 from lstmcore.config import LSTMConfig, StackConfig
 from lstmcore.precision import PRECISIONS
 from plugins import Install, good
@@ -100,6 +102,26 @@ def test_a_broken_plugin_is_told_and_stops_nobody(install: Install, code: str, t
     assert _record("numpy").available
     with pytest.raises(registry.PluginError, match="bad"):
         registry.get_backend("bad")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        good("odd").replace('"1"', r"'\udc80'"),
+        good("odd").replace('"a test"', r"'\udc80'"),
+        good("odd", "\udc80"),
+        r"raise OSError('\udc80')",
+    ],
+    ids=["version", "summary", "reason", "error"],
+)
+def test_texts_of_plugins_can_be_printed(install: Install, code: str) -> None:
+    """A lone surrogate, as in the name of a file that is no UTF-8, ended `lstmcore backends` with an error."""
+    install("odd", code)
+    shown = CliRunner().invoke(main, ["backends"])
+    assert shown.exit_code == 0, shown.output
+    assert "odd" in shown.output
+    assert "udc80" in str(_record("odd")).replace("\\", "")
+    str(_record("odd")).encode("utf-8")
 
 
 def test_ctrl_c_in_a_plugin_ends_the_call(install: Install) -> None:
