@@ -246,9 +246,9 @@ def add_by_row(count: int, rows: Array, values: Array) -> Array:
         np.add.at(total, rows, values)
         return total
     xp, part = namespace_of(rows, values), max(1, _CHOSEN // max(1, rows.shape[0]))
-    sums = []
+    rows, sums = xp.astype(rows, xp.int64, copy=False), []  # a short dtype may have no number for the last rows
     for first in range(0, count, part):
-        names = xp.arange(first, min(first + part, count), dtype=rows.dtype, device=device_of(values))
+        names = xp.arange(first, min(first + part, count), dtype=xp.int64, device=device_of(values))
         sums.append(xp.astype(names[:, None] == rows[None, :], values.dtype) @ values)
     return sums[0] if len(sums) == 1 else xp.concat(sums, axis=0)
 

@@ -234,6 +234,15 @@ def test_an_embedding_on_a_device(
             assert_same(device.backward(tape, away(dy)).parameters, right, ulps=4)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint64"])
+def test_sums_of_more_rows_than_a_dtype_counts(dtype: str, waiting: None) -> None:
+    """Rows from 256 on got the sums of those from 0 on: numbers of the rows were counted in the dtype of the names."""
+    rows, values = np.array([0, 5, 100, 5], dtype), np.arange(8.0).reshape(4, 2)
+    wanted = np.zeros((400, 2))
+    np.add.at(wanted, rows.astype(int), values)
+    assert_same(arrays.add_by_row(400, away(rows), away(values)), wanted)
+
+
 @pytest.mark.parametrize("asked", [None, 1, 3])
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
 def test_attention_on_a_device(
