@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 
 from lstmcore.sklearn import LSTMClassifier, LSTMRegressor
 from lstmcore.training import Callback, DivergedError, History, SequenceModel
+from lstmcore.training.learning import Learner
 
 
 def ragged() -> tuple[list[Any], Any]:
@@ -69,7 +70,6 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was(how: str, warm_start: bool
 
 
 def test_a_refused_partial_fit_leaves_the_estimator_as_it_was() -> None:
-    """Also its optimizer, in the middle of an epoch."""
     X, y = ragged()
     learner = LSTMClassifier(4, backend="numpy", random_state=0, batch_size=8)
     with pytest.raises(ValueError, match="sample_weight"):
@@ -81,6 +81,28 @@ def test_a_refused_partial_fit_leaves_the_estimator_as_it_was() -> None:
     huge = [x * 1e300 for x in X]
     with pytest.raises(ValueError, match="float32"):
         learner.partial_fit(huge, y)
+    np.testing.assert_array_equal(learner.predict_proba(X), answers)
+    assert learner.optimizer_ is optimizer and learner.n_epochs_ == 1
+    np.testing.assert_equal(dict(optimizer.state()), moments)
+
+
+def test_an_interrupted_partial_fit_leaves_the_estimator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of an epoch, whose first steps have moved the weights and the moments."""
+    X, y = ragged()
+    learner = LSTMClassifier(4, backend="numpy", random_state=0, batch_size=8).partial_fit(X, y)
+    answers, optimizer, step = learner.predict_proba(X), learner.optimizer_, Learner._step
+    moments = {name: value.copy() for name, value in optimizer.state().items()}
+    taken: list[Any] = []
+
+    def interrupted(self: Learner, *arguments: Any) -> Any:
+        taken.append(step(self, *arguments))
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return taken[-1]
+
+    monkeypatch.setattr(Learner, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learner.partial_fit(X, y)
     np.testing.assert_array_equal(learner.predict_proba(X), answers)
     assert learner.optimizer_ is optimizer and learner.n_epochs_ == 1
     np.testing.assert_equal(dict(optimizer.state()), moments)
