@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lstmcore import updates as interface
 from lstmcore.backend import Capabilities, Formula
 from lstmcore.training import SGD, Adam, AdamW, Optimizer
 from lstmcore_conformance import run
@@ -35,6 +38,17 @@ def test_right_updates_pass_in_every_dtype() -> None:
     assert len(ran) == 4 * 12
     shares = [item.worst.share for check in report.checks for item in check.items if item.worst is not None]
     assert 0 < max(shares) < 0.5
+
+
+def test_the_example_of_the_interface_is_right() -> None:
+    """It left out weight decay and momentum, which its formula has, and its norm was a number of the gradients' dtype."""
+    names: dict[str, Any] = {**vars(interface), "np": np}
+    for example in doctest.DocTestParser().get_examples(interface.Updates.__doc__ or ""):
+        if example.source.startswith("class"):
+            exec(example.source, names)
+    report = run(backend_with(names["OnHost"]), precisions=["float64", "float32"], select="updates")
+    assert {check.id for check in report.checks if check.items} == {"updates.clip"}
+    assert not report.bad
 
 
 def test_only_what_is_declared_has_cases() -> None:
