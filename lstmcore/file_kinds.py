@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +17,11 @@ _STARTS: Final = {
     b"SQLite format 3": "an SQLite database",
     b"\x93NUMPY": "a NumPy array",
     b"\x89HDF": "an HDF5 file",
-    b'{"': "JSON",
-    b"[{": "JSON",
-    **{bytes([0x80, protocol]): "a pickle of Python" for protocol in range(2, 6)},
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03"), "a pickle of Python"),
+    **dict.fromkeys((b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle of Python"),  # b"\x80\x05": UTF-16 in Armenian
 }
+#: The first name of an object, alone or in a list, perhaps below a byte order mark. A header of a CSV may have braces.
+_JSON: Final = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"(\\.|[^"\\])*"\s*:')
 #: Bytes that `find_kind` looks at.
 SAMPLE: Final = 4096
 
@@ -39,7 +41,10 @@ def find_kind(start: bytes) -> str:
     for mark, kind in _STARTS.items():
         if start.startswith(mark):
             return kind
-    return "a safetensors file, such as a model" if start[8:10] == b'{"' and not start[7] else ""
+    if _JSON.match(start, 0, SAMPLE):
+        return "JSON"
+    # a number of eight bytes, of which the last four are 0 in all files, and the header
+    return "a safetensors file, such as a model" if start[4:10] == b'\0\0\0\0{"' else ""
 
 
 def describe_kind(path: str | Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 from lstmcore import LSTM
 from lstmcore.datasets import read_csv
 from lstmcore.file_kinds import describe_kind
+from lstmcore.notices import Finding
 from lstmcore.training import load_model
 
 
@@ -68,6 +69,37 @@ def test_texts_and_other_bytes(content: bytes, kind: str, tmp_path: Path) -> Non
     assert describe_kind(path) == kind
     with pytest.raises(ValueError, match=rf"expected a whole safetensors file; got {kind}$"):
         load_model(path)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n "])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("content", [{"sales": {"0": 1.0}}, [{"sales": 1.0}, {"sales": 2.0}]], ids=["object", "list"])
+def test_json_on_several_lines(content: object, indent: int | None, start: str, tmp_path: Path) -> None:
+    """With an indent, as pandas and other programs write it, it was a CSV file whose one column is a brace."""
+    (path := tmp_path / "my.csv").write_text(start + json.dumps(content, indent=indent), "utf-8")
+    with pytest.raises(ValueError, match="expected a CSV file; got JSON: save the table as CSV"):
+        read_csv(path, "sales")
+
+
+@pytest.mark.parametrize("header", ['{"kW"},sales', "[{kW}],sales", '"{""kW"": 1}",sales', '{"kW,sales'])
+def test_a_header_that_begins_like_json(header: str, tmp_path: Path) -> None:
+    """It was refused as JSON, and was read before there was such a message."""
+    (path := tmp_path / "my.csv").write_text(f"{header}\n" + "1,2\n" * 3)
+    assert read_csv(path, "sales").values.tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("header", ["abc,\u227b", "\u0580\u0578\u057a\u0565,abc"], ids=["a model", "a pickle"])
+def test_a_table_in_utf16_is_no_other_file(header: str, tmp_path: Path) -> None:
+    """A letter of its header has the bytes with which a model begins, or a pickle: an Armenian one."""
+    (path := tmp_path / "my.csv").write_text(f"{header}\n" + "1,1\n" * 30, "utf-16-le")
+    with pytest.warns(Finding, match="found utf-16-le text"):
+        assert read_csv(path, "abc").values.tolist() == [1.0] * 30
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_any_protocol_is_one(protocol: int, tmp_path: Path) -> None:
+    (path := tmp_path / "file").write_bytes(pickle.dumps({"sales": [1.0]}, protocol))
+    assert describe_kind(path) == "a pickle of Python"
 
 
 def test_a_header_in_braces_is_no_other_file(tmp_path: Path) -> None:
