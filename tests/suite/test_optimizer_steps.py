@@ -41,7 +41,7 @@ def test_right_updates_pass_in_every_dtype() -> None:
 
 
 def test_the_example_of_the_interface_is_right() -> None:
-    """It left out weight decay and momentum, which its formula has, and its norm was a number of the gradients' dtype."""
+    """It left out weight decay and momentum, which its formula has, and its norm was no array of float64."""
     names: dict[str, Any] = {**vars(interface), "np": np}
     for example in doctest.DocTestParser().get_examples(interface.Updates.__doc__ or ""):
         if example.source.startswith("class"):
