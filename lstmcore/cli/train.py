@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -160,14 +160,14 @@ def train(
       lstmcore train co2 --fill linear --out co2.safetensors
       lstmcore train japanese-vowels --ranks 2
     """  # noqa: D301  (click keeps the lines below its mark)
-    ranks, started_by = options.pop("ranks") or 1, options.pop("engine")
+    ranks, started_by, saved = options.pop("ranks") or 1, options.pop("engine"), _Saved(options["checkpoint"], resume)
     if started_by is not None and ranks == 1:
         raise ValueError(f"--engine: only with --ranks of 2 or more; got {started_by!r}")
     if ranks > 1:
         try:
             launch_command("train", ranks, started_by or STARTERS[0])
         except KeyboardInterrupt:
-            raise click.exceptions.Exit(_tell_stop(options["checkpoint"])) from None
+            raise click.exceptions.Exit(_tell_stop(saved)) from None
         return
     engine = joined_ranks()
     leads = engine is None or engine.rank == 0
@@ -185,7 +185,7 @@ def train(
     except DivergedError as error:
         raise (_kept(error, run, out) if leads else error) from None
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(_tell_stop(options["checkpoint"])) from None
+        raise click.exceptions.Exit(_tell_stop(saved)) from None
     seconds = time.perf_counter() - start
     if not leads:
         return
@@ -231,15 +231,44 @@ def _kept(error: DivergedError, run: Run, out: str) -> ValueError:
     return ValueError(f"{error} with a lower --lr or --clip-norm; wrote {click.format_filename(out)}")
 
 
-def _tell_stop(checkpoint: str | None) -> int:
+class _Saved:
+    """The file of a run's checkpoints, and whether it holds one of this run: it may be left from another.
+
+    Parameters
+    ----------
+    path
+        Its name; None for a run without.
+    resume
+        The file that the run goes on from, which may be the same; None for a run from the start.
+    """
+
+    def __init__(self, path: str | None, resume: str | None) -> None:
+        self.path, self._before = path, _state_of(path)
+        self._is_own = _state_of(resume) == self._before
+
+    def holds_run(self) -> bool:
+        now = _state_of(self.path)
+        return now is not None and (self._is_own or now != self._before)
+
+
+def _state_of(path: str | None) -> tuple[int, ...] | None:
+    """Return what changes if a file is written or replaced; None if there is none."""
+    try:
+        found = None if path is None else os.stat(path)
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _tell_stop(saved: _Saved) -> int:
     """Print how to go on with a run that was stopped, and return the exit code."""
-    if checkpoint is None:
+    if saved.path is None:
         told = "nothing was written: with --checkpoint FILE a stopped run can go on"
-    elif not Path(checkpoint).exists():
+    elif not saved.holds_run():
         told = "nothing was written, since no epoch had ended: the same command starts again"
     else:
         words = words_of(click.get_current_context(), "--resume")
-        told = f"go on with: lstmcore train {shlex.join(words)} --resume {shlex.quote(checkpoint)}"
+        told = f"go on with: lstmcore train {shlex.join(words)} --resume {shlex.quote(saved.path)}"
     click.echo(f"lstmcore: stopped; {told}", err=True)
     return 130  # as a shell has it after Ctrl-C
 

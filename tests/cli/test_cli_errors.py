@@ -123,3 +123,25 @@ def test_ctrl_c_before_the_first_checkpoint_names_none(tmp_path: Path, monkeypat
     assert result.stderr == (
         "lstmcore: stopped; nothing was written, since no epoch had ended: the same command starts again\n"
     )
+
+
+def test_ctrl_c_before_the_first_checkpoint_names_none_of_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named the file that a run with other settings had left, from which this one cannot go on."""
+
+    def stops(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "co2", "--fill", "linear", *SMALL, "--quiet", "--checkpoint", "a run")
+    assert run(*command, "--epochs", 1).exit_code == 0
+    content = Path("a run").read_bytes()
+    Path("old").write_bytes(content)
+    monkeypatch.setattr(SequenceModel, "measure", stops)
+    for words in (("--lr", 0.5), ("--epochs", 3, "--resume", "old")):
+        result = run(*command, *words)
+        assert result.exit_code == 130 and Path("a run").read_bytes() == content
+        assert result.stderr == (
+            "lstmcore: stopped; nothing was written, since no epoch had ended: the same command starts again\n"
+        )
