@@ -230,10 +230,17 @@ class Table:
             return " (the whole row is in quotes: save the file without quotes around rows)"
         return f" (it is one cell: if {signs[0]!r} separates cells, choose it with --separator, and unquote whole rows)"
 
-    def find_times(self, other_than: set[int]) -> TimeColumn:
+    def find_times(self, other_than: set[int], key: int | None = None) -> TimeColumn:
         """Return the column with the times and what it holds; None without one.
 
-        Columns whose names say that they hold times come first, those of `other_than` are left out.
+        Columns whose names say that they hold times come first.
+
+        Parameters
+        ----------
+        other_than
+            Columns that are left out.
+        key
+            The column that tells series or sequences apart, each of which has its own times; None for one of them.
 
         Raises
         ------
@@ -250,7 +257,7 @@ class Table:
         unknown = ""
         for column in choices:
             times = parse_times(self.cells[column], numbers=named or self._is_time_name(column))
-            if isinstance(times, Times) and not self._is_part(column, times, named):
+            if isinstance(times, Times) and (named or not self._is_part(column, times, key)):
                 return TimeColumn(column, times, self._ambiguous(column, times))
             if isinstance(times, Times):
                 unknown = unknown or self._part(column)
@@ -290,10 +297,12 @@ class Table:
             "or choose --time - for rows that follow one another as they stand"
         )
 
-    def _is_part(self, column: int, times: Times, named: bool) -> bool:
+    def _is_part(self, column: int, times: Times, key: int | None) -> bool:
         """Return whether a column of plain numbers is only a part of the time, as the year beside the month is."""
-        names = {name.casefold() for name in self.header}
-        return not (named or times.are_dates) and bool(names & _PARTS) and len(set(times.values)) < len(times.values)
+        if times.are_dates or not {name.casefold() for name in self.header} & _PARTS:
+            return False
+        groups = [""] * len(times.values) if key is None else self.cells[key]
+        return len(set(zip(groups, times.values.tolist(), strict=True))) < len(times.values)
 
     def groups(self, column: int, what: str) -> dict[str, npt.NDArray[np.intp]]:
         """Return the rows of each value of a column of texts, in the order in which the file begins them.

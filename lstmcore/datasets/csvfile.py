@@ -208,7 +208,7 @@ def read_columns(
 def _split(table: Table, layout: Layout, columns: list[int]) -> tuple[tuple[Series, ...], ...]:
     """Return the columns of each series, in the order of its times."""
     key = None if layout.series is None else table.column(layout.series)
-    found = table.find_times({*columns} if key is None else {*columns, key})
+    found = table.find_times({*columns} if key is None else {*columns, key}, key)
     notes = [found.note] if found.note else []
     label = found.column
     if label is None:

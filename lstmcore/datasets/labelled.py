@@ -142,7 +142,7 @@ def read_labelled(
         raise ValueError(f"{table.name}: expected columns of numbers besides {', '.join(texts)}; got none")
     there = layout.label is not None and (needs_label or layout.label in table.header)
     key, label = table.column(layout.id), table.column(str(layout.label)) if there else None
-    found = table.find_times({key} if label is None else {key, label})
+    found = table.find_times({key} if label is None else {key, label}, key)
     if found.note:
         notify(found.note, 3)
     times = np.arange(len(table.lines), dtype=np.float64) if found.times is None else found.times.values

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcore.datasets import Layout, Series, read_csv, read_panel
+from lstmcore.datasets import LabelLayout, Layout, Series, read_csv, read_labelled, read_panel
 from lstmcore.datasets.series import next_labels
 from lstmcore.notices import Notice
 from lstmcore.training.batches import split
@@ -165,6 +165,18 @@ def test_a_time_that_comes_twice(tmp_path: Path) -> None:
     twice = table(tmp_path, [*rows, f"{days(12)[3]},b"], head="date,shop,y")
     with pytest.raises(ValueError, match=r"my.csv, series 'b', line 26, .*as on line 17: remove one of them"):
         read_panel(twice, "y", Layout("shop"))
+
+
+def test_each_series_has_its_own_times(tmp_path: Path) -> None:
+    """Beside a week, steps that each shop counts were taken for a part of the time, and rows were not put in order."""
+    rows = [f"{shop},{k},{k % 52},{k}" for k in range(40) for shop in "ab"]
+    (path := tmp_path / "panel.csv").write_text("\n".join(["shop,t,week,y", *reversed(rows)]) + "\n")
+    with pytest.raises(ValueError, match="column 't'"):
+        read_panel(path, "y", Layout("shop"))
+    panel = read_panel(path, "y", Layout("shop", sort=True))
+    assert [series.values.tolist() for series in panel] == [list(range(40))] * 2
+    labelled = read_labelled(path, LabelLayout("shop", rows=Layout(sort=True), features=("y",)), needs_label=False)
+    assert [values[:, 0].tolist() for values in labelled.inputs] == [list(range(40))] * 2
 
 
 def test_a_year_beside_a_quarter_is_no_time(tmp_path: Path) -> None:
