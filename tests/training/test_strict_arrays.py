@@ -243,6 +243,17 @@ def test_sums_of_more_rows_than_a_dtype_counts(dtype: str, waiting: None) -> Non
     assert_same(arrays.add_by_row(400, away(rows), away(values)), wanted)
 
 
+def test_what_layers_refuse_on_a_device(strict_is_a_device: None) -> None:
+    embedding, pooling = Embedding(7, 3), AttentionPooling(5, 2)
+    embedding.load_parameters(away(embedding.parameters))
+    with pytest.raises(TypeError, match="x: expected whole numbers; got dtype"):
+        embedding.record(away(np.ones((2, 2))))
+    mixed = {**pooling.parameters, "U.weight": away(pooling.parameters["U.weight"])}
+    with pytest.raises(TypeError, match=r"parameters\['U.weight'\]: expected an array of"):
+        pooling.load_parameters(mixed)
+    assert all(is_on_host(value) for value in pooling.parameters.values())
+
+
 @pytest.mark.parametrize("asked", [None, 1, 3])
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=str)
 def test_attention_on_a_device(
