@@ -85,7 +85,7 @@ class Updates(ABC):
 
     @abstractmethod
     def norm(self, gradients: Sequence[Array]) -> Array:
-        """Return the L2 norm of all numbers together, an array () of float64."""
+        """Return the L2 norm of all numbers together, summed in float64, as an array () of float64."""
 
     @abstractmethod
     def clip(self, gradients: Sequence[Array], bound: float) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 
 from lstmcore import updates as interface
-from lstmcore.backend import Capabilities, Formula
+from lstmcore.backend import Array, Capabilities, Formula
 from lstmcore.training import SGD, Adam, AdamW, Optimizer
 from lstmcore_conformance import run
 from lstmcore_conformance.checks.optimizer_steps import step
-from lstmcore_conformance.mutants.wrong_updates import HostUpdates, backend_with
+from lstmcore_conformance.mutants.wrong_updates import HostUpdates, backend_with, joined
 from lstmcore_conformance.oracle.naive import NaiveBackend
 from lstmcore_conformance.suite.backend_under_test import BackendUnderTest
 from lstmcore_conformance.suite.runner import items, scope_of
@@ -38,6 +39,22 @@ def test_right_updates_pass_in_every_dtype() -> None:
     assert len(ran) == 4 * 12
     shares = [item.worst.share for check in report.checks for item in check.items if item.worst is not None]
     assert 0 < max(shares) < 0.5
+
+
+def test_a_norm_by_a_running_sum_is_right() -> None:
+    """As a loop in C has it. Its norm was within the budget, and the gradients that were scaled by it were not."""
+
+    class Running(HostUpdates):
+        def norm(self, gradients: Sequence[Array]) -> Array:
+            total = 0.0
+            for number in joined(gradients)[::-1].astype(np.float64).tolist():
+                total += number * number
+            return np.asarray(np.sqrt(total))
+
+    report = run(backend_with(Running), precisions=["float64", "float32"], select="updates.clip")
+    assert not report.bad
+    worst = [item.worst.share for check in report.checks for item in check.items if item.worst is not None]
+    assert len(worst) == 4 and max(worst) < 0.5
 
 
 def test_the_example_of_the_interface_is_right() -> None:

