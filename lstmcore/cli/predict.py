@@ -32,7 +32,8 @@ _OWN_NAMES = ("series", "after", "step", "time")
 #: Ending of what is written, without and with --json.
 _ENDINGS = (".csv", ".json")
 #: Endings of files that are not written: others, such as .txt, say nothing.
-_OTHER_ENDINGS = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".npz", ".npy", ".pkl", ".h5", ".safetensors")
+_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".feather")
+_OTHERS = (".npz", ".npy", ".pkl", ".pickle", ".h5", ".hdf5", ".safetensors", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @click.command("predict", cls=Command)
@@ -103,7 +104,7 @@ def predict(
 def _check_ending(out: str | None, as_json: bool) -> None:
     """Raise ValueError for the name of a file of another kind than the one that is written."""
     ending = "" if out is None else Path(out).suffix.casefold()
-    if ending in _OTHER_ENDINGS or (ending in _ENDINGS and ending != _ENDINGS[as_json]):
+    if ending in (*_TABLES, *_OTHERS) or (ending in _ENDINGS and ending != _ENDINGS[as_json]):
         hint = {".json": ": choose --json for JSON", ".csv": ": leave --json out for CSV"}.get(ending, "")
         raise ValueError(f"--out: expected a name that ends in {_ENDINGS[as_json]}; got {out!r}{hint}")
 

@@ -82,6 +82,8 @@ def test_a_picture_is_named_by_its_option() -> None:
     [
         (("f.xlsx",), "--out: expected a name that ends in .csv; got 'f.xlsx'"),
         (("f.parquet",), "--out: expected a name that ends in .csv; got 'f.parquet'"),
+        (("f.csv.gz",), "--out: expected a name that ends in .csv; got 'f.csv.gz'"),
+        (("f.json.zip", "--json"), "--out: expected a name that ends in .json; got 'f.json.zip'"),
         (("f.json",), "--out: expected a name that ends in .csv; got 'f.json': choose --json for JSON"),
         (("f.CSV", "--json"), "--out: expected a name that ends in .json; got 'f.CSV': leave --json out for CSV"),
     ],
