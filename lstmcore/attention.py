@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstmcore import validation
-from lstmcore.arrays import device_of, move_like
+from lstmcore.arrays import device_of, is_on_host, move_like
 from lstmcore.layer_base import Array, Layer, LayerGradients
 from lstmcore.scalars import integer
 
@@ -79,7 +79,8 @@ class AttentionPooling(Layer):
         w, u, v = self._matrices()
         ends = validation.check_lengths(lengths, steps, rows)
         asked = (x if queries is None else queries) @ w.T
-        sums = xp.tanh(asked[:, None, ...] + (x @ u.T)[None, ...])
+        sums = asked[:, None, ...] + (x @ u.T)[None, ...]
+        sums = np.tanh(sums, out=sums) if is_on_host(sums) else xp.tanh(sums)  # the largest array by far
         scores = sums @ v[0, ...]
         outside = None if ends is None else move_like(np.arange(steps)[:, None] >= ends, x)
         if outside is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -90,3 +91,16 @@ def test_other_errors() -> None:
         Linear(2, 2, dtype="float16")
     with pytest.raises(ValueError, match=r"lengths\[0\]: expected 0 to T=3; got 4"):
         AttentionPooling(2)(np.ones((3, 1, 2), np.float32), np.array([4]))
+
+
+def test_attention_has_one_array_of_all_pairs_of_steps() -> None:
+    """It has T * T * N * H numbers; a second one for the tanh doubled the memory of a pass."""
+    pooling, x = AttentionPooling(4, 16, seed=0), np.ones((40, 4, 4), np.float32)
+    pooling(x)
+    tracemalloc.start()
+    try:
+        pooling(x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 40 * 40 * 4 * 16 * x.itemsize
