@@ -254,7 +254,7 @@ def add_by_row(count: int, rows: Array, values: Array) -> Array:
 
 
 def frozen_copy(array: Array) -> Array:
-    """Return a copy of an array, read-only if its library has such arrays.
+    """Return a copy of an array on its device, read-only if its library has such arrays.
 
     Examples
     --------
@@ -262,7 +262,7 @@ def frozen_copy(array: Array) -> Array:
     False
     """
     if not is_on_host(array):
-        return namespace_of(array).asarray(array, copy=True)
+        return namespace_of(array).asarray(array, copy=True, device=device_of(array))
     copy = np.array(array)
     copy.flags.writeable = False
     return copy

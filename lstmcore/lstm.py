@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmcore import registry, validation
-from lstmcore.arrays import namespace_of, to_host
+from lstmcore.arrays import device_of, namespace_of, to_host
 from lstmcore.backend import (
     Backend,
     Gradients,
@@ -786,5 +786,5 @@ def _with_own_dropout(masks: StackMasks) -> StackMasks:
     """Return the masks with copies of those of dropout, to which the tape of a stack refers."""
     if not masks.dropout:
         return masks
-    xp = namespace_of(*masks.dropout)
-    return masks._replace(dropout=tuple(xp.asarray(mask, copy=True) for mask in masks.dropout))
+    xp, device = namespace_of(*masks.dropout), device_of(masks.dropout[0])
+    return masks._replace(dropout=tuple(xp.asarray(mask, copy=True, device=device) for mask in masks.dropout))

@@ -101,3 +101,12 @@ def test_layers_compute_where_their_parameters_are() -> None:
     for call in (lambda: pooling(x), lambda: embedding(codes)):
         with pytest.raises(TypeError, match=r"x: expected an array of .* as parameters; got one of"):
             call()
+
+
+@pytest.mark.parametrize("layer", [Embedding(6, 2, seed=2), AttentionPooling(4, seed=1), Readout(5, 2, seed=1)])
+def test_parameters_are_copied_on_their_gpu(layer: Any) -> None:
+    """Another GPU is current; CuPy would make the copies there."""
+    second = Gpu(1, GPU.cupy)
+    layer.load_parameters({name: second.array_of(value) for name, value in layer.parameters.items()})
+    assert GPU.cupy.current == 0
+    assert {value.device.id for value in layer.parameters.values()} == {1}

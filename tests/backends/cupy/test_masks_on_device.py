@@ -124,6 +124,19 @@ def test_masks_are_drawn_on_the_gpu_of_x() -> None:
     np.testing.assert_array_equal(found.get(), draw_on_host(draw))
 
 
+def test_masks_of_the_caller_are_copied_on_their_gpu() -> None:
+    """Another GPU is current; CuPy would make the copy there."""
+    second = Gpu(1, CupyOnHost())
+    lstm = LSTM(4, 3, num_layers=2, dropout=0.5, backend=CupyBackend(second), seed=11)
+    x = second.array_of(np.ones((2, 3, 4), np.float32))
+    drawn, _, tape = lstm.record(x)
+    given, _, again = lstm.record(x, masks=tape.masks)
+    np.testing.assert_array_equal(given.get(), drawn.get())
+    dx = lstm.backward(again, given).x
+    assert {array.device.id for array in (given, dx)} == {1}  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(dx.get(), lstm.backward(tape, drawn).x.get())  # type: ignore[attr-defined]
+
+
 def test_a_step_out_of_range_is_told_before_anything_is_drawn() -> None:
     lstm = LSTM(4, 3, recurrent_dropout=0.5, backend=BACKEND, seed=11)
     lstm.step = 2**32 - 1
