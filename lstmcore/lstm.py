@@ -419,7 +419,7 @@ class LSTM(Interchange):
         is stored in another format is read into a new array each time.
 
         They are arrays of a device if arrays of a device were loaded. No device has read-only arrays: do not write to
-        these either.
+        these either, since they may be the packed weights themselves.
         """
         return read_parameters(self._parameters, self.precision.storage)
 
