@@ -177,9 +177,10 @@ def broadcast(tested: BackendUnderTest, case: Case) -> Measure:
 
 def fresh_cases(scope: Scope) -> Iterator[Case]:
     """Yield the cases of the contract, and one whose rows have no step, so that its states pass through."""
-    yield from contract_cases(scope)
-    if "lengths" in scope.declared.features:
-        for precision in scope.precisions:
+    cases = [*contract_cases(scope)]
+    for precision in scope.precisions:
+        yield from (case for case in cases if case.precision == precision)
+        if "lengths" in scope.declared.features:
             yield Case(name="contract,no_steps", model=config_of({}), precision=precision, lengths=(0, 0, 0))
 
 
