@@ -6,6 +6,7 @@ The conformance suite has the rest. Nearly all tests share one configuration and
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import pytest
 from lstmcore import reference, registry
 from lstmcore.backend import Forward, Gradients, Kernel, Masks, State, Tangents, UnsupportedError
 from lstmcore.config import FEATURES, LSTMConfig
+from lstmcore.extras import installing
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402  # needs JAX
@@ -360,7 +362,6 @@ def test_where_jax_is_not_installed_the_error_says_so(monkeypatch: pytest.Monkey
     assert lstmcore_jax.lstmcore_backend_info().unavailable() is None
     monkeypatch.setattr(lstmcore_jax, "find_spec", lambda name: None)
     monkeypatch.setattr(registry, "_loaded", {})
-    with pytest.raises(
-        registry.UnavailableError, match=r"JAX is not installed; install it with: pip install 'lstmcore\[jax\]'"
-    ):
+    told = f"JAX is not installed; install it with: {installing('jax')}"
+    with pytest.raises(registry.UnavailableError, match=re.escape(told)):
         registry.get_backend("jax")

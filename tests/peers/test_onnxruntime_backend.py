@@ -22,7 +22,7 @@ from lstmcore.extras import installing
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import ModelProto, TensorProto, helper, numpy_helper  # noqa: E402
 
 import lstmcore_onnxruntime  # noqa: E402  # needs ONNX Runtime
 from lstmcore_onnxruntime.kernel import OnnxRuntimeBackend, _clips_the_cell  # noqa: E402
@@ -229,11 +229,17 @@ def test_a_version_that_clips_the_cell_is_found(monkeypatch: pytest.MonkeyPatch,
     assert one.forward(one.pack(weights), 0 * ones(1, 1, I), large).y.min() > 0.7  # sigmoid(1) tanh(1) is 0.56
     assert not _clips_the_cell()
     session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 1), h, np.float32)])
-    made: list[LSTMConfig] = []
-    monkeypatch.setattr("lstmcore_onnxruntime.kernel._session", lambda config, _: made.append(config) or session)
+    made: list[ModelProto] = []
+
+    def start(serialized: bytes) -> Any:
+        made.append(ModelProto.FromString(serialized))
+        return session
+
+    monkeypatch.setattr("lstmcore_onnxruntime.kernel.start_session", start)
     monkeypatch.setattr("lstmcore_onnxruntime.kernel._clips_the_cell", _clips_the_cell.__wrapped__)
     assert ("gate_clip" in OnnxRuntimeBackend().capabilities().features) is not clips
-    assert [config.gate_clip for config in made] == [1.0]
+    (model,) = made
+    assert [each.f for node in model.graph.node for each in node.attribute if each.name == "clip"] == [1.0]
     if not clips:
         return
     with pytest.raises(UnsupportedError, match="gate_clip: this ONNX Runtime clips the input of the hidden"):
