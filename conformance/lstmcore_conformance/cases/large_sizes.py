@@ -44,8 +44,8 @@ CLASSES: Final[Mapping[str, SizeClass]] = {
 class Extent(NamedTuple):
     """A case in which one axis is long: T, N, I, H, further switches, whether it has lengths, masks and a state.
 
-    `scale` is the factor of x and the state. Products of 520 and more h are small beside what a running sum loses, as a
-    plain loop has it, and better conditioned if h depends more on x.
+    `scale` is the factor of x and the state. Where a sum is over 520 units or more, a plain loop loses much of it. A
+    larger scale makes h depend more on x, so that the case is better conditioned.
     """
 
     steps: int
